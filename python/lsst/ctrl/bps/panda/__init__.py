@@ -1,0 +1,1 @@
+"""PanDA plugin of the LSST Batch Production Service (BPS)."""

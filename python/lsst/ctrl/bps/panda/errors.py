@@ -1,0 +1,115 @@
+"""The errors of this plugin, one hierarchy.
+
+Each class has a standard exception as a second parent, because BPS and
+programs that use the service class catch those.  The text of an error names
+the thing, the value and what to do; it never holds a token.
+"""
+
+__all__ = [
+    "AuthenticationError",
+    "ConnectionFailedError",
+    "LocalPandaError",
+    "PandaBpsError",
+    "PlanError",
+    "RefusedError",
+    "ReplyError",
+    "RunNotFoundError",
+    "ServerError",
+    "SettingsError",
+    "StagingError",
+    "SubmissionUncertainError",
+    "TransportError",
+]
+
+
+class PandaBpsError(RuntimeError):
+    """Parent of all errors that this plugin raises on purpose."""
+
+
+class SettingsError(PandaBpsError, ValueError):
+    """A key of the BPS configuration or an environment variable is missing
+    or has a value that cannot be used.
+
+    The text names the key, its value and where the value came from.
+    """
+
+
+class PlanError(PandaBpsError, ValueError):
+    """A generic workflow that cannot be planned, for instance a cycle or a
+    parent that does not exist.
+    """
+
+
+class StagingError(PandaBpsError, OSError):
+    """Files that could not be put into the staging area.
+
+    The text lists every file and its cause.
+    """
+
+
+class TransportError(PandaBpsError, OSError):
+    """Parent of what can go wrong between us and a server.
+
+    Parameters
+    ----------
+    message : `str`
+        What happened, and what to do.
+    endpoint : `str`, optional
+        URL that was asked.
+    request : `str`, optional
+        What was asked, in a few words (``submit``, ``get_requests 12``).
+    reply : `str`, optional
+        What came back, cut to a few hundred characters.
+    """
+
+    def __init__(self, message: str, *, endpoint: str = "", request: str = "", reply: str = "") -> None:
+        parts = [message]
+        if endpoint:
+            parts.append(f"endpoint: {endpoint}")
+        if request:
+            parts.append(f"request: {request}")
+        if reply:
+            parts.append(f"reply: {reply}")
+        super().__init__("; ".join(parts))
+        self.message = message
+        self.endpoint = endpoint
+        self.request = request
+        self.reply = reply
+
+
+class ConnectionFailedError(TransportError, ConnectionError):
+    """No connection: name not found, refused, TLS, or a time-out."""
+
+
+class AuthenticationError(TransportError, PermissionError):
+    """The server does not accept the credentials, or there are none."""
+
+
+class ServerError(TransportError):
+    """The server answered that it failed (HTTP 5xx and the like)."""
+
+
+class ReplyError(TransportError, ValueError):
+    """A reply that is not understood: not JSON, cut, a web page, another
+    shape than the protocol has.
+    """
+
+
+class RefusedError(TransportError):
+    """The server understood and refused, often inside a reply that says
+    success (``[true, [false, text]]``, ``[true, [[-1, {...}]]]``).
+    """
+
+
+class SubmissionUncertainError(TransportError):
+    """A submission whose outcome could not be settled: nothing was sent
+    again, and the text says how to look the run up by its name.
+    """
+
+
+class RunNotFoundError(PandaBpsError, LookupError):
+    """No run has this id, name or submit directory."""
+
+
+class LocalPandaError(PandaBpsError):
+    """The embedded PanDA cannot start, be found or be used."""

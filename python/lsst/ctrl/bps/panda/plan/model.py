@@ -1,0 +1,235 @@
+"""What a plan is: frozen records, tuples in a defined order.
+
+A plan is pure data.  It is made by `~.planner.make_plan`, written to the
+submit directory, sent to iDDS by ``wire`` and read again by restart.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "Accounting",
+    "ConditionPlan",
+    "JobPlan",
+    "Packing",
+    "ParameterShard",
+    "Placement",
+    "Resources",
+    "RunIdentity",
+    "StagedFile",
+    "TaskPlan",
+    "WorkflowPlan",
+]
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a task runs, from wide to narrow."""
+
+    cloud: str
+    """PanDA cloud, for instance ``US``."""
+
+    site: str
+    """Computing site, for instance ``SLAC``."""
+
+    queue: str
+    """PanDA queue; empty lets PanDA broker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a job of the task needs."""
+
+    memory: int
+    """Memory of the first attempt of the whole job, MB."""
+
+    memory_max: int
+    """Memory that no attempt exceeds, whole job, MB."""
+
+    memory_growth: float
+    """Factor from one attempt to the next (BPS ``memoryMultiplier``); 1.0
+    means no growth."""
+
+    cores: int
+    """Cores of a job."""
+
+    disk: int
+    """Scratch space, MB; 0 if not asked for."""
+
+    walltime: int
+    """Longest run of a PanDA job, seconds (of all its payloads)."""
+
+    attempts: int
+    """Number of attempts, at least 1: BPS ``numberOfRetries`` + 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accounting:
+    """How a task is treated and booked."""
+
+    working_group: str
+    priority: int
+    processing_type: str
+    task_type: str
+    prod_source_label: str
+    vo: str
+    user: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How payloads share PanDA jobs."""
+
+    payloads_per_job: int = 1
+    """Payloads a PanDA job carries; 1 means no event service."""
+
+    @property
+    def event_service(self) -> bool:
+        """Whether this is an event service task."""
+        return self.payloads_per_job > 1
+
+
+@dataclass(frozen=True, slots=True)
+class JobPlan:
+    """One job of a task."""
+
+    name: str
+    """Name of the `~lsst.ctrl.bps.GenericWorkflowJob`."""
+
+    order_id: int
+    """Ordinal of the job within its label, contiguous within a task."""
+
+    pseudo_input: str
+    """Text that stands as the job's input file in PanDA; unique in its
+    task, and in the run."""
+
+    parents: tuple[int, ...] = ()
+    """Ordinals (see `TaskPlan.first`) of the jobs it depends on, sorted."""
+
+    values: tuple[str, ...] = ()
+    """The job's own values of `TaskPlan.parameter_names`."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskPlan:
+    """One PanDA task: a chunk of the jobs of one label."""
+
+    name: str
+    """``<run>_<nn>_<label>_<chunk>``, at most 255 characters."""
+
+    label: str
+    chunk: int
+    """Ordinal of the chunk in its label, from 1."""
+
+    first: int
+    """Ordinal of the first job in the run; jobs of a task are numbered
+    ``first``, ``first + 1``, ... and tasks follow each other."""
+
+    command: str
+    """Command line of the task on the worker, with ``${IN/L}``."""
+
+    placement: Placement
+    resources: Resources
+    accounting: Accounting
+    packing: Packing
+    jobs: tuple[JobPlan, ...]
+    parameter_names: tuple[str, ...] = ()
+    """Names of the values that differ from job to job."""
+
+    is_sink: bool = False
+    """Whether it holds a job that nobody depends on."""
+
+    group: str = ""
+    """Path of the ordering group the jobs are in, if any."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConditionPlan:
+    """Tasks that start when all of some other tasks are terminated."""
+
+    waits_for: tuple[str, ...]
+    """Names of tasks."""
+
+    starts: tuple[str, ...]
+    """Names of tasks."""
+
+
+@dataclass(frozen=True, slots=True)
+class StagedFile:
+    """A file or directory that the run needs on its workers."""
+
+    key: str
+    """Name by which commands refer to it (``<FILE:key>``)."""
+
+    source: str
+    """Path or URI on the submit side."""
+
+    name: str
+    """Relative path in the staging area, ``/`` between its parts, unique in
+    the run, no ``..``."""
+
+    is_directory: bool = False
+    executable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterShard:
+    """Parameters of consecutive jobs of a label, staged as one file."""
+
+    name: str
+    """Relative path in the staging area."""
+
+    text: str
+    """Content, in the runner's grammar
+    (`~lsst.ctrl.bps.panda.edgenode.cmd_line_decoder`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunIdentity:
+    """What a run is called and whose it is."""
+
+    name: str
+    """Unique name (BPS ``uniqProcName``); also the iDDS request name."""
+
+    operator: str
+    project: str
+    campaign: str
+    payload: str
+    output_run: str
+    site: str
+    submit_path: str
+    staging_area: str
+    """URI of the staging area of this run, ending in ``/``."""
+
+    plugin_version: str
+    bps_version: str
+    origin: int = 0
+    """Request id of the run that this one completes (restart), or 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowPlan:
+    """The whole plan of a run."""
+
+    run: RunIdentity
+    tasks: tuple[TaskPlan, ...]
+    """Tasks in order; a job's ordinal finds its task by `TaskPlan.first`."""
+
+    conditions: tuple[ConditionPlan, ...]
+    final: tuple[TaskPlan, ...]
+    """Tasks of the final job or workflow; they start when every sink is
+    terminated.  Their ordinals continue those of ``tasks``."""
+
+    files: tuple[StagedFile, ...]
+    shards: tuple[ParameterShard, ...]
+    labels: tuple[tuple[str, int], ...]
+    """Labels in pipeline order, with their number of jobs (final last)."""
+
+    warnings: tuple[str, ...] = ()
+    """Attributes and settings that could not be honoured, one text each."""
+
+    @property
+    def job_count(self) -> int:
+        """Number of jobs, final ones included."""
+        return sum(count for _, count in self.labels)
