@@ -1,0 +1,325 @@
+"""Make the environments of the tests and run everything in them.
+
+Started by ``bin/run-tests``, with any Python 3.11 or newer and nothing but
+the standard library.  An environment lies in the checkout as
+``.venv-tests-<version>``; it is kept, and made again when what it was made
+from changes.  Each thing that is run is a phase; a failed phase does not
+stop the next ones, and the last line is pytest's own count over all passes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+EXTRAS = "local,demo,test,dev"
+NEWEST = "3.13"
+
+# Debian package -> (file it brings, test files that want it).  Installed only when such tests exist.
+DEBIAN_PACKAGES: dict[str, tuple[tuple[str, ...], str]] = {
+    "nginx-light": (("/usr/sbin/nginx",), "*nginx*"),
+    "libnginx-mod-http-dav-ext": (("/usr/lib/nginx/modules/ngx_http_dav_ext_module.so",), "*nginx*"),
+    "xrootd-server": (("/usr/bin/xrootd",), "*xrootd*"),
+    "postgresql": (("/usr/lib/postgresql", "/usr/local/bin/initdb"), "*postgres*"),
+    "nodejs": (("/usr/bin/node", "/usr/local/bin/node"), "*oidc*"),
+    "npm": (("/usr/bin/npm", "/usr/local/bin/npm"), "*oidc*"),
+}
+
+# What a user's own set-up must not bring into a test.  Pip's, npm's and the locale's variables stay.
+FOREIGN_PREFIXES = (
+    "AWS_", "BPS_", "CTRL_", "DAF_", "IDDS_", "LSST_", "OIDC_", "PANDA", "PYTHON", "RUCIO_", "S3_", "X509_",
+)  # fmt: skip
+FOREIGN_NAMES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "VIRTUAL_ENV", "BEARER_TOKEN", "BEARER_TOKEN_FILE")
+
+
+@dataclass
+class Run:
+    """What was run, how long it took and what pytest counted."""
+
+    environment: dict[str, str]
+    phases: list[tuple[str, float, bool]] = field(default_factory=list)
+    counts: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("failed", "passed", "skipped", "error"), 0)
+    )
+    started: float = field(default_factory=time.monotonic)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[list[bool]]:
+        """Time what is inside; it appends whether it went well."""
+        say(f"--- {name}")
+        results: list[bool] = []
+        begin = time.monotonic()
+        try:
+            yield results
+        finally:
+            self.phases.append((name, time.monotonic() - begin, bool(results) and all(results)))
+
+    def command(self, name: str, command: Sequence[str | Path]) -> bool:
+        """Run a command in the checkout, as a phase of its own."""
+        with self.phase(name) as results:
+            results.append(call(command, self.environment) == 0)
+        if not results[0]:
+            self.counts["error"] += 1
+        return results[0]
+
+    def pytest(self, name: str, python: Path, arguments: Sequence[str]) -> None:
+        """Run pytest and add up what it counted."""
+        with tempfile.TemporaryDirectory(prefix="run-tests-") as scratch, self.phase(name) as results:
+            report = Path(scratch, "junit.xml")
+            environment = self.environment | {
+                "XDG_STATE_HOME": f"{scratch}/state",
+                "PANDA_CONFIG_ROOT": f"{scratch}/pathena",
+                "PATH": f"{python.parent}{os.pathsep}{self.environment['PATH']}",
+            }
+            status = call([python, "-m", "pytest", f"--junitxml={report}", *arguments], environment)
+            results.append(status == 0)
+            if not self.add_counts(report) and status != 0:
+                self.counts["error"] += 1
+
+    def add_counts(self, report: Path) -> bool:
+        """Add the counts of one JUnit file; whether it names a failure."""
+        if not report.exists():
+            return False
+        wrong = 0
+        for suite in ElementTree.parse(report).getroot().iter("testsuite"):
+            tests, failed, errors, skipped = (
+                int(suite.get(key, "0")) for key in ("tests", "failures", "errors", "skipped")
+            )
+            self.counts["failed"] += failed
+            self.counts["error"] += errors
+            self.counts["skipped"] += skipped
+            self.counts["passed"] += tests - failed - errors - skipped
+            wrong += failed + errors
+        return wrong > 0
+
+    def close(self) -> int:
+        """Print the phases and the counts; the exit code."""
+        total = time.monotonic() - self.started
+        say("--- phases")
+        for name, seconds, good in self.phases:
+            say(f"{'ok' if good else 'FAILED':7}{seconds:8.1f} s  {name}")
+        counts = self.counts
+        words = [f"{counts['failed']} failed", f"{counts['passed']} passed"]
+        words += [f"{counts[key]} {key}" for key in ("skipped", "error") if counts[key]]
+        say(f"{' ' + ', '.join(words) + f' in {total:.2f}s ':=^80}")
+        return 0 if all(good for _, _, good in self.phases) else 1
+
+
+def say(text: str) -> None:
+    """Print a line now, so that it stands before what a command prints."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def call(command: Sequence[str | Path], environment: dict[str, str]) -> int:
+    """Run a command in the checkout and return its exit code."""
+    return subprocess.run(
+        [str(part) for part in command], cwd=CHECKOUT, env=environment, check=False
+    ).returncode
+
+
+def clean_environment() -> dict[str, str]:
+    """Return the environment without what would change a test's result."""
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(FOREIGN_PREFIXES) and key not in FOREIGN_NAMES
+    }
+    return kept | {"LC_ALL": "C.UTF-8", "PYTHONNOUSERSITE": "1", "MPLBACKEND": "Agg"}
+
+
+def find_python(wanted: str) -> Path | None:
+    """Find an interpreter by version (``3.13``) or path.
+
+    A pyenv shim exists even where its version does not, so each candidate
+    is started.
+    """
+    candidates = [wanted] if os.sep in wanted else [f"python{wanted}"]
+    candidates += [str(path) for path in sorted(Path.home().glob(f".pyenv/versions/{wanted}*/bin/python3"))]
+    for candidate in candidates:
+        path = shutil.which(candidate)
+        if path is None:
+            continue
+        probe = subprocess.run(
+            [path, "-c", "import sys; sys.stdout.write(sys.executable)"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if probe.returncode == 0:
+            return Path(probe.stdout)
+    return None
+
+
+def version_of(python: Path) -> str:
+    """Return the full version of an interpreter, ``3.11.7``."""
+    code = "import platform; print(platform.python_version())"
+    return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def fingerprint(python: Path, version: str) -> str:
+    """Return a digest of all that an environment is made from."""
+    digest = hashlib.sha256()
+    for part in (str(CHECKOUT), str(python.resolve()), version, EXTRAS):
+        digest.update(part.encode() + b"\0")
+    for name in ("setup.cfg", "pyproject.toml", "tests/run_all.py"):
+        digest.update((CHECKOUT / name).read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def make_environment(base: Path, environment: dict[str, str]) -> Path:
+    """Make the environment for an interpreter, or reuse a complete one.
+
+    A marker that holds the fingerprint is written last: without it, the
+    environment was interrupted or is outdated, and is made again.
+
+    Raises
+    ------
+    SystemExit
+        If the environment cannot be made.
+    """
+    version = version_of(base)
+    minor = ".".join(version.split(".")[:2])
+    folder = CHECKOUT / f".venv-tests-{minor}"
+    marker = folder / "complete"
+    python = folder / "bin" / "python"
+    wanted = fingerprint(base, version)
+    locks = CHECKOUT / ".cache"
+    locks.mkdir(exist_ok=True)
+    with open(locks / f"venv-tests-{minor}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if marker.exists() and marker.read_text() == wanted:
+            return python
+        shutil.rmtree(folder, ignore_errors=True)
+        make_venv(base, folder, environment)
+        pip = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+        if call([*pip, "--no-compile", "--editable", f"{CHECKOUT}[{EXTRAS}]"], environment) != 0:
+            raise SystemExit(f"run-tests: {folder} could not be made (see pip's message above)")
+        marker.write_text(wanted)
+    return python
+
+
+def make_venv(base: Path, folder: Path, environment: dict[str, str]) -> None:
+    """Make an empty virtual environment.
+
+    Debian keeps the module for it in a package of its own, ``python3-venv``.
+
+    Raises
+    ------
+    SystemExit
+        If that is not possible.
+    """
+    if call([base, "-m", "venv", folder], environment) == 0:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    if os.geteuid() == 0 and shutil.which("apt-get"):
+        install_debian(["python3-venv"], environment)
+        if call([base, "-m", "venv", folder], environment) == 0:
+            return
+    raise SystemExit(f"run-tests: '{base} -m venv' failed; on Debian: apt-get install python3-venv")
+
+
+def install_debian(packages: Sequence[str], environment: dict[str, str]) -> bool:
+    """Install Debian packages; whether that worked."""
+    quiet = environment | {"DEBIAN_FRONTEND": "noninteractive"}
+    install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
+    if call(install, quiet) == 0:
+        return True
+    return call(["apt-get", "update", "-qq"], quiet) == 0 and call(install, quiet) == 0
+
+
+def provide_servers(run: Run) -> None:
+    """Install the servers that the tests there are talk to."""
+    missing = [
+        package
+        for package, (files, pattern) in DEBIAN_PACKAGES.items()
+        if any(CHECKOUT.glob(f"tests/*/{pattern}")) and not any(Path(file).exists() for file in files)
+    ]
+    if not missing:
+        return
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        say(f"run-tests: tests will fail for want of: {' '.join(missing)} (apt-get install them as root)")
+        return
+    with run.phase(f"Debian packages: {' '.join(missing)}") as results:
+        results.append(install_debian(missing, run.environment))
+
+
+def check_source(run: Run, python: Path) -> None:
+    """Lint and types."""
+    run.command("ruff", [python, "-m", "ruff", "check", "--quiet", "."])
+    run.command("mypy --strict", [python, "-m", "mypy", "-p", "lsst.ctrl.bps.panda"])
+
+
+def build_documentation(run: Run, python: Path) -> None:
+    """Build the documentation, warnings being errors."""
+    run.command(
+        "documentation",
+        [python, "-m", "sphinx", "-q", "-W", "-n", "--keep-going", "-b", "html", "doc", "doc/_build/html"],
+    )
+
+
+def arguments_of(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Split the arguments into ours and pytest's."""
+    parser = argparse.ArgumentParser(
+        prog="run-tests",
+        description="Run the tests.",
+        epilog="Further arguments go to pytest.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--quick", action="store_true", help="lint, types and the tests not marked slow")
+    parser.add_argument(
+        "--python", default="", metavar="VERSION", help="version (3.13) or path of the Python to use"
+    )
+    return parser.parse_known_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run all; the exit code is 0 only if every phase went well."""
+    options, rest = arguments_of(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    base = find_python(options.python) if options.python else Path(sys.executable)
+    if base is None:
+        raise SystemExit(f"run-tests: no Python {options.python} found in PATH or ~/.pyenv/versions")
+    run = Run(clean_environment())
+    with run.phase(f"environment, Python {version_of(base)}") as results:
+        python = make_environment(base, run.environment)
+        results.append(True)
+    parallel = ["-q", "-n", "2", "--dist", "loadfile", "--timeout", "900"]
+    if options.quick:
+        check_source(run, python)
+        run.pytest("tests not marked slow", python, [*parallel, "-m", "not slow", *rest])
+        return run.close()
+    if rest:
+        run.pytest("tests " + " ".join(rest), python, ["--timeout", "900", *rest])
+        return run.close()
+    provide_servers(run)
+    check_source(run, python)
+    build_documentation(run, python)
+    newest = find_python(NEWEST)
+    if newest is not None and not version_of(python).startswith(NEWEST + "."):
+        with run.phase(f"environment, Python {version_of(newest)}") as results:
+            other = make_environment(newest, run.environment)
+            results.append(True)
+        run.pytest(f"tests on Python {NEWEST}", other, [*parallel, "-m", "not slow or newest"])
+    else:
+        say(f"run-tests: no second pass, as Python {NEWEST} is not here or is the one used")
+    run.pytest("all tests", python, parallel)
+    return run.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
