@@ -60,9 +60,26 @@ class TransportError(PandaBpsError, OSError):
         What was asked, in a few words (``submit``, ``get_requests 12``).
     reply : `str`, optional
         What came back, cut to a few hundred characters.
+    fault : `str`, optional
+        What kind of failure it was: a value of `.rest.faults.Fault`.
+    status : `int`, optional
+        HTTP status, if there was a reply.
+    maybe_sent : `bool`, optional
+        The request may have reached the server and may have had its effect.
+        `False` says for certain that it had none.
     """
 
-    def __init__(self, message: str, *, endpoint: str = "", request: str = "", reply: str = "") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        endpoint: str = "",
+        request: str = "",
+        reply: str = "",
+        fault: str = "",
+        status: int | None = None,
+        maybe_sent: bool = False,
+    ) -> None:
         parts = [message]
         if endpoint:
             parts.append(f"endpoint: {endpoint}")
@@ -75,6 +92,9 @@ class TransportError(PandaBpsError, OSError):
         self.endpoint = endpoint
         self.request = request
         self.reply = reply
+        self.fault = fault
+        self.status = status
+        self.maybe_sent = maybe_sent
 
 
 class ConnectionFailedError(TransportError, ConnectionError):
