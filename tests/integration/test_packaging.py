@@ -1,0 +1,193 @@
+"""What a user gets from ``pip install``: the wheel, in an environment of its own.
+
+The environment first holds the previous plugin of the same name, because
+that is what most users upgrade from.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+SOURCE = CHECKOUT / "python" / "lsst" / "ctrl" / "bps" / "panda"
+PREFIX = "lsst/ctrl/bps/panda/"
+CONSOLE_SCRIPTS = ("panda_auth", "panda_local")
+
+
+@dataclass(frozen=True)
+class Installation:
+    """A virtual environment and what was found in it at each stage."""
+
+    folder: Path
+    previous: dict[str, object]
+    ours: dict[str, object]
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a program of the environment, with nothing else around."""
+        return in_environment(self.folder, *command, check=check)
+
+
+def in_environment(folder: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run a program of an environment, in an empty home."""
+    home = folder.parent / "home"
+    home.mkdir(exist_ok=True)
+    environment = {"PATH": f"{folder}/bin:/usr/bin:/bin", "HOME": str(home), "LC_ALL": "C.UTF-8"}
+    done = subprocess.run(
+        [str(folder / "bin" / command[0]), *command[1:]],
+        cwd=home, env=environment, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def pip(folder: Path, *arguments: str) -> None:
+    """Run pip for an environment, with the settings of whoever runs the tests."""
+    command = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+LOOK = """
+import importlib.metadata, json, lsst.ctrl.bps
+told = {"bps": lsst.ctrl.bps.__file__, "version": "", "files": [], "scripts": []}
+try:
+    distribution = importlib.metadata.distribution("lsst-ctrl-bps-panda")
+except importlib.metadata.PackageNotFoundError:
+    pass
+else:
+    told["version"] = distribution.version
+    told["files"] = sorted(str(path) for path in distribution.files)
+    told["scripts"] = sorted(point.name for point in distribution.entry_points)
+told["owners"] = sorted(
+    other.metadata["Name"] for other in importlib.metadata.distributions()
+    if any(str(path) == "lsst/ctrl/bps/__init__.py" for path in other.files or ())
+)
+print(json.dumps(told))
+"""
+
+
+def look(folder: Path) -> dict[str, object]:
+    """Tell what is installed."""
+    return json.loads(in_environment(folder, "python", "-c", LOOK).stdout)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel, built from a copy whose path holds a blank."""
+    copy = tmp_path_factory.mktemp("copy") / "a check out"
+    leave = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", "build", "_build", "tests")
+    shutil.copytree(CHECKOUT, copy, ignore=leave, symlinks=True)
+    target = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--wheel-dir", str(target), str(copy)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (built,) = target.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installation(wheel, tmp_path_factory) -> Iterator[Installation]:
+    """An environment with the wheel in it, installed over the previous plugin."""
+    folder = tmp_path_factory.mktemp("installed") / "venv"
+    venv.create(folder, with_pip=False)
+    pip(folder, "install", "-q", "--no-compile", "lsst-ctrl-bps-panda<31")
+    previous = look(folder)
+    pip(folder, "install", "-q", "--no-compile", f"lsst-ctrl-bps-panda[local,demo] @ {wheel.as_uri()}")
+    yield Installation(folder, previous, look(folder))
+    shutil.rmtree(folder)
+
+
+def test_wheel_holds_the_package_and_nothing_else(wheel):
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    wanted = {
+        PREFIX + str(path.relative_to(SOURCE))
+        for path in SOURCE.rglob("*")
+        if path.is_file() and path.suffix != ".pyc" and not path.name.startswith(".")
+    }
+    assert names == wanted
+
+
+def test_wheel_has_the_configuration(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    shipped = {name for name in names if name.startswith(PREFIX + "config/") and name.endswith(".yaml")}
+    assert shipped == {f"{PREFIX}config/{path.name}" for path in (CHECKOUT / "config").glob("*.yaml")}
+    assert shipped
+
+
+def test_wheel_has_the_licences(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    for licence in ("LICENSE", "COPYRIGHT", "bsd_license.txt", "gpl-v3.0.txt"):
+        assert any(name.endswith("/" + licence) for name in names)
+
+
+def test_the_previous_plugin_is_replaced(installation):
+    """Same distribution name: none of the other's modules stay behind."""
+    assert str(installation.previous["version"]) < "31"
+    assert str(installation.ours["version"]) >= "31"
+    left = installation.folder.glob("lib/python*/site-packages/" + PREFIX + "**/*.py")
+    ours = {path for path in installation.ours["files"] if path.endswith(".py")}
+    site = next(installation.folder.glob("lib/python*/site-packages"))
+    assert {str(path.relative_to(site)) for path in left} == ours
+
+
+def test_bps_stays_the_owner_of_its_package(installation):
+    assert installation.previous["owners"] == installation.ours["owners"] == ["lsst-ctrl-bps"]
+    assert installation.previous["bps"] == installation.ours["bps"]
+
+
+def test_package_is_imported_from_the_wheel(installation):
+    code = "import lsst.ctrl.bps.panda as p; print(p.__file__, p.__version__)"
+    file, version = installation.run("python", "-c", code).stdout.split()
+    assert file.startswith(str(installation.folder))
+    assert version == installation.ours["version"]
+
+
+def test_configuration_is_found_as_a_resource(installation):
+    """The way an ``includeConfigs`` of a user names it."""
+    code = (
+        "import sys; from lsst.resources import ResourcePath\n"
+        "for name in sys.argv[1:]:\n"
+        "    path = ResourcePath(f'resource://lsst.ctrl.bps.panda/config/{name}')\n"
+        "    print(name, path.exists(), len(path.read()))\n"
+    )
+    names = sorted(path.name for path in (CHECKOUT / "config").glob("*.yaml"))
+    assert names
+    lines = installation.run("python", "-c", code, *names).stdout.splitlines()
+    for line, path in zip(lines, names, strict=True):
+        assert line == f"{path} True {(CHECKOUT / 'config' / path).stat().st_size}"
+
+
+@pytest.mark.parametrize("script", CONSOLE_SCRIPTS)
+def test_console_scripts_start(installation, script):
+    assert script in installation.ours["scripts"]
+    assert "Usage" in installation.run(script, "--help").stdout
+
+
+def test_runner_is_where_site_configurations_name_it(installation):
+    site = next(installation.folder.glob("lib/python*/site-packages"))
+    assert (site / PREFIX / "edgenode" / "cmd_line_decoder.py").is_file()
+
+
+def test_uninstalling_leaves_bps_intact(installation):
+    """The last test of this file, as it takes the
+    package away.
+    """
+    pip(installation.folder, "uninstall", "-q", "-y", "lsst-ctrl-bps-panda")
+    told = look(installation.folder)
+    assert told["version"] == ""
+    assert told["owners"] == ["lsst-ctrl-bps"]
+    assert "Usage" in installation.run("bps", "--help").stdout
+    site = next(installation.folder.glob("lib/python*/site-packages"))
+    assert list((site / PREFIX).rglob("*.py")) == []

@@ -1,0 +1,465 @@
+"""The shape of the package, held by reading its source.
+
+Who may import whom, where a foreign library may be used, what a pure module
+may not touch, and that importing anything has no effect.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+ROOT = CHECKOUT / "python" / "lsst" / "ctrl" / "bps" / "panda"
+PACKAGE = "lsst.ctrl.bps.panda"
+
+# Part of the package -> parts it may import besides itself.  A part is a module or a folder; the
+# longest name that fits an import wins, so `plan.model` can be allowed where `plan` is not.
+ARROWS: dict[str, frozenset[str]] = {
+    part: frozenset(targets.split())
+    for part, targets in {
+        "": "service workflow errors version",
+        "errors": "",
+        "version": "",
+        "settings": "errors version plan.model staging rest.credentials",
+        "staging": "errors plan.model",
+        "workflow": "errors version plan settings",
+        "report": "errors wire.records wire.states wire.attributes",
+        "remote_build": "errors version settings plan edgenode rest wire staging",
+        "service": "errors version settings plan wire rest staging report workflow remote_build",
+        "plan": "errors edgenode.cmd_line_decoder settings",
+        "wire": "errors plan.model",
+        "rest": "errors version auth.store auth.tokens",
+        "auth": "errors version rest.transport",
+        "cli": "errors version service settings auth local workflow report",
+        "edgenode": "",
+        "local": "errors version",
+        "demo": "errors version",
+    }.items()
+}
+
+# Foreign library -> parts that may use it.
+FOREIGN = {
+    "idds": {"wire.idds_workflow", "local"},
+    "requests": {"rest"},
+    "urllib3": {"rest"},
+    "pandaclient": set(),
+    "sqlalchemy": {"local"},
+    "waitress": {"local"},
+    "flask": {"local"},
+    "astropy": {"demo"},
+    "matplotlib": {"demo"},
+    "numpy": {"demo"},
+    "click": {"cli", "demo"},
+}
+
+# Loading one of these at `import lsst.ctrl.bps.panda` would make every `bps` command pay for it.
+HEAVY = ("pandaclient", "idds.core", "idds.orm", "idds.rest", "waitress", "flask", "astropy", "matplotlib")
+
+PURE = ("plan", "report", "wire.records", "wire.states", "wire.attributes")
+IMPURE_MODULES = {
+    "datetime.now", "http", "io", "os", "pathlib.Path", "random", "requests", "secrets", "shutil", "socket",
+    "subprocess", "tempfile", "threading", "time", "urllib.request", "uuid",
+}  # fmt: skip
+IMPURE_CALLS = {"open", "input", "now", "utcnow", "today", "uuid4", "urlopen", "read_text", "write_text"}
+
+ENVIRONMENT_READERS = ("settings", "edgenode", "local", "demo")
+PRINTERS = ("cli",)
+VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "managers", "misc"}
+
+MAX_LINES = 400
+# Module -> why it may be longer.
+LONG_MODULES = {"edgenode.cmd_line_decoder": "one file that has to run alone on a worker"}
+MAX_FUNCTION_LINES = 70
+
+
+@dataclass(frozen=True)
+class Module:
+    """One source file of the package."""
+
+    name: str
+    """Dotted, below the package; empty for the package itself."""
+
+    path: Path
+    is_package: bool
+
+    @property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.path.read_text(encoding="utf-8"), str(self.path))
+
+    @property
+    def parent(self) -> str:
+        """What a relative import with one dot starts from."""
+        full = f"{PACKAGE}.{self.name}".rstrip(".")
+        return full if self.is_package else full.rpartition(".")[0]
+
+    def imports(self) -> Iterator[tuple[str, int]]:
+        """Yield the full dotted name and line of each import, in functions
+        too; of ``from a import b`` it is ``a.b``.
+        """
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import):
+                yield from ((alias.name, node.lineno) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                base = node.module or ""
+                if node.level:
+                    start = self.parent.split(".")
+                    base = ".".join(start[: len(start) - node.level + 1] + ([base] if base else []))
+                yield from ((f"{base}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def find_modules() -> list[Module]:
+    """Read the tree of the package."""
+    modules = []
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = list(path.relative_to(ROOT).with_suffix("").parts)
+        is_package = parts[-1] == "__init__"
+        modules.append(Module(".".join(parts[:-1] if is_package else parts), path, is_package))
+    return modules
+
+
+MODULES = find_modules()
+EACH = pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name or "package")
+
+
+def within(name: str, part: str) -> bool:
+    """Whether a dotted name is a part or lies in it.
+
+    A part may be several files side by side: ``staging_causes`` is in
+    ``staging``.
+    """
+    return name == part or name.startswith((part + ".", part + "_"))
+
+
+def part_of(name: str) -> str:
+    """Return the key of ``ARROWS`` that a module belongs to."""
+    fitting = [part for part in ARROWS if part and within(name, part)]
+    return max(fitting, key=len, default="")
+
+
+def calls(module: Module) -> Iterator[tuple[str, int]]:
+    """Yield the last name and the line of each call."""
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Call):
+            target = node.func
+            if isinstance(target, ast.Name):
+                yield target.id, node.lineno
+            elif isinstance(target, ast.Attribute):
+                yield target.attr, node.lineno
+
+
+def test_the_package_was_found():
+    assert {"errors", "plan.model", "edgenode"} <= {module.name for module in MODULES}
+
+
+@EACH
+def test_module_belongs_to_a_known_part(module):
+    assert not module.name or part_of(module.name), (
+        f"{module.name} is in no part of ARROWS: say what it may import"
+    )
+
+
+@EACH
+def test_imports_follow_the_arrows(module):
+    part = part_of(module.name)
+    allowed = ARROWS[part] | ({part} if part else set())
+    wrong = []
+    for target, line in module.imports():
+        if not within(target, PACKAGE):
+            continue
+        inner = target.removeprefix(PACKAGE).lstrip(".")
+        own = inner if part_of(inner) else ""
+        if own and not any(within(own, name) for name in allowed):
+            wrong.append(f"line {line}: {part or 'the package'} may not import {own}")
+    assert not wrong
+
+
+@EACH
+def test_foreign_libraries_stay_where_they_belong(module):
+    wrong = [
+        f"line {line}: {library} belongs in {sorted(homes) or 'no module'}"
+        for target, line in module.imports()
+        for library, homes in FOREIGN.items()
+        if within(target, library) and not any(within(module.name, home) for home in homes)
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    "module",
+    [module for module in MODULES if within(module.name, "edgenode")],
+    ids=lambda module: module.name,
+)
+def test_edgenode_needs_the_standard_library_only(module):
+    """`lsst.resources` may be imported by the function that needs it."""
+    top_lines = {node.lineno for node in module.tree.body if isinstance(node, ast.Import | ast.ImportFrom)}
+    wrong = [
+        f"line {line}: {target}"
+        for target, line in module.imports()
+        if target.split(".")[0] not in sys.stdlib_module_names
+        and not (within(target, "lsst.resources") and line not in top_lines)
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    "module",
+    [module for module in MODULES if any(within(module.name, pure) for pure in PURE)],
+    ids=lambda module: module.name,
+)
+def test_pure_modules_touch_nothing(module):
+    imported = [
+        f"line {line}: imports {target}"
+        for target, line in module.imports()
+        if any(within(target, impure) for impure in IMPURE_MODULES)
+    ]
+    called = [f"line {line}: calls {name}" for name, line in calls(module) if name in IMPURE_CALLS]
+    assert imported + called == []
+
+
+@EACH
+def test_only_settings_reads_the_environment(module):
+    if any(within(module.name, reader) for reader in ENVIRONMENT_READERS):
+        return
+    wrong = [
+        f"line {node.lineno}"
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Attribute) and node.attr in {"environ", "getenv", "environb"}
+    ]
+    assert not wrong, "reads the environment; take the value as a parameter"
+
+
+@EACH
+def test_only_the_command_line_prints(module):
+    if any(within(module.name, printer) for printer in PRINTERS):
+        return
+    wrong = [f"line {line}" for name, line in calls(module) if name in {"print", "pprint", "echo", "secho"}]
+    assert not wrong
+
+
+@EACH
+def test_module_has_a_noun_of_its_own(module):
+    assert not VAGUE_NAMES & set(module.name.split("."))
+
+
+@EACH
+def test_module_is_not_too_long(module):
+    lines = len(module.path.read_text(encoding="utf-8").splitlines())
+    assert lines <= MAX_LINES or module.name in LONG_MODULES
+
+
+def test_the_list_of_long_modules_is_not_outdated():
+    lengths = {module.name: len(module.path.read_text(encoding="utf-8").splitlines()) for module in MODULES}
+    assert [name for name in LONG_MODULES if name in lengths and lengths[name] <= MAX_LINES] == []
+
+
+@EACH
+def test_functions_fit_a_screen(module):
+    wrong = []
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0]
+            if ast.get_docstring(node) is not None and len(node.body) > 1:
+                first = node.body[1]
+            length = (node.end_lineno or node.lineno) - first.lineno + 1
+            if length > MAX_FUNCTION_LINES:
+                wrong.append(f"line {node.lineno}: {node.name} has {length} lines")
+    assert not wrong
+
+
+@EACH
+def test_module_says_what_it_is_and_what_it_offers(module):
+    tree = module.tree
+    assert ast.get_docstring(tree) or module.is_package
+    if module.is_package or module.path.name == "__main__.py":
+        return
+    assigned = [
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    ]
+    assert "__all__" in assigned
+
+
+# Records what imports do: the audit hook sees sockets, files and processes even where a library
+# catches its own exceptions.  Each effect is booked to the module that was the first to cause it.
+PROBE = """
+import json, logging, os, signal, sys, threading, time
+
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
+# Not socket.bind: urllib3 binds to ::1 for a moment to learn whether there is IPv6.
+EFFECTS = {
+    "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.system",
+    "os.fork", "os.exec", "os.posix_spawn", "os.chdir", "subprocess.Popen", "sqlite3.connect",
+    "shutil.rmtree", "tempfile.mkstemp", "tempfile.mkdtemp", "socket.connect", "socket.getaddrinfo",
+    "socket.gethostbyname", "socket.gethostbyaddr", "socket.getnameinfo", "socket.sendto",
+}
+effects = []
+
+def hook(event, arguments):
+    if event == "open":
+        path, mode, flags = arguments
+        if isinstance(flags, int) and flags & WRITES and path != os.devnull:
+            effects.append(f"opens {path!r} for writing")
+    elif event in EFFECTS:
+        effects.append(f"{event} {arguments!r:.200}")
+
+def state():
+    root = logging.getLogger()
+    return {
+        "environment": dict(os.environ), "folder": os.getcwd(), "log level": root.level,
+        "log handlers": len(root.handlers), "threads": threading.active_count(),
+        "SIGTERM": str(signal.getsignal(signal.SIGTERM)), "SIGINT": str(signal.getsignal(signal.SIGINT)),
+    }
+
+base, *names = sys.argv[1:]
+sys.addaudithook(hook)
+if base:
+    __import__(base)
+told = {}
+for name in names:
+    effects.clear()
+    known, before, begin = set(sys.modules), state(), time.perf_counter()
+    try:
+        __import__(name)
+        failure = ""
+    except Exception as error:
+        failure = f"{type(error).__name__}: {error}"
+    seconds, after = time.perf_counter() - begin, state()
+    told[name] = {
+        "failure": failure, "effects": list(effects), "seconds": seconds,
+        "changed": sorted(key for key in before if before[key] != after[key]),
+        "modules": sorted(set(sys.modules) - known),
+    }
+json.dump(told, sys.stdout)
+"""
+
+
+def probe(names: list[str], home: Path, *, base: str = "") -> dict[str, dict]:
+    """Import modules in a process of its own, and tell what each did."""
+    environment = {"PATH": os.environ["PATH"], "HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", PROBE, base, *names]
+    done = subprocess.run(
+        command, env=environment, cwd=home, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return json.loads(done.stdout)
+
+
+def dotted(module: Module) -> str:
+    """Return the full name of a module."""
+    return f"{PACKAGE}.{module.name}".rstrip(".")
+
+
+IMPORTABLE = [module for module in MODULES if module.path.name != "__main__.py"]
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """What importing did, by module; the files left in the home are at ''."""
+    home = tmp_path_factory.mktemp("home")
+    told = probe([dotted(module) for module in IMPORTABLE], home)
+    return told | {"": sorted(str(path.relative_to(home)) for path in home.rglob("*"))}
+
+
+@pytest.mark.parametrize("module", IMPORTABLE, ids=lambda module: module.name or "package")
+def test_importing_has_no_effect(module, imported):
+    told = imported[dotted(module)]
+    assert told["failure"] == ""
+    assert told["effects"] == []
+    assert told["changed"] == []
+
+
+def test_importing_leaves_no_file(imported):
+    assert imported[""] == []
+
+
+def test_the_probe_sees_effects(tmp_path):
+    """The test above would be worthless with a blind probe."""
+    (tmp_path / "guilty.py").write_text(
+        "import os, socket, logging\n"
+        "open('made', 'w').close()\n"
+        "os.environ['X'] = '1'\n"
+        "logging.basicConfig()\n"
+        "try:\n    socket.getaddrinfo('localhost', 1)\nexcept OSError:\n    pass\n"
+    )
+    (tmp_path / "broken.py").write_text("import surely_not_there\n")
+    told = probe(["guilty", "broken"], tmp_path)
+    assert any("made" in effect for effect in told["guilty"]["effects"])
+    assert any("getaddrinfo" in effect for effect in told["guilty"]["effects"])
+    assert told["guilty"]["changed"] == ["environment", "log handlers"]
+    assert "surely_not_there" in told["broken"]["failure"]
+
+
+def test_importing_the_package_is_cheap(tmp_path, record_property):
+    """What is loaded is asserted; the seconds are only reported."""
+    told = probe([PACKAGE], tmp_path, base="lsst.ctrl.bps")[PACKAGE]
+    record_property("import seconds above lsst.ctrl.bps", told["seconds"])
+    assert [name for name in told["modules"] if any(within(name, heavy) for heavy in HEAVY)] == []
+
+
+def text_files() -> list[Path]:
+    """Return the files under version control, or all but the made ones."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=CHECKOUT, capture_output=True, check=False)
+    if listed.returncode == 0 and listed.stdout:
+        names = listed.stdout.decode().split("\0")
+        files = [CHECKOUT / name for name in names if name]
+    else:
+        files = [
+            path for path in CHECKOUT.rglob("*") if not re.search(r"/(\.|build|_build|.*egg-info)", str(path))
+        ]
+    return [path for path in files if path.is_file() and not path.is_symlink()]
+
+
+# Folders of one machine, and hosts that only a machine's set-up may name.
+MACHINE = re.compile(
+    rb"(?<![\w.\-/])/(?:root|work)/|/opt/(?:pypi|wheels)|pypi\.org|pythonhosted\.org|registry\.npmjs\.org"
+)
+
+
+def test_no_file_names_a_place_of_one_machine():
+    own = (os.fsencode(CHECKOUT) + b"/", os.fsencode(Path.home()) + b"/")
+    wrong = []
+    for path in text_files():
+        content = path.read_bytes()
+        for number, line in enumerate(content.splitlines(), 1) if b"\0" not in content else ():
+            if (MACHINE.search(line) or any(place in line for place in own)) and path != Path(
+                __file__
+            ).resolve():
+                wrong.append(f"{path.relative_to(CHECKOUT)}:{number}")
+    assert not wrong
+
+
+TESTS = sorted((CHECKOUT / "tests").rglob("test_*.py"))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
+def test_tests_replace_nothing(path):
+    """Time, environment and HTTP sessions are parameters, so no test needs
+    to patch a function.
+    """
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            assert node.module not in {"unittest.mock", "mock"}
+        elif isinstance(node, ast.Import):
+            assert not {"unittest.mock", "mock"} & {alias.name for alias in node.names}
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            assert (node.value.id, node.attr) != ("monkeypatch", "setattr"), f"line {node.lineno}"
+
+
+def test_test_files_have_unique_names():
+    names = [path.name for path in TESTS]
+    assert sorted(set(names)) == sorted(names)
