@@ -9,8 +9,10 @@ __all__ = [
     "AuthenticationError",
     "ConnectionFailedError",
     "LocalPandaError",
+    "LoginError",
     "PandaBpsError",
     "PlanError",
+    "RefreshRefusedError",
     "RefusedError",
     "ReplyError",
     "RunNotFoundError",
@@ -18,6 +20,9 @@ __all__ = [
     "SettingsError",
     "StagingError",
     "SubmissionUncertainError",
+    "TokenBrokenError",
+    "TokenExpiredError",
+    "TokenMissingError",
     "TransportError",
 ]
 
@@ -133,3 +138,25 @@ class RunNotFoundError(PandaBpsError, LookupError):
 
 class LocalPandaError(PandaBpsError):
     """The embedded PanDA cannot start, be found or be used."""
+
+
+class TokenMissingError(AuthenticationError):
+    """There is no token file."""
+
+
+class TokenBrokenError(AuthenticationError):
+    """A token, or the file that holds it, is not what it should be: cut,
+    not JSON, of another issuer, signed by somebody else.
+    """
+
+
+class TokenExpiredError(AuthenticationError):
+    """The token is not valid any more, or not for long enough."""
+
+
+class LoginError(AuthenticationError):
+    """A login was refused, cancelled, or not approved in time."""
+
+
+class RefreshRefusedError(AuthenticationError):
+    """The provider does not give a new token for the refresh token."""
