@@ -1,0 +1,11 @@
+"""A small instrument, a simulator and a pipeline, to see the plugin at work.
+
+``StarCam`` looks at one field of stars.  `.repository.create_repo` simulates
+its raw images into a new Butler repository; seven tasks in numpy and astropy
+lead from there to a table of objects; `.summary` says how well that table
+recovers the simulated truth, and `.picture` draws it.  Any quantum can be made
+slow or made to fail (`.trouble`), which is what tests of a workflow system
+want.  Needs the extra ``[demo]`` of the distribution.
+"""
+
+__all__: list[str] = []

@@ -1,0 +1,101 @@
+"""The instrument: a camera with a square of small detectors."""
+
+from __future__ import annotations
+
+__all__ = ["BANDS", "Band", "StarCam", "filter_name"]
+
+from dataclasses import dataclass
+from typing import Any
+
+from lsst.daf.butler.formatters.pickle import PickleFormatter
+from lsst.pipe.base import Instrument
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """How the camera sees a band."""
+
+    zero_point: float
+    """Magnitude that gives one electron a second."""
+
+    sky: float
+    """Brightness of the dark sky, magnitudes per square arcsecond."""
+
+
+BANDS = {
+    "g": Band(zero_point=26.5, sky=22.2),
+    "r": Band(zero_point=26.4, sky=21.2),
+    "i": Band(zero_point=26.1, sky=20.5),
+    "z": Band(zero_point=25.6, sky=19.6),
+}
+"""The camera's filters, by band."""
+
+
+def filter_name(band: str) -> str:
+    """Name of the physical filter of a band."""
+    return f"star_{band}"
+
+
+class StarCam(Instrument):
+    """A camera of the demo's own; it exists nowhere."""
+
+    policyName = "starCam"
+
+    gain = 1.6
+    """Electrons a count."""
+
+    read_noise = 5.0
+    """Electrons."""
+
+    @classmethod
+    def getName(cls) -> str:
+        return "StarCam"
+
+    def getRawFormatter(self, dataId: Any) -> type[PickleFormatter]:
+        return PickleFormatter
+
+    def register(self, registry: Any, *, update: bool = False, detectors: int = 4) -> None:
+        """Insert the dimension records of the camera.
+
+        Parameters
+        ----------
+        registry : `lsst.daf.butler.Registry`
+            Where to.
+        update : `bool`, optional
+            Whether to replace records that differ.
+        detectors : `int`, optional
+            Number of detectors.
+        """
+        name = self.getName()
+        with registry.transaction():
+            registry.syncDimensionData(
+                "instrument",
+                {
+                    "name": name,
+                    "visit_max": 2**31,
+                    "exposure_max": 2**31,
+                    "detector_max": max(detectors, 1000),
+                    "class_name": f"{StarCam.__module__}.{StarCam.__qualname__}",
+                    "visit_system": 0,
+                },
+                update=update,
+            )
+            for detector in range(detectors):
+                registry.syncDimensionData(
+                    "detector",
+                    {
+                        "instrument": name,
+                        "id": detector,
+                        "full_name": f"S{detector:03d}",
+                        "name_in_raft": f"S{detector:03d}",
+                        "raft": "R0",
+                        "purpose": "SCIENCE",
+                    },
+                    update=update,
+                )
+            for band in BANDS:
+                registry.syncDimensionData(
+                    "physical_filter",
+                    {"instrument": name, "name": filter_name(band), "band": band},
+                    update=update,
+                )

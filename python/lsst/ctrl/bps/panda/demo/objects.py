@@ -1,0 +1,175 @@
+"""From coadds to the table of objects: finding stars on all bands together,
+measuring each band at the same places, and joining the patches of a tract.
+"""
+
+from __future__ import annotations
+
+__all__ = ["MeasureObjectsTask", "ObjectTableTask"]
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from astropy.table import Table, vstack
+from lsst.pex.config import Field
+from lsst.pipe.base import NoWorkFound, PipelineTaskConnections, Struct
+from lsst.pipe.base import connectionTypes as ct
+
+from .calibration import AB_ZERO_POINT
+from .geometry import FloatArray, SkyLayout
+from .photometry import find_peaks, fit_fluxes, matched_filter
+from .psf import Psf
+from .star_task import StarTask, StarTaskConfig
+
+_COADD = ("skymap", "tract", "patch", "band")
+_PATCH = ("skymap", "tract", "patch")
+_TRACT = ("skymap", "tract")
+_OBJECTS_PER_PATCH = 1_000_000
+
+
+class MeasureObjectsConnections(PipelineTaskConnections, dimensions=_PATCH):  # type: ignore[misc]
+    """Data of `MeasureObjectsTask`."""
+
+    coadds = ct.Input(
+        name="coadd", storageClass="NumpyArray", dimensions=_COADD, multiple=True, doc="The patch in all bands"
+    )
+    infos = ct.Input(
+        name="coadd_info",
+        storageClass="StructuredDataDict",
+        dimensions=_COADD,
+        multiple=True,
+        doc="Shape of their stars",
+    )
+    layout = ct.Input(
+        name="sky_layout", storageClass="StructuredDataDict", dimensions=("skymap",), doc="Where the patch lies"
+    )
+    objects = ct.Output(
+        name="patch_object_table", storageClass="ArrowAstropy", dimensions=_PATCH, doc="Objects of the patch"
+    )
+
+
+class MeasureObjectsConfig(StarTaskConfig, pipelineConnections=MeasureObjectsConnections):  # type: ignore[misc]
+    """Options of `MeasureObjectsTask`."""
+
+    threshold = Field(dtype=float, default=5.0, doc="Least signal-to-noise ratio, all bands together.")
+
+
+class MeasureObjectsTask(StarTask):
+    """Find and measure the objects of a patch."""
+
+    ConfigClass = MeasureObjectsConfig
+    _DefaultName = "measureObjects"
+
+    def identity(self, data_id: dict[str, int | str]) -> dict[str, Any]:
+        return {"tract": data_id["tract"], "patch": data_id["patch"]}
+
+    def run(
+        self,
+        *,
+        coadds: dict[str, npt.NDArray[np.float32]],
+        infos: dict[str, dict[str, Any]],
+        layout: dict[str, Any],
+        tract: int,
+        patch: int,
+    ) -> Struct:
+        """Process a patch."""
+        sky = SkyLayout.from_dict(layout)
+        planes = {band: coadd.astype(float) for band, coadd in coadds.items()}
+        psfs = {band: Psf(tuple((w, s) for w, s in infos[band]["psf"])) for band in coadds}
+        significance = _together([matched_filter(*planes[band], psfs[band]) for band in planes])
+        x, y, height = find_peaks(significance, self.config.threshold)
+        columns: dict[str, Any] = {"snr": height}
+        for band in planes:
+            flux, error = fit_fluxes(*planes[band], psfs[band], x, y)
+            columns[f"{band}_flux"], columns[f"{band}_flux_err"] = flux, error
+            columns[f"{band}_mag"] = _magnitude(flux)
+        box = sky.outer_box(patch)
+        tract_x, tract_y = x + box.x0, y + box.y0
+        own = sky.inner_box(patch).contains(tract_x, tract_y)
+        if not own.any():
+            raise NoWorkFound("no object is found")
+        ra, dec = sky.sky(tract_x, tract_y)
+        number = np.arange(np.count_nonzero(own), dtype=np.int64)
+        table = Table(
+            {
+                "object_id": (tract * 1000 + patch) * _OBJECTS_PER_PATCH + number,
+                "tract": np.full(number.size, tract, dtype=np.int64),
+                "patch": np.full(number.size, patch, dtype=np.int64),
+                "ra": ra[own],
+                "dec": dec[own],
+                "x": tract_x[own],
+                "y": tract_y[own],
+            }
+            | {name: values[own] for name, values in columns.items()}
+        )
+        self.metadata["objects"] = len(table)
+        self.log.info("%d objects in bands %s", len(table), ", ".join(planes))
+        return Struct(objects=table)
+
+
+def _together(significances: list[FloatArray]) -> FloatArray:
+    """Join bands: a star of the same ratio in n of them has sqrt(n) times it."""
+    seen = np.sum([values != 0.0 for values in significances], axis=0)
+    total: FloatArray = np.sum(significances, axis=0) / np.sqrt(np.maximum(seen, 1))
+    return total
+
+
+def _magnitude(flux: FloatArray) -> FloatArray:
+    """AB magnitude, NaN for what is not positive."""
+    positive = np.where(flux > 0, flux, np.nan)
+    return AB_ZERO_POINT - 2.5 * np.log10(positive)
+
+
+class ObjectTableConnections(PipelineTaskConnections, dimensions=_TRACT):  # type: ignore[misc]
+    """Data of `ObjectTableTask`."""
+
+    patches = ct.Input(
+        name="patch_object_table",
+        storageClass="ArrowAstropy",
+        dimensions=_PATCH,
+        multiple=True,
+        doc="Objects of each patch",
+    )
+    table = ct.Output(
+        name="object_table", storageClass="ArrowAstropy", dimensions=_TRACT, doc="Objects of the tract"
+    )
+
+
+class ObjectTableConfig(StarTaskConfig, pipelineConnections=ObjectTableConnections):  # type: ignore[misc]
+    """Options of `ObjectTableTask`."""
+
+    sameRadius = Field(
+        dtype=float, default=1.0, doc="Pixels within which objects of two patches are the same one."
+    )
+
+
+class ObjectTableTask(StarTask):
+    """Join the objects of all patches of a tract."""
+
+    ConfigClass = ObjectTableConfig
+    _DefaultName = "objectTable"
+
+    def run(self, *, patches: dict[int, Table]) -> Struct:
+        """Process a tract."""
+        table = vstack([patches[patch] for patch in patches], join_type="outer")
+        # A patch may lack a band: its images failed, or there are none.
+        table = table.filled(np.nan) if table.has_masked_columns else table
+        kept = table[~self._repeated(table)]
+        self.metadata["objects"] = len(kept)
+        self.log.info("%d objects of %d patches", len(kept), len(patches))
+        return Struct(table=kept)
+
+    def _repeated(self, table: Table) -> npt.NDArray[np.bool_]:
+        """Mark objects that an earlier patch has, too: noise can put one star
+        on either side of the line between two patches.
+        """
+        x, y, patch = (np.asarray(table[name], dtype=float) for name in ("x", "y", "patch"))
+        order = np.argsort(x, kind="stable")
+        repeated = np.zeros(len(table), dtype=bool)
+        for place, n in enumerate(order):
+            for m in order[place + 1 :]:
+                if x[m] - x[n] > self.config.sameRadius:
+                    break
+                if patch[m] != patch[n] and abs(y[m] - y[n]) <= self.config.sameRadius:
+                    repeated[m if patch[m] > patch[n] else n] = True
+        return repeated

@@ -1,0 +1,227 @@
+"""Finding stars on an image and measuring them.
+
+Sums run in a fixed order over plain arrays, not through a threaded linear
+algebra library, so that the same pixels give the same bits wherever a quantum
+runs: tables of two runs can be compared row by row.
+"""
+
+from __future__ import annotations
+
+__all__ = ["clipped_median", "find_peaks", "fit_fluxes", "matched_filter", "measure_sigma"]
+
+import numpy as np
+import numpy.typing as npt
+
+from .geometry import FloatArray
+from .psf import Psf
+
+
+def clipped_median(values: npt.NDArray[np.floating], *, clip: float = 3.0) -> tuple[float, float]:
+    """Give median and standard deviation of values without outliers.
+
+    Parameters
+    ----------
+    values : `numpy.ndarray`
+        Any shape; what is not finite is left out.
+    clip : `float`, optional
+        Standard deviations from the median beyond which values are left out.
+
+    Returns
+    -------
+    median, deviation : `float`
+        The deviation is from the median absolute one, as of a normal
+        distribution.  Both are NaN if there are no values.
+    """
+    kept = np.asarray(values[np.isfinite(values)], dtype=float)
+    if kept.size == 0:
+        return float("nan"), float("nan")
+    median, deviation = _median_and_deviation(kept)
+    for _ in range(5):
+        inside = kept[np.abs(kept - median) <= clip * deviation]
+        if inside.size in (0, kept.size):
+            break
+        kept = inside
+        median, deviation = _median_and_deviation(kept)
+    return median, deviation
+
+
+def _median_and_deviation(values: FloatArray) -> tuple[float, float]:
+    median = float(np.median(values))
+    return median, 1.4826 * float(np.median(np.abs(values - median)))
+
+
+def matched_filter(image: FloatArray, variance: FloatArray, psf: Psf) -> FloatArray:
+    """Give the signal-to-noise ratio that a star at each pixel would have.
+
+    Parameters
+    ----------
+    image, variance : `numpy.ndarray`
+        Pixels without background; NaN, or no or infinite variance, where
+        there is no data.
+    psf : `Psf`
+        Shape of a star.
+
+    Returns
+    -------
+    significance : `numpy.ndarray`
+        Zero where there is no data.
+    """
+    good = np.isfinite(image) & np.isfinite(variance) & (variance > 0)
+    weight = np.where(good, 1.0 / np.where(good, variance, 1.0), 0.0)
+    kernel = psf.stamp(0.0, 0.0)
+    signal = _convolve(np.where(good, image, 0.0) * weight, kernel)
+    noise = np.sqrt(np.clip(_convolve(weight, kernel**2), 0.0, None))
+    # The transforms leave rounding errors where there is no data at all.
+    floor = 1e-6 * max(float(np.max(noise)), 1e-300)
+    return np.where(good & (noise > floor), signal / np.maximum(noise, floor), 0.0)
+
+
+def _convolve(image: FloatArray, kernel: FloatArray) -> FloatArray:
+    """Convolve with a symmetric kernel, zeros beyond the edges."""
+    shape = (image.shape[0] + kernel.shape[0] - 1, image.shape[1] + kernel.shape[1] - 1)
+    product = np.fft.rfft2(image, shape) * np.fft.rfft2(kernel, shape)
+    full = np.fft.irfft2(product, shape)
+    y, x = kernel.shape[0] // 2, kernel.shape[1] // 2
+    return full[y : y + image.shape[0], x : x + image.shape[1]]
+
+
+def find_peaks(significance: FloatArray, threshold: float) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Find local maxima.
+
+    Parameters
+    ----------
+    significance : `numpy.ndarray`
+        As `matched_filter` gives it.
+    threshold : `float`
+        Least value of a maximum.
+
+    Returns
+    -------
+    x, y, height : `numpy.ndarray`
+        Positions to a fraction of a pixel: the vertex of the parabola through
+        the logarithms of a maximum and its neighbours, which is exact for a
+        Gaussian.
+    """
+    core = significance[1:-1, 1:-1]
+    rows, columns = significance.shape
+    is_peak = core >= threshold
+    for dy in (-1, 0, 1):
+        for dx in (-1, 0, 1):
+            if dx or dy:
+                neighbour = significance[1 + dy : rows - 1 + dy, 1 + dx : columns - 1 + dx]
+                # Of equal neighbours the first one is the maximum.
+                is_peak &= core > neighbour if (dy, dx) < (0, 0) else core >= neighbour
+    y, x = np.nonzero(is_peak)
+    y, x = y + 1, x + 1
+    logarithm = np.log(np.maximum(significance, 0.05))
+    return (
+        x + _vertex(logarithm[y, x - 1], logarithm[y, x], logarithm[y, x + 1]),
+        y + _vertex(logarithm[y - 1, x], logarithm[y, x], logarithm[y + 1, x]),
+        significance[y, x],
+    )
+
+
+def _vertex(left: FloatArray, middle: FloatArray, right: FloatArray) -> FloatArray:
+    curvature = np.minimum(left - 2.0 * middle + right, -1e-6)
+    return np.clip(0.5 * (left - right) / curvature, -0.5, 0.5)
+
+
+def measure_sigma(image: FloatArray, x: FloatArray, y: FloatArray, *, start: float = 1.5) -> float:
+    """Measure how wide stars are.
+
+    Parameters
+    ----------
+    image : `numpy.ndarray`
+        Pixels without background.
+    x, y : `numpy.ndarray`
+        Positions of bright stars.
+    start : `float`, optional
+        First guess, pixels.
+
+    Returns
+    -------
+    sigma : `float`
+        Of the Gaussian, pixels.
+
+    Raises
+    ------
+    ValueError
+        Raised if no star can be measured.
+    """
+    sigma = start
+    for _ in range(12):
+        widths = [_weighted_width(image, px, py, sigma) for px, py in zip(x, y, strict=True)]
+        measured = float(np.median([width for width in widths if width > 0.0] or [0.0]))
+        # A Gaussian of variance s seen through a Gaussian weight w has
+        # variance 1 / (1/s + 1/w).
+        inverse = 1.0 / measured - 1.0 / sigma**2 if measured else 0.0
+        if inverse <= 0.0:
+            raise ValueError(f"the width of {len(x)} stars cannot be measured")
+        sigma = float(np.clip(inverse**-0.5, 0.5, 5.0))
+    return sigma
+
+
+def _weighted_width(image: FloatArray, x: float, y: float, sigma: float) -> float:
+    """Second moment along an axis under a Gaussian weight, 0 if there is none."""
+    (rows, columns, _), *_ = Psf(((1.0, sigma),)).place(
+        (image.shape[0], image.shape[1]), np.array([x]), np.array([y])
+    )
+    dy, dx = np.arange(rows.start, rows.stop) - y, np.arange(columns.start, columns.stop) - x
+    square = dx[np.newaxis, :] ** 2 + dy[:, np.newaxis] ** 2
+    weighted = np.nan_to_num(image[rows, columns]) * np.exp(-0.5 * square / sigma**2)
+    total = float(np.sum(weighted))
+    return 0.5 * float(np.sum(weighted * square)) / total if total > 0.0 else 0.0
+
+
+def fit_fluxes(
+    image: FloatArray, variance: FloatArray, psf: Psf, x: FloatArray, y: FloatArray, *, rounds: int = 40
+) -> tuple[FloatArray, FloatArray]:
+    """Fit the fluxes of all stars at once, at fixed positions.
+
+    The weighted least squares of the image as a sum of stars, solved by
+    Gauss-Seidel iteration; neighbours that overlap share their light.
+
+    Parameters
+    ----------
+    image, variance : `numpy.ndarray`
+        Pixels without background; NaN, or no or infinite variance, where
+        there is no data.
+    psf : `Psf`
+        Shape of a star.
+    x, y : `numpy.ndarray`
+        Positions, pixels.
+    rounds : `int`, optional
+        Most iterations; they end when no flux moves by a thousandth of its
+        error.
+
+    Returns
+    -------
+    fluxes, errors : `numpy.ndarray`
+        In the image's unit; NaN for stars that have no data.
+    """
+    good = np.isfinite(image) & np.isfinite(variance) & (variance > 0)
+    noise = np.where(good, variance, 1.0)
+    # One weight for all: the stars' own noise as weight would bias fluxes.
+    residual = np.where(good, image, 0.0)
+    mask = good.astype(float)
+    places = list(psf.place((image.shape[0], image.shape[1]), x, y))
+    norms = np.array([float(np.sum(mask[r, c] * p**2)) for r, c, p in places])
+    enough = norms > 0.5 * float(np.sum(psf.stamp(0.0, 0.0) ** 2))
+    errors = np.full(len(places), np.nan)
+    for n in np.nonzero(enough)[0]:
+        rows, columns, part = places[n]
+        seen = mask[rows, columns] * part
+        errors[n] = np.sqrt(float(np.sum(seen**2 * noise[rows, columns]))) / norms[n]
+    fluxes = np.zeros(len(places))
+    for _ in range(rounds):
+        largest = 0.0
+        for n in np.nonzero(enough)[0]:
+            rows, columns, part = places[n]
+            seen = mask[rows, columns] * part
+            step = float(np.sum(residual[rows, columns] * seen)) / norms[n]
+            fluxes[n] += step
+            residual[rows, columns] -= step * seen
+            largest = max(largest, abs(step) / errors[n])
+        if largest < 1e-3:
+            break
+    return np.where(enough, fluxes, np.nan), errors
