@@ -1,0 +1,283 @@
+"""Tokens as values: what a provider gave, the claims inside, and how long
+they last.  Nothing here reads a file or asks a server.
+"""
+
+__all__ = ["Claims", "TokenSet", "ensure_lifetime", "parse_claims", "parse_token_set", "render_span"]
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, NoReturn
+
+from ..errors import TokenBrokenError, TokenExpiredError
+
+
+class TokenSet:
+    """What the provider's token endpoint answered.
+
+    All fields are kept, so that a file written again holds what panda-client
+    or the provider put there.
+
+    Parameters
+    ----------
+    fields : `~collections.abc.Mapping` [`str`, `object`]
+        The reply, with ``id_token`` at least.
+
+    Raises
+    ------
+    TokenBrokenError
+        Raised if there is no ``id_token``.
+    """
+
+    __slots__ = ("_fields",)
+
+    def __init__(self, fields: Mapping[str, object]) -> None:
+        id_token = fields.get("id_token")
+        if not (isinstance(id_token, str) and id_token.count(".") == 2):
+            raise TokenBrokenError("There is no ID token in it. Log in with 'panda_auth reset'.")
+        self._fields = dict(fields)
+
+    def __repr__(self) -> str:
+        return f"TokenSet({', '.join(sorted(self._fields))})"
+
+    def __eq__(self, other: object) -> bool:
+        return self._fields == other._fields if isinstance(other, TokenSet) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("Tokens cannot be pickled or copied.")
+
+    @property
+    def id_token(self) -> str:
+        """The token that PanDA accepts."""
+        return str(self._fields["id_token"])
+
+    @property
+    def refresh_token(self) -> str | None:
+        """The token that buys new ones, if there is one."""
+        token = self._fields.get("refresh_token")
+        return token if isinstance(token, str) and token else None
+
+    def render(self) -> str:
+        """Give the text of the token file."""
+        return json.dumps(self._fields)
+
+    def renewed(self, fields: Mapping[str, object]) -> "TokenSet":
+        """Give the tokens after a refresh.
+
+        Parameters
+        ----------
+        fields : `~collections.abc.Mapping` [`str`, `object`]
+            The reply; where it has no new refresh token the old one stays
+            valid (RFC 6749, section 6).
+
+        Returns
+        -------
+        tokens : `TokenSet`
+            New tokens.
+        """
+        kept = {"refresh_token": self.refresh_token} if self.refresh_token else {}
+        return TokenSet({**kept, **fields})
+
+
+def parse_token_set(text: str) -> TokenSet:
+    """Read the text of a token file.
+
+    Parameters
+    ----------
+    text : `str`
+        JSON object as panda-client writes it.
+
+    Returns
+    -------
+    tokens : `TokenSet`
+        The tokens.
+
+    Raises
+    ------
+    TokenBrokenError
+        Raised if it is not such an object.
+    """
+    try:
+        fields = json.loads(text)
+    except json.JSONDecodeError:
+        fields = None
+    if not isinstance(fields, dict):
+        raise TokenBrokenError("It is cut or is not JSON. Log in with 'panda_auth reset'.")
+    return TokenSet(fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What an ID token says.
+
+    Parameters
+    ----------
+    issuer, subject : `str`
+        Who says it about whom.
+    audience : `tuple` [`str`, ...]
+        For whom it is meant.
+    issued, expires : `~datetime.datetime` or `None`
+        From when to when it is valid, in UTC.
+    name, username, email, organisation : `str`
+        About the person; empty if not said.
+    groups : `tuple` [`str`, ...]
+        Groups of the virtual organisation.
+    """
+
+    issuer: str
+    subject: str
+    audience: tuple[str, ...]
+    issued: datetime | None
+    expires: datetime | None
+    name: str = ""
+    username: str = ""
+    email: str = ""
+    organisation: str = ""
+    groups: tuple[str, ...] = ()
+
+    def remaining(self, now: datetime) -> timedelta:
+        """Give how long it is still valid.
+
+        Parameters
+        ----------
+        now : `~datetime.datetime`
+            The time, with a time zone.
+
+        Returns
+        -------
+        remaining : `~datetime.timedelta`
+            Negative if it has expired; the largest possible one if it never
+            does.
+        """
+        return self.expires - now if self.expires is not None else timedelta.max
+
+
+def parse_claims(id_token: str) -> Claims:
+    """Read the claims of an ID token **without checking its signature**.
+
+    That is for showing them and for looking at the expiry; the server checks
+    the signature of each token that it gets.
+
+    Parameters
+    ----------
+    id_token : `str`
+        The token.
+
+    Returns
+    -------
+    claims : `Claims`
+        What it says.
+
+    Raises
+    ------
+    TokenBrokenError
+        Raised if it is not a JSON web token.
+    """
+    # Imported here: it costs 0.1 s, and no other command needs it.
+    import jwt
+
+    try:
+        raw = jwt.decode(id_token, options={"verify_signature": False})
+        return claims_from(raw)
+    except (jwt.PyJWTError, ValueError, TypeError, OverflowError, OSError):
+        # Not chained: the library's error may quote the token.
+        pass
+    raise TokenBrokenError("The ID token cannot be read. Log in with 'panda_auth reset'.")
+
+
+def claims_from(raw: Mapping[str, Any]) -> Claims:
+    """Pick the claims of interest.
+
+    Parameters
+    ----------
+    raw : `~collections.abc.Mapping`
+        All claims.
+
+    Returns
+    -------
+    claims : `Claims`
+        Those that we use.
+    """
+    audience = raw.get("aud", ())
+    return Claims(
+        issuer=str(raw.get("iss", "")),
+        subject=str(raw.get("sub", "")),
+        audience=(audience,) if isinstance(audience, str) else tuple(map(str, audience)),
+        issued=_moment(raw.get("iat")),
+        expires=_moment(raw.get("exp")),
+        name=str(raw.get("name", "")),
+        username=str(raw.get("preferred_username", "")),
+        email=str(raw.get("email", "")),
+        organisation=str(raw.get("organisation_name", "")),
+        groups=tuple(map(str, raw.get("groups", ()) or ())),
+    )
+
+
+def _moment(seconds: object) -> datetime | None:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        return None
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def ensure_lifetime(id_token: str, needed: timedelta, *, now: datetime | None = None) -> Claims:
+    """Make sure that a token lasts for what is to be done.
+
+    Parameters
+    ----------
+    id_token : `str`
+        The token.
+    needed : `~datetime.timedelta`
+        How long it must still be valid.
+    now : `~datetime.datetime`, optional
+        The time, with a time zone; None means the clock's.
+
+    Returns
+    -------
+    claims : `Claims`
+        What the token says.
+
+    Raises
+    ------
+    TokenExpiredError
+        Raised if it does not last; the text gives the command to type.
+    TokenBrokenError
+        Raised if it cannot be read.
+    """
+    claims = parse_claims(id_token)
+    left = claims.remaining(now or datetime.now(UTC))
+    if left <= timedelta(0):
+        raise TokenExpiredError(
+            f"The token expired {render_span(-left)} ago. Renew it with 'panda_auth refresh', "
+            "or log in with 'panda_auth reset'."
+        )
+    if left < needed:
+        raise TokenExpiredError(
+            f"The token expires in {render_span(left)}, and {render_span(needed)} are needed. "
+            "Renew it with 'panda_auth refresh --force', or log in with 'panda_auth reset'."
+        )
+    return claims
+
+
+def render_span(span: timedelta) -> str:
+    """Write a span of time in its two largest units.
+
+    Parameters
+    ----------
+    span : `~datetime.timedelta`
+        Not negative.
+
+    Returns
+    -------
+    text : `str`
+        Such as ``3 d 4 h`` or ``4 min 10 s``.
+    """
+    seconds = int(span.total_seconds())
+    parts: list[str] = []
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, seconds = divmod(seconds, size)
+        if count or (parts and len(parts) < 2):
+            parts.append(f"{count} {unit}")
+    return " ".join(part for part in parts[:2] if not part.startswith("0 ")) or "0 s"

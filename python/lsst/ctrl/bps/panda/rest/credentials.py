@@ -1,0 +1,288 @@
+"""Who we are to a server: a bearer token, an X.509 proxy, or nobody.
+
+Credentials give request headers or a client certificate when asked.  They
+never show their secret in a representation and refuse to be pickled.
+"""
+
+__all__ = [
+    "Anonymous",
+    "BearerToken",
+    "Credentials",
+    "X509Proxy",
+    "find_credentials",
+    "redact",
+    "verify_host",
+]
+
+import os.path
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NoReturn, Protocol
+
+from ..auth.store import TokenStore, token_directory
+from ..errors import AuthenticationError, SettingsError
+from .redaction import redact
+
+_LOG_IN = "Log in with 'panda_auth reset'."
+
+
+class Credentials(Protocol):
+    """What the transport asks of credentials."""
+
+    def headers(self) -> dict[str, str]:
+        """Give the headers that identify us."""
+
+    def certificate(self) -> str | None:
+        """Give the path of a client certificate with its key, if any."""
+
+    def renew(self) -> bool:
+        """React to a server that does not accept us; `True` if another
+        attempt is worth while.
+        """
+
+
+class _Unpicklable:
+    """Refuses to leave the process."""
+
+    __slots__ = ()
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(f"{type(self).__name__} holds credentials and cannot be pickled or copied.")
+
+
+class Anonymous(_Unpicklable):
+    """Nobody in particular.
+
+    Parameters
+    ----------
+    user : `str`, optional
+        Name by which a server without authentication (the embedded PanDA)
+        tells users apart; a real PanDA ignores it.
+    """
+
+    __slots__ = ("_user",)
+
+    def __init__(self, user: str | None = None) -> None:
+        self._user = user
+
+    def __repr__(self) -> str:
+        return f"Anonymous(user={self._user!r})"
+
+    def headers(self) -> dict[str, str]:
+        """Give the user's name in a header of our own, if there is one."""
+        if not self._user:
+            return {}
+        # HTTP headers are latin-1 without line ends; other names are spelled.
+        return {"X-PanDA-User": self._user.encode("ascii", "backslashreplace").decode().replace("\n", " ")}
+
+    def certificate(self) -> str | None:
+        """Give no certificate."""
+        return None
+
+    def renew(self) -> bool:
+        """Say that nothing can be done."""
+        return False
+
+
+class BearerToken(_Unpicklable):
+    """An OpenID Connect ID token.
+
+    PanDA needs the virtual organisation in the ``Origin`` header beside the
+    token; without it the server fails to decode the token.
+
+    Parameters
+    ----------
+    vo : `str`
+        Virtual organisation, ``Rubin`` or with a role ``Rubin:production``.
+    source : `~collections.abc.Callable`
+        Gives the token.  It is called for each request, so that a token
+        renewed by somebody else (a cron job) is seen.
+    renew : `~collections.abc.Callable`, optional
+        Tries to get another token; `True` if there is one.
+    description : `str`, optional
+        Where the token comes from, for messages.
+    """
+
+    __slots__ = ("_description", "_renew", "_source", "vo")
+
+    def __init__(
+        self,
+        vo: str,
+        source: Callable[[], str],
+        *,
+        renew: Callable[[], bool] | None = None,
+        description: str = "a token",
+    ) -> None:
+        self.vo = vo
+        self._source = source
+        self._renew = renew
+        self._description = description
+
+    def __repr__(self) -> str:
+        return f"BearerToken(vo={self.vo!r}, from {self._description})"
+
+    def headers(self) -> dict[str, str]:
+        """Give the token and the virtual organisation.
+
+        Raises
+        ------
+        AuthenticationError
+            Raised if there is no token, or something that cannot be one.
+        """
+        token = self._source()
+        if not token or any(ch.isspace() or not ch.isascii() for ch in token):
+            problem = "is empty" if not token else "holds blanks, line ends or other than ASCII characters"
+            raise AuthenticationError(f"The token from {self._description} {problem}. {_LOG_IN}")
+        return {"Authorization": f"Bearer {token}", "Origin": self.vo}
+
+    def certificate(self) -> str | None:
+        """Give no certificate."""
+        return None
+
+    def renew(self) -> bool:
+        """Try to get another token."""
+        return self._renew() if self._renew is not None else False
+
+
+class X509Proxy(_Unpicklable):
+    """A grid proxy: one PEM file with certificate and key.
+
+    Parameters
+    ----------
+    path : `str`
+        The file.
+    """
+
+    __slots__ = ("path",)
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __repr__(self) -> str:
+        return f"X509Proxy({self.path!r})"
+
+    def headers(self) -> dict[str, str]:
+        """Give no headers."""
+        return {}
+
+    def certificate(self) -> str | None:
+        """Give the proxy.
+
+        Raises
+        ------
+        AuthenticationError
+            Raised if the file does not exist.
+        """
+        if not os.path.isfile(self.path):
+            raise AuthenticationError(
+                f"The X.509 proxy {self.path} (X509_USER_PROXY) does not exist. "
+                "Make one with 'voms-proxy-init', or log in with PANDA_AUTH=oidc and 'panda_auth reset'."
+            )
+        return self.path
+
+    def renew(self) -> bool:
+        """Say that nothing can be done."""
+        return False
+
+
+def find_credentials(
+    env: Mapping[str, str],
+    *,
+    user: str | None = None,
+    uid: int | None = None,
+    renew: Callable[[TokenStore], bool] | None = None,
+) -> Credentials:
+    """Choose credentials as panda-client does, from the same variables.
+
+    ``PANDA_AUTH=oidc`` takes the first of ``PANDA_AUTH_ID_TOKEN`` (the token
+    itself), ``OIDC_AUTH_TOKEN_FILE`` (a file that holds it),
+    ``OIDC_AUTH_ID_TOKEN`` (the token itself), and the file ``.token`` in
+    ``PANDA_CONFIG_ROOT``; the virtual organisation is ``PANDA_AUTH_VO``, else
+    ``OIDC_AUTH_VO``.  Otherwise ``X509_USER_PROXY`` or the proxy at its usual
+    place in ``/tmp``, else nobody.  A variable set to nothing counts as not
+    set.
+
+    Parameters
+    ----------
+    env : `~collections.abc.Mapping` [`str`, `str`]
+        Environment.
+    user : `str`, optional
+        Name of the user, for servers without authentication.
+    uid : `int`, optional
+        Number of the user, to look for a proxy at its usual place.
+    renew : `~collections.abc.Callable`, optional
+        Called with the token store when its token is about to expire or is
+        not accepted; `True` if it put another one there.
+
+    Returns
+    -------
+    credentials : `Credentials`
+        Nothing was read yet, except that the usual proxy exists.
+
+    Raises
+    ------
+    SettingsError
+        Raised if ``PANDA_AUTH`` has an unknown value or the virtual
+        organisation is missing.
+    """
+    mode = env.get("PANDA_AUTH", "").strip().lower()
+    if mode == "oidc":
+        return _find_token(env, renew)
+    if mode not in {"", "voms", "x509", "x509_no_grid", "none", "off"}:
+        raise SettingsError(f"PANDA_AUTH={mode!r} is unknown. Use 'oidc', 'voms' or 'none'.")
+    if mode in {"none", "off"}:
+        return Anonymous(user)
+    if proxy := env.get("X509_USER_PROXY"):
+        return X509Proxy(proxy)
+    usual = f"/tmp/x509up_u{uid}"
+    if uid is not None and os.path.isfile(usual):
+        return X509Proxy(usual)
+    return Anonymous(user)
+
+
+def verify_host(env: Mapping[str, str]) -> bool:
+    """Tell whether certificates of servers are to be checked.
+
+    Parameters
+    ----------
+    env : `~collections.abc.Mapping` [`str`, `str`]
+        Environment.
+
+    Returns
+    -------
+    verify : `bool`
+        `False` only for ``PANDA_VERIFY_HOST=off``, as panda-client has it.
+    """
+    return env.get("PANDA_VERIFY_HOST", "").strip().lower() != "off"
+
+
+def _find_token(env: Mapping[str, str], renew: Callable[[TokenStore], bool] | None) -> BearerToken:
+    vo = env.get("PANDA_AUTH_VO") or env.get("OIDC_AUTH_VO")
+    if not vo:
+        raise SettingsError(
+            "PANDA_AUTH=oidc needs the virtual organisation in PANDA_AUTH_VO (for instance 'Rubin')."
+        )
+    if literal := env.get("PANDA_AUTH_ID_TOKEN"):
+        return BearerToken(vo, lambda: literal.strip(), description="PANDA_AUTH_ID_TOKEN")
+    if path := env.get("OIDC_AUTH_TOKEN_FILE"):
+        return BearerToken(
+            vo, lambda: _read_token(path), description=f"the file {path} (OIDC_AUTH_TOKEN_FILE)"
+        )
+    if literal_too := env.get("OIDC_AUTH_ID_TOKEN"):
+        return BearerToken(vo, lambda: literal_too.strip(), description="OIDC_AUTH_ID_TOKEN")
+    store = TokenStore(token_directory(env))
+    return BearerToken(
+        vo,
+        lambda: store.load().id_token,
+        renew=None if renew is None else lambda: renew(store),
+        description=f"the file {store.path}",
+    )
+
+
+def _read_token(path: str) -> str:
+    try:
+        return Path(path).expanduser().read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise AuthenticationError(
+            f"The token file {path} (OIDC_AUTH_TOKEN_FILE) cannot be read: {error.__class__.__name__}."
+        ) from None

@@ -1,0 +1,328 @@
+"""iDDS through PanDA's relay: one method a command, JSON text in, JSON values
+out.  The classes of iDDS are not needed here.
+
+Protocol of ``relay_idds_command`` as panda-client 2.2.0 speaks it to
+``/server/panda``: a gzipped JSON object *without* ``Content-Encoding``, whose
+``args`` and ``kwargs`` are JSON texts themselves.  ``json_outputs`` is never
+sent: it wraps each reply once more, and a created request then looks like a
+failure.
+"""
+
+__all__ = ["Relay", "render_command"]
+
+import gzip
+import json
+from typing import Any, NoReturn
+
+from ..errors import SettingsError
+from .faults import Fault
+from .replies import parse_json, shape_error, unwrap_relay
+from .transport import Transport
+
+# iDDS puts the name into a URL without quoting it.
+_UNSAFE_IN_NAMES = frozenset("/?#%")
+
+
+def render_command(command: str, arguments: str | None, keywords: str | None) -> bytes:
+    """Make the body of a relayed command.
+
+    Parameters
+    ----------
+    command : `str`
+        Name of a method of iDDS's ``ClientManager``.
+    arguments : `str` or `None`
+        JSON text of the list of positional arguments.
+    keywords : `str` or `None`
+        JSON text of the object of keyword arguments.
+
+    Returns
+    -------
+    body : `bytes`
+        Gzipped; the same input gives the same bytes.
+    """
+    content: dict[str, object] = {"command_name": command}
+    if arguments:
+        content["args"] = arguments
+    if keywords:
+        content["kwargs"] = keywords
+    content["manager"] = True
+    return gzip.compress(json.dumps(content).encode(), compresslevel=6, mtime=0)
+
+
+class Relay:
+    """iDDS as seen through PanDA.
+
+    Every method raises `TransportError` or one of its children: connection,
+    authentication, server and reply errors of the transport, `RefusedError`
+    for refusals at any depth.
+
+    Parameters
+    ----------
+    transport : `Transport`
+        How to send.
+    url : `str`
+        ``PANDA_URL_SSL``, which ends in ``/server/panda``.
+    idds_server : `str`, optional
+        Another iDDS than the relay's own.
+    """
+
+    def __init__(self, transport: Transport, url: str, *, idds_server: str | None = None) -> None:
+        self._transport = transport
+        self._endpoint = url.rstrip("/") + "/relay_idds_command"
+        self._suffix = f"+{idds_server}" if idds_server else ""
+
+    def __repr__(self) -> str:
+        return f"Relay({self._endpoint!r})"
+
+    @property
+    def endpoint(self) -> str:
+        """URL that is asked."""
+        return self._endpoint
+
+    def call(
+        self,
+        command: str,
+        arguments: str | None = None,
+        keywords: str | None = None,
+        *,
+        safe: bool = False,
+        what: str = "",
+    ) -> Any:
+        """Have a command executed.
+
+        Parameters
+        ----------
+        command : `str`
+            Name of a method of iDDS's ``ClientManager``.
+        arguments : `str`, optional
+            JSON text of the list of positional arguments.
+        keywords : `str`, optional
+            JSON text of the object of keyword arguments.
+        safe : `bool`, optional
+            Whether twice is the same as once, so that it may be repeated
+            when the outcome is not known.
+        what : `str`, optional
+            What is asked, in a few words for messages.
+
+        Returns
+        -------
+        value : JSON value
+            iDDS's value, out of all envelopes.
+        """
+        what = what or command
+        reply = self._transport.post(
+            self._endpoint,
+            body=render_command(command + self._suffix, arguments, keywords),
+            content_type="application/json",
+            safe=safe,
+            what=what,
+        )
+        return unwrap_relay(parse_json(reply, what), endpoint=self._endpoint, what=what)
+
+    def ping(self) -> None:
+        """Ask whether relay and iDDS are alive; return if so."""
+        value = self._ask("ping", "ping")
+        if not (isinstance(value, dict) and value.get("Status") == "OK"):
+            self._misunderstood("iDDS does not say that it is well.", value, "ping", Fault.IDDS)
+
+    def submit(self, arguments: str, keywords: str | None = None) -> int:
+        """Submit a workflow.
+
+        It is sent once, or again after attempts that certainly had no effect.
+
+        Parameters
+        ----------
+        arguments : `str`
+            JSON text, as iDDS's ``json_dumps`` makes it, of the list that
+            holds the workflow.
+        keywords : `str`, optional
+            JSON text of keyword arguments, such as ``username``.
+
+        Returns
+        -------
+        request_id : `int`
+            Number of the request.
+
+        Raises
+        ------
+        TransportError
+            Raised with ``maybe_sent`` set if the request may exist all the
+            same: look it up by its name before anything is sent again.
+        """
+        return self._submit("submit", arguments, keywords)
+
+    def submit_step(self, arguments: str, keywords: str | None = None) -> None:
+        """Submit one step of a workflow that was split; twice is the same
+        as once.
+
+        Parameters
+        ----------
+        arguments : `str`
+            JSON text of the list that holds the step.
+        keywords : `str`, optional
+            JSON text of keyword arguments.
+        """
+        value = self.call("submit", arguments, keywords, safe=True, what="submit a step")
+        if type(value) is not int or value != 0:
+            self._misunderstood("The reply to a step should be 0.", value, "submit a step")
+
+    def submit_build(self, arguments: str, keywords: str | None = None) -> int:
+        """Submit a workflow whose plan will be made remotely.
+
+        Parameters
+        ----------
+        arguments : `str`
+            JSON text of the list that holds the workflow.
+        keywords : `str`, optional
+            JSON text of keyword arguments.
+
+        Returns
+        -------
+        request_id : `int`
+            Number of the request; errors as for `submit`.
+        """
+        return self._submit("submit_build", arguments, keywords)
+
+    def get_requests(
+        self, request_id: int, *, with_detail: bool = False, with_metadata: bool = False
+    ) -> list[dict[str, Any]]:
+        """Get a request.
+
+        Parameters
+        ----------
+        request_id : `int`
+            Number of the request.
+        with_detail : `bool`, optional
+            One row for each transform instead of one for the request.
+        with_metadata : `bool`, optional
+            With the whole workflow; large.
+
+        Returns
+        -------
+        rows : `list` [`dict`]
+            Empty for an unknown number.
+        """
+        what = f"get_requests {request_id}{' with detail' if with_detail else ''}"
+        value = self._ask(
+            "get_requests", what, request_id=request_id, with_detail=with_detail, with_metadata=with_metadata
+        )
+        if not (isinstance(value, list) and all(isinstance(row, dict) for row in value)):
+            self._misunderstood("Rows of a request were expected.", value, what)
+        return value
+
+    def get_contents(self, request_id: int, transform_id: int | None = None) -> dict[str, Any]:
+        """Get the outputs of a request with what became of their jobs.
+
+        3 kB a job: ask for single transforms.
+
+        Parameters
+        ----------
+        request_id : `int`
+            Number of the request.
+        transform_id : `int`, optional
+            Number of a transform.
+
+        Returns
+        -------
+        contents : `dict`
+            Lists of rows by the transform's number as text.
+        """
+        what = f"get_contents_output_ext {request_id}"
+        keywords: dict[str, Any] = {"request_id": request_id}
+        if transform_id is not None:
+            what += f" transform {transform_id}"
+            keywords["transform_id"] = transform_id
+        value = self._ask("get_contents_output_ext", what, **keywords)
+        if not isinstance(value, dict):
+            self._misunderstood("Contents by transform were expected.", value, what)
+        return value
+
+    def get_request_ids_by_name(self, name: str) -> dict[str, int]:
+        """Look a run up by its exact name.
+
+        The server compares with SQL ``LIKE``; what it finds beyond the exact
+        name is left out here.
+
+        Parameters
+        ----------
+        name : `str`
+            Name of the run.
+
+        Returns
+        -------
+        request_ids : `dict` [`str`, `int`]
+            Empty, or the name with one number, even if several requests have
+            that name.
+
+        Raises
+        ------
+        SettingsError
+            Raised if the name holds what the server cannot look up.
+        """
+        if bad := sorted(_UNSAFE_IN_NAMES & set(name)):
+            raise SettingsError(f"The run name {name!r} holds {bad}; iDDS cannot look such a name up.")
+        what = f"get_request_id_by_name {name}"
+        value = self._ask("get_request_id_by_name", what, name=name)
+        if value == []:
+            return {}
+        if not isinstance(value, dict):
+            self._misunderstood("Numbers of requests by name were expected.", value, what)
+        found = value.get(name)
+        if found is None:
+            return {}
+        if type(found) is not int:
+            self._misunderstood("The number of a request was expected.", value, what)
+        return {name: found}
+
+    def abort(self, request_id: int) -> str:
+        """Register the command to abort a request.
+
+        Parameters
+        ----------
+        request_id : `int`
+            Number of the request.
+
+        Returns
+        -------
+        message : `str`
+            The server's words.  The command is only registered, and may be
+            lost: look afterwards.
+        """
+        return self._command("abort", request_id, safe=True)
+
+    def retry(self, request_id: int) -> str:
+        """Register the command to retry a request.
+
+        Parameters
+        ----------
+        request_id : `int`
+            Number of the request.
+
+        Returns
+        -------
+        message : `str`
+            The server's words; as for `abort`.
+        """
+        return self._command("retry", request_id, safe=False)
+
+    def _ask(self, command: str, what: str, /, **keywords: Any) -> Any:
+        """Call a command that changes nothing, with plain values."""
+        text = json.dumps(keywords) if keywords else None
+        return self.call(command, None, text, safe=True, what=what)
+
+    def _command(self, command: str, request_id: int, *, safe: bool) -> str:
+        what = f"{command} {request_id}"
+        value = self.call(command, None, json.dumps({"request_id": request_id}), safe=safe, what=what)
+        match value:
+            case [[0, {"message": str(message)}]]:
+                return message
+        self._misunderstood("The outcome of a command was expected.", value, what)
+
+    def _submit(self, command: str, arguments: str, keywords: str | None) -> int:
+        value = self.call(command, arguments, keywords, safe=False, what=command)
+        if type(value) is not int or value <= 0:
+            self._misunderstood("The number of the new request was expected.", value, command)
+        return value
+
+    def _misunderstood(self, words: str, value: Any, what: str, fault: Fault = Fault.SHAPE) -> NoReturn:
+        raise shape_error(words, value, endpoint=self._endpoint, what=what, fault=fault)
