@@ -26,31 +26,36 @@ from typing import Any
 
 from ..errors import ReplyError
 
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 # The position of a name is its number in iDDS (idds.common.constants, 2.6.21).
-REQUEST_STATUSES = tuple(
+REQUEST_STATUSES = _names(
     "New Ready Transforming Finished SubFinished Failed Extend ToCancel Cancelling Cancelled ToSuspend"
     " Suspending Suspended ToResume Resuming ToExpire Expiring Expired ToFinish ToForceFinish Terminating"
-    " Building Built Throttling ToClose".split()
+    " Building Built Throttling ToClose"
 )
-TRANSFORM_STATUSES = tuple(
+TRANSFORM_STATUSES = _names(
     "New Ready Transforming Finished SubFinished Failed Extend ToCancel Cancelling Cancelled ToSuspend"
     " Suspending Suspended ToResume Resuming ToExpire Expiring Expired ToFinish ToForceFinish Terminating"
-    " Building Built Queue Throttling WaitForTrigger".split()
+    " Building Built Queue Throttling WaitForTrigger"
 )
-PROCESSING_STATUSES = tuple(
+PROCESSING_STATUSES = _names(
     "New Submitting Submitted Running Finished Failed Lost Cancel FinishedOnStep FinishedOnExec FinishedTerm"
     " SubFinished ToCancel Cancelling Cancelled ToSuspend Suspending Suspended ToResume Resuming ToExpire"
     " Expiring Expired TimeOut ToFinish ToForceFinish Broken Terminating ToTrigger Triggering Synchronizing"
-    " Prepared".split()
+    " Prepared"
 )
-CONTENT_STATUSES = tuple(
+CONTENT_STATUSES = _names(
     "New Processing Available Failed FinalFailed Lost Deleted Mapped FakeAvailable Missing Cancelled"
-    " Activated SubAvailable FinalSubAvailable PreProcessing".split()
+    " Activated SubAvailable FinalSubAvailable PreProcessing"
 )
 
 _MONTHS = {
     month: number
-    for number, month in enumerate("Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), start=1)
+    for number, month in enumerate(_names("Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec"), start=1)
 }
 _CUT = 300
 

@@ -1,0 +1,200 @@
+"""The lines below a report: what is not known, errors, links, what to do."""
+
+from __future__ import annotations
+
+__all__ = ["add_notes"]
+
+from collections.abc import Callable, Sequence
+
+from lsst.ctrl.bps.wms_service import WmsSpecificInfo, WmsStates
+
+from .monitor_links import MonitorLinks
+from .wire.failures import (
+    MEMORY_ADVICE,
+    UNKNOWN_EXIT_CODE,
+    ErrorDigest,
+    Failure,
+    digest_failures,
+    is_memory_error,
+    signal_name,
+)
+from .wire.states import TERMINAL, is_aborted, running_by_task
+from .wire.tally import RunEvidence, RunTally
+
+_ERROR_LIMIT = 10
+_TASK_LIMIT = 5
+_DIGEST_TEMPLATE = (
+    "  {count} x {source} {code} ({text}) in {labels}; for instance {name}, PanDA job {job}, {log}"
+)
+
+
+def add_notes(
+    info: WmsSpecificInfo,
+    evidence: RunEvidence,
+    tally: RunTally,
+    failures: Sequence[Failure],
+    links: MonitorLinks,
+) -> None:
+    """Add what a user wants to know besides the counts.
+
+    Parameters
+    ----------
+    info : `lsst.ctrl.bps.WmsSpecificInfo`
+        Lines are added to it; values are in its context too.
+    evidence : `RunEvidence`
+        What is known of the run.
+    tally : `RunTally`
+        Its counts.
+    failures : `~collections.abc.Sequence` [`Failure`]
+        Its failed jobs, as far as known.
+    links : `MonitorLinks`
+        Pages of the monitor.
+    """
+    _add_origin(info, evidence)
+    _add_server_state(info, evidence, tally)
+    _add_problems(info, evidence)
+    _add_errors(info, tally, failures, links)
+    _add_links(info, evidence, links)
+    _add_advice(info, evidence, tally, failures)
+
+
+def _add_origin(info: WmsSpecificInfo, evidence: RunEvidence) -> None:
+    if origin := evidence.attributes.origin:
+        info.add_message(
+            "This run completes run {origin}: it holds only what was not done there.", origin=origin
+        )
+
+
+def _add_server_state(info: WmsSpecificInfo, evidence: RunEvidence, tally: RunTally) -> None:
+    request = evidence.request
+    if not tally.ended and request.status in TERMINAL:
+        info.add_message(
+            "The server calls the run {request_status}, but {made} of {planned} tasks are there or not all of"
+            " them have ended: it is not over yet.",
+            request_status=request.status,
+            made=len(evidence.transforms or ()),
+            planned=evidence.planned_tasks or "an unknown number of",
+        )
+    if is_aborted(request):
+        still = sum(running_by_task(evidence.jobs or ()).values())
+        info.add_message("The run was cancelled.")
+        if still:
+            info.add_message(
+                "{still_running} PanDA jobs still run: a pilot hears of it at its next heartbeat, up to 30"
+                " minutes later.",
+                still_running=still,
+            )
+    if request.errors:
+        info.add_message("iDDS says: {idds_errors}", idds_errors=request.errors)
+    paused = [task.task_id for task in evidence.tasks if task.status == "paused"]
+    if paused:
+        info.add_message(
+            "Paused in PanDA: task {paused_tasks}.", paused_tasks=", ".join(map(str, paused[:_TASK_LIMIT]))
+        )
+
+
+def _add_problems(info: WmsSpecificInfo, evidence: RunEvidence) -> None:
+    for number, problem in enumerate(evidence.problems, start=1):
+        key = f"problem_{number}"
+        info.add_message(f"Not known: {{{key}}}", {key: problem})
+
+
+def _add_errors(
+    info: WmsSpecificInfo, tally: RunTally, failures: Sequence[Failure], links: MonitorLinks
+) -> None:
+    failed = tally.total[WmsStates.FAILED]
+    if not failed:
+        return
+    if failures:
+        info.add_message("Errors of {failed_jobs} failed jobs, most frequent first:", failed_jobs=failed)
+    for number, digest in enumerate(digest_failures(failures, limit=_ERROR_LIMIT), start=1):
+        _add_digest(info, number, digest, links)
+    untold = failed - sum(failure.error.code != UNKNOWN_EXIT_CODE for failure in failures)
+    if untold > 0:
+        info.add_message(
+            "The exit codes of {untold} failed jobs are not known; they are given as {unknown_code}.",
+            untold=untold,
+            unknown_code=UNKNOWN_EXIT_CODE,
+        )
+
+
+def _add_digest(info: WmsSpecificInfo, number: int, digest: ErrorDigest, links: MonitorLinks) -> None:
+    example = digest.example
+    log = example.log_url or (links.job(example.panda_id) if example.panda_id else "")
+    values = {
+        "count": digest.count,
+        "source": digest.error.source,
+        "code": digest.error.code,
+        "text": digest.error.text or "no text",
+        "labels": ", ".join(digest.labels),
+        "name": example.name,
+        "job": example.panda_id or "none",
+        "log": log or "no log known",
+    }
+    context = {f"error_{number}_{key}": value for key, value in values.items()}
+    info.add_message(_DIGEST_TEMPLATE.replace("{", f"{{error_{number}_"), context)
+
+
+def _add_links(info: WmsSpecificInfo, evidence: RunEvidence, links: MonitorLinks) -> None:
+    if not links.base:
+        return
+    info.add_message("Monitor: {monitor_run}", monitor_run=links.tasks_of_run(evidence.request.request_id))
+    failed = [
+        transform
+        for transform in evidence.transforms or ()
+        if transform.workload_id and transform.outputs is not None and transform.outputs.failed
+    ]
+    failed.sort(key=lambda transform: -transform.outputs.failed if transform.outputs else 0)
+    for number, transform in enumerate(failed[:_TASK_LIMIT], start=1):
+        key = f"monitor_failed_{number}"
+        info.add_message(f"Failed jobs: {{{key}}}", {key: links.failed_jobs(transform.workload_id)})
+
+
+def _add_advice(
+    info: WmsSpecificInfo, evidence: RunEvidence, tally: RunTally, failures: Sequence[Failure]
+) -> None:
+    applies = [text for condition, text in _ADVICE if condition(evidence, tally, failures)]
+    for number, text in enumerate(applies, start=1):
+        key = f"advice_{number}"
+        info.add_message(f"Next: {{{key}}}", {key: text.format(id=evidence.request.request_id)})
+
+
+def _can_restart(evidence: RunEvidence, tally: RunTally, failures: Sequence[Failure]) -> bool:
+    return tally.ended and tally.state is not WmsStates.SUCCEEDED
+
+
+def _lacks_memory(evidence: RunEvidence, tally: RunTally, failures: Sequence[Failure]) -> bool:
+    return any(is_memory_error(failure.error) for failure in failures)
+
+
+def _is_killed(evidence: RunEvidence, tally: RunTally, failures: Sequence[Failure]) -> bool:
+    return any(
+        failure.error.source == "payload"
+        and signal_name(failure.error.code) != ""
+        and not is_memory_error(failure.error)
+        for failure in failures
+    )
+
+
+def _is_infrastructure(evidence: RunEvidence, tally: RunTally, failures: Sequence[Failure]) -> bool:
+    return any(failure.error.source not in ("payload", "unknown", "task") for failure in failures)
+
+
+def _still_fails(evidence: RunEvidence, tally: RunTally, failures: Sequence[Failure]) -> bool:
+    return not tally.ended and tally.total[WmsStates.FAILED] > 0
+
+
+_Condition = Callable[[RunEvidence, RunTally, Sequence[Failure]], bool]
+_ADVICE: tuple[tuple[_Condition, str], ...] = (
+    (_lacks_memory, f"some jobs ran out of memory: {MEMORY_ADVICE}."),
+    (_is_killed, "some payloads were ended by a signal: look at their logs."),
+    (
+        _is_infrastructure,
+        "some errors are not the payload's: if they come again, ask those who run the site or PanDA.",
+    ),
+    (_still_fails, "let the run end; then bps restart --id {id} runs again what failed."),
+    (
+        _can_restart,
+        "bps restart --id {id} runs again what failed, was pruned or deleted, and then the final job.",
+    ),
+)

@@ -1,0 +1,188 @@
+"""What was planned for a run, as far as a report needs it: labels in order,
+tasks, and how many jobs each has.
+
+It comes from the run record in the submit directory.  Where that cannot be
+read, the request's own attributes give the totals, and labels are found in
+the names of tasks.
+"""
+
+from __future__ import annotations
+
+__all__ = ["PlanSummary", "label_of_task", "ordinal_of_task"]
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .attributes import RunAttributes
+
+BUILD_TASK = "build_task"
+BUILD_LABEL = "buildTask"
+
+_TASK = re.compile(r"(?P<ordinal>\d{2,})_(?P<label>.+)_(?P<chunk>\d{2,})")
+_FORBIDDEN = str.maketrans({":": "_", ";": "_"})
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSummary:
+    """Labels and tasks of a plan."""
+
+    labels: tuple[tuple[str, int], ...]
+    """Labels in pipeline order with their number of jobs, final ones last."""
+
+    tasks: tuple[tuple[str, str, int], ...]
+    """Name, label and number of jobs of each task that is to appear as a
+    transform, final ones included."""
+
+    final_labels: tuple[str, ...] = ()
+    attributes: RunAttributes | None = None
+    """The run's attributes in full length, if the source has them."""
+
+    site: str = ""
+    path: str = ""
+    """Submit directory, if known."""
+
+    @property
+    def job_count(self) -> int:
+        """Number of planned jobs."""
+        return sum(count for _, count in self.labels)
+
+    @classmethod
+    def from_run_record(cls, record: Mapping[str, Any]) -> PlanSummary:
+        """Make a summary of a run record.
+
+        Parameters
+        ----------
+        record : `~collections.abc.Mapping`
+            Content of a run record: ``labels`` as pairs of label and number
+            of jobs, ``tasks`` as triples of name, label and number of jobs
+            (or as objects with those keys), ``final_labels``, and ``run`` (or
+            the record itself) with ``name``, ``operator``, ``project``,
+            ``campaign``, ``payload``, ``site``, ``submit_path``, ``origin``.
+
+        Returns
+        -------
+        summary : `PlanSummary`
+            The summary.
+
+        Raises
+        ------
+        ValueError
+            Raised if the record has another shape; the text says where.
+        """
+        try:
+            tasks = tuple(_task_entry(entry) for entry in record.get("tasks", ()))
+            labels = _label_entries(record.get("labels", ())) or _labels_of(tasks)
+            final = tuple(str(label) for label in record.get("final_labels", ()))
+        except (AttributeError, TypeError, ValueError, KeyError) as error:
+            raise ValueError(f"The run record's labels or tasks are not understood: {error}") from error
+        run = record.get("run", record)
+        run = run if isinstance(run, Mapping) else record
+        return cls(
+            labels=labels,
+            tasks=tasks,
+            final_labels=final,
+            attributes=_attributes_of(run, labels, tasks),
+            site=str(run.get("site") or ""),
+            path=str(run.get("submit_path") or ""),
+        )
+
+
+def _task_entry(entry: Any) -> tuple[str, str, int]:
+    if isinstance(entry, Mapping):
+        return str(entry["name"]), str(entry["label"]), _job_number(entry["jobs"])
+    name, label, jobs = entry
+    return str(name), str(label), _job_number(jobs)
+
+
+def _job_number(value: Any) -> int:
+    """Take a number of jobs, or the jobs themselves."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return len(value)
+    return int(value)
+
+
+def _label_entries(value: Any) -> tuple[tuple[str, int], ...]:
+    pairs = value.items() if isinstance(value, Mapping) else value
+    return tuple((str(label), int(count)) for label, count in pairs)
+
+
+def _labels_of(tasks: Sequence[tuple[str, str, int]]) -> tuple[tuple[str, int], ...]:
+    counts: dict[str, int] = {}
+    for _, label, jobs in tasks:
+        counts[label] = counts.get(label, 0) + jobs
+    return tuple(counts.items())
+
+
+def _attributes_of(
+    run: Mapping[str, Any], labels: Sequence[tuple[str, int]], tasks: Sequence[object]
+) -> RunAttributes | None:
+    if not run.get("name"):
+        return None
+    return RunAttributes(
+        name=str(run["name"]),
+        operator=str(run.get("operator") or ""),
+        project=str(run.get("project") or ""),
+        campaign=str(run.get("campaign") or ""),
+        payload=str(run.get("payload") or ""),
+        jobs=sum(count for _, count in labels),
+        tasks=len(tasks),
+        origin=int(run.get("origin") or 0),
+    )
+
+
+def _body_of(name: str, run_name: str, suffix: str) -> str:
+    """Strip a task's name of the run's in front and PanDA's ids behind."""
+    if suffix and name.endswith(suffix):
+        name = name[: -len(suffix)]
+    return name.removeprefix(f"{run_name}_") if run_name else name
+
+
+def label_of_task(name: str, run_name: str, *, suffix: str = "") -> str:
+    """Find the label in the name of a task.
+
+    Parameters
+    ----------
+    name : `str`
+        ``<run>_<nn>_<label>_<chunk>``, as iDDS has it.
+    run_name : `str`
+        Name of the run.
+    suffix : `str`, optional
+        What PanDA's name has in addition, ``_<request>_<transform>``.
+
+    Returns
+    -------
+    label : `str`
+        The label, which may hold digits and underscores; the name itself if
+        it is built in another way.  A ``:`` or ``;`` becomes ``_``, since BPS
+        separates labels by them.
+    """
+    body = _body_of(name, run_name, suffix)
+    if body == BUILD_TASK or name == BUILD_TASK:
+        return BUILD_LABEL
+    match = _TASK.fullmatch(body)
+    return (match["label"] if match else body or "unknown").translate(_FORBIDDEN)
+
+
+def ordinal_of_task(name: str, run_name: str) -> int:
+    """Find a task's ordinal in its name.
+
+    Parameters
+    ----------
+    name : `str`
+        ``<run>_<nn>_<label>_<chunk>``, as iDDS has it.
+    run_name : `str`
+        Name of the run.
+
+    Returns
+    -------
+    ordinal : `int`
+        ``nn``, or -1 for the build task, which comes first, and a number
+        beyond all others for a name built in another way.
+    """
+    body = _body_of(name, run_name, "")
+    if BUILD_TASK in (body, name):
+        return -1
+    match = _TASK.fullmatch(body)
+    return int(match["ordinal"]) if match else 10**9

@@ -1,0 +1,214 @@
+"""The count of a whole run: each label's jobs by state, in pipeline order.
+
+It puts together the request, its transforms and what was planned, with the
+tables of `~.states`.
+"""
+
+from __future__ import annotations
+
+__all__ = ["UNRELEASED_LABEL", "RunEvidence", "RunTally", "tally_run"]
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from lsst.ctrl.bps.wms_service import WmsStates
+
+from .attributes import RunAttributes, parse_attributes
+from .pipeline import PlanSummary, label_of_task, ordinal_of_task
+from .records import ContentRecord, JobRecord, RequestRecord, TaskRecord, TransformRecord
+from .states import (
+    Counts,
+    count_task,
+    is_aborted,
+    is_ended,
+    no_jobs,
+    quiet_seconds,
+    refine_by_contents,
+    run_state,
+    running_by_task,
+)
+
+UNRELEASED_LABEL = "(unreleased)"
+"""Stands for jobs that the request promises and whose tasks, hence labels,
+are not known yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunEvidence:
+    """All that was found out about a run; only the request is a must."""
+
+    request: RequestRecord
+    transforms: tuple[TransformRecord, ...] | None = None
+    """`None` if they were not asked for."""
+
+    plan: PlanSummary | None = None
+    """From the run record, where it could be read."""
+
+    contents: Mapping[int, tuple[ContentRecord, ...]] = field(default_factory=dict)
+    """Contents by transform id, of as many transforms as were asked for."""
+
+    tasks: tuple[TaskRecord, ...] = ()
+    """PanDA's tasks of the run, if it was asked."""
+
+    jobs: tuple[JobRecord, ...] | None = None
+    """PanDA's jobs that may be running; `None` if it was not asked."""
+
+    asked_at: datetime | None = None
+    """When the servers were asked, with time zone."""
+
+    problems: tuple[str, ...] = ()
+    """What could not be fetched or was not understood, one text each."""
+
+    @property
+    def attributes(self) -> RunAttributes:
+        """The run's attributes, from the plan or else from the request."""
+        if self.plan is not None and self.plan.attributes is not None:
+            return self.plan.attributes
+        return parse_attributes(self.request)
+
+    @property
+    def planned_tasks(self) -> int:
+        """Number of transforms there will be, 0 if not known."""
+        return len(self.plan.tasks) if self.plan is not None else self.attributes.tasks
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run is over, see `~.states.is_ended`."""
+        quiet = quiet_seconds(self.request, self.transforms or (), self.asked_at)
+        return is_ended(self.request, self.transforms, planned_tasks=self.planned_tasks, quiet=quiet)
+
+
+@dataclass(frozen=True, slots=True)
+class RunTally:
+    """Counts of a run."""
+
+    state: WmsStates
+    ended: bool
+    by_label: dict[str, Counts]
+    """Counts by label in pipeline order."""
+
+    labels: dict[int, str]
+    """Label of each transform, by transform id."""
+
+    @property
+    def total(self) -> Counts:
+        """Counts of the whole run."""
+        total = no_jobs()
+        for counts in self.by_label.values():
+            for state, number in counts.items():
+                total[state] += number
+        return total
+
+    @property
+    def job_count(self) -> int:
+        """Number of jobs of the run."""
+        return sum(sum(counts.values()) for counts in self.by_label.values())
+
+
+def tally_run(evidence: RunEvidence) -> RunTally:
+    """Count a run's jobs.
+
+    Parameters
+    ----------
+    evidence : `RunEvidence`
+        What is known of the run.
+
+    Returns
+    -------
+    tally : `RunTally`
+        Its state, and the counts of each label.  The state is derived from
+        counters alone, so that it does not depend on whether contents or
+        PanDA's jobs were fetched too.
+    """
+    ended = evidence.ended
+    labels, expected = _expected_tasks(evidence)
+    coarse: dict[str, Counts] = {label: no_jobs() for label in labels}
+    fine: dict[str, Counts] = {label: no_jobs() for label in labels}
+    for label, transform, planned in expected:
+        counts = _count(evidence, transform, planned, ended)
+        _add(coarse, label, counts)
+        _add(fine, label, _refine(evidence, transform, planned, ended, counts))
+    _add_missing(evidence, ended, coarse)
+    _add_missing(evidence, ended, fine)
+    totals = RunTally(WmsStates.UNKNOWN, ended, coarse, {}).total
+    return RunTally(
+        state=run_state(evidence.request, totals, ended=ended),
+        ended=ended,
+        by_label=fine,
+        labels={item.transform_id: label for label, item, _ in expected if item is not None},
+    )
+
+
+def _expected_tasks(
+    evidence: RunEvidence,
+) -> tuple[list[str], list[tuple[str, TransformRecord | None, int]]]:
+    """List labels in order, and each task with its transform and its planned
+    number of jobs (0 if not known).
+    """
+    run_name = evidence.request.name
+    left = {item.transform_id: item for item in evidence.transforms or ()}
+    labels: list[str] = []
+    expected: list[tuple[str, TransformRecord | None, int]] = []
+    if evidence.plan is not None:
+        labels += [label for label, _ in evidence.plan.labels]
+    if evidence.plan is not None and evidence.transforms is not None:
+        ids = {item.name: item.transform_id for item in evidence.transforms}
+        for name, label, jobs in evidence.plan.tasks:
+            expected.append((label, left.pop(ids.get(name, -1), None), jobs))
+    # A transform that no plan names is still work that runs.
+    others = sorted(left.values(), key=lambda item: (ordinal_of_task(item.name, run_name), item.transform_id))
+    expected += [(label_of_task(item.name, run_name), item, 0) for item in others]
+    labels += [label for label, _, _ in expected]
+    return list(dict.fromkeys(labels)), expected
+
+
+def _count(evidence: RunEvidence, transform: TransformRecord | None, planned: int, ended: bool) -> Counts:
+    return count_task(transform, planned, aborted=is_aborted(evidence.request), ended=ended)
+
+
+def _refine(
+    evidence: RunEvidence, transform: TransformRecord | None, planned: int, ended: bool, counts: Counts
+) -> Counts:
+    """Count a task again with contents and PanDA's jobs, where known."""
+    if transform is None:
+        return counts
+    aborted = is_aborted(evidence.request)
+    if evidence.jobs is not None:
+        running = running_by_task(evidence.jobs).get(transform.workload_id, 0)
+        counts = count_task(transform, planned, aborted=aborted, ended=ended, running=running)
+    if contents := evidence.contents.get(transform.transform_id):
+        counts = dict(counts)
+        refine_by_contents(counts, transform, contents, aborted=aborted)
+    return counts
+
+
+def _add(by_label: dict[str, Counts], label: str, counts: Counts) -> None:
+    total = by_label.setdefault(label, no_jobs())
+    for state, number in counts.items():
+        total[state] += number
+
+
+def _add_missing(evidence: RunEvidence, ended: bool, by_label: dict[str, Counts]) -> None:
+    """Add jobs that are planned but not in any known task."""
+    aborted = is_aborted(evidence.request)
+    if evidence.plan is not None:
+        planned = dict(evidence.plan.labels)
+    else:
+        known = sum(sum(counts.values()) for counts in by_label.values())
+        missing = evidence.attributes.jobs - known
+        planned = {UNRELEASED_LABEL: missing} if missing > 0 else {}
+    for label, number in planned.items():
+        counts = by_label.setdefault(label, no_jobs())
+        short = number - sum(counts.values())
+        if evidence.transforms is None and short > 0:
+            counts[_unasked_state(evidence, ended)] += short
+        elif short > 0:
+            _add(by_label, label, count_task(None, short, aborted=aborted, ended=ended))
+
+
+def _unasked_state(evidence: RunEvidence, ended: bool) -> WmsStates:
+    """Give the state of jobs when only the request was asked for."""
+    if ended and evidence.request.status == "Finished":
+        return WmsStates.SUCCEEDED
+    return WmsStates.UNKNOWN
