@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from astropy.table import Table
+from astropy.table import Table  # type: ignore[import-untyped]
 
 from .geometry import Affine, FloatArray, TangentPoint
 from .photometry import clipped_median
@@ -94,7 +94,9 @@ def calibrate(
     return Calibration(affine=affine, zero_point=zero_point, scatter=scatter, matches=len(own))
 
 
-def _common_shift(xi: FloatArray, eta: FloatArray, to_xi: FloatArray, to_eta: FloatArray) -> tuple[float, float]:
+def _common_shift(
+    xi: FloatArray, eta: FloatArray, to_xi: FloatArray, to_eta: FloatArray
+) -> tuple[float, float]:
     """Find the shift that most pairs of stars agree on."""
     dx = (to_xi[np.newaxis, :] - xi[:, np.newaxis]).ravel()
     dy = (to_eta[np.newaxis, :] - eta[:, np.newaxis]).ravel()

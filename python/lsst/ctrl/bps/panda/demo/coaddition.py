@@ -2,6 +2,9 @@
 up.
 """
 
+# pex_config is not typed.
+# mypy: allow-untyped-calls
+
 from __future__ import annotations
 
 __all__ = ["AssembleCoaddTask", "MakeWarpTask", "resample"]
@@ -10,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from astropy.table import Table
+from astropy.table import Table  # type: ignore[import-untyped]
 from lsst.pex.config import Field
 from lsst.pipe.base import NoWorkFound, PipelineTaskConnections, Struct
-from lsst.pipe.base import connectionTypes as ct
+from lsst.pipe.base.connectionTypes import Input, Output
 
 from .calibration import depth
 from .geometry import Affine, FloatArray, SkyLayout, TangentPoint
@@ -28,47 +31,50 @@ _REACH = 3
 """Half width of the Lanczos kernel, pixels."""
 
 
-class MakeWarpConnections(PipelineTaskConnections, dimensions=_WARP):  # type: ignore[misc]
+class MakeWarpConnections(PipelineTaskConnections, dimensions=_WARP):
     """Data of `MakeWarpTask`."""
 
-    images = ct.Input(
+    images = Input(
         name="calibrated_image",
         storageClass="NumpyArray",
         dimensions=_VISIT,
         multiple=True,
         doc="Detectors that touch the patch",
     )
-    infos = ct.Input(
+    infos = Input(
         name="calibrated_image_info",
         storageClass="StructuredDataDict",
         dimensions=_VISIT,
         multiple=True,
         doc="Where they lie",
     )
-    summary = ct.Input(
+    summary = Input(
         name="visit_summary",
         storageClass="ArrowAstropy",
         dimensions=("instrument", "visit"),
         doc="Which of them are good",
     )
-    layout = ct.Input(
-        name="sky_layout", storageClass="StructuredDataDict", dimensions=("skymap",), doc="Where the patches lie"
+    layout = Input(
+        name="sky_layout",
+        storageClass="StructuredDataDict",
+        dimensions=("skymap",),
+        doc="Where the patches lie",
     )
-    warp = ct.Output(
+    warp = Output(
         name="warp",
         storageClass="NumpyArray",
         dimensions=_WARP,
         doc="Two planes: nanojansky a pixel, and variance; NaN where there is no data",
     )
-    info = ct.Output(
+    info = Output(
         name="warp_info", storageClass="StructuredDataDict", dimensions=_WARP, doc="Seeing, coverage, weight"
     )
 
 
-class MakeWarpConfig(StarTaskConfig, pipelineConnections=MakeWarpConnections):  # type: ignore[misc]
+class MakeWarpConfig(StarTaskConfig, pipelineConnections=MakeWarpConnections):
     """Options of `MakeWarpTask`."""
 
-    worstSeeing = Field(dtype=float, default=6.0, doc="Widest seeing that is used, pixels.")
+    worstSeeing: Field[float] = Field(dtype=float, default=6.0, doc="Widest seeing that is used, pixels.")
 
 
 class MakeWarpTask(StarTask):
@@ -76,8 +82,9 @@ class MakeWarpTask(StarTask):
 
     ConfigClass = MakeWarpConfig
     _DefaultName = "makeWarp"
+    config: MakeWarpConfig
 
-    def identity(self, data_id: dict[str, int | str]) -> dict[str, Any]:
+    def identity(self, data_id: dict[str, int | str]) -> dict[str, Any]:  # noqa: D102
         return {"patch": data_id["patch"]}
 
     def run(
@@ -167,28 +174,32 @@ def _lanczos(offset: FloatArray) -> list[FloatArray]:
     return [weight / total for weight in raw]
 
 
-class AssembleCoaddConnections(PipelineTaskConnections, dimensions=_COADD):  # type: ignore[misc]
+class AssembleCoaddConnections(PipelineTaskConnections, dimensions=_COADD):
     """Data of `AssembleCoaddTask`."""
 
-    warps = ct.Input(name="warp", storageClass="NumpyArray", dimensions=_WARP, multiple=True, doc="What to add")
-    infos = ct.Input(
-        name="warp_info", storageClass="StructuredDataDict", dimensions=_WARP, multiple=True, doc="Their weights"
+    warps = Input(name="warp", storageClass="NumpyArray", dimensions=_WARP, multiple=True, doc="What to add")
+    infos = Input(
+        name="warp_info",
+        storageClass="StructuredDataDict",
+        dimensions=_WARP,
+        multiple=True,
+        doc="Their weights",
     )
-    coadd = ct.Output(
+    coadd = Output(
         name="coadd",
         storageClass="NumpyArray",
         dimensions=_COADD,
         doc="Two planes: nanojansky a pixel, and variance; NaN where there is no data",
     )
-    info = ct.Output(
+    info = Output(
         name="coadd_info", storageClass="StructuredDataDict", dimensions=_COADD, doc="Shape of stars, depth"
     )
 
 
-class AssembleCoaddConfig(StarTaskConfig, pipelineConnections=AssembleCoaddConnections):  # type: ignore[misc]
+class AssembleCoaddConfig(StarTaskConfig, pipelineConnections=AssembleCoaddConnections):
     """Options of `AssembleCoaddTask`."""
 
-    fewestWarps = Field(dtype=int, default=1, doc="Warps without which there is no coadd.")
+    fewestWarps: Field[int] = Field(dtype=int, default=1, doc="Warps without which there is no coadd.")
 
 
 class AssembleCoaddTask(StarTask):
@@ -198,6 +209,7 @@ class AssembleCoaddTask(StarTask):
 
     ConfigClass = AssembleCoaddConfig
     _DefaultName = "assembleCoadd"
+    config: AssembleCoaddConfig
 
     def run(self, *, warps: dict[int, npt.NDArray[np.float32]], infos: dict[int, dict[str, Any]]) -> Struct:
         """Process a band of a patch."""

@@ -263,9 +263,7 @@ class SkyLayout:
         return self.affine().inverse(*self.centre.project(ra, dec))
 
 
-def polygon(
-    corners: Iterable[tuple[float, float]], affine: Affine, tangent: TangentPoint
-) -> ConvexPolygon:
+def polygon(corners: Iterable[tuple[float, float]], affine: Affine, tangent: TangentPoint) -> ConvexPolygon:
     """Make the region of the sky that has the given corners.
 
     Parameters

@@ -48,10 +48,10 @@ class StarCam(Instrument):
     """Electrons."""
 
     @classmethod
-    def getName(cls) -> str:
+    def getName(cls) -> str:  # noqa: D102
         return "StarCam"
 
-    def getRawFormatter(self, dataId: Any) -> type[PickleFormatter]:
+    def getRawFormatter(self, dataId: Any) -> type[PickleFormatter]:  # noqa: D102
         return PickleFormatter
 
     def register(self, registry: Any, *, update: bool = False, detectors: int = 4) -> None:

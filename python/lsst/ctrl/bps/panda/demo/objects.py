@@ -2,6 +2,9 @@
 measuring each band at the same places, and joining the patches of a tract.
 """
 
+# pex_config is not typed.
+# mypy: allow-untyped-calls
+
 from __future__ import annotations
 
 __all__ = ["MeasureObjectsTask", "ObjectTableTask"]
@@ -10,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from astropy.table import Table, vstack
+from astropy.table import Table, vstack  # type: ignore[import-untyped]
 from lsst.pex.config import Field
 from lsst.pipe.base import NoWorkFound, PipelineTaskConnections, Struct
-from lsst.pipe.base import connectionTypes as ct
+from lsst.pipe.base.connectionTypes import Input, Output
 
 from .calibration import AB_ZERO_POINT
 from .geometry import FloatArray, SkyLayout
@@ -27,31 +30,40 @@ _TRACT = ("skymap", "tract")
 _OBJECTS_PER_PATCH = 1_000_000
 
 
-class MeasureObjectsConnections(PipelineTaskConnections, dimensions=_PATCH):  # type: ignore[misc]
+class MeasureObjectsConnections(PipelineTaskConnections, dimensions=_PATCH):
     """Data of `MeasureObjectsTask`."""
 
-    coadds = ct.Input(
-        name="coadd", storageClass="NumpyArray", dimensions=_COADD, multiple=True, doc="The patch in all bands"
+    coadds = Input(
+        name="coadd",
+        storageClass="NumpyArray",
+        dimensions=_COADD,
+        multiple=True,
+        doc="The patch in all bands",
     )
-    infos = ct.Input(
+    infos = Input(
         name="coadd_info",
         storageClass="StructuredDataDict",
         dimensions=_COADD,
         multiple=True,
         doc="Shape of their stars",
     )
-    layout = ct.Input(
-        name="sky_layout", storageClass="StructuredDataDict", dimensions=("skymap",), doc="Where the patch lies"
+    layout = Input(
+        name="sky_layout",
+        storageClass="StructuredDataDict",
+        dimensions=("skymap",),
+        doc="Where the patch lies",
     )
-    objects = ct.Output(
+    objects = Output(
         name="patch_object_table", storageClass="ArrowAstropy", dimensions=_PATCH, doc="Objects of the patch"
     )
 
 
-class MeasureObjectsConfig(StarTaskConfig, pipelineConnections=MeasureObjectsConnections):  # type: ignore[misc]
+class MeasureObjectsConfig(StarTaskConfig, pipelineConnections=MeasureObjectsConnections):
     """Options of `MeasureObjectsTask`."""
 
-    threshold = Field(dtype=float, default=5.0, doc="Least signal-to-noise ratio, all bands together.")
+    threshold: Field[float] = Field(
+        dtype=float, default=5.0, doc="Least signal-to-noise ratio, all bands together."
+    )
 
 
 class MeasureObjectsTask(StarTask):
@@ -59,8 +71,9 @@ class MeasureObjectsTask(StarTask):
 
     ConfigClass = MeasureObjectsConfig
     _DefaultName = "measureObjects"
+    config: MeasureObjectsConfig
 
-    def identity(self, data_id: dict[str, int | str]) -> dict[str, Any]:
+    def identity(self, data_id: dict[str, int | str]) -> dict[str, Any]:  # noqa: D102
         return {"tract": data_id["tract"], "patch": data_id["patch"]}
 
     def run(
@@ -74,7 +87,7 @@ class MeasureObjectsTask(StarTask):
     ) -> Struct:
         """Process a patch."""
         sky = SkyLayout.from_dict(layout)
-        planes = {band: coadd.astype(float) for band, coadd in coadds.items()}
+        planes = {band: (coadd[0].astype(float), coadd[1].astype(float)) for band, coadd in coadds.items()}
         psfs = {band: Psf(tuple((w, s) for w, s in infos[band]["psf"])) for band in coadds}
         significance = _together([matched_filter(*planes[band], psfs[band]) for band in planes])
         x, y, height = find_peaks(significance, self.config.threshold)
@@ -120,25 +133,25 @@ def _magnitude(flux: FloatArray) -> FloatArray:
     return AB_ZERO_POINT - 2.5 * np.log10(positive)
 
 
-class ObjectTableConnections(PipelineTaskConnections, dimensions=_TRACT):  # type: ignore[misc]
+class ObjectTableConnections(PipelineTaskConnections, dimensions=_TRACT):
     """Data of `ObjectTableTask`."""
 
-    patches = ct.Input(
+    patches = Input(
         name="patch_object_table",
         storageClass="ArrowAstropy",
         dimensions=_PATCH,
         multiple=True,
         doc="Objects of each patch",
     )
-    table = ct.Output(
+    table = Output(
         name="object_table", storageClass="ArrowAstropy", dimensions=_TRACT, doc="Objects of the tract"
     )
 
 
-class ObjectTableConfig(StarTaskConfig, pipelineConnections=ObjectTableConnections):  # type: ignore[misc]
+class ObjectTableConfig(StarTaskConfig, pipelineConnections=ObjectTableConnections):
     """Options of `ObjectTableTask`."""
 
-    sameRadius = Field(
+    sameRadius: Field[float] = Field(
         dtype=float, default=1.0, doc="Pixels within which objects of two patches are the same one."
     )
 
@@ -148,6 +161,7 @@ class ObjectTableTask(StarTask):
 
     ConfigClass = ObjectTableConfig
     _DefaultName = "objectTable"
+    config: ObjectTableConfig
 
     def run(self, *, patches: dict[int, Table]) -> Struct:
         """Process a tract."""

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from astropy.table import Table
-from astropy.time import Time, TimeDelta
-from lsst.daf.butler import Butler, CollectionType, DatasetType, Timespan
+from astropy.table import Table  # type: ignore[import-untyped]
+from astropy.time import Time, TimeDelta  # type: ignore[import-untyped]
+from lsst.daf.butler import Butler, CollectionType, DatasetType, Timespan  # type: ignore[attr-defined]
+from lsst.sphgeom import ConvexPolygon
 
 from ..errors import SettingsError
 from .geometry import Box, FocalPlane, SkyLayout, TangentPoint, polygon
@@ -69,7 +70,9 @@ class DemoRepo:
                 raise SettingsError(f"{name} is {getattr(self, name)}; it must be at least 1")
         unknown = [band for band in self.bands if band not in BANDS]
         if unknown or not self.bands or len(set(self.bands)) < len(self.bands):
-            raise SettingsError(f"bands are {','.join(self.bands)!r}; choose from {','.join(BANDS)}, each once")
+            raise SettingsError(
+                f"bands are {','.join(self.bands)!r}; choose from {','.join(BANDS)}, each once"
+            )
 
     @property
     def focal_plane(self) -> FocalPlane:
@@ -89,7 +92,7 @@ class DemoRepo:
         """Make up the visits."""
         rng = self.rng(1)
         reach = max(0.0, (self.layout.width - self.focal_plane.width) / 2.0) + _DITHER
-        made = []
+        made: list[Observation] = []
         for band in self.bands:
             for _ in range(self.visits_per_band):
                 pointing = TangentPoint(*map(float, _CENTRE.deproject(*rng.uniform(-reach, reach, 2))))
@@ -295,8 +298,6 @@ def _visit_records(
 
 
 def _hull(regions: Any) -> Any:
-    from lsst.sphgeom import ConvexPolygon
-
     return ConvexPolygon([vertex for region in regions for vertex in region.getVertices()])
 
 
@@ -305,7 +306,7 @@ def _put_sky(butler: Any, demo: DemoRepo, stars: StarCatalog) -> None:
     truth = Table({"ra": stars.ra, "dec": stars.dec, **stars.magnitudes})
     butler.put(truth, "starcam_truth", instrument=StarCam.getName(), run=_SKY_RUN)
     rng = demo.rng(4)
-    reference = truth[truth["r"] < 20.5]
+    reference = truth[truth["r"] < 21.0]
     error = 0.02 / 3600.0
     reference["dec"] += rng.normal(0.0, error, len(reference))
     reference["ra"] += rng.normal(0.0, error, len(reference)) / np.cos(np.radians(reference["dec"]))

@@ -3,6 +3,9 @@ finding stars, fitting their width, place and brightness, and summing a visit
 up.
 """
 
+# pex_config is not typed.
+# mypy: allow-untyped-calls
+
 from __future__ import annotations
 
 __all__ = ["CharacterizeTask", "IsrTask", "VisitSummaryTask"]
@@ -11,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from astropy.table import Table
+from astropy.table import Table  # type: ignore[import-untyped]
 from lsst.pex.config import Field
 from lsst.pipe.base import NoWorkFound, PipelineTaskConnections, Struct
-from lsst.pipe.base import connectionTypes as ct
+from lsst.pipe.base.connectionTypes import InitOutput, Input, Output, PrerequisiteInput
 
 from .calibration import AB_ZERO_POINT, calibrate, depth
 from .geometry import Affine, TangentPoint
@@ -26,28 +29,31 @@ _EXPOSURE = ("instrument", "exposure", "detector")
 _VISIT = ("instrument", "visit", "detector")
 
 
-class IsrConnections(PipelineTaskConnections, dimensions=_EXPOSURE):  # type: ignore[misc]
+class IsrConnections(PipelineTaskConnections, dimensions=_EXPOSURE):
     """Data of `IsrTask`."""
 
-    raw = ct.Input(name="starcam_raw", storageClass="NumpyArray", dimensions=_EXPOSURE, doc="Counts")
-    header = ct.Input(
-        name="starcam_header", storageClass="StructuredDataDict", dimensions=_EXPOSURE, doc="Its circumstances"
+    raw = Input(name="starcam_raw", storageClass="NumpyArray", dimensions=_EXPOSURE, doc="Counts")
+    header = Input(
+        name="starcam_header",
+        storageClass="StructuredDataDict",
+        dimensions=_EXPOSURE,
+        doc="Its circumstances",
     )
-    bias = ct.PrerequisiteInput(
+    bias = PrerequisiteInput(
         name="starcam_bias",
         storageClass="NumpyArray",
         dimensions=("instrument", "detector"),
         isCalibration=True,
         doc="Counts without light",
     )
-    flat = ct.PrerequisiteInput(
+    flat = PrerequisiteInput(
         name="starcam_flat",
         storageClass="NumpyArray",
         dimensions=("instrument", "physical_filter", "detector"),
         isCalibration=True,
         doc="Relative response of the pixels",
     )
-    image = ct.Output(
+    image = Output(
         name="post_isr_image",
         storageClass="NumpyArray",
         dimensions=_EXPOSURE,
@@ -55,10 +61,10 @@ class IsrConnections(PipelineTaskConnections, dimensions=_EXPOSURE):  # type: ig
     )
 
 
-class IsrConfig(StarTaskConfig, pipelineConnections=IsrConnections):  # type: ignore[misc]
+class IsrConfig(StarTaskConfig, pipelineConnections=IsrConnections):
     """Options of `IsrTask`."""
 
-    doFlat = Field(dtype=bool, default=True, doc="Whether to divide by the flat.")
+    doFlat: Field[bool] = Field(dtype=bool, default=True, doc="Whether to divide by the flat.")
 
 
 class IsrTask(StarTask):
@@ -66,6 +72,7 @@ class IsrTask(StarTask):
 
     ConfigClass = IsrConfig
     _DefaultName = "isr"
+    config: IsrConfig
 
     def run(
         self,
@@ -85,50 +92,54 @@ class IsrTask(StarTask):
         return Struct(image=planes)
 
 
-class CharacterizeConnections(PipelineTaskConnections, dimensions=_VISIT):  # type: ignore[misc]
+class CharacterizeConnections(PipelineTaskConnections, dimensions=_VISIT):
     """Data of `CharacterizeTask`."""
 
-    images = ct.Input(
+    images = Input(
         name="post_isr_image", storageClass="NumpyArray", dimensions=_EXPOSURE, multiple=True, doc="Snaps"
     )
-    headers = ct.Input(
+    headers = Input(
         name="starcam_header",
         storageClass="StructuredDataDict",
         dimensions=_EXPOSURE,
         multiple=True,
         doc="Their circumstances",
     )
-    reference = ct.PrerequisiteInput(
+    reference = PrerequisiteInput(
         name="starcam_reference",
         storageClass="ArrowAstropy",
         dimensions=("instrument",),
         doc="Stars of known place and brightness",
     )
-    schema = ct.InitOutput(
-        name="source_schema", storageClass="StructuredDataDict", doc="Columns of the sources, with their units"
+    schema = InitOutput(
+        name="source_schema",
+        storageClass="StructuredDataDict",
+        doc="Columns of the sources, with their units",
     )
-    calibrated = ct.Output(
+    calibrated = Output(
         name="calibrated_image",
         storageClass="NumpyArray",
         dimensions=_VISIT,
         doc="Two planes: nanojansky a pixel without background, and their variance",
     )
-    info = ct.Output(
+    info = Output(
         name="calibrated_image_info",
         storageClass="StructuredDataDict",
         dimensions=_VISIT,
         doc="Place on the sky, seeing, zero point, depth",
     )
-    sources = ct.Output(
+    sources = Output(
         name="source_table", storageClass="ArrowAstropy", dimensions=_VISIT, doc="Stars found on the image"
     )
 
 
-class CharacterizeConfig(StarTaskConfig, pipelineConnections=CharacterizeConnections):  # type: ignore[misc]
+class CharacterizeConfig(StarTaskConfig, pipelineConnections=CharacterizeConnections):
     """Options of `CharacterizeTask`."""
 
-    threshold = Field(dtype=float, default=5.0, doc="Least signal-to-noise ratio of a star.")
-    brightest = Field(dtype=int, default=60, doc="Number of the brightest stars that give the seeing.")
+    threshold: Field[float] = Field(dtype=float, default=5.0, doc="Least signal-to-noise ratio of a star.")
+    brightest: Field[int] = Field(
+        dtype=int, default=60, doc="Number of the brightest stars that give the seeing."
+    )
 
 
 class CharacterizeTask(StarTask):
@@ -136,6 +147,7 @@ class CharacterizeTask(StarTask):
 
     ConfigClass = CharacterizeConfig
     _DefaultName = "characterize"
+    config: CharacterizeConfig
 
     def __init__(self, *, initInputs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(initInputs=initInputs, **kwargs)
@@ -151,7 +163,7 @@ class CharacterizeTask(StarTask):
             }
         }
 
-    def identity(self, data_id: dict[str, int | str]) -> dict[str, Any]:
+    def identity(self, data_id: dict[str, int | str]) -> dict[str, Any]:  # noqa: D102
         return {"band": data_id["band"]}
 
     def run(
@@ -208,17 +220,17 @@ class CharacterizeTask(StarTask):
         return x, y, psf
 
 
-class VisitSummaryConnections(PipelineTaskConnections, dimensions=("instrument", "visit")):  # type: ignore[misc]
+class VisitSummaryConnections(PipelineTaskConnections, dimensions=("instrument", "visit")):
     """Data of `VisitSummaryTask`."""
 
-    infos = ct.Input(
+    infos = Input(
         name="calibrated_image_info",
         storageClass="StructuredDataDict",
         dimensions=_VISIT,
         multiple=True,
         doc="What is known of each detector",
     )
-    summary = ct.Output(
+    summary = Output(
         name="visit_summary",
         storageClass="ArrowAstropy",
         dimensions=("instrument", "visit"),
@@ -226,10 +238,10 @@ class VisitSummaryConnections(PipelineTaskConnections, dimensions=("instrument",
     )
 
 
-class VisitSummaryConfig(StarTaskConfig, pipelineConnections=VisitSummaryConnections):  # type: ignore[misc]
+class VisitSummaryConfig(StarTaskConfig, pipelineConnections=VisitSummaryConnections):
     """Options of `VisitSummaryTask`."""
 
-    worstZeroPoint = Field(
+    worstZeroPoint: Field[float] = Field(
         dtype=float,
         default=0.3,
         doc="Magnitudes from the visit's median zero point at which a detector is marked as not good.",
@@ -241,10 +253,19 @@ class VisitSummaryTask(StarTask):
 
     ConfigClass = VisitSummaryConfig
     _DefaultName = "visitSummary"
+    config: VisitSummaryConfig
 
     def run(self, *, infos: dict[int, dict[str, Any]]) -> Struct:
         """Process a visit."""
-        columns = ("psf_sigma", "zero_point", "background", "depth", "sources", "matches", "astrometric_scatter")
+        columns = (
+            "psf_sigma",
+            "zero_point",
+            "background",
+            "depth",
+            "sources",
+            "matches",
+            "astrometric_scatter",
+        )
         rows = [{"detector": key} | {name: info[name] for name in columns} for key, info in infos.items()]
         table = Table(rows=rows)
         distance = np.abs(table["zero_point"] - np.median(table["zero_point"]))

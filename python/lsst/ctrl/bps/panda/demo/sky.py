@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .geometry import PIXEL_SCALE, Affine, FocalPlane, FloatArray, TangentPoint
+from .geometry import PIXEL_SCALE, Affine, FloatArray, FocalPlane, TangentPoint
 from .instrument import BANDS, StarCam
 from .psf import Psf
 
@@ -94,7 +94,7 @@ class DetectorEffects:
 
 
 def make_stars(
-    centre: TangentPoint, half_width: float, *, rng: np.random.Generator, density: float = 0.018
+    centre: TangentPoint, half_width: float, *, rng: np.random.Generator, density: float = 0.03
 ) -> StarCatalog:
     """Make up a field of stars.
 
@@ -118,9 +118,7 @@ def make_stars(
     r = np.log10(rng.uniform(low, high, number)) / _SLOPE
     colour = np.clip(rng.normal(0.75, 0.35, number), -0.3, 1.7)
     i = r - 0.4 * colour
-    return StarCatalog(
-        ra=ra, dec=dec, magnitudes={"g": r + colour, "r": r, "i": i, "z": i - 0.2 * colour}
-    )
+    return StarCatalog(ra=ra, dec=dec, magnitudes={"g": r + colour, "r": r, "i": i, "z": i - 0.2 * colour})
 
 
 def simulate_raw(
@@ -161,7 +159,9 @@ def simulate_raw(
     near = (x > -15) & (x < size + 15) & (y > -15) & (y < size + 15)
     scale = observation.exposure_time * observation.transparency
     fluxes = scale * 10.0 ** (0.4 * (band.zero_point - stars.magnitudes[observation.band][near]))
-    dark_sky = observation.exposure_time * 10.0 ** (0.4 * (band.zero_point - observation.sky)) * PIXEL_SCALE**2
+    dark_sky = (
+        observation.exposure_time * 10.0 ** (0.4 * (band.zero_point - observation.sky)) * PIXEL_SCALE**2
+    )
     light = np.full((size, size), dark_sky)
     Psf.from_fwhm(observation.seeing / PIXEL_SCALE).add_to(light, x[near], y[near], fluxes)
     electrons = rng.poisson(light * effects.flats[observation.band]) + rng.normal(

@@ -1,5 +1,8 @@
 """What the demo's tasks have in common."""
 
+# pex_config is not typed.
+# mypy: allow-untyped-calls
+
 from __future__ import annotations
 
 __all__ = ["StarTask", "StarTaskConfig", "datasets"]
@@ -13,15 +16,15 @@ from lsst.pipe.base import PipelineTask, PipelineTaskConfig, PipelineTaskConnect
 from .trouble import Trouble, TroubleConfig
 
 
-class _NoConnections(PipelineTaskConnections, dimensions=()):  # type: ignore[misc]
+class _NoConnections(PipelineTaskConnections, dimensions=()):
     """`PipelineTaskConfig` wants connections even of a parent class."""
 
 
-class StarTaskConfig(PipelineTaskConfig, TroubleConfig, pipelineConnections=_NoConnections):  # type: ignore[misc]
+class StarTaskConfig(PipelineTaskConfig, TroubleConfig, pipelineConnections=_NoConnections):
     """The options to be slow or to fail, for a task's own options to extend."""
 
 
-class StarTask(PipelineTask):  # type: ignore[misc]
+class StarTask(PipelineTask):
     """A task whose ``run`` gets plain values.
 
     An input with several datasets arrives as a dictionary, ordered by its
@@ -31,8 +34,9 @@ class StarTask(PipelineTask):  # type: ignore[misc]
     """
 
     ConfigClass: ClassVar[type[StarTaskConfig]] = StarTaskConfig
+    config: StarTaskConfig
 
-    def runQuantum(self, butlerQC: Any, inputRefs: Any, outputRefs: Any) -> None:
+    def runQuantum(self, butlerQC: Any, inputRefs: Any, outputRefs: Any) -> None:  # noqa: D102
         data_id = dict(butlerQC.quantum.dataId.mapping)
         held = Trouble(self.config, os.environ).befall(data_id)
         own = butlerQC.quantum.dataId.dimensions.names

@@ -5,6 +5,9 @@ system needs: a chosen quantum that raises, exits with a code, is killed by a
 signal, takes memory, takes time, or fails its first attempts only.
 """
 
+# pex_config is not typed.
+# mypy: allow-untyped-calls
+
 from __future__ import annotations
 
 __all__ = ["ATTEMPT_VARIABLE", "Trouble", "TroubleConfig", "TroubleError"]
@@ -35,22 +38,28 @@ class TroubleError(RuntimeError):
     """A failure that was asked for."""
 
 
-class TroubleConfig(Config):  # type: ignore[misc]
+class TroubleConfig(Config):
     """Options to make chosen quanta slow or fail; all off by default."""
 
-    sleepSeconds = Field(dtype=float, default=0.0, doc="Seconds that a quantum sleeps before its work.")
-    sleepIf = Field(
+    sleepSeconds: Field[float] = Field(
+        dtype=float, default=0.0, doc="Seconds that a quantum sleeps before its work."
+    )
+    sleepIf: Field[str] = Field(
         dtype=str, default="", optional=True, doc="Condition on the data id: which sleep (empty: all)."
     )
-    failIf = Field(
+    failIf: Field[str] = Field(
         dtype=str, default="", optional=True, doc="Condition on the data id: which quanta fail (empty: none)."
     )
-    failAttempts = Field(
+    failAttempts: Field[int] = Field(
         dtype=int, default=0, doc="Fail in the first N attempts only, where the attempt is known; 0: in all."
     )
-    exitCode = Field(dtype=int, default=0, doc="Fail by ending the process with this code, if not 0.")
-    killSignal = Field(dtype=int, default=0, doc="Fail by sending the process this signal, if not 0.")
-    useMemoryMb = Field(
+    exitCode: Field[int] = Field(
+        dtype=int, default=0, doc="Fail by ending the process with this code, if not 0."
+    )
+    killSignal: Field[int] = Field(
+        dtype=int, default=0, doc="Fail by sending the process this signal, if not 0."
+    )
+    useMemoryMb: Field[int] = Field(
         dtype=int,
         default=0,
         doc="Megabytes that a quantum chosen by failIf takes first. With neither exitCode nor killSignal it "
