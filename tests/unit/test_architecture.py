@@ -33,7 +33,7 @@ ARROWS: dict[str, frozenset[str]] = {
         "settings": "errors version plan.model staging rest.credentials",
         "staging": "errors plan.model",
         "workflow": "errors version plan settings",
-        "report": "errors wire.records wire.states wire.attributes",
+        "report": "errors wire.records wire.states wire.attributes wire.failures wire.tally",
         "remote_build": "errors version settings plan edgenode rest wire staging",
         "service": "errors version settings plan wire rest staging report workflow remote_build",
         "plan": "errors edgenode.cmd_line_decoder settings",
@@ -65,7 +65,10 @@ FOREIGN = {
 # Loading one of these at `import lsst.ctrl.bps.panda` would make every `bps` command pay for it.
 HEAVY = ("pandaclient", "idds.core", "idds.orm", "idds.rest", "waitress", "flask", "astropy", "matplotlib")
 
-PURE = ("plan", "report", "wire.records", "wire.states", "wire.attributes")
+PURE = (
+    "plan", "report", "wire.attributes", "wire.failures", "wire.fields", "wire.pipeline", "wire.record_types",
+    "wire.records", "wire.run_states", "wire.stand_in", "wire.states", "wire.tally",
+)  # fmt: skip
 IMPURE_MODULES = {
     "datetime.now", "http", "io", "os", "pathlib.Path", "random", "requests", "secrets", "shutil", "socket",
     "subprocess", "tempfile", "threading", "time", "urllib.request", "uuid",
