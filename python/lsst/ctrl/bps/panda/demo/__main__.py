@@ -1,0 +1,8 @@
+"""Run the demo's command: ``python -m lsst.ctrl.bps.panda.demo``."""
+
+from lsst.ctrl.bps.panda.cli.demo import main
+
+__all__: list[str] = []
+
+if __name__ == "__main__":
+    main()
