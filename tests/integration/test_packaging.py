@@ -59,6 +59,12 @@ def pip(folder: Path, *arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def configuration_files() -> list[str]:
+    """Return the YAML files below ``config``, as a user names them."""
+    folder = (CHECKOUT / "config").resolve()
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.yaml"))
+
+
 LOOK = """
 import importlib.metadata, json, lsst.ctrl.bps
 told = {"bps": lsst.ctrl.bps.__file__, "version": "", "files": [], "scripts": []}
@@ -122,7 +128,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
 def test_wheel_has_the_configuration(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     shipped = {name for name in names if name.startswith(PREFIX + "config/") and name.endswith(".yaml")}
-    assert shipped == {f"{PREFIX}config/{path.name}" for path in (CHECKOUT / "config").glob("*.yaml")}
+    assert shipped == {f"{PREFIX}config/{name}" for name in configuration_files()}
     assert shipped
 
 
@@ -162,7 +168,7 @@ def test_configuration_is_found_as_a_resource(installation):
         "    path = ResourcePath(f'resource://lsst.ctrl.bps.panda/config/{name}')\n"
         "    print(name, path.exists(), len(path.read()))\n"
     )
-    names = sorted(path.name for path in (CHECKOUT / "config").glob("*.yaml"))
+    names = configuration_files()
     assert names
     lines = installation.run("python", "-c", code, *names).stdout.splitlines()
     for line, path in zip(lines, names, strict=True):
