@@ -19,9 +19,9 @@ from collections.abc import Iterable, Mapping
 
 from lsst.ctrl.bps.wms_service import WmsRunReport, WmsSpecificInfo, WmsStates
 
-from .monitor_links import MonitorLinks
+from .report_filters import RunFilters
+from .report_links import MonitorLinks
 from .report_notes import add_notes
-from .run_filters import RunFilters
 from .wire.failures import Failure, exit_codes, failures_of
 from .wire.states import Phase, is_aborted, phase_of
 from .wire.tally import RunEvidence, RunTally, tally_run

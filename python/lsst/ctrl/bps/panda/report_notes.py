@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from lsst.ctrl.bps.wms_service import WmsSpecificInfo, WmsStates
 
-from .monitor_links import MonitorLinks
+from .report_links import MonitorLinks
 from .wire.failures import (
     MEMORY_ADVICE,
     UNKNOWN_EXIT_CODE,
@@ -23,6 +23,7 @@ from .wire.tally import RunEvidence, RunTally
 
 _ERROR_LIMIT = 10
 _TASK_LIMIT = 5
+_DYING_TASKS = frozenset({"aborting", "toabort"})
 _DIGEST_TEMPLATE = (
     "  {count} x {source} {code} ({text}) in {labels}; for instance {name}, PanDA job {job}, {log}"
 )
@@ -84,13 +85,19 @@ def _add_server_state(info: WmsSpecificInfo, evidence: RunEvidence, tally: RunTa
                 " minutes later.",
                 still_running=still,
             )
+        _add_tasks(info, evidence, "PanDA is still ending task", _DYING_TASKS)
     if request.errors:
         info.add_message("iDDS says: {idds_errors}", idds_errors=request.errors)
-    paused = [task.task_id for task in evidence.tasks if task.status == "paused"]
-    if paused:
-        info.add_message(
-            "Paused in PanDA: task {paused_tasks}.", paused_tasks=", ".join(map(str, paused[:_TASK_LIMIT]))
-        )
+    _add_tasks(info, evidence, "Paused in PanDA: task", frozenset({"paused"}))
+
+
+def _add_tasks(info: WmsSpecificInfo, evidence: RunEvidence, words: str, statuses: frozenset[str]) -> None:
+    """Name the PanDA tasks that have one of the statuses."""
+    found = [str(task.task_id) for task in evidence.tasks if task.status in statuses]
+    if found:
+        more = f" and {len(found) - _TASK_LIMIT} more" if len(found) > _TASK_LIMIT else ""
+        key = f"{min(statuses)}_tasks"
+        info.add_message(f"{words} {{{key}}}.", {key: ", ".join(found[:_TASK_LIMIT]) + more})
 
 
 def _add_problems(info: WmsSpecificInfo, evidence: RunEvidence) -> None:
@@ -160,7 +167,15 @@ def _add_advice(
 
 
 def _can_restart(evidence: RunEvidence, tally: RunTally, failures: Sequence[Failure]) -> bool:
-    return tally.ended and tally.state is not WmsStates.SUCCEEDED
+    return tally.ended and tally.state is not WmsStates.SUCCEEDED and not _is_dying(evidence, tally, failures)
+
+
+def _is_dying(evidence: RunEvidence, tally: RunTally, failures: Sequence[Failure]) -> bool:
+    """Tell whether killed jobs may still write their outputs."""
+    if not tally.ended or not is_aborted(evidence.request):
+        return False
+    running = sum(running_by_task(evidence.jobs or ()).values())
+    return running > 0 or any(task.status in _DYING_TASKS for task in evidence.tasks)
 
 
 def _lacks_memory(evidence: RunEvidence, tally: RunTally, failures: Sequence[Failure]) -> bool:
@@ -193,6 +208,7 @@ _ADVICE: tuple[tuple[_Condition, str], ...] = (
         "some errors are not the payload's: if they come again, ask those who run the site or PanDA.",
     ),
     (_still_fails, "let the run end; then bps restart --id {id} runs again what failed."),
+    (_is_dying, "wait until the last job has ended; then bps restart --id {id} runs again what was deleted."),
     (
         _can_restart,
         "bps restart --id {id} runs again what failed, was pruned or deleted, and then the final job.",
