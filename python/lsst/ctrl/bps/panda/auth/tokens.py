@@ -2,7 +2,15 @@
 they last.  Nothing here reads a file or asks a server.
 """
 
-__all__ = ["Claims", "TokenSet", "ensure_lifetime", "parse_claims", "parse_token_set", "render_span"]
+__all__ = [
+    "Claims",
+    "TokenSet",
+    "claims_from",
+    "ensure_lifetime",
+    "parse_claims",
+    "parse_token_set",
+    "render_span",
+]
 
 import json
 from collections.abc import Mapping
@@ -59,6 +67,11 @@ class TokenSet:
         """The token that buys new ones, if there is one."""
         token = self._fields.get("refresh_token")
         return token if isinstance(token, str) and token else None
+
+    @property
+    def fields(self) -> Mapping[str, object]:
+        """Everything that the provider gave."""
+        return self._fields
 
     def render(self) -> str:
         """Give the text of the token file."""
@@ -230,7 +243,8 @@ def ensure_lifetime(id_token: str, needed: timedelta, *, now: datetime | None = 
     id_token : `str`
         The token.
     needed : `~datetime.timedelta`
-        How long it must still be valid.
+        How long it must still be valid; a negative one lets a token pass
+        that expired only so long ago, for clocks that differ.
     now : `~datetime.datetime`, optional
         The time, with a time zone; None means the clock's.
 
@@ -248,7 +262,7 @@ def ensure_lifetime(id_token: str, needed: timedelta, *, now: datetime | None = 
     """
     claims = parse_claims(id_token)
     left = claims.remaining(now or datetime.now(UTC))
-    if left <= timedelta(0):
+    if left <= min(needed, timedelta(0)):
         raise TokenExpiredError(
             f"The token expired {render_span(-left)} ago. Renew it with 'panda_auth refresh', "
             "or log in with 'panda_auth reset'."

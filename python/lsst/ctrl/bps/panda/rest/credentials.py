@@ -14,16 +14,26 @@ __all__ = [
     "verify_host",
 ]
 
+import contextlib
 import os.path
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import NoReturn, Protocol
 
 from ..auth.store import TokenStore, token_directory
-from ..errors import AuthenticationError, SettingsError
+from ..auth.tokens import ensure_lifetime, parse_claims
+from ..errors import AuthenticationError, SettingsError, TokenBrokenError
 from .redaction import redact
 
 _LOG_IN = "Log in with 'panda_auth reset'."
+
+# A token is renewed, as panda-client does it, when less than this is left.
+_RENEW_BEFORE = timedelta(minutes=5)
+
+# Clocks may differ: a token is held for expired only after this.
+_GRACE = timedelta(minutes=-1)
 
 
 class Credentials(Protocol):
@@ -191,6 +201,7 @@ def find_credentials(
     user: str | None = None,
     uid: int | None = None,
     renew: Callable[[TokenStore], bool] | None = None,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Credentials:
     """Choose credentials as panda-client does, from the same variables.
 
@@ -213,6 +224,8 @@ def find_credentials(
     renew : `~collections.abc.Callable`, optional
         Called with the token store when its token is about to expire or is
         not accepted; `True` if it put another one there.
+    now : `~collections.abc.Callable`, optional
+        Gives the time, with a time zone.
 
     Returns
     -------
@@ -227,7 +240,7 @@ def find_credentials(
     """
     mode = env.get("PANDA_AUTH", "").strip().lower()
     if mode == "oidc":
-        return _find_token(env, renew)
+        return _find_token(env, renew, now)
     if mode not in {"", "voms", "x509", "x509_no_grid", "none", "off"}:
         raise SettingsError(f"PANDA_AUTH={mode!r} is unknown. Use 'oidc', 'voms' or 'none'.")
     if mode in {"none", "off"}:
@@ -256,27 +269,55 @@ def verify_host(env: Mapping[str, str]) -> bool:
     return env.get("PANDA_VERIFY_HOST", "").strip().lower() != "off"
 
 
-def _find_token(env: Mapping[str, str], renew: Callable[[TokenStore], bool] | None) -> BearerToken:
+def _find_token(
+    env: Mapping[str, str], renew: Callable[[TokenStore], bool] | None, now: Callable[[], datetime]
+) -> BearerToken:
     vo = env.get("PANDA_AUTH_VO") or env.get("OIDC_AUTH_VO")
     if not vo:
         raise SettingsError(
             "PANDA_AUTH=oidc needs the virtual organisation in PANDA_AUTH_VO (for instance 'Rubin')."
         )
-    if literal := env.get("PANDA_AUTH_ID_TOKEN"):
-        return BearerToken(vo, lambda: literal.strip(), description="PANDA_AUTH_ID_TOKEN")
-    if path := env.get("OIDC_AUTH_TOKEN_FILE"):
-        return BearerToken(
-            vo, lambda: _read_token(path), description=f"the file {path} (OIDC_AUTH_TOKEN_FILE)"
-        )
-    if literal_too := env.get("OIDC_AUTH_ID_TOKEN"):
-        return BearerToken(vo, lambda: literal_too.strip(), description="OIDC_AUTH_ID_TOKEN")
     store = TokenStore(token_directory(env))
+    path = env.get("OIDC_AUTH_TOKEN_FILE", "")
+    given: tuple[tuple[str, Callable[[], str], str], ...] = (
+        ("PANDA_AUTH_ID_TOKEN", lambda: env["PANDA_AUTH_ID_TOKEN"].strip(), "PANDA_AUTH_ID_TOKEN"),
+        ("OIDC_AUTH_TOKEN_FILE", lambda: _read_token(path), f"the file {path} (OIDC_AUTH_TOKEN_FILE)"),
+        ("OIDC_AUTH_ID_TOKEN", lambda: env["OIDC_AUTH_ID_TOKEN"].strip(), "OIDC_AUTH_ID_TOKEN"),
+    )
+    for name, read, description in given:
+        if env.get(name):
+            return BearerToken(vo, partial(_read_unexpired, read, now), description=description)
     return BearerToken(
         vo,
-        lambda: store.load().id_token,
+        lambda: _current(store, renew, now()),
         renew=None if renew is None else lambda: renew(store),
         description=f"the file {store.path}",
     )
+
+
+def _current(store: TokenStore, renew: Callable[[TokenStore], bool] | None, now: datetime) -> str:
+    """Give the stored token, renewed if it is about to expire."""
+    token = store.load().id_token
+    if renew is not None:
+        claims = parse_claims(token)
+        life = _RENEW_BEFORE
+        if claims.issued is not None and claims.expires is not None:
+            life = min(life, (claims.expires - claims.issued) / 2)
+        if claims.remaining(now) < life and renew(store):
+            token = store.load().id_token
+    return _unexpired(token, now)
+
+
+def _read_unexpired(read: Callable[[], str], now: Callable[[], datetime]) -> str:
+    return _unexpired(read(), now())
+
+
+def _unexpired(token: str, now: datetime) -> str:
+    """Give the token, or the clear word that it has expired."""
+    # What is no token at all is not for us to judge: the server will say.
+    with contextlib.suppress(TokenBrokenError):
+        ensure_lifetime(token, _GRACE, now=now)
+    return token
 
 
 def _read_token(path: str) -> str:

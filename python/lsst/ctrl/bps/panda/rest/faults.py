@@ -2,14 +2,13 @@
 functions that find it in an exception of the HTTP library or in a reply.
 """
 
-__all__ = ["Failure", "Fault", "classify_exception", "classify_status", "looks_like_web_page"]
+__all__ = ["Fault", "classify_exception", "classify_status", "looks_like_web_page"]
 
 import enum
 import http.client
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import requests
 import urllib3.exceptions as pool_errors
@@ -98,34 +97,6 @@ _NOT_EXECUTED = frozenset(
         Fault.CLIENT_ERROR,
     }
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """One failed attempt.
-
-    It holds text, not the library's exception: that one carries the request
-    with its headers, and so the token.
-
-    Parameters
-    ----------
-    fault : `Fault`
-        Kind of failure.
-    text : `str`
-        Redacted words of the cause.
-    status : `int` or `None`
-        HTTP status, if there was a reply.
-    retry_after : `float` or `None`
-        Seconds the server asked to wait.
-    reply : `str`
-        Redacted beginning of the reply.
-    """
-
-    fault: Fault
-    text: str
-    status: int | None = None
-    retry_after: float | None = None
-    reply: str = ""
 
 
 # OpenSSL reasons that can only occur in the handshake, before any byte of

@@ -8,7 +8,8 @@ __all__ = ["Attempt", "RetryPolicy", "plan_retry"]
 
 from dataclasses import dataclass
 
-from .faults import Failure, Fault
+from .failures import Failure
+from .faults import Fault
 
 # Worth another attempt; everything else will be the same a moment later.
 _TRANSIENT = frozenset(

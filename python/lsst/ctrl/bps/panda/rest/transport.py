@@ -12,7 +12,7 @@ import logging
 import random
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,17 +20,9 @@ from urllib.parse import urlsplit
 import requests
 import urllib3.exceptions
 
-from ..errors import (
-    AuthenticationError,
-    ConnectionFailedError,
-    RefusedError,
-    ReplyError,
-    ServerError,
-    TransportError,
-)
 from .credentials import Credentials
-from .faults import Failure, Fault, classify_exception, classify_status, looks_like_web_page
-from .redaction import cut, redact
+from .failures import Failure, describe_exception, describe_reply, make_error
+from .faults import Fault, classify_status
 from .retries import Attempt, RetryPolicy, plan_retry
 
 _LOG = logging.getLogger(__name__)
@@ -65,7 +57,7 @@ class Reply:
     Parameters
     ----------
     status : `int`
-        HTTP status, 2xx.
+        HTTP status, 2xx or one that the caller accepts.
     headers : `~collections.abc.Mapping` [`str`, `str`]
         Headers, found without regard to case.
     body : `bytes`
@@ -91,6 +83,7 @@ class _Request:
     body: bytes | None
     headers: Mapping[str, str]
     safe: bool
+    accept: Collection[int]
 
 
 class Transport:
@@ -176,7 +169,7 @@ class Transport:
         TransportError
             Raised as one of its children that says what went wrong.
         """
-        return self._exchange(_Request("GET", url, what or url, params, None, headers or {}, safe))
+        return self._exchange(_Request("GET", url, what or url, params, None, headers or {}, safe, ()))
 
     def post(
         self,
@@ -187,6 +180,7 @@ class Transport:
         headers: Mapping[str, str] | None = None,
         safe: bool,
         what: str = "",
+        accept: Collection[int] = (),
     ) -> Reply:
         """Send with POST.
 
@@ -204,11 +198,13 @@ class Transport:
             Whether twice is the same as once.
         what : `str`, optional
             What is asked, in a few words for messages.
+        accept : `~collections.abc.Collection` [`int`], optional
+            Other HTTP statuses than 2xx whose replies are wanted.
 
         Returns
         -------
         reply : `Reply`
-            A reply with status 2xx.
+            A reply with status 2xx, or an accepted one.
 
         Raises
         ------
@@ -218,7 +214,7 @@ class Transport:
             its effect all the same.
         """
         every = {"Content-Type": content_type, **(headers or {})}
-        return self._exchange(_Request("POST", url, what or url, None, body, every, safe))
+        return self._exchange(_Request("POST", url, what or url, None, body, every, safe, accept))
 
     def _exchange(self, request: _Request) -> Reply:
         """Send until there is a reply or no reason to send again."""
@@ -243,7 +239,9 @@ class Transport:
             self._sleep(delay)
         # Raised outside of any except clause: the library's exception, which
         # holds the headers, is not chained.
-        raise _make_error(request, outcome, number, maybe_sent=maybe_sent)
+        raise make_error(
+            outcome, endpoint=request.url, what=request.what, attempts=number, maybe_sent=maybe_sent
+        )
 
     def _send(self, request: _Request) -> Reply | Failure:
         """Send once."""
@@ -275,15 +273,15 @@ class Transport:
             ) as response:
                 body = self._read(response, start)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            return Failure(classify_exception(error), redact(_innermost(error), secrets))
+            return describe_exception(error, secrets)
         if body is None:
             return Failure(
                 Fault.READ_TIMEOUT, f"the reply was not complete after {self._timeouts.total:.0f} s"
             )
         fault = classify_status(response.status_code)
-        if fault is None:
+        if fault is None or response.status_code in request.accept:
             return Reply(response.status_code, response.headers, body, request.url)
-        return _failed_reply(response, fault, body, secrets)
+        return describe_reply(response, fault, body, secrets)
 
     def _read(self, response: requests.Response, start: float) -> bytes | None:
         """Read a reply; `None` if it takes too long as a whole."""
@@ -315,83 +313,3 @@ class Transport:
 
 def _is_loopback(host: str) -> bool:
     return host in {"localhost", "::1"} or host.startswith("127.")
-
-
-def _innermost(error: BaseException) -> str:
-    """Give the words of the most precise cause."""
-    link: BaseException | None = error
-    text = ""
-    while link is not None:
-        text = str(link) or text or type(link).__name__
-        inside = (getattr(link, "reason", None), *link.args)
-        link = next((item for item in inside if isinstance(item, BaseException)), None)
-    # "HTTPConnection(host=..., port=...): what happened": the host is named
-    # by the error's endpoint.
-    return cut(text.rpartition("): ")[2])
-
-
-def _failed_reply(response: requests.Response, fault: Fault, body: bytes, secrets: list[str]) -> Failure:
-    """Describe a reply whose status says failure."""
-    text = f"HTTP status {response.status_code} {response.reason or ''}".rstrip()
-    if fault is Fault.REDIRECT:
-        text += f", to {redact(response.headers.get('Location', 'nowhere'), secrets)}"
-    if looks_like_web_page(response.headers.get("Content-Type", ""), body):
-        text += ", with a web page"
-    return Failure(
-        fault,
-        text,
-        response.status_code,
-        _parse_seconds(response.headers.get("Retry-After", "")),
-        cut(redact(body[:4000].decode("utf-8", "replace"), secrets)),
-    )
-
-
-def _parse_seconds(text: str) -> float | None:
-    """Read ``Retry-After``; only its form in seconds is of use to us."""
-    return float(text) if text.isascii() and text.isdigit() else None
-
-
-_Make = type[TransportError]
-_ERRORS: Mapping[Fault, tuple[_Make, str]] = {
-    Fault.NAME_NOT_FOUND: (
-        ConnectionFailedError,
-        "The host's name has no address. Check the URL and the network.",
-    ),
-    Fault.CONNECTION_REFUSED: (ConnectionFailedError, "Nothing listens there: the connection was refused."),
-    Fault.UNREACHABLE: (ConnectionFailedError, "The host cannot be reached."),
-    Fault.CONNECT_TIMEOUT: (ConnectionFailedError, "The host does not answer."),
-    Fault.TLS: (
-        ConnectionFailedError,
-        "No encrypted connection: the server's certificate is not accepted, or it does not speak TLS.",
-    ),
-    Fault.BAD_URL: (ConnectionFailedError, "The URL cannot be used."),
-    Fault.READ_TIMEOUT: (ConnectionFailedError, "The request was sent, but no complete reply came in time."),
-    Fault.CONNECTION_LOST: (ConnectionFailedError, "The connection was lost."),
-    Fault.REPLY_CUT: (ReplyError, "The reply was cut short."),
-    Fault.PERMISSION: (
-        AuthenticationError,
-        "The server does not accept who we are. See 'panda_auth status'; log in with 'panda_auth reset'.",
-    ),
-    Fault.NOT_FOUND: (ReplyError, "The server has nothing there. Check the path of the URL."),
-    Fault.REDIRECT: (ReplyError, "The server points elsewhere. Check the URL."),
-    Fault.TOO_LARGE: (RefusedError, "The request is too large for the server."),
-    Fault.BUSY: (ServerError, "The server has too much to do. Try again later."),
-    Fault.GATEWAY: (ServerError, "A front end answers, the server behind it does not."),
-    Fault.SERVER: (ServerError, "The server failed."),
-    Fault.CLIENT_ERROR: (RefusedError, "The server did not take the request."),
-}
-
-
-def _make_error(request: _Request, failure: Failure, attempts: int, *, maybe_sent: bool) -> TransportError:
-    """Make the error that a user sees."""
-    kind, words = _ERRORS[failure.fault]
-    tried = f", after {attempts} attempts" if attempts > 1 else ""
-    return kind(
-        f"{words} ({failure.text}{tried})",
-        endpoint=redact(request.url),
-        request=redact(request.what),
-        reply=failure.reply,
-        fault=failure.fault,
-        status=failure.status,
-        maybe_sent=maybe_sent,
-    )

@@ -1,0 +1,394 @@
+"""The two OAuth exchanges of a login, device authorization (RFC 8628) and
+refresh (RFC 6749, section 6), and the checks that a client must make on the
+ID token (OpenID Connect Core 1.0, section 3.1.3.7).
+
+`oauthlib` makes the requests' bodies and reads the replies, `jwt` checks
+signatures and claims; the transport carries them.
+"""
+
+__all__ = ["DeviceGrant", "await_approval", "refresh_tokens", "start_device_login", "verify_id_token"]
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlencode
+
+from ..errors import (
+    AuthenticationError,
+    ConnectionFailedError,
+    LoginError,
+    RefreshRefusedError,
+    ReplyError,
+    ServerError,
+    TokenBrokenError,
+)
+from ..rest.redaction import cut, redact
+from ..rest.replies import parse_json, shape_error
+from ..rest.transport import Reply, Transport
+from .provider import Provider
+from .tokens import Claims, TokenSet, claims_from, parse_claims
+
+_LOG = logging.getLogger(__name__)
+
+_FORM = "application/x-www-form-urlencoded"
+_ACCEPT = {"Accept": "application/json"}
+
+# OAuth's own errors come with these (RFC 6749, section 5.2).
+_OAUTH_STATUSES = (400, 401, 403)
+
+# RFC 8628, section 3.5: the interval if none is given, and by how much it
+# grows at each "slow_down".
+_INTERVAL = 5.0
+
+# Clocks that differ by less are let pass, in seconds.
+_LEEWAY = 60
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceGrant:
+    """A login that waits for its approval.
+
+    Parameters
+    ----------
+    device_code : `str`
+        Our half; secret.
+    user_code : `str`
+        What the person types or compares.
+    verification_uri : `str`
+        Where the person goes.
+    verification_uri_complete : `str`
+        The same with the code in it; may be empty.
+    expires_in : `float`
+        Seconds until it is too late.
+    interval : `float`
+        Seconds to wait before each question.
+    """
+
+    device_code: str = field(repr=False)
+    user_code: str
+    verification_uri: str
+    verification_uri_complete: str
+    expires_in: float
+    interval: float
+
+
+def start_device_login(transport: Transport, provider: Provider) -> DeviceGrant:
+    """Begin a login.
+
+    Parameters
+    ----------
+    transport : `Transport`
+        How to ask.
+    provider : `Provider`
+        Whom.
+
+    Returns
+    -------
+    grant : `DeviceGrant`
+        What to show to the person, and what to wait for.
+
+    Raises
+    ------
+    LoginError
+        Raised if the provider refuses, for instance PanDA's client id.
+    TransportError
+        Raised if it cannot be asked or is not understood.
+    """
+    what = "start of the login"
+    form = {"client_id": provider.client_id, "scope": " ".join(provider.scopes)}
+    if provider.audience:
+        form["audience"] = provider.audience
+    if provider.client_secret:
+        form["client_secret"] = provider.client_secret
+    reply = _post(transport, provider.device_endpoint, urlencode(form), what, safe=True)
+    fields = _fields(reply, what)
+    if reply.status != 200:
+        raise LoginError(_explain(str(fields.get("error")), fields, provider), endpoint=reply.url)
+    try:
+        return DeviceGrant(
+            device_code=str(fields["device_code"]),
+            user_code=str(fields["user_code"]),
+            verification_uri=str(fields["verification_uri"]),
+            verification_uri_complete=str(fields.get("verification_uri_complete") or ""),
+            expires_in=float(fields["expires_in"]),
+            interval=float(fields.get("interval") or _INTERVAL),
+        )
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise shape_error(
+        "The provider's reply lacks a code, a link or a time.", None, endpoint=reply.url, what=what
+    )
+
+
+def await_approval(
+    transport: Transport,
+    provider: Provider,
+    grant: DeviceGrant,
+    *,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> TokenSet:
+    """Ask again and again until the person has approved.
+
+    Parameters
+    ----------
+    transport : `Transport`
+        How to ask.
+    provider : `Provider`
+        Whom.
+    grant : `DeviceGrant`
+        What was begun.
+    sleep : `~collections.abc.Callable`, optional
+        Waits for a number of seconds.
+    clock : `~collections.abc.Callable`, optional
+        Gives seconds from any origin.
+
+    Returns
+    -------
+    tokens : `TokenSet`
+        Tokens whose ID token was checked.
+
+    Raises
+    ------
+    LoginError
+        Raised if the person or the provider refused, or in time nobody
+        approved.
+    TokenBrokenError
+        Raised if the ID token does not pass the checks.
+    """
+    deadline = clock() + grant.expires_in
+    interval = grant.interval
+    while clock() + interval < deadline:
+        sleep(interval)
+        try:
+            fields, error = _ask_for_tokens(transport, provider, _device_body(provider, grant), "login")
+        except (ConnectionFailedError, ServerError) as problem:
+            # RFC 8628, section 3.5: slow down when connections fail.
+            _LOG.warning("Still waiting for the login, although: %s", problem)
+            interval = min(2 * interval, 60.0)
+            continue
+        if fields is not None:
+            return _checked(transport, provider, fields)
+        if error == "slow_down":
+            interval += _INTERVAL
+        elif error != "authorization_pending":
+            raise LoginError(_explain(error, {}, provider), endpoint=provider.token_endpoint)
+    raise LoginError(_explain("expired_token", {}, provider), endpoint=provider.token_endpoint)
+
+
+def refresh_tokens(transport: Transport, provider: Provider, tokens: TokenSet) -> TokenSet:
+    """Get new tokens for a refresh token.
+
+    It is sent once: a refresh token is often good for one use only, and the
+    provider may take a second one for theft.
+
+    Parameters
+    ----------
+    transport : `Transport`
+        How to ask.
+    provider : `Provider`
+        Whom.
+    tokens : `TokenSet`
+        Present tokens.
+
+    Returns
+    -------
+    tokens : `TokenSet`
+        New tokens whose ID token was checked.
+
+    Raises
+    ------
+    RefreshRefusedError
+        Raised if there is no refresh token, or the provider refuses it, or
+        gives tokens of somebody else.
+    TokenBrokenError
+        Raised if the new ID token does not pass the checks.
+    TransportError
+        Raised if the provider cannot be asked or is not understood.
+    """
+    if tokens.refresh_token is None:
+        raise RefreshRefusedError("There is no refresh token. Log in with 'panda_auth reset'.")
+    body = _refresh_body(provider, tokens.refresh_token)
+    fields, error = _ask_for_tokens(transport, provider, body, "refresh of the token")
+    if fields is None:
+        raise RefreshRefusedError(_explain(error, {}, provider), endpoint=provider.token_endpoint)
+    if "id_token" not in fields:
+        raise RefreshRefusedError(
+            "The provider gave no ID token. Log in with 'panda_auth reset'.", endpoint=provider.token_endpoint
+        )
+    renewed = _checked(transport, provider, tokens.renewed(fields).fields)
+    if parse_claims(renewed.id_token).subject != parse_claims(tokens.id_token).subject:
+        raise RefreshRefusedError("The provider gave a token of somebody else; it is not used.")
+    return renewed
+
+
+def verify_id_token(
+    id_token: str, keys: Mapping[str, Any], provider: Provider, *, now: datetime | None = None
+) -> Claims:
+    """Check signature, issuer, audience and times of an ID token.
+
+    Parameters
+    ----------
+    id_token : `str`
+        The token.
+    keys : `~collections.abc.Mapping`
+        The provider's key set (RFC 7517).
+    provider : `Provider`
+        Who must have made it, for whom, and with which signatures.
+    now : `~datetime.datetime`, optional
+        The time, for the words about clocks that differ.
+
+    Returns
+    -------
+    claims : `Claims`
+        What it says.
+
+    Raises
+    ------
+    TokenBrokenError
+        Raised if a check fails; the text says which.
+    """
+    import jwt
+
+    try:
+        key = _select_key(jwt.PyJWKSet.from_dict(dict(keys)), jwt.get_unverified_header(id_token))
+        raw = jwt.decode(
+            id_token,
+            key,
+            algorithms=list(provider.algorithms),
+            audience=provider.client_id,
+            issuer=provider.issuer,
+            leeway=_LEEWAY,
+            options={"require": ["iss", "sub", "aud", "exp", "iat"]},
+        )
+        # Section 3.1.3.7, number 5: with several audiences the token says
+        # for whom it was made.
+        if isinstance(raw["aud"], list) and len(raw["aud"]) > 1 and raw.get("azp") != provider.client_id:
+            raise jwt.InvalidAudienceError("made for another client (azp)")
+        return claims_from(raw)
+    except (jwt.ImmatureSignatureError, jwt.ExpiredSignatureError) as error:
+        problem = f"{error}; {_compare_clocks(id_token, now or datetime.now(UTC))}"
+    except jwt.PyJWTError as error:
+        problem = redact(str(error))
+    # Not chained: the library's error may quote the token.
+    raise TokenBrokenError(
+        f"The provider's ID token is not accepted: {cut(problem)}.", endpoint=provider.issuer
+    )
+
+
+def _select_key(keys: Any, header: Mapping[str, Any]) -> Any:
+    """Choose the key that the token names; a single key needs no name."""
+    import jwt
+
+    name = header.get("kid")
+    for key in keys.keys:
+        if key.key_id == name or (name is None and len(keys.keys) == 1):
+            return key
+    raise jwt.InvalidKeyError("signed with a key that the provider does not show")
+
+
+def _compare_clocks(id_token: str, now: datetime) -> str:
+    issued = parse_claims(id_token).issued
+    if issued is None:
+        return "check the clock of this machine"
+    ahead = (issued - now).total_seconds()
+    side = "behind" if ahead > 0 else "ahead of"
+    return f"the clock of this machine seems to be {abs(ahead):.0f} s {side} the provider's"
+
+
+def _checked(transport: Transport, provider: Provider, fields: Mapping[str, object]) -> TokenSet:
+    """Check the ID token of a reply before anything else is done with it."""
+    tokens = TokenSet(fields)
+    what = "keys of the OpenID provider"
+    keys = parse_json(transport.get(provider.jwks_uri, headers=_ACCEPT, what=what), what)
+    if not isinstance(keys, dict):
+        raise shape_error("A set of keys was expected.", keys, endpoint=provider.jwks_uri, what=what)
+    verify_id_token(tokens.id_token, keys, provider)
+    return tokens
+
+
+def _device_body(provider: Provider, grant: DeviceGrant) -> str:
+    from oauthlib.oauth2 import DeviceClient
+
+    client = DeviceClient(provider.client_id)
+    secret = {"client_secret": provider.client_secret} if provider.client_secret else {}
+    body: str = client.prepare_request_body(grant.device_code, include_client_id=True, **secret)
+    return body
+
+
+def _refresh_body(provider: Provider, refresh_token: str) -> str:
+    from oauthlib.oauth2 import DeviceClient
+
+    client = DeviceClient(provider.client_id)
+    secret = {"client_secret": provider.client_secret} if provider.client_secret else {}
+    body: str = client.prepare_refresh_body(
+        refresh_token=refresh_token, client_id=provider.client_id, **secret
+    )
+    return body
+
+
+def _ask_for_tokens(
+    transport: Transport, provider: Provider, body: str, what: str
+) -> tuple[dict[str, Any] | None, str]:
+    """Ask the token endpoint; gives its fields, or the code of its error."""
+    from oauthlib.oauth2 import DeviceClient, OAuth2Error
+
+    reply = _post(transport, provider.token_endpoint, body, what, safe=False)
+    fields = _fields(reply, what)
+    try:
+        DeviceClient(provider.client_id).parse_request_body_response(json.dumps(fields))
+    except OAuth2Error as error:
+        code = str(error.error)
+        _LOG.debug("%s: %s %s", what, code, cut(redact(str(fields.get("error_description", "")))))
+        return None, code
+    return fields, ""
+
+
+def _post(transport: Transport, url: str, body: str, what: str, *, safe: bool) -> Reply:
+    return transport.post(
+        url,
+        body=body.encode("ascii"),
+        content_type=_FORM,
+        headers=_ACCEPT,
+        safe=safe,
+        what=what,
+        accept=_OAUTH_STATUSES,
+    )
+
+
+def _fields(reply: Reply, what: str) -> dict[str, Any]:
+    """Read a reply without ever showing it: it holds tokens."""
+    try:
+        fields = parse_json(reply, what)
+    except ReplyError as error:
+        problem = error
+    else:
+        if isinstance(fields, dict) and (reply.status == 200 or isinstance(fields.get("error"), str)):
+            return fields
+        problem = shape_error("The provider's reply is not of OAuth.", None, endpoint=reply.url, what=what)
+    if reply.status in {401, 403}:
+        raise AuthenticationError(problem.message, endpoint=reply.url, request=what, status=reply.status)
+    raise ReplyError(
+        problem.message, endpoint=reply.url, request=what, status=reply.status, fault=problem.fault
+    )
+
+
+_WORDS: Mapping[str, str] = {
+    "access_denied": "The login was refused in the browser",
+    "expired_token": "Nobody approved the login in time",
+    "invalid_grant": "The provider does not accept the refresh token any more (expired, used or revoked)",
+    "invalid_client": "The provider does not know PanDA's client {client}; tell the operators of PanDA",
+    "unauthorized_client": "PanDA's client {client} may not log in; tell the operators of PanDA",
+    "invalid_scope": "PanDA's client {client} may not ask for this; tell the operators of PanDA",
+}
+
+
+def _explain(code: str, fields: Mapping[str, Any], provider: Provider) -> str:
+    """Put the code of an OAuth error into words."""
+    words = _WORDS.get(code, "The provider refused").format(client=repr(provider.client_id))
+    said = cut(redact(f"{code} {fields.get('error_description') or ''}".strip()))
+    return f"{words} ({said}). Log in with 'panda_auth reset'."
