@@ -38,7 +38,8 @@ ARROWS: dict[str, frozenset[str]] = {
         "workflow": "errors version plan settings wire.idds_workflow",
         "report": "errors wire",
         "remote_build": "errors version settings plan edgenode rest wire staging",
-        "service": "errors version settings plan wire wire.idds_workflow rest staging report workflow remote_build",
+        "service": "errors version settings plan wire wire.idds_workflow rest staging report workflow "
+        "remote_build",
         "plan": "errors edgenode.cmd_line_decoder",
         "wire": "errors plan.model",
         "wire.idds_workflow": "errors plan wire",
