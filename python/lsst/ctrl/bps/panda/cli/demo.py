@@ -6,6 +6,7 @@ from __future__ import annotations
 
 __all__ = ["main"]
 
+import logging
 from pathlib import Path
 
 import click
@@ -59,6 +60,8 @@ def config(repo: Path) -> None:
 @click.option("--band", default="r", show_default=True, help="Band to draw.")
 def summary(repo: Path, collection: str, png: Path | None, band: str) -> None:
     """Say what came out of the run whose outputs are in COLLECTION."""
+    # The Butler warns of each optional package that it does without.
+    logging.getLogger("lsst.daf.butler").setLevel(logging.ERROR)
     from ..demo.picture import draw_coadd
     from ..demo.summary import read_summary, render_summary
 
