@@ -1,0 +1,235 @@
+"""What a run wants staged, file by file: directories are walked, names are
+checked before anything is copied, remote sources are fetched.
+"""
+
+from __future__ import annotations
+
+__all__ = ["SourceFile", "expand_files", "fetch_source", "find_name_problems"]
+
+import os
+import posixpath
+import shutil
+import stat
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from urllib.parse import unquote, urlsplit
+
+from .plan.model import StagedFile
+from .staging_causes import VerificationError
+from .staging_manifest import CANCELLED_NAME, MANIFEST_NAME, PARTIAL_NAME, TEMPORARY_FOLDER
+
+_RESERVED = frozenset({MANIFEST_NAME, PARTIAL_NAME, TEMPORARY_FOLDER, CANCELLED_NAME})
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One file to stage."""
+
+    path: str
+    """Local path, or a URI if it has to be fetched first."""
+
+    name: str
+    """Relative path in the staging area."""
+
+    executable: bool = False
+
+    is_remote: bool = False
+
+    is_folder: bool = False
+    """Whether it is an empty directory, of which only the name is kept."""
+
+
+def find_name_problems(files: Sequence[StagedFile]) -> tuple[str, ...]:
+    """Check the names that files are to have in the staging area.
+
+    Parameters
+    ----------
+    files : `~collections.abc.Sequence` [`StagedFile`]
+        What is to be staged.
+
+    Returns
+    -------
+    problems : `tuple` [`str`]
+        A sentence each; empty if the names can be used.
+    """
+    problems = [
+        f"{file.source}: staged name {file.name!r} {problem}"
+        for file in files
+        if (problem := _name_problem(file.name, is_directory=file.is_directory))
+    ]
+    names = [file.name.rstrip("/") for file in files]
+    for name, count in Counter(names).items():
+        if count > 1:
+            sources = ", ".join(file.source for file in files if file.name.rstrip("/") == name)
+            problems.append(f"staged name {name!r} is used {count} times, for {sources}; it must be unique")
+    return tuple(problems + _nested_problems(names))
+
+
+def _nested_problems(names: Sequence[str]) -> list[str]:
+    """Find names that lie below other names, which would mix two inputs."""
+    known = frozenset(names)
+    problems = []
+    for name in names:
+        above = posixpath.dirname(name)
+        while above and above != "/":
+            if above in known:
+                problems.append(f"staged name {name!r} lies inside another staged name, {above!r}")
+                break
+            above = posixpath.dirname(above)
+    return problems
+
+
+def _name_problem(name: str, *, is_directory: bool = False) -> str:
+    if not name:
+        return "is empty"
+    if name.startswith("/") or "://" in name:
+        return "is absolute; it must be relative to the staging area"
+    if "\0" in name:
+        return "holds a NUL character"
+    if name.endswith("/") and not is_directory:
+        return "ends in '/' but is not a directory"
+    parts = name.removesuffix("/").split("/")
+    if any(part in ("", ".", "..") for part in parts):
+        return "holds an empty part, '.' or '..'"
+    if parts[0] in _RESERVED:
+        return f"is reserved ({parts[0]} belongs to the staging area itself)"
+    if long := next((part for part in parts if len(os.fsencode(part)) > 255), ""):
+        return f"holds a part of more than 255 bytes ({long[:40]!r}...)"
+    return ""
+
+
+def expand_files(files: Iterable[StagedFile]) -> tuple[list[SourceFile], list[tuple[str, str]]]:
+    """Turn what a run wants staged into single files.
+
+    Parameters
+    ----------
+    files : `~collections.abc.Iterable` [`StagedFile`]
+        What is to be staged, names checked.
+
+    Returns
+    -------
+    sources : `list` [`SourceFile`]
+        Single files, in the order given, trees sorted.
+    failures : `list` [`tuple` [`str`, `str`]]
+        Sources that cannot be staged, and why.
+    """
+    sources: list[SourceFile] = []
+    failures: list[tuple[str, str]] = []
+    for file in files:
+        try:
+            sources.extend(_expand(file))
+        except (OSError, ValueError) as error:
+            failures.append((file.name, f"source {file.source}: {_plain(error)}"))
+    return sources, failures
+
+
+def _plain(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+
+
+def _local_path(source: str) -> str | None:
+    """Path of a local source, `None` if it is elsewhere."""
+    parts = urlsplit(source)
+    if source.startswith("file:"):
+        return unquote(parts.path)
+    return None if "://" in source else source
+
+
+def _expand(file: StagedFile) -> Iterator[SourceFile]:
+    path = _local_path(file.source)
+    if path is None:
+        yield from _expand_remote(file)
+        return
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode) != file.is_directory:
+        raise ValueError("is a directory" if stat.S_ISDIR(mode) else "is not a directory")
+    if file.is_directory:
+        yield from _expand_tree(path, file.name.rstrip("/"))
+    else:
+        yield _local_file(path, file.name, executable=file.executable)
+
+
+def _local_file(path: str, name: str, *, executable: bool = False) -> SourceFile:
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{path} is neither a file nor a directory")
+    if not os.access(path, os.R_OK):
+        raise ValueError(f"{path} cannot be read (permission denied)")
+    if problem := _name_problem(name):
+        raise ValueError(f"{path}: staged name {name!r} {problem}")
+    return SourceFile(path, name, executable=executable or bool(mode & stat.S_IXUSR))
+
+
+def _expand_tree(top: str, name: str) -> Iterator[SourceFile]:
+    for folder, folders, files in os.walk(top, followlinks=True, onerror=_raise):
+        folders.sort()
+        _refuse_loops(folder, folders)
+        relative = os.path.relpath(folder, top)
+        prefix = name if relative == "." else f"{name}/{relative}"
+        if not folders and not files:
+            yield SourceFile(folder, prefix, is_folder=True)
+        for base in sorted(files):
+            yield _local_file(os.path.join(folder, base), f"{prefix}/{base}")
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _refuse_loops(folder: str, folders: Sequence[str]) -> None:
+    """Refuse symbolic links that lead to a directory above themselves."""
+    here = os.path.realpath(folder)
+    for base in folders:
+        path = os.path.join(folder, base)
+        target = os.path.realpath(path)
+        if os.path.islink(path) and (here + "/").startswith(target.rstrip("/") + "/"):
+            raise ValueError(f"symbolic link {path} leads back to {target}, a directory without end")
+
+
+def _expand_remote(file: StagedFile) -> Iterator[SourceFile]:
+    from lsst.resources import ResourcePath
+
+    if not file.is_directory:
+        yield SourceFile(file.source, file.name, executable=file.executable, is_remote=True)
+        return
+    top = ResourcePath(file.source, forceDirectory=True)
+    found = sorted(str(uri) for uri in ResourcePath.findFileResources([top]) if not str(uri).endswith("/"))
+    if not found:
+        raise FileNotFoundError("no files found below it")
+    for text in found:
+        relative = ResourcePath(text).relative_to(top)
+        yield SourceFile(text, f"{file.name.rstrip('/')}/{relative}", is_remote=True)
+
+
+def fetch_source(source: SourceFile, folder: str) -> SourceFile:
+    """Fetch a remote source.
+
+    Parameters
+    ----------
+    source : `SourceFile`
+        What to fetch, its path being a URI.
+    folder : `str`
+        Directory to put it into.
+
+    Returns
+    -------
+    local : `SourceFile`
+        The same with a local path.
+
+    Raises
+    ------
+    OSError
+        Raised if it cannot be fetched, or not whole.
+    """
+    from lsst.resources import ResourcePath
+
+    uri = ResourcePath(source.path, forceDirectory=False)
+    path = os.path.join(folder, uuid.uuid4().hex)
+    size = uri.size()
+    with uri.as_local() as local:
+        shutil.copyfile(local.ospath, path)
+    if (found := os.stat(path).st_size) != size:
+        raise VerificationError(f"got {found} of the {size} bytes of {source.path}")
+    return replace(source, path=path, is_remote=False)
