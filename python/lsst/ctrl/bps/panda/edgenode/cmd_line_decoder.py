@@ -21,19 +21,62 @@ definition.
 """
 
 __all__ = [
+    "ATTEMPTS_FOLDER",
+    "Arguments",
+    "AttemptMemory",
+    "CANCELLED",
+    "DamagedError",
+    "EXECUTABLE",
+    "EXIT_CANCELLED",
+    "EXIT_CODES",
+    "EXIT_DAMAGED",
+    "EXIT_INTERNAL",
+    "EXIT_MISSING",
+    "EXIT_PARAMETERS",
+    "EXIT_PLACEHOLDER",
+    "EXIT_START",
+    "EXIT_UNREACHABLE",
+    "EXIT_USAGE",
+    "EXIT_WORK_DIRECTORY",
+    "FailureError",
+    "Fetcher",
+    "HttpArea",
+    "LocalArea",
+    "MANIFEST",
+    "MONITOR_OUTPUT",
+    "MONITOR_SUMMARY",
+    "NAME_MAP",
     "NO_DIRECT",
     "NO_FILES",
+    "ORDER_ID_MAP",
     "PseudoInput",
+    "ResourceArea",
+    "SHARD_FOLDER",
+    "Signals",
+    "StoppedError",
+    "TOKENS",
+    "VERSION",
     "decode_area",
     "decode_command",
     "decode_direct",
     "decode_files",
+    "deliver",
     "encode_area",
     "encode_command",
     "encode_direct",
     "encode_files",
+    "encode_option",
+    "find_attempt",
+    "find_monitor",
+    "find_values",
+    "insert_quoted",
+    "insert_values",
     "is_archive",
+    "is_cancelled",
     "lookup",
+    "main",
+    "make_command",
+    "open_area",
     "parse_input",
     "quote",
     "render_named_input",
@@ -41,16 +84,27 @@ __all__ = [
     "render_plain_input",
     "render_shard",
     "render_short_input",
+    "run",
+    "run_payload",
     "safe_label",
+    "say",
     "shard_name",
     "unquote",
 ]
 
+import sys
+
+if __name__ == "__main__" and not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
+    # Python looks for modules beside this file first, but beside it in the staging area are a user's files.
+    del sys.path[0]
+
 import binascii
+import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # importing typing would cost each job several milliseconds
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from typing import Any
 
 # -----------------------------------------------------------------------------------------------------------
 # Grammar: pure functions, also imported by what plans a run
@@ -440,3 +494,1416 @@ def _ordinal(text: str, whole: str) -> int:
     if not text or text.strip("0123456789"):
         raise ValueError(f"no order id in pseudo-input {whole!r}: {text!r} is not a number")
     return int(text)
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Options and failures
+# -----------------------------------------------------------------------------------------------------------
+
+VERSION = "1.0"
+
+EXIT_PARAMETERS = 65
+EXIT_MISSING = 66
+EXIT_USAGE = 67
+EXIT_UNREACHABLE = 69
+EXIT_INTERNAL = 70
+EXIT_START = 71
+EXIT_WORK_DIRECTORY = 73
+EXIT_DAMAGED = 74
+EXIT_CANCELLED = 76
+EXIT_PLACEHOLDER = 78
+
+EXIT_CODES = {
+    EXIT_PARAMETERS: "the pseudo-input, a map or a shard does not give the job's parameters",
+    EXIT_MISSING: "a file of the run is not in the staging area, or may not be read",
+    EXIT_USAGE: "the arguments or options are not understood",
+    EXIT_UNREACHABLE: "the staging area does not answer, or lsst.resources is needed and not there",
+    EXIT_INTERNAL: "a mistake in the runner itself",
+    EXIT_START: "no shell could be started",
+    EXIT_WORK_DIRECTORY: "the work directory (or the cache) cannot be written, or is full",
+    EXIT_DAMAGED: "a file is not what was staged, every time it was fetched",
+    EXIT_CANCELLED: "the run was cancelled, so its final job did not run",
+    EXIT_PLACEHOLDER: "a placeholder of the command line has no value",
+}
+"""Exit codes of the runner's own.  PanDA's pilot has meanings for 2, 3, 64
+and from 126 on, and 1 and 2 are a payload's most frequent ones.
+"""
+
+
+class FailureError(Exception):
+    """What ends the runner: its exit code, and a line that says why."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class DamagedError(OSError):
+    """What was read is not what was staged."""
+
+
+class StoppedError(Exception):
+    """A signal came before the payload had been started."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by signal {number} before the payload was started")
+        self.code = 128 + number
+
+
+def _choice(*choices: str) -> "Callable[[str], str]":
+    def read(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"one of {', '.join(choices)} is expected")
+        return text
+
+    return read
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1e6:
+        raise ValueError("a number of seconds from 0 to 999999 is expected")
+    return value
+
+
+def _codes(text: str) -> "list[int]":
+    return [int(code) for code in text.split(",") if code]
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError("a number that is not negative is expected")
+    return value
+
+
+def _shards(text: str) -> "tuple[str, int]":
+    label, _, count = text.rpartition("@")
+    if not label or _count(count) < 1:
+        raise ValueError("<safe label>@<jobs per shard> is expected")
+    return label, int(count)
+
+
+_OPTIONS: "dict[str, tuple[Any, Callable[[str], Any]]]" = {
+    "parameters": (None, _shards),
+    "retry-unless-exit": ((), _codes),
+    "attempt": (None, _count),
+    "run": ("", str),
+    "final": ("no", _choice("no", "yes", "always")),
+    "manifest": ("optional", _choice("optional", "required", "ignored")),
+    "executables": ((), decode_direct),
+    "keep-tokens": ("no", _choice("no", "yes")),
+    "prmon": ("no", _choice("no", "yes")),
+    "grace": (30.0, _seconds),
+    "cache": ("", str),
+    "tries": (3, _count),
+    "pause": (1.0, _seconds),
+    "timeout": (60.0, _seconds),
+}
+"""Name of each option, its value when it is not given, and its reader."""
+
+
+def encode_option(name: str, value: str) -> str:
+    """Write an option of the runner, to stand behind the five arguments.
+
+    Parameters
+    ----------
+    name : `str`
+        Name without the dashes.
+    value : `str`
+        Its value.
+
+    Raises
+    ------
+    ValueError
+        If there is no such option, or it cannot have such a value.
+    """
+    return f"--{name}={_escape(_check_option(name, value), _PLAIN_IN_AREA, '%')}"
+
+
+def _check_option(name: str, value: str) -> str:
+    if name not in _OPTIONS:
+        raise ValueError(f"no option --{name}; there are {', '.join('--' + known for known in _OPTIONS)}")
+    try:
+        _OPTIONS[name][1](value)
+    except ValueError as error:
+        raise ValueError(f"option --{name} cannot be {value!r}: {error}") from None
+    return value
+
+
+class Arguments:
+    """The runner's arguments, read.
+
+    Parameters
+    ----------
+    arguments : `~collections.abc.Sequence` [`str`]
+        The arguments, without the name of the program.  Older plugins leave
+        FILES away if there are none.
+
+    Raises
+    ------
+    ValueError
+        If they are not understood.
+    """
+
+    def __init__(self, arguments: "Sequence[str]") -> None:
+        positional = [argument for argument in arguments if not argument.startswith("--")]
+        if len(positional) == 4:
+            positional.insert(3, NO_FILES)
+        if len(positional) != 5:
+            raise ValueError(
+                f"{len(positional)} arguments instead of 5 (HEX INPUT AREA FILES DIRECT): {positional[1:]}"
+            )
+        self.command = decode_command(positional[0])
+        self.input = positional[1]
+        self.area = decode_area(positional[2])
+        self.files = decode_files(positional[3])
+        self.direct = decode_direct(positional[4])
+        self.archive = unquote(positional[4]) if is_archive(positional[4]) else ""
+        self._options = {name: default for name, (default, _) in _OPTIONS.items()}
+        for argument in arguments:
+            if argument.startswith("--"):
+                self._read_option(argument)
+
+    def _read_option(self, argument: str) -> None:
+        name, equals, value = argument[2:].partition("=")
+        if not equals:
+            raise ValueError(f"option {argument} has no value; write --name=value")
+        self._options[name] = _OPTIONS[name][1](_check_option(name, unquote(value)))
+
+    def __getitem__(self, name: str) -> "Any":
+        return self._options[name]
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Substitution
+# -----------------------------------------------------------------------------------------------------------
+
+_TOKEN = r"<(ENV|FILE|WMS):([^<>]*)>|\\.?|\$['({]|['\"`(){}#\n]"
+_CLOSED_BY = {
+    "single": "'",
+    "ansi": "'",
+    "double": '"',
+    "backtick": "`",
+    "paren": ")",
+    "brace": "}",
+    "quoted brace": "}",
+    "comment": "\n",
+}
+_OPENED_IN_WORD = {
+    "'": "single",
+    "$'": "ansi",
+    '"': "double",
+    "`": "backtick",
+    "(": "paren",
+    "$(": "paren",
+    "${": "brace",
+}
+_OPENED_IN_QUOTES = {"`": "backtick", "$(": "paren", "${": "quoted brace"}
+_OPENED: "dict[str, dict[str, str]]" = {
+    "single": {},
+    "ansi": {},
+    "comment": {},
+    "double": _OPENED_IN_QUOTES,
+    "quoted brace": _OPENED_IN_QUOTES,
+}
+_NO_ESCAPES = ("single", "comment")
+
+
+def insert_values(command: str, values: "Mapping[str, str]") -> str:
+    """Put the job's parameters in the place of ``{name}``, as text.
+
+    A value may hold several words or options, as in BPS.  What has no value
+    is left alone, and so is ``${name}``, which is the shell's.
+    """
+    import re
+
+    return re.sub(r"(?<!\$)\{([^{}]*)\}", lambda match: values.get(match.group(1), match.group()), command)
+
+
+def insert_quoted(command: str, find: "Callable[[str, str], str]") -> str:
+    """Put values in the place of ``<FILE:key>``, ``<ENV:NAME>`` and
+    ``<WMS:name>``, so that each stays what it is in the shell's eyes.
+
+    The command is followed as a shell reads it, hence a value is quoted as
+    the quotes around its placeholder want it, and the text that it touches
+    stays one word with it.  A placeholder behind a backslash is left alone.
+    Here-documents are not followed: text in them counts as outside of quotes.
+
+    Parameters
+    ----------
+    command : `str`
+        The command line.
+    find : `~collections.abc.Callable`
+        Gives the value for a kind (``FILE``, ...) and a name.
+    """
+    import re
+
+    token = re.compile(_TOKEN, re.DOTALL)
+    states = ["word"]
+    done = []
+    position = 0
+    match = token.search(command)
+    while match:
+        done.append(command[position : match.start()])
+        position = match.end()
+        text = match.group()
+        if match.group(1):
+            text = _quote_for_shell(find(match.group(1), match.group(2)), states)
+        elif text.startswith("\\"):
+            if states[-1] in _NO_ESCAPES:
+                text, position = text[:1], match.start() + 1
+        else:
+            _follow(states, text, command[: match.start()][-1:])
+        done.append(text)
+        match = token.search(command, position)
+    return "".join(done) + command[position:]
+
+
+def _follow(states: "list[str]", text: str, before: str) -> None:
+    """Note what a quote, bracket or comment sign does to the nested states
+    of the shell (the innermost is the last).
+    """
+    state = states[-1]
+    end = _CLOSED_BY.get(state)
+    if text == end or (end == "'" and text == "$'"):
+        states.pop()
+    elif text == "#":
+        if state in ("word", "paren", "backtick") and before in ("", " ", "\t", "\n", ";", "&", "|", "("):
+            states.append("comment")
+    else:
+        opened = _OPENED.get(state, _OPENED_IN_WORD).get(text)
+        if opened:
+            states.append(opened)
+
+
+_PLAIN_IN_SHELL = _PLAIN | frozenset("/:@%+=")
+
+
+def _quote_for_shell(value: str, states: "Sequence[str]") -> str:
+    """Quote a value for the place where it is put."""
+    state = states[-1]
+    if state == "single":
+        text = value.replace("'", "'\\''")
+    elif state == "ansi":
+        text = value.replace("\\", "\\\\").replace("'", "\\'")
+    elif state in ("double", "quoted brace"):
+        text = "".join("\\" + char if char in '\\$`"' else char for char in value)
+    elif value and _PLAIN_IN_SHELL.issuperset(value):
+        text = value
+    else:
+        text = "'" + value.replace("'", "'\\''") + "'"
+    if "backtick" in states:  # these take one layer of backslashes away
+        text = "".join("\\" + char if char in "\\$`" else char for char in text)
+    return text
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Staging areas: where files are read from
+# -----------------------------------------------------------------------------------------------------------
+
+
+def _bytes(text: str) -> bytes:
+    """Text as the bytes of a path or command, whatever the locale is."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+_CHUNK = 1 << 20
+
+
+def _read_chunks(path: "bytes | str") -> "Iterator[bytes]":
+    with open(path, "rb", buffering=0) as stream:
+        chunk = stream.read(_CHUNK)
+        while chunk:
+            yield chunk
+            chunk = stream.read(_CHUNK)
+
+
+class LocalArea:
+    """Staging area that is a directory here."""
+
+    def __init__(self, path: str) -> None:
+        self.root = _bytes(path)
+
+    def path(self, name: str) -> bytes:
+        """Path of a file in the area."""
+        return os.path.join(self.root, _bytes(name))
+
+    def chunks(self, name: str) -> "Iterator[bytes]":
+        """Read a file."""
+        return _read_chunks(self.path(name))
+
+    def mode(self, name: str) -> int:
+        """Permissions of a file, 0 if they cannot be told."""
+        return os.stat(self.path(name)).st_mode & 0o777
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file."""
+        return os.path.lexists(self.path(name))
+
+    def tree(self, name: str) -> "list[str]":
+        """Names of the files and (with ``/`` at the end) directories below a
+        directory.
+        """
+        names = []
+
+        def fail(error: OSError) -> None:
+            raise error
+
+        top = self.path(name)
+        for folder, folders, files in os.walk(top, onerror=fail, followlinks=True):
+            base = name + _text(folder[len(top) :].lstrip(b"/"))
+            base += "" if base.endswith("/") else "/"
+            names += [base + _text(entry) + "/" for entry in folders]
+            names += [base + _text(entry) for entry in files]
+        return names
+
+
+class HttpArea:
+    """Staging area that a web server shows."""
+
+    def __init__(self, uri: str, timeout: float) -> None:
+        self.root = uri if uri.endswith("/") else uri + "/"
+        self.timeout = timeout
+
+    def chunks(self, name: str) -> "Iterator[bytes]":
+        """Read a file; what is shorter than the server said is an error."""
+        return _read_url(self.root + _escape(name, _PLAIN_IN_PATH, "%"), self.timeout)
+
+    def mode(self, name: str) -> int:
+        """Web servers do not tell permissions."""
+        return 0
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file."""
+        try:
+            for _ in self.chunks(name):
+                break
+        except FileNotFoundError:
+            return False
+        return True
+
+    def tree(self, name: str) -> "list[str]":
+        """Web servers do not list directories."""
+        raise FileNotFoundError(
+            f"directory {name!r} cannot be listed over http(s), and the area has no manifest that lists it"
+        )
+
+
+class ResourceArea:
+    """Staging area that ``lsst.resources`` reads."""
+
+    def __init__(self, uri: str) -> None:
+        try:
+            from lsst.resources import ResourcePath
+        except ImportError as error:
+            raise FailureError(
+                EXIT_UNREACHABLE,
+                f"staging area {_without_password(uri)} needs lsst.resources, which {sys.executable} does not"
+                f" have ({error}); set the LSST stack up before the runner, and do not use python3 -I",
+            ) from None
+        self.root = uri if uri.endswith("/") else uri + "/"
+        self._resource_path: "Any" = ResourcePath
+
+    def _uri(self, name: str) -> "Any":
+        return self._resource_path(
+            self.root + _escape(name, _PLAIN_IN_PATH, "%"), forceDirectory=name.endswith("/")
+        )
+
+    def chunks(self, name: str) -> "Iterator[bytes]":
+        """Read a file."""
+        try:
+            with self._uri(name).as_local() as local:
+                for chunk in _read_chunks(local.ospath):
+                    yield chunk
+        except OSError:
+            raise
+        except Exception as error:  # each store has errors of its own
+            raise ConnectionError(f"{type(error).__name__}: {error}") from None
+
+    def mode(self, name: str) -> int:
+        """Object stores have no permissions."""
+        return 0
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file."""
+        return bool(self._uri(name).exists())
+
+    def tree(self, name: str) -> "list[str]":
+        """Names of the files below a directory."""
+        folder = self._uri(name)
+        found = self._resource_path.findFileResources([folder])
+        return [name + uri.relative_to(folder) for uri in found]
+
+
+def open_area(uri: str, *, timeout: float = 60.0) -> "LocalArea | HttpArea | ResourceArea":
+    """Find out how a staging area is read.
+
+    Parameters
+    ----------
+    uri : `str`
+        Path or URI.
+    timeout : `float`, optional
+        Seconds that a web server may be silent.
+    """
+    scheme, colon, rest = uri.partition(":")
+    if not colon or not rest.startswith("/") or "/" in scheme:
+        return LocalArea(uri)
+    if scheme == "file":
+        if rest.startswith("//"):
+            rest = rest[2:][rest[2:].find("/") :]
+        return LocalArea(unquote(rest))
+    if scheme in ("http", "https"):
+        return HttpArea(uri, timeout)
+    return ResourceArea(uri)
+
+
+def _without_password(uri: str) -> str:
+    """A URI that may be shown."""
+    scheme, slashes, rest = uri.partition("://")
+    host, slash, path = rest.partition("/")
+    return scheme + slashes + host.rpartition("@")[2] + slash + path if slashes else uri
+
+
+def _read_url(url: str, timeout: float) -> "Iterator[bytes]":
+    """Read from a web server, with failures as the operating system has them
+    for files.
+    """
+    import http.client
+    import urllib.error
+    import urllib.request
+
+    request = urllib.request.Request(url)
+    token = _bearer_token() if url.startswith("https:") else ""
+    if token:  # not sent to where the server may redirect
+        request.add_unredirected_header("Authorization", "Bearer " + token)
+    try:
+        with urllib.request.urlopen(request, timeout=timeout, context=_tls(url)) as reply:
+            expected = reply.headers.get("Content-Length")
+            size = 0
+            chunk = reply.read(_CHUNK)
+            while chunk:
+                size += len(chunk)
+                yield chunk
+                chunk = reply.read(_CHUNK)
+        if expected is not None and size != int(expected):
+            raise DamagedError(f"{size} bytes came instead of {expected}")
+    except urllib.error.HTTPError as error:
+        kind = {401: PermissionError, 403: PermissionError, 404: FileNotFoundError, 410: FileNotFoundError}
+        raise kind.get(error.code, ConnectionError)(
+            f"the server answered {error.code} {error.reason}"
+        ) from None
+    except (http.client.HTTPException, ValueError) as error:
+        raise ConnectionError(f"{type(error).__name__}: {error}") from None
+
+
+def _bearer_token() -> str:
+    """Token for web servers, from where lsst.resources and grid tools have
+    it.
+    """
+    value = os.environ.get("LSST_HTTP_AUTH_BEARER_TOKEN") or os.environ.get("BEARER_TOKEN", "")
+    path = value if os.path.isfile(value) else os.environ.get("BEARER_TOKEN_FILE", "") if not value else ""
+    if path:
+        with open(path) as stream:
+            value = stream.read()
+    return value.strip()
+
+
+def _tls(url: str) -> "Any":
+    """Certificates to trust and to show, from the variables of
+    lsst.resources.
+    """
+    bundle = os.environ.get("LSST_HTTP_CACERT_BUNDLE")
+    certificate = os.environ.get("LSST_HTTP_AUTH_CLIENT_CERT")
+    if not url.startswith("https:") or not (bundle or certificate):
+        return None
+    import ssl
+
+    context = ssl.create_default_context()
+    if bundle:
+        where = {"capath": bundle} if os.path.isdir(bundle) else {"cafile": bundle}
+        context.load_verify_locations(**where)
+    if certificate:
+        context.load_cert_chain(certificate, os.environ.get("LSST_HTTP_AUTH_CLIENT_KEY"))
+    return context
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Fetching
+# -----------------------------------------------------------------------------------------------------------
+
+MANIFEST = ".staged.json"
+"""File of the staging area that lists what was staged, with sizes and
+checksums; written last."""
+
+
+class Fetcher:
+    """Brings files of a staging area here, whole or not at all.
+
+    Parameters
+    ----------
+    arguments : `Arguments`
+        Says where from, and how often and how patiently to try.
+    sleep : `~collections.abc.Callable`, optional
+        Waits for some seconds.
+    """
+
+    def __init__(self, arguments: Arguments, *, sleep: "Callable[[float], None] | None" = None) -> None:
+        self.area = open_area(arguments.area, timeout=arguments["timeout"])
+        self.shown = _without_password(arguments.area)
+        self.timeout: float = arguments["timeout"]
+        self.tries: int = max(1, arguments["tries"])
+        self.pause: float = arguments["pause"]
+        self.cache: str = arguments["cache"]
+        self._wanted: str = arguments["manifest"]
+        self._entries: "dict[str, Any] | None" = None
+        self._sleep = sleep
+
+    @property
+    def entries(self) -> "dict[str, Any]":
+        """What the manifest says of each file, empty without a manifest."""
+        if self._entries is None:
+            self._entries = {} if self._wanted == "ignored" else self._read_manifest()
+        return self._entries
+
+    def _read_manifest(self) -> "dict[str, Any]":
+        import json
+
+        def parse() -> "dict[str, Any]":
+            try:
+                files = json.loads(b"".join(self.area.chunks(MANIFEST)).decode("utf-8"))["files"]
+            except FileNotFoundError:
+                return {}
+            except (ValueError, LookupError, TypeError) as error:
+                raise DamagedError(f"not a manifest ({error})") from None
+            return dict(files)
+
+        entries: "dict[str, Any]" = self.attempt(MANIFEST, parse)
+        if not entries and self._wanted == "required":
+            raise FailureError(
+                EXIT_MISSING,
+                f"staging area {self.shown} has no {MANIFEST}: the run's files were not staged to the end",
+            )
+        return entries
+
+    def attempt(self, name: str, action: "Callable[[], Any]") -> "Any":
+        """Do something with a file of the area, several times if need be."""
+        pause = self.pause
+        code = EXIT_UNREACHABLE
+        for left in range(self.tries - 1, -1, -1):
+            try:
+                return action()
+            except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
+                raise FailureError(EXIT_MISSING, self._why(name, error)) from None
+            except OSError as error:
+                code = EXIT_DAMAGED if isinstance(error, DamagedError) else EXIT_UNREACHABLE
+                reason = self._why(name, error)
+            if left:
+                say(f"{reason}; trying again in {pause:g} s ({left} left)")
+                self._wait(pause)
+                pause *= 2
+        raise FailureError(code, f"{reason}, in each of {self.tries} tries")
+
+    def _wait(self, seconds: float) -> None:
+        if self._sleep is None:
+            import time
+
+            time.sleep(seconds)
+        else:
+            self._sleep(seconds)
+
+    def _why(self, name: str, error: OSError) -> str:
+        return f"cannot get {name!r} from {self.shown}: {error.strerror or error}"
+
+    def read(self, name: str) -> bytes:
+        """Read a small file.
+
+        Raises
+        ------
+        FailureError
+            If it cannot be had as it was staged.
+        """
+        entry = self.entries.get(name)
+
+        def action() -> bytes:
+            data = b"".join(self.area.chunks(name))
+            _verify(entry, len(data), _adler32(data) if entry else 1)
+            return data
+
+        data: bytes = self.attempt(name, action)
+        return data
+
+    def fetch(self, name: str, target: bytes, *, executable: bool = False) -> None:
+        """Bring a file or (name ends in ``/``) a directory to a path."""
+        if not name.endswith("/"):
+            self._fetch_file(name, target, executable=executable)
+            return
+        names = {other for other in self.entries if other.startswith(name)}
+        if not names or isinstance(self.area, LocalArea):  # the manifest has no empty directories
+            names.update(self.attempt(name, lambda: self.area.tree(name)))
+        _make_folder(target)
+        for other in sorted(names):
+            path = os.path.join(target, _bytes(other[len(name) :]))
+            if other.endswith("/"):
+                _make_folder(path)
+            else:
+                self._fetch_file(other, path, executable=executable)
+
+    def _fetch_file(self, name: str, target: bytes, *, executable: bool) -> None:
+        entry = self.entries.get(name)
+        _make_folder(os.path.dirname(target))
+        if self._is_here(name, target, entry):
+            pass
+        elif self.cache and entry:
+            self._fetch_through_cache(name, target, entry)
+        else:
+            self.attempt(name, lambda: _copy(self.area, name, target, entry))
+        if executable:
+            os.chmod(target, 0o755)
+
+    def _is_here(self, name: str, target: bytes, entry: "Any") -> bool:
+        """Whether the target is already what would be fetched."""
+        if not os.path.isfile(target):
+            return False
+        if isinstance(self.area, LocalArea):
+            source = self.area.path(name)
+            if os.path.exists(source) and os.path.samefile(source, target):
+                return True
+        try:
+            return bool(entry) and _verify_file(target, entry)
+        except DamagedError:
+            return False
+
+    def _fetch_through_cache(self, name: str, target: bytes, entry: "Any") -> None:
+        """Fetch a file by way of the node's cache.
+
+        The name in the cache is made from what was staged, a file appears
+        there by a rename, and each user has a folder: so no locks are needed
+        and nothing of another run or user is taken for it.
+        """
+        import hashlib
+
+        folder = os.path.join(_bytes(self.cache), b"%d" % os.getuid())
+        _make_folder(folder)
+        status = os.stat(folder)
+        if status.st_uid != os.getuid():
+            raise FailureError(EXIT_WORK_DIRECTORY, f"cache {_text(folder)!r} belongs to another user")
+        identity = "\n".join((self.shown, name, str(entry.get("size")), str(entry.get("adler32"))))
+        cached = hashlib.sha256(_bytes(identity)).hexdigest()
+        store = LocalArea(_text(folder))
+        if not store.exists(cached):
+            self.attempt(name, lambda: _copy(self.area, name, store.path(cached), entry))
+        try:
+            _copy(store, cached, target, entry)
+        except OSError as error:  # damaged there, or tidied away in between
+            say(f"{self._why(name, error)} (in the cache); fetching it again")
+            self.attempt(name, lambda: _copy(self.area, name, store.path(cached), entry))
+            self.attempt(name, lambda: _copy(store, cached, target, entry))
+
+    def settle(self, name: str) -> str:
+        """Name without the ``/`` at its end if it is a file after all: older
+        plugins write one behind each Butler configuration.
+        """
+        if isinstance(self.area, LocalArea) and os.path.isfile(self.area.path(name[:-1])):
+            return name.rstrip("/")
+        return name
+
+    def check_in_place(self, name: str) -> None:
+        """Raise a failure if a file that is used where it is, is not there
+        or shorter than it was.  Only looked at if the area is a directory.
+        """
+        if not isinstance(self.area, LocalArea):
+            return
+        path = self.area.path(name)
+        entry = self.entries.get(name) or {}
+
+        def action() -> None:
+            if os.stat(path).st_size < int(entry.get("size") or 0):
+                raise DamagedError(f"{os.stat(path).st_size} bytes instead of {entry['size']}")
+
+        self.attempt(name, action)
+
+
+def _adler32(data: bytes, start: int = 1) -> int:
+    import zlib
+
+    return zlib.adler32(data, start) & 0xFFFFFFFF
+
+
+def _verify(entry: "Any", size: int, checksum: int) -> None:
+    """Compare with what the manifest says; an entry may lack either."""
+    if not entry:
+        return
+    if entry.get("size") is not None and size != entry["size"]:
+        raise DamagedError(f"{size} bytes instead of {entry['size']}")
+    if entry.get("adler32") and checksum != int(entry["adler32"], 16):
+        raise DamagedError(f"checksum (adler32) {checksum:08x} instead of {entry['adler32']}")
+
+
+def _verify_file(path: bytes, entry: "Any") -> bool:
+    size, checksum = 0, 1
+    for chunk in _read_chunks(path):
+        size += len(chunk)
+        checksum = _adler32(chunk, checksum)
+    _verify(entry, size, checksum)
+    return True
+
+
+def _make_folder(path: bytes) -> None:
+    try:
+        os.makedirs(path or b".", exist_ok=True)
+    except OSError as error:
+        raise FailureError(
+            EXIT_WORK_DIRECTORY, f"cannot make directory {_text(path)!r}: {error.strerror}"
+        ) from None
+
+
+class _Part:
+    """A file being written under a name of its own, until it is complete."""
+
+    def __init__(self, target: bytes) -> None:
+        self.target = target
+        self.path = target + b".part-" + binascii.hexlify(os.urandom(6))
+        self._descriptor = -1
+        self._do(self._open)
+
+    def _open(self) -> None:
+        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+
+    def _do(self, action: "Callable[[], None]") -> None:
+        try:
+            action()
+        except OSError as error:
+            where = _text(self.target)
+            raise FailureError(EXIT_WORK_DIRECTORY, f"cannot write {where!r}: {error.strerror}") from None
+
+    def write(self, data: bytes) -> None:
+        def action() -> None:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+
+        self._do(action)
+
+    def complete(self, mode: int) -> None:
+        def action() -> None:
+            if mode:
+                os.fchmod(self._descriptor, mode | 0o600)
+            os.close(self._descriptor)
+            self._descriptor = -1
+            os.rename(self.path, self.target)
+
+        self._do(action)
+
+    def abandon(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        try:
+            os.unlink(self.path)
+        except OSError:
+            pass
+
+
+def _copy(area: "LocalArea | HttpArea | ResourceArea", name: str, target: bytes, entry: "Any") -> None:
+    """Copy a file of an area to a path that it gets when it is complete."""
+    part = _Part(target)
+    try:
+        size, checksum = 0, 1
+        for chunk in area.chunks(name):
+            part.write(chunk)
+            size += len(chunk)
+            checksum = _adler32(chunk, checksum) if entry else 1
+        _verify(entry, size, checksum)
+        part.complete(area.mode(name))
+    except BaseException:
+        part.abandon()
+        raise
+
+
+# -----------------------------------------------------------------------------------------------------------
+# One job: its files, parameters and command line
+# -----------------------------------------------------------------------------------------------------------
+
+ORDER_ID_MAP = "orderIdMapFilename"
+"""Key of the map ``{label: {order id: pseudo-input}}``."""
+
+NAME_MAP = "qnodemap"
+"""Key of the map ``{pseudo-input with PH: pseudo-input}``."""
+
+EXECUTABLE = "job_executable"
+"""Key of an executable that the plugin sends with the job."""
+
+
+def deliver(arguments: Arguments, fetcher: Fetcher) -> "dict[str, str]":
+    """Bring the job's files to the work directory.
+
+    Returns
+    -------
+    names : `dict` [`str`, `str`]
+        What stands for each ``<FILE:key>``: the name, relative to the work
+        directory or, if used in place, to the staging area.
+    """
+    names = dict(arguments.files)
+    if arguments.archive:
+        _unpack_archive(arguments.archive, fetcher)
+        for name in names.values():
+            os.chmod(_bytes(name), 0o755)
+        return names
+    for key, name in arguments.files:
+        name = fetcher.settle(name)
+        names[key] = name if not name.startswith("-") else "./" + name
+        if key in arguments.direct:
+            names[key] = name
+            fetcher.check_in_place(name)
+        elif key == ORDER_ID_MAP and os.path.exists(_bytes(name)) and name not in fetcher.entries:
+            pass  # 100 MB and more, and the payloads of an event service job share it
+        else:
+            executable = key == EXECUTABLE or key in arguments["executables"]
+            fetcher.fetch(name, _bytes(name), executable=executable)
+    return names
+
+
+def _unpack_archive(location: str, fetcher: Fetcher) -> None:
+    """Fetch an archive of PanDA's file cache and unpack it here."""
+    import tarfile
+    import zlib
+
+    folder, _, name = _cache_location(location).rpartition("/")
+    area = open_area(folder + "/", timeout=fetcher.timeout)
+    target = _bytes(name)
+
+    def action() -> None:
+        _copy(area, name, target, None)
+        try:
+            with tarfile.open(_text(target), "r:gz") as archive:
+                _check_members(archive)
+                safely: "dict[str, Any]" = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+                archive.extractall(**safely)
+        except (tarfile.TarError, EOFError, zlib.error) as error:
+            raise DamagedError(f"not a complete archive ({error})") from None
+        finally:
+            os.unlink(target)
+
+    fetcher.attempt(location, action)
+
+
+def _cache_location(location: str) -> str:
+    """Where PanDA's server shows a file of its cache: in ``/cache`` of the
+    host, as PanDA's own client has it.
+    """
+    if "/" not in location:
+        base = os.environ.get("PANDACACHE_URL") or os.environ.get("PANDA_URL_SSL", "")
+        if not base:
+            raise FailureError(
+                EXIT_MISSING, f"archive {location}: neither PANDACACHE_URL nor PANDA_URL_SSL says where it is"
+            )
+        location = base + "/" + location
+    scheme, _, rest = location.partition("://")
+    if scheme not in ("http", "https"):
+        return location
+    return "/".join((scheme + ":/", rest.partition("/")[0], "cache", location.rpartition("/")[2]))
+
+
+def _check_members(archive: "Any") -> None:
+    for member in archive.getmembers():
+        if (
+            member.name.startswith("/")
+            or ".." in member.name.split("/")
+            or not (member.isfile() or member.isdir())
+        ):
+            raise FailureError(EXIT_DAMAGED, f"archive has a member that is not unpacked: {member.name!r}")
+
+
+def find_values(arguments: Arguments, fetcher: Fetcher) -> "dict[str, str]":
+    """Find the job's parameters: in its pseudo-input, a shard or a map."""
+    shards = arguments["parameters"]
+    text = arguments.input
+    try:
+        job = parse_input(text, short=shards is not None)
+        if job.kind == "short" or (job.kind == "event" and shards):
+            found = _from_shard(job, shards, fetcher)
+        elif job.kind in ("order", "event"):
+            labels = _read_map(ORDER_ID_MAP, "", arguments, fetcher)
+            found = _from_map(labels[job.label][str(job.order_id)], arguments, fetcher)
+        else:
+            found = _from_map(text, arguments, fetcher)
+    except (ValueError, LookupError, TypeError) as error:
+        reason = f"{error} is not in the map" if isinstance(error, KeyError) else error
+        raise FailureError(EXIT_PARAMETERS, f"no parameters for {text!r}: {reason}") from None
+    return dict(found, **job.values)
+
+
+def _from_shard(job: PseudoInput, shards: "tuple[str, int]", fetcher: Fetcher) -> "dict[str, str]":
+    label, count = shards
+    if safe_label(unquote(job.label)) != label:
+        raise ValueError(f"the task's parameters are those of label {label!r}")
+    name = f"{SHARD_FOLDER}/{label}/{job.order_id // count:06d}.json"
+    return lookup(fetcher.read(name).decode("utf-8"), job.order_id)
+
+
+def _from_map(text: str, arguments: Arguments, fetcher: Fetcher) -> "dict[str, str]":
+    """Read the pseudo-input that a map gives, which another map may give."""
+    job = parse_input(text)
+    if job.kind == "named":
+        name = text.partition("+")[0]
+        job = parse_input(_read_map(NAME_MAP, "qnode_map.json", arguments, fetcher)[name])
+    return job.values
+
+
+def _read_map(key: str, usual: str, arguments: Arguments, fetcher: Fetcher) -> "Any":
+    import json
+
+    name = fetcher.settle(dict(arguments.files).get(key, usual))
+    if not name:
+        raise ValueError(f"the job has no file {key!r}")
+    if key in arguments.direct:
+        return json.loads(fetcher.read(name).decode("utf-8"))
+    try:
+        return json.loads(b"".join(_read_chunks(_bytes(name))).decode("utf-8"))
+    except OSError as error:
+        raise ValueError(f"map {name!r}: {error.strerror}") from None
+
+
+def find_attempt(option: "int | None", environment: "Mapping[bytes, bytes]") -> int:
+    """Find out which attempt this is, counted from 0 as BPS does.
+
+    PanDA counts from 1; its pilot sets ``PanDA_AttemptNr``, others
+    ``PANDA_ATTEMPTNR``.  Without either it is 0.
+    """
+    if option is not None:
+        return option
+    for name in (b"PanDA_AttemptNr", b"PANDA_ATTEMPTNR"):
+        value = environment.get(name, b"")
+        if value.isdigit():
+            return max(0, int(value) - 1)
+    return 0
+
+
+def make_command(
+    arguments: Arguments,
+    values: "Mapping[str, str]",
+    names: "Mapping[str, str]",
+    attempt: int,
+    environment: "Mapping[bytes, bytes]",
+) -> str:
+    """Fill the placeholders of the task's command line."""
+
+    def find(kind: str, name: str) -> str:
+        if kind == "FILE" and name in names:
+            return names[name]
+        if kind == "ENV" and _bytes(name) in environment:
+            return _text(environment[_bytes(name)])
+        if kind == "WMS" and name == "attemptNum":
+            return str(attempt)
+        raise FailureError(
+            EXIT_PLACEHOLDER, f"no value for <{kind}:{name}> of the command line: {reasons[kind]}"
+        )
+
+    reasons = {
+        "FILE": f"the job's files are {', '.join(sorted(names)) or 'none'}",
+        "ENV": "there is no such variable in the environment of the worker",
+        "WMS": "only attemptNum is known",
+    }
+    return insert_quoted(insert_values(arguments.command, values), find)
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Memory between attempts, and of a cancelled run: small files in a staging area that is a directory
+# -----------------------------------------------------------------------------------------------------------
+
+ATTEMPTS_FOLDER = ".attempts"
+"""Folder of the staging area with a file for each job that ended with a code
+of retryUnlessExit."""
+
+CANCELLED = ".cancelled"
+"""File of the staging area that says that the run was cancelled: empty, or
+with a line for the name of each run that was."""
+
+
+class AttemptMemory:
+    """Lets a later attempt of a job know how an earlier one ended.
+
+    Parameters
+    ----------
+    arguments : `Arguments`
+        The runner's arguments.
+    attempt : `int`
+        Number of this attempt, from 0.
+    task : `str`
+        PanDA's task id; what another task, hence another run, left does not
+        count.
+    """
+
+    def __init__(self, arguments: Arguments, attempt: int, task: str) -> None:
+        self._area = open_area(arguments.area)
+        self._codes: "Sequence[int]" = arguments["retry-unless-exit"]
+        self._attempt = attempt
+        self._owner = (quote(task) or "-", quote(arguments["run"]) or "-")
+        name = safe_label(arguments.input)
+        if len(name) > 150:
+            import hashlib
+
+            name = hashlib.sha256(_bytes(arguments.input)).hexdigest()
+        self._name = f"{ATTEMPTS_FOLDER}/{name}"
+
+    def find(self) -> "int | None":
+        """Exit code for which this attempt need not run, if there is one."""
+        if not self._codes or not self._attempt or not isinstance(self._area, LocalArea):
+            return None
+        try:
+            fields = b"".join(self._area.chunks(self._name)).decode("ascii").split()
+            attempt, code = int(fields[0]), int(fields[1])
+        except (OSError, ValueError, IndexError):
+            return None
+        mine = tuple(fields[2:]) == self._owner and attempt < self._attempt
+        return code if mine and code in self._codes else None
+
+    def note(self, code: int) -> None:
+        """Remember how this attempt ended, if that ends the job."""
+        if code not in self._codes:
+            return
+        try:
+            if not isinstance(self._area, LocalArea):
+                raise FailureError(0, "it is not a directory here")
+            target = self._area.path(self._name)
+            _make_folder(os.path.dirname(target))
+            part = _Part(target)
+            part.write(" ".join((str(self._attempt), str(code)) + self._owner).encode("ascii"))
+            part.complete(0)
+        except FailureError as error:
+            say(f"this job may be tried again after exit code {code}, as the area keeps no note: {error}")
+
+
+def is_cancelled(arguments: Arguments) -> bool:
+    """Whether a final job must not run, as its run was cancelled."""
+    if arguments["final"] != "yes":
+        return False
+    try:
+        text = b"".join(open_area(arguments.area, timeout=arguments["timeout"]).chunks(CANCELLED))
+    except OSError:
+        return False
+    runs = _text(text).split()
+    return not runs or not arguments["run"] or arguments["run"] in runs
+
+
+# -----------------------------------------------------------------------------------------------------------
+# The payload's processes
+# -----------------------------------------------------------------------------------------------------------
+
+TOKENS = (
+    "BEARER_TOKEN",
+    "IDDS_OIDC_TOKEN",
+    "OIDC_AUTH_ID_TOKEN",
+    "OIDC_AUTH_TOKEN",
+    "OIDC_REFRESH_TOKEN",
+    "PANDA_AUTH_ID_TOKEN",
+    "PANDA_AUTH_TOKEN",
+)
+"""Variables that are not passed on to the payload (option keep-tokens)."""
+
+_ENDING = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGXCPU")
+_NOTIFYING = ("SIGUSR1", "SIGUSR2")
+_PYTHON_IGNORES = ("SIGPIPE", "SIGXFSZ")
+
+
+class Signals:
+    """What signals do to the runner: nothing is lost, and nobody waits for
+    ever.
+
+    Before the payload there is, they end the runner.  Then they are passed
+    on to the payload's process group; after one that asks it to end, what is
+    left of the group is killed when the time of grace is over.
+
+    Parameters
+    ----------
+    grace : `float`
+        Seconds between asking and killing.
+    """
+
+    def __init__(self, grace: float) -> None:
+        import signal
+
+        self._signal = signal
+        self._grace = grace
+        self.group = 0
+        self.asked = 0
+        self.killed = False
+        self.handled = [getattr(signal, name) for name in _ENDING + _NOTIFYING]
+        self._ending = self.handled[: len(_ENDING)]
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup
+            self.handled.remove(signal.SIGHUP)
+        for number in self.handled:
+            signal.signal(number, self._handle)
+        signal.signal(signal.SIGALRM, self._handle)
+
+    def _handle(self, number: int, frame: object) -> None:
+        signal = self._signal
+        if number == signal.SIGALRM:
+            self.killed = True
+            self._send(signal.SIGKILL)
+        elif self.group:
+            self._send(number)
+            if number in self._ending and not self.asked:
+                self.asked = number
+                signal.setitimer(signal.ITIMER_REAL, max(self._grace, 0.001))
+        elif number in self._ending:
+            raise StoppedError(number)
+
+    def _send(self, number: int) -> bool:
+        """Signal the payload's group; whether there still is one."""
+        try:
+            os.killpg(self.group, number)
+        except OSError:
+            return False
+        return True
+
+    def start(self, argv: "list[bytes]", environment: "Mapping[bytes, bytes]", *, group: bool) -> int:
+        """Start a program, in a process group of its own or in ours.
+
+        Its standard input is empty; in batch nobody types, and a payload
+        that asks must fail and not wait.  A signal that arrives now is kept
+        until it can be passed on.
+        """
+        signal = self._signal
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, self.handled)
+        try:
+            pid = os.fork()
+            if not pid:
+                self._become(argv, environment, before, group)
+            if group:
+                _join_group(pid, pid)
+                self.group = pid
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return pid
+
+    def _become(
+        self, argv: "list[bytes]", environment: "Mapping[bytes, bytes]", mask: "Any", group: bool
+    ) -> None:
+        """Turn the process that was just forked into a program."""
+        signal = self._signal
+        try:
+            if group:
+                _join_group(0, 0)
+            for name in _PYTHON_IGNORES:
+                signal.signal(getattr(signal, name), signal.SIG_DFL)
+            for number in self.handled:
+                signal.signal(number, signal.SIG_DFL)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            os.execve(argv[0], argv, environment)
+        except OSError as error:
+            say(f"cannot start {_text(argv[0])}: {error.strerror} ({len(argv[-1])} bytes of command)")
+        finally:
+            os._exit(EXIT_START)
+
+    def guard(self) -> int:
+        """Start a process that kills the payload if the runner disappears.
+
+        It reads a pipe whose other end only the runner has, so it notices
+        even a SIGKILL.  It is a member of the payload's group, so that it
+        cannot hit anybody else, and ignores what can be ignored.  (Linux'
+        PR_SET_PDEATHSIG would reach the shell only, and cost an import.)
+        """
+        reading, self._writing = os.pipe()
+        pid = os.fork()
+        if pid:
+            os.close(reading)
+            return pid
+        try:
+            os.close(self._writing)
+            for number in self.handled:
+                self._signal.signal(number, self._signal.SIG_IGN)
+            os.setpgid(0, self.group)
+            for descriptor in range(3):
+                os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
+            os.read(reading, 1)
+            os.killpg(0, self._signal.SIGKILL)
+        finally:
+            os._exit(0)
+
+    def finish(self, guard: int) -> None:
+        """Let nothing outlive a payload that was asked to end."""
+        self._kill(guard)
+        if not self.asked:
+            return
+        import time
+
+        until = time.monotonic() + self._grace
+        while self._send(0) and time.monotonic() < until and not self.killed:
+            time.sleep(0.02)
+        self._send(self._signal.SIGKILL)
+
+    def _kill(self, pid: int) -> None:
+        try:
+            os.kill(pid, self._signal.SIGKILL)
+        except OSError:
+            pass
+        os.waitpid(pid, 0)
+
+    def end(self, pid: int, seconds: float) -> None:
+        """Wait for a process of ours, but not for ever: it is asked by
+        SIGUSR1 half-way, and killed at the end.
+        """
+        import time
+
+        for _ in range(2):
+            until = time.monotonic() + seconds / 2
+            while time.monotonic() < until:
+                if os.waitpid(pid, os.WNOHANG)[0]:
+                    return
+                time.sleep(0.02)
+            os.kill(pid, self._signal.SIGUSR1)
+        self._kill(pid)
+
+
+def _join_group(pid: int, group: int) -> None:
+    """Parent and child both do this, so it is done whoever runs first."""
+    try:
+        os.setpgid(pid, group)
+    except OSError:  # the other one was first, and it has called exec since
+        pass
+
+
+MONITOR_OUTPUT = "memory_monitor_output.txt"
+MONITOR_SUMMARY = "memory_monitor_summary.json"
+"""What PanDA's pilot reads in the work directory."""
+
+
+def find_monitor(environment: "Mapping[bytes, bytes]") -> bytes:
+    """Find prmon; empty if there is none, or one is already at work here."""
+    try:
+        if os.stat(MONITOR_OUTPUT).st_size:
+            return b""
+    except OSError:
+        pass
+    for folder in environment.get(b"PATH", b"").split(b":"):
+        path = os.path.join(folder, b"prmon")
+        if os.access(path, os.X_OK) and os.path.isfile(path):
+            return path
+    return b""
+
+
+def run_payload(
+    command: str, environment: "Mapping[bytes, bytes]", signals: Signals, *, monitor: bytes = b""
+) -> int:
+    """Run a command line and wait for it.
+
+    Parameters
+    ----------
+    command : `str`
+        The command line.
+    environment : `~collections.abc.Mapping` [`bytes`, `bytes`]
+        Its whole environment.
+    signals : `Signals`
+        What passes signals on to it.
+    monitor : `bytes`, optional
+        Path of prmon, if it is to watch the payload.
+
+    Returns
+    -------
+    code : `int`
+        Exit code of the command, or 128 and the number of the signal that
+        ended it.
+    """
+    shell = b"/bin/bash" if os.access("/bin/bash", os.X_OK) else b"/bin/sh"
+    payload = signals.start([shell, b"-c", _bytes(command)], environment, group=True)
+    guard = signals.guard()
+    watcher = 0
+    if monitor:
+        argv = [monitor, b"-i", b"5", b"-f", MONITOR_OUTPUT.encode(), b"-j", MONITOR_SUMMARY.encode()]
+        watcher = signals.start(argv + [b"-p", b"%d" % payload], environment, group=False)
+    status = os.waitpid(payload, 0)[1]
+    signals.finish(guard)
+    if watcher:
+        signals.end(watcher, 10.0)
+    if signals.killed:
+        return 128 + signals.asked
+    return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+# -----------------------------------------------------------------------------------------------------------
+# The program
+# -----------------------------------------------------------------------------------------------------------
+
+
+def say(text: str) -> None:
+    """Write one line to standard error, which the payload shares."""
+    line = "runner: " + text.replace("\n", "\\n") + "\n"
+    try:
+        os.write(2, line.encode("utf-8", "replace"))
+    except OSError:
+        pass
+
+
+def run(arguments: Arguments, environment: "Mapping[bytes, bytes]", signals: Signals) -> int:
+    """Do what the arguments say: fetch, substitute, run.
+
+    Returns
+    -------
+    code : `int`
+        Exit code of the payload, or one of `EXIT_CODES`.
+    """
+    attempt = find_attempt(arguments["attempt"], environment)
+    memory = AttemptMemory(arguments, attempt, _text(environment.get(b"PanDA_TaskID", b"")))
+    code = memory.find()
+    if code is not None:
+        say(f"an earlier attempt of {arguments.input} ended with exit code {code}, which is not retried")
+        return code
+    if is_cancelled(arguments):
+        say("the run was cancelled, so its final job does not run (option --final=always would)")
+        return EXIT_CANCELLED
+    fetcher = Fetcher(arguments)
+    names = deliver(arguments, fetcher)
+    values = find_values(arguments, fetcher)
+    command = make_command(arguments, values, names, attempt, environment)
+    say(
+        f"{VERSION}, Python {sys.version.split()[0]}, {arguments.input}, attempt {attempt}, {fetcher.shown},"
+        f" command (variables not shown): {insert_values(arguments.command, values)}"
+    )
+    passed_on = dict(environment)
+    if arguments["keep-tokens"] == "no":
+        for token in TOKENS:
+            passed_on.pop(token.encode(), None)
+    monitor = find_monitor(environment) if arguments["prmon"] == "yes" else b""
+    code = run_payload(command, passed_on, signals, monitor=monitor)
+    memory.note(code)
+    return code
+
+
+def main(argv: "Sequence[str]", environment: "Mapping[bytes, bytes]") -> int:
+    """Run the payload of a job and give its exit code back.
+
+    Parameters
+    ----------
+    argv : `~collections.abc.Sequence` [`str`]
+        Arguments without the name of the program.
+    environment : `~collections.abc.Mapping` [`bytes`, `bytes`]
+        The environment.
+    """
+    try:
+        try:
+            arguments = Arguments([_text(os.fsencode(argument)) for argument in argv])
+        except ValueError as error:
+            raise FailureError(EXIT_USAGE, str(error)) from None
+        return run(arguments, environment, Signals(arguments["grace"]))
+    except (FailureError, StoppedError) as error:
+        say(f"{error} (exit code {error.code})")
+        return error.code
+    except Exception as error:
+        frames = error.__traceback__
+        while frames and frames.tb_next:
+            frames = frames.tb_next
+        say(
+            f"mistake in the runner, line {frames.tb_lineno if frames else 0}:"
+            f" {type(error).__name__}: {error} (exit code {EXIT_INTERNAL})"
+        )
+        return EXIT_INTERNAL
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], os.environb))
