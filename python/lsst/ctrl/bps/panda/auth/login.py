@@ -2,14 +2,23 @@
 way.  Each keeps the token file whole, whatever happens in between.
 """
 
-__all__ = ["LoginSettings", "RefreshOutcome", "find_login_settings", "log_in", "make_renewer", "refresh"]
+__all__ = [
+    "LoginSettings",
+    "RefreshOutcome",
+    "find_login_settings",
+    "keep_fresh",
+    "log_in",
+    "make_renewer",
+    "refresh",
+]
 
 import logging
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from ..errors import SettingsError, TransportError
+from ..errors import AuthenticationError, SettingsError, TransportError
 from ..rest.credentials import Anonymous, verify_host
 from ..rest.retries import RetryPolicy
 from ..rest.transport import Timeouts, Transport
@@ -22,6 +31,11 @@ _LOG = logging.getLogger(__name__)
 
 # A provider answers at once or not at all, in seconds.
 _TIMEOUTS = Timeouts(connect=15.0, read=60.0, total=120.0)
+# Of a process that keeps a token fresh, in seconds.
+_PAUSE = 300.0
+_SHORTEST_WAIT = 60.0
+_LONGEST_WAIT = 3600.0
+
 # As long before the end credentials ask for another token.
 _RENEW_BEFORE = timedelta(minutes=5)
 
@@ -189,6 +203,52 @@ def refresh(
         renewed = refresh_tokens(transport, provider, tokens)
         store.save(renewed)
     return RefreshOutcome(True, parse_claims(renewed.id_token))
+
+
+def keep_fresh(
+    store: TokenStore,
+    settings: LoginSettings,
+    *,
+    threshold: timedelta,
+    transport: Transport | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> Iterator[RefreshOutcome]:
+    """Refresh again and again, for ever.
+
+    Parameters
+    ----------
+    store, settings, threshold, transport, now
+        As for `refresh`.
+    sleep : `~collections.abc.Callable`, optional
+        Waits for a number of seconds.
+
+    Yields
+    ------
+    outcome : `RefreshOutcome`
+        What was done each time.
+
+    Raises
+    ------
+    AuthenticationError
+        Raised if a person has to log in.  Servers that cannot be asked are
+        asked again later.
+    """
+    while True:
+        try:
+            outcome = refresh(store, settings, threshold=threshold, transport=transport, now=now)
+        except AuthenticationError:
+            raise
+        except TransportError as error:
+            _LOG.warning("The token could not be refreshed, trying again in %.0f s: %s", _PAUSE, error)
+            sleep(_PAUSE)
+            continue
+        yield outcome
+        left = outcome.claims.remaining(now())
+        # Half of what is left, for a provider whose tokens are always too
+        # short; an hour at most, because a person may log in meanwhile.
+        wait = left - threshold if left > threshold else left / 2
+        sleep(min(max(wait.total_seconds(), _SHORTEST_WAIT), _LONGEST_WAIT))
 
 
 def make_renewer(env: Mapping[str, str]) -> Callable[[TokenStore], bool]:

@@ -39,7 +39,7 @@ def token_directory(env: Mapping[str, str]) -> Path:
         ``PANDA_CONFIG_ROOT``, with ``~`` put in full, else the current
         directory.
     """
-    return Path(env.get("PANDA_CONFIG_ROOT") or ".").expanduser()
+    return Path(env.get("PANDA_CONFIG_ROOT") or ".").expanduser().absolute()
 
 
 class TokenStore:

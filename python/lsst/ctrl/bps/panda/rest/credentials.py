@@ -18,11 +18,10 @@ import contextlib
 import os.path
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from functools import partial
-from pathlib import Path
 from typing import NoReturn, Protocol
 
-from ..auth.store import TokenStore, token_directory
+from ..auth.sources import find_token_source
+from ..auth.store import TokenStore
 from ..auth.tokens import ensure_lifetime, parse_claims
 from ..errors import AuthenticationError, SettingsError, TokenBrokenError
 from .redaction import redact
@@ -205,11 +204,9 @@ def find_credentials(
 ) -> Credentials:
     """Choose credentials as panda-client does, from the same variables.
 
-    ``PANDA_AUTH=oidc`` takes the first of ``PANDA_AUTH_ID_TOKEN`` (the token
-    itself), ``OIDC_AUTH_TOKEN_FILE`` (a file that holds it),
-    ``OIDC_AUTH_ID_TOKEN`` (the token itself), and the file ``.token`` in
-    ``PANDA_CONFIG_ROOT``; the virtual organisation is ``PANDA_AUTH_VO``, else
-    ``OIDC_AUTH_VO``.  Otherwise ``X509_USER_PROXY`` or the proxy at its usual
+    ``PANDA_AUTH=oidc`` takes a token, see `.auth.sources.find_token_source`;
+    the virtual organisation is ``PANDA_AUTH_VO``, else ``OIDC_AUTH_VO``.
+    Otherwise ``X509_USER_PROXY`` or the proxy at its usual
     place in ``/tmp``, else nobody.  A variable set to nothing counts as not
     set.
 
@@ -277,39 +274,29 @@ def _find_token(
         raise SettingsError(
             "PANDA_AUTH=oidc needs the virtual organisation in PANDA_AUTH_VO (for instance 'Rubin')."
         )
-    store = TokenStore(token_directory(env))
-    path = env.get("OIDC_AUTH_TOKEN_FILE", "")
-    given: tuple[tuple[str, Callable[[], str], str], ...] = (
-        ("PANDA_AUTH_ID_TOKEN", lambda: env["PANDA_AUTH_ID_TOKEN"].strip(), "PANDA_AUTH_ID_TOKEN"),
-        ("OIDC_AUTH_TOKEN_FILE", lambda: _read_token(path), f"the file {path} (OIDC_AUTH_TOKEN_FILE)"),
-        ("OIDC_AUTH_ID_TOKEN", lambda: env["OIDC_AUTH_ID_TOKEN"].strip(), "OIDC_AUTH_ID_TOKEN"),
-    )
-    for name, read, description in given:
-        if env.get(name):
-            return BearerToken(vo, partial(_read_unexpired, read, now), description=description)
+    source = find_token_source(env)
+    store = source.store
+    if store is None or renew is None:
+        return BearerToken(vo, lambda: _unexpired(source.read(), now()), description=source.description)
     return BearerToken(
         vo,
         lambda: _current(store, renew, now()),
-        renew=None if renew is None else lambda: renew(store),
-        description=f"the file {store.path}",
+        renew=lambda: renew(store),
+        description=source.description,
     )
 
 
-def _current(store: TokenStore, renew: Callable[[TokenStore], bool] | None, now: datetime) -> str:
+def _current(store: TokenStore, renew: Callable[[TokenStore], bool], now: datetime) -> str:
     """Give the stored token, renewed if it is about to expire."""
     token = store.load().id_token
-    if renew is not None:
-        claims = parse_claims(token)
-        life = _RENEW_BEFORE
-        if claims.issued is not None and claims.expires is not None:
-            life = min(life, (claims.expires - claims.issued) / 2)
-        if claims.remaining(now) < life and renew(store):
-            token = store.load().id_token
+    claims = parse_claims(token)
+    life = _RENEW_BEFORE
+    if claims.issued is not None and claims.expires is not None:
+        # Some providers give tokens that live shorter than that.
+        life = min(life, (claims.expires - claims.issued) / 2)
+    if claims.remaining(now) < life and renew(store):
+        token = store.load().id_token
     return _unexpired(token, now)
-
-
-def _read_unexpired(read: Callable[[], str], now: Callable[[], datetime]) -> str:
-    return _unexpired(read(), now())
 
 
 def _unexpired(token: str, now: datetime) -> str:
@@ -318,12 +305,3 @@ def _unexpired(token: str, now: datetime) -> str:
     with contextlib.suppress(TokenBrokenError):
         ensure_lifetime(token, _GRACE, now=now)
     return token
-
-
-def _read_token(path: str) -> str:
-    try:
-        return Path(path).expanduser().read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise AuthenticationError(
-            f"The token file {path} (OIDC_AUTH_TOKEN_FILE) cannot be read: {error.__class__.__name__}."
-        ) from None

@@ -1,0 +1,327 @@
+"""The command ``panda_auth``: who am I to PanDA, until when, and how to stay.
+
+Results go to the standard output, everything else to the standard error.
+Exit codes, for scripts:
+
+==== ====================================================================
+0    fine; for ``refresh`` also if there was nothing to do yet
+1    anything else, such as a missing environment variable
+2    wrong use of the command
+3    there is no token
+4    the token has expired, or does not last as long as asked for
+5    the login or the refresh was refused
+6    the PanDA server or the provider cannot be reached or understood
+7    the token or its file is broken
+130  cancelled with Ctrl-C
+==== ====================================================================
+"""
+
+__all__ = ["cli", "main"]
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import click
+from lsst.daf.butler.cli.cliLog import CliLog
+from lsst.daf.butler.cli.opt import (
+    log_file_option,
+    log_label_option,
+    log_level_option,
+    log_tty_option,
+    long_log_option,
+)
+
+from ..auth.login import RefreshOutcome, find_login_settings, keep_fresh, log_in
+from ..auth.login import refresh as refresh_login
+from ..auth.oidc import DeviceGrant
+from ..auth.proxies import read_proxy
+from ..auth.sources import find_token_source
+from ..auth.store import TokenStore, token_directory
+from ..auth.tokens import Claims, ensure_lifetime, parse_claims, render_span
+from ..errors import (
+    AuthenticationError,
+    LoginError,
+    PandaBpsError,
+    RefreshRefusedError,
+    TokenBrokenError,
+    TokenExpiredError,
+    TokenMissingError,
+    TransportError,
+)
+from ..rest.credentials import X509Proxy, find_credentials
+
+_CANCELLED = 130
+
+# First match wins: children before parents.
+_EXIT_CODES: tuple[tuple[type[PandaBpsError], int, str], ...] = (
+    (TokenMissingError, 3, "no-token"),
+    (TokenExpiredError, 4, "expired"),
+    (RefreshRefusedError, 5, "refused"),
+    (LoginError, 5, "refused"),
+    (TokenBrokenError, 7, "broken"),
+    (AuthenticationError, 5, "refused"),
+    (TransportError, 6, "unreachable"),
+    (PandaBpsError, 1, "error"),
+)
+
+_json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Write the result as JSON to the standard output."
+)
+
+
+def _guarded(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn errors into a message and an exit code."""
+
+    @functools.wraps(command)
+    def run(*args: Any, as_json: bool, **kwargs: Any) -> None:
+        try:
+            command(*args, as_json=as_json, **kwargs)
+        except PandaBpsError as error:
+            code, kind = next((code, kind) for cls, code, kind in _EXIT_CODES if isinstance(error, cls))
+            # Of an expired token the content was shown already.
+            if as_json and not isinstance(error, TokenExpiredError):
+                click.echo(json.dumps({"error": kind, "exit_code": code, "message": str(error)}))
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(code)
+        except KeyboardInterrupt:
+            click.echo("\nCancelled. The token file is as it was.", err=True)
+            sys.exit(_CANCELLED)
+
+    return run
+
+
+def _log_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the logging options that all commands of the stack have."""
+    for add in (log_label_option, log_tty_option, log_file_option, long_log_option):
+        command = add()(command)
+    added: Callable[..., Any] = log_level_option(default=["INFO"])(command)
+    return added
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@_log_options
+def cli(
+    log_level: dict[str, str],
+    long_log: bool,
+    log_file: tuple[str, ...],
+    log_tty: bool,
+    log_label: dict[str, str],
+) -> None:
+    """Log in to PanDA and manage the token."""
+    CliLog.initLog(longlog=long_log, log_tty=log_tty, log_file=log_file, log_label=log_label)
+    CliLog.setLogLevels(log_level)
+
+
+@cli.command(short_help="Show the token: whose, and until when.")
+@click.option(
+    "--needed",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="HOURS",
+    help="Fail if the token does not last that long.",
+)
+@_json_option
+@_guarded
+def status(needed: float, as_json: bool) -> None:
+    """Print information about the auth token."""
+    now = datetime.now(UTC)
+    credentials = find_credentials(
+        {"PANDA_AUTH": "oidc", "PANDA_AUTH_VO": "any", **os.environ}, uid=os.getuid()
+    )
+    if isinstance(credentials, X509Proxy):
+        _show_proxy(credentials.path, timedelta(hours=needed), now, as_json=as_json)
+        return
+    source = find_token_source(os.environ)
+    token = source.read()
+    claims = parse_claims(token)
+    _show_token(source.description, source.store, claims, now, as_json=as_json)
+    ensure_lifetime(token, timedelta(hours=needed), now=now)
+
+
+@cli.command(short_help="Log in and get a new token.")
+@_json_option
+@_guarded
+def reset(as_json: bool) -> None:
+    """Get a new auth token: log in with a browser, here or on another machine.
+
+    The present token stays until there is a new one.
+    """
+    settings = find_login_settings(os.environ)
+    store = TokenStore(token_directory(os.environ))
+    claims = log_in(store, settings, _show_grant)
+    if not os.environ.get("PANDA_CONFIG_ROOT"):
+        click.echo(
+            "PANDA_CONFIG_ROOT is not set: the token is in the current directory and only found from here.",
+            err=True,
+        )
+    _show_token(str(store.path), store, claims, datetime.now(UTC), as_json=as_json)
+
+
+@cli.command(short_help="Renew the token if it is about to expire.")
+@click.option(
+    "--days",
+    default=4.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="Refresh when fewer days remain.",
+)
+@click.option("--force", is_flag=True, help="Refresh however many days remain.")
+@click.option("--watch", is_flag=True, help="Stay and refresh again and again.")
+@click.option("--verbose", is_flag=True, help="Enable verbose output.")
+@_json_option
+@_guarded
+def refresh(days: float, force: bool, watch: bool, verbose: bool, as_json: bool) -> None:
+    """Refresh the auth token without a browser, as from a cron job."""
+    if verbose:
+        CliLog.setLogLevels({"lsst.ctrl.bps.panda": "DEBUG"})
+    settings = find_login_settings(os.environ)
+    store = TokenStore(token_directory(os.environ))
+    threshold = timedelta.max if force else timedelta(days=days)
+    if not watch:
+        _show_outcome(refresh_login(store, settings, threshold=threshold), store, as_json=as_json)
+        return
+    for outcome in keep_fresh(store, settings, threshold=timedelta(days=days)):
+        _show_outcome(outcome, store, as_json=as_json)
+
+
+@cli.command(short_help="Remove the token.")
+@_json_option
+@_guarded
+def clean(as_json: bool) -> None:
+    """Clean up the token and the cache files of panda-client beside it."""
+    store = TokenStore(token_directory(os.environ))
+    removed = [str(path) for path in store.clean()]
+    if as_json:
+        click.echo(json.dumps({"removed": removed}))
+    else:
+        click.echo(
+            "\n".join(f"Removed {path}" for path in removed) or f"Nothing to remove in {store.directory}"
+        )
+
+
+def _show_grant(grant: DeviceGrant) -> None:
+    """Tell the person what to do."""
+    link = _printable(grant.verification_uri_complete or grant.verification_uri)
+    code = _printable(grant.user_code)
+    task = "check that it shows" if grant.verification_uri_complete else "enter there"
+    click.echo(
+        f"To log in, open this link in a browser, on any machine:\n\n    {link}\n\n"
+        f"and {task} the code  {code}\n\n"
+        f"Waiting for your approval for {render_span(timedelta(seconds=grant.expires_in))}; "
+        "Ctrl-C cancels.",
+        err=True,
+    )
+
+
+def _printable(text: str) -> str:
+    """Leave out what could steer the terminal: it comes from a server."""
+    return "".join(character for character in text if character.isprintable())
+
+
+def _show_outcome(outcome: RefreshOutcome, store: TokenStore, *, as_json: bool) -> None:
+    now = datetime.now(UTC)
+    if as_json:
+        click.echo(
+            json.dumps({"refreshed": outcome.refreshed, **_describe(str(store.path), outcome.claims, now)})
+        )
+        return
+    expires = _render_expiry(outcome.claims.expires, now)
+    if outcome.refreshed:
+        click.echo(f"The token was refreshed; it expires {expires}.")
+    else:
+        click.echo(f"Too early to refresh; the token expires {expires}. See --days and --force.")
+
+
+def _show_token(
+    place: str, store: TokenStore | None, claims: Claims, now: datetime, *, as_json: bool
+) -> None:
+    private = store.is_private() if store is not None else None
+    if as_json:
+        content = _describe(place, claims, now)
+        if store is not None:
+            content["refreshable"] = store.load().refresh_token is not None
+            content["private"] = private
+        click.echo(json.dumps(content))
+    else:
+        rows = {
+            "Filename": place,
+            "Valid starting": _render_time(claims.issued),
+            "Expires": _render_expiry(claims.expires, now),
+            "Name": claims.name,
+            "User": claims.username,
+            "Email": claims.email,
+            "Groups": ",".join(claims.groups),
+            "Organization": claims.organisation,
+        }
+        _show_rows(rows)
+    if private is False:
+        click.echo(f"Warning: others can read {place}; 'chmod 600' it.", err=True)
+
+
+def _show_proxy(path: str, needed: timedelta, now: datetime, *, as_json: bool) -> None:
+    info = read_proxy(path)
+    left = info.remaining(now)
+    if as_json:
+        content = {"file": path, "subject": info.subject, **_describe_times(info.issued, info.expires, now)}
+        click.echo(json.dumps(content))
+    else:
+        rows = {
+            "X.509 proxy": path,
+            "Valid starting": _render_time(info.issued),
+            "Expires": _render_expiry(info.expires, now),
+            "Subject": info.subject,
+        }
+        _show_rows(rows)
+    if left <= max(needed, timedelta(0)):
+        raise TokenExpiredError(f"The proxy {path} does not last. Make another with 'voms-proxy-init'.")
+
+
+def _show_rows(rows: dict[str, str]) -> None:
+    for title, value in rows.items():
+        click.echo(f"{title + ':':15} {_printable(value)}".rstrip())
+
+
+def _describe(place: str, claims: Claims, now: datetime) -> dict[str, Any]:
+    """Give what ``--json`` shows of a token."""
+    return {
+        "file": place,
+        "name": claims.name,
+        "username": claims.username,
+        "email": claims.email,
+        "groups": list(claims.groups),
+        "organization": claims.organisation,
+        "issuer": claims.issuer,
+        **_describe_times(claims.issued, claims.expires, now),
+    }
+
+
+def _describe_times(issued: datetime | None, expires: datetime | None, now: datetime) -> dict[str, Any]:
+    left = None if expires is None else int((expires - now).total_seconds())
+    return {
+        "issued": issued and issued.isoformat(),
+        "expires": expires and expires.isoformat(),
+        "seconds_left": left,
+        "valid": left is None or left > 0,
+    }
+
+
+def _render_time(moment: datetime | None) -> str:
+    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S %Z}" if moment is not None else "unknown"
+
+
+def _render_expiry(expires: datetime | None, now: datetime) -> str:
+    if expires is None:
+        return "never"
+    left = expires - now
+    span = render_span(abs(left))
+    return f"{_render_time(expires)} ({f'in {span}' if left > timedelta(0) else f'{span} ago'})"
+
+
+def main() -> None:
+    """Run the command."""
+    cli()
