@@ -114,7 +114,10 @@ class Run:
             say(f"{'ok' if good else 'FAILED':7}{seconds:8.1f} s  {name}")
         counts = self.counts
         words = [f"{counts['failed']} failed", f"{counts['passed']} passed"]
-        words += [f"{counts[key]} {key}" for key in ("skipped", "error") if counts[key]]
+        if counts["skipped"]:
+            words.append(f"{counts['skipped']} skipped")
+        if counts["error"]:
+            words.append(f"{counts['error']} error{'s' if counts['error'] > 1 else ''}")
         say(f"{' ' + ', '.join(words) + f' in {total:.2f}s ':=^80}")
         return 0 if all(good for _, _, good in self.phases) else 1
 

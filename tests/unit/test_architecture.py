@@ -28,24 +28,37 @@ PACKAGE = "lsst.ctrl.bps.panda"
 ARROWS: dict[str, frozenset[str]] = {
     part: frozenset(targets.split())
     for part, targets in {
-        "": "service workflow errors version",
+        # The core: values in, values out.
         "errors": "",
         "version": "",
-        "settings": "errors version plan staging keys sites",
-        "keys": "errors",
-        "sites": "errors",
-        "staging": "errors plan.model",
-        "workflow": "errors version plan settings wire.idds_workflow",
-        "report": "errors wire",
-        "remote_build": "errors version settings plan edgenode rest wire staging",
-        "service": "errors version settings plan wire wire.idds_workflow rest staging report workflow "
-        "remote_build",
         "plan": "errors edgenode.cmd_line_decoder",
         "wire": "errors plan.model",
         "wire.idds_workflow": "errors plan wire",
-        "rest": "errors version auth.store auth.tokens",
+        "report": "errors wire",
+        "plantable": "plan.model",
+        # Configuration.
+        "keys": "errors",
+        "sites": "errors",
+        "settings": "errors version plan staging keys sites",
+        # The edges: files, HTTP, log-in.
+        "staging": "errors plan.model",
+        "runrecord": "errors version plan.model",
+        "rest": "errors version auth.sources auth.store auth.tokens",
         "auth": "errors version rest",
-        "cli": "errors version service settings auth local demo workflow report",
+        # What the service class is made of.
+        "workflow": "errors version plan settings runrecord wire.idds_workflow",
+        "submission": "errors rest wire wire.idds_workflow",
+        "inquiry": "errors report rest runrecord settings wire",
+        "preflight": "errors inquiry plan.model rest settings staging",
+        "cancellation": "errors inquiry report rest runrecord settings wire",
+        "rescue": "errors inquiry plan report rest runrecord settings staging submission wire "
+        "wire.idds_workflow workflow",
+        "remote_build": "errors version settings plan edgenode rest wire staging runrecord submission",
+        "service": "errors version settings sites plan plantable wire wire.idds_workflow rest staging report "
+        "runrecord workflow submission inquiry preflight cancellation rescue remote_build local.instance",
+        "": "service workflow errors version",
+        "cli": "errors version service settings auth rest.credentials local demo workflow report",
+        # Apart.
         "edgenode": "",
         "local": "errors version",
         "demo": "errors version",
@@ -82,7 +95,7 @@ IMPURE_MODULES = {
 }  # fmt: skip
 IMPURE_CALLS = {"open", "input", "now", "utcnow", "today", "uuid4", "urlopen", "read_text", "write_text"}
 
-ENVIRONMENT_READERS = ("settings", "edgenode", "local", "demo")
+ENVIRONMENT_READERS = ("settings", "cli", "edgenode", "local", "demo")
 PRINTERS = ("cli",)
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "managers", "misc"}
 
