@@ -1,0 +1,290 @@
+"""Find runs, and ask iDDS and PanDA about them."""
+
+from __future__ import annotations
+
+__all__ = ["Connection", "Inquiry", "connect"]
+
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from .errors import PandaBpsError, RunNotFoundError, TransportError
+from .report import needs_contents
+from .rest.credentials import find_credentials, verify_host
+from .rest.panda_api import PandaApi, api_base
+from .rest.relay import Relay
+from .rest.transport import Transport
+from .runrecord import RunIndex, RunRecord, read_record
+from .settings import ServiceSettings
+from .wire.pipeline import PlanSummary
+from .wire.records import (
+    ContentRecord,
+    RequestRecord,
+    TaskRecord,
+    TransformRecord,
+    parse_contents,
+    parse_requests,
+    parse_tasks,
+    parse_transforms,
+)
+from .wire.stand_in import request_from_tasks, tasks_by_request, transforms_from_tasks
+from .wire.tally import RunEvidence
+
+_LOG = logging.getLogger(__name__)
+
+MAX_TRANSFORMS_WITH_CONTENTS = 25
+"""Most transforms whose contents a report fetches; a row costs 3 kB."""
+
+MAX_CONTENTS = 20_000
+"""Most rows of contents a report fetches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """The clients of one server."""
+
+    relay: Relay
+    api: PandaApi
+    settings: ServiceSettings
+
+
+def connect(settings: ServiceSettings) -> Connection:
+    """Make the clients that the settings describe; nothing is sent.
+
+    Parameters
+    ----------
+    settings : `ServiceSettings`
+        Where PanDA is and who we are.
+
+    Raises
+    ------
+    SettingsError
+        Raised if it is not known where PanDA is, or how to log in.
+    """
+    url = settings.require_url()
+    env = settings.environment
+    credentials = find_credentials(env, user=settings.user, uid=os.getuid())
+    transport = Transport(credentials, verify=verify_host(env))
+    return Connection(
+        relay=Relay(transport, url, idds_server=settings.idds_server),
+        api=PandaApi(transport, api_base(url), cache_base=settings.cache_url or None),
+        settings=settings,
+    )
+
+
+class Inquiry:
+    """Finds runs and what is known of them.
+
+    Parameters
+    ----------
+    connection : `Connection`
+        The server.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._relay = connection.relay
+        self._api = connection.api
+        self._server = connection.settings.url
+        self._user = connection.settings.user
+        self._index = RunIndex(connection.settings.state_directory)
+
+    def identify(self, run: str | int) -> tuple[int, RunRecord | None]:
+        """Return the request id of a run, and its record if it is at hand.
+
+        Parameters
+        ----------
+        run : `str` or `int`
+            Request id, submit directory, or name of the run.
+
+        Raises
+        ------
+        RunNotFoundError
+            Raised if there is no such run; says what was looked for where.
+        """
+        text = str(run).strip()
+        if text.isdecimal():
+            request_id = int(text)
+            return request_id, self._index.find(self._server, request_id=request_id)
+        if os.path.isdir(text) or os.path.sep in text:
+            record = read_record(text)
+            if record.request_id is None:
+                raise RunNotFoundError(f"The run of {text} was prepared but not submitted.")
+            return record.request_id, record
+        if not text:
+            raise RunNotFoundError("No run was named; give its id, its name or its submit directory.")
+        found = self._relay.get_request_ids_by_name(text)
+        if not found:
+            raise RunNotFoundError(
+                f"No run is named {text!r}, and there is no such directory. Give the run's id, its name or "
+                "its submit directory; bps report lists the runs."
+            )
+        request_id = next(iter(found.values()))
+        return request_id, self._index.find(self._server, request_id=request_id)
+
+    def request(self, request_id: int) -> RequestRecord:
+        """Return a request.
+
+        Parameters
+        ----------
+        request_id : `int`
+            Its number.
+
+        Raises
+        ------
+        RunNotFoundError
+            Raised if the server does not have it.
+        """
+        records = parse_requests(self._relay.get_requests(request_id))
+        if not records:
+            raise RunNotFoundError(f"There is no run {request_id} on {self._server}.")
+        return records[0]
+
+    def transforms(self, request_id: int) -> tuple[TransformRecord, ...]:
+        """Return the transforms of a request."""
+        return parse_transforms(self._relay.get_requests(request_id, with_detail=True))
+
+    def contents(self, request_id: int, transform_id: int) -> tuple[ContentRecord, ...]:
+        """Return the contents of a transform."""
+        found = parse_contents(self._relay.get_contents(request_id, transform_id))
+        return found.get(transform_id, ())
+
+    def status(self, run: str | int) -> RunEvidence:
+        """Find out what the state of a run needs: two small questions.
+
+        Parameters
+        ----------
+        run : `str` or `int`
+            Request id, submit directory or name.
+        """
+        request_id, record = self.identify(run)
+        return RunEvidence(
+            request=self.request(request_id),
+            transforms=self.transforms(request_id),
+            plan=_summary(record),
+            asked_at=datetime.now(UTC),
+        )
+
+    def detail(self, run: str | int) -> RunEvidence:
+        """Find out all that a report of a run shows.
+
+        Contents that cannot be had are named in the evidence's problems.
+
+        Parameters
+        ----------
+        run : `str` or `int`
+            Request id, submit directory or name.
+        """
+        evidence = self.status(run)
+        contents: dict[int, tuple[ContentRecord, ...]] = {}
+        problems: list[str] = []
+        wanted = needs_contents(evidence)
+        rows = 0
+        for number, transform_id in enumerate(wanted):
+            if number >= MAX_TRANSFORMS_WITH_CONTENTS or rows > MAX_CONTENTS:
+                problems.append(f"Errors of {len(wanted) - number} more tasks were not fetched.")
+                break
+            try:
+                contents[transform_id] = self.contents(evidence.request.request_id, transform_id)
+                rows += len(contents[transform_id])
+            except TransportError as error:
+                problems.append(f"Errors of transform {transform_id} could not be fetched: {error}")
+        return RunEvidence(
+            request=evidence.request,
+            transforms=evidence.transforms,
+            plan=evidence.plan,
+            contents=contents,
+            asked_at=evidence.asked_at,
+            problems=tuple(problems),
+        )
+
+    def recent(
+        self, *, days: float, user: str | None = None, everybody: bool = False
+    ) -> tuple[list[RunEvidence], list[str]]:
+        """Find recent runs.
+
+        Parameters
+        ----------
+        days : `float`
+            How far to look back.
+        user : `str`, optional
+            Whose runs; one's own by default.
+        everybody : `bool`, optional
+            Whether to look for everybody's runs.
+
+        Returns
+        -------
+        runs : `list` [`RunEvidence`]
+            What is known of each.
+        problems : `list` [`str`]
+            What could not be found out.
+        """
+        since = datetime.now(UTC) - timedelta(days=days)
+        problems: list[str] = []
+        tasks: dict[int, tuple[TaskRecord, ...]] = {}
+        try:
+            tasks = self._recent_tasks(since, user=user, everybody=everybody)
+        except TransportError as error:
+            problems.append(f"PanDA could not be asked for recent tasks: {error}")
+        known = set(tasks)
+        if user in (None, self._user) or everybody:
+            known |= set(self._own_ids(since))
+        runs = []
+        for request_id in sorted(known):
+            try:
+                runs.append(self._listed(request_id, tasks.get(request_id, ())))
+            except RunNotFoundError:
+                continue
+            except TransportError as error:
+                problems.append(f"Run {request_id} could not be looked up: {error}")
+        return runs, problems
+
+    def _recent_tasks(
+        self, since: datetime, *, user: str | None, everybody: bool
+    ) -> dict[int, tuple[TaskRecord, ...]]:
+        """Ask PanDA for the tasks that changed lately, by request.
+
+        PanDA lists one's own tasks unless a filter names somebody.
+        """
+        filters = {}
+        if everybody:
+            filters["userName"] = ".*"
+        elif user:
+            filters["userName"] = user
+        return tasks_by_request(parse_tasks(self._api.tasks_since(since, filters=filters)))
+
+    def _own_ids(self, since: datetime) -> Iterable[int]:
+        """Return ids of own runs from the list that submit keeps."""
+        for entry in self._index.entries(self._server):
+            try:
+                submitted = datetime.fromisoformat(str(entry.get("submitted_at")))
+            except ValueError:
+                continue
+            if submitted >= since:
+                yield int(entry["request_id"])
+
+    def _listed(self, request_id: int, tasks: tuple[TaskRecord, ...]) -> RunEvidence:
+        """Return what the list shows of a run."""
+        record = self._index.find(self._server, request_id=request_id)
+        now = datetime.now(UTC)
+        try:
+            request = self.request(request_id)
+        except RunNotFoundError:
+            if not tasks:
+                raise
+            request = request_from_tasks(tasks)
+            return RunEvidence(request, transforms_from_tasks(tasks), plan=_summary(record), asked_at=now)
+        transforms = self.transforms(request_id)
+        return RunEvidence(request, transforms, plan=_summary(record), asked_at=now)
+
+
+def _summary(record: RunRecord | None) -> PlanSummary | None:
+    """Return what the record of a run says about its plan."""
+    if record is None:
+        return None
+    try:
+        return PlanSummary.from_run_record(record.content)
+    except (ValueError, PandaBpsError) as error:
+        _LOG.warning("The record of run %s is not used: %s", record.request_id, error)
+        return None

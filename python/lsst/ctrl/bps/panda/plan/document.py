@@ -1,0 +1,156 @@
+"""A plan as a readable, versioned document, and back.
+
+One line a task, so that the file can be paged and searched.  Values of single
+jobs are not repeated here: they lie in the parameter files that are staged
+with the run.
+"""
+
+from __future__ import annotations
+
+__all__ = ["DOCUMENT_FORMAT", "parse_plan", "render_plan"]
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields
+from typing import Any
+
+from ..errors import PlanError
+from .model import (
+    Accounting,
+    ConditionPlan,
+    JobPlan,
+    Packing,
+    Placement,
+    Resources,
+    RunIdentity,
+    StagedFile,
+    TaskPlan,
+    WorkflowPlan,
+)
+
+DOCUMENT_FORMAT = 1
+"""Version of the document; a reader refuses a newer one."""
+
+
+def render_plan(plan: WorkflowPlan) -> Iterator[str]:
+    """Render a plan as JSON, line by line.
+
+    Parameters
+    ----------
+    plan : `WorkflowPlan`
+        The plan.
+
+    Yields
+    ------
+    line : `str`
+        Piece of one JSON object, ending in a line end.
+    """
+    head = {
+        "format": DOCUMENT_FORMAT,
+        "run": asdict(plan.run),
+        "labels": plan.labels,
+        "files": [asdict(staged) for staged in plan.files],
+        "conditions": [asdict(condition) for condition in plan.conditions],
+        "warnings": plan.warnings,
+    }
+    yield "{\n"
+    for key, value in head.items():
+        yield f"{json.dumps(key)}: {json.dumps(value)},\n"
+    yield from _render_tasks("tasks", plan.tasks, ",\n")
+    yield from _render_tasks("final", plan.final, "\n")
+    yield "}\n"
+
+
+def _render_tasks(key: str, tasks: tuple[TaskPlan, ...], end: str) -> Iterator[str]:
+    """Render a list of tasks, a line each."""
+    yield f"{json.dumps(key)}: [\n"
+    for number, task in enumerate(tasks, 1):
+        comma = "," if number < len(tasks) else ""
+        yield json.dumps(_task_document(task)) + comma + "\n"
+    yield "]" + end
+
+
+def _task_document(task: TaskPlan) -> dict[str, Any]:
+    """Return a task as plain data, with its jobs in columns."""
+    plain = {
+        field.name: getattr(task, field.name)
+        for field in fields(task)
+        if field.name not in ("jobs", "placement", "resources", "accounting", "packing")
+    }
+    for name in ("placement", "resources", "accounting", "packing"):
+        plain[name] = asdict(getattr(task, name))
+    plain["jobs"] = {
+        "name": [job.name for job in task.jobs],
+        "order_id": [job.order_id for job in task.jobs],
+        "pseudo_input": [job.pseudo_input for job in task.jobs],
+        "parents": [job.parents for job in task.jobs],
+    }
+    return plain
+
+
+def parse_plan(text: str, *, source: str) -> WorkflowPlan:
+    """Read a plan from its document.
+
+    Parameters
+    ----------
+    text : `str`
+        The document.
+    source : `str`
+        Where it is from, for the error.
+
+    Returns
+    -------
+    plan : `WorkflowPlan`
+        The plan, without parameter shards and jobs' values.
+
+    Raises
+    ------
+    PlanError
+        Raised if the document is not understood.
+    """
+    try:
+        content = json.loads(text)
+        version = content["format"]
+        if version > DOCUMENT_FORMAT:
+            raise PlanError(
+                f"The plan {source} has format {version}; this version of the plugin reads up to "
+                f"{DOCUMENT_FORMAT}. Use the version that made it."
+            )
+        return WorkflowPlan(
+            run=RunIdentity(**content["run"]),
+            tasks=tuple(_parse_task(entry) for entry in content["tasks"]),
+            conditions=tuple(
+                ConditionPlan(tuple(entry["waits_for"]), tuple(entry["starts"]))
+                for entry in content["conditions"]
+            ),
+            final=tuple(_parse_task(entry) for entry in content["final"]),
+            files=tuple(StagedFile(**entry) for entry in content["files"]),
+            shards=(),
+            labels=tuple((label, count) for label, count in content["labels"]),
+            warnings=tuple(content["warnings"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, PlanError):
+            raise
+        raise PlanError(f"The plan {source} is damaged or of another kind: {error!r}.") from error
+
+
+def _parse_task(entry: Mapping[str, Any]) -> TaskPlan:
+    """Read one task."""
+    jobs = entry["jobs"]
+    columns = zip(jobs["name"], jobs["order_id"], jobs["pseudo_input"], jobs["parents"], strict=True)
+    return TaskPlan(
+        name=entry["name"],
+        label=entry["label"],
+        chunk=entry["chunk"],
+        first=entry["first"],
+        command=entry["command"],
+        placement=Placement(**entry["placement"]),
+        resources=Resources(**entry["resources"]),
+        accounting=Accounting(**entry["accounting"]),
+        packing=Packing(**entry["packing"]),
+        jobs=tuple(JobPlan(name, order, pseudo, tuple(parents)) for name, order, pseudo, parents in columns),
+        parameter_names=tuple(entry["parameter_names"]),
+        is_sink=entry["is_sink"],
+        group=entry["group"],
+    )

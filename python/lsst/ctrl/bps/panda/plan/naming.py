@@ -1,0 +1,253 @@
+"""What short name a job gets in PanDA, and where the long one is.
+
+One strategy object answers both: a name for each job, and the files that hold
+the parameters of the jobs.  iDDS and JEDI accept ``[A-Za-z0-9_.:-]`` for sure;
+``/`` and ``^`` hang a run without an error, and 4000 characters are the most.
+"""
+
+from __future__ import annotations
+
+__all__ = ["MAX_NAME", "NamedJobs", "Naming", "make_naming", "task_name"]
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ..edgenode import cmd_line_decoder as runner
+from ..errors import PlanError
+from .labels import NamingKind, PlanSettings
+from .model import ParameterShard
+
+MAX_NAME = 4000
+"""Longest pseudo-input that iDDS takes (``DomaPanDAWork``)."""
+
+MAX_SHORT_LABEL = 48
+"""Longest form of a label within a short name."""
+
+MAX_TASK_NAME = 225
+"""Longest task name: PanDA has 256 and iDDS appends two numbers."""
+
+SHARD_SIZE = 100_000
+"""Size that a shard of parameters aims at, bytes."""
+
+MAX_JOBS_PER_SHARD = 5000
+
+
+@dataclass(slots=True)
+class NamedJobs:
+    """Jobs of one label in the order of their order ids."""
+
+    label: str
+    names: list[str] = field(default_factory=list)
+    """Names of the jobs."""
+
+    values: list[Mapping[str, str]] = field(default_factory=list)
+    """Own values of each job."""
+
+
+class Naming(Protocol):
+    """A way of naming jobs."""
+
+    def pseudo_inputs(self, jobs: NamedJobs) -> list[str]:
+        """Return the pseudo-input of each job, in order."""
+
+    def es_label(self, label: str) -> str:
+        """Return the form of a label in names of event service files."""
+
+    def files(self, labels: Sequence[NamedJobs]) -> list[ParameterShard]:
+        """Return the files with the parameters of all jobs."""
+
+    def task_files(self) -> list[tuple[str, str]]:
+        """Return key and name of the files that each task needs."""
+
+    def options(self, jobs: NamedJobs) -> dict[str, str]:
+        """Return the runner's options for tasks of a label."""
+
+
+def make_naming(settings: PlanSettings, *, event_service: bool) -> Naming:
+    """Return the naming that the settings ask for.
+
+    Parameters
+    ----------
+    settings : `PlanSettings`
+        Settings of the plan.
+    event_service : `bool`
+        Whether a task of the run is an event service task; these need names
+        by order id.
+    """
+    kind = settings.naming
+    if event_service and kind in (NamingKind.PLAIN, NamingKind.QNODE_MAP):
+        kind = NamingKind.ORDER_ID_MAP
+    placeholders = settings.placeholder_params
+    if kind is NamingKind.SHORT:
+        return _ShortNaming()
+    if kind is NamingKind.ORDER_ID_MAP:
+        return _OrderIdNaming(placeholders, settings.order_id_map_name)
+    if kind is NamingKind.QNODE_MAP:
+        return _QnodeNaming(placeholders)
+    return _PlainNaming(placeholders)
+
+
+def task_name(run: str, number: int, label: str, chunk: int) -> str:
+    """Return the name of a task: ``<run>_<nn>_<label>_<chunk>``.
+
+    Parameters
+    ----------
+    run : `str`
+        Name of the run.
+    number : `int`
+        Ordinal of the task in the run, from 1.
+    label : `str`
+        Label of its jobs.
+    chunk : `int`
+        Ordinal of the chunk in the label, from 1.
+    """
+    tail = f"_{number:02d}_{_safe(label, 100)}_{chunk:02d}"
+    return _safe(run, MAX_TASK_NAME - len(tail)) + tail
+
+
+def _safe(text: str, most: int) -> str:
+    """Return a text with harmless characters only, cut and marked by a hash
+    if it is too long.
+    """
+    clean = re.sub(r"[^A-Za-z0-9_.-]", "_", text, flags=re.ASCII)
+    if clean == text and len(clean) <= most:
+        return clean
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"{clean[: most - 9]}_{digest}"
+
+
+def _short_label(label: str) -> str:
+    """Return a label for use within a name: harmless, short, one to one."""
+    return _safe(label, MAX_SHORT_LABEL)
+
+
+class _ShortNaming:
+    """``label:12``; parameters in shards of about 100 kB."""
+
+    def pseudo_inputs(self, jobs: NamedJobs) -> list[str]:
+        prefix = _short_label(jobs.label)
+        return [f"{prefix}:{order_id}" for order_id in range(len(jobs.names))]
+
+    def es_label(self, label: str) -> str:
+        return _short_label(label)
+
+    def files(self, labels: Sequence[NamedJobs]) -> list[ParameterShard]:
+        shards = []
+        for jobs in labels:
+            keys = _keys(jobs)
+            if not keys:
+                continue
+            count = _jobs_per_shard(jobs)
+            for number, first in enumerate(range(0, len(jobs.values), count)):
+                rows = [
+                    tuple([values.get(key, "") for key in keys])
+                    for values in jobs.values[first : first + count]
+                ]
+                name = runner.shard_name(_short_label(jobs.label), number)
+                shards.append(ParameterShard(name, runner.render_shard(keys, first, rows)))
+        return shards
+
+    def task_files(self) -> list[tuple[str, str]]:
+        return []
+
+    def options(self, jobs: NamedJobs) -> dict[str, str]:
+        if not _keys(jobs):
+            return {}
+        return {"parameters": f"{_short_label(jobs.label)}@{_jobs_per_shard(jobs)}"}
+
+
+def _keys(jobs: NamedJobs) -> tuple[str, ...]:
+    """Names of all values that jobs of a label have, sorted."""
+    keys: set[str] = set()
+    for values in jobs.values:
+        if not keys.issuperset(values):
+            keys.update(values)
+    return tuple(sorted(keys))
+
+
+def _jobs_per_shard(jobs: NamedJobs) -> int:
+    """Number of jobs in a shard, so that each is about `SHARD_SIZE`."""
+    largest = max((sum(map(len, values.values())) for values in jobs.values), default=0)
+    overhead = 6 + 4 * len(_keys(jobs))
+    return max(1, min(MAX_JOBS_PER_SHARD, SHARD_SIZE // (largest + overhead)))
+
+
+class _PlainNaming:
+    """Job name and parameters in the name itself."""
+
+    def __init__(self, placeholders: tuple[str, ...]) -> None:
+        self._placeholders = placeholders
+
+    def pseudo_inputs(self, jobs: NamedJobs) -> list[str]:
+        names = self._plain(jobs)
+        for name, pseudo_input in zip(jobs.names, names, strict=True):
+            if len(pseudo_input) > MAX_NAME:
+                raise PlanError(
+                    f"The pseudo-input of job {name!r} (label {jobs.label!r}) has {len(pseudo_input)} "
+                    f"characters; iDDS takes {MAX_NAME}. Use short names (jobNaming: short, the default)."
+                )
+        return names
+
+    def _plain(self, jobs: NamedJobs) -> list[str]:
+        keys = list(self._placeholders)
+        keys += [key for key in _keys(jobs) if key not in self._placeholders]
+        return [
+            runner.render_plain_input(name, [(key, values.get(key, "")) for key in keys])
+            for name, values in zip(jobs.names, jobs.values, strict=True)
+        ]
+
+    def es_label(self, label: str) -> str:
+        return _short_label(label)
+
+    def files(self, labels: Sequence[NamedJobs]) -> list[ParameterShard]:
+        return []
+
+    def task_files(self) -> list[tuple[str, str]]:
+        return []
+
+    def options(self, jobs: NamedJobs) -> dict[str, str]:
+        return {}
+
+
+class _OrderIdNaming(_PlainNaming):
+    """``label:orderIdMap_12``, with one map of all plain names."""
+
+    def __init__(self, placeholders: tuple[str, ...], map_name: str) -> None:
+        super().__init__(placeholders)
+        self._map_name = map_name
+
+    def pseudo_inputs(self, jobs: NamedJobs) -> list[str]:
+        prefix = _short_label(jobs.label)
+        return [f"{prefix}:orderIdMap_{order_id}" for order_id in range(len(jobs.names))]
+
+    def files(self, labels: Sequence[NamedJobs]) -> list[ParameterShard]:
+        mapping = {
+            _short_label(jobs.label): {str(i): name for i, name in enumerate(self._plain(jobs))}
+            for jobs in labels
+        }
+        return [ParameterShard(self._map_name, json.dumps(mapping))]
+
+    def task_files(self) -> list[tuple[str, str]]:
+        return [("orderIdMapFilename", self._map_name)]
+
+
+class _QnodeNaming(_PlainNaming):
+    """``PH:jobname``, with one map of all plain names."""
+
+    map_name = "qnode_map.json"
+
+    def pseudo_inputs(self, jobs: NamedJobs) -> list[str]:
+        return [f"PH:{_safe(name, 200)}" for name in jobs.names]
+
+    def files(self, labels: Sequence[NamedJobs]) -> list[ParameterShard]:
+        mapping: dict[str, str] = {}
+        for jobs in labels:
+            mapping.update(zip(self.pseudo_inputs(jobs), self._plain(jobs), strict=True))
+        return [ParameterShard(self.map_name, json.dumps(mapping))]
+
+    def task_files(self) -> list[tuple[str, str]]:
+        return [("qnodemap", self.map_name)]

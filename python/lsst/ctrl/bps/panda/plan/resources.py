@@ -1,0 +1,149 @@
+"""What a job asks for, in PanDA's terms, and what PanDA cannot honour."""
+
+from __future__ import annotations
+
+__all__ = ["MAX_MEMORY", "not_honoured", "resources_of"]
+
+from typing import Any
+
+from lsst.ctrl.bps import GenericWorkflowJob
+
+from ..errors import PlanError
+from .model import Resources
+
+DEFAULT_ATTEMPTS = 3
+"""Attempts of a job that does not say how often to retry."""
+
+DEFAULT_MEMORY = 1024
+"""Memory of a job that does not ask for any, MB."""
+
+DEFAULT_WALLTIME = 90000
+"""Longest run of a PanDA job that does not ask for any, seconds."""
+
+MAX_MEMORY = 512000
+"""Cap of the memory growth of a job that has none, MB."""
+
+
+def _number(job: GenericWorkflowJob, attribute: str, default: float, *, least: float) -> float:
+    """Read a number of a job.
+
+    Raises
+    ------
+    PlanError
+        Raised if the value is no number or less than ``least``.
+    """
+    value = getattr(job, attribute)
+    if value is None or value == "":
+        return default
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not number >= least:
+        raise PlanError(
+            f"{_yaml_name(attribute)} of job {job.name!r} (label {job.label!r}) is {value!r}; "
+            f"it must be a number of at least {least:g}."
+        )
+    return number
+
+
+def _yaml_name(attribute: str) -> str:
+    """Key in the YAML that sets an attribute of a job."""
+    head, *rest = attribute.split("_")
+    return head + "".join(word.capitalize() for word in rest)
+
+
+def resources_of(job: GenericWorkflowJob, *, payloads_per_job: int = 1, max_walltime: int = 0) -> Resources:
+    """Return what a job needs.
+
+    Parameters
+    ----------
+    job : `~lsst.ctrl.bps.GenericWorkflowJob`
+        The job; its memory is that of the whole job in MB, as BPS defines it.
+    payloads_per_job : `int`, optional
+        Payloads that run one after another in a PanDA job.
+    max_walltime : `int`, optional
+        Wall time of a PanDA job of several payloads whose own wall time is
+        not known, seconds; 0 if there is none.
+
+    Returns
+    -------
+    resources : `Resources`
+        Memory is rounded up to a multiple of the cores: iDDS divides it by
+        the cores for PanDA's ``ramCount``, which is MB a core.
+
+    Raises
+    ------
+    PlanError
+        Raised if a number of the job cannot be used.
+
+    Notes
+    -----
+    Attempts are retries + 1, so 0 retries means one attempt.  BPS lets the
+    memory of attempt n be min(m0 * M**n, max), which is what PanDA does with
+    ``retryRamStep = m0 * M`` and ``retryRamMax``.
+    """
+    cores = max(1, int(_number(job, "request_cpus", 1, least=1)))
+    memory = int(-(-_number(job, "request_memory", DEFAULT_MEMORY, least=1) // 1))
+    memory = -(-memory // cores) * cores
+    memory_max = int(_number(job, "request_memory_max", 0, least=0)) or MAX_MEMORY
+    growth = _number(job, "memory_multiplier", 1.0, least=0)
+    retries = job.number_of_retries
+    attempts = DEFAULT_ATTEMPTS
+    if retries is not None:
+        attempts = int(_number(job, "number_of_retries", DEFAULT_ATTEMPTS - 1, least=0)) + 1
+    return Resources(
+        memory=memory,
+        memory_max=max(memory, memory_max),
+        memory_growth=growth if growth > 1 else 1.0,
+        cores=cores,
+        disk=int(_number(job, "request_disk", 0, least=0)),
+        walltime=_walltime(job, payloads_per_job, max_walltime),
+        attempts=attempts,
+    )
+
+
+def _walltime(job: GenericWorkflowJob, payloads_per_job: int, max_walltime: int) -> int:
+    """Longest run of a PanDA job, seconds."""
+    asked = int(_number(job, "request_walltime", 0, least=0))
+    if payloads_per_job > 1:
+        return asked * payloads_per_job or max_walltime or DEFAULT_WALLTIME
+    return asked or DEFAULT_WALLTIME
+
+
+_REASONS: dict[str, str] = {
+    "accounting_user": "PanDA books a task on the user who is logged in",
+    "mail_to": "PanDA sends no mail for single jobs",
+    "when_to_mail": "PanDA sends no mail for single jobs",
+    "abort_on_value": "neither PanDA nor iDDS ends a run because of one job's exit code",
+    "abort_return_value": "neither PanDA nor iDDS ends a run because of one job's exit code",
+    "category": "PanDA has no categories of jobs",
+    "concurrency_limit": "PanDA has no limits across runs",
+    "profile": "profiles are meant for other workload management systems",
+    "attrs": "job attributes are meant for other workload management systems",
+}
+"""Attributes of a job that have no counterpart, with the reason."""
+
+
+def not_honoured(job: GenericWorkflowJob) -> dict[str, str]:
+    """Return the attributes of a job that are set but cannot be honoured.
+
+    Parameters
+    ----------
+    job : `~lsst.ctrl.bps.GenericWorkflowJob`
+        The job.
+
+    Returns
+    -------
+    reasons : `dict` [`str`, `str`]
+        Reason by the attribute's name in the YAML.
+    """
+    reasons = {_yaml_name(name): why for name, why in _REASONS.items() if _is_set(getattr(job, name))}
+    if job.preemptible is False:
+        reasons["preemptible"] = "PanDA may stop any job and run it again"
+    return reasons
+
+
+def _is_set(value: Any) -> bool:
+    """Whether the user gave a value."""
+    return value is not None and value != "" and value != {} and value != []

@@ -1,0 +1,155 @@
+"""Restart: a new request for what is left of a run."""
+
+from __future__ import annotations
+
+__all__ = ["restart_run"]
+
+import logging
+import os
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from lsst.ctrl.bps.wms_service import WmsStates
+
+from .cancellation import CANCELLED_MARKER
+from .errors import PandaBpsError
+from .inquiry import Connection, Inquiry
+from .plan.document import render_plan
+from .plan.model import StagedFile, TaskPlan, WorkflowPlan
+from .plan.rescue import make_rescue_plan, rescue_name
+from .runrecord import RunIndex, RunRecord, write_text
+from .staging import StagingSettings, remove_marker, stage
+from .submission import send
+from .wire.idds_workflow import make_submission
+from .wire.records import TransformRecord
+from .wire.tally import RunEvidence, tally_run
+from .workflow import PARAMETERS_DIRECTORY, PLAN_NAME, read_plan
+
+_LOG = logging.getLogger(__name__)
+
+MAX_REQUEST_LENGTH = 400_000_000
+"""Longest request that is sent at once, bytes."""
+
+
+def restart_run(connection: Connection, inquiry: Inquiry, run: str) -> tuple[str | None, str | None, str]:
+    """Run again whatever did not succeed, and the final job after it.
+
+    Parameters
+    ----------
+    connection : `Connection`
+        The server.
+    inquiry : `Inquiry`
+        To find the run and its state.
+    run : `str`
+        Request id, name or submit directory.
+
+    Returns
+    -------
+    run_id : `str` or `None`
+        Request id of the new run; `None` if there is none.
+    name : `str` or `None`
+        Its name.
+    message : `str`
+        What was queued again, or why nothing was.
+
+    Raises
+    ------
+    PandaBpsError
+        Raised if it cannot be done.
+    """
+    request_id, record = inquiry.identify(run)
+    if record is None:
+        raise PandaBpsError(
+            f"Run {request_id} cannot be restarted from here: its plan lies in its submit directory, which is "
+            "not known on this machine to this user. Give the submit directory instead of the id: "
+            "bps restart --id DIRECTORY."
+        )
+    evidence = inquiry.status(str(request_id))
+    tally = tally_run(evidence)
+    if not tally.ended:
+        going = ", ".join(f"{n} {s.name}" for s, n in tally.total.items() if n and s is not WmsStates.SUCCEEDED)
+        return None, None, f"Run {request_id} is still going ({going}); wait for its end or cancel it first."
+    if tally.state is WmsStates.SUCCEEDED:
+        return None, None, f"Run {request_id} has succeeded; there is nothing to run again."
+    plan = read_plan(record.submit_path)
+    done = _done_jobs(inquiry, evidence, plan)
+    number = int(record.content.get("restarts", 0)) + 1
+    rescue = make_rescue_plan(plan, done, name=rescue_name(plan.run.name, number), origin=request_id)
+    directory = _rescue_directory(record, number)
+    rescue = replace(rescue, run=replace(rescue.run, submit_path=os.fspath(directory)))
+    new_id = _submit(connection, rescue, record, directory)
+    record.content["restarts"] = number
+    record.content["restarted_as"] = new_id
+    record.write(record.submit_path)
+    queued = ", ".join(f"{count} {label}" for label, count in rescue.labels)
+    message = (
+        f"Run {new_id} ({rescue.run.name}) completes run {request_id}: queued {queued}; "
+        f"{len(done)} jobs are done already. Submit directory: {directory}"
+    )
+    return str(new_id), rescue.run.name, message
+
+
+def _done_jobs(inquiry: Inquiry, evidence: RunEvidence, plan: WorkflowPlan) -> set[int]:
+    """Return the ordinals of the jobs that succeeded.
+
+    Counters tell of whole tasks; where they do not suffice, each job's
+    content does.
+    """
+    by_name = {transform.name: transform for transform in evidence.transforms or ()}
+    done: set[int] = set()
+    for task in plan.tasks:
+        transform = by_name.get(task.name)
+        if transform is None or transform.outputs is None or not transform.outputs.processed:
+            continue
+        ordinals = range(task.first, task.first + len(task.jobs))
+        if transform.outputs.processed >= len(task.jobs):
+            done.update(ordinals)
+        else:
+            done.update(_done_in_task(inquiry, evidence.request.request_id, transform, task))
+    return done
+
+
+def _done_in_task(
+    inquiry: Inquiry, request_id: int, transform: TransformRecord, task: TaskPlan
+) -> set[int]:
+    """Return the ordinals of the jobs of one task that succeeded."""
+    contents = inquiry.contents(request_id, transform.transform_id)
+    available = {content.name for content in contents if content.status == "Available"}
+    return {
+        ordinal for ordinal, job in enumerate(task.jobs, task.first) if job.pseudo_input in available
+    }
+
+
+def _rescue_directory(record: RunRecord, number: int) -> Path:
+    """Directory for the plan and the record of the new run."""
+    return Path(_origin_path(record)) / f"restart_{number}"
+
+
+def _origin_path(record: RunRecord) -> str:
+    """Submit directory of the run that BPS submitted."""
+    return str(record.content.get("origin_path") or record.submit_path)
+
+
+def _submit(connection: Connection, plan: WorkflowPlan, record: RunRecord, directory: Path) -> int:
+    """Stage again what may be missing, submit, and write it down."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    write_text(directory / PLAN_NAME, render_plan(plan))
+    new = RunRecord.from_plan(plan, prepared_at=now)
+    new.content["origin_path"] = _origin_path(record)
+    new.content["restarts"] = int(record.content.get("restarts", 0)) + 1
+    stage([*plan.files, *_parameters(record)], StagingSettings(area=plan.run.staging_area))
+    remove_marker(plan.run.staging_area, CANCELLED_MARKER)
+    submission = make_submission(plan, max_length=MAX_REQUEST_LENGTH)
+    request_id = send(connection.relay, submission, plan.run.name)
+    new.content.update(request_id=request_id, server=connection.settings.url, submitted_at=now)
+    new.write(directory)
+    RunIndex(connection.settings.state_directory).add(new, server=connection.settings.url)
+    return request_id
+
+
+def _parameters(record: RunRecord) -> list[StagedFile]:
+    """Return the files with the jobs' parameters."""
+    base = Path(_origin_path(record)) / PARAMETERS_DIRECTORY
+    names = sorted(path.relative_to(base).as_posix() for path in base.rglob("*") if path.is_file())
+    return [StagedFile(name, os.fspath(base / name), name) for name in names]

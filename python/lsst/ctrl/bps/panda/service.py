@@ -1,0 +1,277 @@
+"""The service class that BPS calls: each command as its hops, in order.
+
+prepare is settings, plan, files; submit is staging, iDDS workflow, request;
+report and status are reply, records, report.
+"""
+
+from __future__ import annotations
+
+__all__ = ["LocalPanDAService", "PanDAService"]
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from lsst.ctrl.bps import BaseWmsService, BaseWmsWorkflow, BpsConfig, GenericWorkflow
+from lsst.ctrl.bps.wms_service import WmsRunReport, WmsStates
+from lsst.daf.butler import Config
+from lsst.resources import ResourcePath
+
+from . import sites
+from .cancellation import cancel_run
+from .errors import PandaBpsError
+from .inquiry import Connection, Inquiry, connect
+from .preflight import check_run, check_service
+from .plantable import render_table
+from .report import get_status_of, make_run_list, make_run_report
+from .report_filters import parse_filters
+from .rescue import restart_run
+from .rest.diagnosis import diagnose
+from .runrecord import RunIndex, read_record
+from .settings import ServiceSettings, default_configuration, read_service_settings
+from .staging import stage
+from .submission import send
+from .wire.idds_workflow import make_submission
+from .workflow import PandaBpsWmsWorkflow
+
+_LOG = logging.getLogger(__name__)
+
+DEFAULT_DAYS = 2.0
+"""How far the list of runs looks back if nobody says, days."""
+
+
+class PanDAService(BaseWmsService):
+    """Runs BPS workflows on PanDA and iDDS.
+
+    Parameters
+    ----------
+    config : `~lsst.ctrl.bps.BpsConfig` or mapping
+        Configuration of a run; empty for commands about submitted runs.
+    """
+
+    @property
+    def defaults(self) -> Config:
+        """What BPS merges beneath a user's configuration."""
+        return default_configuration()
+
+    @property
+    def defaults_uri(self) -> ResourcePath:
+        """Where the packaged defaults lie."""
+        return sites.defaults_uri()
+
+    def settings(self) -> ServiceSettings:
+        """Return where PanDA is and who we are."""
+        return read_service_settings(self.config)
+
+    def _connect(self) -> Connection:
+        """Make the clients; nothing is sent yet."""
+        return connect(self.settings())
+
+    # --- submission side -----------------------------------------------
+
+    def run_submission_checks(self) -> None:
+        """Look for everything that would keep a submission from working.
+
+        Raises
+        ------
+        PandaBpsError
+            Raised if there is a problem; the text lists all of them.
+        """
+        check_service(self.settings(), self.config)
+
+    def prepare(
+        self, config: BpsConfig, generic_workflow: GenericWorkflow, out_prefix: str | None = None
+    ) -> PandaBpsWmsWorkflow:
+        # Docstring inherited.
+        service_class = f"{type(self).__module__}.{type(self).__name__}"
+        workflow = PandaBpsWmsWorkflow.from_generic_workflow(
+            config, generic_workflow, out_prefix or "", service_class
+        )
+        check_run(workflow.plan, workflow.settings)
+        workflow.write(out_prefix or "")
+        _LOG.info("Plan of run %s:\n%s", workflow.name, render_table(workflow.plan))
+        for warning in (*workflow.settings.hints, *workflow.plan.warnings):
+            _LOG.warning("%s", warning)
+        return workflow
+
+    def submit(self, workflow: BaseWmsWorkflow, **kwargs: Any) -> BaseWmsWorkflow | None:
+        # Docstring inherited.
+        if kwargs.get("remote_build"):
+            from .remote_build import submit_build
+
+            return submit_build(self._connect(), **kwargs)
+        assert isinstance(workflow, PandaBpsWmsWorkflow)
+        connection = self._connect()
+        staged = stage(workflow.staged_files(), workflow.settings.staging)
+        _LOG.info(
+            "Staged %d files (%d bytes) to %s; %d were there already",
+            staged.copied,
+            staged.bytes_copied,
+            staged.area,
+            staged.present,
+        )
+        submission = make_submission(workflow.plan, max_length=workflow.settings.max_request_length)
+        request_id = send(connection.relay, submission, workflow.name)
+        workflow.run_id = str(request_id)
+        self._write_down(workflow, request_id, connection, submission.length)
+        _LOG.info("Submitted run %s as request %d to %s", workflow.name, request_id, connection.settings.url)
+        return None
+
+    def _write_down(
+        self, workflow: PandaBpsWmsWorkflow, request_id: int, connection: Connection, length: int
+    ) -> None:
+        """Complete the run's record and enter it in the list of own runs."""
+        assert workflow.submit_path is not None
+        record = read_record(workflow.submit_path)
+        record.content.update(
+            request_id=request_id,
+            server=connection.settings.url,
+            submitted_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            request_bytes=length,
+        )
+        record.write(workflow.submit_path)
+        RunIndex(connection.settings.state_directory).add(record, server=connection.settings.url)
+
+    # --- submitted runs ------------------------------------------------
+
+    def report(
+        self,
+        wms_workflow_id: str | None = None,
+        user: str | None = None,
+        hist: float = 0,
+        pass_thru: str | None = None,
+        is_global: bool = False,
+        return_exit_codes: bool = False,
+    ) -> tuple[list[WmsRunReport], str]:
+        # Docstring inherited.
+        try:
+            filters = parse_filters(pass_thru)
+            connection = self._connect()
+            inquiry = Inquiry(connection)
+            if wms_workflow_id:
+                report = make_run_report(
+                    inquiry.detail(wms_workflow_id),
+                    monitor_url=connection.settings.monitor_url,
+                    return_exit_codes=return_exit_codes,
+                )
+                return [report], ""
+            runs, problems = inquiry.recent(days=hist or DEFAULT_DAYS, user=user, everybody=is_global)
+            return make_run_list(runs, filters=filters), "\n".join(problems)
+        except PandaBpsError as error:
+            return [], str(error)
+
+    def get_status(
+        self, wms_workflow_id: str, hist: float = 1, is_global: bool = False
+    ) -> tuple[WmsStates, str]:
+        # Docstring inherited.
+        try:
+            state, message = get_status_of(Inquiry(self._connect()).status(wms_workflow_id))
+        except PandaBpsError as error:
+            return WmsStates.UNKNOWN, str(error)
+        return state, message
+
+    def list_submitted_jobs(
+        self,
+        wms_id: str | None = None,
+        user: str | None = None,
+        require_bps: bool = True,
+        pass_thru: str | None = None,
+        is_global: bool = False,
+    ) -> list[str]:
+        """List the runs that a command such as cancel is meant for.
+
+        Parameters
+        ----------
+        wms_id : `str`, optional
+            Id, name or submit directory of a run.
+        user : `str`, optional
+            Whose runs; one's own by default, and never everybody's.
+        require_bps : `bool`, optional
+            Whether to leave out requests that BPS did not make.
+        pass_thru : `str`, optional
+            Filters, as in a report.
+        is_global : `bool`, optional
+            Ignored: a request belongs to one user.
+
+        Returns
+        -------
+        ids : `list` [`str`]
+            Request ids, sorted as numbers; only runs that have not ended
+            unless a run was named.
+        """
+        filters = parse_filters(pass_thru)
+        inquiry = Inquiry(self._connect())
+        if wms_id:
+            request_id, _ = inquiry.identify(wms_id)
+            return [str(inquiry.request(request_id).request_id)]
+        runs, problems = inquiry.recent(days=DEFAULT_DAYS, user=user)
+        for problem in problems:
+            _LOG.warning("%s", problem)
+        going = [run for run in runs if not run.ended and (run.attributes.jobs or not require_bps)]
+        reports = make_run_list(going, filters=filters)
+        return sorted((report.wms_id for report in reports), key=int)
+
+    def cancel(self, wms_id: str, pass_thru: str | None = None) -> tuple[bool, str]:
+        # Docstring inherited.
+        try:
+            connection = self._connect()
+            return cancel_run(connection.relay, Inquiry(connection), wms_id)
+        except PandaBpsError as error:
+            return False, str(error)
+
+    def restart(self, wms_workflow_id: str) -> tuple[str | None, str | None, str]:
+        # Docstring inherited.
+        try:
+            connection = self._connect()
+            return restart_run(connection, Inquiry(connection), wms_workflow_id)
+        except PandaBpsError as error:
+            return None, None, str(error)
+
+    def ping(self, pass_thru: str | None = None) -> tuple[int, str]:
+        """Find out whether PanDA and iDDS answer.
+
+        Parameters
+        ----------
+        pass_thru : `str`, optional
+            Not used.
+
+        Returns
+        -------
+        code : `int`
+            0 if all is well, 1 otherwise.
+        message : `str`
+            What is wrong, and where.
+        """
+        try:
+            connection = self._connect()
+            connection.relay.ping()
+        except PandaBpsError as error:
+            return 1, diagnose(error)
+        return 0, f"PanDA and iDDS at {connection.settings.url} answer."
+
+
+class LocalPanDAService(PanDAService):
+    """The same service on the embedded PanDA of this machine, which is found
+    or started.
+    """
+
+    @property
+    def defaults(self) -> Config:
+        """What BPS merges beneath a user's configuration."""
+        defaults = super().defaults
+        defaults.update(Config(sites.local_defaults()))
+        return defaults
+
+    def settings(self) -> ServiceSettings:
+        """Return the settings, with the address of the embedded PanDA."""
+        from .local.instance import environment, find_or_start
+
+        settings = super().settings()
+        endpoint = find_or_start(settings.environment)
+        merged: Mapping[str, str] = {**settings.environment, **environment(endpoint)}
+        return replace(
+            read_service_settings(self.config, merged),
+            monitor_url=settings.environment.get("PANDA_MONITOR_URL", ""),
+        )

@@ -1,0 +1,76 @@
+"""Site profiles: what differs from site to site, from the packaged YAML."""
+
+from __future__ import annotations
+
+__all__ = ["base", "base_uri", "defaults", "defaults_uri", "local_defaults", "profile_of", "site_names"]
+
+from functools import lru_cache
+from importlib.resources import files as package_files
+from typing import Any
+
+import yaml
+
+from lsst.resources import ResourcePath
+
+from .errors import SettingsError
+
+_PACKAGE = "lsst.ctrl.bps.panda"
+
+
+def base_uri() -> ResourcePath:
+    """Return the URI of the packaged base configuration."""
+    return ResourcePath(f"resource://{_PACKAGE}/config/bps_panda.yaml")
+
+
+def defaults_uri() -> ResourcePath:
+    """Return the URI of what BPS merges beneath a user's configuration."""
+    return ResourcePath(f"resource://{_PACKAGE}/config/defaults.yaml")
+
+
+def site_names() -> list[str]:
+    """Return the names of the sites that have a profile."""
+    folder = package_files(_PACKAGE) / "config" / "sites"
+    return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+@lru_cache(maxsize=32)
+def _load(relative: str) -> dict[str, Any]:
+    """Read a packaged YAML file."""
+    text = package_files(_PACKAGE).joinpath(relative).read_text(encoding="utf-8")
+    content = yaml.safe_load(text) or {}
+    if not isinstance(content, dict):
+        raise SettingsError(f"Packaged configuration {relative} is not a mapping.")
+    return content
+
+
+def base() -> dict[str, Any]:
+    """Return the packaged base configuration."""
+    return dict(_load("config/bps_panda.yaml"))
+
+
+def defaults() -> dict[str, Any]:
+    """Return what BPS is to merge beneath a user's configuration."""
+    return dict(_load("config/defaults.yaml"))
+
+
+def local_defaults() -> dict[str, Any]:
+    """Return what the embedded PanDA's service adds to the defaults."""
+    return dict(_load("config/defaults_local.yaml"))
+
+
+def profile_of(site: str) -> dict[str, Any]:
+    """Return the profile of a site.
+
+    Parameters
+    ----------
+    site : `str`
+        Value of ``computeSite``; case does not matter.
+
+    Returns
+    -------
+    profile : `dict` [`str`, `~typing.Any`]
+        Empty for a site without a profile.
+    """
+    names = {name.lower(): name for name in site_names()}
+    name = names.get(site.lower())
+    return dict(_load(f"config/sites/{name}.yaml")) if name else {}

@@ -1,0 +1,111 @@
+"""Send a run, so that there is one of it or none, and never without saying."""
+
+from __future__ import annotations
+
+__all__ = ["send"]
+
+import logging
+import time
+from collections.abc import Callable
+
+from .errors import RefusedError, ReplyError, SubmissionUncertainError, TransportError
+from .rest.relay import Relay
+from .wire.idds_workflow import Submission
+
+_LOG = logging.getLogger(__name__)
+
+LOOK_UP_SECONDS = 120.0
+"""How long a run that may have been created is looked for by its name."""
+
+
+def send(
+    relay: Relay,
+    submission: Submission,
+    name: str,
+    *,
+    patience: float = LOOK_UP_SECONDS,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> int:
+    """Send a run and return its request id.
+
+    The steps of a long request are sent first; sending one twice does no
+    harm.  The request itself is sent once: if the outcome is not known, the
+    run is looked up by its name, and nothing is sent again.
+
+    Parameters
+    ----------
+    relay : `Relay`
+        Where to send it.
+    submission : `Submission`
+        What to send.
+    name : `str`
+        Name of the run, unique.
+    patience : `float`, optional
+        How long to look for a run that may have been created, seconds.
+    sleep, clock : callable, optional
+        For tests.
+
+    Returns
+    -------
+    request_id : `int`
+        Number of the request.
+
+    Raises
+    ------
+    RefusedError
+        Raised if there is a run of this name already, or the server refuses.
+    SubmissionUncertainError
+        Raised if it could not be found out whether the run exists.
+    """
+    existing = relay.get_request_ids_by_name(name)
+    if existing:
+        raise RefusedError(
+            f"A run named {name!r} exists already: request {existing[name]}. Submitting it again would run "
+            "everything twice; use another outputRun, or bps restart for what is left of it."
+        )
+    for number, step in enumerate(submission.steps, 1):
+        relay.submit_step(step, submission.keywords)
+        _LOG.info("Sent step %d of %d", number, len(submission.steps))
+    try:
+        return relay.submit(submission.request, submission.keywords)
+    except TransportError as error:
+        if not getattr(error, "maybe_sent", False):
+            raise
+        _LOG.warning("Whether run %s was submitted is not known (%s); looking it up", name, error)
+        return _settle(relay, name, error, patience=patience, sleep=sleep, clock=clock)
+
+
+def _settle(
+    relay: Relay,
+    name: str,
+    cause: TransportError,
+    *,
+    patience: float,
+    sleep: Callable[[float], None],
+    clock: Callable[[], float],
+) -> int:
+    """Look a run up by its name until it is there or patience ends."""
+    end = clock() + patience
+    pause = 1.0
+    answered = False
+    while True:
+        try:
+            found = relay.get_request_ids_by_name(name)
+            answered = True
+        except (TransportError, ReplyError) as error:
+            _LOG.info("Looking up run %s failed: %s", name, error)
+            found = {}
+        if found:
+            return found[name]
+        if clock() >= end:
+            break
+        sleep(min(pause, max(0.0, end - clock())))
+        pause = min(2 * pause, 15.0)
+    known = "the server does not know it so far" if answered else "the server did not answer"
+    raise SubmissionUncertainError(
+        f"It is not known whether run {name!r} was submitted: {cause.message} After {patience:.0f} s {known}. "
+        f"Nothing was sent again. Look with 'bps report --id {name}' before you submit it once more.",
+        endpoint=relay.endpoint,
+        request=f"submit {name}",
+    ) from cause

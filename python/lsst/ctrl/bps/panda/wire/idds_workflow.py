@@ -1,0 +1,364 @@
+"""From a plan to the iDDS ``Workflow`` of ``DomaPanDAWork`` that is sent.
+
+The only place with iDDS's classes: its server reads these objects back.  What
+is set here follows iDDS 2.6.21 (``idds.doma.workflowv2.domapandawork``).
+"""
+
+from __future__ import annotations
+
+__all__ = ["Submission", "estimate_length", "make_submission", "make_workflow", "render_call"]
+
+import base64
+import os
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
+from types import SimpleNamespace
+from typing import Any
+
+from ..plan.model import ConditionPlan, TaskPlan, WorkflowPlan
+from .attributes import RunAttributes, render_attributes
+
+STORAGE_NAME = "IDDS_WORKFLOW_ADDITIONAL_STORAGE"
+"""What iDDS's REST server replaces by its own storage directory."""
+
+BYTES_PER_TASK = 6500
+"""Size of a work without jobs, bytes (6 kB measured, and the command)."""
+
+_JOBS_PER_PIECE = 2000
+"""Jobs whose dependencies are compressed at a time."""
+
+_TASK_LOG = {
+    "destination": "local",
+    "value": "log.tgz",
+    "dataset": "PandaJob_#{pandaid}/",
+    "token": "local",
+    "param_type": "log",
+    "type": "template",
+}
+
+
+@lru_cache(maxsize=1)
+def _idds() -> SimpleNamespace:
+    """Import iDDS's client classes.
+
+    Where ``idds-server`` is installed too, iDDS looks for a server's
+    configuration file on import and fails without one, unless
+    ``IDDS_CLIENT_MODE`` is set; it is needed during the import only.
+    """
+    variable = "IDDS_CLIENT_MODE"
+    before = os.environ.get(variable)
+    os.environ[variable] = before or "1"
+    try:
+        from idds.common.utils import json_dumps
+        from idds.doma.workflowv2.domapandawork import DomaPanDAWork
+        from idds.workflowv2.workflow import AndCondition, Workflow
+    finally:
+        if before is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before
+    return SimpleNamespace(
+        json_dumps=json_dumps, DomaPanDAWork=DomaPanDAWork, AndCondition=AndCondition, Workflow=Workflow
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What is sent for a run, as JSON texts of the relay's arguments."""
+
+    steps: tuple[str, ...]
+    """Parts that go before, if the request would be too long."""
+
+    request: str
+    keywords: str
+
+    @property
+    def length(self) -> int:
+        """Length of all texts, bytes."""
+        return len(self.request) + sum(map(len, self.steps))
+
+
+def make_workflow(plan: WorkflowPlan) -> Any:
+    """Make the iDDS workflow of a plan.
+
+    Parameters
+    ----------
+    plan : `WorkflowPlan`
+        The plan.
+
+    Returns
+    -------
+    workflow : `idds.workflowv2.workflow.Workflow`
+        All works, with the conditions that start groups and the final job.
+    """
+    return _make_workflow(plan, _render_dependencies(plan))
+
+
+def _make_workflow(plan: WorkflowPlan, maps: dict[str, str]) -> Any:
+    """Make the workflow, given each task's dependencies."""
+    idds = _idds()
+    workflow = idds.Workflow(name=plan.run.name)
+    _set_attributes(workflow, plan)
+    works = {
+        task.name: _make_work(task, number, plan, maps.get(task.name))
+        for number, task in enumerate(chain(plan.tasks, plan.final), 1)
+    }
+    for work in works.values():
+        workflow.add_work(work)
+    for condition in plan.conditions:
+        _add_condition(workflow, works, condition)
+    if plan.final:
+        sinks = tuple(task.name for task in plan.tasks if task.is_sink)
+        _add_condition(workflow, works, ConditionPlan(sinks, tuple(task.name for task in plan.final)))
+    return workflow
+
+
+def _add_condition(workflow: Any, works: dict[str, Any], condition: ConditionPlan) -> None:
+    """Let some works start when some others are terminated."""
+    workflow.add_condition(
+        _idds().AndCondition(
+            conditions=[works[name].is_terminated for name in condition.waits_for],
+            true_works=[works[name] for name in condition.starts],
+        )
+    )
+
+
+def _set_attributes(workflow: Any, plan: WorkflowPlan) -> None:
+    """Let the run's attributes travel with the request."""
+    run = plan.run
+    attributes = RunAttributes(
+        name=run.name,
+        operator=run.operator,
+        project=run.project,
+        campaign=run.campaign,
+        payload=run.payload,
+        jobs=plan.job_count,
+        tasks=len(plan.tasks) + len(plan.final),
+        origin=run.origin,
+    )
+    for name, value in render_attributes(attributes).items():
+        setattr(workflow, name, value)
+
+
+def _make_work(task: TaskPlan, number: int, plan: WorkflowPlan, packed: str | None) -> Any:
+    """Make the work of a task; ``packed`` is its compressed map of
+    dependencies.
+    """
+    needs, accounting, placement = task.resources, task.accounting, task.placement
+    growth = int(needs.memory * needs.memory_growth) if needs.memory_growth > 1 else 0
+    event_service = task.packing.event_service
+    work = _idds().DomaPanDAWork(
+        executable=task.command,
+        task_name=task.name,
+        primary_input_collection={"scope": "pseudo_dataset", "name": f"pseudo_input_collection#{number}"},
+        output_collections=[{"scope": "pseudo_dataset", "name": f"pseudo_output_collection#{number}"}],
+        log_collections=[],
+        dependency_map=_dependency_list(task, plan) if packed is None else [],
+        task_log=dict(_TASK_LOG),
+        encode_command_line=True,
+        task_queue=placement.queue or None,
+        task_site=placement.site or None,
+        task_cloud=placement.cloud or None,
+        task_rss=needs.memory,
+        task_rss_retry_offset=0 if growth else needs.memory,
+        task_rss_retry_step=growth,
+        task_rss_max=needs.memory_max,
+        core_count=needs.cores,
+        maxwalltime=needs.walltime,
+        maxattempt=needs.attempts,
+        task_priority=accounting.priority,
+        working_group=accounting.working_group or None,
+        processing_type=accounting.processing_type or None,
+        task_type=accounting.task_type,
+        prodSourceLabel=accounting.prod_source_label,
+        vo=accounting.vo,
+        es=event_service,
+        es_label=_es_label(task) if event_service else None,
+        max_events_per_job=task.packing.payloads_per_job,
+    )
+    if packed is not None:
+        work._dependency_map = packed
+        work.dependency_tasks = _parent_tasks(task, plan)
+        work.num_inputs = len(task.jobs)
+        work.num_dependencies = sum(len(job.parents) for job in task.jobs)
+    if needs.disk:
+        work.additional_task_parameters = {"workDiskCount": needs.disk, "workDiskUnit": "MB"}
+    return work
+
+
+def _es_label(task: TaskPlan) -> str:
+    """Form of the label in names of event service files, as in the task's
+    pseudo-inputs.
+    """
+    return task.jobs[0].pseudo_input.partition(":")[0]
+
+
+# --- dependencies ----------------------------------------------------------
+
+
+def _render_dependencies(plan: WorkflowPlan) -> dict[str, str]:
+    """Render each task's map of dependencies, compressed as iDDS does it.
+
+    An event service task is left out: iDDS works out its files when the map
+    is set.
+    """
+    names = [job.pseudo_input for task in chain(plan.tasks, plan.final) for job in task.jobs]
+    owner = [task.name for task in chain(plan.tasks, plan.final) for _ in task.jobs]
+    return {
+        task.name: _pack(task, names, owner)
+        for task in chain(plan.tasks, plan.final)
+        if not task.packing.event_service
+    }
+
+
+def _pack(task: TaskPlan, names: Sequence[str], owner: Sequence[str]) -> str:
+    """Compress the map of one task piece by piece.
+
+    The form is that of ``idds.common.dict_class.DictClass.zip_data``: zlib,
+    base64 and a mark in front.
+    """
+    compressor = zlib.compressobj(6)
+    packed = bytearray(compressor.compress(b"["))
+    for start in range(0, len(task.jobs), _JOBS_PER_PIECE):
+        lines = []
+        for job in task.jobs[start : start + _JOBS_PER_PIECE]:
+            if job.parents:
+                edges = '"},{"task":"'.join(
+                    [f'{owner[parent]}","inputname":"{names[parent]}' for parent in job.parents]
+                )
+                lines.append(f'{{"name":"{job.pseudo_input}","dependencies":[{{"task":"{edges}"}}]}}')
+            else:
+                lines.append(f'{{"name":"{job.pseudo_input}","dependencies":[]}}')
+        comma = "," if start else ""
+        packed += compressor.compress((comma + ",".join(lines)).encode())
+    packed += compressor.compress(b"]") + compressor.flush()
+    return "idds_zip:" + base64.b64encode(packed).decode("ascii")
+
+
+def _dependency_list(task: TaskPlan, plan: WorkflowPlan) -> list[dict[str, Any]]:
+    """Return the map of one task as objects."""
+    jobs = {job_number: (t, job) for t in plan.tasks for job_number, job in enumerate(t.jobs, t.first)}
+    result = []
+    for job in task.jobs:
+        parents = [jobs[parent] for parent in job.parents]
+        result.append(
+            {
+                "name": job.pseudo_input,
+                "order_id": job.order_id,
+                "dependencies": [{"task": t.name, "inputname": parent.pseudo_input} for t, parent in parents],
+            }
+        )
+    return result
+
+
+def _parent_tasks(task: TaskPlan, plan: WorkflowPlan) -> list[str]:
+    """Return the names of the tasks that a task's jobs depend on."""
+    ordinals = sorted({parent for job in task.jobs for parent in job.parents})
+    tasks = iter([*plan.tasks, *plan.final])
+    names: list[str] = []
+    current: TaskPlan | None = None
+    for ordinal in ordinals:
+        while current is None or ordinal >= current.first + len(current.jobs):
+            current = next(tasks)
+        if not names or names[-1] != current.name:
+            names.append(current.name)
+    return names
+
+
+# --- what is sent ----------------------------------------------------------
+
+
+def render_call(*arguments: Any) -> str:
+    """Render positional arguments of a relay command, as JSON of iDDS."""
+    text: str = _idds().json_dumps(list(arguments))
+    return text
+
+
+def estimate_length(plan: WorkflowPlan, maps: Iterable[str]) -> int:
+    """Estimate the length of a request without building it.
+
+    Parameters
+    ----------
+    plan : `WorkflowPlan`
+        The plan.
+    maps : iterable of `str`
+        Its compressed maps of dependencies.
+
+    Returns
+    -------
+    length : `int`
+        Bytes, a little too many.
+    """
+    tasks = [*plan.tasks, *plan.final]
+    return sum(map(len, maps)) + sum(BYTES_PER_TASK + len(task.command) for task in tasks)
+
+
+def make_submission(plan: WorkflowPlan, *, max_length: int) -> Submission:
+    """Make what is sent for a run, in steps if it is long.
+
+    Parameters
+    ----------
+    plan : `WorkflowPlan`
+        The plan.
+    max_length : `int`
+        Longest text to send at once, bytes.  A task is never split, so that
+        ``maxJobsPerTask`` bounds a step from below.
+
+    Returns
+    -------
+    submission : `Submission`
+        Steps first, each with whole tasks.
+    """
+    maps = _render_dependencies(plan)
+    keywords: str = _idds().json_dumps({"username": None, "use_dataset_name": False})
+    workflow = _make_workflow(plan, maps)
+    if estimate_length(plan, maps.values()) <= max_length:
+        return Submission((), render_call(workflow), keywords)
+    batches = _batches(maps, max_length)
+    steps = tuple(render_call(_make_step(workflow, batch)) for batch in batches)
+    _leave_maps_to_steps(workflow, set(maps))
+    return Submission(steps, render_call(workflow), keywords)
+
+
+def _batches(maps: dict[str, str], max_length: int) -> list[dict[str, str]]:
+    """Share maps out among steps that are not too long."""
+    batches: list[dict[str, str]] = []
+    # Base64 of text that is base64 already adds a third and zlib takes it
+    # back; the step's own frame is small.
+    room = max(1, max_length - BYTES_PER_TASK)
+    size = room + 1
+    for name, text in maps.items():
+        if size + len(text) > room:
+            batches.append({})
+            size = 0
+        batches[-1][name] = text
+        size += len(text) + len(name) + 8
+    return batches
+
+
+def _make_step(workflow: Any, batch: dict[str, str]) -> Any:
+    """Make a step: a workflow that carries maps only."""
+    template = workflow.template
+    step = _idds().Workflow(name=workflow.name)
+    step.set_internal_id(template.get_internal_id())
+    step.template.set_internal_id(template.get_internal_id())
+    for name in ("campaign", "campaign_scope", "campaign_group", "campaign_tag"):
+        setattr(step, name, getattr(workflow, name))
+    step.is_workflow_step = True
+    step.step_name = ",".join(batch)
+    step.workflow_data = step.template.zip_data(batch)
+    return step
+
+
+def _leave_maps_to_steps(workflow: Any, names: set[str]) -> None:
+    """Let the works read their maps from the server's storage."""
+    template = workflow.template
+    template.set_additional_data_storage(STORAGE_NAME)
+    for work in template.works.values():
+        if work.task_name in names:
+            work._dependency_map = {"idds_dependency_map_file": f"{STORAGE_NAME}/{work.task_name}"}
+            work.zip_items = [item for item in work.zip_items if item != "_dependency_map"]
+    template.with_steps = True

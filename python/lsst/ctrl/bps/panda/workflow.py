@@ -1,0 +1,127 @@
+"""The workflow that BPS hands from prepare to submit, and its files."""
+
+from __future__ import annotations
+
+__all__ = ["PLAN_NAME", "PandaBpsWmsWorkflow", "read_plan"]
+
+import os
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lsst.ctrl.bps import BaseWmsWorkflow, BpsConfig, GenericWorkflow
+
+from .errors import PandaBpsError, RunNotFoundError
+from .plan.document import parse_plan, render_plan
+from .plan.model import StagedFile, WorkflowPlan
+from .plan.planner import make_plan
+from .runrecord import RunRecord, write_text
+from .settings import RunSettings, read_run_settings
+from .wire.idds_workflow import make_workflow
+
+PLAN_NAME = "panda_plan.json"
+PARAMETERS_DIRECTORY = "panda_files"
+
+
+class PandaBpsWmsWorkflow(BaseWmsWorkflow):
+    """A run that is ready to be submitted to PanDA.
+
+    Parameters
+    ----------
+    name : `str`
+        Name of the run.
+    config : `~lsst.ctrl.bps.BpsConfig`
+        Its configuration.
+    """
+
+    def __init__(self, name: str, config: BpsConfig) -> None:
+        super().__init__(name, config)
+        self._plan: WorkflowPlan | None = None
+        self._settings: RunSettings | None = None
+        self.run_attrs: dict[str, str] = {}
+
+    @classmethod
+    def from_generic_workflow(
+        cls, config: BpsConfig, generic_workflow: GenericWorkflow, out_prefix: str, service_class: str
+    ) -> PandaBpsWmsWorkflow:
+        # Docstring inherited.
+        workflow = cls(generic_workflow.name, config)
+        workflow.service_class = service_class
+        submit_path = out_prefix or str(config["submitPath"])
+        workflow.submit_path = submit_path
+        workflow.run_attrs = dict(generic_workflow.run_attrs)
+        workflow._settings = read_run_settings(config, generic_workflow, submit_path=submit_path)
+        workflow._plan = make_plan(generic_workflow, workflow._settings.plan)
+        return workflow
+
+    @property
+    def plan(self) -> WorkflowPlan:
+        """The plan of the run."""
+        if self._plan is None:
+            raise PandaBpsError(f"Workflow {self.name!r} has no plan; use from_generic_workflow.")
+        return self._plan
+
+    @property
+    def settings(self) -> RunSettings:
+        """The settings of the run."""
+        if self._settings is None:
+            raise PandaBpsError(f"Workflow {self.name!r} has no settings; use from_generic_workflow.")
+        return self._settings
+
+    @cached_property
+    def idds_client_workflow(self) -> Any:
+        """The iDDS ``Workflow``, made when it is first asked for."""
+        return make_workflow(self.plan)
+
+    @property
+    def files_to_pre_stage(self) -> dict[str, str]:
+        """Source of each file that is staged, by its name there."""
+        return {staged.name: staged.source for staged in self.staged_files()}
+
+    def staged_files(self) -> tuple[StagedFile, ...]:
+        """Return all files that go to the staging area, parameters too."""
+        base = Path(self.submit_path or ".").absolute() / PARAMETERS_DIRECTORY
+        shards = tuple(
+            StagedFile(shard.name, os.fspath(base / shard.name), shard.name) for shard in self.plan.shards
+        )
+        return self.plan.files + shards
+
+    def write(self, out_prefix: str) -> None:
+        """Write plan, parameters and run record into the submit directory.
+
+        Parameters
+        ----------
+        out_prefix : `str`
+            The submit directory.
+        """
+        directory = Path(out_prefix or self.submit_path or ".").absolute()
+        self.submit_path = os.fspath(directory)
+        for shard in self.plan.shards:
+            write_text(directory / PARAMETERS_DIRECTORY / shard.name, [shard.text])
+        write_text(directory / PLAN_NAME, render_plan(self.plan))
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        RunRecord.from_plan(self.plan, prepared_at=now).write(directory)
+
+
+def read_plan(directory: str | os.PathLike[str]) -> WorkflowPlan:
+    """Read the plan of a submit directory.
+
+    Parameters
+    ----------
+    directory : path
+        The directory.
+
+    Raises
+    ------
+    RunNotFoundError
+        Raised if it holds none.
+    PlanError
+        Raised if the plan is not understood.
+    """
+    path = Path(directory) / PLAN_NAME
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RunNotFoundError(f"{directory} holds no {PLAN_NAME}, which is needed to restart a run.") from None
+    return parse_plan(text, source=os.fspath(path))
