@@ -669,7 +669,8 @@ class Arguments:
         name, equals, value = argument[2:].partition("=")
         if not equals:
             raise ValueError(f"option {argument} has no value; write --name=value")
-        self._options[name] = _OPTIONS[name][1](_check_option(name, unquote(value)))
+        value = _check_option(name, unquote(value))
+        self._options[name] = _OPTIONS[name][1](value)
 
     def __getitem__(self, name: str) -> "Any":
         return self._options[name]
