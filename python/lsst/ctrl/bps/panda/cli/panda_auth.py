@@ -22,7 +22,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -39,8 +39,7 @@ from lsst.daf.butler.cli.opt import (
 from ..auth.login import RefreshOutcome, find_login_settings, keep_fresh, log_in
 from ..auth.login import refresh as refresh_login
 from ..auth.oidc import DeviceGrant
-from ..auth.proxies import read_proxy
-from ..auth.sources import find_token_source
+from ..auth.sources import find_proxy, find_token_source, read_proxy
 from ..auth.store import TokenStore, token_directory
 from ..auth.tokens import Claims, ensure_lifetime, parse_claims, render_span
 from ..errors import (
@@ -53,7 +52,6 @@ from ..errors import (
     TokenMissingError,
     TransportError,
 )
-from ..rest.credentials import X509Proxy, find_credentials
 
 _CANCELLED = 130
 
@@ -95,6 +93,10 @@ def _guarded(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def _environment() -> Mapping[str, str]:
+    return dict(os.environ)
+
+
 def _log_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the logging options that all commands of the stack have."""
     for add in (log_label_option, log_tty_option, log_file_option, long_log_option):
@@ -130,13 +132,12 @@ def cli(
 def status(needed: float, as_json: bool) -> None:
     """Print information about the auth token."""
     now = datetime.now(UTC)
-    credentials = find_credentials(
-        {"PANDA_AUTH": "oidc", "PANDA_AUTH_VO": "any", **os.environ}, uid=os.getuid()
-    )
-    if isinstance(credentials, X509Proxy):
-        _show_proxy(credentials.path, timedelta(hours=needed), now, as_json=as_json)
+    env = _environment()
+    proxy = find_proxy(env, uid=os.getuid())
+    if proxy is not None and env.get("PANDA_AUTH", "oidc") != "oidc":
+        _show_proxy(proxy, timedelta(hours=needed), now, as_json=as_json)
         return
-    source = find_token_source(os.environ)
+    source = find_token_source(env)
     token = source.read()
     claims = parse_claims(token)
     _show_token(source.description, source.store, claims, now, as_json=as_json)
@@ -151,10 +152,11 @@ def reset(as_json: bool) -> None:
 
     The present token stays until there is a new one.
     """
-    settings = find_login_settings(os.environ)
-    store = TokenStore(token_directory(os.environ))
+    env = _environment()
+    settings = find_login_settings(env)
+    store = TokenStore(token_directory(env))
     claims = log_in(store, settings, _show_grant)
-    if not os.environ.get("PANDA_CONFIG_ROOT"):
+    if not env.get("PANDA_CONFIG_ROOT"):
         click.echo(
             "PANDA_CONFIG_ROOT is not set: the token is in the current directory and only found from here.",
             err=True,
@@ -179,8 +181,9 @@ def refresh(days: float, force: bool, watch: bool, verbose: bool, as_json: bool)
     """Refresh the auth token without a browser, as from a cron job."""
     if verbose:
         CliLog.setLogLevels({"lsst.ctrl.bps.panda": "DEBUG"})
-    settings = find_login_settings(os.environ)
-    store = TokenStore(token_directory(os.environ))
+    env = _environment()
+    settings = find_login_settings(env)
+    store = TokenStore(token_directory(env))
     threshold = timedelta.max if force else timedelta(days=days)
     if not watch:
         _show_outcome(refresh_login(store, settings, threshold=threshold), store, as_json=as_json)
@@ -194,7 +197,7 @@ def refresh(days: float, force: bool, watch: bool, verbose: bool, as_json: bool)
 @_guarded
 def clean(as_json: bool) -> None:
     """Clean up the token and the cache files of panda-client beside it."""
-    store = TokenStore(token_directory(os.environ))
+    store = TokenStore(token_directory(_environment()))
     removed = [str(path) for path in store.clean()]
     if as_json:
         click.echo(json.dumps({"removed": removed}))
@@ -265,7 +268,6 @@ def _show_token(
 
 def _show_proxy(path: str, needed: timedelta, now: datetime, *, as_json: bool) -> None:
     info = read_proxy(path)
-    left = info.remaining(now)
     if as_json:
         content = {"file": path, "subject": info.subject, **_describe_times(info.issued, info.expires, now)}
         click.echo(json.dumps(content))
@@ -277,8 +279,7 @@ def _show_proxy(path: str, needed: timedelta, now: datetime, *, as_json: bool) -
             "Subject": info.subject,
         }
         _show_rows(rows)
-    if left <= max(needed, timedelta(0)):
-        raise TokenExpiredError(f"The proxy {path} does not last. Make another with 'voms-proxy-init'.")
+    info.ensure_lifetime(needed, now)
 
 
 def _show_rows(rows: dict[str, str]) -> None:

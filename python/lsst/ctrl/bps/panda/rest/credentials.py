@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import NoReturn, Protocol
 
-from ..auth.sources import find_token_source
+from ..auth.sources import find_proxy, find_token_source, read_proxy
 from ..auth.store import TokenStore
 from ..auth.tokens import ensure_lifetime, parse_claims
 from ..errors import AuthenticationError, SettingsError, TokenBrokenError
@@ -47,6 +47,11 @@ class Credentials(Protocol):
     def renew(self) -> bool:
         """React to a server that does not accept us; `True` if another
         attempt is worth while.
+        """
+
+    def ensure_lifetime(self, needed: timedelta) -> None:
+        """Raise `TokenExpiredError`, which gives the command to type, if
+        they do not last that long.
         """
 
 
@@ -91,6 +96,9 @@ class Anonymous(_Unpicklable):
     def renew(self) -> bool:
         """Say that nothing can be done."""
         return False
+
+    def ensure_lifetime(self, needed: timedelta) -> None:
+        """Do nothing: nobody lives for ever."""
 
 
 class BearerToken(_Unpicklable):
@@ -152,6 +160,23 @@ class BearerToken(_Unpicklable):
         """Try to get another token."""
         return self._renew() if self._renew is not None else False
 
+    def ensure_lifetime(self, needed: timedelta) -> None:
+        """Check that the token lasts.
+
+        Parameters
+        ----------
+        needed : `~datetime.timedelta`
+            How long it must still be valid.
+
+        Raises
+        ------
+        TokenExpiredError
+            Raised if it does not.
+        TokenBrokenError
+            Raised if the token cannot be read.
+        """
+        ensure_lifetime(self._source(), needed)
+
 
 class X509Proxy(_Unpicklable):
     """A grid proxy: one PEM file with certificate and key.
@@ -192,6 +217,23 @@ class X509Proxy(_Unpicklable):
     def renew(self) -> bool:
         """Say that nothing can be done."""
         return False
+
+    def ensure_lifetime(self, needed: timedelta) -> None:
+        """Check that the proxy lasts.
+
+        Parameters
+        ----------
+        needed : `~datetime.timedelta`
+            How long it must still be valid.
+
+        Raises
+        ------
+        TokenExpiredError
+            Raised if it does not.
+        TokenBrokenError
+            Raised if there is no certificate in it.
+        """
+        read_proxy(self.path).ensure_lifetime(needed, datetime.now(UTC))
 
 
 def find_credentials(
@@ -240,14 +282,8 @@ def find_credentials(
         return _find_token(env, renew, now)
     if mode not in {"", "voms", "x509", "x509_no_grid", "none", "off"}:
         raise SettingsError(f"PANDA_AUTH={mode!r} is unknown. Use 'oidc', 'voms' or 'none'.")
-    if mode in {"none", "off"}:
-        return Anonymous(user)
-    if proxy := env.get("X509_USER_PROXY"):
-        return X509Proxy(proxy)
-    usual = f"/tmp/x509up_u{uid}"
-    if uid is not None and os.path.isfile(usual):
-        return X509Proxy(usual)
-    return Anonymous(user)
+    proxy = find_proxy(env, uid=uid) if mode not in {"none", "off"} else None
+    return Anonymous(user) if proxy is None else X509Proxy(proxy)
 
 
 def verify_host(env: Mapping[str, str]) -> bool:

@@ -12,6 +12,17 @@ from .faults import Fault, looks_like_web_page
 from .redaction import cut, redact
 from .transport import Reply
 
+# Refusals that come before anything is stored: by the relay's client of iDDS
+# while it prepares the request, or by the database.  What else a relay says
+# may come after it lost its own connection to iDDS, which has the request.
+_DEFINITE_WORDS = (
+    "is not a command of",
+    "unexpected keyword argument",
+    "missing 1 required positional",
+    "cannot get local proxy",
+    "datarighttruncation",
+    "value too long",
+)
 _PERMISSION_WORDS = ("permission", "not authorized", "unauthorized", "not allowed", "denied")
 
 
@@ -84,8 +95,9 @@ def unwrap_relay(value: Any, *, endpoint: str, what: str) -> Any:
     RefusedError
         Raised for a refusal at any depth; ``fault`` is ``relay`` for the
         outermost, ``idds``, ``permission`` or ``no-match`` for the others.
-        ``maybe_sent`` is set, since a relay that lost its own connection to
-        iDDS answers in the same way.
+        ``maybe_sent`` is set unless the words are known for a refusal
+        before anything is stored, since a relay that lost its own connection
+        to iDDS answers in the same way.
     ReplyError
         Raised if the reply has another shape.
     """
@@ -182,6 +194,7 @@ def _refusal(who: str, cause: Any, fault: Fault, endpoint: str, what: str) -> Tr
     message = cause.get("message") if isinstance(cause, dict) else None
     words = cut(redact(str(message or cause)), 1000)
     lowered = words.lower()
+    definite = any(word in lowered for word in ("no match", *_DEFINITE_WORDS, *_PERMISSION_WORDS))
     if "no match" in lowered:
         fault = Fault.NO_MATCH
     elif any(word in lowered for word in _PERMISSION_WORDS):
@@ -191,7 +204,7 @@ def _refusal(who: str, cause: Any, fault: Fault, endpoint: str, what: str) -> Tr
         endpoint=redact(endpoint),
         request=redact(what),
         fault=fault,
-        maybe_sent=fault is not Fault.NO_MATCH,
+        maybe_sent=not definite,
     )
 
 
