@@ -1,0 +1,266 @@
+"""The command ``panda_local``: an embedded PanDA to try runs on this machine."""
+
+from __future__ import annotations
+
+__all__ = ["main"]
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import click
+
+from lsst.ctrl.bps.panda.errors import LocalPandaError
+from lsst.ctrl.bps.panda.local import instance
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _clear_errors(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Show our errors as one message instead of a traceback."""
+
+    @wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return function(*args, **kwargs)
+        except (LocalPandaError, OSError) as error:
+            raise click.ClickException(str(error)) from error
+
+    return call
+
+
+_directory = click.option(
+    "-d",
+    "--directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=None,
+    help="State directory [default: $PANDA_LOCAL_DIR, else ~/.local/state/panda_local].",
+)
+
+
+def _settings_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options by which a server is set up."""
+    options = (
+        click.option("--slots", type=click.IntRange(min=1), help="Cores that jobs may use [default: all]."),
+        click.option(
+            "--pace",
+            help="'quick', or 'production' for the delays of a real PanDA; single delays can be changed: "
+            "'quick,heartbeat=30'.",
+        ),
+        click.option("--database", help="postgresql://USER:PASSWORD@HOST/NAME instead of SQLite files."),
+        click.option(
+            "--queues",
+            type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+            help="YAML file with queues: a mapping of names to 'cores', 'memory' (MB a job), 'walltime' (s).",
+        ),
+        click.option(
+            "--faults",
+            type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+            help="YAML file with faults to inject, for tests: a list of rules such as "
+            "{action: fail, match: isr, exit_code: 3, attempts: 1}.",
+        ),
+        click.option(
+            "--keep-work",
+            type=click.Choice(["never", "failed", "always"]),
+            help="Work directories of jobs to keep [default: failed].",
+        ),
+        click.option("--issuer", help="URL of an OpenID issuer: have tokens checked, to try logging in."),
+        click.option("--loglevel", help="Level of iDDS's own logs [default: WARNING]."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def _where(directory: Path | None) -> Path:
+    return directory or instance.state_directory(os.environ)
+
+
+def _running(directory: Path | None) -> instance.Endpoint:
+    endpoint = instance.find(_where(directory))
+    if endpoint is None:
+        raise LocalPandaError(
+            f"no embedded PanDA runs with {_where(directory)}; start one with: panda_local start"
+        )
+    return endpoint
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Run a PanDA on this machine, to try a BPS run before it uses a facility.
+
+    It is the real iDDS with a small PanDA in front of it; jobs run here, as
+    processes.  It listens on this machine only and keeps everything in one
+    directory.
+
+    \b
+    Try it:
+      panda_local start
+      eval "$(panda_local env)"
+      bps submit my.yaml        # with wmsServiceClass: lsst.ctrl.bps.panda.PanDAService
+      bps report --id 1
+      panda_local stop
+
+    \b
+    Or all at once, leaving nothing behind:
+      panda_local run -- bps submit my.yaml
+    """
+
+
+@main.command()
+@_directory
+@_settings_options
+@click.option("--foreground", is_flag=True, help="Stay in the foreground; end with Ctrl-C.")
+@_clear_errors
+def start(directory: Path | None, foreground: bool, **options: Any) -> None:
+    """Start the embedded PanDA, or find the one that runs.
+
+    What is not given stays as it was at the last start with the same state
+    directory.  After a crash, start it again: runs go on, finished jobs are
+    not run again.
+    """
+    where = _where(directory)
+    before = instance.find(where)
+    if before is not None:
+        click.echo(f"an embedded PanDA runs already: {before.url}")
+        if foreground or any(value is not None for value in options.values()):
+            raise LocalPandaError("options have no effect on it; stop it first: panda_local stop")
+        return
+    if foreground:
+        click.echo(f"state directory {where}; end with Ctrl-C")
+    endpoint = instance.start(where, foreground=foreground, **options)
+    click.echo(f"started: {endpoint.url}")
+    click.echo('use it in this shell with: eval "$(panda_local env)"')
+
+
+@main.command()
+@_directory
+@_clear_errors
+def stop(directory: Path | None) -> None:
+    """Stop the embedded PanDA and all jobs it runs.
+
+    Runs that have not ended go on at the next start; jobs that were running
+    are tried again.
+    """
+    stopped = instance.stop(_where(directory))
+    click.echo("stopped" if stopped else "none was running")
+
+
+@main.command()
+@_directory
+@_clear_errors
+def status(directory: Path | None) -> None:
+    """Show the server, its slots, its runs, tasks and jobs."""
+    endpoint = _running(directory)
+    value = instance.status(endpoint)
+    click.echo(f"embedded PanDA {value['version']} at {value['url']}, process {value['pid']}")
+    click.echo(f"state in {endpoint.directory}, {value['database']}, pace {value['pace']}")
+    click.echo(f"slots: {value['slots_used']} of {value['slots']} in use")
+    jobs = ", ".join(f"{count} {name}" for name, count in sorted(value["jobs"].items()))
+    click.echo(f"jobs: {jobs or 'none'}")
+    if value["dead_agents"]:
+        click.echo(f"agents of iDDS that have ended: {', '.join(value['dead_agents'])}; restart it")
+    _print_runs(value.get("runs", []))
+
+
+def _print_runs(runs: list[Mapping[str, Any]]) -> None:
+    if not runs:
+        return
+    headings = ("run", "user", "tasks", "ended", "jobs", "done", "failed", "pruned", "running")
+    rows = [tuple(str(run[name]) for name in headings) + (str(run["name"]),) for run in runs]
+    widths = [max(len(row[i]) for row in [headings, *(row[:-1] for row in rows)]) for i in range(len(headings))]
+    click.echo("")
+    for row in [(*headings, "name"), *rows]:
+        click.echo("  ".join([text.rjust(width) for text, width in zip(row, widths, strict=False)] + [row[-1]]))
+
+
+@main.command()
+@_directory
+@_clear_errors
+def env(directory: Path | None) -> None:
+    """Print shell commands that make clients use the embedded PanDA.
+
+    \b
+      eval "$(panda_local env)"
+    """
+    for name, value in instance.environment(_running(directory)).items():
+        click.echo(f"export {name}={shlex.quote(value)}" if value else f"unset {name}")
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@_directory
+@_settings_options
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@_clear_errors
+def run(directory: Path | None, command: tuple[str, ...], **options: Any) -> None:
+    """Run COMMAND with an embedded PanDA, which is stopped afterwards.
+
+    One that runs already is used and left running.  The exit code is that of
+    COMMAND.
+
+    \b
+      panda_local run -- bash -c 'bps submit my.yaml && bps report --id 1'
+    """
+    where = _where(directory)
+    found = instance.find(where)
+    endpoint = found or instance.start(where, parent=os.getpid(), **options)
+    variables = dict(os.environ)
+    for name, value in instance.environment(endpoint).items():
+        if value:
+            variables[name] = value
+        else:
+            variables.pop(name, None)
+    try:
+        code = subprocess.call(command, env=variables)
+    except KeyboardInterrupt:
+        code = 130
+    finally:
+        if found is None:
+            instance.stop(where)
+    sys.exit(128 - code if code < 0 else code)
+
+
+@main.command()
+@_directory
+@click.argument("job", type=int)
+@click.option("--stderr", "which", flag_value="payload.stderr", help="Show the standard error only.")
+@click.option("--stdout", "which", flag_value="payload.stdout", help="Show the standard output only.")
+@_clear_errors
+def logs(directory: Path | None, job: int, which: str | None) -> None:
+    """Show what a job printed; JOB is its PanDA id.
+
+    The report of a run names the ids of its failed jobs; `panda_local status`
+    tells where all logs are.
+    """
+    place = _where(directory) / "logs" / f"PandaJob_{job}"
+    if not place.is_dir():
+        raise LocalPandaError(f"no logs of a job {job} in {place.parent}")
+    for name in (which,) if which else ("pilotlog.txt", "payload.stdout", "payload.stderr"):
+        path = place / name
+        if not path.exists():
+            continue
+        if not which:
+            click.echo(f"==> {path}")
+        click.echo(path.read_text(errors="replace"), nl=False)
+
+
+@main.command()
+@_directory
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_clear_errors
+def clean(directory: Path | None, yes: bool) -> None:
+    """Remove the state directory: all runs and logs of the embedded PanDA."""
+    where = _where(directory)
+    if where.exists() and not yes:
+        click.confirm(f"remove {where}?", abort=True)
+    click.echo(f"removed {where}" if instance.clean(where) else f"there is no {where}")
+
+
+if __name__ == "__main__":
+    main()

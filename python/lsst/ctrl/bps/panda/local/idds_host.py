@@ -1,0 +1,260 @@
+"""iDDS inside this process: its configuration, its tables, its REST
+application without a port, and its agents.
+"""
+
+from __future__ import annotations
+
+__all__ = ["IddsHost"]
+
+import importlib
+import io
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from requests.adapters import BaseAdapter
+
+from . import idds_repairs
+from .pace import Pace
+
+_LOG = logging.getLogger(__name__)
+
+_HOST = "http://idds.invalid"
+"""Name under which the relay reaches the REST application; never resolved."""
+
+_SUPER_USER = "local-panda"
+_AGENTS = ("clerk", "transformer", "submitter", "poller", "receiver", "trigger", "finisher", "conductor")
+_PLUGINS = "lsst.ctrl.bps.panda.local.idds_plugins"
+
+_AUTH = f"""[common]
+allow_vos = local
+
+[Users]
+allow_users = CN=
+ban_users = nobody_at_all
+super_users = {_SUPER_USER}
+"""
+
+
+def _sections(directory: Path, database: str, pace: Pace, loglevel: str) -> dict[str, dict[str, object]]:
+    poll = pace.poll
+    periods: dict[str, object] = {
+        "poll_period": poll,
+        "new_poll_period": poll,
+        "update_poll_period": poll,
+        "max_new_poll_period": max(10, poll),
+        "max_update_poll_period": max(10, poll),
+        "poll_operation_time_period": 2 * poll,
+    }
+    schema: dict[str, object] = {} if database.startswith("sqlite") else {"schema": "doma_idds"}
+    return {
+        "common": {"loglevel": loglevel, "logdir": directory / "log"},
+        "database": {
+            "default": database,
+            "pool_size": 20,
+            "max_overflow": 60,
+            "pool_recycle": 3600,
+            "echo": 0,
+            "pool_reset_on_return": "rollback",
+            **schema,
+        },
+        "rest": {
+            "host": _HOST,
+            "cacher_dir": directory / "cache",
+            "additional_storage": directory / "storage",
+        },
+        "main": {"agents": ", ".join(_AGENTS)},
+        "eventbus": {"backend": "default"},
+        # With few workers, requests that run starve the commands of others.
+        "clerk": {
+            **periods,
+            "max_number_workers": 16,
+            "new_command_poll_period": 1,
+            "update_command_poll_period": 1,
+            "retrieve_bulk_size": 32,
+            "pending_time": 30,
+        },
+        "transformer": {
+            **periods,
+            "max_number_workers": 4,
+            "retrieve_bulk_size": 64,
+            "message_bulk_size": 1000,
+            "domapandawork.num_retries": 0,
+        },
+        "carrier": {
+            **periods,
+            "num_threads": 4,
+            "max_number_workers": 4,
+            "trigger_max_number_workers": 4,
+            "finisher_max_number_workers": 4,
+            "receiver_num_threads": 2,
+            # Compared with time.time(): parts of a second are possible.
+            "bulk_message_delay": 1,
+            "update_poll_period_for_new_task": poll,
+            "retrieve_bulk_size": 16,
+            "message_bulk_size": 1000,
+            "domapandawork.num_retries": 0,
+            "domapandawork.poll_panda_jobs_chunk_size": 2000,
+            "plugin.receiver": f"{_PLUGINS}.Receiver",
+        },
+        "conductor": {
+            "delay": 5,
+            "replay_times": 2,
+            "threshold_to_release_messages": 1000,
+            "random_delay": 5,
+            "interval_delay": 1,
+            "plugin.notifier": f"{_PLUGINS}.Notifier",
+        },
+    }
+
+
+class _InProcessAdapter(BaseAdapter):
+    """Carries HTTP requests to a WSGI application in this process.
+
+    The REST application of iDDS trusts whoever reaches it; without a port
+    nobody else does.
+    """
+
+    def __init__(self, application: Any) -> None:
+        super().__init__()
+        self._client = importlib.import_module("werkzeug.test").Client(application)
+
+    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        """Have a request answered."""
+        parts = urlsplit(str(request.url))
+        body = request.body
+        answer = self._client.open(
+            path=parts.path,
+            query_string=parts.query,
+            method=request.method,
+            headers=[(name, value) for name, value in request.headers.items()],
+            data=body.encode() if isinstance(body, str) else body,
+            environ_overrides={"SSL_CLIENT_S_DN": f"/CN={_SUPER_USER}", "SSL_CLIENT_CERT": "local"},
+        )
+        response = requests.Response()
+        response.status_code = answer.status_code
+        response.headers.update(dict(answer.headers))
+        response.raw = io.BytesIO(answer.get_data())
+        response.url = str(request.url)
+        response.request = request
+        response.encoding = "utf-8"
+        return response
+
+    def close(self) -> None:
+        """Do nothing: there is no connection."""
+
+
+class IddsHost:
+    """iDDS in this process.
+
+    Parameters
+    ----------
+    directory : `~pathlib.Path`
+        For its configuration, logs and storage.
+    database : `str`
+        SQLAlchemy URL.
+    pace : `Pace`
+        Delays.
+    loglevel : `str`
+        Level of its own logs.
+    """
+
+    def __init__(self, directory: Path, *, database: str, pace: Pace, loglevel: str = "WARNING") -> None:
+        self._directory = directory
+        self._pace = pace
+        self._agents: list[Any] = []
+        for name in ("log", "cache", "storage", "home"):
+            (directory / name).mkdir(parents=True, exist_ok=True)
+        # The relay's client puts the text of a proxy into each workflow and
+        # fails without one.
+        (directory / "home" / "proxy").write_text("none")
+        (directory / "auth.cfg").write_text(_AUTH)
+        lines = []
+        for section, values in _sections(directory, database, pace, loglevel).items():
+            lines.append(f"[{section}]")
+            lines += [f"{key} = {str(value).replace('%', '%%')}" for key, value in values.items()]
+        configuration = directory / "idds.cfg"
+        configuration.touch(mode=0o600)
+        configuration.write_text("\n".join(lines) + "\n")
+
+    def environment(self) -> Mapping[str, str]:
+        """Tell the environment variables that iDDS reads in this process."""
+        home = self._directory / "home"
+        return {
+            "IDDS_CONFIG": str(self._directory / "idds.cfg"),
+            "IDDS_AUTH_CONFIG": str(self._directory / "auth.cfg"),
+            "IDDS_HOST": _HOST,
+            "IDDS_LOCAL_CONFIG_ROOT": str(home / ".idds"),
+            "IDDS_REQUEST_CACHE": str(self._directory / "storage" / "requests"),
+            "X509_USER_PROXY": str(home / "proxy"),
+            "PANDA_CONFIG_ROOT": str(home / ".panda"),
+            "PANDA_BEHIND_REAL_LB": "1",
+            # Nothing is verified over plain HTTP, and reading the CA
+            # certificates would cost 20 ms a call.
+            "PANDA_VERIFY_HOST": "off",
+        }
+
+    def prepare(self) -> None:
+        """Import iDDS, repair it, make its tables and its REST application.
+
+        Raises
+        ------
+        RuntimeError
+            Raised if this iDDS is not known; the text says what to install.
+        """
+        wrong = idds_repairs.wrong_versions()
+        if wrong:
+            raise RuntimeError(idds_repairs.self_test())
+        idds_repairs.before_import()
+        session = importlib.import_module("idds.orm.base.session")
+        models = importlib.import_module("idds.orm.base.models")
+        if problem := idds_repairs.self_test():
+            raise RuntimeError(problem)
+        engine = session.get_engine(echo=False)
+        if engine.dialect.name == "postgresql":
+            schema = importlib.import_module("sqlalchemy.schema").CreateSchema("doma_idds", if_not_exists=True)
+            with engine.begin() as connection:
+                connection.execute(schema)
+        models.register_models(engine)
+        idds_repairs.repair(self._pace)
+        idds_repairs.unlock_everything()
+        application = importlib.import_module("idds.rest.v1.app").create_app()
+        self._adapter = _InProcessAdapter(application)
+
+    def start(self) -> None:
+        """Start the agents."""
+        main = importlib.import_module("idds.agents.main")
+        for name in _AGENTS:
+            agent = main.load_agent(name)
+            agent.daemon = True
+            agent.start()
+            self._agents.append(agent)
+
+    def stop(self) -> None:
+        """Ask the agents to stop; what they leave is taken up by the next
+        start.
+        """
+        for agent in self._agents:
+            agent.stop()
+
+    def dead_agents(self) -> list[str]:
+        """List agents whose thread has ended."""
+        return [agent.get_name() for agent in self._agents if not agent.is_alive()]
+
+    def client(self, user: str, *, manager: bool) -> Any:
+        """Make a client of iDDS that acts for a user, as PanDA's relay does."""
+        if manager:
+            client = importlib.import_module("idds.client.clientmanager").ClientManager(host=_HOST)
+            client.setup_client()
+            inner = client.client
+        else:
+            auth = {"auth_type": "x509_proxy", "client_proxy": os.environ["X509_USER_PROXY"]}
+            client = importlib.import_module("idds.client.client").Client(host=_HOST, auth=auth)
+            inner = client
+        inner.session.mount(_HOST, self._adapter)
+        client.set_original_user(user_name=user)
+        return client

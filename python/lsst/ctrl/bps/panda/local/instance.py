@@ -1,0 +1,290 @@
+"""Start, find and stop an embedded PanDA: what the rest of the package uses.
+
+Nothing of iDDS's server is imported here; the server is a process of its own.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "Endpoint",
+    "clean",
+    "environment",
+    "find",
+    "set_faults",
+    "start",
+    "state_directory",
+    "status",
+    "stop",
+]
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lsst.ctrl.bps.panda.errors import LocalPandaError
+
+from .endpoint import ENDPOINT_FILE, Endpoint, environment, read_endpoint, state_directory
+from .processes import is_alive
+from .server_settings import read_settings, write_settings
+
+_SERVER = "lsst.ctrl.bps.panda.local.server"
+_EXIT_BUSY = 75
+_NEEDED = {
+    "idds.agents": "idds-server",
+    "idds.prompt": "idds-prompt",
+    "waitress": "waitress",
+    "flask": "flask",
+    "sqlalchemy": "sqlalchemy",
+}
+# Credentials of a facility are none of the server's business.
+_DROPPED = ("PANDA_", "OIDC_", "IDDS_", "X509_")
+
+
+def missing_parts() -> list[str]:
+    """List distributions of the extra ``local`` that are not installed."""
+    missing = []
+    for module, distribution in _NEEDED.items():
+        try:
+            found = importlib.util.find_spec(module) is not None
+        except ImportError:
+            found = False
+        if not found:
+            missing.append(distribution)
+    return missing
+
+
+def _check_installed() -> None:
+    if not sys.platform.startswith("linux"):
+        raise LocalPandaError("the embedded PanDA needs Linux: it watches its jobs through /proc")
+    if missing := missing_parts():
+        raise LocalPandaError(
+            f"the embedded PanDA needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not "
+            "installed here; install what it needs with: pip install 'lsst-ctrl-bps-panda[local]'"
+        )
+
+
+def _prepare_directory(directory: Path) -> Path:
+    directory = directory.absolute()
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        directory.chmod(0o700)
+    except OSError as error:
+        raise LocalPandaError(f"the state directory {directory} cannot be used: {error}") from error
+    if directory.stat().st_uid != os.getuid():
+        raise LocalPandaError(f"the state directory {directory} belongs to another user")
+    return directory
+
+
+def _ask(endpoint: Endpoint, path: str, *, body: bytes | None = None, timeout: float = 10) -> Any:
+    url = endpoint.url.removesuffix("/server/panda") + path
+    headers = {"X-PanDA-Local-Token": endpoint.token, "Content-Type": "application/json"}
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(urllib.request.Request(url, data=body, headers=headers), timeout=timeout) as reply:
+            value = json.load(reply)
+    except (OSError, ValueError) as error:
+        raise LocalPandaError(f"the embedded PanDA at {url} does not answer: {error}") from error
+    if not value.get("success"):
+        raise LocalPandaError(f"the embedded PanDA refused {path}: {value.get('message')}")
+    return value.get("data")
+
+
+def find(directory: str | Path) -> Endpoint | None:
+    """Find the embedded PanDA that runs with a state directory.
+
+    Returns
+    -------
+    endpoint : `Endpoint` or `None`
+        `None` if none runs; what a dead one left is recognised by the number
+        and start of its process.
+    """
+    endpoint = read_endpoint(directory)
+    if endpoint is None or not is_alive(endpoint.pid, endpoint.started):
+        return None
+    return endpoint
+
+
+def start(
+    directory: str | Path,
+    *,
+    slots: int | None = None,
+    database: str | None = None,
+    pace: str | None = None,
+    foreground: bool = False,
+    timeout: float = 60,
+    sleep: Callable[[float], None] = time.sleep,
+    **options: Any,
+) -> Endpoint:
+    """Start an embedded PanDA, or find the one that runs.
+
+    Parameters
+    ----------
+    directory : `str` or `~pathlib.Path`
+        State directory; made if it is not there, for this user only.
+    slots : `int`, optional
+        Cores that jobs may use together; all of the machine by default.
+    database : `str`, optional
+        ``postgresql://...``; SQLite files in the state directory by default.
+    pace : `str`, optional
+        ``quick`` or ``production``, see `~.pace.parse_pace`.
+    foreground : `bool`, optional
+        Become the server; returns never.
+    timeout : `float`, optional
+        Seconds to wait for the server to answer.
+    sleep : callable, optional
+        Time, for tests.
+    **options
+        Further settings, see `~.server_settings.ServerSettings`.  What is not
+        given stays as it was at the last start with this directory.
+
+    Returns
+    -------
+    endpoint : `Endpoint`
+        The running server.
+
+    Raises
+    ------
+    LocalPandaError
+        Raised if something is missing, wrong, or the server does not start.
+    """
+    _check_installed()
+    directory = _prepare_directory(Path(directory))
+    if running := find(directory):
+        return running
+    # A parent to end with is never kept for a later start.
+    options.setdefault("parent", 0)
+    write_settings(directory, {"slots": slots, "database": database, "pace": pace, **options})
+    command = [sys.executable, "-P", "-m", _SERVER, str(directory)]
+    variables = {key: value for key, value in os.environ.items() if not key.startswith(_DROPPED)}
+    if foreground:
+        os.execve(sys.executable, command, variables)
+    process = _spawn(command, directory, variables)
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        code = process.poll()
+        if endpoint := find(directory):
+            _remember_port(directory, endpoint)
+            return endpoint
+        if code is not None and code != _EXIT_BUSY:
+            raise LocalPandaError(f"the embedded PanDA did not start:\n{_last_lines(directory)}")
+        sleep(0.02)
+    process.kill()
+    raise LocalPandaError(
+        f"the embedded PanDA did not start within {timeout:g} s; see {directory / 'server.log'}"
+    )
+
+
+def _spawn(command: Sequence[str], directory: Path, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    with (directory / "server.out").open("wb") as output:
+        return subprocess.Popen(
+            command,
+            cwd=directory,
+            env=dict(variables),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _remember_port(directory: Path, endpoint: Endpoint) -> None:
+    """Keep the port for the next start: clients and log URLs stay valid."""
+    port = int(endpoint.url.split(":")[2].partition("/")[0])
+    if read_settings(directory).port != port:
+        write_settings(directory, {"port": port})
+
+
+def _last_lines(directory: Path, count: int = 5) -> str:
+    try:
+        lines = (directory / "server.out").read_text(errors="replace").strip().splitlines()
+    except OSError:
+        lines = []
+    return "\n".join(lines[-count:]) or f"(see {directory / 'server.log'})"
+
+
+def stop(directory: str | Path, *, timeout: float = 30, sleep: Callable[[float], None] = time.sleep) -> bool:
+    """Stop the embedded PanDA of a state directory, with all its jobs.
+
+    Jobs that run are ended, and tried again by the next start.
+
+    Returns
+    -------
+    stopped : `bool`
+        `False` if none was running.
+
+    Raises
+    ------
+    LocalPandaError
+        Raised if it does not end, not even when it is killed.
+    """
+    endpoint = find(directory)
+    if endpoint is None:
+        (Path(directory) / ENDPOINT_FILE).unlink(missing_ok=True)
+        return False
+    for number, seconds in ((signal.SIGTERM, timeout), (signal.SIGKILL, 5.0)):
+        try:
+            os.kill(endpoint.pid, number)
+        except ProcessLookupError:
+            break
+        end = time.monotonic() + seconds
+        while is_alive(endpoint.pid, endpoint.started) and time.monotonic() < end:
+            sleep(0.02)
+        if not is_alive(endpoint.pid, endpoint.started):
+            break
+    else:
+        raise LocalPandaError(f"process {endpoint.pid} of the embedded PanDA does not end")
+    (Path(directory) / ENDPOINT_FILE).unlink(missing_ok=True)
+    _reap(endpoint.pid)
+    return True
+
+
+def _reap(pid: int) -> None:
+    """Collect the server if it is a child of this process."""
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return
+
+
+def status(endpoint: Endpoint) -> dict[str, Any]:
+    """Ask a running embedded PanDA what goes on."""
+    return dict(_ask(endpoint, "/api/v1/local/status"))
+
+
+def set_faults(endpoint: Endpoint, rules: Sequence[Mapping[str, Any]]) -> None:
+    """Replace the faults that are injected, for tests; see `~.faults`."""
+    _ask(endpoint, "/api/v1/local/faults", body=json.dumps(list(rules)).encode())
+
+
+def clean(directory: str | Path) -> bool:
+    """Remove the state directory, with all runs and logs.
+
+    Returns
+    -------
+    removed : `bool`
+        `False` if there was none.
+
+    Raises
+    ------
+    LocalPandaError
+        Raised if a server runs, or the directory is not one of ours.
+    """
+    path = Path(directory)
+    if not path.exists():
+        return False
+    if find(path):
+        raise LocalPandaError(f"an embedded PanDA runs with {path}; stop it first: panda_local stop")
+    if not (path / "settings.json").exists() and any(path.iterdir()):
+        raise LocalPandaError(f"{path} is no state directory of an embedded PanDA; not removed")
+    shutil.rmtree(path)
+    return True

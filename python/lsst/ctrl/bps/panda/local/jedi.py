@@ -1,0 +1,444 @@
+"""PanDA's task side (JEDI): tasks from their submission over the release of
+their inputs to a final status, and the commands kill, finish, retry and
+incremental execution, with the behaviour seen on JEDI 1.0.4.
+"""
+
+from __future__ import annotations
+
+__all__ = ["FINAL_STATES", "CommandReply", "Jedi"]
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from .database import Database, files, jobs, tasks
+from .job_store import JobStore
+from .outbox import Outbox
+from .outcomes import Outcome, lost_detail
+from .pace import Pace
+
+FINAL_STATES = ("done", "finished", "failed", "aborted", "broken", "exhausted")
+"""States in which a task stays until a command comes."""
+
+_REGISTERED = "command is registered. will be executed in a few minutes"
+_ACTIVE_COMMANDS = {"kill": "toabort", "finish": "finishing", "retry": "toretry", "incexec": "toincexec"}
+# What JEDI accepts in which final states; every command is accepted or
+# refused at registration.
+_ACCEPTED_WHEN_FINAL = {
+    "kill": (),
+    "finish": (),
+    "retry": ("finished", "failed", "exhausted"),
+    "incexec": ("done", "finished", "failed", "exhausted"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CommandReply:
+    """Reply to a command: PanDA's code and text."""
+
+    code: int
+    """0 registered, 2 no such task, 3 not allowed, 4 wrong task status."""
+
+    message: str
+
+
+class Jedi:
+    """Tasks.
+
+    Parameters
+    ----------
+    database : `Database`
+        Where they are kept.
+    outbox : `Outbox`
+        For the messages about tasks.
+    store : `JobStore`
+        Inputs and jobs.
+    pace : `Pace`
+        Delays.
+    clock : callable
+        Time, seconds since the epoch.
+    wake : callable
+        Called after something became due.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        outbox: Outbox,
+        store: JobStore,
+        *,
+        pace: Pace,
+        clock: Callable[[], float],
+        wake: Callable[[], None],
+    ) -> None:
+        self._database = database
+        self._outbox = outbox
+        self._store = store
+        self._pace = pace
+        self._clock = clock
+        self._wake = wake
+        self._task_ids = itertools.count(database.highest(tasks.c.task_id) + 1)
+
+    # -- Reading ------------------------------------------------------------
+
+    def task(self, connection: sa.Connection, task_id: int) -> dict[str, Any] | None:
+        """Read a task, with its parameters as a `dict`."""
+        row = connection.execute(sa.select(tasks).where(tasks.c.task_id == task_id)).mappings().first()
+        return None if row is None else {**row, "params": json.loads(row["params"])}
+
+    # -- Submission and release ---------------------------------------------
+
+    def submit(self, params: Mapping[str, Any], user: str) -> int:
+        """Take a task.
+
+        Parameters
+        ----------
+        params : `~collections.abc.Mapping`
+            Task parameters.
+        user : `str`
+            Whose it is, if the parameters do not say.
+
+        Returns
+        -------
+        task_id : `int`
+            Id of the task.  A task that was submitted before (same name, same
+            iDDS request) is not made a second time: iDDS submits again when
+            it was killed between the submission and storing the id.
+        """
+        name = str(params["taskName"])
+        req_id = params.get("reqID")
+        with self._database.change() as connection:
+            same = sa.select(tasks.c.task_id, tasks.c.status).where(
+                tasks.c.name == name, tasks.c.req_id == req_id
+            )
+            for row in connection.execute(same).all() if req_id is not None else ():
+                if row.status not in ("aborted", "failed", "broken"):
+                    return int(row.task_id)
+            return self._insert(connection, name, params, user)
+
+    def _insert(
+        self, connection: sa.Connection, name: str, params: Mapping[str, Any], user: str
+    ) -> int:
+        now = self._clock()
+        task: dict[str, Any] = {
+            "task_id": next(self._task_ids),
+            "name": name,
+            "user_name": str(params.get("userName") or user),
+            "req_id": params.get("reqID"),
+            "status": "registered",
+            "dataset_id": 0,
+            "event_service": bool(params.get("fineGrainedProc")),
+            "cores": max(int(params.get("coreCount") or 1), 1),
+            "priority": int(params.get("taskPriority") or 0),
+            "queue": str(params.get("site") or params.get("PandaSite") or "LOCAL"),
+            "max_attempt": max(int(params.get("maxAttempt") or 3), 1),
+            "created": now,
+            "modified": now,
+            "started": now,
+        }
+        task["dataset_id"] = task["task_id"] * 2 + 1
+        connection.execute(tasks.insert().values(**task, params=json.dumps(params)))
+        names = [str(value) for value in params.get("pfnList") or ["pseudo_file"]]
+        task["params"] = params
+        try:
+            self._store.add_files(connection, task, names)
+        except ValueError as error:
+            self._set(connection, task, "broken", error_dialog=f"bad name of an input: {error}")
+            return int(task["task_id"])
+        self._activate(connection, task)
+        return int(task["task_id"])
+
+    def _activate(self, connection: sa.Connection, task: dict[str, Any]) -> None:
+        """Make jobs of what is ready, and move the task on."""
+        count = self._store.activate_ready(connection, task, self._pace.activation)
+        if count and self._pace.activation > 0:
+            self._database.after_commit(self._wake)
+        if count and task["status"] in ("registered", "pending", "ready"):
+            self._set(connection, task, "running" if self._pace.activation <= 0 else "ready")
+        elif task["status"] == "registered":
+            self._set(
+                connection,
+                task,
+                "pending",
+                error_dialog="insufficient inputs are ready. inputs are staging from a tape.",
+            )
+
+    def release(self, task_id: int, inputs: Iterable[Mapping[str, Any]]) -> int:
+        """Release inputs or give them up, as iDDS tells.
+
+        Parameters
+        ----------
+        task_id : `int`
+            The task.
+        inputs : `~collections.abc.Iterable`
+            Per input ``name``, ``status`` (``Available`` or ``Missing``) and,
+            if iDDS knows it, ``external_content_id`` (the id of the input).
+
+        Returns
+        -------
+        count : `int`
+            Number of inputs whose state changed.
+        """
+        wanted = {"Available": "ready", "Missing": "missing"}
+        with self._database.change() as connection:
+            task = self.task(connection, task_id)
+            if task is None or task["status"] in FINAL_STATES:
+                return 0
+            query = sa.select(files.c.file_id, files.c.lfn).where(
+                files.c.task_id == task_id, files.c.status == "staging"
+            )
+            waiting = {row.file_id: row.lfn.partition(":")[2] for row in connection.execute(query).all()}
+            by_name = {name: file_id for file_id, name in waiting.items()}
+            changes: dict[str, list[int]] = {"ready": [], "missing": []}
+            for item in inputs:
+                given = item.get("external_content_id")
+                # Right after the submission iDDS does not know the ids yet;
+                # JEDI then looks for the name.
+                name = str(item.get("name", "")).split("/")[-1].partition("^")[0]
+                file_id = given if given in waiting else by_name.get(name)
+                status = wanted.get(str(item.get("status")))
+                if file_id is not None and status:
+                    changes[status].append(int(file_id))
+            for status, ids in changes.items():
+                if ids:
+                    connection.execute(files.update().where(files.c.file_id.in_(ids)).values(status=status))
+            if changes["ready"]:
+                self._activate(connection, task)
+            if changes["missing"]:
+                self._check_end(connection, task)
+            return sum(len(ids) for ids in changes.values())
+
+    # -- Ends ---------------------------------------------------------------
+
+    def job_ended(self, panda_id: int, outcome: Outcome) -> bool:
+        """Take the report of a job's end.
+
+        Returns
+        -------
+        taken : `bool`
+            `False` if the job had ended before, whatever the report says.
+        """
+        with self._database.change() as connection:
+            job = self._store.get(connection, panda_id)
+            if job is None or job["status"] != "running":
+                return False
+            task = self.task(connection, job["task_id"])
+            assert task is not None
+            self._store.note_events(connection, job, outcome)
+            self._store.close(
+                connection, job, status=outcome.status, detail=outcome.detail, sub_status=outcome.sub_status
+            )
+            self._store.settle_file(connection, task, job, outcome)
+            self._touch(connection, task)
+            self._check_end(connection, task)
+            return True
+
+    def _check_end(self, connection: sa.Connection, task: dict[str, Any]) -> None:
+        if task["status"] in FINAL_STATES or self._store.has_open(connection, task["task_id"]):
+            return
+        if task["status"] == "toabort":
+            # The registered command will end it.
+            return
+        if task["status"] == "aborting":
+            self._set(connection, task, "aborted", ended=self._clock())
+        elif self._pace.finalise > 0:
+            self._later(connection, task, "prepared", "finalise", self._pace.finalise)
+        else:
+            self._finalise(connection, task)
+
+    def _finalise(self, connection: sa.Connection, task: dict[str, Any]) -> None:
+        """Give a task its final status; pruned inputs do not count."""
+        counts = self._store.counts(connection, task["task_id"])
+        good = counts.get("finished", 0)
+        bad = counts.get("failed", 0) + counts.get("cancelled", 0)
+        dialog = None
+        if good and not bad:
+            status = "done"
+        elif good:
+            status = "finished"
+        else:
+            status = "failed"
+            dialog = None if bad else "failed due to no input"
+        self._set(connection, task, status, ended=self._clock(), error_dialog=dialog)
+
+    # -- Commands -----------------------------------------------------------
+
+    def command(self, task_id: int, command: str, user: str) -> CommandReply:
+        """Register a command.
+
+        Parameters
+        ----------
+        task_id : `int`
+            The task.
+        command : `str`
+            ``kill``, ``finish``, ``retry`` or ``incexec`` (reload of the
+            input).
+        user : `str`
+            Who asks.
+        """
+        with self._database.change() as connection:
+            task = self.task(connection, task_id)
+            if task is None:
+                return CommandReply(2, f"jediTaskID={task_id} not found")
+            status = task["status"]
+            allowed = _ACCEPTED_WHEN_FINAL[command]
+            refusal = f"the {command} command is not accepted if the task is in {status} status"
+            if status in FINAL_STATES and status not in allowed:
+                return CommandReply(4, refusal)
+            if status not in FINAL_STATES and command in ("retry", "incexec"):
+                same = task["command"] == command
+                return CommandReply(0, _REGISTERED) if same else CommandReply(4, refusal)
+            if task["command"] in ("kill", "finish") or status in ("aborting", "finishing"):
+                return CommandReply(0, _REGISTERED)
+            self._later(connection, task, _ACTIVE_COMMANDS[command], command, self._pace.command, by=user)
+        return CommandReply(0, _REGISTERED)
+
+    def kill_jobs(self, panda_ids: Iterable[int], user: str) -> list[bool]:
+        """Kill single jobs; the task goes on."""
+        results = []
+        with self._database.change() as connection:
+            for panda_id in panda_ids:
+                job = self._store.get(connection, panda_id)
+                active = job is not None and job["status"] in ("activated", "running")
+                if active:
+                    update = jobs.update().where(jobs.c.panda_id == panda_id)
+                    when = self._clock() + self._pace.heartbeat
+                    connection.execute(update.values(kill_at=when, kill_by=user))
+                results.append(active)
+            self._database.after_commit(self._wake)
+        return results
+
+    def _execute(self, connection: sa.Connection, task: dict[str, Any]) -> None:
+        command, user = task["command"], task["command_by"] or ""
+        update = tasks.update().where(tasks.c.task_id == task["task_id"])
+        connection.execute(update.values(command=None, command_by=None, due=None))
+        if command == "finalise":
+            self._finalise(connection, task)
+        elif command in ("kill", "finish"):
+            self._set(connection, task, "aborting" if command == "kill" else "finishing")
+            self._store.cancel_queued(connection, task["task_id"], user)
+            self._store.order_kill(
+                connection, task["task_id"], user, self._clock() + self._pace.heartbeat
+            )
+            self._database.after_commit(self._wake)
+            self._check_end(connection, task)
+        else:
+            self._retry(connection, task, with_missing=command == "incexec")
+
+    def _retry(self, connection: sa.Connection, task: dict[str, Any], *, with_missing: bool) -> None:
+        """Try failed inputs again; their attempts go on counting."""
+        states = ("failed", "missing", "cancelled") if with_missing else ("failed", "cancelled")
+        update = files.update().where(files.c.task_id == task["task_id"], files.c.status.in_(states))
+        more = files.c.attempt + task["max_attempt"]
+        connection.execute(update.values(status="ready", max_attempt=more))
+        self._set(connection, task, "ready", ended=None, error_dialog=None)
+        if not self._store.has_open(connection, task["task_id"]):
+            counts = self._store.counts(connection, task["task_id"])
+            if counts.get("finished"):
+                self._finalise(connection, task)
+                return
+            dialog = "no retry since no new/unprocessed files available"
+            self._set(connection, task, "failed", ended=self._clock(), error_dialog=dialog)
+            return
+        self._activate(connection, task)
+
+    # -- Time ---------------------------------------------------------------
+
+    def tick(self) -> float | None:
+        """Do what is due.
+
+        Returns
+        -------
+        next_due : `float` or `None`
+            When to come back, seconds since the epoch.
+        """
+        now = self._clock()
+        with self._database.change() as connection:
+            for task_id in connection.execute(sa.select(tasks.c.task_id).where(tasks.c.due <= now)).scalars():
+                task = self.task(connection, task_id)
+                if task is not None:
+                    self._execute(connection, task)
+            due_files = sa.select(files).where(files.c.status == "waiting", files.c.due <= now)
+            for file in connection.execute(due_files).mappings().all():
+                task = self.task(connection, file["task_id"])
+                assert task is not None
+                self._store.create(connection, task, file)
+                if task["status"] == "ready":
+                    self._set(connection, task, "running")
+            dues = [
+                connection.execute(sa.select(sa.func.min(column))).scalar()
+                for column in (tasks.c.due, files.c.due)
+            ]
+        return min((due for due in dues if due is not None), default=None)
+
+    def recover(self, last_seen: str) -> int:
+        """Deal with jobs that were running when the server died.
+
+        Returns
+        -------
+        count : `int`
+            Number of jobs.
+
+        Notes
+        -----
+        With an attempt left, a job is failed as a lost heartbeat and tried
+        again.  The last attempt is run again under its own id: the death of
+        the embedded PanDA must not use up the attempts of a run, and a failed
+        last attempt would prune the job's children.
+        """
+        with self._database.change() as connection:
+            query = sa.select(jobs.c.panda_id).where(jobs.c.status == "running")
+            lost = connection.execute(query).scalars().all()
+            for panda_id in lost:
+                job = self._store.get(connection, panda_id)
+                assert job is not None
+                task = self.task(connection, job["task_id"])
+                assert task is not None
+                closing = task["status"] in ("aborting", "finishing")
+                if closing or job["attempt"] < job["max_attempt"]:
+                    outcome = Outcome("failed", detail=lost_detail(last_seen))
+                    self.job_ended(panda_id, outcome)
+                else:
+                    update = jobs.update().where(jobs.c.panda_id == panda_id)
+                    again = update.values(
+                        status="activated", started=None, session=None, changed=self._clock()
+                    )
+                    connection.execute(again)
+        self._wake()
+        return len(lost)
+
+    # -- State --------------------------------------------------------------
+
+    def _touch(self, connection: sa.Connection, task: Mapping[str, Any]) -> None:
+        update = tasks.update().where(tasks.c.task_id == task["task_id"])
+        connection.execute(update.values(modified=self._clock()))
+
+    def _set(self, connection: sa.Connection, task: dict[str, Any], status: str, **values: Any) -> None:
+        """Change a task's status and tell iDDS."""
+        if status not in ("pending", *FINAL_STATES) and "error_dialog" not in values:
+            values["error_dialog"] = None
+        task.update(values, status=status)
+        update = tasks.update().where(tasks.c.task_id == task["task_id"])
+        connection.execute(update.values(status=status, modified=self._clock(), **values))
+        self._outbox.put(
+            connection, {"msg_type": "task_status", "taskid": task["task_id"], "status": status}
+        )
+
+    def _later(
+        self,
+        connection: sa.Connection,
+        task: dict[str, Any],
+        status: str,
+        command: str,
+        delay: float,
+        *,
+        by: str = "",
+    ) -> None:
+        self._set(connection, task, status)
+        update = tasks.update().where(tasks.c.task_id == task["task_id"])
+        connection.execute(update.values(command=command, command_by=by, due=self._clock() + delay))
+        self._database.after_commit(self._wake)

@@ -1,0 +1,335 @@
+"""The server process: ``python -m lsst.ctrl.bps.panda.local.server DIRECTORY``.
+
+It holds everything together: PanDA's side, iDDS, the executor, and the web
+server.  Started by `~.instance.start`; ends by a signal.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Server", "main"]
+
+import fcntl
+import getpass
+import logging
+import logging.handlers
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from lsst.ctrl.bps.panda.local.endpoint import ENDPOINT_FILE, Endpoint, environment, write_endpoint
+from lsst.ctrl.bps.panda.local.processes import is_alive, marked_processes, start_ticks
+from lsst.ctrl.bps.panda.local.server_settings import ServerSettings, read_settings
+from lsst.ctrl.bps.panda.version import __version__
+
+_LOG = logging.getLogger(__name__)
+
+EXIT_BUSY = 75
+"""Another server has the directory."""
+
+EXIT_REFUSED = 78
+"""Something that the server needs is not there; the log says what."""
+
+MARKER = "PANDA_LOCAL_INSTANCE"
+"""Environment variable by which all processes of an instance are found."""
+
+
+def _set_up_logging(directory: Path, level: str) -> None:
+    handler = logging.handlers.RotatingFileHandler(
+        directory / "server.log", maxBytes=10_000_000, backupCount=3
+    )
+    handler.setFormatter(logging.Formatter("%(asctime)s %(threadName)s %(name)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
+    logging.getLogger("lsst.ctrl.bps.panda").setLevel(logging.INFO)
+    # Tells at every call where its token comes from.
+    logging.getLogger("panda-client").setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+
+
+def _take_lock(directory: Path) -> TextIO | None:
+    stream = (directory / "lock").open("w")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        stream.close()
+        return None
+    return stream
+
+
+def _listen(host: str, ports: tuple[int, ...]) -> socket.socket:
+    for port in ports:
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError:
+            listener.close()
+            continue
+        return listener
+    raise OSError(f"no free port on {host}")
+
+
+def _kill_leftovers(directory: Path) -> int:
+    """End the payloads of a server that was killed."""
+    marker = f"{MARKER}={directory}"
+    count = 0
+    # What is being forked while we look is found by the next look.
+    for _ in range(20):
+        pids = marked_processes(marker)
+        if not pids:
+            break
+        count = max(count, len(pids))
+        for pid in pids:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        time.sleep(0.05)
+    return count
+
+
+class Server:
+    """A running embedded PanDA.
+
+    Parameters
+    ----------
+    directory : `~pathlib.Path`
+        State directory.
+    settings : `ServerSettings`
+        What it was started with.
+    listener : `socket.socket`
+        Bound socket.
+    """
+
+    def __init__(self, directory: Path, settings: ServerSettings, listener: socket.socket) -> None:
+        self._directory = directory
+        self._settings = settings
+        self._listener = listener
+        self._stop = threading.Event()
+        self._tick_bell = threading.Event()
+        port = listener.getsockname()[1]
+        base = f"http://127.0.0.1:{port}"
+        self.endpoint = Endpoint(
+            url=f"{base}/server/panda",
+            pid=os.getpid(),
+            started=start_ticks(os.getpid()),
+            token=secrets.token_urlsafe(24),
+            version=__version__,
+            directory=str(directory),
+        )
+        self._base = base
+        self._outside = dict(os.environ)
+
+    def _databases(self) -> tuple[str, str]:
+        chosen = self._settings.database
+        if chosen:
+            # iDDS takes psycopg2 for a URL without a driver; so do we.
+            scheme, _, rest = chosen.partition("://")
+            return chosen, f"{scheme if '+' in scheme else 'postgresql+psycopg2'}://{rest}"
+        return f"sqlite:///{self._directory / 'idds.db'}", f"sqlite:///{self._directory / 'panda.db'}"
+
+    def build(self) -> None:
+        """Put everything together and take up what was left.
+
+        Raises
+        ------
+        RuntimeError
+            Raised if something needed is missing; the text says what to
+            install.
+        """
+        from lsst.ctrl.bps.panda.local import idds_plugins
+        from lsst.ctrl.bps.panda.local.api import Api
+        from lsst.ctrl.bps.panda.local.database import Database
+        from lsst.ctrl.bps.panda.local.executor import Executor, ExecutorSettings
+        from lsst.ctrl.bps.panda.local.faults import Faults, read_faults
+        from lsst.ctrl.bps.panda.local.file_cache import FileCache
+        from lsst.ctrl.bps.panda.local.idds_host import IddsHost
+        from lsst.ctrl.bps.panda.local.identity import IdentityRules
+        from lsst.ctrl.bps.panda.local.jedi import Jedi
+        from lsst.ctrl.bps.panda.local.job_desk import JobDesk
+        from lsst.ctrl.bps.panda.local.job_store import JobStore
+        from lsst.ctrl.bps.panda.local.outbox import Outbox
+        from lsst.ctrl.bps.panda.local.pace import parse_pace
+        from lsst.ctrl.bps.panda.local.payload import JobPlaces
+        from lsst.ctrl.bps.panda.local.queues import Queues, read_queues
+        from lsst.ctrl.bps.panda.local.relay import Relay
+        from lsst.ctrl.bps.panda.local.views import Views
+        from lsst.ctrl.bps.panda.local.web import WebParts, make_application
+
+        settings, directory = self._settings, self._directory
+        pace = parse_pace(settings.pace)
+        queues = read_queues(settings.queues) if settings.queues else Queues()
+        faults = Faults(read_faults(settings.faults) if settings.faults else ())
+        idds_url, panda_url = self._databases()
+        self._host = IddsHost(directory / "idds", database=idds_url, pace=pace, loglevel=settings.loglevel)
+        for variable, value in {**environment(self.endpoint), **self._host.environment()}.items():
+            if value:
+                os.environ[variable] = value
+            else:
+                os.environ.pop(variable, None)
+        # The agents in this process call PanDA with the instance's secret.
+        os.environ.update(PANDA_AUTH="oidc", PANDA_AUTH_VO="local", PANDA_AUTH_ID_TOKEN=self.endpoint.token)
+        # Here iDDS is the server.
+        os.environ.pop("IDDS_CLIENT_MODE", None)
+        self._host.prepare()
+
+        self._database = Database(panda_url)
+        outbox = Outbox(self._database, time.time)
+        store = JobStore(self._database, outbox, clock=time.time, wake=self._wake_executor)
+        self._jedi = Jedi(
+            self._database, outbox, store, pace=pace, clock=time.time, wake=self._tick_bell.set
+        )
+        self._desk = JobDesk(self._database, self._jedi, queues=queues, clock=time.time)
+        places = JobPlaces(directory / "logs", directory / "work", f"{self._base}/logs")
+        job_variables = {name: value for name, value in environment(self.endpoint).items() if value}
+        self._executor = Executor(
+            self._desk,
+            ExecutorSettings(
+                slots=settings.slots or len(os.sched_getaffinity(0)),
+                places=places,
+                environment=self._outside,
+                path=str(Path(sys.executable).parent),
+                extra={**job_variables, MARKER: str(directory)},
+                keep_work=settings.keep_work,
+                version=__version__,
+            ),
+            pace=pace,
+            faults=faults,
+        )
+        idds_plugins.connect(self._jedi, outbox, faults)
+        views = Views(self._database)
+        parts = WebParts(
+            api=Api(self._jedi, views, queues=queues, pace=pace),
+            relay=Relay(self._host, faults),
+            cache=FileCache(directory / "cache"),
+            logs=places.logs,
+            rules=IdentityRules(getpass.getuser(), self._token_check()),
+            faults=faults,
+            status=self.status,
+            token=self.endpoint.token,
+            all_users=settings.all_users,
+        )
+        self._application = make_application(parts)
+        killed = _kill_leftovers(directory)
+        lost = self._jedi.recover(time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()))
+        replayed = outbox.replay()
+        _LOG.info("ended %d processes, %d lost jobs, %d messages again", killed, lost, replayed)
+
+    def _token_check(self) -> Any:
+        if not self._settings.issuer:
+            return None
+        from lsst.ctrl.bps.panda.local.token_check import TokenCheck
+
+        return TokenCheck(self._settings.issuer).verify
+
+    def _wake_executor(self) -> None:
+        self._executor.wake()
+
+    def status(self) -> dict[str, Any]:
+        """Tell what goes on, for ``panda_local status``."""
+        return {
+            "pid": os.getpid(),
+            "version": __version__,
+            "url": self.endpoint.url,
+            "slots": self._executor.slots,
+            "slots_used": self._executor.slots_used,
+            "jobs": self._desk.counts(),
+            "open_tasks": self._desk.open_tasks(),
+            "dead_agents": self._host.dead_agents(),
+            "pace": self._settings.pace,
+            "database": "PostgreSQL" if self._settings.database else "SQLite",
+        }
+
+    def start(self) -> None:
+        """Start all threads, then tell where the server is."""
+        from waitress import create_server
+
+        self._web = create_server(
+            self._application,
+            sockets=[self._listener],
+            threads=12,
+            # select() fails for file descriptors beyond 1023.
+            asyncore_use_poll=True,
+            max_request_body_size=1024**3,
+            channel_timeout=600,
+            ident="panda_local",
+        )
+        for name, target in (("web", self._web.run), ("tick", self._tick_for_ever)):
+            threading.Thread(target=target, name=name, daemon=True).start()
+        self._host.start()
+        self._executor.start()
+        write_endpoint(self.endpoint)
+
+    def _tick_for_ever(self) -> None:
+        while not self._stop.is_set():
+            # Cleared first: what becomes due from now on rings again.
+            self._tick_bell.clear()
+            try:
+                due = self._jedi.tick()
+            except Exception:
+                _LOG.exception("could not do what is due")
+                due = time.time() + 1
+            self._tick_bell.wait(None if due is None else max(due - time.time(), 0.01))
+
+    def wait(self) -> None:
+        """Wait until a signal comes or the parent has ended."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: self._stop.set())
+        parent = self._settings.parent
+        started = start_ticks(parent) if parent else 0
+        while not self._stop.wait(1.0 if parent else 3600):
+            if parent and not is_alive(parent, started):
+                _LOG.info("process %d has ended: so do we", parent)
+                return
+
+    def stop(self) -> None:
+        """End payloads and threads; the rest ends with the process."""
+        self._stop.set()
+        self._tick_bell.set()
+        self._executor.stop()
+        self._host.stop()
+        _kill_leftovers(self._directory)
+        (self._directory / ENDPOINT_FILE).unlink(missing_ok=True)
+
+
+def main(arguments: list[str]) -> int:
+    """Run a server until it is told to stop.
+
+    Parameters
+    ----------
+    arguments : `list` [`str`]
+        The state directory.
+    """
+    directory = Path(arguments[0])
+    os.umask(0o077)
+    lock = _take_lock(directory)
+    if lock is None:
+        return EXIT_BUSY
+    settings = read_settings(directory).checked()
+    _set_up_logging(directory, settings.loglevel)
+    listener = _listen(settings.host, (settings.port, 0))
+    server = Server(directory, settings, listener)
+    try:
+        server.build()
+        server.start()
+    except Exception as error:
+        _LOG.exception("could not start")
+        sys.stderr.write(f"{error}\n")
+        return EXIT_REFUSED
+    _LOG.info("ready at %s", server.endpoint.url)
+    server.wait()
+    server.stop()
+    _LOG.info("stopped")
+    logging.shutdown()
+    # Agents of iDDS may hang in a sleep of minutes; nothing is lost by not
+    # waiting for them.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
