@@ -1,12 +1,16 @@
 """Configuration of the documentation: ``sphinx -W -n``, without a network."""
 
+import sys
 from importlib.metadata import version as _version_of
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 project = "lsst.ctrl.bps.panda"
 copyright = "the developers of lsst-ctrl-bps-panda"
 release = version = _version_of("lsst-ctrl-bps-panda")
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc", "panda_keys"]
 exclude_patterns = ["_build", "changes"]
 nitpicky = True
 default_role = "py:obj"
@@ -41,3 +45,22 @@ nitpick_ignore_regex = [
     (r"py:.*", r"lsst\.(ctrl\.bps(?!\.panda)|ctrl\.mpexec|daf|pex|pipe|resources|sphgeom|utils)(\..*)?"),
     (r"py:.*", r"(idds|requests|urllib3|click|numpy|astropy|matplotlib|sqlalchemy|waitress|flask)(\..*)?"),
 ]
+
+
+def _resolve_bare_name(app, env, node, contnode):
+    """Find a class or function of ours that is named without its module.
+
+    A docstring says `WorkflowPlan`, as its reader does; the name is looked
+    up among all that is documented, and must be there exactly once.
+    """
+    domain = env.get_domain("py")
+    name = node.get("reftarget", "")
+    found = [full for full in domain.objects if full.endswith("." + name.lstrip("."))]
+    if node.get("refdomain") != "py" or len(found) != 1:
+        return None
+    return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", found[0], node, contnode)
+
+
+def setup(app):
+    """Register the resolver."""
+    app.connect("missing-reference", _resolve_bare_name)

@@ -50,8 +50,8 @@ ARROWS: dict[str, frozenset[str]] = {
         "submission": "errors rest wire wire.idds_workflow",
         "inquiry": "errors report rest runrecord settings wire",
         "preflight": "errors inquiry plan.model rest settings staging",
-        "cancellation": "errors inquiry report rest runrecord settings wire",
-        "rescue": "errors inquiry plan report rest runrecord settings staging submission wire "
+        "cancellation": "errors inquiry report rest runrecord settings staging wire",
+        "rescue": "errors cancellation inquiry plan report rest runrecord settings staging submission wire "
         "wire.idds_workflow workflow",
         "remote_build": "errors version settings plan edgenode rest wire staging runrecord submission",
         "service": "errors version settings sites plan plantable wire wire.idds_workflow rest staging report "

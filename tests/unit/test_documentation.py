@@ -23,6 +23,7 @@ import pytest
 import yaml
 
 from lsst.ctrl.bps.panda import errors
+from lsst.ctrl.bps.panda.keys import KEYS, closest_key
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DOC = CHECKOUT / "doc"
@@ -135,6 +136,42 @@ def test_each_word_is_in_the_glossary(word):
     assert re.search(rf"^   {re.escape(word)}$", text, re.M)
 
 
+def environment_variables() -> list[str]:
+    """Return the variables of PanDA's world that the submit side reads, found
+    in the source.
+    """
+    package = CHECKOUT / "python" / "lsst" / "ctrl" / "bps" / "panda"
+    found = set()
+    for path in package.rglob("*.py"):
+        if path.relative_to(package).parts[0] in {"edgenode", "local", "demo"}:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found |= set(re.findall(r"^(?:PANDA|PANDACACHE|OIDC|X509)_[A-Z0-9_]+$", node.value))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("name", environment_variables())
+def test_each_environment_variable_is_documented(name):
+    assert any(f"``{name}``" in page.read_text(encoding="utf-8") for page in RST)
+
+
+def test_each_setting_is_on_the_page_of_settings():
+    """The page is made from the table; what matters is that it still is."""
+    assert re.search(r"^\.\. panda-keys::", (PAGES / "settings.rst").read_text(encoding="utf-8"), re.M)
+    for key in KEYS.values():
+        assert key.meaning.endswith("."), key.name
+
+
+def test_keys_in_yaml_examples_are_known():
+    """A key of ours that is misspelt in an example has no effect."""
+    for page in (*RST, *MARKDOWN):
+        for block in blocks(page, "yaml"):
+            for name in yaml.safe_load(block):
+                meant = closest_key(str(name))
+                assert meant is None, f"{page.name}: {name}, meant is {meant}"
+
+
 # --- examples ---------------------------------------------------------------
 
 
@@ -203,10 +240,15 @@ def commands(page: Path) -> Iterator[Shown]:
 
 def load_command(program: str) -> click.Command:
     """Import the click command behind a program."""
-    module, _, name = PROGRAMS[program].partition(":")
-    command = getattr(importlib.import_module(module), name)
-    assert isinstance(command, click.Command), f"{PROGRAMS[program]} is no click command"
-    return command
+    name, _, attribute = PROGRAMS[program].partition(":")
+    module = importlib.import_module(name)
+    command = getattr(module, attribute)
+    if isinstance(command, click.Command):
+        return command
+    # The entry point is a function that starts the module's only group.
+    groups = [value for value in vars(module).values() if isinstance(value, click.Group)]
+    assert len(groups) == 1, f"{PROGRAMS[program]} is no click command"
+    return groups[0]
 
 
 def problem(shown: Shown) -> str:
