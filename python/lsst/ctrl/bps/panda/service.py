@@ -266,10 +266,11 @@ class LocalPanDAService(PanDAService):
 
     def settings(self) -> ServiceSettings:
         """Return the settings, with the address of the embedded PanDA."""
-        from .local.instance import environment, find_or_start
+        from .local.endpoint import environment, state_directory
+        from .local.instance import start
 
         settings = super().settings()
-        endpoint = find_or_start(settings.environment)
+        endpoint = start(state_directory(settings.environment))
         merged: Mapping[str, str] = {**settings.environment, **environment(endpoint)}
         return replace(
             read_service_settings(self.config, merged),

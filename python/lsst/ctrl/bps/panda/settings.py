@@ -29,6 +29,8 @@ from lsst.daf.butler import Config
 from . import sites
 from .errors import SettingsError
 from .keys import KEYS, closest_key, convert
+from .local.endpoint import state_directory
+from .plan.commands import inert
 from .plan.labels import LabelSettings, NamingKind, PlanSettings
 from .plan.model import RunIdentity, StagedFile
 from .staging import StagingSettings
@@ -179,9 +181,7 @@ def read_run_settings(
         max_jobs_per_task=_at_least(reader, "maxJobsPerTask", 1),
         max_wms_job_walltime=_at_least(reader, "maxWmsJobWalltime", 0),
         placeholder_params=tuple(reader.get("placeholderParams")),
-        submit_environment={
-            name: env[name] for name in reader.get("submitSideResolvedParams") if name in env
-        },
+        submit_environment=_submit_environment(reader, env),
         area_variables=area_variables,
         order_id_map_name=reader.get("orderIdMapFilename"),
         runner=_runner_file() if stage_runner else None,
@@ -199,6 +199,15 @@ def read_run_settings(
         max_request_length=_at_least(reader, "maxRequestLength", 10_000),
         hints=tuple(_hints(config)),
     )
+
+
+def _submit_environment(reader: _Reader, env: Mapping[str, str]) -> dict[str, str]:
+    """Variables in commands that have the values of the submit side.
+
+    ``USER`` is always known, also to a cron job that has no such variable.
+    """
+    known = {"USER": _user(env), **env}
+    return {name: known[name] for name in reader.get("submitSideResolvedParams") if name in known}
 
 
 def _identity(
@@ -255,7 +264,8 @@ class _Reader:
         """The configuration over the profile, for values with variables."""
         merged = Config(self._beneath)
         if self._config is not None:
-            merged.update(self._config)
+            # A BpsConfig would put variables in while it is copied.
+            merged.update(Config(self._config))
         order = self._config.search_order if self._config is not None else None
         return BpsConfig(merged, search_order=order)
 
@@ -465,13 +475,15 @@ def site_staging_area(site: str, folder: str, run: str) -> str:
     """
     profile = sites.profile_of(site)
     text = str(profile.get("stagingArea", "") or "")
+    env = {"PANDA_LOCAL_STAGING": str(state_directory(os.environ) / "staging"), **os.environ}
     names = {next(filter(None, match.groups())) for match in _VARIABLE.finditer(text)}
-    if any(not os.environ.get(name) for name in names):
+    if any(not env.get(name) for name in names):
         text = str(profile.get("stagingAreaDefault", "") or "")
     if not text:
         return ""
     filled = text.replace("{payloadFolder}", folder or "payload").replace("{uniqProcName}", run)
-    return _as_directory(_expand(filled, os.environ))
+    # BPS writes it into the script of the final job as it is.
+    return inert(_as_directory(_expand(filled, env)))
 
 
 # --- defaults and hints ----------------------------------------------------
