@@ -7,6 +7,7 @@ from __future__ import annotations
 __all__ = ["main"]
 
 import logging
+import shlex
 from pathlib import Path
 
 import click
@@ -28,7 +29,7 @@ def main() -> None:
 @click.option("--seed", default=1, show_default=True)
 def create(repo: Path, visits_per_band: int, detectors: int, bands: str, patches: int, seed: int) -> None:
     """Make the Butler repository REPO with simulated raw images."""
-    from ..demo.repository import INPUTS, create_repo
+    from ..demo.repository import RUN_CONFIG, create_repo
 
     try:
         create_repo(
@@ -41,7 +42,9 @@ def create(repo: Path, visits_per_band: int, detectors: int, bands: str, patches
         )
     except (PandaBpsError, FileExistsError) as error:
         raise click.ClickException(str(error)) from error
-    click.echo(f"{repo}: {visits_per_band} visits in each of {bands}, input collection {INPUTS}")
+    click.echo(
+        f"{repo}: {visits_per_band} visits in each of {bands}; to run it: bps submit {repo / RUN_CONFIG}"
+    )
 
 
 @main.command()
@@ -62,6 +65,8 @@ def summary(repo: Path, collection: str, png: Path | None, band: str) -> None:
     """Say what came out of the run whose outputs are in COLLECTION."""
     # The Butler warns of each optional package that it does without.
     logging.getLogger("lsst.daf.butler").setLevel(logging.ERROR)
+    from lsst.daf.butler import ButlerUserError
+
     from ..demo.picture import draw_coadd
     from ..demo.summary import read_summary, render_summary
 
@@ -69,5 +74,5 @@ def summary(repo: Path, collection: str, png: Path | None, band: str) -> None:
         click.echo(render_summary(read_summary(repo, collection)))
         if png is not None:
             click.echo(str(draw_coadd(repo, collection, png, band=band)))
-    except (PandaBpsError, LookupError) as error:
+    except (PandaBpsError, ButlerUserError, OSError) as error:
         raise click.ClickException(str(error)) from error

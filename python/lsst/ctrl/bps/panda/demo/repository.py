@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BUTLER_CONFIG", "INPUTS", "SKYMAP", "DemoRepo", "create_repo"]
+__all__ = ["BUTLER_CONFIG", "INPUTS", "RUN_CONFIG", "SKYMAP", "DemoRepo", "create_repo"]
 
 import os
 import shutil
@@ -21,6 +21,7 @@ from lsst.sphgeom import ConvexPolygon
 from ..errors import SettingsError
 from .geometry import Box, FocalPlane, SkyLayout, TangentPoint, polygon
 from .instrument import BANDS, StarCam, filter_name
+from .run_config import render_run_config
 from .sky import DetectorEffects, Observation, StarCatalog, make_stars, simulate_raw
 
 INPUTS = "StarCam/defaults"
@@ -30,6 +31,8 @@ SKYMAP = "starcam_sky"
 """Name of the sky map; it has one tract, number 0."""
 
 BUTLER_CONFIG = "butler.yaml"
+RUN_CONFIG = "demo.yaml"
+"""File in the repository that `bps submit` takes."""
 
 _RAW_RUN = "StarCam/raw"
 _CALIB = "StarCam/calib"
@@ -164,6 +167,7 @@ def create_repo(
         Butler.makeRepo(str(growing))
         with Butler.from_config(str(growing), writeable=True) as butler:
             _fill(butler, demo)
+        (growing / RUN_CONFIG).write_text(render_run_config(target), encoding="utf-8")
         os.replace(growing, target)
     finally:
         shutil.rmtree(growing, ignore_errors=True)

@@ -13,9 +13,7 @@ import yaml
 BASE = "resource://lsst.ctrl.bps.panda.demo/bps_demo.yaml"
 
 
-def render_run_config(
-    repo: str | os.PathLike[str], *, settings: Mapping[str, object] | None = None
-) -> str:
+def render_run_config(repo: str | os.PathLike[str], *, settings: Mapping[str, object] | None = None) -> str:
     """Give a BPS configuration as text.
 
     Parameters

@@ -1,0 +1,374 @@
+"""From nothing to a finished run: what ``bin/quickstart`` runs once it has
+made its environment.
+
+It makes the demo's repository, starts the embedded PanDA, submits the demo's
+pipeline as a user would, shows how the run goes on, and says what came out.
+After success the embedded PanDA stays, to try commands by hand; after Ctrl-C,
+or if anything fails on the way, nothing stays running.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Progress", "main", "read_submission", "render_progress"]
+
+import contextlib
+import fcntl
+import logging
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+from lsst.ctrl.bps.wms_service import WmsRunReport, WmsStates
+
+from ..errors import PandaBpsError
+
+if TYPE_CHECKING:
+    from ..demo.workplace import Workplace
+
+_ENDED = (WmsStates.SUCCEEDED, WmsStates.FAILED, WmsStates.DELETED)
+_DONE = frozenset({WmsStates.SUCCEEDED, WmsStates.FAILED, WmsStates.DELETED, WmsStates.PRUNED})
+_EXIT_FAILED, _EXIT_BUSY, _EXIT_INTERRUPTED = 1, 75, 130
+_POLL = 1.0
+"""Seconds between looks at the run."""
+
+_PATIENCE = 60.0
+"""Seconds for which the run may be out of sight."""
+
+
+class QuickstartError(PandaBpsError):
+    """The quickstart cannot go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What ``bps submit`` said."""
+
+    run_id: str
+    directory: Path
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("quickstart-run"),
+    help="Where to work.",
+)
+@click.option("--slots", type=click.IntRange(min=1), help="Jobs at a time (default: one a core).")
+@click.option(
+    "--timeout", default=1800.0, show_default=True, help="Seconds after which a run counts as stuck."
+)
+@click.option("--stop", "stop_only", is_flag=True, help="Only stop the embedded PanDA of the directory.")
+def main(directory: Path, slots: int | None, timeout: float, stop_only: bool) -> None:
+    """Run the demo's pipeline on an embedded PanDA, and say what came out."""
+    from ..demo.workplace import Workplace
+
+    place = Workplace(directory.absolute())
+    place.directory.mkdir(parents=True, exist_ok=True)
+    place.enter()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        with _locked(place.lock):
+            code = _stop(place) if stop_only else _run(place, slots=slots, timeout=timeout)
+    except PandaBpsError as error:
+        click.echo(f"quickstart: {error}", err=True)
+        code = _EXIT_BUSY if isinstance(error, _BusyError) else _EXIT_FAILED
+    except KeyboardInterrupt:
+        code = _EXIT_INTERRUPTED
+    sys.exit(code)
+
+
+class _BusyError(QuickstartError):
+    """Another one works in the directory."""
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise _BusyError(f"another quickstart works in {path.parent}; wait for it, or stop it") from error
+        yield
+
+
+def _stop(place: Workplace) -> int:
+    from ..local import instance
+
+    stopped = instance.stop(place.panda)
+    click.echo("The embedded PanDA is stopped." if stopped else "No embedded PanDA runs here.")
+    return 0
+
+
+def _run(place: Workplace, *, slots: int | None, timeout: float) -> int:
+    """Do all steps; end the embedded PanDA unless they end well."""
+    from ..local import instance
+
+    _quieten()
+    if place.ensure_repo():
+        click.echo(f"Made a Butler repository with simulated images: {place.repo}")
+    else:
+        click.echo(f"The Butler repository is there: {place.repo}")
+    place.write_files()
+    run_id = ""
+    well = False
+    try:
+        endpoint = instance.start(place.panda, slots=slots)
+        click.echo(f"The embedded PanDA runs: {endpoint.url}, process {endpoint.pid}, state in {place.panda}")
+        submission = _submit(place)
+        run_id = submission.run_id
+        report = _watch(run_id, timeout=timeout)
+        run_id = ""
+        well = _tell(place, submission, report)
+    except KeyboardInterrupt:
+        click.echo("\nInterrupted: stopping the run and the embedded PanDA", err=True)
+        raise
+    finally:
+        if not well:
+            _end(place, run_id)
+    return 0 if well else _EXIT_FAILED
+
+
+def _quieten() -> None:
+    """Keep what the libraries log away from the progress."""
+    logging.basicConfig(level=logging.ERROR, format="%(name)s %(levelname)s: %(message)s")
+
+
+def _end(place: Workplace, run_id: str) -> None:
+    """Leave nothing running, and nothing that the next start would go on with."""
+    from ..local import instance
+    from ..service import LocalPanDAService
+
+    try:
+        if run_id and instance.find(place.panda):
+            LocalPanDAService({}).cancel(run_id)
+    finally:
+        instance.stop(place.panda)
+
+
+# --- submission ---------------------------------------------------------
+
+
+def _submit(place: Workplace) -> Submission:
+    command = [_script("bps"), "submit", str(place.config)]
+    click.echo(f"Submitting: bps submit {shlex.quote(str(place.config))}")
+    with place.submit_log.open("w", encoding="utf-8") as log:
+        code = _call(command, place, output=log)
+    text = place.submit_log.read_text(encoding="utf-8", errors="replace")
+    if code != 0:
+        tail = "\n".join(text.strip().splitlines()[-15:])
+        raise QuickstartError(f"bps submit ended with code {code}:\n{tail}\n(all of it: {place.submit_log})")
+    return read_submission(text)
+
+
+def read_submission(text: str) -> Submission:
+    """Find in what ``bps submit`` wrote which run it submitted.
+
+    Parameters
+    ----------
+    text : `str`
+        Its standard output and error.
+
+    Raises
+    ------
+    QuickstartError
+        Raised if there is no run id.
+    """
+    found = {
+        name: match[1].strip()
+        for name in ("Run Id", "Submit dir")
+        if (match := re.search(rf"^{name}: (.+)$", text, re.MULTILINE))
+    }
+    if len(found) < 2 or not found["Run Id"].isdecimal():
+        raise QuickstartError(f"bps submit did not say which run it submitted; it wrote:\n{text[-2000:]}")
+    return Submission(found["Run Id"], Path(found["Submit dir"]))
+
+
+def _script(name: str) -> str:
+    """Path of a command of this environment."""
+    return str(Path(sys.executable).parent / name)
+
+
+def _call(command: list[str], place: Workplace, *, output: TextIO | None = None) -> int:
+    """Run a command in the workplace; end it, and all it started, with us."""
+    process = subprocess.Popen(
+        command,
+        cwd=place.directory,
+        env=place.environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+    )
+    try:
+        return process.wait()
+    finally:
+        if process.poll() is None:
+            _end_group(process)
+
+
+def _end_group(process: subprocess.Popen[Any]) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        try:
+            process.wait(timeout=5.0)
+        except subprocess.TimeoutExpired:
+            continue
+        return
+
+
+# --- progress -----------------------------------------------------------
+
+
+def render_progress(report: WmsRunReport, seconds: float) -> str:
+    """Give the state of a run as one line.
+
+    Parameters
+    ----------
+    report : `~lsst.ctrl.bps.WmsRunReport`
+        The run.
+    seconds : `float`
+        Since it was submitted.
+    """
+    counts: Mapping[WmsStates, int] = report.job_state_counts or {}
+    done = sum(counts.get(state, 0) for state in _DONE)
+    parts = [f"{int(seconds) // 60}:{int(seconds) % 60:02d}  {done}/{report.total_number_jobs} jobs"]
+    for state, word in ((WmsStates.RUNNING, "running"), (WmsStates.FAILED, "failed")):
+        if counts.get(state):
+            parts.append(f"{counts[state]} {word}")
+    labels = []
+    for label, states in (report.job_summary or {}).items():
+        total = sum(states.values())
+        ended = sum(states.get(state, 0) for state in _DONE)
+        if ended < total and ended + states.get(WmsStates.RUNNING, 0) > 0:
+            labels.append(f"{label} {ended}/{total}")
+    return ", ".join(parts) + (f"  ({', '.join(labels)})" if labels else "")
+
+
+@dataclass(slots=True)
+class Progress:
+    """Shows lines: over each other on a terminal, else one below the other."""
+
+    stream: TextIO
+    live: bool
+    shown: str = ""
+
+    def show(self, line: str) -> None:
+        """Show a line unless nothing but the time has changed."""
+        if self.live:
+            width = shutil.get_terminal_size().columns - 1
+            self.stream.write("\r\x1b[K" + line[:width])
+        elif line.partition("  ")[2] != self.shown:
+            self.stream.write(line + "\n")
+        self.shown = line.partition("  ")[2]
+        self.stream.flush()
+
+    def end(self) -> None:
+        """Go to a line of one's own."""
+        if self.live and self.shown:
+            self.stream.write("\n")
+            self.stream.flush()
+
+
+def _watch(
+    run_id: str,
+    *,
+    timeout: float,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> WmsRunReport:
+    """Follow a run until it has ended."""
+    from ..service import LocalPanDAService
+
+    service = LocalPanDAService({})
+    progress = Progress(sys.stdout, sys.stdout.isatty())
+    start = seen = clock()
+    try:
+        while True:
+            reports, message = service.report(wms_workflow_id=run_id)
+            now = clock()
+            if reports:
+                seen = now
+                progress.show(render_progress(reports[0], now - start))
+                if reports[0].state in _ENDED:
+                    return reports[0]
+            elif now - seen > _PATIENCE:
+                raise QuickstartError(f"run {run_id} cannot be seen: {message}")
+            if now - start > timeout:
+                raise QuickstartError(f"run {run_id} has not ended within {timeout:g} s")
+            sleep(_POLL)
+    finally:
+        progress.end()
+
+
+# --- results ------------------------------------------------------------
+
+
+def _tell(place: Workplace, submission: Submission, report: WmsRunReport) -> bool:
+    """Say what came out.
+
+    Returns
+    -------
+    well : `bool`
+        Whether every job succeeded and all outputs are in the Butler.
+    """
+    from ..demo.outputs import missing_outputs
+
+    click.echo(f"\n$ bps report --id {submission.run_id}")
+    reported = _call([_script("bps"), "report", "--id", submission.run_id], place)
+    counts = report.job_state_counts or {}
+    problems = list(missing_outputs(place.repo, place.output_run(submission.directory)))
+    if counts.get(WmsStates.SUCCEEDED, 0) != report.total_number_jobs:
+        problems.insert(
+            0, f"{counts.get(WmsStates.SUCCEEDED, 0)} of {report.total_number_jobs} jobs succeeded"
+        )
+    if reported != 0:
+        problems.append(f"bps report ended with code {reported}")
+    if problems:
+        click.echo(f"quickstart: the run did not go well: {'; '.join(problems)}", err=True)
+        click.echo(f"Look into {place.panda} for what its jobs wrote.", err=True)
+        return False
+    _tell_results(place, submission)
+    return True
+
+
+def _tell_results(place: Workplace, submission: Submission) -> None:
+    from ..demo.picture import draw_coadd
+    from ..demo.repository import INPUTS
+    from ..demo.summary import read_summary, render_summary
+
+    collections = [place.output_run(submission.directory), INPUTS]
+    click.echo(f"All jobs succeeded, and their outputs are in the Butler: {collections[0]}")
+    click.echo(render_summary(read_summary(place.repo, collections)))
+    click.echo(f"A coadd with its objects marked: {draw_coadd(place.repo, collections, place.picture)}")
+    script, failing = shlex.quote(str(place.script)), shlex.quote(str(place.failing_config))
+    click.echo(
+        f"""
+The embedded PanDA goes on running. To use it by hand, in this or another shell:
+    . {script}
+and then, for instance
+    bps report --id {submission.run_id}      # this run again
+    bps submit {failing}      # one quantum fails: see what its report tells
+    panda_local stop      # ends the embedded PanDA; any bps command starts it again"""
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""A directory to try things in: the repository, the embedded PanDA, the runs,
+and the environment that commands need there.
+"""
+
+from __future__ import annotations
+
+__all__ = ["LOCAL_SERVICE", "Workplace"]
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .repository import BUTLER_CONFIG, create_repo
+from .run_config import render_run_config
+
+LOCAL_SERVICE = "lsst.ctrl.bps.panda.LocalPanDAService"
+
+_OPERATOR = "quickstart"
+_FOREIGN = ("PANDA_", "PANDACACHE_", "OIDC_", "X509_", "IDDS_", "BPS_", "CTRL_BPS_PANDA_")
+"""Variables that would lead to another PanDA, or take a credential along."""
+
+_FAILURE = "visit is 260315002 and detector is 1"
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """The directory, and where things are in it."""
+
+    directory: Path
+    """Absolute."""
+
+    @property
+    def repo(self) -> Path:
+        """Butler repository."""
+        return self.directory / "repo"
+
+    @property
+    def panda(self) -> Path:
+        """State of the embedded PanDA."""
+        return self.directory / "panda"
+
+    @property
+    def config(self) -> Path:
+        """BPS configuration of the demo."""
+        return self.directory / "demo.yaml"
+
+    @property
+    def failing_config(self) -> Path:
+        """The same with a quantum that fails."""
+        return self.directory / "failing.yaml"
+
+    @property
+    def script(self) -> Path:
+        """Shell script that sets the environment."""
+        return self.directory / "env.sh"
+
+    @property
+    def picture(self) -> Path:
+        """PNG of a coadd with its objects."""
+        return self.directory / "coadd.png"
+
+    @property
+    def submit_log(self) -> Path:
+        """What ``bps submit`` wrote."""
+        return self.directory / "submit.log"
+
+    @property
+    def lock(self) -> Path:
+        """File to lock while working here."""
+        return self.directory / "lock"
+
+    @property
+    def output(self) -> str:
+        """Collection of the outputs of all runs."""
+        return f"u/{_OPERATOR}/starcam"
+
+    def output_run(self, submit_directory: Path) -> str:
+        """Tell the collection of the outputs of one run."""
+        return submit_directory.relative_to(self.directory / "submit").as_posix()
+
+    def ensure_repo(self) -> bool:
+        """Make the repository unless it is there.
+
+        Returns
+        -------
+        made : `bool`
+            Whether it was not there.
+        """
+        if (self.repo / BUTLER_CONFIG).is_file():
+            return False
+        create_repo(self.repo)
+        return True
+
+    def write_files(self) -> None:
+        """Write the configurations and the script, in their present form."""
+        settings: dict[str, object] = {
+            "wmsServiceClass": LOCAL_SERVICE,
+            "operator": _OPERATOR,
+            "submitPath": f"{self.directory}/submit/{{outputRun}}",
+        }
+        _write(self.config, render_run_config(self.repo, settings=settings))
+        failing = {"campaign": "failing", "extraQgraphOptions": f'-c "characterize:failIf={_FAILURE}"'}
+        _write(self.failing_config, render_run_config(self.repo, settings=settings | failing))
+        _write(self.script, self.render_script())
+
+    def render_script(self) -> str:
+        """Give the script that makes commands work in another shell."""
+        lines = ["# Source this file to use the embedded PanDA of this directory by hand."]
+        lines.append(f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"')
+        lines.append("unset PANDA_URL PANDA_URL_SSL PANDACACHE_URL")
+        lines += [f"export {name}={shlex.quote(value)}" for name, value in self._variables().items()]
+        return "\n".join(lines) + "\n"
+
+    def _variables(self) -> dict[str, str]:
+        return {"PANDA_LOCAL_DIR": str(self.panda), "BPS_WMS_SERVICE_CLASS": LOCAL_SERVICE}
+
+    def environment(self, outside: Mapping[str, str] | None = None) -> dict[str, str]:
+        """Give the environment for commands.
+
+        Parameters
+        ----------
+        outside : `~collections.abc.Mapping` [`str`, `str`], optional
+            The environment to start from; that of this process by default.
+        """
+        variables = os.environ if outside is None else outside
+        kept = {name: value for name, value in variables.items() if not name.startswith(_FOREIGN)}
+        kept.setdefault("HOME", str(self.directory))
+        path = kept.get("PATH") or os.defpath
+        return {**kept, **self._variables(), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{path}"}
+
+    def enter(self) -> None:
+        """Make the environment that of this process."""
+        variables = self.environment()
+        os.environ.clear()
+        os.environ.update(variables)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
