@@ -936,9 +936,13 @@ class ResourceArea:
 
     def tree(self, name: str) -> "list[str]":
         """Names of the files below a directory."""
-        folder = self._uri(name)
-        found = self._resource_path.findFileResources([folder])
-        return [name + uri.relative_to(folder) for uri in found]
+        top = self._uri(name)
+        names = []
+        for folder, _, files in top.walk():
+            below = (folder.relative_to(top) or ".").strip("/")
+            base = name if below == "." else name + below + "/"
+            names += [base + file for file in files]
+        return names
 
 
 def open_area(uri: str, *, timeout: float = 60.0) -> "LocalArea | HttpArea | ResourceArea":
@@ -994,6 +998,7 @@ def _read_url(url: str, timeout: float) -> "Iterator[bytes]":
         if expected is not None and size != int(expected):
             raise DamagedError(f"{size} bytes came instead of {expected}")
     except urllib.error.HTTPError as error:
+        error.close()
         kind = {401: PermissionError, 403: PermissionError, 404: FileNotFoundError, 410: FileNotFoundError}
         raise kind.get(error.code, ConnectionError)(
             f"the server answered {error.code} {error.reason}"
@@ -1270,10 +1275,12 @@ class _Part:
         self.target = target
         self.path = target + b".part-" + binascii.hexlify(os.urandom(6))
         self._descriptor = -1
-        self._do(self._open)
 
-    def _open(self) -> None:
-        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    def open(self) -> None:
+        def action() -> None:
+            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+
+        self._do(action)
 
     def _do(self, action: "Callable[[], None]") -> None:
         try:
@@ -1312,7 +1319,8 @@ class _Part:
 def _copy(area: "LocalArea | HttpArea | ResourceArea", name: str, target: bytes, entry: "Any") -> None:
     """Copy a file of an area to a path that it gets when it is complete."""
     part = _Part(target)
-    try:
+    try:  # a signal may come at any moment
+        part.open()
         size, checksum = 0, 1
         for chunk in area.chunks(name):
             part.write(chunk)
@@ -1573,6 +1581,7 @@ class AttemptMemory:
             target = self._area.path(self._name)
             _make_folder(os.path.dirname(target))
             part = _Part(target)
+            part.open()
             part.write(" ".join((str(self._attempt), str(code)) + self._owner).encode("ascii"))
             part.complete(0)
         except FailureError as error:
@@ -1728,14 +1737,19 @@ class Signals:
             os._exit(0)
 
     def finish(self, guard: int) -> None:
-        """Let nothing outlive a payload that was asked to end."""
+        """Let nothing outlive a payload that was asked to end.
+
+        A shell's background processes ignore SIGINT and SIGQUIT, so what is
+        left gets a SIGTERM.
+        """
+        self._signal.setitimer(self._signal.ITIMER_REAL, 0)
         self._kill(guard)
-        if not self.asked:
+        if not self.asked or not self._send(self._signal.SIGTERM):
             return
         import time
 
         until = time.monotonic() + self._grace
-        while self._send(0) and time.monotonic() < until and not self.killed:
+        while self._send(0) and time.monotonic() < until:
             time.sleep(0.02)
         self._send(self._signal.SIGKILL)
 
@@ -1819,10 +1833,11 @@ def run_payload(
         argv = [monitor, b"-i", b"5", b"-f", MONITOR_OUTPUT.encode(), b"-j", MONITOR_SUMMARY.encode()]
         watcher = signals.start(argv + [b"-p", b"%d" % payload], environment, group=False)
     status = os.waitpid(payload, 0)[1]
+    killed = signals.killed
     signals.finish(guard)
     if watcher:
         signals.end(watcher, 10.0)
-    if signals.killed:
+    if killed:  # by us: what matters is who asked, and PanDA takes 137 for a lack of memory
         return 128 + signals.asked
     return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
