@@ -21,6 +21,7 @@ from lsst.resources import ResourcePath
 
 from . import sites
 from .cancellation import cancel_run
+from .core_repairs import accept_service_names
 from .errors import PandaBpsError
 from .inquiry import Connection, Inquiry, connect
 from .preflight import check_run, check_service
@@ -85,6 +86,7 @@ class PanDAService(BaseWmsService):
         self, config: BpsConfig, generic_workflow: GenericWorkflow, out_prefix: str | None = None
     ) -> PandaBpsWmsWorkflow:
         # Docstring inherited.
+        accept_service_names()
         service_class = f"{type(self).__module__}.{type(self).__name__}"
         workflow = PandaBpsWmsWorkflow.from_generic_workflow(
             config, generic_workflow, out_prefix or "", service_class
