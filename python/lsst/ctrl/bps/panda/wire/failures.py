@@ -51,6 +51,8 @@ MEMORY_ADVICE = "ask for more memory (requestMemory, memoryMultiplier)"
 _FAILED_CONTENTS = frozenset({"FinalFailed", "SubAvailable", "FinalSubAvailable"})
 _UNFINISHED_CONTENTS = frozenset({"New", "Activated", "PreProcessing", "Processing", "Cancelled"})
 _TEXT_LIMIT = 160
+# No run is so large; a counter that is must not eat the memory.
+_CODE_LIMIT = 10_000_000
 _NUMBERS = re.compile(r"\d+")
 # Codes by which PanDA's own memory retry knows that a job needs more.
 _MEMORY_ERRORS = frozenset({("payload", 137), ("pilot", 1212), ("executor", 137), ("task buffer", 300)})
@@ -227,13 +229,15 @@ def exit_codes(
     Returns
     -------
     codes : `dict` [`str`, `list` [`int`]]
-        As many codes for each label as it has failed jobs, sorted.
+        As many codes for each label as it has failed jobs (but never more
+        than ten million), sorted.
     """
     found: dict[str, list[int]] = {label: [] for label in failed}
     for failure in failures:
         if failure.label in found:
             found[failure.label].append(failure.error.code)
-    for label, number in failed.items():
+    for label, count in failed.items():
+        number = min(count, _CODE_LIMIT)
         codes = found[label][:number]
         found[label] = sorted(codes + [unknown] * (number - len(codes)))
     return found

@@ -75,7 +75,7 @@ def cut(value: Any, limit: int = _CUT) -> str:
     text : `str`
         At most ``limit`` characters, and three dots if something was cut.
     """
-    if isinstance(value, str):
+    if isinstance(value, str) and value.strip():
         text = value
     else:
         try:

@@ -21,6 +21,9 @@ BUILD_TASK = "build_task"
 BUILD_LABEL = "buildTask"
 
 _TASK = re.compile(r"(?P<ordinal>\d{2,})_(?P<label>.+)_(?P<chunk>\d{2,})")
+# A run's name that a task's name holds in another form (with characters
+# replaced, and then a hash) is recognised by BPS's time stamp at its end.
+_STAMPED_RUN = re.compile(r".*?\d{8}T\d{6}Z(?:_r\d+)?(?:_[0-9a-f]{8})?_")
 _FORBIDDEN = str.maketrans({":": "_", ";": "_"})
 
 
@@ -136,7 +139,10 @@ def _body_of(name: str, run_name: str, suffix: str) -> str:
     """Strip a task's name of the run's in front and PanDA's ids behind."""
     if suffix and name.endswith(suffix):
         name = name[: -len(suffix)]
-    return name.removeprefix(f"{run_name}_") if run_name else name
+    if run_name and name.startswith(f"{run_name}_"):
+        return name[len(run_name) + 1 :]
+    stamped = _STAMPED_RUN.match(name)
+    return name[stamped.end() :] if stamped else name
 
 
 def label_of_task(name: str, run_name: str, *, suffix: str = "") -> str:

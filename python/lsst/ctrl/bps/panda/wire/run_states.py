@@ -160,9 +160,9 @@ def _ended_state(request: RequestRecord, counts: Mapping[WmsStates, int]) -> Wms
         return WmsStates.FAILED
     if counts[WmsStates.DELETED]:
         return WmsStates.DELETED
-    if counts[WmsStates.UNKNOWN] < total:
+    if counts[WmsStates.UNKNOWN] < total or (total and request.status == "Finished"):
         return WmsStates.UNKNOWN
-    # Nothing is known but the request itself.
+    # Nothing is known but the request's own word.
     return WmsStates.SUCCEEDED if request.status == "Finished" else WmsStates.FAILED
 
 

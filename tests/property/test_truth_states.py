@@ -1,0 +1,309 @@
+"""Whatever the servers say, counts add up, no finished job is lost, and
+report and status agree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+from datetime import UTC, datetime, timedelta
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lsst.ctrl.bps.bps_reports import compile_code_summary, compile_job_summary
+from lsst.ctrl.bps.report import display_report
+from lsst.ctrl.bps.wms_service import WmsStates
+
+from lsst.ctrl.bps.panda.report import get_status_of, make_run_list, make_run_report, needs_contents
+from lsst.ctrl.bps.panda.wire.attributes import RunAttributes, render_attributes
+from lsst.ctrl.bps.panda.wire.fields import (
+    CONTENT_STATUSES,
+    PROCESSING_STATUSES,
+    REQUEST_STATUSES,
+    TRANSFORM_STATUSES,
+)
+from lsst.ctrl.bps.panda.wire.pipeline import PlanSummary
+from lsst.ctrl.bps.panda.wire.records import (
+    ContentRecord,
+    FileCounts,
+    JobError,
+    JobRecord,
+    RequestRecord,
+    TransformRecord,
+)
+from lsst.ctrl.bps.panda.wire.states import TERMINAL, count_task
+from lsst.ctrl.bps.panda.wire.tally import UNRELEASED_LABEL, RunEvidence, tally_run
+
+RUN = "u_tester_run_20261120T000000Z"
+START = datetime(2026, 11, 20, tzinfo=UTC)
+LABELS = ("isr", "measure_2_stars", "coadd_3", "coadd_4", "finalJob")
+FINAL = {WmsStates.SUCCEEDED, WmsStates.FAILED, WmsStates.DELETED}
+
+number = st.integers(0, 7)
+any_number = st.integers(-3, 2**14)
+strange = st.sampled_from(["", "Nonsense", "99"])
+
+
+def counts_strategy(values: st.SearchStrategy[int]) -> st.SearchStrategy[FileCounts]:
+    return st.builds(FileCounts, *[values] * 8)
+
+
+@st.composite
+def consistent_counts(draw: st.DrawFn) -> FileCounts:
+    """Counters as iDDS makes them: the parts add up to the total."""
+    parts = [draw(number) for _ in range(7)]
+    return FileCounts(sum(parts), *parts)
+
+
+def transforms_of(
+    counts: st.SearchStrategy[FileCounts], names: st.SearchStrategy[str]
+) -> st.SearchStrategy[TransformRecord]:
+    return st.builds(
+        TransformRecord,
+        request_id=st.just(7),
+        transform_id=st.integers(1, 9),
+        name=names,
+        status=st.sampled_from(TRANSFORM_STATUSES) | strange,
+        processing_status=st.sampled_from(PROCESSING_STATUSES) | strange,
+        workload_id=st.integers(0, 4),
+        outputs=st.none() | counts,
+        inputs=st.none() | counts,
+        updated_at=st.none() | st.just(START),
+    )
+
+
+task_names = st.builds(
+    lambda nn, label, chunk: f"{RUN}_{nn:02d}_{label}_{chunk:02d}",
+    st.integers(1, 6),
+    st.sampled_from(LABELS),
+    st.integers(1, 3),
+)
+requests = st.builds(
+    RequestRecord,
+    request_id=st.just(7),
+    name=st.just(RUN),
+    status=st.sampled_from(REQUEST_STATUSES) | strange,
+    substatus=st.sampled_from(["New", "ToCancel", ""]),
+    campaign_group=st.sampled_from(
+        ["", render_attributes(RunAttributes(RUN, "ann", "P", "C", "pay", 40, 5, 3))["campaign_group"]]
+    ),
+    updated_at=st.none() | st.just(START),
+)
+errors = st.builds(
+    JobError,
+    st.sampled_from(["payload", "pilot", "task buffer", "odd {0}"]),
+    st.integers(-5, 1400),
+    st.text(),
+)
+contents = st.builds(
+    ContentRecord,
+    transform_id=st.just(0),
+    name=st.text(max_size=9),
+    status=st.sampled_from(CONTENT_STATUSES) | strange,
+    panda_id=st.integers(0, 9),
+    job_status=st.sampled_from(["", "failed", "cancelled", "closed", "finished"]),
+    errors=st.lists(errors, max_size=2).map(tuple),
+    pilot_id=st.sampled_from(["", "unknown|PR|1", "http://log/{x}/pilotlog.txt|PR|1"]),
+)
+jobs = st.builds(
+    JobRecord,
+    st.integers(1, 9),
+    st.integers(0, 4),
+    st.sampled_from(["running", "sent", "holding", "finished"]),
+)
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> PlanSummary | None:
+    if draw(st.booleans()):
+        return None
+    names = draw(st.lists(task_names, unique=True, max_size=6))
+    tasks = tuple((name, name.split(f"{RUN}_")[1][3:-3], draw(number)) for name in names)
+    totals: dict[str, int] = {}
+    for _, label, count in tasks:
+        totals[label] = totals.get(label, 0) + count
+    return PlanSummary(tuple(totals.items()), tasks)
+
+
+CONSISTENT = consistent_counts()
+
+
+@st.composite
+def evidences(draw: st.DrawFn, counts: st.SearchStrategy[FileCounts] = CONSISTENT) -> RunEvidence:
+    found = draw(
+        st.none()
+        | st.lists(transforms_of(counts, task_names), max_size=6, unique_by=lambda item: item.transform_id)
+    )
+    rows = {
+        item.transform_id: tuple(
+            dataclasses.replace(content, transform_id=item.transform_id)
+            for content in draw(st.lists(contents, max_size=4))
+        )
+        for item in found or ()
+        if draw(st.booleans())
+    }
+    return RunEvidence(
+        request=draw(requests),
+        transforms=None if found is None else tuple(found),
+        plan=draw(plans()),
+        contents=rows,
+        jobs=draw(st.none() | st.lists(jobs, max_size=5).map(tuple)),
+        asked_at=draw(st.sampled_from([None, START, START + timedelta(hours=1)])),
+        problems=tuple(draw(st.lists(st.text(), max_size=2))),
+    )
+
+
+@given(evidences())
+@settings(max_examples=100, deadline=None)
+def test_counts_are_whole_and_add_up(evidence):
+    report = make_run_report(evidence)
+    summary = report.job_summary
+    for counts in [report.job_state_counts, *summary.values()]:
+        assert set(counts) == set(WmsStates)
+        assert min(counts.values()) >= 0
+    for state in WmsStates:
+        assert report.job_state_counts[state] == sum(counts[state] for counts in summary.values())
+    assert report.total_number_jobs == sum(report.job_state_counts.values())
+    assert report.run_summary == ";".join(f"{label}:{sum(c.values())}" for label, c in summary.items())
+
+
+@given(evidences())
+@settings(max_examples=100, deadline=None)
+def test_planned_jobs_are_all_there(evidence):
+    total = make_run_report(evidence).total_number_jobs
+    seen = sum(item.outputs.total for item in evidence.transforms or () if item.outputs)
+    if evidence.plan is None:
+        assert total == max(seen, evidence.attributes.jobs)
+        return
+    by_label = tally_run(evidence).by_label
+    for label, count in evidence.plan.labels:
+        assert sum(by_label[label].values()) >= count
+    assert total >= max(seen, evidence.plan.job_count)
+    assert UNRELEASED_LABEL not in by_label
+
+
+@given(evidences())
+@settings(max_examples=100, deadline=None)
+def test_no_finished_job_is_lost_and_none_invented(evidence):
+    tally = tally_run(evidence)
+    finished = sum(item.outputs.processed for item in evidence.transforms or () if item.outputs)
+    if evidence.transforms is not None:
+        assert tally.total[WmsStates.SUCCEEDED] == finished
+
+
+@given(evidences(), evidences())
+@settings(max_examples=100, deadline=None)
+def test_status_and_report_agree_whatever_was_fetched_besides(evidence, other):
+    state = make_run_report(evidence).state
+    assert get_status_of(evidence)[0] is state
+    (listed,) = make_run_list([evidence])
+    assert listed.state is state
+    bare = dataclasses.replace(evidence, contents={}, jobs=None, problems=())
+    assert get_status_of(bare)[0] is state
+    richer = dataclasses.replace(evidence, jobs=other.jobs, tasks=other.tasks)
+    assert get_status_of(richer)[0] is state
+
+
+@given(evidences())
+@settings(max_examples=100, deadline=None)
+def test_a_run_is_not_called_over_before_it_is(evidence):
+    tally = tally_run(evidence)
+    assert (tally.state in FINAL) <= tally.ended
+    if tally.ended:
+        assert evidence.request.status in TERMINAL
+        assert all(item.status in TERMINAL for item in evidence.transforms or ())
+        assert tally.state not in (WmsStates.RUNNING, WmsStates.PENDING, WmsStates.HELD)
+    if tally.state is WmsStates.SUCCEEDED and evidence.transforms and evidence.plan:
+        states = set(tally.total) - {WmsStates.SUCCEEDED, WmsStates.UNKNOWN}
+        assert not any(tally.total[state] for state in states)
+
+
+@given(evidences())
+@settings(max_examples=100, deadline=None)
+def test_an_exit_code_for_each_failure(evidence):
+    report = make_run_report(evidence)
+    assert set(report.exit_code_summary) == set(report.job_summary)
+    for label, codes in report.exit_code_summary.items():
+        assert len(codes) == report.job_summary[label][WmsStates.FAILED]
+        assert all(type(code) is int for code in codes)
+
+
+@given(evidences(counts_strategy(any_number)))
+@settings(max_examples=40, deadline=None)
+def test_bps_prints_anything(evidence):
+    """Counters that contradict each other, texts with braces."""
+    report = make_run_report(evidence, monitor_url="https://monitor")
+    assert min(report.job_state_counts.values()) >= 0
+    warnings = compile_job_summary(report) + compile_code_summary(report)
+    assert not [line for line in warnings if "differs" in line]
+    out = io.StringIO()
+    display_report([report], warnings, is_detailed=True, return_exit_codes=True, file=out)
+    assert RUN in out.getvalue()
+
+
+@given(evidences())
+@settings(max_examples=100, deadline=None)
+def test_contents_are_asked_for_where_jobs_failed(evidence):
+    """Without their contents the codes of failed jobs could not be told."""
+    asked = set(needs_contents(evidence))
+    tally = tally_run(dataclasses.replace(evidence, contents={}))
+    for item in evidence.transforms or ():
+        if item.outputs and item.outputs.failed:
+            assert item.transform_id in asked
+    assert asked <= set(tally.labels)
+
+
+def test_every_status_with_every_status():
+    """All request statuses, transform statuses and some counters, exhaustively."""
+    shapes = (
+        None,
+        FileCounts(),
+        FileCounts(total=4, new=4),
+        FileCounts(total=4, processed=1, new=1, activated=2),
+        FileCounts(total=4, processed=1, failed=1, missing=1, activated=1),
+        FileCounts(total=4, processed=4),
+        FileCounts(total=4, processed=6, failed=4),
+    )
+    cases = itertools.product(
+        REQUEST_STATUSES,
+        TRANSFORM_STATUSES,
+        ("New", "ToCancel"),
+        shapes,
+        (0, 4),
+        (START, START + timedelta(1)),
+    )
+    for request_status, status, substatus, outputs, planned, asked_at in cases:
+        request = RequestRecord(7, RUN, request_status, substatus, updated_at=START)
+        name = f"{RUN}_01_isr_01"
+        transform = TransformRecord(7, 1, name, status, "Running", 5, outputs, FileCounts(total=4, new=1))
+        plan = PlanSummary((("isr", planned),), ((name, "isr", planned),)) if planned else None
+        evidence = RunEvidence(request, (transform,), plan, asked_at=asked_at)
+        tally = tally_run(evidence)
+        seen = outputs or FileCounts()
+        sure = seen.processed + seen.failed + seen.missing
+        assert tally.job_count == max(planned, seen.total, sure)
+        assert tally.total[WmsStates.SUCCEEDED] == seen.processed
+        assert min(tally.total.values()) >= 0
+        assert get_status_of(evidence)[0] is tally.state
+        assert (tally.state in FINAL) <= (request_status in TERMINAL and status in TERMINAL)
+        if tally.state is WmsStates.SUCCEEDED:
+            assert request_status in TERMINAL
+            assert tally.total[WmsStates.SUCCEEDED] == tally.job_count
+
+
+@given(
+    transforms_of(counts_strategy(number), task_names),
+    number,
+    st.booleans(),
+    st.booleans(),
+    st.none() | number,
+)
+@settings(max_examples=100, deadline=None)
+def test_panda_only_tells_running_from_pending(transform, planned, aborted, ended, running):
+    without = count_task(transform, planned, aborted=aborted, ended=ended)
+    with_panda = count_task(transform, planned, aborted=aborted, ended=ended, running=running)
+    waiting = (WmsStates.PENDING, WmsStates.RUNNING)
+    assert sum(without[state] for state in waiting) == sum(with_panda[state] for state in waiting)
+    for state in set(WmsStates) - set(waiting):
+        assert without[state] == with_panda[state]
