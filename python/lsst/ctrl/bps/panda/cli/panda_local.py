@@ -93,7 +93,7 @@ def _running(directory: Path | None) -> instance.Endpoint:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Run a PanDA on this machine, to try a BPS run before it uses a facility.
+    r"""Run a PanDA on this machine, to try a BPS run before it uses a facility.
 
     It is the real iDDS with a small PanDA in front of it; jobs run here, as
     processes.  It listens on this machine only and keeps everything in one
@@ -172,19 +172,21 @@ def status(directory: Path | None) -> None:
 def _print_runs(runs: list[Mapping[str, Any]]) -> None:
     if not runs:
         return
-    headings = ("run", "user", "tasks", "ended", "jobs", "done", "failed", "pruned", "running")
-    rows = [tuple(str(run[name]) for name in headings) + (str(run["name"]),) for run in runs]
-    widths = [max(len(row[i]) for row in [headings, *(row[:-1] for row in rows)]) for i in range(len(headings))]
+    columns = ("run", "user", "tasks", "ended", "jobs", "done", "failed", "pruned", "running")
+    table = [columns, *(tuple(str(run[column]) for column in columns) for run in runs)]
+    widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
+    names = ["name", *(str(run["name"]) for run in runs)]
     click.echo("")
-    for row in [(*headings, "name"), *rows]:
-        click.echo("  ".join([text.rjust(width) for text, width in zip(row, widths, strict=False)] + [row[-1]]))
+    for row, name in zip(table, names, strict=True):
+        cells = [text.rjust(width) for text, width in zip(row, widths, strict=True)]
+        click.echo("  ".join([*cells, name]))
 
 
 @main.command()
 @_directory
 @_clear_errors
 def env(directory: Path | None) -> None:
-    """Print shell commands that make clients use the embedded PanDA.
+    r"""Print shell commands that make clients use the embedded PanDA.
 
     \b
       eval "$(panda_local env)"
@@ -199,7 +201,7 @@ def env(directory: Path | None) -> None:
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @_clear_errors
 def run(directory: Path | None, command: tuple[str, ...], **options: Any) -> None:
-    """Run COMMAND with an embedded PanDA, which is stopped afterwards.
+    r"""Run COMMAND with an embedded PanDA, which is stopped afterwards.
 
     One that runs already is used and left running.  The exit code is that of
     COMMAND.

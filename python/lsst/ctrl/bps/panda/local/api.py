@@ -4,7 +4,10 @@ what, and how its parameters are read.
 
 from __future__ import annotations
 
-__all__ = ["Api", "ApiError"]
+__all__ = (
+    "Api",
+    "ApiError",
+)
 
 import ast
 import json
@@ -20,9 +23,16 @@ from .views import Views
 
 _Params = Mapping[str, Any]
 _PRODUCTION_ONLY = (
-    "pause resume release reactivate avalanche increase_attempts change_priority change_attribute "
-    "change_split_rule"
-).split()
+    "pause",
+    "resume",
+    "release",
+    "reactivate",
+    "avalanche",
+    "increase_attempts",
+    "change_priority",
+    "change_attribute",
+    "change_split_rule",
+)
 
 
 class ApiError(Exception):
@@ -79,9 +89,7 @@ class Api:
         for name in _PRODUCTION_ONLY:
             self._calls["POST", f"task/{name}"] = self._refuse
 
-    def call(
-        self, method: str, path: str, params: _Params, identity: Identity
-    ) -> tuple[Any, str]:
+    def call(self, method: str, path: str, params: _Params, identity: Identity) -> tuple[Any, str]:
         """Answer a call.
 
         Parameters

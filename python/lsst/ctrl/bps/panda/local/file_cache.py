@@ -88,6 +88,7 @@ class FileCache:
             os.utime(path)
         return path.exists()
 
-    def delete(self, name: str) -> None:
-        """Remove a file, if it is there."""
+    def delete(self, name: str) -> bool:
+        """Remove a file; it does not matter whether it was there."""
         self.path(name).unlink(missing_ok=True)
+        return True

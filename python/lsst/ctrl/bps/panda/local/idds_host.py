@@ -216,9 +216,9 @@ class IddsHost:
             raise RuntimeError(problem)
         engine = session.get_engine(echo=False)
         if engine.dialect.name == "postgresql":
-            schema = importlib.import_module("sqlalchemy.schema").CreateSchema("doma_idds", if_not_exists=True)
+            schema = importlib.import_module("sqlalchemy.schema")
             with engine.begin() as connection:
-                connection.execute(schema)
+                connection.execute(schema.CreateSchema("doma_idds", if_not_exists=True))
         models.register_models(engine)
         idds_repairs.repair(self._pace)
         idds_repairs.unlock_everything()
@@ -231,6 +231,7 @@ class IddsHost:
         for name in _AGENTS:
             agent = main.load_agent(name)
             agent.daemon = True
+            idds_repairs.tune(agent, self._pace)
             agent.start()
             self._agents.append(agent)
 

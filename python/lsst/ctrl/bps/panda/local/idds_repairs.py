@@ -8,7 +8,18 @@ This module must be imported, and `before_import` called, before anything of
 
 from __future__ import annotations
 
-__all__ = ["IDDS_VERSION", "REPAIRS", "Repair", "before_import", "repair", "self_test", "unlock_everything"]
+__all__ = [
+    "IDDS_VERSION",
+    "REPAIRS",
+    "Repair",
+    "before_import",
+    "missing_grips",
+    "repair",
+    "self_test",
+    "tune",
+    "unlock_everything",
+    "wrong_versions",
+]
 
 import datetime
 import functools
@@ -299,6 +310,62 @@ def _start_poller_at_once(pace: Pace) -> None:
     poller.time = _Stand(time, sleep=lambda seconds: None if seconds == 5 else time.sleep(seconds))
 
 
+def _dependent_processings(request_id: int, transform_id: int) -> list[int]:
+    """List the processings whose inputs wait for outputs of a transform."""
+    import sqlalchemy as sa
+
+    models = _module("idds.orm.base.models")
+    waiting, output = models.Content, sa.orm.aliased(models.Content)
+
+    @_module("idds.orm.base.session").read_session  # type: ignore[untyped-decorator]
+    def look(session: Any = None) -> list[int]:
+        transforms = (
+            session.query(waiting.transform_id)
+            .join(output, waiting.content_dep_id == output.content_id)
+            .filter(output.transform_id == transform_id, waiting.request_id == request_id)
+            .filter(waiting.transform_id != transform_id)
+            .distinct()
+        )
+        ids = [row[0] for row in transforms]
+        found = session.query(models.Processing.processing_id).filter(
+            models.Processing.transform_id.in_(ids), models.Processing.workload_id.isnot(None)
+        )
+        return [row[0] for row in found] if ids else []
+
+    return list(look())
+
+
+def _trigger_dependents(pace: Pace) -> None:
+    if pace.timer >= _STOCK_TIMER:
+        return
+    trigger = _module("idds.agents.carrier.trigger")
+    event_class = _module("idds.agents.common.eventbus.event").TriggerProcessingEvent
+    stock = trigger.Trigger.handle_trigger_processing
+    known: dict[int, tuple[float, list[int]]] = {}
+
+    def handle(self: Any, processing: Any, *args: Any, **kwargs: Any) -> Any:
+        answer = stock(self, processing, *args, **kwargs)
+        if answer.get("has_updates"):
+            transform_id = processing["transform_id"]
+            until, ids = known.get(transform_id, (0.0, []))
+            if until < time.monotonic():
+                ids = _dependent_processings(processing["request_id"], transform_id)
+                # Transforms of the request may still be mapped.
+                known[transform_id] = (time.monotonic() + (2.0 if ids else 0.0), ids)
+            for processing_id in ids:
+                self.event_bus.send(event_class(publisher_id=self.id, processing_id=processing_id))
+        return answer
+
+    trigger.Trigger.handle_trigger_processing = handle
+
+
+def tune(agent: Any, pace: Pace) -> None:
+    """Set what can be set on an agent but not in the configuration."""
+    if pace.message_age < 1 and hasattr(agent, "bulk_message_delay"):
+        # The configuration takes whole seconds only.
+        agent.bulk_message_delay = 0.1
+
+
 @dataclass(frozen=True, slots=True)
 class Repair:
     """One repair."""
@@ -336,7 +403,8 @@ REPAIRS: tuple[Repair, ...] = (
     ),
     Repair(
         "no redis",
-        "the agents cache counts in a Redis server, whose place a dictionary takes: one process needs no more",
+        "the agents cache counts in a Redis server, whose place a dictionary takes: that suffices for one "
+        "process",
         "connection refused by port 6379, in every agent",
         ("idds.agents.common.cache.redis:RedisCache", "idds.agents.common.cache.redis:redis"),
         _replace_redis,
@@ -346,7 +414,11 @@ REPAIRS: tuple[Repair, ...] = (
         "the clerk locks a command, then fails to lock its request if a worker holds that, and never unlocks "
         "the command",
         "abort and retry are accepted and never done",
-        (f"{_CLERK}:Clerk.get_operation_requests", f"{_CLERK}:Clerk.get_request", "idds.orm.base.models:Command"),
+        (
+            f"{_CLERK}:Clerk.get_operation_requests",
+            f"{_CLERK}:Clerk.get_request",
+            "idds.orm.base.models:Command",
+        ),
         _rescue_commands,
     ),
     Repair(
@@ -397,6 +469,18 @@ REPAIRS: tuple[Repair, ...] = (
             "idds.orm.messages:add_message",
         ),
         _send_messages_at_once,
+    ),
+    Repair(
+        "dependents wait for the poller",
+        "a processing looks for released inputs when it is polled or has news of its own, not when its "
+        "parents have news",
+        "a job starts a second or two later than it could",
+        (
+            "idds.agents.carrier.trigger:Trigger.handle_trigger_processing",
+            "idds.agents.common.eventbus.event:TriggerProcessingEvent",
+            "idds.orm.base.models:Content.content_dep_id",
+        ),
+        _trigger_dependents,
     ),
     Repair(
         "poller's first sleep",

@@ -68,8 +68,8 @@ def _check_installed() -> None:
         raise LocalPandaError("the embedded PanDA needs Linux: it watches its jobs through /proc")
     if missing := missing_parts():
         raise LocalPandaError(
-            f"the embedded PanDA needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not "
-            "installed here; install what it needs with: pip install 'lsst-ctrl-bps-panda[local]'"
+            f"the embedded PanDA needs what is not installed here: {', '.join(missing)}; "
+            "install it with: pip install 'lsst-ctrl-bps-panda[local]'"
         )
 
 

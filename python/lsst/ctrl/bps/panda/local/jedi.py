@@ -120,9 +120,7 @@ class Jedi:
                     return int(row.task_id)
             return self._insert(connection, name, params, user)
 
-    def _insert(
-        self, connection: sa.Connection, name: str, params: Mapping[str, Any], user: str
-    ) -> int:
+    def _insert(self, connection: sa.Connection, name: str, params: Mapping[str, Any], user: str) -> int:
         now = self._clock()
         task: dict[str, Any] = {
             "task_id": next(self._task_ids),
@@ -321,9 +319,7 @@ class Jedi:
         elif command in ("kill", "finish"):
             self._set(connection, task, "aborting" if command == "kill" else "finishing")
             self._store.cancel_queued(connection, task["task_id"], user)
-            self._store.order_kill(
-                connection, task["task_id"], user, self._clock() + self._pace.heartbeat
-            )
+            self._store.order_kill(connection, task["task_id"], user, self._clock() + self._pace.heartbeat)
             self._database.after_commit(self._wake)
             self._check_end(connection, task)
         else:
@@ -424,9 +420,7 @@ class Jedi:
         task.update(values, status=status)
         update = tasks.update().where(tasks.c.task_id == task["task_id"])
         connection.execute(update.values(status=status, modified=self._clock(), **values))
-        self._outbox.put(
-            connection, {"msg_type": "task_status", "taskid": task["task_id"], "status": status}
-        )
+        self._outbox.put(connection, {"msg_type": "task_status", "taskid": task["task_id"], "status": status})
 
     def _later(
         self,

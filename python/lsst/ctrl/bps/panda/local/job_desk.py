@@ -34,9 +34,7 @@ class JobDesk:
         Time, seconds since the epoch.
     """
 
-    def __init__(
-        self, database: Database, jedi: Jedi, *, queues: Queues, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, database: Database, jedi: Jedi, *, queues: Queues, clock: Callable[[], float]) -> None:
         self._database = database
         self._jedi = jedi
         self._queues = queues
@@ -140,7 +138,7 @@ class JobDesk:
         """Count all jobs by status."""
         query = sa.select(jobs.c.status, sa.func.count()).group_by(jobs.c.status)
         with self._database.look() as connection:
-            return {status: count for status, count in connection.execute(query).all()}
+            return {row[0]: int(row[1]) for row in connection.execute(query)}
 
     def detail(self, panda_id: int) -> dict[str, Any]:
         """Read the further fields of a job."""

@@ -180,7 +180,10 @@ class JobStore:
                 detail=json.dumps(fields),
             )
         )
-        self.tell(connection, {**job, "status": status})
+        if sub_status != "fg_partial":
+            # iDDS takes a message about a finished job for all its payloads,
+            # also for those that failed; it learns of these by polling.
+            self.tell(connection, {**job, "status": status})
 
     def note_events(self, connection: sa.Connection, job: Mapping[str, Any], outcome: Outcome) -> None:
         """Store how the payloads of an event service job ended."""
@@ -254,7 +257,7 @@ class JobStore:
     def counts(self, connection: sa.Connection, task_id: int) -> dict[str, int]:
         """Count the inputs of a task by their state."""
         query = sa.select(files.c.status, sa.func.count()).where(files.c.task_id == task_id)
-        return {status: count for status, count in connection.execute(query.group_by(files.c.status)).all()}
+        return {row[0]: int(row[1]) for row in connection.execute(query.group_by(files.c.status))}
 
     def has_open(self, connection: sa.Connection, task_id: int) -> bool:
         """Tell whether the fate of some input of a task is open."""

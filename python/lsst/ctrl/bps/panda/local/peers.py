@@ -11,7 +11,9 @@ from pathlib import Path
 _TABLES = (("/proc/net/tcp", "0100007F"), ("/proc/net/tcp6", "0000000000000000FFFF00000100007F"))
 
 
-def owner_of_peer(peer_port: int, own_port: int, *, tables: tuple[tuple[str, str], ...] = _TABLES) -> int | None:
+def owner_of_peer(
+    peer_port: int, own_port: int, *, tables: tuple[tuple[str, str], ...] = _TABLES
+) -> int | None:
     """Tell the user id that owns the client's end of a connection.
 
     Parameters

@@ -61,7 +61,8 @@ def read_queues(path: str | Path) -> Queues:
     for name, values in content.items():
         for key, value in (values or {}).items():
             if key not in known_keys:
-                raise ValueError(f"{path}: queue {name}: {key!r} is not known; known: {', '.join(known_keys)}")
+                known = ", ".join(known_keys)
+                raise ValueError(f"{path}: queue {name}: {key!r} is not known; known: {known}")
             if known_keys[key] == "int" and (not isinstance(value, int) or value < 0):
                 raise ValueError(f"{path}: queue {name}: {key} is {value!r}, not a number of at least 0")
         queues[str(name)] = Queue(**(values or {}))

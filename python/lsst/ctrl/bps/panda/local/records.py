@@ -4,7 +4,11 @@ all fields, in JSON-ready form.
 
 from __future__ import annotations
 
-__all__ = ["job_record", "moment", "task_record"]
+__all__ = (
+    "job_record",
+    "moment",
+    "task_record",
+)
 
 import datetime
 import json
@@ -13,37 +17,162 @@ from typing import Any
 
 # Fields of PanDA's JobSpec that the embedded PanDA does not fill otherwise.
 _JOB_NULLS = (
-    "creationHost AtlasRelease homepackage prodSeriesLabel maxCpuUnit commandToPilot transExitCode "
-    "pilotErrorDiag exeErrorDiag supErrorDiag ddmErrorDiag brokerageErrorDiag jobDispatcherErrorDiag "
-    "taskBufferErrorDiag computingElement metadata prodDBlock dispatchDBlock destinationSE grid "
-    "cpuConversion sourceSite destinationSite transferType lockedby pilotTiming countryGroup batchID "
-    "parentID specialHandling nInputFiles nInputDataFiles inputFileType inputFileProject inputFileBytes "
-    "jobMetrics jobSubStatus maxRSS maxVMEM maxSWAP maxPSS avgRSS avgVMEM avgSWAP avgPSS nucleus "
-    "eventService totRCHAR totWCHAR totRBYTES totWBYTES rateRCHAR rateWCHAR rateRBYTES rateWBYTES diskIO "
-    "memory_leak memory_leak_x2 container_name gco2_regional gco2_global cpu_architecture_level "
-    "outputFileType pilotID startTime endTime"
-).split()
+    "creationHost",
+    "AtlasRelease",
+    "homepackage",
+    "prodSeriesLabel",
+    "maxCpuUnit",
+    "commandToPilot",
+    "transExitCode",
+    "pilotErrorDiag",
+    "exeErrorDiag",
+    "supErrorDiag",
+    "ddmErrorDiag",
+    "brokerageErrorDiag",
+    "jobDispatcherErrorDiag",
+    "taskBufferErrorDiag",
+    "computingElement",
+    "metadata",
+    "prodDBlock",
+    "dispatchDBlock",
+    "destinationSE",
+    "grid",
+    "cpuConversion",
+    "sourceSite",
+    "destinationSite",
+    "transferType",
+    "lockedby",
+    "pilotTiming",
+    "countryGroup",
+    "batchID",
+    "parentID",
+    "specialHandling",
+    "nInputFiles",
+    "nInputDataFiles",
+    "inputFileType",
+    "inputFileProject",
+    "inputFileBytes",
+    "jobMetrics",
+    "jobSubStatus",
+    "maxRSS",
+    "maxVMEM",
+    "maxSWAP",
+    "maxPSS",
+    "avgRSS",
+    "avgVMEM",
+    "avgSWAP",
+    "avgPSS",
+    "nucleus",
+    "eventService",
+    "totRCHAR",
+    "totWCHAR",
+    "totRBYTES",
+    "totWBYTES",
+    "rateRCHAR",
+    "rateWCHAR",
+    "rateRBYTES",
+    "rateWBYTES",
+    "diskIO",
+    "memory_leak",
+    "memory_leak_x2",
+    "container_name",
+    "gco2_regional",
+    "gco2_global",
+    "cpu_architecture_level",
+    "outputFileType",
+    "pilotID",
+    "startTime",
+    "endTime",
+)
 _JOB_ZEROS = (
-    "jobDefinitionID maxCpuCount pilotErrorCode exeErrorCode supErrorCode ddmErrorCode brokerageErrorCode "
-    "jobDispatcherErrorCode taskBufferErrorCode nEvents jobExecutionID nOutputDataFiles outputFileBytes "
-    "failedAttempt maxWalltime cpuConsumptionTime"
-).split()
+    "jobDefinitionID",
+    "maxCpuCount",
+    "pilotErrorCode",
+    "exeErrorCode",
+    "supErrorCode",
+    "ddmErrorCode",
+    "brokerageErrorCode",
+    "jobDispatcherErrorCode",
+    "taskBufferErrorCode",
+    "nEvents",
+    "jobExecutionID",
+    "nOutputDataFiles",
+    "outputFileBytes",
+    "failedAttempt",
+    "maxWalltime",
+    "cpuConsumptionTime",
+)
 _FINE_GRAINED = 6
 """PanDA's number of an event service job with fine-grained processing."""
 
 _TASK_NULLS = (
-    "frozenTime countryGroup transHome lockedBy lockedTime termCondition walltimeUnit outDiskUnit workDiskUnit "
-    "ioIntensity ioIntensityUnit progress failureRate oldStatus ticketID ticketSystemType campaign "
-    "mergeRamCount mergeRamUnit mergeWalltime mergeWalltimeUnit throttledTime numThrottled mergeCoreCount goal "
-    "assessmentTime cpuTime cpuTimeUnit nucleus ttcRequested ttcPredicted ttcPredictionDate rescueTime "
-    "requestType useJumbo diskIO diskIOUnit memory_leak_core memory_leak_x2 container_name framework "
-    "activatedTime queuedTime actionTime task_creation_arguments"
-).split()
-_TASK_ZEROS = "walltime outDiskCount workDiskCount attemptNr baseRamCount eventService".split()
+    "frozenTime",
+    "countryGroup",
+    "transHome",
+    "lockedBy",
+    "lockedTime",
+    "termCondition",
+    "walltimeUnit",
+    "outDiskUnit",
+    "workDiskUnit",
+    "ioIntensity",
+    "ioIntensityUnit",
+    "progress",
+    "failureRate",
+    "oldStatus",
+    "ticketID",
+    "ticketSystemType",
+    "campaign",
+    "mergeRamCount",
+    "mergeRamUnit",
+    "mergeWalltime",
+    "mergeWalltimeUnit",
+    "throttledTime",
+    "numThrottled",
+    "mergeCoreCount",
+    "goal",
+    "assessmentTime",
+    "cpuTime",
+    "cpuTimeUnit",
+    "nucleus",
+    "ttcRequested",
+    "ttcPredicted",
+    "ttcPredictionDate",
+    "rescueTime",
+    "requestType",
+    "useJumbo",
+    "diskIO",
+    "diskIOUnit",
+    "memory_leak_core",
+    "memory_leak_x2",
+    "container_name",
+    "framework",
+    "activatedTime",
+    "queuedTime",
+    "actionTime",
+    "task_creation_arguments",
+)
+_TASK_ZEROS = (
+    "walltime",
+    "outDiskCount",
+    "workDiskCount",
+    "attemptNr",
+    "baseRamCount",
+    "eventService",
+)
 _TASK_FROM_PARAMS = (
-    "prodSourceLabel workingGroup vo taskType processingType architecture transUses transPath "
-    "campaign ramCount ramUnit"
-).split()
+    "prodSourceLabel",
+    "workingGroup",
+    "vo",
+    "taskType",
+    "processingType",
+    "architecture",
+    "transUses",
+    "transPath",
+    "campaign",
+    "ramCount",
+    "ramUnit",
+)
 
 
 def moment(seconds: float | None) -> dict[str, str] | None:

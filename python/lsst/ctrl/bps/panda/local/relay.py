@@ -14,8 +14,8 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from .faults import Faults
-from .identity import Identity
 from .idds_host import IddsHost
+from .identity import Identity
 
 _LOG = logging.getLogger(__name__)
 

@@ -181,9 +181,7 @@ class Server:
         self._database = Database(panda_url)
         outbox = Outbox(self._database, time.time)
         store = JobStore(self._database, outbox, clock=time.time, wake=self._wake_executor)
-        self._jedi = Jedi(
-            self._database, outbox, store, pace=pace, clock=time.time, wake=self._tick_bell.set
-        )
+        self._jedi = Jedi(self._database, outbox, store, pace=pace, clock=time.time, wake=self._tick_bell.set)
         self._desk = JobDesk(self._database, self._jedi, queues=queues, clock=time.time)
         places = JobPlaces(directory / "logs", directory / "work", f"{self._base}/logs")
         job_variables = {name: value for name, value in environment(self.endpoint).items() if value}

@@ -92,7 +92,8 @@ def read_settings(directory: str | Path) -> ServerSettings:
     except FileNotFoundError:
         return ServerSettings()
     except ValueError as error:
-        raise LocalPandaError(f"{Path(directory) / SETTINGS_FILE} cannot be read ({error}); remove it") from None
+        path = Path(directory) / SETTINGS_FILE
+        raise LocalPandaError(f"{path} cannot be read ({error}); remove it") from None
     known = {item.name for item in fields(ServerSettings)}
     return ServerSettings(**{key: item for key, item in value.items() if key in known})
 

@@ -186,7 +186,9 @@ class Views:
             for row in connection.execute(query.order_by(tasks.c.task_id)).mappings():
                 task = self._task(dict(row))
                 count = sa.select(files.c.status, sa.func.count()).where(files.c.task_id == task["task_id"])
-                counts = {key: value for key, value in connection.execute(count.group_by(files.c.status)).all()}
+                counts = {
+                    item[0]: int(item[1]) for item in connection.execute(count.group_by(files.c.status))
+                }
                 record = task_record(task, counts)
                 if all(_matches(record.get(name), value) for name, value in wanted.items()):
                     answer.append(record)

@@ -168,20 +168,20 @@ def _add_files(application: flask.Flask, parts: WebParts, who: Callable[[], Iden
             return _envelope(False, str(error), None)
         return _envelope(True, "", None)
 
+    actions: dict[str, Callable[[str], bool]] = {
+        "touch_cache_file": parts.cache.touch,
+        "validate_cache_file": lambda name: parts.cache.path(name).exists(),
+        "delete_cache_file": parts.cache.delete,
+    }
+
     @application.route("/api/v1/file_server/<action>", methods=["POST"])
     def other(action: str) -> flask.Response:
         who()
+        if action not in actions:
+            return flask.Response(f"no call {action}", status=403, content_type="text/plain")
         name = str(_parameters().get("file_name", ""))
         try:
-            if action == "touch_cache_file":
-                found = parts.cache.touch(name)
-            elif action == "validate_cache_file":
-                found = parts.cache.path(name).exists()
-            elif action == "delete_cache_file":
-                parts.cache.delete(name)
-                found = True
-            else:
-                return flask.Response(f"no call {action}", status=403, content_type="text/plain")
+            found = actions[action](name)
         except CacheError as error:
             return _envelope(False, str(error), None)
         return _envelope(found, "" if found else f"{name} is not in the cache", None)
