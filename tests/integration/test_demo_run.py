@@ -1,0 +1,217 @@
+"""The demo through ``bps submit`` on the embedded PanDA, as a user would run it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from lsst.ctrl.bps.wms_service import WmsRunReport, WmsStates
+from lsst.daf.butler import Butler
+
+from lsst.ctrl.bps.panda import LocalPanDAService
+from lsst.ctrl.bps.panda.demo.outputs import count_outputs, missing_outputs
+from lsst.ctrl.bps.panda.demo.repository import INPUTS, SKYMAP, create_repo
+from lsst.ctrl.bps.panda.demo.summary import read_summary
+from lsst.ctrl.bps.panda.demo.workplace import Workplace
+from lsst.ctrl.bps.panda.local import instance
+
+pytestmark = pytest.mark.slow
+
+_BIN = Path(sys.executable).parent
+_LIMIT = 1200.0
+_ENDED = (WmsStates.SUCCEEDED, WmsStates.FAILED, WmsStates.DELETED)
+# Jobs of a repository with two visits in two bands and one patch.
+_JOBS = {
+    "pipetaskInit": 1, "isr": 4, "characterize": 4, "visitSummary": 4, "makeWarp": 4,
+    "assembleCoadd": 2, "measureObjects": 1, "objectTable": 1, "finalJob": 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has ended."""
+
+    run_id: str
+    submit_directory: Path
+    collection: str
+    report: WmsRunReport
+
+
+class Site:
+    """A workplace whose path has a blank and a quote, with a small repository."""
+
+    def __init__(self, directory: Path) -> None:
+        self.place = Workplace(directory)
+        directory.mkdir()
+        create_repo(self.place.repo, visits_per_band=2, detectors=4, patches=1)
+        shutil.copytree(self.place.repo, self.untouched)
+        self.place.write_files()
+
+    @property
+    def untouched(self) -> Path:
+        """Copy of the repository in which nothing has run yet."""
+        return self.place.directory / "untouched"
+
+    def call(self, *command: str) -> str:
+        done = subprocess.run(
+            [str(_BIN / command[0]), *command[1:]],
+            cwd=self.place.directory,
+            env=self.place.environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_LIMIT,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+        return done.stdout
+
+    def submit(self, config: Path) -> Run:
+        said = dict(
+            line.split(": ", 1)
+            for line in self.call("bps", "submit", str(config)).splitlines()
+            if ": " in line
+        )
+        directory = Path(said["Submit dir"])
+        report = self._wait(said["Run Id"])
+        return Run(said["Run Id"], directory, self.place.output_run(directory), report)
+
+    def _wait(self, run_id: str) -> WmsRunReport:
+        end = time.monotonic() + _LIMIT
+        message = ""
+        while time.monotonic() < end:
+            reports, message = LocalPanDAService({}).report(wms_workflow_id=run_id)
+            if reports and reports[0].state in _ENDED:
+                return reports[0]
+            time.sleep(1.0)
+        raise AssertionError(f"run {run_id} has not ended: {reports} {message}")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    site = Site(tmp_path_factory.mktemp("demo") / "it's a place")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in site.place.environment().items():
+            patch.setenv(name, value)
+        try:
+            yield site
+        finally:
+            instance.stop(site.place.panda)
+
+
+@pytest.fixture(scope="module")
+def good(site: Site) -> Run:
+    return site.submit(site.place.config)
+
+
+def _counts(report: WmsRunReport) -> dict[str, dict[str, int]]:
+    return {
+        label: {state.name: number for state, number in states.items() if number}
+        for label, states in report.job_summary.items()
+    }
+
+
+def test_every_job_succeeds(good: Run) -> None:
+    assert _counts(good.report) == {label: {"SUCCEEDED": number} for label, number in _JOBS.items()}
+    assert good.report.state == WmsStates.SUCCEEDED
+    assert good.report.total_number_jobs == sum(_JOBS.values())
+
+
+def test_all_outputs_are_in_the_butler(site: Site, good: Run) -> None:
+    assert missing_outputs(site.place.repo, good.collection) == ()
+    assert count_outputs(site.place.repo, good.collection) == {
+        "post_isr_image": 16, "calibrated_image": 16, "source_table": 16, "visit_summary": 4, "warp": 4,
+        "coadd": 2, "patch_object_table": 1, "object_table": 1,
+    }  # fmt: skip
+    with Butler.from_config(str(site.place.repo), collections=site.place.output) as butler:
+        assert butler.find_dataset("object_table", skymap=SKYMAP, tract=0).run == good.collection
+
+
+def test_the_objects_are_the_simulated_stars(site: Site, good: Run) -> None:
+    summary = read_summary(site.place.repo, [good.collection, INPUTS])
+    assert summary.objects > 100
+    assert summary.matched > 0.97 * summary.objects
+    assert summary.position_scatter < 60.0
+    for band in summary.bands:
+        assert band.detected > 80
+        assert band.completeness > 0.85
+        assert abs(band.magnitude_offset) < 0.02
+        assert 23.0 < band.depth < 25.5
+
+
+def test_the_object_table_equals_that_of_pipetask_row_by_row(site: Site, good: Run) -> None:
+    (graph,) = good.submit_directory.glob("*.qg")
+    repo = site.untouched.as_uri()
+    site.call("pipetask", "pre-exec-init-qbb", repo, str(graph))
+    site.call("pipetask", "run-qbb", repo, str(graph))
+    site.call("butler", "aggregate-graph", str(graph), repo, "-j", "1", "--register-dataset-types")
+    tables = []
+    for place in (site.place.repo, site.untouched):
+        with Butler.from_config(str(place), collections=good.collection) as butler:
+            tables.append(butler.get("object_table", skymap=SKYMAP, tract=0))
+    ours, theirs = tables
+    assert ours.colnames == theirs.colnames
+    assert len(ours) == len(theirs) > 100
+    for name in ours.colnames:
+        assert ours[name].dtype == theirs[name].dtype
+        np.testing.assert_array_equal(np.asarray(ours[name]), np.asarray(theirs[name]), err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def failing(site: Site, good: Run) -> Run:
+    """A run in which a quantum fails for good, and another only at first."""
+    config = yaml.safe_load(site.place.failing_config.read_text())
+    config["extraQgraphOptions"] += (
+        ' -c "isr:failIf=exposure is 260315003 and detector is 0" -c isr:exitCode=42 -c isr:failAttempts=1'
+    )
+    path = site.place.directory / "twice.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return site.submit(path)
+
+
+_FAILING = {
+    "pipetaskInit": {"SUCCEEDED": 1},
+    "isr": {"SUCCEEDED": 4},
+    "characterize": {"SUCCEEDED": 3, "FAILED": 1},
+    "visitSummary": {"SUCCEEDED": 3, "PRUNED": 1},
+    "makeWarp": {"SUCCEEDED": 3, "PRUNED": 1},
+    "assembleCoadd": {"SUCCEEDED": 1, "PRUNED": 1},
+    "measureObjects": {"PRUNED": 1},
+    "objectTable": {"PRUNED": 1},
+    "finalJob": {"SUCCEEDED": 1},
+}
+
+
+def test_what_failed_and_what_was_pruned_is_told_by_label(failing: Run) -> None:
+    assert _counts(failing.report) == _FAILING
+    assert failing.report.state == WmsStates.FAILED
+    totals = {state.name: number for state, number in failing.report.job_state_counts.items() if number}
+    assert totals == {"SUCCEEDED": 16, "FAILED": 1, "PRUNED": 5}
+
+
+def test_what_succeeded_is_in_the_butler(site: Site, failing: Run) -> None:
+    counts = count_outputs(site.place.repo, failing.collection)
+    # The quanta of the failed job that were not chosen to fail did their work.
+    assert counts["calibrated_image"] == 15
+    assert (counts["warp"], counts["coadd"], counts["object_table"]) == (3, 1, 0)
+
+
+def test_bps_report_prints_the_same_numbers(site: Site, failing: Run) -> None:
+    lines = [line.split() for line in site.call("bps", "report", "--id", failing.run_id).splitlines()]
+    (header,) = (words for words in lines if {"UNKNOWN", "PRUNED", "EXPECTED"} <= set(words))
+    printed = {}
+    for words in lines:
+        if words and (words[0] in _FAILING or words[0] == "TOTAL"):
+            numbers = dict(zip(header[-len(words) + 1 :], words[1:], strict=True))
+            printed[words[0]] = {name: int(numbers[name]) for name in ("SUCCEEDED", "FAILED", "PRUNED")}
+    expected = {
+        label: {"SUCCEEDED": 0, "FAILED": 0, "PRUNED": 0, **states} for label, states in _FAILING.items()
+    }
+    assert printed == expected | {"TOTAL": {"SUCCEEDED": 16, "FAILED": 1, "PRUNED": 5}}
