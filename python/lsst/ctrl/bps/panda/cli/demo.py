@@ -7,7 +7,6 @@ from __future__ import annotations
 __all__ = ["main"]
 
 import logging
-import shlex
 from pathlib import Path
 
 import click
