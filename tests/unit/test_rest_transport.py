@@ -1,20 +1,18 @@
 """The transport and the relay against a server that breaks on demand."""
 
 import copy
-import importlib.util
 import json
 import logging
 import pickle
 import ssl
 import subprocess
-import sys
 import threading
 import traceback
 import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
+from panda_servers import hostile
 
 from lsst.ctrl.bps.panda.errors import (
     AuthenticationError,
@@ -29,13 +27,6 @@ from lsst.ctrl.bps.panda.rest.diagnosis import diagnose
 from lsst.ctrl.bps.panda.rest.relay import Relay
 from lsst.ctrl.bps.panda.rest.retries import RetryPolicy
 from lsst.ctrl.bps.panda.rest.transport import Timeouts, Transport
-
-_spec = importlib.util.spec_from_file_location(
-    "hostile_server", Path(__file__).parents[1] / "servers" / "hostile.py"
-)
-hostile = importlib.util.module_from_spec(_spec)
-sys.modules["hostile_server"] = hostile
-_spec.loader.exec_module(hostile)
 
 # Not a JSON web token: only known values can be hidden then.
 SECRET = "Qm9ydW0tc2VjcmV0-0123456789"
