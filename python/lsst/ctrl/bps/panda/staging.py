@@ -129,7 +129,7 @@ def check_area(
 
 
 def _try_area(store: Store) -> None:
-    name = f"{TEMPORARY_FOLDER}/probe-{uuid.uuid4().hex}"
+    name = f"{TEMPORARY_FOLDER}-probe-{uuid.uuid4().hex}"
     data = name.encode()
     try:
         store.write(name, data)

@@ -36,6 +36,8 @@ _STATUS_ADVICE = {
     507: "no space left in the staging area",
 }
 
+_NO_ANSWER = "the store does not answer, or only with errors, although asked several times"
+
 _PHRASES = (
     ("SignatureDoesNotMatch", "the store refuses the credentials: the secret access key is wrong"),
     ("InvalidAccessKeyId", "the store refuses the credentials: it does not know the access key id"),
@@ -55,6 +57,11 @@ _PHRASES = (
         "CERTIFICATE_VERIFY_FAILED",
         "the store's certificate is not trusted (set LSST_HTTP_CACERT_BUNDLE)",
     ),
+    ("gaierror", "the name of the store's host is not known"),
+    ("ConnectionRefusedError", "nothing listens at the store's host and port"),
+    ("EndpointConnectionError", _NO_ANSWER),
+    ("Could not connect to the endpoint", _NO_ANSWER),
+    ("Max retries exceeded", _NO_ANSWER),
     ("plain HTTP servers", "no WebDAV server answers there, or it hides behind a refused log-in"),
 )
 
@@ -128,5 +135,9 @@ def is_permanent(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError) and error.errno in _ERRNO_ADVICE:
         return True
+    if isinstance(error, ConnectionRefusedError):
+        # A server that is being restarted.
+        return False
+    # Libraries that have tried again for a minute need not be asked again.
     text = f"{type(error).__name__}: {error}"
     return _status(text) in _PERMANENT_STATUS or any(phrase in text for phrase, _ in _PHRASES)

@@ -93,7 +93,7 @@ def _name_problem(name: str, *, is_directory: bool = False) -> str:
     parts = name.removesuffix("/").split("/")
     if any(part in ("", ".", "..") for part in parts):
         return "holds an empty part, '.' or '..'"
-    if parts[0] in _RESERVED:
+    if parts[0] in _RESERVED or parts[0].startswith(f"{TEMPORARY_FOLDER}-"):
         return f"is reserved ({parts[0]} belongs to the staging area itself)"
     if long := next((part for part in parts if len(os.fsencode(part)) > 255), ""):
         return f"holds a part of more than 255 bytes ({long[:40]!r}...)"

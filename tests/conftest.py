@@ -1,0 +1,94 @@
+"""What all tests share: the servers in ``tests/servers`` can be imported as
+``panda_servers.<module>``, and each has a fixture.
+
+Nothing is loaded here before a test asks for it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "panda_servers"
+
+
+def _offer_package(name: str, folder: Path) -> None:
+    """Make a folder importable as a package, without touching the path."""
+    if name not in sys.modules:
+        spec = ModuleSpec(name, None, is_package=True)
+        spec.submodule_search_locations = [str(folder)]
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+
+
+_offer_package(PACKAGE, Path(__file__).parent / "servers")
+
+
+@pytest.fixture
+def resources_environment(monkeypatch):
+    """Let ``lsst.resources`` see a clean environment, and give up soon.
+
+    Call it with variables to set; it reads some of them only once in a
+    process, so it is told to read them again.
+    """
+    from panda_servers.resources import change_environment, forget_environment
+
+    def change(**variables: str) -> None:
+        change_environment(monkeypatch, variables)
+
+    change()
+    yield change
+    monkeypatch.undo()
+    forget_environment()
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory):
+    """An S3 server (moto); see `panda_servers.s3.S3Server`."""
+    from panda_servers.s3 import S3Server
+
+    with S3Server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def webdav_server(tmp_path_factory):
+    """A WebDAV server (wsgidav); see `panda_servers.webdav.WebdavServer`."""
+    from panda_servers.webdav import WebdavServer
+
+    with WebdavServer(tmp_path_factory.mktemp("webdav")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def nginx_server(tmp_path_factory):
+    """A WebDAV server (nginx); see `panda_servers.nginx.NginxServer`."""
+    from panda_servers.nginx import NginxServer
+
+    with NginxServer(tmp_path_factory.mktemp("nginx")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def xrootd_server(tmp_path_factory):
+    """An XRootD server with its HTTP door; see
+    `panda_servers.xrootd.XrootdServer`.
+    """
+    from panda_servers.xrootd import XrootdServer
+
+    with XrootdServer(tmp_path_factory.mktemp("xrootd")) as server:
+        yield server
+
+
+@pytest.fixture
+def dav_double():
+    """A WebDAV server in memory that fails as told; see
+    `panda_servers.dav_double.DavDouble`.
+    """
+    from panda_servers.dav_double import DavDouble
+
+    with DavDouble() as server:
+        yield server
