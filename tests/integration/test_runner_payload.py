@@ -393,6 +393,50 @@ def httpd():
             process.kill()
 
 
+class TestOutputs:
+    """Outputs go to where the submit side expects them."""
+
+    def run(self, worker, command, *outputs):
+        return worker.run(command, runner.encode_option("outputs", runner.encode_outputs(outputs)))
+
+    def test_put(self, worker, tmp_path):
+        home = tmp_path / "submit %41"
+        home.mkdir()
+        outputs = [("a", str(home / "x y.txt")), ("b", (home / "é.txt").as_uri())]
+        result = self.run(worker, "echo 1 > <FILE:a>; echo 2 > <FILE:b>", *outputs)
+        assert (result.returncode, result.stderr.count(b"\n")) == (0, 1), result.stderr
+        assert {path.name: path.read_text() for path in home.iterdir()} == {"x y.txt": "1\n", "é.txt": "2\n"}
+
+    def test_missing(self, worker, tmp_path):
+        result = self.run(worker, "true", ("a", f"{tmp_path}/out"))
+        assert result.returncode == runner.EXIT_OUTPUT
+        assert b"'out' (<FILE:a>)" in result.stderr
+
+    def test_directory_that_is_not_here(self, worker, tmp_path):
+        result = self.run(worker, "touch <FILE:a>", ("a", f"{tmp_path}/nowhere/out"))
+        assert result.returncode == runner.EXIT_OUTPUT
+        assert not (tmp_path / "nowhere").exists()
+
+    def test_of_a_failed_payload(self, worker, tmp_path):
+        result = self.run(
+            worker, "touch <FILE:a>; exit 3", ("a", f"{tmp_path}/log"), ("b", f"{tmp_path}/out")
+        )
+        assert result.returncode == 3
+        assert (tmp_path / "log").exists()
+        assert not (tmp_path / "out").exists()
+
+    def test_already_there(self, worker):
+        result = self.run(worker, "touch <FILE:a>", ("a", f"{worker.work}/out"))
+        assert result.returncode == 0
+
+    def test_other_stores(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "o ut").write_text("x")
+        (tmp_path / "store").mkdir()
+        runner.ResourceArea((tmp_path / "store").as_uri()).put("o ut")
+        assert (tmp_path / "store" / "o ut").read_text() == "x"
+
+
 class TestAttempts:
     OPTIONS = ("--retry-unless-exit=7,8", "--run=r1")
 
@@ -511,24 +555,32 @@ echo "{\\"watched\\": $p, \\"interval\\": $i}" > "$j"
         assert summary == {"watched": int(result.stdout), "interval": 5}
 
     def test_absence_is_no_error(self, worker):
-        result = worker.run("exit 0", "--prmon=yes")
+        result = worker.run("exit 0")
         assert (result.returncode, result.stderr.count(b"\n")) == (0, 1)
 
-    @pytest.mark.parametrize("options", [(), ("--prmon=no",)])
-    def test_only_if_asked(self, worker, path, options):
-        worker.run("true", *options, environment=path)
+    def test_not_if_asked_not_to(self, worker, path):
+        worker.run("true", "--prmon=no", environment=path)
+        assert list(worker.work.iterdir()) == []
+
+    def test_not_if_the_site_watches_the_runner(self, worker, path, tmp_path):
+        """As sites' command lines do it: the runner in the background, prmon for its process."""
+        script = '"$@" & p=$!; prmon -i 5 -f ../o -j ../j -p $p & wait $p; r=$?; wait; exit $r'
+        argv = worker.argv("sleep 0.3; exit 6")
+        result = subprocess.run(
+            ["/bin/bash", "-c", script, "bash", *argv], cwd=worker.work, env=path, timeout=60
+        )
+        assert result.returncode == 6
+        assert "watched" in (tmp_path / "j").read_text()
         assert list(worker.work.iterdir()) == []
 
     def test_never_two(self, worker, path):
         (worker.work / "memory_monitor_output.txt").write_text("Time of another\n")
-        worker.run("true", "--prmon=yes", environment=path)
+        worker.run("true", environment=path)
         assert not (worker.work / "memory_monitor_summary.json").exists()
 
     def test_prepared_empty_files_are_used(self, worker, path, tmp_path):
         for name in ("memory_monitor_output.txt", "memory_monitor_summary.json"):
             (tmp_path / name).write_text("")
             (worker.work / name).symlink_to(tmp_path / name)
-        worker.run(
-            "while [ ! -s memory_monitor_output.txt ]; do sleep 0.02; done", "--prmon=yes", environment=path
-        )
+        worker.run("while [ ! -s memory_monitor_output.txt ]; do sleep 0.02; done", environment=path)
         assert "watched" in (tmp_path / "memory_monitor_summary.json").read_text()

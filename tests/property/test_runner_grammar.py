@@ -66,6 +66,18 @@ def test_files(files):
     assert runner.decode_files(encoded) == files
 
 
+@given(st.lists(st.tuples(WORDS, TEXTS, PARTS), min_size=1, max_size=3, unique_by=lambda each: each[0]))
+def test_outputs(parts):
+    outputs = [(key, f"/{folder}/{name}") for key, folder, name in parts]
+    encoded = runner.encode_outputs(outputs)
+    assert SHELL_SAFE.fullmatch(encoded)
+    assert runner.decode_outputs(encoded) == outputs
+    assert (
+        runner.Arguments(["00", "j", "/", "-", "-", runner.encode_option("outputs", encoded)])["outputs"]
+        == outputs
+    )
+
+
 @given(st.lists(WORDS, max_size=4))
 def test_direct(keys):
     encoded = runner.encode_direct(keys)

@@ -62,6 +62,13 @@ def test_event_service_with_shards(area):
     assert find(area, "isr:eventservice_10^3", SHARDS)["qgraphNodeId"] == "isr-12"
 
 
+@pytest.mark.parametrize("text", ["isr:3", "isr:eventservice_0^4", "PH:3"])
+def test_jobs_without_parameters(area, text):
+    assert find(area, text, ("parameters", "none")) == {}
+    if "event" not in text:
+        assert find(area, text) == {}
+
+
 def test_own_values_win(area):
     assert find(area, "isr:3+exposure:mine", SHARDS) == {"qgraphNodeId": "isr-3", "exposure": "mine"}
 

@@ -32,6 +32,7 @@ __all__ = [
     "EXIT_DAMAGED",
     "EXIT_INTERNAL",
     "EXIT_MISSING",
+    "EXIT_OUTPUT",
     "EXIT_PARAMETERS",
     "EXIT_PLACEHOLDER",
     "EXIT_START",
@@ -60,14 +61,17 @@ __all__ = [
     "decode_command",
     "decode_direct",
     "decode_files",
+    "decode_outputs",
     "deliver",
     "encode_area",
     "encode_command",
     "encode_direct",
     "encode_files",
     "encode_option",
+    "encode_outputs",
     "find_attempt",
     "find_monitor",
+    "return_outputs",
     "find_values",
     "insert_quoted",
     "insert_values",
@@ -77,6 +81,7 @@ __all__ = [
     "main",
     "make_command",
     "open_area",
+    "output_name",
     "parse_input",
     "quote",
     "render_named_input",
@@ -279,6 +284,51 @@ def _check_files(pairs: "Sequence[tuple[str, str]]") -> None:
             raise ValueError(
                 f"name {name!r} of file {key!r} is not a relative path without '.', '..' and empty parts"
             )
+
+
+def encode_outputs(outputs: "Iterable[tuple[str, str]]") -> str:
+    """Write keys and destinations of a job's outputs, for the option
+    ``outputs``.
+
+    Parameters
+    ----------
+    outputs : `~collections.abc.Iterable` [`tuple` [`str`, `str`]]
+        Key, and path or URI where the file is to be; in the work directory
+        it has the last part of that as its name.
+
+    Raises
+    ------
+    ValueError
+        If a key is empty or given twice, or a destination has no name of a
+        file at its end.
+    """
+    pairs = list(outputs)
+    _check_files([(key, output_name(destination)) for key, destination in pairs])
+    return "+".join(f"{quote(key)}:{_escape(where, _PLAIN_IN_PATH, '%')}" for key, where in pairs)
+
+
+def decode_outputs(text: str) -> "list[tuple[str, str]]":
+    """Read what `encode_outputs` wrote.
+
+    Raises
+    ------
+    ValueError
+        If a part is not ``key:destination``, or as for `encode_outputs`.
+    """
+    pairs = []
+    for part in text.split("+"):
+        key, colon, destination = part.partition(":")
+        if not colon:
+            raise ValueError(f"not of the form key:destination in the list of outputs: {part!r}")
+        pairs.append((unquote(key), unquote(destination)))
+    _check_files([(key, output_name(destination)) for key, destination in pairs])
+    return pairs
+
+
+def output_name(destination: str) -> str:
+    """Name in the work directory of an output, from its path or URI."""
+    name = destination.rpartition("/")[2]
+    return unquote(name) if "://" in destination else name
 
 
 def encode_direct(keys: "Iterable[str]") -> str:
@@ -510,6 +560,7 @@ EXIT_INTERNAL = 70
 EXIT_START = 71
 EXIT_WORK_DIRECTORY = 73
 EXIT_DAMAGED = 74
+EXIT_OUTPUT = 75
 EXIT_CANCELLED = 76
 EXIT_PLACEHOLDER = 78
 
@@ -522,6 +573,7 @@ EXIT_CODES = {
     EXIT_START: "no shell could be started",
     EXIT_WORK_DIRECTORY: "the work directory (or the cache) cannot be written, or is full",
     EXIT_DAMAGED: "a file is not what was staged, every time it was fetched",
+    EXIT_OUTPUT: "the payload ended well, but an output is missing or cannot be put where it belongs",
     EXIT_CANCELLED: "the run was cancelled, so its final job did not run",
     EXIT_PLACEHOLDER: "a placeholder of the command line has no value",
 }
@@ -578,9 +630,11 @@ def _count(text: str) -> int:
 
 
 def _shards(text: str) -> "tuple[str, int]":
+    if text == "none":
+        return "", 0
     label, _, count = text.rpartition("@")
     if not label or _count(count) < 1:
-        raise ValueError("<safe label>@<jobs per shard> is expected")
+        raise ValueError("<safe label>@<jobs per shard>, or none, is expected")
     return label, int(count)
 
 
@@ -592,8 +646,9 @@ _OPTIONS: "dict[str, tuple[Any, Callable[[str], Any]]]" = {
     "final": ("no", _choice("no", "yes", "always")),
     "manifest": ("optional", _choice("optional", "required", "ignored")),
     "executables": ((), decode_direct),
+    "outputs": ((), decode_outputs),
     "keep-tokens": ("no", _choice("no", "yes")),
-    "prmon": ("no", _choice("no", "yes")),
+    "prmon": ("yes", _choice("no", "yes")),
     "grace": (30.0, _seconds),
     "cache": ("", str),
     "tries": (3, _count),
@@ -933,6 +988,16 @@ class ResourceArea:
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""
         return bool(self._uri(name).exists())
+
+    def put(self, name: str) -> None:
+        """Write a file of the work directory to the area."""
+        try:
+            with open(_bytes(name), "rb") as stream:
+                self._uri(name).write(stream.read(), overwrite=True)
+        except OSError:
+            raise
+        except Exception as error:  # each store has errors of its own
+            raise ConnectionError(f"{type(error).__name__}: {error}") from None
 
     def tree(self, name: str) -> "list[str]":
         """Names of the files below a directory."""
@@ -1356,10 +1421,11 @@ def deliver(arguments: Arguments, fetcher: Fetcher) -> "dict[str, str]":
         What stands for each ``<FILE:key>``: the name, relative to the work
         directory or, if used in place, to the staging area.
     """
-    names = dict(arguments.files)
+    names = {key: output_name(destination) for key, destination in arguments["outputs"]}
+    names.update(arguments.files)
     if arguments.archive:
         _unpack_archive(arguments.archive, fetcher)
-        for name in names.values():
+        for _, name in arguments.files:
             os.chmod(_bytes(name), 0o755)
         return names
     for key, name in arguments.files:
@@ -1374,6 +1440,51 @@ def deliver(arguments: Arguments, fetcher: Fetcher) -> "dict[str, str]":
             executable = key == EXECUTABLE or key in arguments["executables"]
             fetcher.fetch(name, _bytes(name), executable=executable)
     return names
+
+
+def return_outputs(arguments: Arguments, code: int) -> int:
+    """Put the job's outputs where they belong.
+
+    If the payload failed, what there is of them may help to see why, and
+    its exit code is what matters.
+
+    Parameters
+    ----------
+    arguments : `Arguments`
+        Says which outputs there are.
+    code : `int`
+        Exit code of the payload.
+
+    Returns
+    -------
+    code : `int`
+        The same, or `EXIT_OUTPUT`.
+    """
+    for key, destination in arguments["outputs"]:
+        name = output_name(destination)
+        if code and not os.path.exists(_bytes(name)):
+            continue
+        try:
+            _put(name, destination)
+        except (OSError, FailureError) as error:
+            reason = (isinstance(error, OSError) and error.strerror) or error
+            shown = _without_password(destination)
+            say(f"output {name!r} (<FILE:{key}>) cannot be put to {shown}: {reason}")
+            code = code or EXIT_OUTPUT
+    return code
+
+
+def _put(name: str, destination: str) -> None:
+    """Copy a file of the work directory to a path or URI."""
+    folder = open_area(destination[: len(destination) - len(destination.rpartition("/")[2])] or "./")
+    if isinstance(folder, LocalArea):
+        if os.path.abspath(_bytes(name)) != os.path.abspath(folder.path(name)):
+            # A directory that is not here is one of the submit side only: making it would hide that.
+            os.stat(folder.root)
+            _copy(LocalArea("."), name, folder.path(name), None)
+        return
+    area = folder if isinstance(folder, ResourceArea) else ResourceArea(folder.root)
+    area.put(name)
 
 
 def _unpack_archive(location: str, fetcher: Fetcher) -> None:
@@ -1448,6 +1559,8 @@ def find_values(arguments: Arguments, fetcher: Fetcher) -> "dict[str, str]":
 
 def _from_shard(job: PseudoInput, shards: "tuple[str, int]", fetcher: Fetcher) -> "dict[str, str]":
     label, count = shards
+    if not label:  # jobs without parameters of their own
+        return {}
     if safe_label(unquote(job.label)) != label:
         raise ValueError(f"the task's parameters are those of label {label!r}")
     name = f"{SHARD_FOLDER}/{label}/{job.order_id // count:06d}.json"
@@ -1459,6 +1572,8 @@ def _from_map(text: str, arguments: Arguments, fetcher: Fetcher) -> "dict[str, s
     job = parse_input(text)
     if job.kind == "named":
         name = text.partition("+")[0]
+        if NAME_MAP not in dict(arguments.files) and name.partition(":")[2].isdigit():
+            return job.values  # the label of a job without parameters happens to be PH
         job = parse_input(_read_map(NAME_MAP, "qnode_map.json", arguments, fetcher)[name])
     return job.values
 
@@ -1790,7 +1905,11 @@ MONITOR_SUMMARY = "memory_monitor_summary.json"
 
 
 def find_monitor(environment: "Mapping[bytes, bytes]") -> bytes:
-    """Find prmon; empty if there is none, or one is already at work here."""
+    """Find prmon; empty if there is none, or one is already at work.
+
+    A site's own command line may start one for the runner, or for what
+    started the runner.
+    """
     try:
         if os.stat(MONITOR_OUTPUT).st_size:
             return b""
@@ -1799,12 +1918,27 @@ def find_monitor(environment: "Mapping[bytes, bytes]") -> bytes:
     for folder in environment.get(b"PATH", b"").split(b":"):
         path = os.path.join(folder, b"prmon")
         if os.access(path, os.X_OK) and os.path.isfile(path):
-            return path
+            return b"" if _is_monitored() else path
     return b""
 
 
+def _is_monitored() -> bool:
+    """Whether a prmon watches this process or the one that started it."""
+    watched = {b"%d" % os.getpid(), b"%d" % os.getppid()}
+    for entry in os.listdir("/proc") if os.path.isdir("/proc") else ():
+        if not entry.isdigit():
+            continue
+        try:
+            argv = b"".join(_read_chunks(f"/proc/{entry}/cmdline")).split(b"\0")
+        except OSError:
+            continue
+        if any(os.path.basename(word) == b"prmon" for word in argv[:2]) and watched.intersection(argv):
+            return True
+    return False
+
+
 def run_payload(
-    command: str, environment: "Mapping[bytes, bytes]", signals: Signals, *, monitor: bytes = b""
+    command: str, environment: "Mapping[bytes, bytes]", signals: Signals, *, monitor: bool = False
 ) -> int:
     """Run a command line and wait for it.
 
@@ -1816,8 +1950,8 @@ def run_payload(
         Its whole environment.
     signals : `Signals`
         What passes signals on to it.
-    monitor : `bytes`, optional
-        Path of prmon, if it is to watch the payload.
+    monitor : `bool`, optional
+        Whether prmon is to watch the payload, if it is there.
 
     Returns
     -------
@@ -1829,8 +1963,9 @@ def run_payload(
     payload = signals.start([shell, b"-c", _bytes(command)], environment, group=True)
     guard = signals.guard()
     watcher = 0
-    if monitor:
-        argv = [monitor, b"-i", b"5", b"-f", MONITOR_OUTPUT.encode(), b"-j", MONITOR_SUMMARY.encode()]
+    prmon = find_monitor(environment) if monitor else b""
+    if prmon:
+        argv = [prmon, b"-i", b"5", b"-f", MONITOR_OUTPUT.encode(), b"-j", MONITOR_SUMMARY.encode()]
         watcher = signals.start(argv + [b"-p", b"%d" % payload], environment, group=False)
     status = os.waitpid(payload, 0)[1]
     killed = signals.killed
@@ -1885,10 +2020,9 @@ def run(arguments: Arguments, environment: "Mapping[bytes, bytes]", signals: Sig
     if arguments["keep-tokens"] == "no":
         for token in TOKENS:
             passed_on.pop(token.encode(), None)
-    monitor = find_monitor(environment) if arguments["prmon"] == "yes" else b""
-    code = run_payload(command, passed_on, signals, monitor=monitor)
+    code = run_payload(command, passed_on, signals, monitor=arguments["prmon"] == "yes")
     memory.note(code)
-    return code
+    return return_outputs(arguments, code)
 
 
 def main(argv: "Sequence[str]", environment: "Mapping[bytes, bytes]") -> int:
