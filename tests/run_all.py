@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -174,21 +175,24 @@ def version_of(python: Path) -> str:
     return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def fingerprint(python: Path, version: str) -> str:
-    """Return a digest of all that an environment is made from."""
-    digest = hashlib.sha256()
-    for part in (str(CHECKOUT), str(python.resolve()), version, EXTRAS):
-        digest.update(part.encode() + b"\0")
-    for name in ("setup.cfg", "pyproject.toml", "tests/run_all.py"):
-        digest.update((CHECKOUT / name).read_bytes() + b"\0")
-    return digest.hexdigest()
+def fingerprint(python: Path, version: str) -> tuple[str, str]:
+    """Return digests of what an environment is: of its place and Python, and
+    of what is installed in it.
+    """
+    with open(CHECKOUT / "pyproject.toml", "rb") as stream:
+        build_system = tomllib.load(stream)["build-system"]
+    place = (str(CHECKOUT), str(python.resolve()), version)
+    content = (EXTRAS, repr(build_system), (CHECKOUT / "setup.cfg").read_text(encoding="utf-8"))
+    first, second = (hashlib.sha256("\0".join(parts).encode()).hexdigest() for parts in (place, content))
+    return first, second
 
 
 def make_environment(base: Path, environment: dict[str, str]) -> Path:
-    """Make the environment for an interpreter, or reuse a complete one.
+    """Make the environment for an interpreter, bring one up to date, or
+    reuse it as it is.
 
-    A marker that holds the fingerprint is written last: without it, the
-    environment was interrupted or is outdated, and is made again.
+    A marker that holds the fingerprint is written last and removed first:
+    without it, the environment was interrupted and is made afresh.
 
     Raises
     ------
@@ -200,19 +204,22 @@ def make_environment(base: Path, environment: dict[str, str]) -> Path:
     folder = CHECKOUT / f".venv-tests-{minor}"
     marker = folder / "complete"
     python = folder / "bin" / "python"
-    wanted = fingerprint(base, version)
+    place, content = fingerprint(base, version)
     locks = CHECKOUT / ".cache"
     locks.mkdir(exist_ok=True)
     with open(locks / f"venv-tests-{minor}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if marker.exists() and marker.read_text() == wanted:
+        found = marker.read_text().split() if marker.exists() else []
+        if found == [place, content]:
             return python
-        shutil.rmtree(folder, ignore_errors=True)
-        make_venv(base, folder, environment)
-        pip = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
-        if call([*pip, "--no-compile", "--editable", f"{CHECKOUT}[{EXTRAS}]"], environment) != 0:
+        if found[:1] != [place]:
+            shutil.rmtree(folder, ignore_errors=True)
+            make_venv(base, folder, environment)
+        marker.unlink(missing_ok=True)
+        pip = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-compile"]
+        if call([*pip, "--editable", f"{CHECKOUT}[{EXTRAS}]"], environment) != 0:
             raise SystemExit(f"run-tests: {folder} could not be made (see pip's message above)")
-        marker.write_text(wanted)
+        marker.write_text(f"{place}\n{content}\n")
     return python
 
 

@@ -39,13 +39,14 @@ ARROWS: dict[str, frozenset[str]] = {
         # Configuration.
         "keys": "errors",
         "sites": "errors",
-        "settings": "errors version plan staging keys sites",
+        "settings": "errors version plan staging keys sites local.endpoint",
         # The edges: files, HTTP, log-in.
         "staging": "errors plan.model",
         "runrecord": "errors version plan.model",
         "rest": "errors version auth.sources auth.store auth.tokens",
         "auth": "errors version rest",
         # What the service class is made of.
+        "core_repairs": "",
         "workflow": "errors version plan settings runrecord wire.idds_workflow",
         "submission": "errors rest wire wire.idds_workflow",
         "inquiry": "errors report rest runrecord settings wire",
@@ -55,7 +56,8 @@ ARROWS: dict[str, frozenset[str]] = {
         "wire.idds_workflow workflow",
         "remote_build": "errors version settings plan edgenode rest wire staging runrecord submission",
         "service": "errors version settings sites plan plantable wire wire.idds_workflow rest staging report "
-        "runrecord workflow submission inquiry preflight cancellation rescue remote_build local.instance",
+        "runrecord workflow submission inquiry preflight cancellation rescue core_repairs "
+        "remote_build local.endpoint local.instance",
         "": "service workflow errors version",
         "cli": "errors version service settings auth rest.credentials local demo workflow report",
         # Apart.
