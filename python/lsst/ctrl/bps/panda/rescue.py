@@ -79,6 +79,7 @@ def restart_run(connection: Connection, inquiry: Inquiry, run: str) -> tuple[str
     directory = _rescue_directory(record, number)
     rescue = replace(rescue, run=replace(rescue.run, submit_path=os.fspath(directory)))
     new_id = _submit(connection, rescue, record, directory)
+    _provide_configuration(record, rescue.run.name)
     record.content["restarts"] = number
     record.content["restarted_as"] = new_id
     record.write(record.submit_path)
@@ -88,6 +89,16 @@ def restart_run(connection: Connection, inquiry: Inquiry, run: str) -> tuple[str
         f"{len(done)} jobs are done already. Submit directory: {directory}"
     )
     return str(new_id), rescue.run.name, message
+
+
+def _provide_configuration(record: RunRecord, name: str) -> None:
+    """Give the new run the configuration under its name: BPS opens
+    ``DIRECTORY/NAME_config.yaml`` after a restart by directory.
+    """
+    directory = Path(record.submit_path)
+    old = directory / f"{record.name}_config.yaml"
+    if old.exists():
+        write_text(directory / f"{name}_config.yaml", [old.read_text(encoding="utf-8")])
 
 
 def _done_jobs(inquiry: Inquiry, evidence: RunEvidence, plan: WorkflowPlan) -> set[int]:

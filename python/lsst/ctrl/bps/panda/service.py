@@ -22,7 +22,7 @@ from lsst.resources import ResourcePath
 from . import sites
 from .cancellation import cancel_run
 from .core_repairs import accept_service_names
-from .errors import PandaBpsError
+from .errors import PandaBpsError, RunNotFoundError
 from .inquiry import Connection, Inquiry, connect
 from .preflight import check_run, check_service
 from .plantable import render_table
@@ -206,8 +206,13 @@ class PanDAService(BaseWmsService):
         filters = parse_filters(pass_thru)
         inquiry = Inquiry(self._connect())
         if wms_id:
-            request_id, _ = inquiry.identify(wms_id)
-            return [str(inquiry.request(request_id).request_id)]
+            try:
+                request_id, _ = inquiry.identify(wms_id)
+                return [str(inquiry.request(request_id).request_id)]
+            except RunNotFoundError as error:
+                # BPS says that no job matches; this says why.
+                _LOG.error("%s", error)
+                return []
         runs, problems = inquiry.recent(days=DEFAULT_DAYS, user=user)
         for problem in problems:
             _LOG.warning("%s", problem)
@@ -219,17 +224,25 @@ class PanDAService(BaseWmsService):
         # Docstring inherited.
         try:
             connection = self._connect()
-            return cancel_run(connection.relay, Inquiry(connection), wms_id)
+            accepted, message = cancel_run(connection.relay, Inquiry(connection), wms_id)
         except PandaBpsError as error:
             return False, str(error)
+        if accepted:
+            # BPS prints the message of a failure only.
+            _LOG.info("%s", message)
+        return accepted, message
 
     def restart(self, wms_workflow_id: str) -> tuple[str | None, str | None, str]:
         # Docstring inherited.
         try:
             connection = self._connect()
-            return restart_run(connection, Inquiry(connection), wms_workflow_id)
+            run_id, name, message = restart_run(connection, Inquiry(connection), wms_workflow_id)
         except PandaBpsError as error:
             return None, None, str(error)
+        if run_id is not None:
+            # BPS prints the message of a failure only.
+            _LOG.info("%s", message)
+        return run_id, name, message
 
     def ping(self, pass_thru: str | None = None) -> tuple[int, str]:
         """Find out whether PanDA and iDDS answer.
