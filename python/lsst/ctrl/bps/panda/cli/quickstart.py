@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 _ENDED = (WmsStates.SUCCEEDED, WmsStates.FAILED, WmsStates.DELETED)
 _DONE = frozenset({WmsStates.SUCCEEDED, WmsStates.FAILED, WmsStates.DELETED, WmsStates.PRUNED})
 _EXIT_FAILED, _EXIT_BUSY, _EXIT_INTERRUPTED = 1, 75, 130
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _POLL = 1.0
 """Seconds between looks at the run."""
 
@@ -76,7 +77,7 @@ def main(directory: Path, slots: int | None, timeout: float, stop_only: bool) ->
     place = Workplace(directory.absolute())
     place.directory.mkdir(parents=True, exist_ok=True)
     place.enter()
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in _SIGNALS:
         signal.signal(number, _interrupt)
     try:
         with _locked(place.lock):
@@ -95,6 +96,23 @@ class _BusyError(QuickstartError):
 
 def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _interrupts_kept() -> Iterator[None]:
+    """Let an interruption take effect afterwards: a server that is half
+    started could not be found to be stopped.
+    """
+    noted = []
+    for number in _SIGNALS:
+        signal.signal(number, lambda number, frame: noted.append(number))
+    try:
+        yield
+    finally:
+        for number in _SIGNALS:
+            signal.signal(number, _interrupt)
+    if noted:
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
@@ -128,7 +146,8 @@ def _run(place: Workplace, *, slots: int | None, timeout: float) -> int:
     run_id = ""
     well = False
     try:
-        endpoint = instance.start(place.panda, slots=slots)
+        with _interrupts_kept():
+            endpoint = instance.start(place.panda, slots=slots)
         click.echo(f"The embedded PanDA runs: {endpoint.url}, process {endpoint.pid}, state in {place.panda}")
         submission = _submit(place)
         run_id = submission.run_id
@@ -360,12 +379,16 @@ def _tell_results(place: Workplace, submission: Submission) -> None:
     script, failing = shlex.quote(str(place.script)), shlex.quote(str(place.failing_config))
     click.echo(
         f"""
-The embedded PanDA goes on running. To use it by hand, in this or another shell:
+The embedded PanDA goes on running. To use it by hand, in this or another shell, first
+
     . {script}
-and then, for instance
-    bps report --id {submission.run_id}      # this run again
-    bps submit {failing}      # one quantum fails: see what its report tells
-    panda_local stop      # ends the embedded PanDA; any bps command starts it again"""
+
+and then try: the report again; a run in which a quantum fails; the end of the embedded PanDA
+(any bps command starts it again)
+
+    bps report --id {submission.run_id}
+    bps submit {failing}
+    panda_local stop"""
     )
 
 
