@@ -7,6 +7,7 @@ import os
 import pickle
 import stat
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 
 import jwt
@@ -317,11 +318,11 @@ BAD_TOKENS = {
     ),
     "several audiences, for nobody": (lambda: make_token(aud=["panda", "x"]), "another client"),
     "expired": (
-        lambda: make_token(iat=int(NOW.timestamp()) - 2 * HOUR, exp=int(NOW.timestamp()) - HOUR),
+        lambda: make_token(iat=int(time.time()) - 2 * HOUR, exp=int(time.time()) - HOUR),
         r"expired; the clock of this machine seems to be 7[12]\d\d s ahead",
     ),
     "of the future": (
-        lambda: make_token(iat=int(NOW.timestamp()) + HOUR),
+        lambda: make_token(iat=int(time.time()) + HOUR),
         r"the clock of this machine seems to be 3[56]\d\d s behind",
     ),
     "without end": (lambda: make_token(exp=None), "exp"),

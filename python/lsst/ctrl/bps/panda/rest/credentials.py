@@ -86,8 +86,12 @@ class Anonymous(_Unpicklable):
         """Give the user's name in a header of our own, if there is one."""
         if not self._user:
             return {}
-        # HTTP headers are latin-1 without line ends; other names are spelled.
-        return {"X-PanDA-User": self._user.encode("ascii", "backslashreplace").decode().replace("\n", " ")}
+        # A header is one line of ASCII; other characters are spelled.
+        plain = (
+            character if character.isascii() and character.isprintable() else ascii(character)[1:-1]
+            for character in self._user
+        )
+        return {"X-PanDA-User": "".join(plain)}
 
     def certificate(self) -> str | None:
         """Give no certificate."""
