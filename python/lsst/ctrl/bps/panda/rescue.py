@@ -65,6 +65,12 @@ def restart_run(connection: Connection, inquiry: Inquiry, run: str) -> tuple[str
             "not known on this machine to this user. Give the submit directory instead of the id: "
             "bps restart --id DIRECTORY."
         )
+    successor = record.content.get("restarted_as")
+    if successor:
+        return None, None, (
+            f"Run {request_id} was restarted before, as run {successor}, which knows what is still to be done: "
+            f"bps restart --id {successor}."
+        )
     evidence = inquiry.status(str(request_id))
     tally = tally_run(evidence)
     if not tally.ended:

@@ -1,0 +1,224 @@
+"""Settings: where each value comes from, and what a wrong one is told."""
+
+import os
+
+import pytest
+from lsst.ctrl.bps import (
+    BPS_DEFAULTS,
+    BPS_SEARCH_ORDER,
+    BpsConfig,
+    GenericWorkflow,
+    GenericWorkflowExec,
+    GenericWorkflowFile,
+    GenericWorkflowJob,
+)
+from lsst.ctrl.bps.panda.errors import SettingsError
+from lsst.ctrl.bps.panda.keys import KEYS, closest_key, convert
+from lsst.ctrl.bps.panda.plan.labels import NamingKind
+from lsst.ctrl.bps.panda.settings import (
+    default_configuration,
+    read_run_settings,
+    read_service_settings,
+    site_staging_area,
+)
+
+
+def make_config(**values):
+    """A configuration as BPS makes it, with a staging area."""
+    content = {
+        "submitPath": "/submit",
+        "outputRun": "u/me/x/1",
+        "uniqProcName": "u_me_x_1",
+        "operator": "me",
+        "project": "pr",
+        "campaign": "ca",
+        "fileDistributionEndPoint": "/area/{uniqProcName}",
+        "payload": {"payloadName": "pay", "butlerConfig": "/repo"},
+    }
+    content.update(values)
+    return BpsConfig(
+        content,
+        search_order=BPS_SEARCH_ORDER,
+        defaults=BPS_DEFAULTS,
+        wms_service_class_fqn="lsst.ctrl.bps.panda.PanDAService",
+    )
+
+
+def make_workflow(labels=("isr",), final=True):
+    workflow = GenericWorkflow("u_me_x_1")
+    executable = GenericWorkflowExec("true", "true", False)
+    for label in labels:
+        workflow.add_job(GenericWorkflowJob(f"{label}_1", label, executable=executable, arguments=""))
+    if final:
+        workflow.add_final(GenericWorkflowJob("finalJob", "finalJob", executable=executable, arguments=""))
+    return workflow
+
+
+def read(config, env=None, **kwargs):
+    return read_run_settings(
+        config, make_workflow(**kwargs), submit_path="/submit", environment={} if env is None else env
+    )
+
+
+def test_values_come_from_the_run_then_the_site_then_the_base():
+    settings = read(make_config(computeSite="SLAC", priority=7))
+    label = settings.plan.of("isr")
+    assert label.priority == 7
+    assert label.site == "SLAC"
+    assert label.prod_source_label == "managed"
+    assert settings.plan.max_jobs_per_task == 10000
+
+
+def test_a_label_has_its_own_settings():
+    config = make_config(
+        computeSite="SLAC",
+        pipetask={"isr": {"queue": "Q_isr", "processingType": "special", "priority": 900}},
+        finalJob={"queue": "Q_merge"},
+    )
+    plan = read(config, labels=("isr", "warp")).plan
+    assert (plan.of("isr").queue, plan.of("isr").processing_type, plan.of("isr").priority) == (
+        "Q_isr",
+        "special",
+        900,
+    )
+    assert plan.of("warp").priority == 500
+    assert plan.of("warp").processing_type == ""
+    assert plan.of("finalJob").queue == "Q_merge"
+    assert plan.of("finalJob").processing_type == "Rubin_Merge"
+
+
+def test_the_runner_command_keeps_the_workers_variables():
+    config = make_config(runnerCommand="x=${HOME}; python3 ${CTRL_BPS_PANDA_DIR}/d.py _cmd_line_")
+    command = read(config, {"HOME": "/submit/home"}).plan.of("isr").runner_command
+    assert "${HOME}" in command
+    assert "${CTRL_BPS_PANDA_DIR}" in command
+
+
+@pytest.mark.parametrize(
+    ("text", "env", "expected"),
+    [
+        ("/a b/{uniqProcName}", {}, "/a b/u_me_x_1/"),
+        ("file:///x/", {}, "file:///x/"),
+        ("s3://bucket/{payloadFolder}/", {}, "s3://bucket/payload/"),
+        ("${LSST_RUN_TEMP_SPACE}/box/", {"LSST_RUN_TEMP_SPACE": "/t"}, "/t/box/"),
+    ],
+)
+def test_staging_area(text, env, expected):
+    assert read(make_config(fileDistributionEndPoint=text), env).staging.area == expected
+
+
+def test_a_staging_area_whose_variable_is_not_set_is_an_error_that_names_it():
+    config = make_config(fileDistributionEndPoint="${LSST_RUN_TEMP_SPACE}/box/")
+    with pytest.raises(SettingsError, match="LSST_RUN_TEMP_SPACE is not set"):
+        read(config, {})
+
+
+def test_the_default_staging_area_serves_command_and_staging_alike():
+    config = make_config(
+        fileDistributionEndPoint="${LSST_RUN_TEMP_SPACE}/box/", fileDistributionEndPointDefault="/other/box/"
+    )
+    settings = read(config, {})
+    assert settings.staging.area == settings.plan.run.staging_area == "/other/box/"
+
+
+def test_no_staging_area_at_all_says_what_to_do():
+    with pytest.raises(SettingsError, match="fileDistributionEndPoint is not set.*Sites with a profile"):
+        read(make_config(fileDistributionEndPoint="", computeSite="NOWHERE"))
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ({}, NamingKind.SHORT),
+        ({"jobNaming": "plain"}, NamingKind.PLAIN),
+        ({"enableJobNameMap": True}, NamingKind.ORDER_ID_MAP),
+        ({"enableQnodeMap": "true"}, NamingKind.QNODE_MAP),
+    ],
+)
+def test_naming(values, kind):
+    assert read(make_config(**values)).plan.naming is kind
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"jobNaming": "tiny"}, "jobNaming is 'tiny'.*short, plain"),
+        ({"maxJobsPerTask": "many"}, "maxJobsPerTask is 'many'.*whole number"),
+        ({"maxJobsPerTask": 0}, "maxJobsPerTask is 0.*at least 1"),
+        ({"maxCopyWorkers": 1.5}, "maxCopyWorkers is 1.5.*whole number"),
+        ({"enableEventService": "isr:none"}, "enableEventService is 'isr:none'"),
+        ({"groupPermissions": "perhaps"}, "groupPermissions is 'perhaps'.*yes or no"),
+    ],
+)
+def test_a_wrong_value_is_an_error_that_names_key_and_value(values, words):
+    with pytest.raises(SettingsError, match=words):
+        read(make_config(**values))
+
+
+def test_event_service_by_label():
+    config = make_config(enableEventService="isr:20, warp", maxPayloadsPerPandaJob=7)
+    plan = read(config, labels=("isr", "warp", "coadd")).plan
+    assert [plan.of(label).payloads_per_job for label in ("isr", "warp", "coadd", "finalJob")] == [20, 7, 1, 1]
+
+
+def test_directories_among_the_inputs_are_found(tmp_path):
+    workflow = make_workflow()
+    (tmp_path / "d").mkdir()
+    workflow.add_job_inputs(
+        "isr_1", [GenericWorkflowFile("a", str(tmp_path / "d"), wms_transfer=True, job_access_remote=True)]
+    )
+    settings = read_run_settings(make_config(), workflow, submit_path="/s", environment={})
+    assert settings.plan.directories == {str(tmp_path / "d")}
+
+
+def test_a_misspelt_key_is_pointed_out():
+    hints = read(make_config(maxJobPerTask=5)).hints
+    assert hints == ("Key maxJobPerTask of the configuration is not known; did you mean maxJobsPerTask?",)
+    assert read(make_config()).hints == ()
+
+
+@pytest.mark.parametrize("name", ["requestMemory", "payload", "pipelineYaml", "site", "cluster", "finalJob"])
+def test_keys_of_bps_are_not_taken_for_misspelt_ones(name):
+    assert closest_key(name) is None
+
+
+def test_the_user_is_known_without_the_variable():
+    assert read_service_settings({}, {}).user
+    assert read_service_settings({}, {"USER": "ann"}).user == "ann"
+    assert read(make_config(), {"USER": "ann"}).plan.submit_environment == {"USER": "ann"}
+    assert read(make_config(), {}).plan.submit_environment["USER"]
+
+
+def test_where_panda_is():
+    settings = read_service_settings({}, {"PANDA_URL": "http://a/server/panda", "PANDA_URL_SSL": "https://b/x/"})
+    assert settings.url == "https://b/x"
+    assert settings.require_url() == "https://b/x"
+    with pytest.raises(SettingsError, match="PANDA_URL_SSL.*LocalPanDAService"):
+        read_service_settings({}, {}).require_url()
+
+
+def test_defaults_need_no_lsst_stack():
+    plain = BpsConfig({}, defaults=BPS_DEFAULTS, wms_service_class_fqn="lsst.ctrl.bps.panda.PanDAService")
+    command = plain.search("runQuantumCommand", opt={"replaceVars": False, "expandEnvVars": False})[1]
+    if "CTRL_MPEXEC_DIR" not in os.environ:
+        assert command.startswith("pipetask ")
+    stack = default_configuration({"CTRL_MPEXEC_DIR": "/stack/m", "DAF_BUTLER_DIR": "/stack/b"})
+    assert "runQuantumCommand" not in stack
+
+
+def test_defaults_have_no_remote_build_section():
+    # BPS would skip prepare and fail for any other class than PanDAService.
+    assert "remoteBuild" not in default_configuration({})
+
+
+def test_the_profile_of_a_site_gives_the_staging_area(monkeypatch):
+    monkeypatch.setenv("PANDA_LOCAL_DIR", "/home/a b/panda")
+    monkeypatch.delenv("PANDA_LOCAL_STAGING", raising=False)
+    assert site_staging_area("local", "payload", "run_1") == "file:///home/a%20b/panda/staging/payload/run_1/"
+    assert site_staging_area("NOWHERE", "payload", "run_1") == ""
+
+
+@pytest.mark.parametrize("key", KEYS.values(), ids=lambda key: key.name)
+def test_each_key_has_a_default_of_its_kind(key):
+    assert convert(key, key.default, source="default") == key.default
+    assert key.meaning.endswith(".")
