@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from socketserver import ThreadingMixIn
 from urllib.parse import unquote, urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from xml.sax.saxutils import escape
 
 _MULTI_STATUS = """<?xml version="1.0" encoding="utf-8"?>
 <D:multistatus xmlns:D="DAV:"><D:response><D:href>{path}</D:href><D:propstat><D:prop>
@@ -98,7 +99,7 @@ class DavDouble:
             values = {"kind": "<D:collection/>", "length": ""}
         else:
             return "404 Not Found", {}, b""
-        return "207 Multi-Status", {}, _MULTI_STATUS.format(path=path, **values).encode()
+        return "207 Multi-Status", {}, _MULTI_STATUS.format(path=escape(path), **values).encode()
 
     def _head(self, path, body, environment):
         if path not in self.files:

@@ -154,6 +154,11 @@ class HostileServer:
         with self.lock:
             self._queue.extend(names)
 
+    def forget_faults(self) -> None:
+        """Let all further requests pass."""
+        with self.lock:
+            self._queue.clear()
+
     def next_fault(self) -> Fault | None:
         """Take the next fault."""
         with self.lock:

@@ -78,15 +78,27 @@ def stage(
         Raised if any file could not be staged; the text lists every one of
         them with its cause.  There is no manifest in the area then.
     """
-    if problems := find_name_problems(files):
-        raise StagingError(f"cannot stage to {settings.area}:\n  " + "\n  ".join(problems))
     store = open_store(settings.area, group_permissions=settings.group_permissions)
+    if problems := (*find_name_problems(files), *_find_overlaps(files, store)):
+        raise StagingError(f"cannot stage to {settings.area}:\n  " + "\n  ".join(problems))
     session = StagingSession(
         store, settings, progress=progress, retries=Retries(settings.retries, sleep), clock=clock
     )
     sources, failures = expand_files(files)
     session.refuse(failures, total=len(sources) + len(failures))
     return session.run(sources)
+
+
+def _find_overlaps(files: Sequence[StagedFile], store: Store) -> list[str]:
+    """Find directories that would have to be copied into themselves."""
+    if not isinstance(store, LocalStore):
+        return []
+    area = os.path.realpath(store.root) + "/"
+    return [
+        f"{file.source} is to be staged, but the staging area lies in it"
+        for file in files
+        if file.is_directory and area.startswith(os.path.realpath(file.source.removeprefix("file://")) + "/")
+    ]
 
 
 def check_area(

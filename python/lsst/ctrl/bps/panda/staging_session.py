@@ -150,12 +150,14 @@ class StagingSession:
         self._total = len(files)
         begun = time.monotonic()
         with self._fetched(files) as local:
-            manifest, missing = self._compare_all(local)
+            known, complete = self._known()
+            manifest, missing = self._compare_all(local, known, complete=complete)
             copied = self._copy_all(missing, manifest.files)
         folders = [source for source in sources if source.is_folder]
         self._each(folders, lambda source: self._store.make_folder(source.name))
         whole = Manifest({**manifest.files, **copied})
-        self._finish(whole)
+        if missing or not complete or whole.files != known:
+            self._finish(whole)
         size = sum(digest.size for digest in copied.values())
         report = StagingReport(
             self._store.area, len(copied), len(manifest.files), size, tuple(sorted(whole.files))
@@ -203,16 +205,17 @@ class StagingSession:
             local = self._each(remote, lambda source: fetch_source(source, folder))
             yield [local.get(source.name, source) for source in sources]
 
-    def _compare_all(self, sources: Sequence[SourceFile]) -> tuple[Manifest, list[SourceFile]]:
+    def _compare_all(
+        self, sources: Sequence[SourceFile], known: Mapping[str, Digest], *, complete: bool
+    ) -> tuple[Manifest, list[SourceFile]]:
         """Find what is in the area already, and what is not."""
-        known, complete = self._known()
         compared = self._each(sources, lambda source: self._compare(source, known))
         present = Manifest({name: digest for name, digest in compared.items() if digest is not None})
         missing = [source for source in sources if compared[source.name] is None]
         if missing:
             # From here on the area is half staged, and must look like it,
             # but what is good in it must be found again.
-            self._write(PARTIAL_NAME, render_manifest(present))
+            self._begin_partial(present)
             if complete:
                 self._do(lambda: self._store.remove(MANIFEST_NAME), f"removing {MANIFEST_NAME}")
         self._advance(len(present.files))
@@ -258,21 +261,29 @@ class StagingSession:
             raise VerificationError(f"read back {found} from the staging area, but {digest} was sent")
         return digest
 
-    def _leave_partial(self, manifest: Manifest) -> None:
+    def _begin_partial(self, present: Manifest) -> None:
+        if not self._leave_partial(present):
+            # An old one would vouch for what is about to be overwritten.
+            self._do(lambda: self._store.remove(PARTIAL_NAME), f"removing {PARTIAL_NAME}")
+
+    def _leave_partial(self, manifest: Manifest) -> bool:
         try:
             self._store.write(PARTIAL_NAME, render_manifest(manifest).encode())
         except Exception as error:
             # Only costs copying again what is there already.
             _LOG.debug("Cannot write %s%s: %s", self._store.area, PARTIAL_NAME, error)
+            return False
+        return True
 
     def _finish(self, manifest: Manifest) -> None:
-        self._write(MANIFEST_NAME, render_manifest(manifest))
+        data = render_manifest(manifest).encode()
+        try:
+            self._do(lambda: self._store.write(MANIFEST_NAME, data), f"writing {MANIFEST_NAME}")
+        except StagingError:
+            self._leave_partial(manifest)
+            raise
         self._do(lambda: self._store.remove(PARTIAL_NAME), f"removing {PARTIAL_NAME}")
         self._store.tidy()
-
-    def _write(self, name: str, text: str) -> None:
-        data = text.encode()
-        self._do(lambda: self._store.write(name, data), f"writing {name}")
 
     def _do(self, action: Callable[[], _Result], what: str) -> _Result:
         """Do one thing with retries and a time-out."""
@@ -335,11 +346,7 @@ class StagingSession:
         self.refuse([(name, failures.get(name, rest)) for name in names], total=self._total)
 
     def _allowance(self, source: SourceFile) -> float:
-        try:
-            size = os.stat(source.path).st_size
-        except OSError:
-            size = 0
-        return self._settings.timeout + size / _BYTES_A_SECOND
+        return self._settings.timeout + source.size / _BYTES_A_SECOND
 
     def _advance(self, count: int) -> None:
         self._done += count

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from urllib.parse import unquote, urlsplit
 
 from .plan.model import StagedFile
-from .staging_causes import VerificationError
+from .staging_causes import VerificationError, describe_cause
 from .staging_manifest import CANCELLED_NAME, MANIFEST_NAME, PARTIAL_NAME, TEMPORARY_FOLDER
 
 _RESERVED = frozenset({MANIFEST_NAME, PARTIAL_NAME, TEMPORARY_FOLDER, CANCELLED_NAME})
@@ -32,6 +32,9 @@ class SourceFile:
 
     name: str
     """Relative path in the staging area."""
+
+    size: int = 0
+    """Size, bytes, when it was looked at."""
 
     executable: bool = False
 
@@ -120,13 +123,16 @@ def expand_files(files: Iterable[StagedFile]) -> tuple[list[SourceFile], list[tu
     for file in files:
         try:
             sources.extend(_expand(file))
-        except (OSError, ValueError) as error:
+        except Exception as error:
+            # The libraries of remote stores have exceptions of their own.
             failures.append((file.name, f"source {file.source}: {_plain(error)}"))
     return sources, failures
 
 
 def _plain(error: Exception) -> str:
-    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) if isinstance(error, OSError | ValueError) else describe_cause(error)
 
 
 def _local_path(source: str) -> str | None:
@@ -152,14 +158,14 @@ def _expand(file: StagedFile) -> Iterator[SourceFile]:
 
 
 def _local_file(path: str, name: str, *, executable: bool = False) -> SourceFile:
-    mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode):
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
         raise ValueError(f"{path} is neither a file nor a directory")
     if not os.access(path, os.R_OK):
         raise ValueError(f"{path} cannot be read (permission denied)")
     if problem := _name_problem(name):
         raise ValueError(f"{path}: staged name {name!r} {problem}")
-    return SourceFile(path, name, executable=executable or bool(mode & stat.S_IXUSR))
+    return SourceFile(path, name, found.st_size, executable=executable or bool(found.st_mode & stat.S_IXUSR))
 
 
 def _expand_tree(top: str, name: str) -> Iterator[SourceFile]:
@@ -192,15 +198,17 @@ def _expand_remote(file: StagedFile) -> Iterator[SourceFile]:
     from lsst.resources import ResourcePath
 
     if not file.is_directory:
-        yield SourceFile(file.source, file.name, executable=file.executable, is_remote=True)
+        size = ResourcePath(file.source, forceDirectory=False).size()
+        yield SourceFile(file.source, file.name, size, executable=file.executable, is_remote=True)
         return
     top = ResourcePath(file.source, forceDirectory=True)
-    found = sorted(str(uri) for uri in ResourcePath.findFileResources([top]) if not str(uri).endswith("/"))
+    # S3 has objects that stand for directories, with a name that ends in "/".
+    found = [uri for uri in ResourcePath.findFileResources([top]) if not uri.geturl().endswith("/")]
     if not found:
         raise FileNotFoundError("no files found below it")
-    for text in found:
-        relative = ResourcePath(text).relative_to(top)
-        yield SourceFile(text, f"{file.name.rstrip('/')}/{relative}", is_remote=True)
+    for uri in sorted(found):
+        name = f"{file.name.rstrip('/')}/{uri.relative_to(top)}"
+        yield SourceFile(uri.geturl(), name, uri.size(), is_remote=True)
 
 
 def fetch_source(source: SourceFile, folder: str) -> SourceFile:
@@ -227,9 +235,8 @@ def fetch_source(source: SourceFile, folder: str) -> SourceFile:
 
     uri = ResourcePath(source.path, forceDirectory=False)
     path = os.path.join(folder, uuid.uuid4().hex)
-    size = uri.size()
     with uri.as_local() as local:
         shutil.copyfile(local.ospath, path)
-    if (found := os.stat(path).st_size) != size:
-        raise VerificationError(f"got {found} of the {size} bytes of {source.path}")
+    if (found := os.stat(path).st_size) != source.size:
+        raise VerificationError(f"got {found} of the {source.size} bytes of {source.path}")
     return replace(source, path=path, is_remote=False)
