@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lsst.ctrl.bps.panda.local import instance
-from lsst.ctrl.bps.panda.local.processes import is_alive, marked_processes
+from lsst.ctrl.bps.panda.local.processes import is_alive, marked_processes, start_ticks
 from lsst.ctrl.bps.panda.local.trial import TrialClient, TrialTask, diamond
 
 pytestmark = pytest.mark.slow
@@ -206,13 +206,14 @@ def test_kill_9_in_mid_run_loses_and_doubles_nothing(own, tmp_path):
     # That the last job has ended is known to PanDA.
     _wait_for(lambda: instance.status(endpoint)["jobs"].get("finished") == 5, "five finished jobs")
     hanging = [int(line[2]) for line in lines("start") if line[1] in ("left:0", "left:1")]
+    ticks = {pid: start_ticks(pid) for pid in hanging}
+    assert all(ticks.values())
     os.kill(endpoint.pid, signal.SIGKILL)
     _wait_for(lambda: not is_alive(endpoint.pid, endpoint.started), "end of the server")
     again = instance.start(own)
     assert again.pid != endpoint.pid
     assert again.url == endpoint.url
-    for pid in hanging:
-        assert not Path(f"/proc/{pid}").exists() or not os.readlink(f"/proc/{pid}/cwd").startswith(str(own))
+    assert not any(is_alive(pid, started) for pid, started in ticks.items())
     gate.touch()
     status, counts = TrialClient(again).wait(trial, timeout=_TIMEOUT)
     assert status == "Finished"

@@ -123,7 +123,9 @@ class _InProcessAdapter(BaseAdapter):
         super().__init__()
         self._client = importlib.import_module("werkzeug.test").Client(application)
 
-    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+    def send(  # type: ignore[override]
+        self, request: requests.PreparedRequest, **options: Any
+    ) -> requests.Response:
         """Have a request answered."""
         parts = urlsplit(str(request.url))
         body = request.body

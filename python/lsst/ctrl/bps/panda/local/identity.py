@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-__all__ = ["USER_HEADER", "Identity", "IdentityRules", "NotAllowedError", "identify"]
+__all__ = ["USER_HEADER", "Headers", "Identity", "IdentityRules", "NotAllowedError", "identify"]
 
 import base64
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 USER_HEADER = "X-PanDA-Local-User"
 """Header by which a client without a token names its user."""
 
 _LONGEST = 20
 """iDDS keeps this many characters of a user's name."""
+
+
+class Headers(Protocol):
+    """What is needed of HTTP headers."""
+
+    def get(self, name: str, default: str, /) -> str:
+        """Tell the value of a header, whatever the case of its name."""
 
 
 class NotAllowedError(Exception):
@@ -59,13 +66,13 @@ def read_claims(token: str) -> dict[str, Any]:
     return claims
 
 
-def identify(headers: Mapping[str, str], rules: IdentityRules, *, inside: bool = False) -> Identity:
+def identify(headers: Headers, rules: IdentityRules, *, inside: bool = False) -> Identity:
     """Tell who asks.
 
     Parameters
     ----------
-    headers : `~collections.abc.Mapping` [`str`, `str`]
-        HTTP headers.
+    headers : `Headers`
+        HTTP headers; ``get`` ignores case.
     rules : `IdentityRules`
         How users are told apart.
     inside : `bool`, optional

@@ -37,7 +37,7 @@ from .endpoint import ENDPOINT_FILE, Endpoint, environment, read_endpoint, state
 from .processes import is_alive
 from .server_settings import read_settings, write_settings
 
-_SERVER = "lsst.ctrl.bps.panda.local.server"
+_LAUNCHER = Path(__file__).resolve().with_name("launch.py")
 _EXIT_BUSY = 75
 _NEEDED = {
     "idds.agents": "idds-server",
@@ -47,6 +47,9 @@ _NEEDED = {
     "sqlalchemy": "sqlalchemy",
 }
 # Credentials of a facility are none of the server's business.
+_children: dict[int, subprocess.Popen[bytes]] = {}
+"""Servers that this process has started, to be collected when they end."""
+
 _DROPPED = ("PANDA_", "OIDC_", "IDDS_", "X509_")
 
 
@@ -109,7 +112,10 @@ def find(directory: str | Path) -> Endpoint | None:
         and start of its process.
     """
     endpoint = read_endpoint(directory)
-    if endpoint is None or not is_alive(endpoint.pid, endpoint.started):
+    if endpoint is None:
+        return None
+    if not is_alive(endpoint.pid, endpoint.started):
+        _reap(endpoint.pid)
         return None
     return endpoint
 
@@ -164,11 +170,12 @@ def start(
     # A parent to end with is never kept for a later start.
     options.setdefault("parent", 0)
     write_settings(directory, {"slots": slots, "database": database, "pace": pace, **options})
-    command = [sys.executable, "-P", "-m", _SERVER, str(directory)]
+    command = [sys.executable, "-P", str(_LAUNCHER), str(directory)]
     variables = {key: value for key, value in os.environ.items() if not key.startswith(_DROPPED)}
     if foreground:
         os.execve(sys.executable, command, variables)
     process = _spawn(command, directory, variables)
+    _children[process.pid] = process
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         code = process.poll()
@@ -250,10 +257,9 @@ def stop(directory: str | Path, *, timeout: float = 30, sleep: Callable[[float],
 
 def _reap(pid: int) -> None:
     """Collect the server if it is a child of this process."""
-    try:
-        os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        return
+    child = _children.pop(pid, None)
+    if child is not None:
+        child.wait(timeout=10)
 
 
 def status(endpoint: Endpoint) -> dict[str, Any]:

@@ -99,7 +99,7 @@ class JobStore:
             connection.execute(update.values(status="waiting", due=self._clock() + delay))
             return len(rows)
         for row in rows:
-            self.create(connection, task, row)
+            self.create(connection, task, dict(row))
         return len(rows)
 
     def create(self, connection: sa.Connection, task: Mapping[str, Any], file: Mapping[str, Any]) -> int:
@@ -235,7 +235,7 @@ class JobStore:
         """
         query = sa.select(jobs, files.c.lfn).join(files, files.c.file_id == jobs.c.file_id)
         queued = query.where(jobs.c.task_id == task_id, jobs.c.status == "activated")
-        for job in connection.execute(queued).mappings().all():
+        for job in map(dict, connection.execute(queued).mappings().all()):
             self.close(connection, job, status="cancelled", detail=cancelled_detail(user))
             self._set_file(connection, job, "cancelled")
         update = files.update().where(files.c.task_id == task_id)

@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = ["PACES", "Pace", "parse_pace"]
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,8 @@ def parse_pace(text: str) -> Pace:
         if key not in kinds:
             raise ValueError(f"pace {text!r}: {key!r} is not known; known: {', '.join(kinds)}")
         try:
-            pace = replace(pace, **{key: _convert(kinds[key], value)})
+            changed: dict[str, Any] = {key: _convert(kinds[key], value)}
+            pace = replace(pace, **changed)
         except ValueError:
             raise ValueError(f"pace {text!r}: {value!r} is no value for {key}") from None
     return pace

@@ -1,4 +1,4 @@
-"""The server process: ``python -m lsst.ctrl.bps.panda.local.server DIRECTORY``.
+"""The server process, see `~lsst.ctrl.bps.panda.local.launch`.
 
 It holds everything together: PanDA's side, iDDS, the executor, and the web
 server.  Started by `~.instance.start`; ends by a signal.
@@ -14,6 +14,7 @@ import logging
 import logging.handlers
 import os
 import secrets
+import select
 import signal
 import socket
 import sys
@@ -245,7 +246,7 @@ class Server:
 
     def start(self) -> None:
         """Start all threads, then tell where the server is."""
-        from waitress import create_server
+        from waitress import create_server  # type: ignore[import-untyped]
 
         self._web = create_server(
             self._application,
@@ -274,14 +275,25 @@ class Server:
                 due = time.time() + 1
             self._tick_bell.wait(None if due is None else max(due - time.time(), 0.01))
 
+    def catch_signals(self) -> None:
+        """Have signals end `wait`.
+
+        A signal may be delivered to any thread, which does not wake the main
+        thread, and a handler may run where the main thread holds a lock: so
+        the interpreter itself writes to a pipe at once.
+        """
+        self._signalled, heard = os.pipe()
+        os.set_blocking(heard, False)
+        signal.set_wakeup_fd(heard)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: None)
+
     def wait(self) -> None:
         """Wait until a signal comes or the parent has ended."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda *_: self._stop.set())
         parent = self._settings.parent
         started = start_ticks(parent) if parent else 0
-        while not self._stop.wait(1.0 if parent else 3600):
-            if parent and not is_alive(parent, started):
+        while not select.select([self._signalled], [], [], 1.0 if parent else None)[0]:
+            if not is_alive(parent, started):
                 _LOG.info("process %d has ended: so do we", parent)
                 return
 
@@ -312,6 +324,7 @@ def main(arguments: list[str]) -> int:
     _set_up_logging(directory, settings.loglevel)
     listener = _listen(settings.host, (settings.port, 0))
     server = Server(directory, settings, listener)
+    server.catch_signals()
     try:
         server.build()
         server.start()
@@ -327,7 +340,3 @@ def main(arguments: list[str]) -> int:
     # Agents of iDDS may hang in a sleep of minutes; nothing is lost by not
     # waiting for them.
     os._exit(0)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

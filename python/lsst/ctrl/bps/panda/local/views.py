@@ -114,7 +114,7 @@ class Views:
                     found = connection.execute(sa.select(tasks).where(tasks.c.task_id == task_id))
                     cache[task_id] = self._task(dict(found.mappings().one()))
                 file = {"file_id": row["file_id"], "lfn": row["lfn"]}
-                records[int(row["panda_id"])] = job_record(row, cache[task_id], file)
+                records[int(row["panda_id"])] = job_record(dict(row), cache[task_id], file)
         return records
 
     def job_ids(self, task_id: int) -> list[int]:

@@ -87,7 +87,7 @@ def make_application(parts: WebParts) -> flask.Flask:
         # The agents of iDDS send the secret as panda-client sends a token.
         given = headers.get(TOKEN_HEADER) or headers.get("Authorization", "").removeprefix("Bearer ")
         inside = secrets.compare_digest(given.encode(), parts.token.encode())
-        return identify(dict(headers), parts.rules, inside=inside)
+        return identify(headers, parts.rules, inside=inside)
 
     @application.before_request
     def check() -> None:

@@ -1,0 +1,31 @@
+"""Starts the server process; run as a file: ``python launch.py DIRECTORY``.
+
+The package above imports the whole of BPS, which the server does not need and
+which would take longer than all the rest of its start.  So empty packages are
+put in the place of the parents before the server is imported.
+"""
+
+from __future__ import annotations
+
+__all__: list[str] = []
+
+import importlib
+import sys
+import types
+from pathlib import Path
+
+_PARENTS = ("lsst", "lsst.ctrl", "lsst.ctrl.bps", "lsst.ctrl.bps.panda")
+
+
+def _run(arguments: list[str]) -> int:
+    for name in _PARENTS:
+        package = types.ModuleType(name)
+        package.__path__ = []
+        sys.modules[name] = package
+    sys.modules[_PARENTS[-1]].__path__ = [str(Path(__file__).resolve().parents[1])]
+    server = importlib.import_module("lsst.ctrl.bps.panda.local.server")
+    return int(server.main(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(_run(sys.argv[1:]))
