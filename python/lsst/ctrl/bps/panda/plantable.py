@@ -39,7 +39,8 @@ def render_table(plan: WorkflowPlan) -> str:
     lines.insert(1, "-" * max(map(len, lines)))
     names = [staged.name for staged in plan.files]
     size = sum(len(shard.text) for shard in plan.shards)
-    lines.append(f"files to stage: {', '.join(names) or 'none'}; job parameters: {len(plan.shards)} files, {size} bytes")
+    lines.append(f"files to stage: {', '.join(names) or 'none'}")
+    lines.append(f"job parameters to stage: {len(plan.shards)} files, {size} bytes")
     lines.append(f"staging area: {plan.run.staging_area}")
     return "\n".join(lines)
 

@@ -4,12 +4,13 @@ of jobs.
 Every edge ends up exactly once, as a parent of a job or as a gate:
 
 * job to job: a parent;
-* through a no-op job, and out of a *blocking* group: parents, because one
+* through a no-op job, and into or out of a group: parents, because one
   failure must prune what follows.  Where m parents meet n children and m * n
   would be large, a *barrier* job (``true``) stands between them, so that m + n
   edges remain;
-* out of a *non-blocking* group: a gate.  What follows starts when everything
-  in the group is terminated, failed or not (an iDDS condition).
+* from a *non-blocking* group to the next group of the same ``ordering``
+  section: a gate.  What follows starts when everything in the group is
+  terminated, failed or not (an iDDS condition).
 
 A blocking border is not an iDDS condition over ``is_finished``: tasks behind
 a condition that never comes true have no transform, so that the request would
@@ -18,82 +19,81 @@ end without them and a final job that waits for them would never start.
 
 from __future__ import annotations
 
-__all__ = ["MAX_DIRECT_EDGES", "JobGraph", "flatten"]
+__all__ = ["MAX_DIRECT_EDGES", "flatten"]
 
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from lsst.ctrl.bps import (
     GenericWorkflow,
     GenericWorkflowExec,
-    GenericWorkflowFile,
     GenericWorkflowJob,
     GenericWorkflowNodeType,
 )
 
 from ..errors import PlanError
+from .jobgraph import JobGraph, some_of
 
 MAX_DIRECT_EDGES = 1000
 """Most edges that a join is spelled out with; a larger one gets a barrier."""
 
 
 @dataclass(slots=True)
-class JobGraph:
-    """The jobs of a workflow by index, and what each waits for.
+class _Group:
+    """A group as an end of edges."""
 
-    All lists have one entry a job.
-    """
-
-    jobs: list[GenericWorkflowJob] = field(default_factory=list)
-    inputs: list[tuple[GenericWorkflowFile, ...]] = field(default_factory=list)
-    outputs: list[tuple[GenericWorkflowFile, ...]] = field(default_factory=list)
-    parents: list[list[int]] = field(default_factory=list)
-    """Indices of the jobs that must succeed before."""
-    groups: list[str] = field(default_factory=list)
-    """Path of the ordering group that a job is in; empty for none."""
-    gates: list[frozenset[str]] = field(default_factory=list)
-    """Paths of the groups that must be terminated before."""
-
-    def add(
-        self,
-        job: GenericWorkflowJob,
-        *,
-        inputs: Iterable[GenericWorkflowFile] = (),
-        outputs: Iterable[GenericWorkflowFile] = (),
-        group: str = "",
-    ) -> int:
-        """Add a job without parents and return its index."""
-        self.jobs.append(job)
-        self.inputs.append(tuple(inputs))
-        self.outputs.append(tuple(outputs))
-        self.parents.append([])
-        self.groups.append(group)
-        self.gates.append(frozenset())
-        return len(self.jobs) - 1
-
-
-@dataclass(slots=True)
-class _Node:
-    """A node of the generic workflow as an end of edges."""
-
-    entries: list[int]
-    """Jobs that an edge into the node leads to."""
-    exits: list[int]
-    """Jobs that must succeed before an edge out of the node is open."""
-    members: list[int]
-    """All its jobs."""
-    gate: str = ""
-    """Path, if the node is a non-blocking group."""
-
-
-@dataclass(slots=True)
-class _Hub:
-    """A no-op job, or one side of a group, that joins many with many."""
-
-    name: str
+    path: str
     label: str
-    group: str
+    blocking: bool
+    members: range
+    entries: list[int]
+    """Jobs that wait for what is before the group."""
+
+    exits: list[int]
+    """Jobs that must all succeed for the group to have succeeded."""
+
+
+@dataclass(slots=True)
+class _Level:
+    """A workflow or group, with its nodes sorted by kind."""
+
+    workflow: GenericWorkflow
+    path: str
+    jobs: dict[str, int] = field(default_factory=dict)
+    """Index by name."""
+
+    groups: dict[str, _Group] = field(default_factory=dict)
+    noops: dict[str, str] = field(default_factory=dict)
+    """Label by name."""
+
+    def label_of(self, name: str) -> str:
+        """Label of a no-op or group."""
+        return self.noops.get(name) or self.groups[name].label
+
+    def fan_out(self, name: str) -> int:
+        """Number of jobs that the edges out of a node lead to."""
+        children = self.workflow.successors(name)
+        return sum(len(self.groups[child].entries) if child in self.groups else 1 for child in children)
+
+    def in_order(self) -> list[str]:
+        """Names of the nodes, each after its predecessors, in an order that
+        does not depend on how the workflow was built.
+        """
+        workflow = self.workflow
+        missing = {name: workflow.in_degree(name) for name in workflow.nodes}
+        ready = deque(sorted(name for name, count in missing.items() if count == 0))
+        order: list[str] = []
+        while ready:
+            name = ready.popleft()
+            order.append(name)
+            for child in sorted(workflow.successors(name)):
+                missing[child] -= 1
+                if missing[child] == 0:
+                    ready.append(child)
+        if len(order) < len(missing):
+            stuck = sorted(name for name, count in missing.items() if count > 0)
+            raise PlanError(f"These jobs or groups wait for each other in a circle: {some_of(stuck)}.")
+        return order
 
 
 def flatten(workflow: GenericWorkflow) -> JobGraph:
@@ -113,223 +113,195 @@ def flatten(workflow: GenericWorkflow) -> JobGraph:
     ------
     PlanError
         Raised if jobs wait for each other in a circle, if a parent does not
-        exist, or for a kind of node that PanDA cannot run.
+        exist, if two jobs have one name, or for a kind of node that PanDA
+        cannot run.
     """
     graph = JobGraph()
-    _flatten_into(graph, workflow, "")
-    _check_no_circle(graph)
-    _spread_gates(graph)
+    _add_level(graph, workflow, "")
+    if any(graph.gates):
+        _spread_gates(graph)
+    _forget_idle_groups(graph)
+    graph.complete()
     return graph
 
 
-def _flatten_into(graph: JobGraph, workflow: GenericWorkflow, path: str) -> tuple[list[int], list[int]]:
-    """Add a (sub-)workflow; return the jobs without predecessors in it and
-    those without successors.
-    """
-    first = len(graph.jobs)
-    nodes: dict[str, _Node] = {}
-    noops: dict[str, _Hub] = {}
-    for name, node in workflow.nodes(data="job"):
-        _add_node(graph, workflow, path, name, node, nodes, noops)
-    plain = not noops and all(len(node.members) == 1 for node in nodes.values())
-    if plain:
-        _add_direct_edges(graph, workflow, nodes)
-    else:
-        _add_edges(graph, workflow, nodes, noops)
-    if not path:
-        return [], []
-    members = range(first, len(graph.jobs))
-    with_children = {parent for index in members for parent in graph.parents[index]}
-    sources = [i for i in members if not any(p >= first for p in graph.parents[i]) and not graph.gates[i]]
-    return sources, [i for i in members if i not in with_children]
+def _add_level(graph: JobGraph, workflow: GenericWorkflow, path: str) -> None:
+    """Add a workflow or group with all that is in it."""
+    level = _Level(workflow, path)
+    for name, attributes in workflow.nodes(data=True):
+        node = attributes.get("job")
+        if type(node) is GenericWorkflowJob:
+            level.jobs[name] = graph.add(
+                node,
+                inputs=workflow.get_job_inputs(name),
+                outputs=workflow.get_job_outputs(name),
+                group=path,
+            )
+        else:
+            _add_special(graph, level, name, node)
+    _add_job_edges(graph, level)
+    if level.noops or level.groups:
+        _SpecialEdges(graph, level).add()
 
 
-def _add_node(
-    graph: JobGraph,
-    workflow: GenericWorkflow,
-    path: str,
-    name: str,
-    node: object,
-    nodes: dict[str, _Node],
-    noops: dict[str, _Hub],
-) -> None:
-    """Enter one node of the generic workflow."""
+def _add_special(graph: JobGraph, level: _Level, name: str, node: object) -> None:
+    """Add a node that is no plain job."""
     kind = getattr(node, "node_type", None)
-    if kind == GenericWorkflowNodeType.PAYLOAD:
-        assert isinstance(node, GenericWorkflowJob)
-        index = graph.add(
-            node,
-            inputs=workflow.get_job_inputs(name),
-            outputs=workflow.get_job_outputs(name),
-            group=path,
+    if node is None:
+        raise PlanError(
+            f"Job {name!r} of workflow {level.workflow.name!r} is named in a dependency but does not exist."
         )
-        nodes[name] = _Node([index], [index], [index])
-    elif kind == GenericWorkflowNodeType.NOOP:
-        noops[name] = _Hub(name, getattr(node, "label", "noop"), path)
+    if kind == GenericWorkflowNodeType.NOOP:
+        level.noops[name] = str(getattr(node, "label", "") or "noop")
     elif kind == GenericWorkflowNodeType.GROUP:
         assert isinstance(node, GenericWorkflow)
-        first = len(graph.jobs)
-        inner = f"{path}/{name}" if path else name
-        sources, sinks = _flatten_into(graph, node, inner)
-        members = list(range(first, len(graph.jobs)))
-        gate = "" if getattr(node, "blocking", False) else inner
-        nodes[name] = _Node(sources, sinks, members, gate)
-    elif node is None:
-        raise PlanError(
-            f"Job {name!r} of workflow {workflow.name!r} is named in a dependency but does not exist."
-        )
+        level.groups[name] = _add_group(graph, node, _path(level.path, name))
+    elif kind == GenericWorkflowNodeType.PAYLOAD and isinstance(node, GenericWorkflowJob):
+        inputs, outputs = level.workflow.get_job_inputs(name), level.workflow.get_job_outputs(name)
+        level.jobs[name] = graph.add(node, inputs=inputs, outputs=outputs, group=level.path)
     else:
-        kind_name = getattr(kind, "name", type(node).__name__)
         raise PlanError(
-            f"Node {name!r} of workflow {workflow.name!r} is of kind {kind_name}, which PanDA cannot run. "
-            "(For a lazy group: prepare the run without bpsBatchSubmission.)"
+            f"Node {name!r} of workflow {level.workflow.name!r} is of kind "
+            f"{getattr(kind, 'name', type(node).__name__)}, which PanDA cannot run. (A lazy group comes from "
+            "bpsBatchSubmission or batched preparation: prepare the run without it.)"
         )
 
 
-def _add_direct_edges(graph: JobGraph, workflow: GenericWorkflow, nodes: dict[str, _Node]) -> None:
-    """Add the edges of a workflow of jobs only; the usual case, kept fast."""
-    index = {name: node.members[0] for name, node in nodes.items()}
-    gated = {name for name, node in nodes.items() if node.gate}
-    if gated:
-        _add_edges(graph, workflow, nodes, {})
+def _path(above: str, name: str) -> str:
+    """Path of a group or barrier, unique in the run."""
+    name = name.replace("%", "%25").replace("/", "%2F")
+    return f"{above}/{name}" if above else name
+
+
+def _add_group(graph: JobGraph, workflow: GenericWorkflow, path: str) -> _Group:
+    """Add a group and return it as an end of edges."""
+    first = len(graph.jobs)
+    _add_level(graph, workflow, path)
+    members = range(first, len(graph.jobs))
+    with_children = {parent for index in members for parent in graph.parents[index]}
+    return _Group(
+        path=path,
+        label=str(getattr(workflow, "label", "")),
+        blocking=bool(getattr(workflow, "blocking", False)),
+        members=members,
+        entries=[index for index in members if not graph.parents[index]],
+        exits=[index for index in members if index not in with_children],
+    )
+
+
+def _add_job_edges(graph: JobGraph, level: _Level) -> None:
+    """Add the edges from job to job; the usual case, kept fast."""
+    index, parents = level.jobs, graph.parents
+    if not (level.noops or level.groups):
+        for name, children in level.workflow.adjacency():
+            if children:
+                parent = index[name]
+                for child in children:
+                    parents[index[child]].append(parent)
         return
-    parents = graph.parents
-    for name, children in workflow.adjacency():
-        if children:
-            parent = index[name]
+    for name, children in level.workflow.adjacency():
+        if name in index:
             for child in children:
-                parents[index[child]].append(parent)
+                if child in index:
+                    parents[index[child]].append(index[name])
 
 
-def _add_edges(
-    graph: JobGraph, workflow: GenericWorkflow, nodes: dict[str, _Node], noops: dict[str, _Hub]
-) -> None:
-    """Add the edges of a workflow with groups or no-op jobs."""
-    opens: dict[str, tuple[list[int], frozenset[str]]] = {}
-    for name in _in_order(workflow, noops):
-        waits, gates = _predecessors(workflow, name, nodes, opens)
-        if name in noops:
-            if len(waits) * _fan_out(workflow, name, nodes) > MAX_DIRECT_EDGES:
-                waits = [_add_barrier(graph, noops[name], waits, gates)]
-            opens[name] = (waits, gates)
-            continue
-        node = nodes[name]
-        if len(waits) > 1 and len(waits) * len(node.entries) > MAX_DIRECT_EDGES:
-            hub = _Hub(f"{name}_entry", _label_of(workflow, name), graph.groups[node.members[0]])
-            waits = [_add_barrier(graph, hub, waits, gates)]
-        for entry in node.entries:
-            known = set(graph.parents[entry])
-            graph.parents[entry].extend(w for w in waits if w not in known)
-        if gates:
-            for member in node.members:
-                graph.gates[member] |= gates
-        exits = node.exits
-        if not node.gate and len(exits) > 1:
-            fan_out = _fan_out(workflow, name, nodes)
-            if len(exits) * fan_out > MAX_DIRECT_EDGES:
-                hub = _Hub(f"{name}_exit", _label_of(workflow, name), graph.groups[exits[0]])
-                exits = [_add_barrier(graph, hub, exits, frozenset())]
-        opens[name] = ([], frozenset({node.gate})) if node.gate else (exits, frozenset())
+class _SpecialEdges:
+    """Adds the edges of a level that begin or end at a group or no-op.
 
-
-def _label_of(workflow: GenericWorkflow, name: str) -> str:
-    """Label of a node."""
-    return str(workflow.get_job(name).label)
-
-
-def _predecessors(
-    workflow: GenericWorkflow,
-    name: str,
-    nodes: dict[str, _Node],
-    opens: dict[str, tuple[list[int], frozenset[str]]],
-) -> tuple[list[int], frozenset[str]]:
-    """Jobs that must succeed and groups that must be terminated before a
-    node.
+    Parameters
+    ----------
+    graph : `JobGraph`
+        Graph to add them to.
+    level : `_Level`
+        Workflow or group that has them.
     """
-    waits: dict[int, None] = {}
-    gates: frozenset[str] = frozenset()
-    for predecessor in sorted(workflow.predecessors(name)):
-        jobs, groups = opens[predecessor]
-        waits.update(dict.fromkeys(jobs))
-        gates |= groups
-    return list(waits), gates
 
+    def __init__(self, graph: JobGraph, level: _Level) -> None:
+        self._graph = graph
+        self._level = level
+        self._opened_by: dict[str, list[int]] = {name: [index] for name, index in level.jobs.items()}
+        """Jobs that must succeed before the edges out of a node are open."""
 
-def _fan_out(workflow: GenericWorkflow, name: str, nodes: dict[str, _Node]) -> int:
-    """Number of jobs that the edges out of a node lead to."""
-    return sum(
-        len(nodes[child].entries) if child in nodes else 1 for child in workflow.successors(name)
-    )
+    def add(self) -> None:
+        """Add all of them."""
+        level = self._level
+        for name in level.in_order():
+            if name in level.jobs:
+                self._lead_to(name, [level.jobs[name]])
+            elif name in level.noops:
+                waits = self._waits(name)
+                self._opened_by[name] = self._joined(name, "", waits, level.fan_out(name))
+            else:
+                group = level.groups[name]
+                self._lead_to(name, group.entries)
+                self._add_gates(name, group)
+                blocked = level.fan_out(name)
+                self._opened_by[name] = self._joined(name, "_exit", group.exits, blocked)
 
+    def _waits(self, name: str) -> list[int]:
+        """Jobs that must succeed before a node, each once."""
+        waits: dict[int, None] = {}
+        for predecessor in sorted(self._level.workflow.predecessors(name)):
+            if not self._is_gate(predecessor, name):
+                waits.update(dict.fromkeys(self._opened_by[predecessor]))
+        return list(waits)
 
-def _add_barrier(graph: JobGraph, hub: _Hub, waits: list[int], gates: frozenset[str]) -> int:
-    """Add a job that does nothing, after the jobs of ``waits``."""
-    job = GenericWorkflowJob(
-        f"barrier_{hub.name}",
-        f"{hub.label}Barrier",
-        executable=GenericWorkflowExec("true", "true", False),
-        arguments="",
-    )
-    # A barrier that fails prunes a whole group, so it may try more often.
-    job.number_of_retries = 5
-    index = graph.add(job, group=hub.group)
-    graph.parents[index] = list(waits)
-    graph.gates[index] = gates
-    return index
+    def _is_gate(self, first: str, second: str) -> bool:
+        """Whether an edge says only when the second may start: it leads from
+        a non-blocking group to the next of its ``ordering`` section.
+        """
+        one, other = self._level.groups.get(first), self._level.groups.get(second)
+        return one is not None and other is not None and one.label == other.label and not one.blocking
 
+    def _joined(self, name: str, suffix: str, waits: list[int], children: int) -> list[int]:
+        """Return the jobs themselves, or a barrier behind them if there would
+        be too many edges.
+        """
+        if min(len(waits), children) < 2 or len(waits) * children <= MAX_DIRECT_EDGES:
+            return waits
+        return [self._add_barrier(name + suffix, self._level.label_of(name), waits)]
 
-def _in_order(workflow: GenericWorkflow, noops: dict[str, _Hub]) -> list[str]:
-    """Names of the nodes, each after its predecessors, in an order that does
-    not depend on how the workflow was built.
-    """
-    missing = {name: workflow.in_degree(name) for name in workflow.nodes}
-    ready = deque(sorted(name for name, count in missing.items() if count == 0))
-    order: list[str] = []
-    while ready:
-        name = ready.popleft()
-        order.append(name)
-        for child in sorted(workflow.successors(name)):
-            missing[child] -= 1
-            if missing[child] == 0:
-                ready.append(child)
-    if len(order) < len(missing):
-        stuck = sorted(name for name, count in missing.items() if count > 0)
-        raise PlanError(f"These jobs or groups wait for each other in a circle: {_some(stuck)}.")
-    return order
+    def _lead_to(self, name: str, entries: list[int]) -> None:
+        """Let the first jobs of a node wait for what is before it."""
+        waits = self._waits(name)
+        if name in self._level.groups:
+            waits = self._joined(name, "_entry", waits, len(entries))
+        if not waits:
+            return
+        for entry in entries:
+            known = set(self._graph.parents[entry])
+            self._graph.parents[entry].extend([wait for wait in waits if wait not in known])
 
+    def _add_gates(self, name: str, group: _Group) -> None:
+        """Let all jobs of a group wait for the groups before it."""
+        before = sorted(self._level.workflow.predecessors(name))
+        paths = frozenset(self._level.groups[p].path for p in before if self._is_gate(p, name))
+        if paths:
+            for member in group.members:
+                self._graph.gates[member] |= paths
 
-def _check_no_circle(graph: JobGraph) -> None:
-    """Raise if jobs wait for each other in a circle."""
-    missing = [len(parents) for parents in graph.parents]
-    children: list[list[int]] = [[] for _ in missing]
-    for index, parents in enumerate(graph.parents):
-        for parent in parents:
-            children[parent].append(index)
-    ready = [index for index, count in enumerate(missing) if count == 0]
-    done = 0
-    while ready:
-        index = ready.pop()
-        done += 1
-        for child in children[index]:
-            missing[child] -= 1
-            if missing[child] == 0:
-                ready.append(child)
-    if done < len(missing):
-        stuck = sorted(graph.jobs[i].name for i, count in enumerate(missing) if count > 0)
-        raise PlanError(f"These jobs wait for each other in a circle: {_some(stuck)}.")
+    def _add_barrier(self, name: str, label: str, waits: list[int]) -> int:
+        """Add a job that does nothing, after some others."""
+        job = GenericWorkflowJob(
+            f"barrier_{_path(self._level.path, name)}",
+            f"{label}Barrier",
+            executable=GenericWorkflowExec("true", "true", False),
+            arguments="",
+        )
+        # A barrier that fails prunes all that follows, so it may try often.
+        job.number_of_retries = 5
+        index = self._graph.add(job, group=self._level.path)
+        self._graph.parents[index] = list(waits)
+        return index
 
 
 def _spread_gates(graph: JobGraph) -> None:
     """Give each job the gates of its parents, so that no task waits for
     inputs from a task that has not been released.
     """
-    if not any(graph.gates):
-        return
     pending = deque(index for index, gates in enumerate(graph.gates) if gates)
-    children: list[list[int]] = [[] for _ in graph.jobs]
-    for index, parents in enumerate(graph.parents):
-        for parent in parents:
-            children[parent].append(index)
+    children = graph.children()
     while pending:
         index = pending.popleft()
         for child in children[index]:
@@ -339,7 +311,17 @@ def _spread_gates(graph: JobGraph) -> None:
                 pending.append(child)
 
 
-def _some(names: list[str], count: int = 8) -> str:
-    """Render a few of many names."""
-    shown = ", ".join(names[:count])
-    return shown if len(names) <= count else f"{shown} and {len(names) - count} more"
+def _forget_idle_groups(graph: JobGraph) -> None:
+    """Keep of each job's group only what is waited for as a whole: jobs of
+    groups that nothing waits for may share a task.
+    """
+    if not any(graph.groups):
+        return
+    awaited = frozenset().union(*set(graph.gates))
+    cut: dict[str, str] = {"": ""}
+    for index, path in enumerate(graph.groups):
+        if path not in cut:
+            parts = path.split("/")
+            prefixes = ("/".join(parts[:size]) for size in range(len(parts), 0, -1))
+            cut[path] = next((prefix for prefix in prefixes if prefix in awaited), "")
+        graph.groups[index] = cut[path]

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-__all__ = ["Family", "chunk_sizes", "group_jobs", "order_labels"]
+__all__ = ["OWN_FILE", "Family", "chunk_sizes", "group_jobs", "number_jobs", "own_file_key"]
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
 
-from lsst.ctrl.bps import GenericWorkflowFile, GenericWorkflowJob
+from lsst.ctrl.bps import GenericWorkflowJob
 
-from .dependencies import JobGraph
+from .jobgraph import JobGraph
 
 _SCALARS = attrgetter(
     "label",
     "arguments",
+    "environment",
+    "retry_unless_exit",
+    "executable",
     "memory_multiplier",
     "request_memory",
     "request_memory_max",
@@ -45,7 +48,7 @@ class Family:
     """Arguments, with the name of a file of the job's own made general."""
 
     members: list[int] = field(default_factory=list)
-    """Indices in the graph, sorted by job name."""
+    """Indices in the graph, in the order in which they are numbered."""
 
 
 def own_file_key(job: GenericWorkflowJob) -> str:
@@ -54,6 +57,8 @@ def own_file_key(job: GenericWorkflowJob) -> str:
     """
     return f"qgraphFile_{job.name}"
 
+
+_OWN_MARK = "<FILE:qgraphFile_"
 
 OWN_FILE = "jobQgraphFile"
 """Name of the value that stands for a job's own quantum graph file."""
@@ -65,17 +70,19 @@ def group_jobs(graph: JobGraph) -> list[Family]:
     Parameters
     ----------
     graph : `JobGraph`
-        All jobs.
+        All jobs, complete.
 
     Returns
     -------
     families : `list` [`Family`]
         In pipeline order of their labels; within a label by group, then by
-        the name of the first job.
+        the name of the first job.  Members are in no order yet, see
+        `number_jobs`.
     """
     families: dict[tuple[Any, ...], Family] = {}
+    key_of = _key_maker(graph)
     for index, job in enumerate(graph.jobs):
-        key = _key(graph, index, job)
+        key = key_of(index, job)
         family = families.get(key)
         if family is None:
             arguments = _general_arguments(job)
@@ -83,43 +90,98 @@ def group_jobs(graph: JobGraph) -> list[Family]:
             families[key] = family
         family.members.append(index)
     jobs = graph.jobs
-    for family in families.values():
-        family.members.sort(key=lambda index: jobs[index].name)
-    place = {label: number for number, label in enumerate(order_labels(graph))}
+    place = {label: number for number, label in enumerate(graph.labels)}
     return sorted(
-        families.values(), key=lambda f: (place[f.label], f.group, jobs[f.members[0]].name)
+        families.values(),
+        key=lambda f: (place[f.label], f.group, min([jobs[index].name for index in f.members])),
     )
+
+
+def number_jobs(graph: JobGraph, families: list[Family], first: int) -> list[int]:
+    """Put the members of each family in order and number all jobs.
+
+    Jobs that share their first parent come together, and jobs without parents
+    are sorted by what follows the label in their names (BPS puts data ids
+    there; in front there is a random number).  So neighbours have similar
+    dependencies: these compress well, and children of early jobs come early.
+
+    Parameters
+    ----------
+    graph : `JobGraph`
+        All jobs.
+    families : `list` [`Family`]
+        All of them; their ``members`` are sorted.
+    first : `int`
+        Ordinal of the first job.
+
+    Returns
+    -------
+    ordinals : `list` [`int`]
+        Number of each job of the graph; those of a family follow each other.
+    """
+    ordinals = [-1] * len(graph.jobs)
+    jobs, parents = graph.jobs, graph.parents
+    for family in families:
+        label = family.label
+        keys = []
+        for index in family.members:
+            name = jobs[index].name
+            known = [ordinals[parent] for parent in parents[index]]
+            keys.append((min(known) if known else -1, name.partition(label)[2], name, index))
+        keys.sort()
+        family.members = [key[3] for key in keys]
+        for index in family.members:
+            ordinals[index] = first
+            first += 1
+    return ordinals
 
 
 def _general_arguments(job: GenericWorkflowJob) -> str:
     """Arguments, with ``<FILE:qgraphFile_NAME>`` as a value."""
     arguments = job.arguments or ""
-    key = f"<FILE:{own_file_key(job)}>"
-    return arguments.replace(key, f"{{{OWN_FILE}}}") if key in arguments else arguments
+    if _OWN_MARK not in arguments:
+        return arguments
+    return arguments.replace(f"<FILE:{own_file_key(job)}>", f"{{{OWN_FILE}}}")
 
 
-def _key(graph: JobGraph, index: int, job: GenericWorkflowJob) -> tuple[Any, ...]:
-    """All that must agree among the jobs of a task."""
-    scalars = _SCALARS(job)
-    own = own_file_key(job)
-    if job.arguments and own in job.arguments:
-        scalars = (job.label, _general_arguments(job), *scalars[2:])
-    executable = job.executable
-    return (
-        scalars,
-        (executable.src_uri, executable.transfer_executable) if executable else None,
-        _frozen(job.environment),
-        _frozen(job.retry_unless_exit),
-        tuple([f.name for f in graph.inputs[index] if f.name != own]),
-        _names(graph.outputs[index]),
-        graph.groups[index],
-        graph.gates[index],
-    )
+def _key_maker(graph: JobGraph) -> Callable[[int, GenericWorkflowJob], tuple[Any, ...]]:
+    """Return what makes, of a job and its index, the key with all that must
+    agree among the jobs of a task.
+    """
+    names: dict[int, tuple[str, ...]] = {}
+    shared: dict[tuple[str, ...], tuple[str, ...]] = {}
 
+    def names_of(files: tuple[Any, ...]) -> tuple[str, ...]:
+        """Keys of files; one tuple for all that are equal."""
+        known = names.get(id(files))
+        if known is None:
+            made = tuple(gwfile.name for gwfile in files)
+            known = names[id(files)] = shared.setdefault(made, made)
+        return known
 
-def _names(files: Sequence[GenericWorkflowFile]) -> tuple[str, ...]:
-    """Keys of files."""
-    return tuple(gwfile.name for gwfile in files)
+    inputs, outputs, groups, gates = graph.inputs, graph.outputs, graph.groups, graph.gates
+
+    def key_of(index: int, job: GenericWorkflowJob) -> tuple[Any, ...]:
+        label, arguments, environment, codes, executable, *rest = _SCALARS(job)
+        input_names = names_of(inputs[index]) if inputs[index] else ()
+        if arguments and _OWN_MARK in arguments:
+            arguments = _general_arguments(job)
+            own = own_file_key(job)
+            input_names = tuple(name for name in input_names if name != own)
+        return (
+            label,
+            arguments,
+            _frozen(environment) if environment else None,
+            codes if codes is None else _frozen(codes),
+            (executable.src_uri or executable.name, executable.transfer_executable) if executable else None,
+            tuple(rest),
+            input_names,
+            names_of(outputs[index]) if outputs[index] else (),
+            groups[index],
+            gates[index],
+        )
+
+    return key_of
 
 
 def _frozen(value: Any) -> Any:
@@ -144,26 +206,3 @@ def chunk_sizes(count: int, most: int) -> list[int]:
     chunks = -(-count // most)
     size, larger = divmod(count, chunks)
     return [size + 1] * larger + [size] * (chunks - larger)
-
-
-def order_labels(graph: JobGraph) -> list[str]:
-    """Return the labels in pipeline order: each after those it depends on,
-    and those of equal depth by name.
-    """
-    label_of = [job.label for job in graph.jobs]
-    before: dict[str, set[str]] = {label: set() for label in label_of}
-    for index, parents in enumerate(graph.parents):
-        if parents:
-            before[label_of[index]].update([label_of[p] for p in parents])
-    depths: dict[str, int] = {}
-    remaining = sorted(before)
-    depth = 0
-    while remaining:
-        free = [label for label in remaining if before[label] <= depths.keys() | {label}]
-        # Labels that depend on each other in a circle (jobs do not) come
-        # together, by name.
-        free = free or remaining
-        depths.update(dict.fromkeys(free, depth))
-        remaining = [label for label in remaining if label not in depths]
-        depth += 1
-    return sorted(depths, key=lambda label: (depths[label], label))

@@ -12,8 +12,9 @@ __all__ = ["MAX_NAME", "NamedJobs", "Naming", "make_naming", "task_name"]
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Protocol
 
 from ..edgenode import cmd_line_decoder as runner
@@ -36,6 +37,10 @@ SHARD_SIZE = 100_000
 MAX_JOBS_PER_SHARD = 5000
 
 
+Row = tuple[str, ...]
+"""Values of one job."""
+
+
 @dataclass(slots=True)
 class NamedJobs:
     """Jobs of one label in the order of their order ids."""
@@ -44,8 +49,54 @@ class NamedJobs:
     names: list[str] = field(default_factory=list)
     """Names of the jobs."""
 
-    values: list[Mapping[str, str]] = field(default_factory=list)
-    """Own values of each job."""
+    keys: tuple[str, ...] = ()
+    """Names of all values that jobs of the label have, sorted."""
+
+    _blocks: list[tuple[tuple[str, ...], Sequence[Row]]] = field(default_factory=list)
+    _per_shard: int = 0
+
+    def extend(self, names: Iterable[str], keys: tuple[str, ...], rows: Sequence[Row]) -> None:
+        """Add jobs that have the same kinds of values.
+
+        Parameters
+        ----------
+        names : iterable of `str`
+            Names of the jobs.
+        keys : `tuple` [`str`, ...]
+            Names of their values.
+        rows : sequence of `tuple` [`str`, ...]
+            Values of each, in the order of ``keys``.
+        """
+        self.names.extend(names)
+        self._blocks.append((keys, rows))
+        self.keys = tuple(sorted({*self.keys, *keys}))
+        self._per_shard = 0
+
+    def rows(self, keys: tuple[str, ...]) -> Iterator[Row]:
+        """Yield the values of each job by some keys; a job without such a
+        value has an empty one.
+        """
+        for own, rows in self._blocks:
+            if own == keys:
+                yield from rows
+                continue
+            places = [own.index(key) if key in own else -1 for key in keys]
+            for row in rows:
+                yield tuple([row[place] if place >= 0 else "" for place in places])
+
+    @property
+    def per_shard(self) -> int:
+        """Number of jobs in a shard, such that each is about `SHARD_SIZE`."""
+        if not self._per_shard:
+            overhead = 6 + 4 * len(self.keys)
+            largest = max((_longest(rows) for _, rows in self._blocks), default=0)
+            self._per_shard = max(1, min(MAX_JOBS_PER_SHARD, SHARD_SIZE // (largest + overhead)))
+        return self._per_shard
+
+
+def _longest(rows: Sequence[Row]) -> int:
+    """Length of the longest row, in characters of its values."""
+    return max((sum(map(len, row)) for row in rows), default=0)
 
 
 class Naming(Protocol):
@@ -138,42 +189,22 @@ class _ShortNaming:
     def files(self, labels: Sequence[NamedJobs]) -> list[ParameterShard]:
         shards = []
         for jobs in labels:
-            keys = _keys(jobs)
-            if not keys:
+            if not jobs.keys:
                 continue
-            count = _jobs_per_shard(jobs)
-            for number, first in enumerate(range(0, len(jobs.values), count)):
-                rows = [
-                    tuple([values.get(key, "") for key in keys])
-                    for values in jobs.values[first : first + count]
-                ]
-                name = runner.shard_name(_short_label(jobs.label), number)
-                shards.append(ParameterShard(name, runner.render_shard(keys, first, rows)))
+            rows = jobs.rows(jobs.keys)
+            label = _short_label(jobs.label)
+            for number, first in enumerate(range(0, len(jobs.names), jobs.per_shard)):
+                text = runner.render_shard(jobs.keys, first, islice(rows, jobs.per_shard))
+                shards.append(ParameterShard(runner.shard_name(label, number), text))
         return shards
 
     def task_files(self) -> list[tuple[str, str]]:
         return []
 
     def options(self, jobs: NamedJobs) -> dict[str, str]:
-        if not _keys(jobs):
+        if not jobs.keys:
             return {}
-        return {"parameters": f"{_short_label(jobs.label)}@{_jobs_per_shard(jobs)}"}
-
-
-def _keys(jobs: NamedJobs) -> tuple[str, ...]:
-    """Names of all values that jobs of a label have, sorted."""
-    keys: set[str] = set()
-    for values in jobs.values:
-        if not keys.issuperset(values):
-            keys.update(values)
-    return tuple(sorted(keys))
-
-
-def _jobs_per_shard(jobs: NamedJobs) -> int:
-    """Number of jobs in a shard, so that each is about `SHARD_SIZE`."""
-    largest = max((sum(map(len, values.values())) for values in jobs.values), default=0)
-    overhead = 6 + 4 * len(_keys(jobs))
-    return max(1, min(MAX_JOBS_PER_SHARD, SHARD_SIZE // (largest + overhead)))
+        return {"parameters": f"{runner.safe_label(_short_label(jobs.label))}@{jobs.per_shard}"}
 
 
 class _PlainNaming:
@@ -193,11 +224,11 @@ class _PlainNaming:
         return names
 
     def _plain(self, jobs: NamedJobs) -> list[str]:
-        keys = list(self._placeholders)
-        keys += [key for key in _keys(jobs) if key not in self._placeholders]
+        others = tuple(key for key in jobs.keys if key not in self._placeholders)
+        keys = self._placeholders + others
         return [
-            runner.render_plain_input(name, [(key, values.get(key, "")) for key in keys])
-            for name, values in zip(jobs.names, jobs.values, strict=True)
+            runner.render_plain_input(name, zip(keys, row, strict=True))
+            for name, row in zip(jobs.names, jobs.rows(keys), strict=True)
         ]
 
     def es_label(self, label: str) -> str:

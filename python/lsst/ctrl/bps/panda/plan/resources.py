@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["MAX_MEMORY", "not_honoured", "resources_of"]
+__all__ = ["MAX_MEMORY", "NotHonoured", "resources_of", "walltime_of"]
 
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 from lsst.ctrl.bps import GenericWorkflowJob
@@ -103,9 +106,20 @@ def resources_of(job: GenericWorkflowJob, *, payloads_per_job: int = 1, max_wall
     )
 
 
+def walltime_of(job: GenericWorkflowJob) -> int:
+    """Longest run of a job as it was asked for, seconds; 0 if it was not.
+
+    Parameters
+    ----------
+    job : `~lsst.ctrl.bps.GenericWorkflowJob`
+        The job.
+    """
+    return int(_number(job, "request_walltime", 0, least=0))
+
+
 def _walltime(job: GenericWorkflowJob, payloads_per_job: int, max_walltime: int) -> int:
     """Longest run of a PanDA job, seconds."""
-    asked = int(_number(job, "request_walltime", 0, least=0))
+    asked = walltime_of(job)
     if payloads_per_job > 1:
         return asked * payloads_per_job or max_walltime or DEFAULT_WALLTIME
     return asked or DEFAULT_WALLTIME
@@ -125,23 +139,52 @@ _REASONS: dict[str, str] = {
 """Attributes of a job that have no counterpart, with the reason."""
 
 
-def not_honoured(job: GenericWorkflowJob) -> dict[str, str]:
-    """Return the attributes of a job that are set but cannot be honoured.
+_unusual = attrgetter("preemptible", *_REASONS)
 
-    Parameters
-    ----------
-    job : `~lsst.ctrl.bps.GenericWorkflowJob`
-        The job.
 
-    Returns
-    -------
-    reasons : `dict` [`str`, `str`]
-        Reason by the attribute's name in the YAML.
-    """
-    reasons = {_yaml_name(name): why for name, why in _REASONS.items() if _is_set(getattr(job, name))}
-    if job.preemptible is False:
-        reasons["preemptible"] = "PanDA may stop any job and run it again"
-    return reasons
+@dataclass(slots=True)
+class NotHonoured:
+    """Attributes that are set but cannot be honoured, with the labels."""
+
+    labels: dict[tuple[str, str], set[str]] = field(default_factory=dict)
+    """Labels by the attribute's name in the YAML and the reason."""
+
+    @classmethod
+    def of(cls, jobs: Iterable[GenericWorkflowJob]) -> NotHonoured:
+        """Look through all jobs of a run.
+
+        Parameters
+        ----------
+        jobs : iterable of `~lsst.ctrl.bps.GenericWorkflowJob`
+            The jobs.
+        """
+        found = cls()
+        ordinary = _unusual(GenericWorkflowJob("", ""))
+        last: tuple[str, tuple[Any, ...]] = ("", ordinary)
+        for job in jobs:
+            values = _unusual(job)
+            # Equal neighbours, the usual case, are looked at once.
+            if values != ordinary and (job.label, values) != last:
+                last = (job.label, values)
+                found._add(job.label, values)
+        return found
+
+    def _add(self, label: str, values: tuple[Any, ...]) -> None:
+        """Enter one job."""
+        preemptible, *others = values
+        if preemptible is False:
+            why = "PanDA may stop any job and run it again"
+            self.labels.setdefault(("preemptible", why), set()).add(label)
+        for (name, why), value in zip(_REASONS.items(), others, strict=True):
+            if _is_set(value):
+                self.labels.setdefault((_yaml_name(name), why), set()).add(label)
+
+    def texts(self) -> list[str]:
+        """Return one sentence for each attribute."""
+        return [
+            f"{key} (labels {', '.join(sorted(where))}) has no effect: {why}."
+            for (key, why), where in sorted(self.labels.items())
+        ]
 
 
 def _is_set(value: Any) -> bool:

@@ -19,9 +19,9 @@ from .commands import (
     render_task_command,
     resolve_files,
 )
-from .dependencies import JobGraph
 from .files import FileLedger
-from .grouping import OWN_FILE, own_file_key
+from .grouping import own_file_key
+from .jobgraph import JobGraph
 from .labels import LabelSettings, PlanSettings
 from .model import StagedFile
 from .naming import NamedJobs, Naming
@@ -70,7 +70,6 @@ class TaskCommands:
         *,
         arguments: str,
         statics: Mapping[str, str],
-        rows: Sequence[dict[str, str]],
         named: NamedJobs,
         final: bool,
         payloads_per_job: int,
@@ -87,8 +86,6 @@ class TaskCommands:
             Their arguments.
         statics : mapping of `str` to `str`
             Values that all of them share.
-        rows : sequence of `dict` [`str`, `str`]
-            Own values of each member; a job's own file is entered here.
         named : `NamedJobs`
             All jobs of the label.
         final : `bool`
@@ -100,7 +97,6 @@ class TaskCommands:
         settings = self._settings.of(job.label)
         inputs, outputs = graph.inputs[members[0]], graph.outputs[members[0]]
         shared = [gwfile for gwfile in inputs if gwfile.name != own_file_key(job)]
-        self._enter_own_files(graph, members, rows)
         executable, files = self._executable(job)
         template = make_template(job, executable=executable, arguments=arguments)
         text = _put_statics(template.text, statics)
@@ -125,15 +121,16 @@ class TaskCommands:
             runner_path=self._runner_path(),
         )
 
-    def _enter_own_files(
-        self, graph: JobGraph, members: Sequence[int], rows: Sequence[dict[str, str]]
-    ) -> None:
-        """Stage the files that single jobs have for themselves."""
-        for index, row in zip(members, rows, strict=True):
-            key = own_file_key(graph.jobs[index])
-            for gwfile in graph.inputs[index]:
-                if gwfile.name == key:
-                    row[OWN_FILE] = quote(self._ledger.enter(gwfile).name)
+    def own_file(self, graph: JobGraph, index: int) -> str:
+        """Stage the file that a job has for itself, and return its name as it
+        is put into a command.
+        """
+        job = graph.jobs[index]
+        key = own_file_key(job)
+        for gwfile in graph.inputs[index]:
+            if gwfile.name == key:
+                return quote(self._ledger.enter(gwfile).name)
+        raise PlanError(f"The command of job {job.name!r} uses <FILE:{key}>, but the job has no such file.")
 
     def _executable(self, job: GenericWorkflowJob) -> tuple[str, list[tuple[str, str]]]:
         """Return how to call the executable, and its file if it has one."""
@@ -179,7 +176,7 @@ class TaskCommands:
         codes = job.retry_unless_exit
         if codes and self._settings.attempt_codes:
             listed = codes if isinstance(codes, list | tuple) else [codes]
-            options["retry-unless-exit"] = ",".join(str(int(code)) for code in listed)
+            options["retry-unless-exit"] = ",".join(str(_exit_code(code, job)) for code in listed)
         if final:
             options["final"] = "yes"
         if not settings.prmon:
@@ -201,6 +198,17 @@ class TaskCommands:
             return _fetch_expression(area + staged.name)
         path = runner.decode_area(area) if area.startswith("file://") else area
         return quote(path.removeprefix("file://") + staged.name)
+
+
+def _exit_code(value: object, job: GenericWorkflowJob) -> int:
+    """Read an exit code of ``retryUnlessExit``."""
+    try:
+        return int(str(value))
+    except ValueError:
+        raise PlanError(
+            f"retryUnlessExit of label {job.label!r} holds {value!r}; it must be a whole number or a list of "
+            "whole numbers."
+        ) from None
 
 
 def _listed(staged: StagedFile) -> str:

@@ -18,6 +18,7 @@ from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
+from ..plan.collection import without_collection
 from ..plan.model import ConditionPlan, TaskPlan, WorkflowPlan
 from .attributes import RunAttributes, render_attributes
 
@@ -94,10 +95,11 @@ def make_workflow(plan: WorkflowPlan) -> Any:
     workflow : `idds.workflowv2.workflow.Workflow`
         All works, with the conditions that start groups and the final job.
     """
-    return _make_workflow(plan, _render_dependencies(plan))
+    with without_collection():
+        return _make_workflow(plan, _render_dependencies(plan))
 
 
-def _make_workflow(plan: WorkflowPlan, maps: dict[str, str]) -> Any:
+def _make_workflow(plan: WorkflowPlan, maps: dict[str, _DependencyMap]) -> Any:
     """Make the workflow, given each task's dependencies."""
     idds = _idds()
     workflow = idds.Workflow(name=plan.run.name)
@@ -111,9 +113,19 @@ def _make_workflow(plan: WorkflowPlan, maps: dict[str, str]) -> Any:
     for condition in plan.conditions:
         _add_condition(workflow, works, condition)
     if plan.final:
-        sinks = tuple(task.name for task in plan.tasks if task.is_sink)
-        _add_condition(workflow, works, ConditionPlan(sinks, tuple(task.name for task in plan.final)))
+        _add_condition(workflow, works, _final_condition(plan))
     return workflow
+
+
+def _final_condition(plan: WorkflowPlan) -> ConditionPlan:
+    """What starts the final job or workflow; tasks of a final workflow that
+    wait for others of its tasks have conditions of their own.
+    """
+    waiting = {name for condition in plan.conditions for name in condition.starts}
+    return ConditionPlan(
+        waits_for=tuple(task.name for task in plan.tasks if task.is_sink),
+        starts=tuple(task.name for task in plan.final if task.name not in waiting),
+    )
 
 
 def _add_condition(workflow: Any, works: dict[str, Any], condition: ConditionPlan) -> None:
@@ -143,10 +155,8 @@ def _set_attributes(workflow: Any, plan: WorkflowPlan) -> None:
         setattr(workflow, name, value)
 
 
-def _make_work(task: TaskPlan, number: int, plan: WorkflowPlan, packed: str | None) -> Any:
-    """Make the work of a task; ``packed`` is its compressed map of
-    dependencies.
-    """
+def _make_work(task: TaskPlan, number: int, plan: WorkflowPlan, packed: _DependencyMap | None) -> Any:
+    """Make the work of a task."""
     needs, accounting, placement = task.resources, task.accounting, task.placement
     growth = int(needs.memory * needs.memory_growth) if needs.memory_growth > 1 else 0
     event_service = task.packing.event_service
@@ -180,10 +190,11 @@ def _make_work(task: TaskPlan, number: int, plan: WorkflowPlan, packed: str | No
         max_events_per_job=task.packing.payloads_per_job,
     )
     if packed is not None:
-        work._dependency_map = packed
-        work.dependency_tasks = _parent_tasks(task, plan)
+        # Without iDDS's setter, which would go through all of it in Python.
+        work._dependency_map = packed.text
+        work.dependency_tasks = list(packed.tasks)
         work.num_inputs = len(task.jobs)
-        work.num_dependencies = sum(len(job.parents) for job in task.jobs)
+        work.num_dependencies = packed.edges
     if needs.disk:
         work.additional_task_parameters = {"workDiskCount": needs.disk, "workDiskUnit": "MB"}
     return work
@@ -199,43 +210,62 @@ def _es_label(task: TaskPlan) -> str:
 # --- dependencies ----------------------------------------------------------
 
 
-def _render_dependencies(plan: WorkflowPlan) -> dict[str, str]:
-    """Render each task's map of dependencies, compressed as iDDS does it.
+@dataclass(frozen=True, slots=True)
+class _DependencyMap:
+    """What the jobs of a task depend on, as a work holds it."""
+
+    text: str
+    """Compressed as ``idds.common.dict_class.DictClass.zip_data`` does it:
+    zlib, base64 and a mark in front."""
+
+    tasks: tuple[str, ...]
+    """Names of the tasks that the jobs depend on."""
+
+    edges: int
+
+
+def _render_dependencies(plan: WorkflowPlan) -> dict[str, _DependencyMap]:
+    """Render each task's map of dependencies.
 
     An event service task is left out: iDDS works out its files when the map
     is set.
     """
-    names = [job.pseudo_input for task in chain(plan.tasks, plan.final) for job in task.jobs]
-    owner = [task.name for task in chain(plan.tasks, plan.final) for _ in task.jobs]
+    tasks = [*plan.tasks, *plan.final]
+    names = [job.pseudo_input for task in tasks for job in task.jobs]
+    owner = [number for number, task in enumerate(tasks) for _ in task.jobs]
+    task_names = [task.name for task in tasks]
     return {
-        task.name: _pack(task, names, owner)
-        for task in chain(plan.tasks, plan.final)
+        task.name: _pack(task, names, owner, task_names)
+        for task in tasks
         if not task.packing.event_service
     }
 
 
-def _pack(task: TaskPlan, names: Sequence[str], owner: Sequence[str]) -> str:
-    """Compress the map of one task piece by piece.
-
-    The form is that of ``idds.common.dict_class.DictClass.zip_data``: zlib,
-    base64 and a mark in front.
-    """
+def _pack(
+    task: TaskPlan, names: Sequence[str], owner: Sequence[int], task_names: Sequence[str]
+) -> _DependencyMap:
+    """Compress the map of one task piece by piece."""
     compressor = zlib.compressobj(6)
     packed = bytearray(compressor.compress(b"["))
+    parent_tasks: set[int] = set()
+    edges = 0
     for start in range(0, len(task.jobs), _JOBS_PER_PIECE):
         lines = []
         for job in task.jobs[start : start + _JOBS_PER_PIECE]:
-            if job.parents:
-                edges = '"},{"task":"'.join(
-                    [f'{owner[parent]}","inputname":"{names[parent]}' for parent in job.parents]
-                )
-                lines.append(f'{{"name":"{job.pseudo_input}","dependencies":[{{"task":"{edges}"}}]}}')
-            else:
+            if not job.parents:
                 lines.append(f'{{"name":"{job.pseudo_input}","dependencies":[]}}')
+                continue
+            edges += len(job.parents)
+            parent_tasks.update([owner[parent] for parent in job.parents])
+            listed = '"},{"task":"'.join(
+                [f'{task_names[owner[parent]]}","inputname":"{names[parent]}' for parent in job.parents]
+            )
+            lines.append(f'{{"name":"{job.pseudo_input}","dependencies":[{{"task":"{listed}"}}]}}')
         comma = "," if start else ""
         packed += compressor.compress((comma + ",".join(lines)).encode())
     packed += compressor.compress(b"]") + compressor.flush()
-    return "idds_zip:" + base64.b64encode(packed).decode("ascii")
+    text = "idds_zip:" + base64.b64encode(packed).decode("ascii")
+    return _DependencyMap(text, tuple(task_names[number] for number in sorted(parent_tasks)), edges)
 
 
 def _dependency_list(task: TaskPlan, plan: WorkflowPlan) -> list[dict[str, Any]]:
@@ -252,20 +282,6 @@ def _dependency_list(task: TaskPlan, plan: WorkflowPlan) -> list[dict[str, Any]]
             }
         )
     return result
-
-
-def _parent_tasks(task: TaskPlan, plan: WorkflowPlan) -> list[str]:
-    """Return the names of the tasks that a task's jobs depend on."""
-    ordinals = sorted({parent for job in task.jobs for parent in job.parents})
-    tasks = iter([*plan.tasks, *plan.final])
-    names: list[str] = []
-    current: TaskPlan | None = None
-    for ordinal in ordinals:
-        while current is None or ordinal >= current.first + len(current.jobs):
-            current = next(tasks)
-        if not names or names[-1] != current.name:
-            names.append(current.name)
-    return names
 
 
 # --- what is sent ----------------------------------------------------------
@@ -312,12 +328,19 @@ def make_submission(plan: WorkflowPlan, *, max_length: int) -> Submission:
     submission : `Submission`
         Steps first, each with whole tasks.
     """
-    maps = _render_dependencies(plan)
+    with without_collection():
+        maps = _render_dependencies(plan)
+        return _make_submission(plan, maps, max_length)
+
+
+def _make_submission(plan: WorkflowPlan, maps: dict[str, _DependencyMap], max_length: int) -> Submission:
+    """Make what is sent, given each task's dependencies."""
     keywords: str = _idds().json_dumps({"username": None, "use_dataset_name": False})
     workflow = _make_workflow(plan, maps)
-    if estimate_length(plan, maps.values()) <= max_length:
+    texts = {name: packed.text for name, packed in maps.items()}
+    if estimate_length(plan, texts.values()) <= max_length:
         return Submission((), render_call(workflow), keywords)
-    batches = _batches(maps, max_length)
+    batches = _batches(texts, max_length)
     steps = tuple(render_call(_make_step(workflow, batch)) for batch in batches)
     _leave_maps_to_steps(workflow, set(maps))
     return Submission(steps, render_call(workflow), keywords)

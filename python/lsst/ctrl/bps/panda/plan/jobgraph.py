@@ -1,0 +1,152 @@
+"""The jobs of a workflow by index, what each waits for, and the order of
+their labels.
+"""
+
+from __future__ import annotations
+
+__all__ = ["JobGraph", "some_of"]
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from lsst.ctrl.bps import GenericWorkflowFile, GenericWorkflowJob
+
+from ..errors import PlanError
+
+_NO_GATES: frozenset[str] = frozenset()
+
+
+@dataclass(slots=True)
+class JobGraph:
+    """The jobs of a workflow by index, and what each waits for.
+
+    The lists have one entry a job.
+    """
+
+    jobs: list[GenericWorkflowJob] = field(default_factory=list)
+    inputs: list[tuple[GenericWorkflowFile, ...]] = field(default_factory=list)
+    outputs: list[tuple[GenericWorkflowFile, ...]] = field(default_factory=list)
+    parents: list[list[int]] = field(default_factory=list)
+    """Indices of the jobs that must succeed before."""
+
+    groups: list[str] = field(default_factory=list)
+    """Path of the ordering group that a job is in; empty for none."""
+
+    gates: list[frozenset[str]] = field(default_factory=list)
+    """Paths of the groups that must be terminated before."""
+
+    labels: tuple[str, ...] = ()
+    """Labels in pipeline order, once the graph is complete."""
+
+    _files: dict[tuple[int, ...], tuple[GenericWorkflowFile, ...]] = field(default_factory=dict)
+
+    def add(
+        self,
+        job: GenericWorkflowJob,
+        *,
+        inputs: Iterable[GenericWorkflowFile] = (),
+        outputs: Iterable[GenericWorkflowFile] = (),
+        group: str = "",
+    ) -> int:
+        """Add a job without parents and return its index."""
+        self.jobs.append(job)
+        self.inputs.append(self._shared(inputs))
+        self.outputs.append(self._shared(outputs))
+        self.parents.append([])
+        self.groups.append(group)
+        self.gates.append(_NO_GATES)
+        return len(self.jobs) - 1
+
+    def _shared(self, files: Iterable[GenericWorkflowFile]) -> tuple[GenericWorkflowFile, ...]:
+        """Return one tuple for all jobs with the same files: there are few
+        different ones in a run of a million jobs.
+        """
+        files = tuple(files)
+        return self._files.setdefault(tuple(map(id, files)), files) if files else ()
+
+    def complete(self) -> None:
+        """Find the order of the labels, once all jobs and edges are there.
+
+        Raises
+        ------
+        PlanError
+            Raised if two jobs have one name, or if jobs wait for each other
+            in a circle.
+        """
+        names = [job.name for job in self.jobs]
+        if len(set(names)) < len(names):
+            twice = sorted(name for name, count in Counter(names).items() if count > 1)
+            raise PlanError(f"These names are those of several jobs of the workflow: {some_of(twice)}.")
+        before = self._labels_before()
+        self.labels, straight = _order(before)
+        if not straight or any(label in labels for label, labels in before.items()):
+            self._check_no_circle()
+
+    def _labels_before(self) -> dict[str, set[str]]:
+        """Return the labels that each label depends on, by label."""
+        label_of = [job.label for job in self.jobs]
+        before: dict[str, set[str]] = {label: set() for label in label_of}
+        for label, parents in zip(label_of, self.parents, strict=True):
+            if parents:
+                before[label].update([label_of[parent] for parent in parents])
+        return before
+
+    def children(self) -> list[list[int]]:
+        """Return the jobs that depend on each job."""
+        children: list[list[int]] = [[] for _ in self.jobs]
+        for index, parents in enumerate(self.parents):
+            for parent in parents:
+                children[parent].append(index)
+        return children
+
+    def _check_no_circle(self) -> None:
+        """Raise if jobs wait for each other in a circle."""
+        missing = [len(parents) for parents in self.parents]
+        children = self.children()
+        ready = [index for index, count in enumerate(missing) if count == 0]
+        done = 0
+        while ready:
+            index = ready.pop()
+            done += 1
+            for child in children[index]:
+                missing[child] -= 1
+                if missing[child] == 0:
+                    ready.append(child)
+        if done < len(missing):
+            stuck = sorted(self.jobs[i].name for i, count in enumerate(missing) if count > 0)
+            raise PlanError(f"These jobs wait for each other in a circle: {some_of(stuck)}.")
+
+
+def _order(before: dict[str, set[str]]) -> tuple[tuple[str, ...], bool]:
+    """Return the labels, each after those it depends on and those of equal
+    depth by name, and whether that is possible for all of them.
+    """
+    depths: dict[str, int] = {}
+    remaining = sorted(before)
+    straight = True
+    depth = 0
+    while remaining:
+        free = [label for label in remaining if before[label] <= depths.keys() | {label}]
+        if not free:
+            # Labels depend on each other in a circle, though jobs do not:
+            # they come together, by name.
+            free, straight = remaining, False
+        depths.update(dict.fromkeys(free, depth))
+        remaining = [label for label in remaining if label not in depths]
+        depth += 1
+    return tuple(sorted(depths, key=lambda label: (depths[label], label))), straight
+
+
+def some_of(names: Sequence[str], count: int = 8) -> str:
+    """Render a few of many names.
+
+    Parameters
+    ----------
+    names : sequence of `str`
+        All of them.
+    count : `int`, optional
+        How many to show at most.
+    """
+    shown = ", ".join(names[:count])
+    return shown if len(names) <= count else f"{shown} and {len(names) - count} more"

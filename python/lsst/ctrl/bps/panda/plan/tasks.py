@@ -1,0 +1,174 @@
+"""Families of jobs cut into tasks, with names, numbers, needs and commands."""
+
+from __future__ import annotations
+
+__all__ = ["TaskMaker"]
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from lsst.ctrl.bps import GenericWorkflowJob
+
+from ..errors import PlanError
+from .grouping import chunk_sizes
+from .jobgraph import JobGraph
+from .labels import LabelSettings, PlanSettings
+from .model import Accounting, JobPlan, Packing, Placement, TaskPlan
+from .naming import NamedJobs, task_name
+from .resources import resources_of, walltime_of
+from .taskcommand import TaskCommands
+from .values import Part
+
+
+@dataclass(slots=True)
+class TaskMaker:
+    """Cuts families into tasks."""
+
+    settings: PlanSettings
+    commands: TaskCommands
+    named: Mapping[str, NamedJobs]
+    """All jobs of the run, by label."""
+
+    gates: dict[str, frozenset[str]] = field(default_factory=dict)
+    """Groups that a task waits for, by the task's name."""
+
+    _number: int = 0
+    _chunks: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+
+    def make(
+        self, graph: JobGraph, parts: Sequence[Part], ordinals: list[int], *, final: bool
+    ) -> tuple[TaskPlan, ...]:
+        """Make the tasks of a graph.
+
+        Parameters
+        ----------
+        graph : `JobGraph`
+            The jobs.
+        parts : sequence of `Part`
+            All of them by family.
+        ordinals : `list` [`int`]
+            Number of each.
+        final : `bool`
+            Whether this is the final job or workflow.
+        """
+        has_child = bytearray(len(graph.jobs))
+        for parents in graph.parents:
+            for parent in parents:
+                has_child[parent] = 1
+        tasks: list[TaskPlan] = []
+        for part in parts:
+            prototype = self._prototype(graph, part, final=final)
+            jobs = _make_jobs(graph, part, ordinals)
+            position = 0
+            for size in chunk_sizes(len(jobs), self.settings.max_jobs_per_task):
+                members = part.family.members[position : position + size]
+                task = self._task(prototype, part, jobs[position : position + size])
+                is_sink = not all(has_child[index] for index in members)
+                tasks.append(replace(task, first=ordinals[members[0]], is_sink=is_sink))
+                position += size
+        return tuple(tasks)
+
+    def _prototype(self, graph: JobGraph, part: Part, *, final: bool) -> TaskPlan:
+        """Return a task without jobs, as all chunks of a family share it."""
+        family = part.family
+        job = graph.jobs[family.members[0]]
+        settings = self.settings.of(family.label)
+        packing = _packing(job, settings, self.settings.max_wms_job_walltime)
+        return TaskPlan(
+            name="",
+            label=family.label,
+            chunk=0,
+            first=0,
+            command=self.commands.render(
+                graph,
+                family.members,
+                arguments=family.arguments,
+                statics=part.statics,
+                named=self.named[family.label],
+                final=final,
+                payloads_per_job=packing.payloads_per_job,
+            ),
+            placement=_placement(job, settings),
+            resources=resources_of(
+                job,
+                payloads_per_job=packing.payloads_per_job,
+                max_walltime=self.settings.max_wms_job_walltime,
+            ),
+            accounting=_accounting(job, settings),
+            packing=packing,
+            jobs=(),
+            parameter_names=part.names,
+            group=family.group,
+        )
+
+    def _task(self, prototype: TaskPlan, part: Part, jobs: tuple[JobPlan, ...]) -> TaskPlan:
+        """Make one task, with its name."""
+        label = prototype.label
+        self._number += 1
+        self._chunks[label] += 1
+        name = task_name(self.settings.run.name, self._number, label, self._chunks[label])
+        if part.family.gates:
+            self.gates[name] = part.family.gates
+        return replace(prototype, name=name, chunk=self._chunks[label], jobs=jobs)
+
+
+def _make_jobs(graph: JobGraph, part: Part, ordinals: list[int]) -> tuple[JobPlan, ...]:
+    """Make the jobs of a family, in order."""
+    jobs, parents = graph.jobs, graph.parents
+    number = ordinals.__getitem__
+    rows = zip(part.family.members, part.pseudo_inputs, part.rows, strict=True)
+    return tuple(
+        [
+            JobPlan(
+                jobs[index].name,
+                order_id,
+                pseudo_input,
+                tuple(sorted(map(number, parents[index]))) if parents[index] else (),
+                values,
+            )
+            for order_id, (index, pseudo_input, values) in enumerate(rows, part.first_order_id)
+        ]
+    )
+
+
+def _packing(job: GenericWorkflowJob, settings: LabelSettings, max_walltime: int) -> Packing:
+    """How many payloads share a PanDA job.
+
+    With a wall time for the payload and one for the PanDA job, as many as
+    fit; fewer than two means no event service.
+    """
+    if settings.payloads_per_job <= 1:
+        return Packing()
+    walltime = walltime_of(job)
+    if walltime and max_walltime:
+        return Packing(max(1, max_walltime // walltime))
+    return Packing(settings.payloads_per_job)
+
+
+def _placement(job: GenericWorkflowJob, settings: LabelSettings) -> Placement:
+    """Where the jobs run; what the job says goes before the settings."""
+    return Placement(
+        cloud=job.compute_cloud or settings.cloud,
+        site=job.compute_site or settings.site,
+        queue=job.queue or settings.queue,
+    )
+
+
+def _accounting(job: GenericWorkflowJob, settings: LabelSettings) -> Accounting:
+    """How the jobs are booked."""
+    try:
+        priority = int(job.priority) if job.priority else settings.priority
+    except (TypeError, ValueError):
+        raise PlanError(
+            f"priority of label {job.label!r} is {job.priority!r}; it must be a whole number."
+        ) from None
+    return Accounting(
+        working_group=job.accounting_group or "",
+        priority=priority,
+        processing_type=settings.processing_type,
+        task_type=settings.task_type,
+        prod_source_label=settings.prod_source_label,
+        vo=settings.vo,
+        user=job.accounting_user or "",
+    )
