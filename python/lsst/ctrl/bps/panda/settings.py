@@ -375,7 +375,8 @@ def _labels_of(workflow: GenericWorkflow) -> list[str]:
     stack: list[Any] = [workflow]
     while stack:
         current = stack.pop()
-        for _, node in current.nodes(data="job"):
+        for _, attributes in current.nodes(data=True):
+            node = attributes.get("job")
             if isinstance(node, GenericWorkflow):
                 stack.append(node)
             elif node is not None:
@@ -397,7 +398,9 @@ def _directories(workflow: GenericWorkflow) -> Iterable[str]:
             source = str(gwfile.src_uri or "")
             if source and "://" not in source and os.path.isdir(source):
                 yield source
-        stack += [node for _, node in current.nodes(data="job") if isinstance(node, GenericWorkflow)]
+        nodes = [attributes.get("job") for _, attributes in current.nodes(data=True)]
+        nodes.append(current.get_final())
+        stack += [node for node in nodes if isinstance(node, GenericWorkflow)]
 
 
 def _runner_file() -> StagedFile:
