@@ -61,7 +61,7 @@ def read(config, env=None, **kwargs):
 
 
 def test_values_come_from_the_run_then_the_site_then_the_base():
-    settings = read(make_config(computeSite="SLAC", priority=7))
+    settings = read(make_config(computeSite="SLAC", LSST_VERSION="w_1", priority=7))
     label = settings.plan.of("isr")
     assert label.priority == 7
     assert label.site == "SLAC"
@@ -72,6 +72,7 @@ def test_values_come_from_the_run_then_the_site_then_the_base():
 def test_a_label_has_its_own_settings():
     config = make_config(
         computeSite="SLAC",
+        LSST_VERSION="w_1",
         pipetask={"isr": {"queue": "Q_isr", "processingType": "special", "priority": 900}},
         finalJob={"queue": "Q_merge"},
     )
@@ -222,3 +223,33 @@ def test_the_profile_of_a_site_gives_the_staging_area(monkeypatch):
 def test_each_key_has_a_default_of_its_kind(key):
     assert convert(key, key.default, source="default") == key.default
     assert key.meaning.endswith(".")
+
+
+def test_a_variable_without_a_value_is_named_with_its_place():
+    config = make_config(computeSite="SLAC")
+    with pytest.raises(SettingsError, match=r"LSST_VERSION \(in setupLSSTEnv\)"):
+        read(config)
+    command = read(make_config(computeSite="SLAC", LSST_VERSION="w_2026_45")).plan.of("isr").runner_command
+    assert "lsst_distrib/w_2026_45/loadLSST.bash" in command
+
+
+@pytest.mark.parametrize(("site", "queue"), [("SLAC", "SLAC_Rubin_Merge"), ("CC-IN2P3", "CC-IN2P3_Rubin_Merge"),
+                                             ("LANCS", "LANCS_Rubin_Merge"), ("RAL", "RAL_Rubin_Merge")])
+def test_profiles_of_the_facilities(site, queue):
+    config = make_config(computeSite=site, LSST_VERSION="w_1", fileDistributionEndPoint="")
+    env = {"LSST_RUN_TEMP_SPACE": "/space"}
+    with pytest.raises(SettingsError, match="fileDistributionEndPoint is not set"):
+        read(config, env)
+    plan = read(make_config(computeSite=site, LSST_VERSION="w_1"), env).plan
+    assert plan.of("finalJob").queue == queue
+    assert plan.of("isr").queue == ""
+    assert plan.of("isr").site == site
+    assert plan.of("isr").cloud == ("US" if site == "SLAC" else "EU")
+
+
+def test_the_staging_area_of_a_facility_comes_by_its_name(monkeypatch):
+    monkeypatch.setenv("LSST_RUN_TEMP_SPACE", "/space")
+    assert site_staging_area("SLAC", "payload", "r") == "/space/panda_cache_box/payload/r/"
+    monkeypatch.delenv("LSST_RUN_TEMP_SPACE")
+    assert site_staging_area("slac", "payload", "r").startswith("/sdf/data/rubin/")
+    assert site_staging_area("RAL", "payload", "r") == ""

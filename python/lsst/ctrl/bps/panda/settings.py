@@ -172,6 +172,7 @@ def read_run_settings(
     reader = _Reader(config, env)
     area, area_variables = _staging_area(reader, env)
     labels = _labels_of(workflow)
+    reader.check_variables("runnerCommand", labels)
     stage_runner = reader.get("stageRunner")
     identity = _identity(config, workflow, reader, submit_path, area)
     plan = PlanSettings(
@@ -284,6 +285,36 @@ class _Reader:
         key = KEYS[name]
         value, source = self._find(name, label, raw=raw)
         return convert(key, key.default if value is None else value, source=source)
+
+    def check_variables(self, name: str, labels: Iterable[str]) -> None:
+        """Check that all ``{variables}`` in a value have a value themselves.
+
+        Raises
+        ------
+        SettingsError
+            Raised if one has none; names it and where it stands.
+        """
+        options: dict[str, Any] = {"replaceVars": False, "expandEnvVars": False, "replaceEnvVars": False}
+        missing: dict[str, str] = {}
+        for label in ["", *labels]:
+            current = self._current(label)
+            pending, seen = [name], {name}
+            while pending:
+                key = pending.pop()
+                _, text = self._merged.search(key, opt={**options, "curvals": dict(current), "default": None})
+                for variable in _FORMAT_VARIABLE.findall(text) if isinstance(text, str) else ():
+                    found, _ = self._merged.search(variable, opt={**options, "curvals": dict(current)})
+                    if not found:
+                        missing.setdefault(variable, key)
+                    elif variable not in seen:
+                        seen.add(variable)
+                        pending.append(variable)
+        if missing:
+            listed = ", ".join(f"{variable} (in {key})" for variable, key in sorted(missing.items()))
+            raise SettingsError(
+                f"{name} uses variables that the configuration does not set: {listed}. Set them; LSST_VERSION, "
+                "for instance, is the release to use, such as w_2026_45."
+            )
 
     def _find(self, name: str, label: str, *, raw: bool) -> tuple[Any, str]:
         """Return a value and where it is from, or `None`."""
@@ -411,6 +442,7 @@ def _runner_file() -> StagedFile:
 
 # --- staging area ----------------------------------------------------------
 
+_FORMAT_VARIABLE = re.compile(r"(?<!\$)\{([A-Za-z_]\w*)\}")
 _VARIABLE = re.compile(r"<ENV:([^>]+)>|\$\{(\w+)\}|\$(\w+)")
 
 
