@@ -228,12 +228,16 @@ def _fetch_expression(uri: str) -> str:
     """Return ``python3`` arguments that fetch the runner and become it.
 
     ``http(s)`` needs the standard library only; any other store is read
-    with ``lsst.resources``, which such a site has.
+    with ``lsst.resources``, which such a site has.  What is typed holds no
+    quote but the outer ones, so that it may stand between double quotes.
     """
-    uri = inert(uri)
     if uri.startswith(("http://", "https://")):
-        read = f"__import__('urllib.request').request.urlopen('{uri}',timeout=120).read()"
+        read = f"import urllib.request as u; data = u.urlopen({uri!r}, timeout=120).read()"
     else:
-        read = f"__import__('lsst.resources').resources.ResourcePath('{uri}').read()"
-    program = f"open('cmd_line_decoder.py','wb').write({read})"
-    return f"-c {quote(program)} && python3 cmd_line_decoder.py"
+        read = f"from lsst.resources import ResourcePath as R; data = R({uri!r}).read()"
+    program = (
+        f"import os, sys; {read}; open('cmd_line_decoder.py', 'wb').write(data); "
+        "os.execv(sys.executable, [sys.executable, 'cmd_line_decoder.py', *sys.argv[1:]])"
+    )
+    start = "import sys; exec(bytes.fromhex(sys.argv.pop(1)))"
+    return f"-c {quote(start)} {runner.encode_command(program)}"
