@@ -83,6 +83,16 @@ class Site:
         report = self._wait(said["Run Id"])
         return Run(said["Run Id"], directory, self.place.output_run(directory), report)
 
+    def errors(self) -> str:
+        """What jobs wrote that ended badly, for a failed test to show."""
+        found = []
+        for log in sorted((self.place.panda / "logs").glob("*/payload.stderr")):
+            text = log.read_text(errors="replace")
+            if "Traceback" in text or " 0 failed" not in text:
+                pilot = "".join(path.read_text() for path in log.parent.glob("pilotlog.txt"))
+                found.append(f"--- {log.parent.name}\n{text[:300]}\n...\n{text[-1500:]}\n{pilot[-500:]}")
+        return "\n".join(found)
+
     def _wait(self, run_id: str) -> WmsRunReport:
         end = time.monotonic() + _LIMIT
         message = ""
@@ -118,8 +128,9 @@ def _counts(report: WmsRunReport) -> dict[str, dict[str, int]]:
     }
 
 
-def test_every_job_succeeds(good: Run) -> None:
-    assert _counts(good.report) == {label: {"SUCCEEDED": number} for label, number in _JOBS.items()}
+def test_every_job_succeeds(site: Site, good: Run) -> None:
+    expected = {label: {"SUCCEEDED": number} for label, number in _JOBS.items()}
+    assert _counts(good.report) == expected, site.errors()
     assert good.report.state == WmsStates.SUCCEEDED
     assert good.report.total_number_jobs == sum(_JOBS.values())
 
