@@ -6,6 +6,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
+from idds.common import constants
 
 from lsst.ctrl.bps.panda.errors import ReplyError
 from lsst.ctrl.bps.panda.wire.fields import (
@@ -74,7 +75,6 @@ def test_an_enum_of_another_shape_is_shown(value):
 
 
 def test_numbers_of_statuses_are_those_of_idds():
-    constants = pytest.importorskip("idds.common.constants")
     for names, enumeration in (
         (REQUEST_STATUSES, constants.RequestStatus),
         (TRANSFORM_STATUSES, constants.TransformStatus),

@@ -144,7 +144,7 @@ def get_status_of(evidence: RunEvidence) -> tuple[WmsStates, str]:
 
 def _bare_report(evidence: RunEvidence, tally: RunTally) -> WmsRunReport:
     """Make a report as the list of runs needs it."""
-    attributes = evidence.attributes
+    attributes = tally.attributes
     request_id = str(evidence.request.request_id)
     report = WmsRunReport(
         wms_id=request_id,

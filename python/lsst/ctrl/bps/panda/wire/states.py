@@ -122,6 +122,9 @@ _LEFTOVERS: dict[Phase, dict[Open, WmsStates]] = {
 }
 
 
+_NONE: Counts = dict.fromkeys(WmsStates, 0)
+
+
 def no_jobs() -> Counts:
     """Give a count of 0 for each of the 11 states.
 
@@ -130,7 +133,7 @@ def no_jobs() -> Counts:
     counts : `dict` [`~lsst.ctrl.bps.WmsStates`, `int`]
         Zeros.
     """
-    return dict.fromkeys(WmsStates, 0)
+    return _NONE.copy()
 
 
 def phase_of(status: str, aborted: bool) -> Phase:

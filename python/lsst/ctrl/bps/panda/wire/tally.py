@@ -70,13 +70,12 @@ class RunEvidence:
     @property
     def planned_tasks(self) -> int:
         """Number of transforms there will be, 0 if not known."""
-        return len(self.plan.tasks) if self.plan is not None else self.attributes.tasks
+        return _planned_tasks(self, self.attributes)
 
     @property
     def ended(self) -> bool:
         """Whether the run is over, see `~.states.is_ended`."""
-        quiet = quiet_seconds(self.request, self.transforms or (), self.asked_at)
-        return is_ended(self.request, self.transforms, planned_tasks=self.planned_tasks, quiet=quiet)
+        return _has_ended(self, self.attributes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +90,12 @@ class RunTally:
     labels: dict[int, str]
     """Label of each transform, by transform id."""
 
+    attributes: RunAttributes
+
     @property
     def total(self) -> Counts:
         """Counts of the whole run."""
-        total = no_jobs()
-        for counts in self.by_label.values():
-            for state, number in counts.items():
-                total[state] += number
-        return total
+        return _sum_of(self.by_label)
 
     @property
     def job_count(self) -> int:
@@ -121,23 +118,50 @@ def tally_run(evidence: RunEvidence) -> RunTally:
         counters alone, so that it does not depend on whether contents or
         PanDA's jobs were fetched too.
     """
-    ended = evidence.ended
+    attributes = evidence.attributes
+    ended = _has_ended(evidence, attributes)
     labels, expected = _expected_tasks(evidence)
+    plain = evidence.jobs is None and not evidence.contents
     coarse: dict[str, Counts] = {label: no_jobs() for label in labels}
-    fine: dict[str, Counts] = {label: no_jobs() for label in labels}
+    fine = coarse if plain else {label: no_jobs() for label in labels}
     for label, transform, planned in expected:
         counts = _count(evidence, transform, planned, ended)
         _add(coarse, label, counts)
-        _add(fine, label, _refine(evidence, transform, planned, ended, counts))
-    _add_missing(evidence, ended, coarse)
-    _add_missing(evidence, ended, fine)
-    totals = RunTally(WmsStates.UNKNOWN, ended, coarse, {}).total
+        if not plain:
+            _add(fine, label, _refine(evidence, transform, planned, ended, counts))
+    _add_missing(evidence, attributes, ended, coarse)
+    if not plain:
+        _add_missing(evidence, attributes, ended, fine)
     return RunTally(
-        state=run_state(evidence.request, totals, ended=ended),
+        state=run_state(evidence.request, _sum_of(coarse), ended=ended),
         ended=ended,
         by_label=fine,
         labels={item.transform_id: label for label, item, _ in expected if item is not None},
+        attributes=attributes,
     )
+
+
+def _planned_tasks(evidence: RunEvidence, attributes: RunAttributes) -> int:
+    return len(evidence.plan.tasks) if evidence.plan is not None else attributes.tasks
+
+
+def _has_ended(evidence: RunEvidence, attributes: RunAttributes) -> bool:
+    quiet = quiet_seconds(evidence.request, evidence.transforms or (), evidence.asked_at)
+    planned = _planned_tasks(evidence, attributes)
+    return is_ended(evidence.request, evidence.transforms, planned_tasks=planned, quiet=quiet)
+
+
+def _sum_of(by_label: Mapping[str, Counts]) -> Counts:
+    total = no_jobs()
+    for counts in by_label.values():
+        _increase(total, counts)
+    return total
+
+
+def _increase(total: Counts, counts: Counts) -> None:
+    for state, number in counts.items():
+        if number:
+            total[state] += number
 
 
 def _expected_tasks(
@@ -184,19 +208,22 @@ def _refine(
 
 
 def _add(by_label: dict[str, Counts], label: str, counts: Counts) -> None:
-    total = by_label.setdefault(label, no_jobs())
-    for state, number in counts.items():
-        total[state] += number
+    total = by_label.get(label)
+    if total is None:
+        total = by_label[label] = no_jobs()
+    _increase(total, counts)
 
 
-def _add_missing(evidence: RunEvidence, ended: bool, by_label: dict[str, Counts]) -> None:
+def _add_missing(
+    evidence: RunEvidence, attributes: RunAttributes, ended: bool, by_label: dict[str, Counts]
+) -> None:
     """Add jobs that are planned but not in any known task."""
     aborted = is_aborted(evidence.request)
     if evidence.plan is not None:
         planned = dict(evidence.plan.labels)
     else:
         known = sum(sum(counts.values()) for counts in by_label.values())
-        missing = evidence.attributes.jobs - known
+        missing = attributes.jobs - known
         planned = {UNRELEASED_LABEL: missing} if missing > 0 else {}
     for label, number in planned.items():
         counts = by_label.setdefault(label, no_jobs())
