@@ -26,9 +26,9 @@ def _kill(endpoint):
         time.sleep(0.01)
 
 
-def test_twenty_runs_survive_random_kills(tmp_path):
+def test_twenty_runs_survive_random_kills(tmp_path, record_property):
     seed = int(os.environ.get("PANDA_LOCAL_SOAK_SEED", random.SystemRandom().randrange(10**6)))
-    print(f"PANDA_LOCAL_SOAK_SEED={seed}")
+    record_property("PANDA_LOCAL_SOAK_SEED", seed)
     chance = random.Random(seed)
     directory = tmp_path / "state"
     endpoint = instance.start(directory, slots=4)
@@ -42,7 +42,7 @@ def test_twenty_runs_survive_random_kills(tmp_path):
         client = TrialClient(endpoint)
         for trial in trials:
             status, counts = client.wait(trial, timeout=300)
-            assert status == "Finished", (trial, counts)
+            assert status == "Finished", (seed, trial, counts)
             assert [item.finished for item in counts.values()] == [1, 2, 2, 1]
     finally:
         instance.stop(directory)
