@@ -24,6 +24,7 @@ import yaml
 
 from lsst.ctrl.bps.panda import errors
 from lsst.ctrl.bps.panda.keys import KEYS, closest_key
+from lsst.ctrl.bps.panda.sites import site_names
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DOC = CHECKOUT / "doc"
@@ -161,6 +162,11 @@ def test_each_setting_is_on_the_page_of_settings():
     assert re.search(r"^\.\. panda-keys::", (PAGES / "settings.rst").read_text(encoding="utf-8"), re.M)
     for key in KEYS.values():
         assert key.meaning.endswith("."), key.name
+
+
+def test_each_site_with_a_profile_is_documented():
+    text = (PAGES / "sites.rst").read_text(encoding="utf-8")
+    assert [name for name in site_names() if not re.search(rf"^``{name}``", text, re.M)] == []
 
 
 def test_keys_in_yaml_examples_are_known():
