@@ -112,7 +112,8 @@ def _make_workflow(plan: WorkflowPlan, maps: dict[str, _DependencyMap]) -> Any:
         workflow.add_work(work)
     for condition in plan.conditions:
         _add_condition(workflow, works, condition)
-    if plan.final:
+    # A restart may have nothing left to do but the final job.
+    if plan.final and plan.tasks:
         _add_condition(workflow, works, _final_condition(plan))
     return workflow
 
