@@ -11,7 +11,7 @@ from lsst.ctrl.bps.report import display_report
 from lsst.ctrl.bps.wms_service import WmsRunReport, WmsStates
 
 from lsst.ctrl.bps.panda.errors import SettingsError
-from lsst.ctrl.bps.panda.report import get_status_of, make_run_list, make_run_report
+from lsst.ctrl.bps.panda.report import get_status_of, list_notes, make_run_list, make_run_report
 from lsst.ctrl.bps.panda.report_filters import FILTER_KEYS, parse_filters
 from lsst.ctrl.bps.panda.report_links import MonitorLinks
 from lsst.ctrl.bps.panda.wire.attributes import RunAttributes, parse_attributes, render_attributes
@@ -192,6 +192,24 @@ def test_labels_that_bps_cannot_print_are_changed():
     report = make_run_report(evidence)
     assert report.run_summary == "a_b_c:1"
     assert "a_b_c" in shown(report)
+
+
+def test_labels_that_become_the_same_are_added_up():
+    plan = PlanSummary((("a:b", 1), ("a_b", 2)), (("t", "a:b", 1), ("u", "a_b", 2)))
+    report = make_run_report(RunEvidence(request(jobs=0), (), plan))
+    assert report.run_summary == "a_b:3"
+    assert sum(report.job_summary["a_b"].values()) == 3
+
+
+def test_the_list_says_which_run_completes_which():
+    runs = [RunEvidence(request(42, origin=41), ()), RunEvidence(request(41), (), problems=("PanDA: 403",))]
+    assert list_notes(runs) == ["Run 41: PanDA: 403", "Run 42 completes run 41."]
+
+
+def test_status_does_not_believe_an_early_end():
+    state, message = get_status_of(dataclasses.replace(EVIDENCE, transforms=TRANSFORMS[:2]))
+    assert state is WmsStates.RUNNING
+    assert "calls it SubFinished already, but it is not over yet" in message
 
 
 def test_status_says_the_counts():

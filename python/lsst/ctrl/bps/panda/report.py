@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = [
     "get_status_of",
+    "list_notes",
     "make_run_list",
     "make_run_report",
     "needs_contents",
@@ -23,7 +24,7 @@ from .report_filters import RunFilters
 from .report_links import MonitorLinks
 from .report_notes import add_notes
 from .wire.failures import Failure, exit_codes, failures_of
-from .wire.states import Phase, is_aborted, phase_of
+from .wire.states import TERMINAL, Counts, Phase, is_aborted, no_jobs, phase_of
 from .wire.tally import RunEvidence, RunTally, tally_run
 
 # BPS has the field since 30.2026.4300.
@@ -84,7 +85,7 @@ def make_run_report(
     tally = tally_run(evidence)
     failures = _failures(evidence, tally)
     report = _bare_report(evidence, tally)
-    report.job_summary = {_label(label): counts for label, counts in tally.by_label.items()}
+    report.job_summary = _job_summary(tally)
     if return_exit_codes:
         report.exit_code_summary = exit_codes(_failed_by_label(tally), failures)
     info = WmsSpecificInfo()
@@ -118,6 +119,28 @@ def make_run_list(
     return reports
 
 
+def list_notes(evidences: Iterable[RunEvidence]) -> list[str]:
+    """Say what the columns of the list of runs have no room for.
+
+    Parameters
+    ----------
+    evidences : `~collections.abc.Iterable` [`RunEvidence`]
+        What is known of each run.
+
+    Returns
+    -------
+    notes : `list` [`str`]
+        Which run completes which, and what could not be found out.
+    """
+    notes = []
+    for evidence in sorted(evidences, key=lambda item: item.request.request_id):
+        number = evidence.request.request_id
+        if origin := evidence.attributes.origin:
+            notes.append(f"Run {number} completes run {origin}.")
+        notes += [f"Run {number}: {problem}" for problem in evidence.problems]
+    return notes
+
+
 def get_status_of(evidence: RunEvidence) -> tuple[WmsStates, str]:
     """Give the state of one run.
 
@@ -138,6 +161,8 @@ def get_status_of(evidence: RunEvidence) -> tuple[WmsStates, str]:
     lines = [f"Run {evidence.request.request_id}: {counts or 'no jobs known yet'}."]
     if not tally.ended and is_aborted(evidence.request):
         lines.append("It was cancelled and is not over yet.")
+    elif not tally.ended and evidence.request.status in TERMINAL:
+        lines.append(f"The server calls it {evidence.request.status} already, but it is not over yet.")
     lines += evidence.problems
     return tally.state, "\n".join(lines)
 
@@ -173,8 +198,23 @@ def _label(label: str) -> str:
     return label.translate(_SEPARATORS)
 
 
+def _job_summary(tally: RunTally) -> dict[str, Counts]:
+    """Give the counts by label as BPS can print it; labels that become the
+    same are added up.
+    """
+    summary: dict[str, Counts] = {}
+    for label, counts in tally.by_label.items():
+        total = summary.setdefault(_label(label), no_jobs())
+        for state, number in counts.items():
+            total[state] += number
+    return summary
+
+
 def _run_summary(tally: RunTally) -> str:
-    return ";".join(f"{_label(label)}:{sum(counts.values())}" for label, counts in tally.by_label.items())
+    numbers: dict[str, int] = {}
+    for label, counts in tally.by_label.items():
+        numbers[_label(label)] = numbers.get(_label(label), 0) + sum(counts.values())
+    return ";".join(f"{label}:{number}" for label, number in numbers.items())
 
 
 def _site(evidence: RunEvidence) -> str:
@@ -184,7 +224,7 @@ def _site(evidence: RunEvidence) -> str:
 
 
 def _failed_by_label(tally: RunTally) -> dict[str, int]:
-    return {_label(label): counts[WmsStates.FAILED] for label, counts in tally.by_label.items()}
+    return {label: counts[WmsStates.FAILED] for label, counts in _job_summary(tally).items()}
 
 
 def _failures(evidence: RunEvidence, tally: RunTally) -> list[Failure]:
