@@ -16,9 +16,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from .database import Database, files, jobs, tasks
-from .job_store import JobStore
+from .job_store import OPEN_JOBS, JobStore
 from .outbox import Outbox
-from .outcomes import Outcome, lost_detail
+from .outcomes import Outcome, cancelled_detail, lost_detail
 from .pace import Pace
 
 FINAL_STATES = ("done", "finished", "failed", "aborted", "broken", "exhausted")
@@ -224,16 +224,19 @@ class Jedi:
             job = self._store.get(connection, panda_id)
             if job is None or job["status"] != "running":
                 return False
-            task = self.task(connection, job["task_id"])
-            assert task is not None
-            self._store.note_events(connection, job, outcome)
-            self._store.close(
-                connection, job, status=outcome.status, detail=outcome.detail, sub_status=outcome.sub_status
-            )
-            self._store.settle_file(connection, task, job, outcome)
-            self._touch(connection, task)
-            self._check_end(connection, task)
+            self._end_job(connection, job, outcome)
             return True
+
+    def _end_job(self, connection: sa.Connection, job: Mapping[str, Any], outcome: Outcome) -> None:
+        task = self.task(connection, job["task_id"])
+        assert task is not None
+        self._store.note_events(connection, job, outcome)
+        self._store.close(
+            connection, job, status=outcome.status, detail=outcome.detail, sub_status=outcome.sub_status
+        )
+        self._store.settle_file(connection, task, job, outcome)
+        self._touch(connection, task)
+        self._check_end(connection, task)
 
     def _check_end(self, connection: sa.Connection, task: dict[str, Any]) -> None:
         if task["status"] in FINAL_STATES or self._store.has_open(connection, task["task_id"]):
@@ -301,12 +304,14 @@ class Jedi:
         with self._database.change() as connection:
             for panda_id in panda_ids:
                 job = self._store.get(connection, panda_id)
-                active = job is not None and job["status"] in ("activated", "running")
-                if active:
-                    update = jobs.update().where(jobs.c.panda_id == panda_id)
-                    when = self._clock() + self._pace.heartbeat
-                    connection.execute(update.values(kill_at=when, kill_by=user))
-                results.append(active)
+                results.append(job is not None and job["status"] in OPEN_JOBS)
+                if job is None or job["status"] not in OPEN_JOBS:
+                    continue
+                update = jobs.update().where(jobs.c.panda_id == panda_id)
+                when = self._clock() + self._pace.heartbeat
+                connection.execute(update.values(kill_at=when, kill_by=user))
+                if job["status"] == "activated":
+                    self._end_job(connection, job, Outcome("cancelled", detail=cancelled_detail(user)))
             self._database.after_commit(self._wake)
         return results
 
@@ -331,6 +336,10 @@ class Jedi:
         update = files.update().where(files.c.task_id == task["task_id"], files.c.status.in_(states))
         more = files.c.attempt + task["max_attempt"]
         connection.execute(update.values(status="ready", max_attempt=more))
+        if task["params"].get("inputPreStaging") and not with_missing:
+            # What was never released waits for its release again.
+            fresh = files.update().where(files.c.task_id == task["task_id"], files.c.status == "ready")
+            connection.execute(fresh.where(files.c.attempt == 0).values(status="staging"))
         self._set(connection, task, "ready", ended=None, error_dialog=None)
         if not self._store.has_open(connection, task["task_id"]):
             counts = self._store.counts(connection, task["task_id"])

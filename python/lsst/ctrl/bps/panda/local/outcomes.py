@@ -63,7 +63,7 @@ class Outcome:
     """How a PanDA job ended."""
 
     status: str
-    """``finished`` or ``failed``."""
+    """``finished``, ``failed`` or ``cancelled``."""
 
     sub_status: str | None = None
     """``fg_done`` or ``fg_partial`` of an event service job."""

@@ -20,6 +20,7 @@ import socket
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -231,6 +232,8 @@ class Server:
 
     def status(self) -> dict[str, Any]:
         """Tell what goes on, for ``panda_local status``."""
+        from lsst.ctrl.bps.panda.local.overview import runs
+
         return {
             "pid": os.getpid(),
             "version": __version__,
@@ -239,6 +242,7 @@ class Server:
             "slots_used": self._executor.slots_used,
             "jobs": self._desk.counts(),
             "open_tasks": self._desk.open_tasks(),
+            "runs": [asdict(run) for run in runs(self._database)],
             "dead_agents": self._host.dead_agents(),
             "pace": self._settings.pace,
             "database": "PostgreSQL" if self._settings.database else "SQLite",
