@@ -2,8 +2,9 @@
 plugin's decoder side by side, each in its own environment.
 
 Measured is the time from starting Python to the first instruction of the
-payload, and the peak memory of the process, both above those of a Python
-that starts the same payload and does nothing else; and what a job reads from
+payload, by the clock and on a processor, and the peak memory of the process
+until then, all above those of a Python that starts the same payload and does
+nothing else; and what a job reads from
 the staging area for its parameters.  Prints a table and writes JSON::
 
     python tests/benchmarks/runner_cost.py [--repeat 10] [--jobs 100000] [--json build/runner_cost.json]
@@ -13,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import statistics
 import subprocess
@@ -29,8 +29,8 @@ from lsst.ctrl.bps.panda.edgenode import cmd_line_decoder as runner
 
 __all__ = ["Cost", "Start", "main"]
 
-PAYLOAD = "exec date +%s.%N"
-BARE = "import os; os.system('exec date +%s.%N')"
+PAYLOAD = "date +%s.%N; grep VmHWM /proc/$PPID/status; echo cpu $(cut -d' ' -f1 /proc/$PPID/schedstat)"
+BARE = f"import os; os.system({PAYLOAD!r})"
 SHARD = 1000
 """Jobs a shard, as plans have by default."""
 
@@ -48,6 +48,9 @@ class Cost:
 
     median_above_bare_ms: float
     best_above_bare_ms: float
+    processor_above_bare_ms: float
+    """Time on a processor; does not depend on what else the machine does."""
+
     above_bare_mb: float
     read_kb: float
     """Read from the staging area for the job's parameters."""
@@ -55,36 +58,37 @@ class Cost:
 
 @dataclass(frozen=True)
 class Start:
-    """Several starts of one command: times in milliseconds, MB."""
+    """Several starts of one command: until the payload starts, milliseconds
+    of the clock and (median) of the processor, and MB.
+    """
 
     median: float
     best: float
+    processor: float
     memory: float
 
 
 def measure(command: list[str], work: Path, *, repeat: int) -> Start:
     """Start a job several times."""
-    times, memory = [], 0.0
+    times, processor, memory = [], [], 0.0
     environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", **previous_plugin.ENVIRONMENT}
     for number in range(repeat + 1):
         folder = work / str(number)
         folder.mkdir(parents=True)
         before = time.time()
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        output, errors = process.stdout.read(), process.stderr.read()  # type: ignore[union-attr]
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        for stream in (process.stdout, process.stderr):
-            stream.close()  # type: ignore[union-attr]
+        process = subprocess.run(command, cwd=folder, env=environment, capture_output=True)
+        output, errors = process.stdout, process.stderr
         if process.returncode:
             raise RuntimeError(f"{command}: exit code {process.returncode}: {errors.decode()[-2000:]}")
         if number:  # the first one fills the file system's cache
-            (started,) = re.findall(rb"^\d+\.\d+$", output, re.M)  # the previous decoder prints, too
-            times.append(float(started) - before)
-            memory = max(memory, usage.ru_maxrss / 1024)
-    return Start(statistics.median(times) * 1e3, min(times) * 1e3, memory)
+            # The previous decoder prints on standard output, too.
+            (started,) = re.findall(rb"^\d+\.\d+$", output, re.M)
+            (kilobytes,) = re.findall(rb"^VmHWM:\s+(\d+) kB$", output, re.M)
+            (nanoseconds,) = re.findall(rb"^cpu (\d+)$", output, re.M)
+            times.append((float(started) - before) * 1e3)
+            processor.append(int(nanoseconds) / 1e6)
+            memory = max(memory, int(kilobytes) / 1024)
+    return Start(statistics.median(times), min(times), statistics.median(processor), memory)
 
 
 def node_ids(jobs: int) -> list[str]:
@@ -157,6 +161,7 @@ def run_all(folder: Path, *, repeat: int, jobs: int) -> list[Cost]:
                 start.best,
                 start.median - base.median,
                 start.best - base.best,
+                start.processor - base.processor,
                 start.memory - base.memory,
                 size,
             )
@@ -176,7 +181,15 @@ def main() -> None:
     sys.stdout.write(
         f"Python {sys.version.split()[0]}, run of {options.jobs} jobs, {options.repeat} times each\n"
     )
-    heads = ("median ms", "best ms", "above bare ms", "(best) ms", "above bare MB", "parameters kB")
+    heads = (
+        "median ms",
+        "best ms",
+        "above bare ms",
+        "(best) ms",
+        "processor ms",
+        "above bare MB",
+        "parameters kB",
+    )
     sys.stdout.write(f"{'':28}" + "".join(f"{head:>15}" for head in heads) + "\n")
     for cost in costs:
         name, *numbers = astuple(cost)
