@@ -23,9 +23,12 @@ def change_environment(monkeypatch, variables: Mapping[str, str]) -> None:
 
 
 def forget_environment() -> None:
-    """Drop what the HTTP backend has read, and its sessions."""
+    """Drop what the backends have read, and their sessions."""
     from lsst.resources.http import HttpResourcePath, _get_dav_and_server_headers
+    from lsst.resources.s3utils import _get_s3_client
 
+    # One client for each end point, whatever the credentials are by now.
+    _get_s3_client.cache_clear()
     HttpResourcePath._reload_config()
     config = HttpResourcePath._config
     # The stores keep the configuration of the time when the module was loaded.
