@@ -168,8 +168,8 @@ def test_event_service_fails_payload_by_payload(shared, tmp_path):
 
 
 def test_two_users_runs_are_two_users_runs(shared):
-    alice = TrialClient(shared, {"X-PanDA-Local-User": "alice"})
-    bob = TrialClient(shared, {"X-PanDA-Local-User": "bob"})
+    alice = TrialClient(shared, {"X-PanDA-User": "alice"})
+    bob = TrialClient(shared, {"X-PanDA-User": "bob"})
     trial = alice.submit("u_alice_own", [TrialTask("own", {"own:0": ()}, "sleep 1")])
     code, detail = bob.relay("abort", request_id=trial.request_id)[0]
     assert code == -1, detail

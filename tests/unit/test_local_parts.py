@@ -349,7 +349,7 @@ def _token(**claims):
     ("headers", "user", "production"),
     [
         ({}, "me", True),
-        ({"X-PanDA-Local-User": "alice"}, "alice", False),
+        ({"X-PanDA-User": "alice"}, "alice", False),
         ({"Authorization": f"Bearer {_token(name='Bob Builder', sub='b')}"}, "Bob Builder", False),
         ({"Authorization": f"Bearer {_token(preferred_username='carol')}"}, "carol", False),
         ({"Authorization": f"Bearer {_token(sub='x' * 40)}"}, "x" * 20, False),
@@ -372,7 +372,7 @@ def test_token_check():
 
     rules = IdentityRules("me", verify)
     with pytest.raises(NotAllowedError, match="is needed"):
-        identify({"X-PanDA-Local-User": "alice"}, rules)
+        identify({"X-PanDA-User": "alice"}, rules)
     with pytest.raises(NotAllowedError, match="never"):
         identify({"Authorization": f"Bearer {_token(name='x')}"}, rules)
     assert identify({}, rules, inside=True).production

@@ -37,6 +37,9 @@ _LOG = logging.getLogger(__name__)
 MAX_TRANSFORMS_WITH_CONTENTS = 25
 """Most transforms whose contents a report fetches; a row costs 3 kB."""
 
+MAX_TASKS = 5000
+"""Most tasks that a list of runs asks PanDA for."""
+
 MAX_CONTENTS = 20_000
 """Most rows of contents a report fetches."""
 
@@ -252,7 +255,7 @@ class Inquiry:
             filters["userName"] = ".*"
         elif user:
             filters["userName"] = user
-        return tasks_by_request(parse_tasks(self._api.tasks_since(since, filters=filters)))
+        return tasks_by_request(parse_tasks(self._api.tasks_since(since, filters=filters, limit=MAX_TASKS)))
 
     def _own_ids(self, since: datetime) -> Iterable[int]:
         """Return ids of own runs from the list that submit keeps."""

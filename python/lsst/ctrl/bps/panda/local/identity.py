@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-USER_HEADER = "X-PanDA-Local-User"
+USER_HEADER = "X-PanDA-User"
 """Header by which a client without a token names its user."""
 
 _LONGEST = 20

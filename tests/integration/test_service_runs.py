@@ -1,0 +1,315 @@
+"""What the service class says and does about real runs: quick shell jobs on
+the embedded PanDA with the real iDDS.
+"""
+
+import os
+import time
+
+import pytest
+from lsst.ctrl.bps import (
+    BPS_DEFAULTS,
+    BPS_SEARCH_ORDER,
+    BpsConfig,
+    GenericWorkflow,
+    GenericWorkflowExec,
+    GenericWorkflowJob,
+)
+from lsst.ctrl.bps.panda import PanDAService
+from lsst.ctrl.bps.panda.local import instance
+from lsst.ctrl.bps.panda.local.endpoint import environment
+from lsst.ctrl.bps.panda.settings import read_service_settings
+from lsst.ctrl.bps.wms_service import WmsStates
+
+pytestmark = pytest.mark.slow
+
+LIMIT = 240.0
+ENDED = {WmsStates.SUCCEEDED, WmsStates.FAILED, WmsStates.DELETED}
+SH = GenericWorkflowExec("sh", "/bin/sh", False)
+
+
+class Service(PanDAService):
+    """The service with an environment of its own."""
+
+    env: dict
+
+    def settings(self):
+        return read_service_settings(self.config, self.env)
+
+
+@pytest.fixture(scope="module")
+def panda(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("service") / "a panda"
+    yield instance.start(directory, slots=4)
+    instance.stop(directory)
+
+
+@pytest.fixture
+def site(panda, tmp_path):
+    return Site(panda, tmp_path)
+
+
+class Site:
+    """A user's place: submit directories, a staging area, files of jobs."""
+
+    def __init__(self, endpoint, directory, user="ann"):
+        self.directory = directory
+        state = directory / f"state of {user}"
+        env = {"USER": user, "PATH": os.environ["PATH"], "XDG_STATE_HOME": str(state)}
+        self.service_class = type("UserService", (Service,), {"env": {**env, **environment(endpoint)}})
+        self.service = self.service_class({})
+        self.user = user
+        self.count = 0
+
+    def submit(self, build, **values):
+        """Prepare and submit a workflow that ``build`` fills."""
+        self.count += 1
+        name = f"u_{self.user}_{self.directory.name}_{self.count}"
+        submit_path = self.directory / f"submit {self.user} {self.count}"
+        config = BpsConfig(
+            {
+                "submitPath": str(submit_path),
+                "uniqProcName": name,
+                "outputRun": name,
+                "operator": self.user,
+                "project": "proj",
+                "campaign": "camp",
+                "computeSite": "local",
+                "fileDistributionEndPoint": f"{self.directory}/area/{name}/",
+                "payload": {"payloadName": "pay"},
+                **values,
+            },
+            search_order=BPS_SEARCH_ORDER,
+            defaults=BPS_DEFAULTS,
+            wms_service_class_fqn="lsst.ctrl.bps.panda.PanDAService",
+        )
+        workflow = GenericWorkflow(name)
+        workflow.run_attrs.update(bps_isjob="True", bps_operator=self.user, bps_payload="pay")
+        build(workflow)
+        service = self.service_class(config)
+        wms_workflow = service.prepare(config, workflow, str(submit_path))
+        service.submit(wms_workflow)
+        return wms_workflow.run_id, submit_path
+
+    def wait(self, run_id, states=ENDED):
+        """Wait until a run has a state; no count may ever be wrong."""
+        end = time.monotonic() + LIMIT
+        while True:
+            report = self.report(run_id)
+            if report.state in states:
+                return report
+            assert time.monotonic() < end, (report.state, report.job_state_counts)
+            time.sleep(0.5)
+
+    def report(self, run_id):
+        (report,), message = self.service.report(str(run_id), return_exit_codes=True)
+        assert message == ""
+        for counts in (report.job_state_counts, *report.job_summary.values()):
+            assert set(counts) == set(WmsStates)
+            assert min(counts.values()) >= 0
+        assert sum(report.job_state_counts.values()) == report.total_number_jobs
+        return report
+
+    def lines(self, name):
+        """Lines that jobs have written."""
+        path = self.directory / name
+        return path.read_text().split() if path.exists() else []
+
+
+def add(workflow, name, label, script, parents=(), **attributes):
+    attributes.setdefault("number_of_retries", 0)
+    arguments = "-c '" + script.replace("'", "'\\''") + "'"
+    workflow.add_job(
+        GenericWorkflowJob(name, label, executable=SH, arguments=arguments, request_memory=64, **attributes)
+    )
+    workflow.add_job_relationships(list(parents) or None, name)
+
+
+def final(workflow, script):
+    arguments = "-c '" + script + "'"
+    workflow.add_final(
+        GenericWorkflowJob(
+            "finalJob", "finalJob", executable=SH, arguments=arguments, request_memory=64, number_of_retries=0
+        )
+    )
+
+
+def counts(report, label):
+    """States of a label that are not empty."""
+    return {state.name: n for state, n in report.job_summary[label].items() if n}
+
+
+def three_levels(site, *, middle, last="true"):
+    """make_2_a (3 jobs) -> middle (3) -> gather (1), and a final job."""
+
+    def build(workflow):
+        log = f'"{site.directory}/order"'
+        for i in range(3):
+            add(workflow, f"a{i}", "make_2_a", f"echo a{i} >> {log}")
+            add(workflow, f"m{i}", "middle", f"{middle(i)} echo m{i} >> {log}", [f"a{i}"])
+        add(workflow, "g", "gather", f"{last}; echo g >> {log}", [f"m{i}" for i in range(3)])
+        final(workflow, f"echo final >> {log}")
+
+    return build
+
+
+def test_a_run_that_succeeds(site):
+    run_id, submit_path = site.submit(three_levels(site, middle=lambda i: ""))
+    report = site.wait(run_id)
+    assert report.state is WmsStates.SUCCEEDED
+    assert counts(report, "make_2_a") == {"SUCCEEDED": 3}
+    assert report.run_summary == "make_2_a:3;middle:3;gather:1;finalJob:1"
+    assert (report.operator, report.project, report.campaign, report.payload) == ("ann", "proj", "camp", "pay")
+    assert report.path == str(submit_path)
+    assert site.service.get_status(run_id)[0] is WmsStates.SUCCEEDED
+    assert site.lines("order")[-2:] == ["g", "final"]
+    for way in (int(run_id), str(submit_path), report.run):
+        assert site.service.report(way)[0][0].wms_id == run_id
+    ids = site.service.restart(run_id)
+    assert ids[:2] == (None, None)
+    assert "nothing to run again" in ids[2]
+    assert site.service.cancel(run_id)[0] is False
+
+
+def test_a_failure_prunes_and_a_restart_completes_with_the_final_job(site):
+    flag = site.directory / "mended"
+    middle = lambda i: f'test {i} -ne 1 -o -e "{flag}" || exit 17;'  # noqa: E731
+    run_id, submit_path = site.submit(three_levels(site, middle=middle))
+    report = site.wait(run_id)
+    assert report.state is WmsStates.FAILED
+    assert site.service.get_status(run_id)[0] is WmsStates.FAILED
+    assert counts(report, "make_2_a") == {"SUCCEEDED": 3}
+    assert counts(report, "middle") == {"SUCCEEDED": 2, "FAILED": 1}
+    assert counts(report, "gather") == {"PRUNED": 1}
+    assert counts(report, "finalJob") == {"SUCCEEDED": 1}
+    assert report.exit_code_summary["middle"] == [17]
+    assert "17" in str(report.specific_info)
+
+    flag.touch()
+    before = len(site.lines("order"))
+    new_id, name, message = site.service.restart(str(submit_path))
+    assert name == f"{report.run}_r1"
+    assert "1 middle, 1 gather, 1 finalJob" in message
+    rescued = site.wait(new_id)
+    assert rescued.state is WmsStates.SUCCEEDED
+    assert counts(rescued, "middle") == {"SUCCEEDED": 1}
+    assert site.lines("order")[before:] == ["m1", "g", "final"]
+    assert site.service.restart(run_id)[2].endswith(f"bps restart --id {new_id}.")
+    assert site.service.restart(new_id)[0] is None
+
+
+def test_a_cancelled_run_publishes_nothing_and_can_be_restarted(site):
+    flag = site.directory / "go"
+    middle = lambda i: f'while [ ! -e "{flag}" ]; do sleep 0.2; done;'  # noqa: E731
+    run_id, _ = site.submit(three_levels(site, middle=middle))
+    end = time.monotonic() + LIMIT
+    while len(site.lines("order")) < 3:
+        assert time.monotonic() < end
+        time.sleep(0.3)
+    site.wait(run_id, {WmsStates.RUNNING})
+    assert site.service.restart(run_id)[2].startswith(f"Run {run_id} is still going")
+    assert run_id in site.service.list_submitted_jobs()
+    accepted, message = site.service.cancel(run_id)
+    assert accepted, message
+    report = site.wait(run_id)
+    assert report.state is WmsStates.DELETED
+    assert site.service.get_status(run_id)[0] is WmsStates.DELETED
+    assert counts(report, "make_2_a") == {"SUCCEEDED": 3}
+    assert counts(report, "middle") == {"DELETED": 3}
+    assert counts(report, "gather") == {"DELETED": 1}
+    assert "final" not in site.lines("order")
+    assert run_id not in site.service.list_submitted_jobs()
+
+    flag.touch()
+    new_id, _, message = site.service.restart(run_id)
+    assert new_id is not None, message
+    assert site.wait(new_id).state is WmsStates.SUCCEEDED
+    order = site.lines("order")
+    assert sorted(order) == ["a0", "a1", "a2", "final", "g", "m0", "m1", "m2"]
+    assert order[-2:] == ["g", "final"]
+
+
+def test_cancelled_right_after_submission(site):
+    run_id, _ = site.submit(three_levels(site, middle=lambda i: "sleep 60;"))
+    accepted, message = site.service.cancel(run_id)
+    assert accepted, message
+    assert site.wait(run_id).state is WmsStates.DELETED
+    assert "final" not in site.lines("order")
+
+
+def test_two_users_see_and_cancel_their_own(site, panda):
+    bob = Site(panda, site.directory, user="bob")
+    slow = three_levels(site, middle=lambda i: "sleep 60;")
+    ann_id, _ = site.submit(slow)
+    bob_id, _ = bob.submit(slow)
+    site.wait(ann_id, {WmsStates.RUNNING})
+    assert site.service.list_submitted_jobs() == [ann_id]
+    assert bob.service.list_submitted_jobs() == [bob_id]
+    listed = {report.wms_id for report in bob.service.report()[0]}
+    assert bob_id in listed
+    assert ann_id not in listed
+    everybody = {report.wms_id: report for report in bob.service.report(is_global=True)[0]}
+    assert everybody[ann_id].operator == "ann"
+    assert everybody[ann_id].payload == "pay"
+    assert {r.wms_id for r in bob.service.report(user="ann")[0]} >= {ann_id}
+    accepted, message = bob.service.cancel(ann_id)
+    assert not accepted
+    assert "permission" in message
+    assert site.service.get_status(ann_id)[0] is not WmsStates.DELETED
+    for place, run_id in ((site, ann_id), (bob, bob_id)):
+        assert place.service.cancel(run_id)[0]
+
+
+def test_chunks_of_a_label_are_counted_together(site):
+    def build(workflow):
+        for i in range(7):
+            add(workflow, f"j{i}", "coadd_3", "exit 3" if i == 5 else "true")
+
+    run_id, _ = site.submit(build, maxJobsPerTask=2)
+    report = site.wait(run_id)
+    assert report.run_summary == "coadd_3:7"
+    assert counts(report, "coadd_3") == {"SUCCEEDED": 6, "FAILED": 1}
+    assert report.exit_code_summary["coadd_3"] == [3]
+
+
+def test_attempts_and_retry_unless_exit(site):
+    log = f'"{site.directory}/order"'
+
+    def build(workflow):
+        add(workflow, "often", "often", f"echo often >> {log}; exit 9", number_of_retries=2)
+        add(workflow, "once", "once", f"echo once >> {log}; exit 2", number_of_retries=2, retry_unless_exit=[1, 2])
+        add(workflow, "third", "third", f"echo third<WMS:attemptNum> >> {log}; test <WMS:attemptNum> -eq 2",
+            number_of_retries=2)
+
+    run_id, _ = site.submit(build)
+    report = site.wait(run_id)
+    lines = sorted(site.lines("order"))
+    assert lines.count("often") == 3
+    assert lines.count("once") == 1
+    assert [line for line in lines if line.startswith("third")] == ["third0", "third1", "third2"]
+    assert report.exit_code_summary == {"often": [9], "once": [2], "third": []}
+
+
+def test_the_same_run_is_not_submitted_twice(site):
+    run_id, _ = site.submit(three_levels(site, middle=lambda i: ""))
+    site.count -= 1
+    with pytest.raises(Exception, match=f"exists already: request {run_id}"):
+        site.submit(three_levels(site, middle=lambda i: ""))
+
+
+def test_ping_and_unknown_ids(site):
+    code, message = site.service.ping(None)
+    assert code == 0, message
+    reports, message = site.service.report("987654")
+    assert reports == []
+    assert "no run 987654" in message
+    assert site.service.get_status("987654")[0] is WmsStates.UNKNOWN
+    assert site.service.restart("987654")[:2] == (None, None)
+    assert site.service.list_submitted_jobs("987654") == []
+    assert "No run is named 'nobody'" in site.service.report("nobody")[1]
+
+
+def test_an_unknown_filter_lists_the_known_ones(site):
+    reports, message = site.service.report(pass_thru="colour=red")
+    assert reports == []
+    assert "colour" in message
+    assert "operator" in message
