@@ -19,7 +19,7 @@ end without them and a final job that waits for them would never start.
 
 from __future__ import annotations
 
-__all__ = ["MAX_DIRECT_EDGES", "flatten"]
+__all__ = ["flatten"]
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -33,9 +33,6 @@ from lsst.ctrl.bps import (
 
 from ..errors import PlanError
 from .jobgraph import JobGraph, some_of
-
-MAX_DIRECT_EDGES = 1000
-"""Most edges that a join is spelled out with; a larger one gets a barrier."""
 
 
 @dataclass(slots=True)
@@ -96,13 +93,16 @@ class _Level:
         return order
 
 
-def flatten(workflow: GenericWorkflow) -> JobGraph:
+def flatten(workflow: GenericWorkflow, *, max_direct_edges: int) -> JobGraph:
     """Make the flat graph of a generic workflow, without its final job.
 
     Parameters
     ----------
     workflow : `~lsst.ctrl.bps.GenericWorkflow`
         What BPS made, of core 30.2026.300 or later.
+    max_direct_edges : `int`
+        Most edges that a join of many jobs with many is spelled out with; a
+        larger one gets a barrier.
 
     Returns
     -------
@@ -117,7 +117,7 @@ def flatten(workflow: GenericWorkflow) -> JobGraph:
         cannot run.
     """
     graph = JobGraph()
-    _add_level(graph, workflow, "")
+    _Flattener(graph, max_direct_edges).add_level(workflow, "")
     if any(graph.gates):
         _spread_gates(graph)
     _forget_idle_groups(graph)
@@ -125,45 +125,72 @@ def flatten(workflow: GenericWorkflow) -> JobGraph:
     return graph
 
 
-def _add_level(graph: JobGraph, workflow: GenericWorkflow, path: str) -> None:
-    """Add a workflow or group with all that is in it."""
-    level = _Level(workflow, path)
-    for name, attributes in workflow.nodes(data=True):
-        node = attributes.get("job")
-        if type(node) is GenericWorkflowJob:
-            level.jobs[name] = graph.add(
-                node,
-                inputs=workflow.get_job_inputs(name),
-                outputs=workflow.get_job_outputs(name),
-                group=path,
-            )
-        else:
-            _add_special(graph, level, name, node)
-    _add_job_edges(graph, level)
-    if level.noops or level.groups:
-        _SpecialEdges(graph, level).add()
+@dataclass(frozen=True, slots=True)
+class _Flattener:
+    """Adds workflows and groups, one within the other, to a graph."""
 
+    graph: JobGraph
+    max_direct_edges: int
 
-def _add_special(graph: JobGraph, level: _Level, name: str, node: object) -> None:
-    """Add a node that is no plain job."""
-    kind = getattr(node, "node_type", None)
-    if node is None:
-        raise PlanError(
-            f"Job {name!r} of workflow {level.workflow.name!r} is named in a dependency but does not exist."
+    def add_level(self, workflow: GenericWorkflow, path: str) -> None:
+        """Add a workflow or group with all that is in it."""
+        level = _Level(workflow, path)
+        for name, attributes in workflow.nodes(data=True):
+            node = attributes.get("job")
+            if type(node) is GenericWorkflowJob:
+                self._add_job(level, name, node)
+            else:
+                self._add_special(level, name, node)
+        _add_job_edges(self.graph, level)
+        if level.noops or level.groups:
+            _SpecialEdges(self.graph, level, self.max_direct_edges).add()
+
+    def _add_job(self, level: _Level, name: str, job: GenericWorkflowJob) -> None:
+        """Add a job with its files."""
+        workflow = level.workflow
+        level.jobs[name] = self.graph.add(
+            job,
+            inputs=workflow.get_job_inputs(name),
+            outputs=workflow.get_job_outputs(name),
+            group=level.path,
         )
-    if kind == GenericWorkflowNodeType.NOOP:
-        level.noops[name] = str(getattr(node, "label", "") or "noop")
-    elif kind == GenericWorkflowNodeType.GROUP:
-        assert isinstance(node, GenericWorkflow)
-        level.groups[name] = _add_group(graph, node, _path(level.path, name))
-    elif kind == GenericWorkflowNodeType.PAYLOAD and isinstance(node, GenericWorkflowJob):
-        inputs, outputs = level.workflow.get_job_inputs(name), level.workflow.get_job_outputs(name)
-        level.jobs[name] = graph.add(node, inputs=inputs, outputs=outputs, group=level.path)
-    else:
-        raise PlanError(
-            f"Node {name!r} of workflow {level.workflow.name!r} is of kind "
-            f"{getattr(kind, 'name', type(node).__name__)}, which PanDA cannot run. (A lazy group comes from "
-            "bpsBatchSubmission or batched preparation: prepare the run without it.)"
+
+    def _add_special(self, level: _Level, name: str, node: object) -> None:
+        """Add a node that is no plain job."""
+        kind = getattr(node, "node_type", None)
+        if node is None:
+            raise PlanError(
+                f"Job {name!r} of workflow {level.workflow.name!r} is named in a dependency but does not "
+                "exist."
+            )
+        if kind == GenericWorkflowNodeType.NOOP:
+            level.noops[name] = str(getattr(node, "label", "") or "noop")
+        elif kind == GenericWorkflowNodeType.GROUP:
+            assert isinstance(node, GenericWorkflow)
+            level.groups[name] = self._add_group(node, _path(level.path, name))
+        elif kind == GenericWorkflowNodeType.PAYLOAD and isinstance(node, GenericWorkflowJob):
+            self._add_job(level, name, node)
+        else:
+            raise PlanError(
+                f"Node {name!r} of workflow {level.workflow.name!r} is of kind "
+                f"{getattr(kind, 'name', type(node).__name__)}, which PanDA cannot run. (Lazy groups come "
+                "from preparing a run in batch: prepare it at once.)"
+            )
+
+    def _add_group(self, workflow: GenericWorkflow, path: str) -> _Group:
+        """Add a group and return it as an end of edges."""
+        graph = self.graph
+        first = len(graph.jobs)
+        self.add_level(workflow, path)
+        members = range(first, len(graph.jobs))
+        with_children = {parent for index in members for parent in graph.parents[index]}
+        return _Group(
+            path=path,
+            label=str(getattr(workflow, "label", "")),
+            blocking=bool(getattr(workflow, "blocking", False)),
+            members=members,
+            entries=[index for index in members if not graph.parents[index]],
+            exits=[index for index in members if index not in with_children],
         )
 
 
@@ -171,22 +198,6 @@ def _path(above: str, name: str) -> str:
     """Path of a group or barrier, unique in the run."""
     name = name.replace("%", "%25").replace("/", "%2F")
     return f"{above}/{name}" if above else name
-
-
-def _add_group(graph: JobGraph, workflow: GenericWorkflow, path: str) -> _Group:
-    """Add a group and return it as an end of edges."""
-    first = len(graph.jobs)
-    _add_level(graph, workflow, path)
-    members = range(first, len(graph.jobs))
-    with_children = {parent for index in members for parent in graph.parents[index]}
-    return _Group(
-        path=path,
-        label=str(getattr(workflow, "label", "")),
-        blocking=bool(getattr(workflow, "blocking", False)),
-        members=members,
-        entries=[index for index in members if not graph.parents[index]],
-        exits=[index for index in members if index not in with_children],
-    )
 
 
 def _add_job_edges(graph: JobGraph, level: _Level) -> None:
@@ -215,10 +226,13 @@ class _SpecialEdges:
         Graph to add them to.
     level : `_Level`
         Workflow or group that has them.
+    max_direct_edges : `int`
+        Most edges that a join is spelled out with.
     """
 
-    def __init__(self, graph: JobGraph, level: _Level) -> None:
+    def __init__(self, graph: JobGraph, level: _Level, max_direct_edges: int) -> None:
         self._graph = graph
+        self._max_direct_edges = max_direct_edges
         self._level = level
         self._opened_by: dict[str, list[int]] = {name: [index] for name, index in level.jobs.items()}
         """Jobs that must succeed before the edges out of a node are open."""
@@ -258,7 +272,7 @@ class _SpecialEdges:
         """Return the jobs themselves, or a barrier behind them if there would
         be too many edges.
         """
-        if min(len(waits), children) < 2 or len(waits) * children <= MAX_DIRECT_EDGES:
+        if min(len(waits), children) < 2 or len(waits) * children <= self._max_direct_edges:
             return waits
         return [self._add_barrier(name + suffix, self._level.label_of(name), waits)]
 

@@ -88,6 +88,9 @@ class PlanSettings:
     """Whether the runner may remember exit codes between attempts
     (``retryUnlessExit``)."""
 
+    max_direct_edges: int = 1000
+    """Most edges that a join of many jobs with many is spelled out with; a
+    larger one gets a barrier."""
 
     def of(self, label: str) -> LabelSettings:
         """Return the settings of a label."""

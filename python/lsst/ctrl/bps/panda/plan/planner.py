@@ -61,7 +61,8 @@ def make_plan(workflow: GenericWorkflow, settings: PlanSettings) -> WorkflowPlan
 
 def _make_plan(workflow: GenericWorkflow, settings: PlanSettings) -> WorkflowPlan:
     """Make the plan of a run."""
-    graph, final_graph = flatten(workflow), _final_graph(workflow)
+    graph = flatten(workflow, max_direct_edges=settings.max_direct_edges)
+    final_graph = _final_graph(workflow, settings)
     if not graph.jobs:
         raise PlanError(f"Workflow {workflow.name!r} has no jobs to run.")
     event_service = any(settings.of(label).payloads_per_job > 1 for label in graph.labels)
@@ -89,13 +90,13 @@ def _make_plan(workflow: GenericWorkflow, settings: PlanSettings) -> WorkflowPla
     )
 
 
-def _final_graph(workflow: GenericWorkflow) -> JobGraph:
+def _final_graph(workflow: GenericWorkflow, settings: PlanSettings) -> JobGraph:
     """Return the graph of the final job or workflow; empty without one."""
     final = workflow.get_final()
     if final is None:
         return JobGraph()
     if isinstance(final, GenericWorkflow):
-        return flatten(final)
+        return flatten(final, max_direct_edges=settings.max_direct_edges)
     if not isinstance(final, GenericWorkflowJob):
         raise PlanError(
             f"The final job of workflow {workflow.name!r} is a {type(final).__name__}; "

@@ -13,7 +13,6 @@ from ..edgenode import cmd_line_decoder as runner
 from ..errors import PlanError
 from .commands import (
     CommandTemplate,
-    inert,
     make_template,
     quote,
     render_task_command,
