@@ -7,7 +7,7 @@ __all__ = ["Connection", "Inquiry", "connect"]
 import logging
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from .errors import PandaBpsError, RunNotFoundError, TransportError
@@ -21,10 +21,12 @@ from .settings import ServiceSettings
 from .wire.pipeline import PlanSummary
 from .wire.records import (
     ContentRecord,
+    JobRecord,
     RequestRecord,
     TaskRecord,
     TransformRecord,
     parse_contents,
+    parse_jobs,
     parse_requests,
     parse_tasks,
     parse_transforms,
@@ -36,6 +38,13 @@ _LOG = logging.getLogger(__name__)
 
 MAX_TRANSFORMS_WITH_CONTENTS = 25
 """Most transforms whose contents a report fetches; a row costs 3 kB."""
+
+MAX_TASKS_WITH_JOBS = 10
+"""Most tasks whose jobs a report asks PanDA for; 5500 jobs of a task are
+listed at most."""
+
+_GOING = frozenset({"running", "scouting", "prepared", "toabort", "aborting"})
+"""Statuses of PanDA tasks that may have running jobs."""
 
 MAX_TASKS = 5000
 """Most tasks that a list of runs asks PanDA for."""
@@ -144,9 +153,15 @@ class Inquiry:
             raise RunNotFoundError(f"There is no run {request_id} on {self._server}.")
         return records[0]
 
-    def transforms(self, request_id: int) -> tuple[TransformRecord, ...]:
-        """Return the transforms of a request."""
-        return parse_transforms(self._relay.get_requests(request_id, with_detail=True))
+    def _detailed(self, request_id: int) -> tuple[RequestRecord, tuple[TransformRecord, ...]]:
+        """Return a request and its transforms from one reply, so that they
+        cannot disagree.
+        """
+        rows = self._relay.get_requests(request_id, with_detail=True)
+        records = parse_requests(rows)
+        if not records:
+            raise RunNotFoundError(f"There is no run {request_id} on {self._server}.")
+        return records[0], parse_transforms(rows)
 
     def contents(self, request_id: int, transform_id: int) -> tuple[ContentRecord, ...]:
         """Return the contents of a transform."""
@@ -154,7 +169,7 @@ class Inquiry:
         return found.get(transform_id, ())
 
     def status(self, run: str | int) -> RunEvidence:
-        """Find out what the state of a run needs: two small questions.
+        """Find out what the state of a run needs: one question.
 
         Parameters
         ----------
@@ -162,12 +177,8 @@ class Inquiry:
             Request id, submit directory or name.
         """
         request_id, record = self.identify(run)
-        return RunEvidence(
-            request=self.request(request_id),
-            transforms=self.transforms(request_id),
-            plan=_summary(record),
-            asked_at=datetime.now(UTC),
-        )
+        request, transforms = self._detailed(request_id)
+        return RunEvidence(request, transforms, plan=_summary(record), asked_at=datetime.now(UTC))
 
     def detail(self, run: str | int) -> RunEvidence:
         """Find out all that a report of a run shows.
@@ -193,14 +204,27 @@ class Inquiry:
                 rows += len(contents[transform_id])
             except TransportError as error:
                 problems.append(f"Errors of transform {transform_id} could not be fetched: {error}")
-        return RunEvidence(
-            request=evidence.request,
-            transforms=evidence.transforms,
-            plan=evidence.plan,
-            contents=contents,
-            asked_at=evidence.asked_at,
-            problems=tuple(problems),
-        )
+        tasks, jobs = self._panda_side(evidence, problems)
+        return replace(evidence, contents=contents, tasks=tasks, jobs=jobs, problems=tuple(problems))
+
+    def _panda_side(
+        self, evidence: RunEvidence, problems: list[str]
+    ) -> tuple[tuple[TaskRecord, ...], tuple[JobRecord, ...] | None]:
+        """Ask PanDA for the tasks of a run and, while it goes on, for the jobs
+        that it has: iDDS does not know which of them run.
+        """
+        filters = {"reqID": str(evidence.request.request_id)}
+        try:
+            tasks = parse_tasks(self._api.tasks_since(None, filters=filters, limit=MAX_TASKS))
+            going = [task for task in tasks if task.status in _GOING][:MAX_TASKS_WITH_JOBS]
+            jobs: list[JobRecord] = []
+            for task in going:
+                jobs += parse_jobs(self._api.job_descriptions(task.task_id, unsuccessful_only=False))
+        except TransportError as error:
+            problems.append(f"PanDA could not be asked for its tasks and jobs: {error.message}")
+            return (), None
+        complete = len(going) == sum(task.status in _GOING for task in tasks)
+        return tasks, tuple(jobs) if complete else None
 
     def recent(
         self, *, days: float, user: str | None = None, everybody: bool = False
@@ -252,7 +276,8 @@ class Inquiry:
         """
         filters = {}
         if everybody:
-            filters["userName"] = ".*"
+            # A value with a bar is taken as a regular expression.
+            filters["userName"] = ".*|.*"
         elif user:
             filters["userName"] = user
         return tasks_by_request(parse_tasks(self._api.tasks_since(since, filters=filters, limit=MAX_TASKS)))
@@ -272,13 +297,12 @@ class Inquiry:
         record = self._index.find(self._server, request_id=request_id)
         now = datetime.now(UTC)
         try:
-            request = self.request(request_id)
+            request, transforms = self._detailed(request_id)
         except RunNotFoundError:
             if not tasks:
                 raise
             request = request_from_tasks(tasks)
             return RunEvidence(request, transforms_from_tasks(tasks), plan=_summary(record), asked_at=now)
-        transforms = self.transforms(request_id)
         return RunEvidence(request, transforms, plan=_summary(record), asked_at=now)
 
 

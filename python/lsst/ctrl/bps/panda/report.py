@@ -8,6 +8,7 @@ said in the report; it never prevents it.
 from __future__ import annotations
 
 __all__ = [
+    "describe_counts",
     "get_status_of",
     "list_notes",
     "make_run_list",
@@ -154,17 +155,35 @@ def get_status_of(evidence: RunEvidence) -> tuple[WmsStates, str]:
     state : `lsst.ctrl.bps.WmsStates`
         The same state as the report gives.
     message : `str`
-        Counts, and what is not known.
+        What is out of the ordinary or not known; empty otherwise, since BPS
+        logs it as a warning.
     """
     tally = tally_run(evidence)
-    counts = ", ".join(f"{number} {state.name}" for state, number in tally.total.items() if number)
-    lines = [f"Run {evidence.request.request_id}: {counts or 'no jobs known yet'}."]
+    lines: list[str] = []
     if not tally.ended and is_aborted(evidence.request):
         lines.append("It was cancelled and is not over yet.")
     elif not tally.ended and evidence.request.status in TERMINAL:
         lines.append(f"The server calls it {evidence.request.status} already, but it is not over yet.")
     lines += evidence.problems
     return tally.state, "\n".join(lines)
+
+
+def describe_counts(evidence: RunEvidence) -> str:
+    """Say how many jobs are in which state.
+
+    Parameters
+    ----------
+    evidence : `RunEvidence`
+        What is known of the run.
+
+    Returns
+    -------
+    text : `str`
+        One line.
+    """
+    total = tally_run(evidence).total
+    counts = ", ".join(f"{number} {state.name}" for state, number in total.items() if number)
+    return f"Run {evidence.request.request_id}: {counts or 'no jobs known yet'}."
 
 
 def _bare_report(evidence: RunEvidence, tally: RunTally) -> WmsRunReport:

@@ -26,7 +26,7 @@ from .errors import PandaBpsError, RunNotFoundError
 from .inquiry import Connection, Inquiry, connect
 from .preflight import check_run, check_service
 from .plantable import render_table
-from .report import get_status_of, make_run_list, make_run_report
+from .report import describe_counts, get_status_of, list_notes, make_run_list, make_run_report
 from .report_filters import parse_filters
 from .rescue import restart_run
 from .rest.diagnosis import diagnose
@@ -160,7 +160,8 @@ class PanDAService(BaseWmsService):
                 )
                 return [report], ""
             runs, problems = inquiry.recent(days=hist or DEFAULT_DAYS, user=user, everybody=is_global)
-            return make_run_list(runs, filters=filters), "\n".join(problems)
+            notes = [*problems, *list_notes(runs)]
+            return make_run_list(runs, filters=filters), "\n".join(dict.fromkeys(notes))
         except PandaBpsError as error:
             return [], str(error)
 
@@ -169,10 +170,11 @@ class PanDAService(BaseWmsService):
     ) -> tuple[WmsStates, str]:
         # Docstring inherited.
         try:
-            state, message = get_status_of(Inquiry(self._connect()).status(wms_workflow_id))
+            evidence = Inquiry(self._connect()).status(wms_workflow_id)
         except PandaBpsError as error:
             return WmsStates.UNKNOWN, str(error)
-        return state, message
+        _LOG.info("%s", describe_counts(evidence))
+        return get_status_of(evidence)
 
     def list_submitted_jobs(
         self,
