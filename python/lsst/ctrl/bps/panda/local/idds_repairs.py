@@ -14,6 +14,7 @@ __all__ = [
     "Repair",
     "before_import",
     "missing_grips",
+    "offer_task_lookup",
     "repair",
     "self_test",
     "tune",
@@ -27,11 +28,12 @@ import hashlib
 import importlib
 import importlib.metadata
 import sqlite3
+import sys
 import threading
 import time
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 from .pace import Pace
@@ -43,6 +45,7 @@ _DISTRIBUTIONS = ("idds-server", "idds-common", "idds-workflow", "idds-doma", "i
 _BUSY_WAIT = 0.05
 _STOCK_TIMER = 10
 _STOCK_MESSAGE_AGE = 60
+_TASK_LOOKUP = "pandaclient.queryPandaMonUtils"
 
 
 class _Stand:
@@ -121,13 +124,17 @@ def _compile_sum(element: Any, compiler: Any, **options: Any) -> str:
 
 
 def before_import() -> None:
-    """Prepare SQLAlchemy for iDDS on SQLite."""
+    """Prepare SQLAlchemy for iDDS on SQLite, and do without Redis."""
     from sqlalchemy import event
     from sqlalchemy.engine import Engine
     from sqlalchemy.ext.compiler import compiles
     from sqlalchemy.sql.elements import BinaryExpression
 
     event.listen(Engine, "connect", _set_up_connection)
+    # The real one is not needed and takes a tenth of a second to import.
+    redis = types.ModuleType("redis")
+    redis.Redis = MemoryCache  # type: ignore[attr-defined]
+    sys.modules["redis"] = redis
     compiles(BinaryExpression, "sqlite")(_compile_sum)
 
 
@@ -149,13 +156,6 @@ def _insert_or_ignore(pace: Pace) -> None:
         return (wrapped if sqlite else stock)(model, parameters, batch_size, session=session)
 
     contents.custom_bulk_insert_mappings = choose
-
-
-# -- Redis ------------------------------------------------------------------
-
-
-def _replace_redis(pace: Pace) -> None:
-    _module("idds.agents.common.cache.redis").redis = SimpleNamespace(Redis=MemoryCache)
 
 
 # -- Correctness ------------------------------------------------------------
@@ -359,6 +359,26 @@ def _trigger_dependents(pace: Pace) -> None:
     trigger.Trigger.handle_trigger_processing = handle
 
 
+def offer_task_lookup(find: Callable[[int, str], int | None]) -> None:
+    """Let iDDS look a task up by its name before it submits it.
+
+    Parameters
+    ----------
+    find : callable
+        Tells the id of a task from its request's id and its name.
+    """
+    module = types.ModuleType(_TASK_LOOKUP)
+
+    def query_tasks(reqid: int, taskname: str) -> tuple[float, str, list[dict[str, Any]]]:
+        task_id = find(reqid, taskname)
+        record = {"reqid": reqid, "taskname": taskname, "jeditaskid": task_id}
+        return time.time(), "", [record] if task_id else []
+
+    module.query_tasks = query_tasks  # type: ignore[attr-defined]
+    sys.modules[_TASK_LOOKUP] = module
+    _module("pandaclient").queryPandaMonUtils = module
+
+
 def tune(agent: Any, pace: Pace) -> None:
     """Set what can be set on an agent but not in the configuration."""
     if pace.message_age < 1 and hasattr(agent, "bulk_message_delay"):
@@ -379,7 +399,8 @@ class Repair:
     """Private parts it needs, ``module:attribute.attribute``."""
 
     apply: Callable[[Pace], None] | None
-    """`None` if it is done by `before_import` or `unlock_everything`."""
+    """`None` if it is done by `before_import`, `unlock_everything` or
+    `offer_task_lookup`."""
 
 
 _CLERK = "idds.agents.clerk.clerk"
@@ -407,7 +428,7 @@ REPAIRS: tuple[Repair, ...] = (
         "process",
         "connection refused by port 6379, in every agent",
         ("idds.agents.common.cache.redis:RedisCache", "idds.agents.common.cache.redis:redis"),
-        _replace_redis,
+        None,
     ),
     Repair(
         "lost commands",
@@ -481,6 +502,15 @@ REPAIRS: tuple[Repair, ...] = (
             "idds.orm.base.models:Content.content_dep_id",
         ),
         _trigger_dependents,
+    ),
+    Repair(
+        "tasks by name",
+        "before it submits a task, iDDS asks PanDA's monitor for one of that name, through a module that "
+        "panda-client 2.2.0 has no more",
+        "a traceback per task in the log, and a task twice after a crash between its submission and storing "
+        "its id",
+        ("idds.doma.workflowv2.domapandawork:DomaPanDAWork.get_panda_task_id_from_name",),
+        None,
     ),
     Repair(
         "poller's first sleep",

@@ -37,6 +37,9 @@ class Identity:
     """Whether everything is allowed: true for whoever brings no identity,
     since only this user reaches the server, and iDDS's agents are so too."""
 
+    inside: bool = False
+    """Whether it is this very process: iDDS's agents."""
+
 
 @dataclass(frozen=True, slots=True)
 class IdentityRules:
@@ -85,7 +88,7 @@ def identify(headers: Headers, rules: IdentityRules, *, inside: bool = False) ->
         one is needed.
     """
     if inside:
-        return Identity(rules.default_user, production=True)
+        return Identity(rules.default_user, production=True, inside=True)
     scheme, _, token = headers.get("Authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token.strip():
         claims = (rules.verify or read_claims)(token.strip())

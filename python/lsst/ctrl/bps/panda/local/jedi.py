@@ -24,6 +24,7 @@ from .pace import Pace
 FINAL_STATES = ("done", "finished", "failed", "aborted", "broken", "exhausted")
 """States in which a task stays until a command comes."""
 
+_CACHED_TASKS = 200
 _REGISTERED = "command is registered. will be executed in a few minutes"
 _ACTIVE_COMMANDS = {"kill": "toabort", "finish": "finishing", "retry": "toretry", "incexec": "toincexec"}
 # What JEDI accepts in which final states; every command is accepted or
@@ -81,14 +82,37 @@ class Jedi:
         self._pace = pace
         self._clock = clock
         self._wake = wake
+        self._params: dict[int, Mapping[str, Any]] = {}
+        self._task_query = sa.select(*(column for column in tasks.c if column.name != "params"))
         self._task_ids = itertools.count(database.highest(tasks.c.task_id) + 1)
 
     # -- Reading ------------------------------------------------------------
 
     def task(self, connection: sa.Connection, task_id: int) -> dict[str, Any] | None:
         """Read a task, with its parameters as a `dict`."""
-        row = connection.execute(sa.select(tasks).where(tasks.c.task_id == task_id)).mappings().first()
-        return None if row is None else {**row, "params": json.loads(row["params"])}
+        row = connection.execute(self._task_query.where(tasks.c.task_id == task_id)).mappings().first()
+        return None if row is None else {**row, "params": self._parameters(connection, task_id)}
+
+    def _parameters(self, connection: sa.Connection, task_id: int) -> Mapping[str, Any]:
+        """Read a task's parameters, which never change and may be large."""
+        found = self._params.get(task_id)
+        if found is None:
+            query = sa.select(tasks.c.params).where(tasks.c.task_id == task_id)
+            found = json.loads(connection.execute(query).scalar_one())
+            if len(self._params) >= _CACHED_TASKS:
+                self._params.pop(next(iter(self._params)))
+            self._params[task_id] = found
+        return found
+
+    def submitted(self, req_id: int, name: str) -> int | None:
+        """Find a task of an iDDS request by its name, unless it came to
+        nothing.
+        """
+        query = sa.select(tasks.c.task_id).where(tasks.c.name == name, tasks.c.req_id == req_id)
+        useless = ("aborted", "failed", "broken")
+        with self._database.change() as connection:
+            found = connection.execute(query.where(tasks.c.status.not_in(useless))).scalars().first()
+        return None if found is None else int(found)
 
     # -- Submission and release ---------------------------------------------
 
@@ -112,12 +136,8 @@ class Jedi:
         name = str(params["taskName"])
         req_id = params.get("reqID")
         with self._database.change() as connection:
-            same = sa.select(tasks.c.task_id, tasks.c.status).where(
-                tasks.c.name == name, tasks.c.req_id == req_id
-            )
-            for row in connection.execute(same).all() if req_id is not None else ():
-                if row.status not in ("aborted", "failed", "broken"):
-                    return int(row.task_id)
+            if req_id is not None and (known := self.submitted(req_id, name)):
+                return known
             return self._insert(connection, name, params, user)
 
     def _insert(self, connection: sa.Connection, name: str, params: Mapping[str, Any], user: str) -> int:

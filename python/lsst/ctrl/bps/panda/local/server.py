@@ -144,7 +144,7 @@ class Server:
             Raised if something needed is missing; the text says what to
             install.
         """
-        from lsst.ctrl.bps.panda.local import idds_plugins
+        from lsst.ctrl.bps.panda.local import idds_plugins, idds_repairs
         from lsst.ctrl.bps.panda.local.api import Api
         from lsst.ctrl.bps.panda.local.database import Database
         from lsst.ctrl.bps.panda.local.executor import Executor, ExecutorSettings
@@ -202,6 +202,7 @@ class Server:
             faults=faults,
         )
         idds_plugins.connect(self._jedi, outbox, faults)
+        idds_repairs.offer_task_lookup(self._jedi.submitted)
         views = Views(self._database)
         parts = WebParts(
             api=Api(self._jedi, views, queues=queues, pace=pace),
