@@ -258,6 +258,16 @@ def test_area_without_manifest(tmp_path, work, wanted, fine):
     assert caught.value.code == runner.EXIT_MISSING
 
 
+@pytest.mark.parametrize(("wanted", "fine"), [("optional", True), ("required", False)])
+def test_store_that_calls_what_is_missing_forbidden(server, work, wanted, fine):
+    server.files, server.faults = dict(TREE), {runner.MANIFEST: [403] * 9}
+    if fine:
+        deliver(server.url, ALL[:1], ("manifest", wanted))
+        return
+    with pytest.raises(runner.FailureError, match="403"):
+        deliver(server.url, ALL[:1], ("manifest", wanted))
+
+
 def test_ignored_manifest(tmp_path, work):
     area = tmp_path / "area"
     write(area, dict(TREE, **{runner.MANIFEST: manifest(TREE)}))

@@ -17,7 +17,19 @@ Started as a file by any Python from 3.6 on, with the standard library only
 
 A character with a meaning in this grammar, or to a shell, travels as ``%XX``, one for each byte of its UTF-8.
 The functions of section "Grammar" are that grammar; what plans a run imports them, so there is one
-definition.
+definition.  Options: ``_OPTIONS``.
+
+Files: what the job needs is copied from the area to the work directory, verified by the area's
+``.staged.json`` if it has one; parameters are read from ``job_parameters/``; ``.attempts/`` and ``.cancelled``
+are notes of other jobs and of the submit side.
+
+Environment: PanDA's ``PanDA_TaskID`` and ``PanDA_AttemptNr`` (or ``PANDA_ATTEMPTNR``) are read, and for areas
+on web servers the variables of ``lsst.resources`` and ``BEARER_TOKEN``; the payload gets all but `TOKENS`.
+
+Standard output belongs to the payload; the runner writes one line at the start and one for each problem to
+standard error.
+
+Exit code: the payload's, unchanged; 128 and the number of the signal that ended it; or one of `EXIT_CODES`.
 """
 
 __all__ = [
@@ -71,7 +83,6 @@ __all__ = [
     "encode_outputs",
     "find_attempt",
     "find_monitor",
-    "return_outputs",
     "find_values",
     "insert_quoted",
     "insert_values",
@@ -89,6 +100,7 @@ __all__ = [
     "render_plain_input",
     "render_shard",
     "render_short_input",
+    "return_outputs",
     "run",
     "run_payload",
     "safe_label",
@@ -412,13 +424,14 @@ def render_shard(names: "Sequence[str]", first_order_id: int, rows: "Iterable[Se
     """
     import json
 
+    encode = json.JSONEncoder(separators=(",", ":")).encode  # made once, not for each of a million jobs
     lines = []
     for number, row in enumerate(rows):
         if len(row) != len(names):
             raise ValueError(
                 f"order id {first_order_id + number}: {len(row)} values for {len(names)} names {list(names)}"
             )
-        lines.append(json.dumps(list(row), separators=(",", ":")))
+        lines.append(encode(row))
     head = json.dumps({"format": 1, "first": first_order_id, "names": list(names)})
     return head[:-1] + ', "rows": [\n' + ",\n".join(lines) + "\n]}\n"
 
@@ -954,26 +967,25 @@ class ResourceArea:
     """Staging area that ``lsst.resources`` reads."""
 
     def __init__(self, uri: str) -> None:
+        self.root = uri if uri.endswith("/") else uri + "/"
+
+    def _uri(self, name: str) -> "Any":
         try:
             from lsst.resources import ResourcePath
         except ImportError as error:
             raise FailureError(
                 EXIT_UNREACHABLE,
-                f"staging area {_without_password(uri)} needs lsst.resources, which {sys.executable} does not"
-                f" have ({error}); set the LSST stack up before the runner, and do not use python3 -I",
+                f"{_without_password(self.root)} needs lsst.resources, which {sys.executable} does not have"
+                f" ({error}); set the LSST stack up before the runner, and do not use python3 -I",
             ) from None
-        self.root = uri if uri.endswith("/") else uri + "/"
-        self._resource_path: "Any" = ResourcePath
-
-    def _uri(self, name: str) -> "Any":
-        return self._resource_path(
-            self.root + _escape(name, _PLAIN_IN_PATH, "%"), forceDirectory=name.endswith("/")
-        )
+        uri = self.root + _escape(name, _PLAIN_IN_PATH, "%")
+        return ResourcePath(uri, forceDirectory=name.endswith("/"))
 
     def chunks(self, name: str) -> "Iterator[bytes]":
         """Read a file."""
+        uri = self._uri(name)
         try:
-            with self._uri(name).as_local() as local:
+            with uri.as_local() as local:
                 for chunk in _read_chunks(local.ospath):
                     yield chunk
         except OSError:
@@ -991,9 +1003,10 @@ class ResourceArea:
 
     def put(self, name: str) -> None:
         """Write a file of the work directory to the area."""
+        uri = self._uri(name)
         try:
             with open(_bytes(name), "rb") as stream:
-                self._uri(name).write(stream.read(), overwrite=True)
+                uri.write(stream.read(), overwrite=True)
         except OSError:
             raise
         except Exception as error:  # each store has errors of its own
@@ -1149,6 +1162,10 @@ class Fetcher:
                 files = json.loads(b"".join(self.area.chunks(MANIFEST)).decode("utf-8"))["files"]
             except FileNotFoundError:
                 return {}
+            except PermissionError:  # some stores do not tell what is missing from what is forbidden
+                if self._wanted == "required":
+                    raise
+                return {}
             except (ValueError, LookupError, TypeError) as error:
                 raise DamagedError(f"not a manifest ({error})") from None
             return dict(files)
@@ -1234,7 +1251,7 @@ class Fetcher:
         else:
             self.attempt(name, lambda: _copy(self.area, name, target, entry))
         if executable:
-            os.chmod(target, 0o755)
+            _make_executable(target)
 
     def _is_here(self, name: str, target: bytes, entry: "Any") -> bool:
         """Whether the target is already what would be fetched."""
@@ -1333,6 +1350,15 @@ def _make_folder(path: bytes) -> None:
         ) from None
 
 
+def _make_executable(path: bytes) -> None:
+    try:
+        if not os.access(path, os.X_OK):
+            os.chmod(path, 0o755)
+    except OSError as error:
+        text = f"cannot make {_text(path)!r} executable: {error.strerror}"
+        raise FailureError(EXIT_WORK_DIRECTORY, text) from None
+
+
 class _Part:
     """A file being written under a name of its own, until it is complete."""
 
@@ -1426,7 +1452,9 @@ def deliver(arguments: Arguments, fetcher: Fetcher) -> "dict[str, str]":
     if arguments.archive:
         _unpack_archive(arguments.archive, fetcher)
         for _, name in arguments.files:
-            os.chmod(_bytes(name), 0o755)
+            if not os.path.exists(_bytes(name)):
+                raise FailureError(EXIT_MISSING, f"archive {arguments.archive} does not hold {name!r}")
+            _make_executable(_bytes(name))
         return names
     for key, name in arguments.files:
         name = fetcher.settle(name)
@@ -1503,7 +1531,9 @@ def _unpack_archive(location: str, fetcher: Fetcher) -> None:
                 _check_members(archive)
                 safely: "dict[str, Any]" = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
                 archive.extractall(**safely)
-        except (tarfile.TarError, EOFError, zlib.error) as error:
+        except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+            if getattr(error, "errno", None):
+                raise FailureError(EXIT_WORK_DIRECTORY, f"cannot unpack {name!r}: {error}") from None
             raise DamagedError(f"not a complete archive ({error})") from None
         finally:
             os.unlink(target)
@@ -1821,8 +1851,9 @@ class Signals:
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             os.execve(argv[0], argv, environment)
-        except OSError as error:
-            say(f"cannot start {_text(argv[0])}: {error.strerror} ({len(argv[-1])} bytes of command)")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            say(f"cannot start {_text(argv[0])}: {reason} ({len(argv[-1])} bytes of command)")
         finally:
             os._exit(EXIT_START)
 
@@ -1982,6 +2013,10 @@ def run_payload(
 # -----------------------------------------------------------------------------------------------------------
 
 
+LONGEST_SHOWN = 4000
+"""Characters of a command that are shown."""
+
+
 def say(text: str) -> None:
     """Write one line to standard error, which the payload shares."""
     line = "runner: " + text.replace("\n", "\\n") + "\n"
@@ -2012,9 +2047,12 @@ def run(arguments: Arguments, environment: "Mapping[bytes, bytes]", signals: Sig
     names = deliver(arguments, fetcher)
     values = find_values(arguments, fetcher)
     command = make_command(arguments, values, names, attempt, environment)
+    shown = insert_values(arguments.command, values)
+    if len(shown) > LONGEST_SHOWN:
+        shown = f"{shown[:LONGEST_SHOWN]}... ({len(shown)} characters)"
     say(
-        f"{VERSION}, Python {sys.version.split()[0]}, {arguments.input}, attempt {attempt}, {fetcher.shown},"
-        f" command (variables not shown): {insert_values(arguments.command, values)}"
+        f"{VERSION}, Python {sys.version.split()[0]}, {arguments.input[:200]}, attempt {attempt},"
+        f" {fetcher.shown}, command (variables not shown): {shown}"
     )
     passed_on = dict(environment)
     if arguments["keep-tokens"] == "no":
