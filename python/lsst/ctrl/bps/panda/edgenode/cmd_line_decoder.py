@@ -20,7 +20,8 @@ The functions of section "Grammar" are that grammar; what plans a run imports th
 definition.  Options: ``_OPTIONS``.
 
 Files: what the job needs is copied from the area to the work directory, verified by the area's
-``.staged.json`` if it has one; parameters are read from ``job_parameters/``; ``.attempts/`` and ``.cancelled``
+``.staged.json`` if it has one; parameters are read from ``job_parameters/``; ``.attempts/`` and
+``.cancelled``
 are notes of other jobs and of the submit side.
 
 Environment: PanDA's ``PanDA_TaskID`` and ``PanDA_AttemptNr`` (or ``PANDA_ATTEMPTNR``) are read, and for areas
