@@ -6,6 +6,8 @@ import os
 import time
 
 import pytest
+from lsst.ctrl.bps.wms_service import WmsStates
+
 from lsst.ctrl.bps import (
     BPS_DEFAULTS,
     BPS_SEARCH_ORDER,
@@ -18,7 +20,6 @@ from lsst.ctrl.bps.panda import PanDAService
 from lsst.ctrl.bps.panda.local import instance
 from lsst.ctrl.bps.panda.local.endpoint import environment
 from lsst.ctrl.bps.panda.settings import read_service_settings
-from lsst.ctrl.bps.wms_service import WmsStates
 
 pytestmark = pytest.mark.slow
 

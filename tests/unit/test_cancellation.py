@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+
 from lsst.ctrl.bps.panda.cancellation import CANCELLED_MARKER, cancel_run
 from lsst.ctrl.bps.panda.errors import RefusedError
 from lsst.ctrl.bps.panda.runrecord import RunRecord

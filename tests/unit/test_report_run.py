@@ -11,7 +11,13 @@ from lsst.ctrl.bps.report import display_report
 from lsst.ctrl.bps.wms_service import WmsRunReport, WmsStates
 
 from lsst.ctrl.bps.panda.errors import SettingsError
-from lsst.ctrl.bps.panda.report import describe_counts, get_status_of, list_notes, make_run_list, make_run_report
+from lsst.ctrl.bps.panda.report import (
+    describe_counts,
+    get_status_of,
+    list_notes,
+    make_run_list,
+    make_run_report,
+)
 from lsst.ctrl.bps.panda.report_filters import FILTER_KEYS, parse_filters
 from lsst.ctrl.bps.panda.report_links import MonitorLinks
 from lsst.ctrl.bps.panda.wire.attributes import RunAttributes, parse_attributes, render_attributes
@@ -216,7 +222,7 @@ def test_status_says_only_what_is_out_of_the_ordinary():
     # BPS logs the message as a warning.
     assert get_status_of(EVIDENCE) == (WmsStates.FAILED, "")
     assert describe_counts(EVIDENCE) == "Run 41: 2 SUCCEEDED, 2 FAILED, 1 PRUNED."
-    assert get_status_of(RunEvidence(RequestRecord(3, "r", "New"), ()))[1] == "Run 3: no jobs known yet."
+    assert describe_counts(RunEvidence(RequestRecord(3, "r", "New"), ())) == "Run 3: no jobs known yet."
 
 
 def test_the_run_list_is_printed_by_bps():

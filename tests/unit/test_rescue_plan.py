@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from lsst.ctrl.bps.panda.plan.document import parse_plan, render_plan
 from lsst.ctrl.bps.panda.plan.model import (
     Accounting,

@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+
 from lsst.ctrl.bps.panda.errors import PandaBpsError, RunNotFoundError
 from lsst.ctrl.bps.panda.runrecord import RECORD_NAME, RunIndex, RunRecord, read_record, write_text
 

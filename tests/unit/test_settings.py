@@ -3,6 +3,7 @@
 import os
 
 import pytest
+
 from lsst.ctrl.bps import (
     BPS_DEFAULTS,
     BPS_SEARCH_ORDER,

@@ -1,6 +1,7 @@
 """Sending a run: one of it or none, and never without saying."""
 
 import pytest
+
 from lsst.ctrl.bps.panda.errors import (
     ConnectionFailedError,
     RefusedError,

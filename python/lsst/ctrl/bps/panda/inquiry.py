@@ -157,7 +157,12 @@ class Inquiry:
         """Return a request and its transforms from one reply, so that they
         cannot disagree.
         """
-        rows = self._relay.get_requests(request_id, with_detail=True)
+        # Before there are transforms, iDDS's outer join leaves null where the
+        # request's own number was.
+        rows = [
+            row if row.get("request_id") else {**row, "request_id": request_id}
+            for row in self._relay.get_requests(request_id, with_detail=True)
+        ]
         records = parse_requests(rows)
         if not records:
             raise RunNotFoundError(f"There is no run {request_id} on {self._server}.")

@@ -154,8 +154,9 @@ def _submit(connection: Connection, plan: WorkflowPlan, record: RunRecord, direc
     write_text(directory / PLAN_NAME, render_plan(plan))
     new = RunRecord.from_plan(plan, prepared_at=now)
     new.content["origin_path"] = _origin_path(record)
+    new.content["staging"] = record.content.get("staging")
     new.content["restarts"] = int(record.content.get("restarts", 0)) + 1
-    stage([*plan.files, *_parameters(record)], StagingSettings(area=plan.run.staging_area))
+    stage([*plan.files, *_parameters(record)], _staging_settings(record))
     remove_marker(plan.run.staging_area, CANCELLED_MARKER)
     submission = make_submission(plan, max_length=MAX_REQUEST_LENGTH)
     request_id = send(connection.relay, submission, plan.run.name)
@@ -163,6 +164,16 @@ def _submit(connection: Connection, plan: WorkflowPlan, record: RunRecord, direc
     new.write(directory)
     RunIndex(connection.settings.state_directory).add(new, server=connection.settings.url)
     return request_id
+
+
+def _staging_settings(record: RunRecord) -> StagingSettings:
+    """How the run was staged."""
+    staging = record.content.get("staging") or {}
+    return StagingSettings(
+        area=record.staging_area,
+        max_workers=int(staging.get("max_workers", 10)),
+        group_permissions=bool(staging.get("group_permissions", False)),
+    )
 
 
 def _parameters(record: RunRecord) -> list[StagedFile]:

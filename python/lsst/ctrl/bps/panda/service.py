@@ -9,23 +9,25 @@ from __future__ import annotations
 __all__ = ["LocalPanDAService", "PanDAService"]
 
 import logging
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from lsst.ctrl.bps import BaseWmsService, BaseWmsWorkflow, BpsConfig, GenericWorkflow
 from lsst.ctrl.bps.wms_service import WmsRunReport, WmsStates
 from lsst.daf.butler import Config
 from lsst.resources import ResourcePath
+
+from lsst.ctrl.bps import BaseWmsService, BaseWmsWorkflow, BpsConfig, GenericWorkflow
 
 from . import sites
 from .cancellation import cancel_run
 from .core_repairs import accept_service_names
 from .errors import PandaBpsError, RunNotFoundError
 from .inquiry import Connection, Inquiry, connect
-from .preflight import check_run, check_service
 from .plantable import render_table
+from .preflight import check_run, check_service
 from .report import describe_counts, get_status_of, list_notes, make_run_list, make_run_report
 from .report_filters import parse_filters
 from .rescue import restart_run
@@ -33,6 +35,7 @@ from .rest.diagnosis import diagnose
 from .runrecord import RunIndex, read_record
 from .settings import ServiceSettings, default_configuration, read_service_settings
 from .staging import stage
+from .staging_progress import ProgressLine
 from .submission import send
 from .wire.idds_workflow import make_submission
 from .workflow import PandaBpsWmsWorkflow
@@ -106,7 +109,8 @@ class PanDAService(BaseWmsService):
             return submit_build(self._connect(), **kwargs)
         assert isinstance(workflow, PandaBpsWmsWorkflow)
         connection = self._connect()
-        staged = stage(workflow.staged_files(), workflow.settings.staging)
+        progress = ProgressLine(sys.stderr)
+        staged = stage(workflow.staged_files(), workflow.settings.staging, progress=progress)
         _LOG.info(
             "Staged %d files (%d bytes) to %s; %d were there already",
             staged.copied,

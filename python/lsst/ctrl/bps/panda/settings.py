@@ -23,8 +23,9 @@ from importlib.metadata import version as distribution_version
 from importlib.resources import files as package_files
 from typing import Any
 
-from lsst.ctrl.bps import BPS_DEFAULTS, BpsConfig, GenericWorkflow
 from lsst.daf.butler import Config
+
+from lsst.ctrl.bps import BPS_DEFAULTS, BpsConfig, GenericWorkflow
 
 from . import sites
 from .errors import SettingsError

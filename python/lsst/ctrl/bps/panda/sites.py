@@ -9,7 +9,6 @@ from importlib.resources import files as package_files
 from typing import Any
 
 import yaml
-
 from lsst.resources import ResourcePath
 
 from .errors import SettingsError

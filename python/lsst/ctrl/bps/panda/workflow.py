@@ -101,7 +101,13 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
             write_text(directory / PARAMETERS_DIRECTORY / shard.name, [shard.text])
         write_text(directory / PLAN_NAME, render_plan(self.plan))
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        RunRecord.from_plan(self.plan, prepared_at=now).write(directory)
+        record = RunRecord.from_plan(self.plan, prepared_at=now)
+        staging = self.settings.staging
+        record.content["staging"] = {
+            "max_workers": staging.max_workers,
+            "group_permissions": staging.group_permissions,
+        }
+        record.write(directory)
 
 
 def read_plan(directory: str | os.PathLike[str]) -> WorkflowPlan:
