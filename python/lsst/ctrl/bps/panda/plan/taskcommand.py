@@ -184,7 +184,7 @@ class TaskCommands:
             options["keep-tokens"] = "yes"
         returned = [(f.name, str(f.src_uri)) for f in outputs if f.wms_transfer and f.src_uri]
         if returned:
-            options["outputs"] = runner.encode_files(returned)
+            options["outputs"] = runner.encode_outputs(returned)
         return options
 
     def _runner_path(self) -> str:
