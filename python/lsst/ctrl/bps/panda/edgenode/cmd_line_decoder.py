@@ -21,8 +21,7 @@ definition.  Options: ``_OPTIONS``.
 
 Files: what the job needs is copied from the area to the work directory, verified by the area's
 ``.staged.json`` if it has one; parameters are read from ``job_parameters/``; ``.attempts/`` and
-``.cancelled``
-are notes of other jobs and of the submit side.
+``.cancelled`` are notes of other jobs and of the submit side.
 
 Environment: PanDA's ``PanDA_TaskID`` and ``PanDA_AttemptNr`` (or ``PANDA_ATTEMPTNR``) are read, and for areas
 on web servers the variables of ``lsst.resources`` and ``BEARER_TOKEN``; the payload gets all but `TOKENS`.
@@ -425,14 +424,14 @@ def render_shard(names: "Sequence[str]", first_order_id: int, rows: "Iterable[Se
     """
     import json
 
-    encode = json.JSONEncoder(separators=(",", ":")).encode  # made once, not for each of a million jobs
+    encode = json.encoder.encode_basestring_ascii  # a tenth of the time of json.dumps, with a million jobs
     lines = []
     for number, row in enumerate(rows):
         if len(row) != len(names):
             raise ValueError(
                 f"order id {first_order_id + number}: {len(row)} values for {len(names)} names {list(names)}"
             )
-        lines.append(encode(row))
+        lines.append("[" + ",".join(map(encode, row)) + "]")
     head = json.dumps({"format": 1, "first": first_order_id, "names": list(names)})
     return head[:-1] + ', "rows": [\n' + ",\n".join(lines) + "\n]}\n"
 
