@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 from .errors import PandaBpsError, RunNotFoundError, TransportError
 from .report import needs_contents
-from .rest.credentials import find_credentials, verify_host
+from .rest.credentials import Credentials, find_credentials, verify_host
 from .rest.panda_api import PandaApi, api_base
 from .rest.relay import Relay
 from .rest.transport import Transport
@@ -60,6 +60,7 @@ class Connection:
     relay: Relay
     api: PandaApi
     settings: ServiceSettings
+    credentials: Credentials
 
 
 def connect(settings: ServiceSettings) -> Connection:
@@ -75,14 +76,19 @@ def connect(settings: ServiceSettings) -> Connection:
     SettingsError
         Raised if it is not known where PanDA is, or how to log in.
     """
+    # Imported here: a log-in that is about to expire renews itself, and the
+    # libraries for that are slow to import.
+    from .auth.login import make_renewer
+
     url = settings.require_url()
     env = settings.environment
-    credentials = find_credentials(env, user=settings.user, uid=os.getuid())
+    credentials = find_credentials(env, user=settings.user, uid=os.getuid(), renew=make_renewer(env))
     transport = Transport(credentials, verify=verify_host(env))
     return Connection(
         relay=Relay(transport, url, idds_server=settings.idds_server),
         api=PandaApi(transport, api_base(url), cache_base=settings.cache_url or None),
         settings=settings,
+        credentials=credentials,
     )
 
 

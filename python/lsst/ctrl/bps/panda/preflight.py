@@ -8,6 +8,7 @@ __all__ = ["check_run", "check_service"]
 
 import logging
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 from .errors import PandaBpsError, PlanError, SettingsError
@@ -42,6 +43,7 @@ def check_service(settings: ServiceSettings, config: Mapping[str, Any] | None) -
     try:
         connection = connect(settings)
         connection.relay.ping()
+        connection.credentials.ensure_lifetime(timedelta(hours=settings.token_lifetime))
     except SettingsError as error:
         problems.append(str(error))
     except PandaBpsError as error:
