@@ -5,10 +5,8 @@ incremental execution, with the behaviour seen on JEDI 1.0.4.
 
 from __future__ import annotations
 
-__all__ = ["FINAL_STATES", "CommandReply", "Jedi"]
+__all__ = ["CommandReply", "Jedi"]
 
-import itertools
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +18,8 @@ from .job_store import OPEN_JOBS, JobStore
 from .outbox import Outbox
 from .outcomes import Outcome, cancelled_detail, lost_detail
 from .pace import Pace
+from .task_book import FINAL_STATES, TaskBook
 
-FINAL_STATES = ("done", "finished", "failed", "aborted", "broken", "exhausted")
-"""States in which a task stays until a command comes."""
-
-_CACHED_TASKS = 200
 _REGISTERED = "command is registered. will be executed in a few minutes"
 _ACTIVE_COMMANDS = {"kill": "toabort", "finish": "finishing", "retry": "toretry", "incexec": "toincexec"}
 # What JEDI accepts in which final states; every command is accepted or
@@ -77,42 +72,19 @@ class Jedi:
         wake: Callable[[], None],
     ) -> None:
         self._database = database
-        self._outbox = outbox
         self._store = store
         self._pace = pace
         self._clock = clock
         self._wake = wake
-        self._params: dict[int, Mapping[str, Any]] = {}
-        self._task_query = sa.select(*(column for column in tasks.c if column.name != "params"))
-        self._task_ids = itertools.count(database.highest(tasks.c.task_id) + 1)
-
-    # -- Reading ------------------------------------------------------------
+        self._book = TaskBook(database, outbox, clock=clock, wake=wake)
 
     def task(self, connection: sa.Connection, task_id: int) -> dict[str, Any] | None:
         """Read a task, with its parameters as a `dict`."""
-        row = connection.execute(self._task_query.where(tasks.c.task_id == task_id)).mappings().first()
-        return None if row is None else {**row, "params": self._parameters(connection, task_id)}
-
-    def _parameters(self, connection: sa.Connection, task_id: int) -> Mapping[str, Any]:
-        """Read a task's parameters, which never change and may be large."""
-        found = self._params.get(task_id)
-        if found is None:
-            query = sa.select(tasks.c.params).where(tasks.c.task_id == task_id)
-            found = json.loads(connection.execute(query).scalar_one())
-            if len(self._params) >= _CACHED_TASKS:
-                self._params.pop(next(iter(self._params)))
-            self._params[task_id] = found
-        return found
+        return self._book.get(connection, task_id)
 
     def submitted(self, req_id: int, name: str) -> int | None:
-        """Find a task of an iDDS request by its name, unless it came to
-        nothing.
-        """
-        query = sa.select(tasks.c.task_id).where(tasks.c.name == name, tasks.c.req_id == req_id)
-        useless = ("aborted", "failed", "broken")
-        with self._database.change() as connection:
-            found = connection.execute(query.where(tasks.c.status.not_in(useless))).scalars().first()
-        return None if found is None else int(found)
+        """Find a task by its name; see `TaskBook.submitted`."""
+        return self._book.submitted(req_id, name)
 
     # -- Submission and release ---------------------------------------------
 
@@ -141,31 +113,12 @@ class Jedi:
             return self._insert(connection, name, params, user)
 
     def _insert(self, connection: sa.Connection, name: str, params: Mapping[str, Any], user: str) -> int:
-        now = self._clock()
-        task: dict[str, Any] = {
-            "task_id": next(self._task_ids),
-            "name": name,
-            "user_name": str(params.get("userName") or user),
-            "req_id": params.get("reqID"),
-            "status": "registered",
-            "dataset_id": 0,
-            "event_service": bool(params.get("fineGrainedProc")),
-            "cores": max(int(params.get("coreCount") or 1), 1),
-            "priority": int(params.get("taskPriority") or 0),
-            "queue": str(params.get("site") or params.get("PandaSite") or "LOCAL"),
-            "max_attempt": max(int(params.get("maxAttempt") or 3), 1),
-            "created": now,
-            "modified": now,
-            "started": now,
-        }
-        task["dataset_id"] = task["task_id"] * 2 + 1
-        connection.execute(tasks.insert().values(**task, params=json.dumps(params)))
+        task = self._book.add(connection, name, params, user)
         names = [str(value) for value in params.get("pfnList") or ["pseudo_file"]]
-        task["params"] = params
         try:
             self._store.add_files(connection, task, names)
         except ValueError as error:
-            self._set(connection, task, "broken", error_dialog=f"bad name of an input: {error}")
+            self._book.set(connection, task, "broken", error_dialog=f"bad name of an input: {error}")
             return int(task["task_id"])
         self._activate(connection, task)
         return int(task["task_id"])
@@ -176,9 +129,9 @@ class Jedi:
         if count and self._pace.activation > 0:
             self._database.after_commit(self._wake)
         if count and task["status"] in ("registered", "pending", "ready"):
-            self._set(connection, task, "running" if self._pace.activation <= 0 else "ready")
+            self._book.set(connection, task, "running" if self._pace.activation <= 0 else "ready")
         elif task["status"] == "registered":
-            self._set(
+            self._book.set(
                 connection,
                 task,
                 "pending",
@@ -255,7 +208,7 @@ class Jedi:
             connection, job, status=outcome.status, detail=outcome.detail, sub_status=outcome.sub_status
         )
         self._store.settle_file(connection, task, job, outcome)
-        self._touch(connection, task)
+        self._book.touch(connection, task)
         self._check_end(connection, task)
 
     def _check_end(self, connection: sa.Connection, task: dict[str, Any]) -> None:
@@ -265,9 +218,9 @@ class Jedi:
             # The registered command will end it.
             return
         if task["status"] == "aborting":
-            self._set(connection, task, "aborted", ended=self._clock())
+            self._book.set(connection, task, "aborted", ended=self._clock())
         elif self._pace.finalise > 0:
-            self._later(connection, task, "prepared", "finalise", self._pace.finalise)
+            self._book.plan(connection, task, "prepared", command="finalise", delay=self._pace.finalise)
         else:
             self._finalise(connection, task)
 
@@ -284,7 +237,7 @@ class Jedi:
         else:
             status = "failed"
             dialog = None if bad else "failed due to no input"
-        self._set(connection, task, status, ended=self._clock(), error_dialog=dialog)
+        self._book.set(connection, task, status, ended=self._clock(), error_dialog=dialog)
 
     # -- Commands -----------------------------------------------------------
 
@@ -315,7 +268,14 @@ class Jedi:
                 return CommandReply(0, _REGISTERED) if same else CommandReply(4, refusal)
             if task["command"] in ("kill", "finish") or status in ("aborting", "finishing"):
                 return CommandReply(0, _REGISTERED)
-            self._later(connection, task, _ACTIVE_COMMANDS[command], command, self._pace.command, by=user)
+            self._book.plan(
+                connection,
+                task,
+                _ACTIVE_COMMANDS[command],
+                command=command,
+                delay=self._pace.command,
+                by=user,
+            )
         return CommandReply(0, _REGISTERED)
 
     def kill_jobs(self, panda_ids: Iterable[int], user: str) -> list[bool]:
@@ -337,12 +297,11 @@ class Jedi:
 
     def _execute(self, connection: sa.Connection, task: dict[str, Any]) -> None:
         command, user = task["command"], task["command_by"] or ""
-        update = tasks.update().where(tasks.c.task_id == task["task_id"])
-        connection.execute(update.values(command=None, command_by=None, due=None))
+        self._book.unplan(connection, task)
         if command == "finalise":
             self._finalise(connection, task)
         elif command in ("kill", "finish"):
-            self._set(connection, task, "aborting" if command == "kill" else "finishing")
+            self._book.set(connection, task, "aborting" if command == "kill" else "finishing")
             self._store.cancel_queued(connection, task["task_id"], user)
             self._store.order_kill(connection, task["task_id"], user, self._clock() + self._pace.heartbeat)
             self._database.after_commit(self._wake)
@@ -360,14 +319,14 @@ class Jedi:
             # What was never released waits for its release again.
             fresh = files.update().where(files.c.task_id == task["task_id"], files.c.status == "ready")
             connection.execute(fresh.where(files.c.attempt == 0).values(status="staging"))
-        self._set(connection, task, "ready", ended=None, error_dialog=None)
+        self._book.set(connection, task, "ready", ended=None, error_dialog=None)
         if not self._store.has_open(connection, task["task_id"]):
             counts = self._store.counts(connection, task["task_id"])
             if counts.get("finished"):
                 self._finalise(connection, task)
                 return
             dialog = "no retry since no new/unprocessed files available"
-            self._set(connection, task, "failed", ended=self._clock(), error_dialog=dialog)
+            self._book.set(connection, task, "failed", ended=self._clock(), error_dialog=dialog)
             return
         self._activate(connection, task)
 
@@ -393,7 +352,7 @@ class Jedi:
                 assert task is not None
                 self._store.create(connection, task, dict(file))
                 if task["status"] == "ready":
-                    self._set(connection, task, "running")
+                    self._book.set(connection, task, "running")
             dues = [
                 connection.execute(sa.select(sa.func.min(column))).scalar()
                 for column in (tasks.c.due, files.c.due)
@@ -435,33 +394,3 @@ class Jedi:
                     connection.execute(again)
         self._wake()
         return len(lost)
-
-    # -- State --------------------------------------------------------------
-
-    def _touch(self, connection: sa.Connection, task: Mapping[str, Any]) -> None:
-        update = tasks.update().where(tasks.c.task_id == task["task_id"])
-        connection.execute(update.values(modified=self._clock()))
-
-    def _set(self, connection: sa.Connection, task: dict[str, Any], status: str, **values: Any) -> None:
-        """Change a task's status and tell iDDS."""
-        if status not in ("pending", *FINAL_STATES) and "error_dialog" not in values:
-            values["error_dialog"] = None
-        task.update(values, status=status)
-        update = tasks.update().where(tasks.c.task_id == task["task_id"])
-        connection.execute(update.values(status=status, modified=self._clock(), **values))
-        self._outbox.put(connection, {"msg_type": "task_status", "taskid": task["task_id"], "status": status})
-
-    def _later(
-        self,
-        connection: sa.Connection,
-        task: dict[str, Any],
-        status: str,
-        command: str,
-        delay: float,
-        *,
-        by: str = "",
-    ) -> None:
-        self._set(connection, task, status)
-        update = tasks.update().where(tasks.c.task_id == task["task_id"])
-        connection.execute(update.values(command=command, command_by=by, due=self._clock() + delay))
-        self._database.after_commit(self._wake)

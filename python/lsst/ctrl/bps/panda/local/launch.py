@@ -7,7 +7,7 @@ put in the place of the parents before the server is imported.
 
 from __future__ import annotations
 
-__all__: list[str] = []
+__all__ = ["run"]
 
 import importlib
 import sys
@@ -17,7 +17,8 @@ from pathlib import Path
 _PARENTS = ("lsst", "lsst.ctrl", "lsst.ctrl.bps", "lsst.ctrl.bps.panda")
 
 
-def _run(arguments: list[str]) -> int:
+def run(arguments: list[str]) -> int:
+    """Run a server; see `~lsst.ctrl.bps.panda.local.server.main`."""
     for name in _PARENTS:
         package = types.ModuleType(name)
         package.__path__ = []
@@ -28,4 +29,4 @@ def _run(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_run(sys.argv[1:]))
+    sys.exit(run(sys.argv[1:]))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from .database import Database, files, tasks
-from .jedi import FINAL_STATES
+from .task_book import FINAL_STATES
 
 _TASK_TAIL = re.compile(r"_\d{2,}_.*")
 

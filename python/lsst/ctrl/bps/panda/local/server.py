@@ -24,10 +24,33 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
-from lsst.ctrl.bps.panda.local.endpoint import ENDPOINT_FILE, Endpoint, environment, write_endpoint
-from lsst.ctrl.bps.panda.local.processes import is_alive, marked_processes, start_ticks
-from lsst.ctrl.bps.panda.local.server_settings import ServerSettings, read_settings
+from waitress import create_server  # type: ignore[import-untyped]
+
 from lsst.ctrl.bps.panda.version import __version__
+
+from . import idds_plugins, idds_repairs
+from .api import Api
+from .database import Database
+from .endpoint import ENDPOINT_FILE, Endpoint, environment, write_endpoint
+from .executor import Executor, ExecutorSettings
+from .faults import Faults, read_faults
+from .file_cache import FileCache
+from .idds_host import IddsHost
+from .identity import IdentityRules
+from .jedi import Jedi
+from .job_desk import JobDesk
+from .job_store import JobStore
+from .outbox import Outbox
+from .overview import runs
+from .pace import parse_pace
+from .payload import JobPlaces
+from .processes import is_alive, marked_processes, start_ticks
+from .queues import Queues, read_queues
+from .relay import Relay
+from .server_settings import ServerSettings, read_settings
+from .token_check import TokenCheck
+from .views import Views
+from .web import WebParts, make_application
 
 _LOG = logging.getLogger(__name__)
 
@@ -144,31 +167,35 @@ class Server:
             Raised if something needed is missing; the text says what to
             install.
         """
-        from lsst.ctrl.bps.panda.local import idds_plugins, idds_repairs
-        from lsst.ctrl.bps.panda.local.api import Api
-        from lsst.ctrl.bps.panda.local.database import Database
-        from lsst.ctrl.bps.panda.local.executor import Executor, ExecutorSettings
-        from lsst.ctrl.bps.panda.local.faults import Faults, read_faults
-        from lsst.ctrl.bps.panda.local.file_cache import FileCache
-        from lsst.ctrl.bps.panda.local.idds_host import IddsHost
-        from lsst.ctrl.bps.panda.local.identity import IdentityRules
-        from lsst.ctrl.bps.panda.local.jedi import Jedi
-        from lsst.ctrl.bps.panda.local.job_desk import JobDesk
-        from lsst.ctrl.bps.panda.local.job_store import JobStore
-        from lsst.ctrl.bps.panda.local.outbox import Outbox
-        from lsst.ctrl.bps.panda.local.pace import parse_pace
-        from lsst.ctrl.bps.panda.local.payload import JobPlaces
-        from lsst.ctrl.bps.panda.local.queues import Queues, read_queues
-        from lsst.ctrl.bps.panda.local.relay import Relay
-        from lsst.ctrl.bps.panda.local.views import Views
-        from lsst.ctrl.bps.panda.local.web import WebParts, make_application
-
         settings, directory = self._settings, self._directory
-        pace = parse_pace(settings.pace)
-        queues = read_queues(settings.queues) if settings.queues else Queues()
-        faults = Faults(read_faults(settings.faults) if settings.faults else ())
+        self._pace = parse_pace(settings.pace)
+        self._queues = read_queues(settings.queues) if settings.queues else Queues()
+        self._faults = Faults(read_faults(settings.faults) if settings.faults else ())
         idds_url, panda_url = self._databases()
-        self._host = IddsHost(directory / "idds", database=idds_url, pace=pace, loglevel=settings.loglevel)
+        self._host = IddsHost(
+            directory / "idds", database=idds_url, pace=self._pace, loglevel=settings.loglevel
+        )
+        self._set_environment()
+        self._host.prepare()
+        self._database = Database(panda_url)
+        outbox = Outbox(self._database, time.time)
+        store = JobStore(self._database, outbox, clock=time.time, wake=self._wake_executor)
+        self._jedi = Jedi(
+            self._database, outbox, store, pace=self._pace, clock=time.time, wake=self._tick_bell.set
+        )
+        self._desk = JobDesk(self._database, self._jedi, queues=self._queues, clock=time.time)
+        self._places = JobPlaces(directory / "logs", directory / "work", f"{self._base}/logs")
+        self._executor = self._make_executor()
+        idds_plugins.connect(self._jedi, outbox, self._faults)
+        idds_repairs.offer_task_lookup(self._jedi.submitted)
+        self._application = self._make_application()
+        killed = _kill_leftovers(directory)
+        lost = self._jedi.recover(time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()))
+        replayed = outbox.replay()
+        _LOG.info("ended %d processes, %d lost jobs, %d messages again", killed, lost, replayed)
+
+    def _set_environment(self) -> None:
+        """Set what iDDS and panda-client in this process read."""
         for variable, value in {**environment(self.endpoint), **self._host.environment()}.items():
             if value:
                 os.environ[variable] = value
@@ -178,54 +205,38 @@ class Server:
         os.environ.update(PANDA_AUTH="oidc", PANDA_AUTH_VO="local", PANDA_AUTH_ID_TOKEN=self.endpoint.token)
         # Here iDDS is the server.
         os.environ.pop("IDDS_CLIENT_MODE", None)
-        self._host.prepare()
 
-        self._database = Database(panda_url)
-        outbox = Outbox(self._database, time.time)
-        store = JobStore(self._database, outbox, clock=time.time, wake=self._wake_executor)
-        self._jedi = Jedi(self._database, outbox, store, pace=pace, clock=time.time, wake=self._tick_bell.set)
-        self._desk = JobDesk(self._database, self._jedi, queues=queues, clock=time.time)
-        places = JobPlaces(directory / "logs", directory / "work", f"{self._base}/logs")
-        job_variables = {name: value for name, value in environment(self.endpoint).items() if value}
-        self._executor = Executor(
-            self._desk,
-            ExecutorSettings(
-                slots=settings.slots or len(os.sched_getaffinity(0)),
-                places=places,
-                environment=self._outside,
-                path=str(Path(sys.executable).parent),
-                extra={**job_variables, MARKER: str(directory)},
-                keep_work=settings.keep_work,
-                version=__version__,
-            ),
-            pace=pace,
-            faults=faults,
+    def _make_executor(self) -> Executor:
+        variables = {name: value for name, value in environment(self.endpoint).items() if value}
+        settings = ExecutorSettings(
+            slots=self._settings.slots or len(os.sched_getaffinity(0)),
+            places=self._places,
+            environment=self._outside,
+            path=str(Path(sys.executable).parent),
+            extra={**variables, MARKER: str(self._directory)},
+            keep_work=self._settings.keep_work,
+            version=__version__,
         )
-        idds_plugins.connect(self._jedi, outbox, faults)
-        idds_repairs.offer_task_lookup(self._jedi.submitted)
+        return Executor(self._desk, settings, pace=self._pace, faults=self._faults)
+
+    def _make_application(self) -> Any:
         views = Views(self._database)
         parts = WebParts(
-            api=Api(self._jedi, views, queues=queues, pace=pace),
-            relay=Relay(self._host, faults),
-            cache=FileCache(directory / "cache"),
-            logs=places.logs,
+            api=Api(self._jedi, views, queues=self._queues, pace=self._pace),
+            relay=Relay(self._host, self._faults),
+            cache=FileCache(self._directory / "cache"),
+            logs=self._places.logs,
             rules=IdentityRules(getpass.getuser(), self._token_check()),
-            faults=faults,
+            faults=self._faults,
             status=self.status,
             token=self.endpoint.token,
-            all_users=settings.all_users,
+            all_users=self._settings.all_users,
         )
-        self._application = make_application(parts)
-        killed = _kill_leftovers(directory)
-        lost = self._jedi.recover(time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()))
-        replayed = outbox.replay()
-        _LOG.info("ended %d processes, %d lost jobs, %d messages again", killed, lost, replayed)
+        return make_application(parts)
 
     def _token_check(self) -> Any:
         if not self._settings.issuer:
             return None
-        from lsst.ctrl.bps.panda.local.token_check import TokenCheck
-
         return TokenCheck(self._settings.issuer).verify
 
     def _wake_executor(self) -> None:
@@ -233,8 +244,6 @@ class Server:
 
     def status(self) -> dict[str, Any]:
         """Tell what goes on, for ``panda_local status``."""
-        from lsst.ctrl.bps.panda.local.overview import runs
-
         return {
             "pid": os.getpid(),
             "version": __version__,
@@ -251,8 +260,6 @@ class Server:
 
     def start(self) -> None:
         """Start all threads, then tell where the server is."""
-        from waitress import create_server  # type: ignore[import-untyped]
-
         self._web = create_server(
             self._application,
             sockets=[self._listener],

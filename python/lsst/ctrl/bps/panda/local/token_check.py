@@ -10,15 +10,19 @@ import base64
 import importlib
 import json
 import time
+import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any
-
-import requests
 
 from .identity import NotAllowedError, read_claims
 
 _LEEWAY = 60.0
 _TIMEOUT = 10.0
+
+
+def _read_json(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=_TIMEOUT) as reply:
+        return json.load(reply)
 
 
 def _decode(text: str) -> bytes:
@@ -36,8 +40,8 @@ class TokenCheck:
     ----------
     issuer : `str`
         URL of the issuer; its keys are found by OpenID discovery.
-    session : `requests.Session`, optional
-        For reading the keys.
+    read : callable, optional
+        Reads the JSON document at a URL.
     clock : callable, optional
         Time, seconds since the epoch.
     """
@@ -46,11 +50,11 @@ class TokenCheck:
         self,
         issuer: str,
         *,
-        session: requests.Session | None = None,
+        read: Callable[[str], Any] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._issuer = issuer.rstrip("/")
-        self._session = session or requests.Session()
+        self._read = read or _read_json
         self._clock = clock
         self._keys: dict[str, Mapping[str, Any]] = {}
 
@@ -58,9 +62,8 @@ class TokenCheck:
         if name not in self._keys:
             try:
                 url = f"{self._issuer}/.well-known/openid-configuration"
-                place = self._session.get(url, timeout=_TIMEOUT).json()["jwks_uri"]
-                keys = self._session.get(place, timeout=_TIMEOUT).json()["keys"]
-            except (requests.RequestException, ValueError, KeyError, TypeError) as error:
+                keys = self._read(self._read(url)["jwks_uri"])["keys"]
+            except (OSError, ValueError, KeyError, TypeError) as error:
                 raise NotAllowedError(f"the keys of {self._issuer} cannot be read: {error}") from error
             self._keys = {str(key.get("kid", "")): key for key in keys}
         if name not in self._keys:

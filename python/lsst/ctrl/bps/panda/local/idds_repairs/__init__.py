@@ -1,0 +1,92 @@
+"""Everything that touches private parts of iDDS, in one place: each repair
+with its reason and the symptom without it, and the self-test that refuses an
+iDDS whose private parts are not known.
+
+`before_import` has to be called before anything of ``idds.agents`` or
+``idds.orm`` is imported.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "IDDS_VERSION",
+    "REPAIRS",
+    "Repair",
+    "before_import",
+    "missing_grips",
+    "offer_task_lookup",
+    "repair",
+    "self_test",
+    "tune",
+    "unlock_everything",
+    "wrong_versions",
+]
+
+import functools
+import importlib.metadata
+
+from ..pace import Pace
+from . import behaviour, speed, storage
+from .behaviour import offer_task_lookup
+from .record import Repair, module
+from .speed import tune
+from .storage import before_import, unlock_everything
+
+IDDS_VERSION = "2.6.21"
+"""The version whose private parts are known."""
+
+REPAIRS: tuple[Repair, ...] = (*storage.REPAIRS, *behaviour.REPAIRS, *speed.REPAIRS)
+"""All repairs."""
+
+_DISTRIBUTIONS = ("idds-server", "idds-common", "idds-workflow", "idds-doma", "idds-client", "idds-prompt")
+
+
+def wrong_versions() -> list[str]:
+    """List distributions of iDDS that are absent or of another version."""
+    wrong = []
+    for name in _DISTRIBUTIONS:
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            wrong.append(f"{name} is not installed")
+            continue
+        if version != IDDS_VERSION:
+            wrong.append(f"{name} is {version}")
+    return wrong
+
+
+def missing_grips() -> list[str]:
+    """List private parts that are not where the repairs expect them."""
+    missing = []
+    for item in REPAIRS:
+        for grip in item.grips:
+            name, _, path = grip.partition(":")
+            try:
+                functools.reduce(getattr, path.split("."), module(name))
+            except (ImportError, AttributeError):
+                missing.append(f"{grip} ({item.name})")
+    return missing
+
+
+def self_test() -> str:
+    """Check that this iDDS is the one that the repairs know.
+
+    Returns
+    -------
+    problem : `str`
+        A sentence that says what to install; empty if all is well.
+    """
+    problems = wrong_versions() or missing_grips()
+    if not problems:
+        return ""
+    return (
+        f"the embedded PanDA knows iDDS {IDDS_VERSION} only, but here {', '.join(problems)}; "
+        f"install what it needs with: pip install 'lsst-ctrl-bps-panda[local]' 'idds-server=={IDDS_VERSION}'"
+    )
+
+
+def repair(pace: Pace) -> None:
+    """Apply all repairs."""
+    for item in REPAIRS:
+        if item.apply is not None:
+            item.apply(pace)
