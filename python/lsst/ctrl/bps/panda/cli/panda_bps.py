@@ -1,0 +1,51 @@
+"""The command ``panda_bps``: what BPS has no command for.
+
+Each sub-command is a function in a module of its own, which is imported when
+it is used, so that ``panda_bps --help`` costs nothing.
+"""
+
+from __future__ import annotations
+
+__all__ = ["COMMANDS", "main"]
+
+from importlib import import_module
+
+import click
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "check": ("panda_bps_check:check", "Look for everything that would keep a run from working."),
+}
+"""Module in this folder and function of each sub-command, and its line in the
+help.
+"""
+
+
+class _LazyGroup(click.Group):
+    """Finds sub-commands in the table and imports them when they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        # Docstring inherited.
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        # Docstring inherited.
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, function = COMMANDS[cmd_name][0].partition(":")
+        command = getattr(import_module(f".{module}", __package__), function)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # Docstring inherited.  The inherited method would import them all.
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Look into runs on PanDA, and into configurations before they run."""
+
+
+if __name__ == "__main__":
+    main()
