@@ -128,6 +128,7 @@ def _counts(report: WmsRunReport) -> dict[str, dict[str, int]]:
     }
 
 
+@pytest.mark.newest
 def test_every_job_succeeds(site: Site, good: Run) -> None:
     expected = {label: {"SUCCEEDED": number} for label, number in _JOBS.items()}
     assert _counts(good.report) == expected, site.errors()
@@ -135,6 +136,7 @@ def test_every_job_succeeds(site: Site, good: Run) -> None:
     assert good.report.total_number_jobs == sum(_JOBS.values())
 
 
+@pytest.mark.newest
 def test_all_outputs_are_in_the_butler(site: Site, good: Run) -> None:
     assert missing_outputs(site.place.repo, good.collection) == ()
     assert count_outputs(site.place.repo, good.collection) == {
@@ -157,6 +159,7 @@ def test_the_objects_are_the_simulated_stars(site: Site, good: Run) -> None:
         assert 23.0 < band.depth < 25.5
 
 
+@pytest.mark.newest
 def test_the_object_table_equals_that_of_pipetask_row_by_row(site: Site, good: Run) -> None:
     (graph,) = good.submit_directory.glob("*.qg")
     repo = site.untouched.as_uri()
