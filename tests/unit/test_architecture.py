@@ -39,7 +39,9 @@ ARROWS: dict[str, frozenset[str]] = {
         # Configuration.
         "keys": "errors",
         "sites": "errors",
-        "settings": "errors version plan staging keys sites local.endpoint",
+        "areas": "errors plan.commands sites local.endpoint",
+        "lookup": "errors keys sites",
+        "settings": "errors version plan staging keys sites areas lookup",
         # The edges: files, HTTP, log-in.
         "staging": "errors plan.model",
         "runrecord": "errors version plan.model",
@@ -49,7 +51,7 @@ ARROWS: dict[str, frozenset[str]] = {
         "core_repairs": "",
         "workflow": "errors version plan settings runrecord wire.idds_workflow",
         "submission": "errors rest wire wire.idds_workflow",
-        "inquiry": "errors report rest runrecord settings wire",
+        "inquiry": "errors auth.login report rest runrecord settings wire",
         "preflight": "errors inquiry plan.model rest settings staging",
         "cancellation": "errors inquiry report rest runrecord settings staging wire",
         "rescue": "errors cancellation inquiry plan report rest runrecord settings staging submission wire "

@@ -15,10 +15,8 @@ __all__ = [
 
 import getpass
 import os
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from importlib.metadata import version as distribution_version
 from importlib.resources import files as package_files
 from typing import Any
@@ -28,11 +26,11 @@ from lsst.daf.butler import Config
 from lsst.ctrl.bps import BPS_DEFAULTS, BpsConfig, GenericWorkflow
 
 from . import sites
+from .areas import expand_area, profile_area
 from .errors import SettingsError
-from .keys import KEYS, closest_key, convert
-from .local.endpoint import state_directory
-from .plan.commands import inert
-from .plan.labels import LabelSettings, NamingKind, PlanSettings
+from .keys import closest_key
+from .lookup import KeyLookup
+from .plan.labels import LabelSettings, NamingKind, PlanSettings, labels_of
 from .plan.model import RunIdentity, StagedFile
 from .staging import StagingSettings
 from .version import __version__
@@ -98,7 +96,7 @@ def read_service_settings(
         The environment; that of the process by default.
     """
     env = dict(os.environ if environment is None else environment)
-    reader = _Reader(config if isinstance(config, BpsConfig) else None, env)
+    reader = KeyLookup(config if isinstance(config, BpsConfig) else None, env)
     url = next((env[name].rstrip("/") for name in _ENVIRONMENT_KEYS if env.get(name)), "")
     return ServiceSettings(
         url=url,
@@ -170,9 +168,14 @@ def read_run_settings(
         Raised if a value is missing or cannot be used.
     """
     env = dict(os.environ if environment is None else environment)
-    reader = _Reader(config, env)
-    area, area_variables = _staging_area(reader, env)
-    labels = _labels_of(workflow)
+    reader = KeyLookup(config, env)
+    area, area_variables = expand_area(
+        reader.get("fileDistributionEndPoint", raw=True).strip(),
+        reader.get("fileDistributionEndPointDefault", raw=True).strip(),
+        reader.get("computeSite"),
+        env,
+    )
+    labels = labels_of(workflow)
     reader.check_variables("runnerCommand", labels)
     stage_runner = reader.get("stageRunner")
     identity = _identity(config, workflow, reader, submit_path, area)
@@ -203,7 +206,7 @@ def read_run_settings(
     )
 
 
-def _submit_environment(reader: _Reader, env: Mapping[str, str]) -> dict[str, str]:
+def _submit_environment(reader: KeyLookup, env: Mapping[str, str]) -> dict[str, str]:
     """Variables in commands that have the values of the submit side.
 
     ``USER`` is always known, also to a cron job that has no such variable.
@@ -213,7 +216,7 @@ def _submit_environment(reader: _Reader, env: Mapping[str, str]) -> dict[str, st
 
 
 def _identity(
-    config: BpsConfig, workflow: GenericWorkflow, reader: _Reader, submit_path: str, area: str
+    config: BpsConfig, workflow: GenericWorkflow, reader: KeyLookup, submit_path: str, area: str
 ) -> RunIdentity:
     """What the run is called and whose it is."""
     attributes = workflow.run_attrs
@@ -244,103 +247,7 @@ def _bps_version() -> str:
         return ""
 
 
-class _Reader:
-    """Looks keys up: in the configuration of the run, then in the profile of
-    the site, then in the packaged base, then in the table of keys.
-    """
-
-    def __init__(self, config: BpsConfig | None, env: Mapping[str, str]) -> None:
-        self._config = config
-        self._env = env
-
-    @cached_property
-    def _beneath(self) -> dict[str, Any]:
-        """Profile of the run's site over the packaged base."""
-        site = str(self._config.get("computeSite") or "") if self._config is not None else ""
-        beneath = sites.base()
-        beneath.update(sites.profile_of(site))
-        return beneath
-
-    @cached_property
-    def _merged(self) -> BpsConfig:
-        """The configuration over the profile, for values with variables."""
-        merged = Config(self._beneath)
-        if self._config is not None:
-            # A BpsConfig would put variables in while it is copied.
-            merged.update(Config(self._config))
-        order = self._config.search_order if self._config is not None else None
-        return BpsConfig(merged, search_order=order)
-
-    def get(self, name: str, label: str = "", *, raw: bool = False) -> Any:
-        """Return the value of a key, of its kind.
-
-        Parameters
-        ----------
-        name : `str`
-            Key.
-        label : `str`, optional
-            Label to search it for.
-        raw : `bool`, optional
-            Whether environment variables stay as they are.
-        """
-        key = KEYS[name]
-        value, source = self._find(name, label, raw=raw)
-        return convert(key, key.default if value is None else value, source=source)
-
-    def check_variables(self, name: str, labels: Iterable[str]) -> None:
-        """Check that all ``{variables}`` in a value have a value themselves.
-
-        Raises
-        ------
-        SettingsError
-            Raised if one has none; names it and where it stands.
-        """
-        options: dict[str, Any] = {"replaceVars": False, "expandEnvVars": False, "replaceEnvVars": False}
-        missing: dict[str, str] = {}
-        for label in ["", *labels]:
-            current = self._current(label)
-            pending, seen = [name], {name}
-            while pending:
-                key = pending.pop()
-                _, text = self._merged.search(key, opt={**options, "curvals": dict(current), "default": None})
-                for variable in _FORMAT_VARIABLE.findall(text) if isinstance(text, str) else ():
-                    found, _ = self._merged.search(variable, opt={**options, "curvals": dict(current)})
-                    if not found:
-                        missing.setdefault(variable, key)
-                    elif variable not in seen:
-                        seen.add(variable)
-                        pending.append(variable)
-        if missing:
-            listed = ", ".join(f"{variable} (in {key})" for variable, key in sorted(missing.items()))
-            raise SettingsError(
-                f"{name} uses variables that the configuration does not set: {listed}. Set them; LSST_VERSION, "
-                "for instance, is the release to use, such as w_2026_45."
-            )
-
-    def _find(self, name: str, label: str, *, raw: bool) -> tuple[Any, str]:
-        """Return a value and where it is from, or `None`."""
-        if self._config is None:
-            return None, "default"
-        options: dict[str, Any] = {"curvals": self._current(label), "default": None}
-        if raw:
-            options |= {"expandEnvVars": False, "replaceEnvVars": False}
-        section = self._merged[label] if label in ("finalJob", "customJob") else None
-        if isinstance(section, Config) and Config.__contains__(section, name):
-            options["searchobj"] = section
-        _, value = self._merged.search(name, opt=options)
-        return value, f"label {label}" if label else "BPS configuration"
-
-    def _current(self, label: str) -> dict[str, str]:
-        """Values that tell BPS in which sections to look."""
-        current = {"curr_cluster": label, "curr_pipetask": label} if label else {}
-        for key, section in (("computeSite", "curr_site"), ("computeCloud", "curr_cloud")):
-            _, value = self._merged.search(key, opt={"curvals": dict(current), "default": None})
-            if value:
-                current[section] = str(value)
-        return current
-
-
-def _label_settings(reader: _Reader, label: str) -> LabelSettings:
+def _label_settings(reader: KeyLookup, label: str) -> LabelSettings:
     """Settings of one label."""
     processing_type = reader.get("processingType", label)
     if not processing_type and label == "finalJob":
@@ -361,7 +268,7 @@ def _label_settings(reader: _Reader, label: str) -> LabelSettings:
     )
 
 
-def _payloads_per_job(reader: _Reader, label: str) -> int:
+def _payloads_per_job(reader: KeyLookup, label: str) -> int:
     """Payloads in a PanDA job of a label, from ``enableEventService``."""
     text = reader.get("enableEventService")
     for item in text.split(",") if label else ():
@@ -379,7 +286,7 @@ def _payloads_per_job(reader: _Reader, label: str) -> int:
     return 1
 
 
-def _at_least(reader: _Reader, name: str, least: int) -> int:
+def _at_least(reader: KeyLookup, name: str, least: int) -> int:
     """Return a whole number that must not be too small."""
     value = int(reader.get(name))
     if value < least:
@@ -387,7 +294,7 @@ def _at_least(reader: _Reader, name: str, least: int) -> int:
     return value
 
 
-def _naming(reader: _Reader) -> NamingKind:
+def _naming(reader: KeyLookup) -> NamingKind:
     """How jobs are named."""
     if reader.get("enableJobNameMap"):
         return NamingKind.ORDER_ID_MAP
@@ -401,93 +308,32 @@ def _naming(reader: _Reader) -> NamingKind:
         raise SettingsError(f"jobNaming is {value!r} (BPS configuration); choose one of {choices}.") from None
 
 
-def _labels_of(workflow: GenericWorkflow) -> list[str]:
-    """Return all labels of a workflow, its groups and its final job."""
-    labels: dict[str, None] = {}
-    stack: list[Any] = [workflow]
+def _levels(workflow: GenericWorkflow) -> Iterator[tuple[GenericWorkflow, list[Any]]]:
+    """Yield a workflow, its groups and its final workflow, each with its
+    nodes.
+    """
+    stack = [workflow]
     while stack:
         current = stack.pop()
-        for _, attributes in current.nodes(data=True):
-            node = attributes.get("job")
-            if isinstance(node, GenericWorkflow):
-                stack.append(node)
-            elif node is not None:
-                labels[node.label] = None
-        final = current.get_final()
-        if isinstance(final, GenericWorkflow):
-            stack.append(final)
-        elif final is not None:
-            labels[final.label] = None
-    return sorted(labels)
+        nodes = [attributes.get("job") for _, attributes in current.nodes(data=True)]
+        nodes.append(current.get_final())
+        yield current, nodes
+        stack += [node for node in nodes if isinstance(node, GenericWorkflow)]
 
 
 def _directories(workflow: GenericWorkflow) -> Iterable[str]:
     """Return the sources of files that are directories."""
-    stack: list[GenericWorkflow] = [workflow]
-    while stack:
-        current = stack.pop()
+    for current, _ in _levels(workflow):
         for gwfile in current.get_files(data=True, transfer_only=True):
             source = str(gwfile.src_uri or "")
             if source and "://" not in source and os.path.isdir(source):
                 yield source
-        nodes = [attributes.get("job") for _, attributes in current.nodes(data=True)]
-        nodes.append(current.get_final())
-        stack += [node for node in nodes if isinstance(node, GenericWorkflow)]
 
 
 def _runner_file() -> StagedFile:
     """The runner of this installation, to be staged."""
     path = package_files("lsst.ctrl.bps.panda.edgenode").joinpath(RUNNER_NAME)
     return StagedFile(RUNNER_KEY, str(path), RUNNER_NAME, executable=True)
-
-
-# --- staging area ----------------------------------------------------------
-
-_FORMAT_VARIABLE = re.compile(r"(?<!\$)\{([A-Za-z_]\w*)\}")
-_VARIABLE = re.compile(r"<ENV:([^>]+)>|\$\{(\w+)\}|\$(\w+)")
-
-
-def _staging_area(reader: _Reader, env: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-    """Return the staging area, and the variables that its setting uses."""
-    text = reader.get("fileDistributionEndPoint", raw=True).strip()
-    if not text:
-        raise SettingsError(
-            "fileDistributionEndPoint is not set and the profile of computeSite "
-            f"{reader.get('computeSite') or '(none)'!r} has none. Set it to a directory or URI that the "
-            f"workers see, ending in '/'. Sites with a profile: {', '.join(sites.site_names())}."
-        )
-    used = {next(filter(None, match.groups())) for match in _VARIABLE.finditer(text)}
-    missing = sorted(name for name in used if not env.get(name))
-    if missing:
-        default = reader.get("fileDistributionEndPointDefault", raw=True).strip()
-        if not default:
-            raise SettingsError(
-                f"fileDistributionEndPoint is {text!r} but the environment variable {missing[0]} is not set. "
-                "Set it, or set fileDistributionEndPointDefault."
-            )
-        text, used = default, {next(filter(None, m.groups())) for m in _VARIABLE.finditer(default)}
-    values = {name: env.get(name, "") for name in sorted(used)}
-    area = _expand(text, env)
-    return _as_directory(area), values
-
-
-def _expand(text: str, env: Mapping[str, str]) -> str:
-    """Put in environment variables; an unset one is an error."""
-
-    def value(match: re.Match[str]) -> str:
-        name = next(filter(None, match.groups()))
-        if not env.get(name):
-            raise SettingsError(f"The staging area is {text!r} but the environment variable {name} is not set.")
-        return env[name]
-
-    return _VARIABLE.sub(value, text)
-
-
-def _as_directory(area: str) -> str:
-    """Return an area as a URI or absolute path that ends in ``/``."""
-    if "://" not in area:
-        area = os.path.abspath(os.path.expanduser(area))
-    return area if area.endswith("/") else area + "/"
 
 
 def site_staging_area(site: str, folder: str, run: str) -> str:
@@ -509,17 +355,7 @@ def site_staging_area(site: str, folder: str, run: str) -> str:
     area : `str`
         With environment variables put in; empty for a site without one.
     """
-    profile = sites.profile_of(site)
-    text = str(profile.get("stagingArea", "") or "")
-    env = {"PANDA_LOCAL_STAGING": str(state_directory(os.environ) / "staging"), **os.environ}
-    names = {next(filter(None, match.groups())) for match in _VARIABLE.finditer(text)}
-    if any(not env.get(name) for name in names):
-        text = str(profile.get("stagingAreaDefault", "") or "")
-    if not text:
-        return ""
-    filled = text.replace("{payloadFolder}", folder or "payload").replace("{uniqProcName}", run)
-    # BPS writes it into the script of the final job as it is.
-    return inert(_as_directory(_expand(filled, env)))
+    return profile_area(site, folder, run, os.environ)
 
 
 # --- defaults and hints ----------------------------------------------------

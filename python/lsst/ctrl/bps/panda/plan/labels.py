@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["LabelSettings", "NamingKind", "PlanSettings"]
+__all__ = ["LabelSettings", "NamingKind", "PlanSettings", "labels_of"]
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+
+from lsst.ctrl.bps import GenericWorkflow
 
 from .model import RunIdentity, StagedFile
 
@@ -95,3 +97,17 @@ class PlanSettings:
     def of(self, label: str) -> LabelSettings:
         """Return the settings of a label."""
         return self.labels.get(label) or self.labels[""]
+
+
+def labels_of(workflow: GenericWorkflow) -> list[str]:
+    """Return all labels of a workflow, its groups and its final job.
+
+    Parameters
+    ----------
+    workflow : `~lsst.ctrl.bps.GenericWorkflow`
+        The workflow.
+    """
+    labels: set[str] = set()
+    for _, nodes in _levels(workflow):
+        labels.update([node.label for node in nodes if isinstance(node, GenericWorkflowNode)])
+    return sorted(labels)
