@@ -72,7 +72,9 @@ def _expand(text: str, env: Mapping[str, str]) -> str:
     def value(match: re.Match[str]) -> str:
         name = next(filter(None, match.groups()))
         if not env.get(name):
-            raise SettingsError(f"The staging area is {text!r} but the environment variable {name} is not set.")
+            raise SettingsError(
+                f"The staging area is {text!r} but the environment variable {name} is not set."
+            )
         return env[name]
 
     area = _VARIABLE.sub(value, text)

@@ -43,51 +43,127 @@ KEYS: dict[str, Key] = {
         _key("computeCloud", "text", "US", "PanDA cloud.", per_label=True),
         _key("queue", "text", "", "PanDA queue; empty lets PanDA choose.", per_label=True),
         _key("priority", "whole number", 900, "Priority of the tasks.", per_label=True),
-        _key("processingType", "text", "", "PanDA processing type; the final job's default is "
-             "`Rubin_Merge`.", per_label=True),
+        _key(
+            "processingType",
+            "text",
+            "",
+            "PanDA processing type; the final job's default is `Rubin_Merge`.",
+            per_label=True,
+        ),
         _key("taskType", "text", "test", "PanDA task type.", per_label=True),
         _key("prodSourceLabel", "text", "managed", "PanDA production source label.", per_label=True),
         _key("vo", "text", "wlcg", "Virtual organisation of the tasks.", per_label=True),
-        _key("runnerCommand", "text", "", "What a job runs on the worker; `_cmd_line_` stands for the "
-             "runner's arguments, `_runner_` for the staged runner.", per_label=True),
-        _key("prmon", "yes or no", True, "Whether the runner starts `prmon`, where there is one.",
-             per_label=True),
-        _key("keepTokens", "yes or no", False, "Whether the payload sees tokens (`PANDA_AUTH_ID_TOKEN` and "
-             "the like) that the pilot has in its environment.", per_label=True),
-        _key("fileDistributionEndPoint", "text", "", "Staging area of the run: a URI or path that submit "
-             "host and workers see; ends in `/`."),
-        _key("fileDistributionEndPointDefault", "text", "", "Staging area to use when an environment "
-             "variable in `fileDistributionEndPoint` is not set."),
+        _key(
+            "runnerCommand",
+            "text",
+            "",
+            "What a job runs on the worker; `_cmd_line_` stands for the "
+            "runner's arguments, `_runner_` for the staged runner.",
+            per_label=True,
+        ),
+        _key(
+            "prmon",
+            "yes or no",
+            True,
+            "Whether the runner starts `prmon`, where there is one.",
+            per_label=True,
+        ),
+        _key(
+            "keepTokens",
+            "yes or no",
+            False,
+            "Whether the payload sees tokens (`PANDA_AUTH_ID_TOKEN` and "
+            "the like) that the pilot has in its environment.",
+            per_label=True,
+        ),
+        _key(
+            "fileDistributionEndPoint",
+            "text",
+            "",
+            "Staging area of the run: a URI or path that submit host and workers see; ends in `/`.",
+        ),
+        _key(
+            "fileDistributionEndPointDefault",
+            "text",
+            "",
+            "Staging area to use when an environment variable in `fileDistributionEndPoint` is not set.",
+        ),
         _key("payloadFolder", "text", "payload", "Part of the path of the staging area in the profiles."),
-        _key("stageRunner", "yes or no", True, "Whether the runner is staged with the run, so that workers "
-             "need nothing of this plugin."),
-        _key("groupPermissions", "yes or no", False, "Whether the staging area gets group-write and "
-             "set-group-id permissions."),
+        _key(
+            "stageRunner",
+            "yes or no",
+            True,
+            "Whether the runner is staged with the run, so that workers need nothing of this plugin.",
+        ),
+        _key(
+            "groupPermissions",
+            "yes or no",
+            False,
+            "Whether the staging area gets group-write and set-group-id permissions.",
+        ),
         _key("maxCopyWorkers", "whole number", 10, "Number of files that are staged at the same time."),
-        _key("jobNaming", "text", "short", "How jobs are named in PanDA: `short`, `plain`, `orderIdMap` or "
-             "`qnodeMap`."),
+        _key(
+            "jobNaming",
+            "text",
+            "short",
+            "How jobs are named in PanDA: `short`, `plain`, `orderIdMap` or `qnodeMap`.",
+        ),
         _key("enableJobNameMap", "yes or no", False, "Same as `jobNaming: orderIdMap`."),
         _key("orderIdMapFilename", "text", "panda_order_id_map.json", "File name of the order-id map."),
         _key("enableQnodeMap", "yes or no", False, "Same as `jobNaming: qnodeMap`."),
-        _key("placeholderParams", "list", ["qgraphNodeId", "qgraphId"], "Values that always travel with "
-             "the job."),
-        _key("submitSideResolvedParams", "list", ["USER"], "Environment variables in commands that are "
-             "resolved on the submit side."),
+        _key(
+            "placeholderParams",
+            "list",
+            ["qgraphNodeId", "qgraphId"],
+            "Values that always travel with the job.",
+        ),
+        _key(
+            "submitSideResolvedParams",
+            "list",
+            ["USER"],
+            "Environment variables in commands that are resolved on the submit side.",
+        ),
         _key("maxJobsPerTask", "whole number", 10000, "Most jobs in a PanDA task."),
-        _key("enableEventService", "text", "", "Labels of which several payloads share a PanDA job, "
-             "separated by commas, each perhaps with a number: `isr:20, calibrate`."),
-        _key("maxPayloadsPerPandaJob", "whole number", 10, "Payloads in a PanDA job of a label that "
-             "gives no number."),
-        _key("maxWmsJobWalltime", "whole number", 0, "Wall time of a PanDA job of several payloads, "
-             "seconds; with `requestWalltime` it gives the number of payloads."),
-        _key("maxRequestLength", "whole number", 400_000_000, "Largest request, bytes; a larger one is sent "
-             "in steps."),
+        _key(
+            "enableEventService",
+            "text",
+            "",
+            "Labels of which several payloads share a PanDA job, "
+            "separated by commas, each perhaps with a number: `isr:20, calibrate`.",
+        ),
+        _key(
+            "maxPayloadsPerPandaJob",
+            "whole number",
+            10,
+            "Payloads in a PanDA job of a label that gives no number.",
+        ),
+        _key(
+            "maxWmsJobWalltime",
+            "whole number",
+            0,
+            "Wall time of a PanDA job of several payloads, "
+            "seconds; with `requestWalltime` it gives the number of payloads.",
+        ),
+        _key(
+            "maxRequestLength",
+            "whole number",
+            400_000_000,
+            "Largest request, bytes; a larger one is sent in steps.",
+        ),
         _key("iddsServer", "text", "", "iDDS server that the relay is to use instead of its own."),
-        _key("pandaMonitorUrl", "text", "https://usdf-panda-bigmon.slac.stanford.edu:8443",
-             "Base URL of the PanDA monitor, for links."),
+        _key(
+            "pandaMonitorUrl",
+            "text",
+            "https://usdf-panda-bigmon.slac.stanford.edu:8443",
+            "Base URL of the PanDA monitor, for links.",
+        ),
         _key("tokenLifetime", "number", 1.0, "Hours that the log-in must still be valid at submission."),
-        _key("rememberExitCodes", "yes or no", True, "Whether the runner keeps `retryUnlessExit` between "
-             "attempts, in the staging area."),
+        _key(
+            "rememberExitCodes",
+            "yes or no",
+            True,
+            "Whether the runner keeps `retryUnlessExit` between attempts, in the staging area.",
+        ),
     )
 }
 """All keys, by name."""

@@ -67,14 +67,20 @@ def restart_run(connection: Connection, inquiry: Inquiry, run: str) -> tuple[str
         )
     successor = record.content.get("restarted_as")
     if successor:
-        return None, None, (
-            f"Run {request_id} was restarted before, as run {successor}, which knows what is still to be done: "
-            f"bps restart --id {successor}."
+        return (
+            None,
+            None,
+            (
+                f"Run {request_id} was restarted before, as run {successor}, which knows what is still to be done: "
+                f"bps restart --id {successor}."
+            ),
         )
     evidence = inquiry.status(str(request_id))
     tally = tally_run(evidence)
     if not tally.ended:
-        going = ", ".join(f"{n} {s.name}" for s, n in tally.total.items() if n and s is not WmsStates.SUCCEEDED)
+        going = ", ".join(
+            f"{n} {s.name}" for s, n in tally.total.items() if n and s is not WmsStates.SUCCEEDED
+        )
         return None, None, f"Run {request_id} is still going ({going}); wait for its end or cancel it first."
     if tally.state is WmsStates.SUCCEEDED:
         return None, None, f"Run {request_id} has succeeded; there is nothing to run again."
@@ -127,15 +133,11 @@ def _done_jobs(inquiry: Inquiry, evidence: RunEvidence, plan: WorkflowPlan) -> s
     return done
 
 
-def _done_in_task(
-    inquiry: Inquiry, request_id: int, transform: TransformRecord, task: TaskPlan
-) -> set[int]:
+def _done_in_task(inquiry: Inquiry, request_id: int, transform: TransformRecord, task: TaskPlan) -> set[int]:
     """Return the ordinals of the jobs of one task that succeeded."""
     contents = inquiry.contents(request_id, transform.transform_id)
     available = {content.name for content in contents if content.status == "Available"}
-    return {
-        ordinal for ordinal, job in enumerate(task.jobs, task.first) if job.pseudo_input in available
-    }
+    return {ordinal for ordinal, job in enumerate(task.jobs, task.first) if job.pseudo_input in available}
 
 
 def _rescue_directory(record: RunRecord, number: int) -> Path:

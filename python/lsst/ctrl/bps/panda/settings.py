@@ -15,7 +15,7 @@ __all__ = [
 
 import getpass
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version as distribution_version
 from importlib.resources import files as package_files
@@ -30,7 +30,7 @@ from .areas import expand_area, profile_area
 from .errors import SettingsError
 from .keys import closest_key
 from .lookup import KeyLookup
-from .plan.labels import LabelSettings, NamingKind, PlanSettings, labels_of
+from .plan.labels import LabelSettings, NamingKind, PlanSettings, labels_of, levels_of
 from .plan.model import RunIdentity, StagedFile
 from .staging import StagingSettings
 from .version import __version__
@@ -308,22 +308,9 @@ def _naming(reader: KeyLookup) -> NamingKind:
         raise SettingsError(f"jobNaming is {value!r} (BPS configuration); choose one of {choices}.") from None
 
 
-def _levels(workflow: GenericWorkflow) -> Iterator[tuple[GenericWorkflow, list[Any]]]:
-    """Yield a workflow, its groups and its final workflow, each with its
-    nodes.
-    """
-    stack = [workflow]
-    while stack:
-        current = stack.pop()
-        nodes = [attributes.get("job") for _, attributes in current.nodes(data=True)]
-        nodes.append(current.get_final())
-        yield current, nodes
-        stack += [node for node in nodes if isinstance(node, GenericWorkflow)]
-
-
 def _directories(workflow: GenericWorkflow) -> Iterable[str]:
     """Return the sources of files that are directories."""
-    for current, _ in _levels(workflow):
+    for current, _ in levels_of(workflow):
         for gwfile in current.get_files(data=True, transfer_only=True):
             source = str(gwfile.src_uri or "")
             if source and "://" not in source and os.path.isdir(source):

@@ -129,5 +129,7 @@ def read_plan(directory: str | os.PathLike[str]) -> WorkflowPlan:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise RunNotFoundError(f"{directory} holds no {PLAN_NAME}, which is needed to restart a run.") from None
+        raise RunNotFoundError(
+            f"{directory} holds no {PLAN_NAME}, which is needed to restart a run."
+        ) from None
     return parse_plan(text, source=os.fspath(path))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["LabelSettings", "NamingKind", "PlanSettings", "labels_of"]
+__all__ = ["LabelSettings", "NamingKind", "PlanSettings", "labels_of", "levels_of"]
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
-from lsst.ctrl.bps import GenericWorkflow
+from lsst.ctrl.bps import GenericWorkflow, GenericWorkflowNode
 
 from .model import RunIdentity, StagedFile
 
@@ -108,6 +109,31 @@ def labels_of(workflow: GenericWorkflow) -> list[str]:
         The workflow.
     """
     labels: set[str] = set()
-    for _, nodes in _levels(workflow):
+    for _, nodes in levels_of(workflow):
         labels.update([node.label for node in nodes if isinstance(node, GenericWorkflowNode)])
     return sorted(labels)
+
+
+def levels_of(workflow: GenericWorkflow) -> Iterator[tuple[GenericWorkflow, list[Any]]]:
+    """Yield a workflow, its groups and its final workflow, each with its
+    nodes.
+
+    Parameters
+    ----------
+    workflow : `~lsst.ctrl.bps.GenericWorkflow`
+        The workflow.
+
+    Yields
+    ------
+    level : `~lsst.ctrl.bps.GenericWorkflow`
+        The workflow, or one within it.
+    nodes : `list`
+        Its nodes, and its final job or workflow.
+    """
+    stack = [workflow]
+    while stack:
+        current = stack.pop()
+        nodes = [attributes.get("job") for _, attributes in current.nodes(data=True)]
+        nodes.append(current.get_final())
+        yield current, nodes
+        stack += [node for node in nodes if isinstance(node, GenericWorkflow)]
