@@ -19,6 +19,9 @@ from .outbox import Outbox
 
 _LOG = logging.getLogger(__name__)
 
+_LONGEST_BATCH = 1.5
+_BATCH_PER_INPUT = 0.001
+
 
 class _Wires:
     """What the plug-ins connect; iDDS makes them without arguments."""
@@ -128,9 +131,14 @@ class Receiver(_Plugin):
         if self._suspended.is_set():
             time.sleep(0.1)
             return
-        for body in _Wires.outbox.take(timeout=1):
+        bodies = _Wires.outbox.take(timeout=1)
+        for body in bodies:
             for copy in _Wires.faults.flow("to_idds", str(body.get("msg_type")), body):
                 headers = {"persistent": "true", "from_idds": "false"}
                 self._output.put(
                     {"name": "default", "from_idds": "false", "msg": {"headers": headers, "body": copy}}
                 )
+        # iDDS goes through all inputs of a task for each batch of messages:
+        # the larger the task, the larger the batches, up to a second's worth.
+        size = _Wires.jedi.largest_task({int(body["taskid"]) for body in bodies})
+        self._stopped.wait(min(_LONGEST_BATCH, size * _BATCH_PER_INPUT))

@@ -129,7 +129,20 @@ def _trigger_dependents(pace: Pace) -> None:
                 self.event_bus.send(event_class(publisher_id=self.id, processing_id=processing_id))
         return answer
 
+    stock_get = trigger.Trigger.get_processing
+
+    def get(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # A processing that is locked, by the poller say, is not found, and
+        # the event about it would be lost.
+        for attempt in range(10 if kwargs.get("locking") else 1):
+            if attempt:
+                time.sleep(0.05)
+            if found := stock_get(self, *args, **kwargs):
+                return found
+        return None
+
     trigger.Trigger.handle_trigger_processing = handle
+    trigger.Trigger.get_processing = get
 
 
 def tune(agent: Any, pace: Pace) -> None:
@@ -168,10 +181,11 @@ REPAIRS = (
     Repair(
         "dependents wait for the poller",
         "a processing looks for released inputs when it is polled or has news of its own, not when its "
-        "parents have news",
+        "parents have news; an event about a locked processing is lost",
         "a job starts a second or two later than it could",
         (
             "idds.agents.carrier.trigger:Trigger.handle_trigger_processing",
+            "idds.agents.carrier.trigger:Trigger.get_processing",
             "idds.agents.common.eventbus.event:TriggerProcessingEvent",
             "idds.orm.base.models:Content.content_dep_id",
         ),
