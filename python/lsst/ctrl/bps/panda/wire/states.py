@@ -87,6 +87,17 @@ _RUNNING_PROCESSINGS = frozenset(
 _RUNNING_JOBS = frozenset({"running", "holding", "transferring", "merging"})
 _KILLED_JOBS = frozenset({"cancelled", "closed"})
 
+_KILL_CODES = frozenset(
+    {
+        # The runner found that the final job's run was cancelled.
+        ("payload", 76),
+        # The pilot was told to end the job (pilot3's PANDAKILL).
+        ("pilot", 1144),
+        # PanDA killed a job that was queued.
+        ("task buffer", 100),
+    }
+)
+
 
 class Open(Enum):
     """Jobs of a transform that have not ended, by what the counters say."""
@@ -275,9 +286,14 @@ def was_killed(content: ContentRecord) -> bool:
     Returns
     -------
     killed : `bool`
-        Whether PanDA cancelled its job.
+        Whether PanDA or the pilot ended its job because it was told to, or
+        the runner did not start it because the run was cancelled.
     """
-    return content.status in ("FinalFailed", "Failed") and content.job_status in _KILLED_JOBS
+    if content.status not in ("FinalFailed", "Failed"):
+        return False
+    return content.job_status in _KILLED_JOBS or any(
+        (error.source, error.code) in _KILL_CODES for error in content.errors
+    )
 
 
 def _move(counts: Counts, number: int, source: WmsStates, target: WmsStates) -> None:
