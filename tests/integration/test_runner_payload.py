@@ -454,9 +454,18 @@ class TestOutputs:
         assert b"'out' (<FILE:a>)" in result.stderr
 
     def test_directory_that_is_not_here(self, worker, tmp_path):
+        destination = f"{tmp_path}/nowhere/o ut"
+        result = self.run(worker, "echo 1 > <FILE:a:b>", ("a:b", destination))
+        assert result.returncode == 0, result.stderr
+        assert b"left in the staging area" in result.stderr
+        assert not (tmp_path / "nowhere").exists()
+        assert (worker.area / runner.left_output("a:b", destination)).read_text() == "1\n"
+
+    def test_neither_directory_is_here(self, worker, tmp_path):
+        worker.area.rename(tmp_path / "away")
         result = self.run(worker, "touch <FILE:a>", ("a", f"{tmp_path}/nowhere/out"))
         assert result.returncode == runner.EXIT_OUTPUT
-        assert not (tmp_path / "nowhere").exists()
+        assert not worker.area.exists()
 
     def test_of_a_failed_payload(self, worker, tmp_path):
         result = self.run(

@@ -49,17 +49,19 @@ ARROWS: dict[str, frozenset[str]] = {
         "auth": "errors version rest",
         # What the service class is made of.
         "core_repairs": "",
-        "workflow": "errors version plan settings runrecord wire.idds_workflow",
+        "outputs": "errors edgenode.cmd_line_decoder runrecord",
+        "environment_dump": "rest.redaction runrecord",
+        "workflow": "errors version outputs plan settings runrecord wire.idds_workflow",
         "submission": "errors rest wire wire.idds_workflow",
         "inquiry": "errors auth.login report rest runrecord settings wire",
         "preflight": "errors inquiry plan.model rest settings staging",
         "cancellation": "errors inquiry report rest runrecord settings staging wire",
-        "rescue": "errors cancellation inquiry plan report rest runrecord settings staging submission wire "
-        "wire.idds_workflow workflow",
+        "rescue": "errors cancellation environment_dump inquiry plan report rest runrecord settings staging "
+        "submission wire wire.idds_workflow workflow",
         "remote_build": "errors version settings plan edgenode rest wire staging runrecord submission",
         "service": "errors version settings sites plan plantable wire wire.idds_workflow rest staging report "
         "runrecord workflow submission inquiry preflight cancellation rescue core_repairs "
-        "remote_build local.endpoint local.instance",
+        "remote_build outputs environment_dump local.endpoint local.instance",
         "": "service workflow errors version",
         "cli": "errors version service settings auth rest.credentials local demo workflow report",
         # Apart.

@@ -13,6 +13,7 @@ from pathlib import Path
 from lsst.ctrl.bps.wms_service import WmsStates
 
 from .cancellation import CANCELLED_MARKER
+from .environment_dump import reserve_dump
 from .errors import PandaBpsError
 from .inquiry import Connection, Inquiry
 from .plan.document import render_plan
@@ -92,6 +93,7 @@ def restart_run(connection: Connection, inquiry: Inquiry, run: str) -> tuple[str
     rescue = replace(rescue, run=replace(rescue.run, submit_path=os.fspath(directory)))
     new_id = _submit(connection, rescue, record, directory)
     _provide_configuration(record, rescue.run.name)
+    reserve_dump(record.submit_path, rescue.run.name)
     record.content["restarts"] = number
     record.content["restarted_as"] = new_id
     record.write(record.submit_path)
@@ -157,6 +159,7 @@ def _submit(connection: Connection, plan: WorkflowPlan, record: RunRecord, direc
     new = RunRecord.from_plan(plan, prepared_at=now)
     new.content["origin_path"] = _origin_path(record)
     new.content["staging"] = record.content.get("staging")
+    new.content["outputs"] = record.content.get("outputs", [])
     new.content["restarts"] = int(record.content.get("restarts", 0)) + 1
     stage([*plan.files, *_parameters(record)], _staging_settings(record))
     remove_marker(plan.run.staging_area, CANCELLED_MARKER)

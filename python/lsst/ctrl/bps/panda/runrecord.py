@@ -136,7 +136,7 @@ def read_record(directory: str | os.PathLike[str]) -> RunRecord:
     return RunRecord(content)
 
 
-def write_text(path: Path, pieces: Iterable[str]) -> None:
+def write_text(path: Path, pieces: Iterable[str], *, mode: int = 0o666) -> None:
     """Write a file under a temporary name and move it.
 
     Parameters
@@ -145,6 +145,8 @@ def write_text(path: Path, pieces: Iterable[str]) -> None:
         The file.
     pieces : iterable of `str`
         Its content.
+    mode : `int`, optional
+        Permissions, of which the umask takes some away.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -153,7 +155,7 @@ def write_text(path: Path, pieces: Iterable[str]) -> None:
             stream.writelines(pieces)
         mask = os.umask(0)
         os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
+        os.chmod(temporary, mode & ~mask)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -24,8 +24,10 @@ from lsst.ctrl.bps import BaseWmsService, BaseWmsWorkflow, BpsConfig, GenericWor
 from . import sites
 from .cancellation import cancel_run
 from .core_repairs import accept_service_names
+from .environment_dump import protect_dumps
 from .errors import PandaBpsError, RunNotFoundError
 from .inquiry import Connection, Inquiry, connect
+from .outputs import collect_outputs
 from .plantable import render_table
 from .preflight import check_run, check_service
 from .report import describe_counts, get_status_of, list_notes, make_run_list, make_run_report
@@ -90,6 +92,7 @@ class PanDAService(BaseWmsService):
     ) -> PandaBpsWmsWorkflow:
         # Docstring inherited.
         accept_service_names()
+        protect_dumps(out_prefix or str(config["submitPath"]))
         service_class = f"{type(self).__module__}.{type(self).__name__}"
         workflow = PandaBpsWmsWorkflow.from_generic_workflow(
             config, generic_workflow, out_prefix or "", service_class
@@ -162,7 +165,7 @@ class PanDAService(BaseWmsService):
                     monitor_url=connection.settings.monitor_url,
                     return_exit_codes=return_exit_codes,
                 )
-                return [report], ""
+                return [report], "\n".join(self._collect(connection, report.wms_id, report.state))
             runs, problems = inquiry.recent(days=hist or DEFAULT_DAYS, user=user, everybody=is_global)
             notes = [*problems, *list_notes(runs)]
             return make_run_list(runs, filters=filters), "\n".join(dict.fromkeys(notes))
@@ -174,11 +177,24 @@ class PanDAService(BaseWmsService):
     ) -> tuple[WmsStates, str]:
         # Docstring inherited.
         try:
-            evidence = Inquiry(self._connect()).status(wms_workflow_id)
+            connection = self._connect()
+            evidence = Inquiry(connection).status(wms_workflow_id)
         except PandaBpsError as error:
             return WmsStates.UNKNOWN, str(error)
         _LOG.info("%s", describe_counts(evidence))
-        return get_status_of(evidence)
+        state, message = get_status_of(evidence)
+        problems = self._collect(connection, str(evidence.request.request_id), state)
+        return state, "\n".join(filter(None, (message, *problems)))
+
+    @staticmethod
+    def _collect(connection: Connection, run_id: str, state: WmsStates) -> tuple[str, ...]:
+        """Fetch the outputs of a command that has ended, as far as its jobs
+        could not put them where they belong.
+        """
+        if state not in (WmsStates.SUCCEEDED, WmsStates.FAILED):
+            return ()
+        index = RunIndex(connection.settings.state_directory)
+        return collect_outputs(index.find(connection.settings.url, request_id=int(run_id)))
 
     def list_submitted_jobs(
         self,

@@ -13,6 +13,7 @@ from typing import Any
 from lsst.ctrl.bps import BaseWmsWorkflow, BpsConfig, GenericWorkflow
 
 from .errors import PandaBpsError, RunNotFoundError
+from .outputs import find_outputs
 from .plan.document import parse_plan, render_plan
 from .plan.model import StagedFile, WorkflowPlan
 from .plan.planner import make_plan
@@ -39,6 +40,7 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
         super().__init__(name, config)
         self._plan: WorkflowPlan | None = None
         self._settings: RunSettings | None = None
+        self._outputs: tuple[tuple[str, str], ...] = ()
         self.run_attrs: dict[str, str] = {}
 
     @classmethod
@@ -51,6 +53,7 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
         submit_path = out_prefix or str(config["submitPath"])
         workflow.submit_path = submit_path
         workflow.run_attrs = dict(generic_workflow.run_attrs)
+        workflow._outputs = find_outputs(generic_workflow)
         workflow._settings = read_run_settings(config, generic_workflow, submit_path=submit_path)
         workflow._plan = make_plan(generic_workflow, workflow._settings.plan)
         return workflow
@@ -107,6 +110,7 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
             "max_workers": staging.max_workers,
             "group_permissions": staging.group_permissions,
         }
+        record.content["outputs"] = [list(output) for output in self._outputs]
         record.write(directory)
 
 

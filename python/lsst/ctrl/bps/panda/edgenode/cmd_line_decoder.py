@@ -62,6 +62,7 @@ __all__ = [
     "NO_DIRECT",
     "NO_FILES",
     "ORDER_ID_MAP",
+    "OUTPUT_FOLDER",
     "PseudoInput",
     "ResourceArea",
     "SHARD_FOLDER",
@@ -88,6 +89,7 @@ __all__ = [
     "insert_values",
     "is_archive",
     "is_cancelled",
+    "left_output",
     "lookup",
     "main",
     "make_command",
@@ -135,6 +137,11 @@ NO_DIRECT = "cmdlineplaceholder"
 
 SHARD_FOLDER = "job_parameters"
 """Folder of the parameter shards in the staging area."""
+
+OUTPUT_FOLDER = "outputs"
+"""Folder of the staging area for outputs that a worker cannot put where they
+belong.
+"""
 
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-,")
 _PLAIN_IN_PATH = _PLAIN | frozenset("/@=")
@@ -341,6 +348,13 @@ def output_name(destination: str) -> str:
     """Name in the work directory of an output, from its path or URI."""
     name = destination.rpartition("/")[2]
     return unquote(name) if "://" in destination else name
+
+
+def left_output(key: str, destination: str) -> str:
+    """Name in the staging area of an output that the submit side has to
+    fetch, since its destination cannot be written from the worker.
+    """
+    return "/".join((OUTPUT_FOLDER, safe_label(key), output_name(destination)))
 
 
 def encode_direct(keys: "Iterable[str]") -> str:
@@ -1471,7 +1485,8 @@ def deliver(arguments: Arguments, fetcher: Fetcher) -> "dict[str, str]":
 
 
 def return_outputs(arguments: Arguments, code: int) -> int:
-    """Put the job's outputs where they belong.
+    """Put the job's outputs where they belong, or leave them in the staging
+    area for the submit side to fetch.
 
     If the payload failed, what there is of them may help to see why, and
     its exit code is what matters.
@@ -1497,9 +1512,32 @@ def return_outputs(arguments: Arguments, code: int) -> int:
         except (OSError, FailureError) as error:
             reason = (isinstance(error, OSError) and error.strerror) or error
             shown = _without_password(destination)
-            say(f"output {name!r} (<FILE:{key}>) cannot be put to {shown}: {reason}")
+            text = f"output {name!r} (<FILE:{key}>) cannot be put to {shown}: {reason}"
+            if _leave(arguments.area, left_output(key, destination), name):
+                say(text + "; it is left in the staging area, from where the submit side fetches it")
+                continue
+            say(text)
             code = code or EXIT_OUTPUT
     return code
+
+
+def _leave(uri: str, left: str, name: str) -> bool:
+    """Copy a file of the work directory to the staging area; whether that
+    was possible.
+    """
+    try:
+        os.stat(_bytes(name))
+        area = open_area(uri)
+        folder = left.rpartition("/")[0] + "/"
+        if isinstance(area, LocalArea):
+            os.stat(area.root)
+            _make_folder(area.path(folder))
+            _copy(LocalArea("."), name, area.path(left), None)
+        else:
+            ResourceArea(area.root + folder).put(name)
+    except (OSError, FailureError):
+        return False
+    return True
 
 
 def _put(name: str, destination: str) -> None:
