@@ -48,8 +48,12 @@ def _jobs(client, record):
     return client.api(f"task/get_job_descriptions?task_id={record['jediTaskID']}")["data"]
 
 
-def _releases(client, width=8):
-    """Tell the seconds from the end of a parent to the start of its child."""
+def _releases(client, width):
+    """Tell the seconds from the end of a parent to the start of its child.
+
+    With as many jobs side by side as there are slots, so that none waits for
+    a slot.
+    """
     trial = client.submit("u_bench_release", diamond(width, command="sleep 0.5"))
     client.wait(trial, timeout=600)
     records = _tasks(client, trial)
@@ -87,7 +91,7 @@ def main(jobs):
             time.sleep(10)
             _show("idle", f"{10 * (_cpu_seconds(endpoint.pid) - before):.1f} %", "(< 5 % of a core)")
             client = TrialClient(endpoint)
-            releases = _releases(client)
+            releases = _releases(client, cores)
             middle = releases[len(releases) // 2]
             _show("end of parent to start of child, median", f"{middle:.2f} s", "(< 1 s)")
             _show("end of parent to start of child, longest", f"{releases[-1]:.2f} s")

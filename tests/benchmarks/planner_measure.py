@@ -147,6 +147,9 @@ def _reset_peak() -> None:
 
 def measure(count: int, extra: dict[str, Any]) -> dict[str, Any]:
     """Plan, make the iDDS objects and the request, and say what it took."""
+    # One plugin imports these at once, the other when it needs them; here it is not about imports.
+    import idds.doma.workflowv2.domapandawork
+    import idds.workflowv2.workflow  # noqa: F401
     from idds.common.utils import json_dumps
 
     from lsst.ctrl.bps.panda import PandaBpsWmsWorkflow

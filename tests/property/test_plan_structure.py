@@ -115,7 +115,7 @@ def specs(draw, depth: int = 2, prefix: str = "") -> Spec:
     size = draw(st.integers(1, 9 if depth == 2 else 4))
     nodes: list[object] = []
     for number in range(size):
-        kind = draw(st.sampled_from(["job"] * 6 + ["noop"] + ["group"] * (2 if depth else 0)))
+        kind = draw(st.sampled_from(["job"] * 6 + ["noop"] + ["group"] * (4 if depth else 0)))
         name = f"{prefix}{number}"
         if kind == "job" or (number == 0 and depth == 2):
             nodes.append(
@@ -130,7 +130,7 @@ def specs(draw, depth: int = 2, prefix: str = "") -> Spec:
         elif kind == "noop":
             nodes.append(NoopSpec(f"noop{name}"))
         else:
-            label = draw(st.sampled_from(["day", "night"]))
+            label = draw(st.sampled_from(["day", "day", "night"]))
             content = draw(specs(depth=depth - 1, prefix=f"{name}."))
             nodes.append(GroupSpec(f"group{name}", label, draw(st.booleans()), content))
     pairs = list(itertools.combinations(range(size), 2))

@@ -135,25 +135,17 @@ class _Flattener:
     def add_level(self, workflow: GenericWorkflow, path: str) -> None:
         """Add a workflow or group with all that is in it."""
         level = _Level(workflow, path)
-        for name, attributes in workflow.nodes(data=True):
-            node = attributes.get("job")
-            if type(node) is GenericWorkflowJob:
-                self._add_job(level, name, node)
-            else:
-                self._add_special(level, name, node)
+        nodes = [(name, attributes.get("job")) for name, attributes in workflow.nodes(data=True)]
+        jobs = [node for _, node in nodes if type(node) is GenericWorkflowJob]
+        level.jobs = {job.name: index for index, job in enumerate(jobs, len(self.graph.jobs))}
+        self.graph.extend(jobs, workflow, group=path)
+        if len(jobs) < len(nodes):
+            for name, node in nodes:
+                if type(node) is not GenericWorkflowJob:
+                    self._add_special(level, name, node)
         _add_job_edges(self.graph, level)
         if level.noops or level.groups:
             _SpecialEdges(self.graph, level, self.max_direct_edges).add()
-
-    def _add_job(self, level: _Level, name: str, job: GenericWorkflowJob) -> None:
-        """Add a job with its files."""
-        workflow = level.workflow
-        level.jobs[name] = self.graph.add(
-            job,
-            inputs=workflow.get_job_inputs(name),
-            outputs=workflow.get_job_outputs(name),
-            group=level.path,
-        )
 
     def _add_special(self, level: _Level, name: str, node: object) -> None:
         """Add a node that is no plain job."""
@@ -169,7 +161,7 @@ class _Flattener:
             assert isinstance(node, GenericWorkflow)
             level.groups[name] = self._add_group(node, _path(level.path, name))
         elif kind == GenericWorkflowNodeType.PAYLOAD and isinstance(node, GenericWorkflowJob):
-            self._add_job(level, name, node)
+            level.jobs[name] = self.graph.add(node, level.workflow, group=level.path)
         else:
             raise PlanError(
                 f"Node {name!r} of workflow {level.workflow.name!r} is of kind "
@@ -207,8 +199,8 @@ def _add_job_edges(graph: JobGraph, level: _Level) -> None:
         for name, children in level.workflow.adjacency():
             if children:
                 parent = index[name]
-                for child in children:
-                    parents[index[child]].append(parent)
+                for child in map(index.__getitem__, children):
+                    parents[child].append(parent)
         return
     for name, children in level.workflow.adjacency():
         if name in index:
@@ -305,7 +297,7 @@ class _SpecialEdges:
         )
         # A barrier that fails prunes all that follows, so it may try often.
         job.number_of_retries = 5
-        index = self._graph.add(job, group=self._level.path)
+        index = self._graph.add(job, None, group=self._level.path)
         self._graph.parents[index] = list(waits)
         return index
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["OWN_FILE", "Family", "chunk_sizes", "group_jobs", "number_jobs", "own_file_key"]
+__all__ = ["OWN_FILE", "Family", "Numbering", "chunk_sizes", "group_jobs", "number_jobs", "own_file_key"]
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -80,15 +80,24 @@ def group_jobs(graph: JobGraph) -> list[Family]:
         `number_jobs`.
     """
     families: dict[tuple[Any, ...], Family] = {}
-    key_of = _key_maker(graph)
-    for index, job in enumerate(graph.jobs):
-        key = key_of(index, job)
+    # Last job of each label: most jobs are like the one before.
+    last: dict[str, tuple[tuple[Any, ...], tuple[Any, ...], Family]] = {}
+    make_key = _key_maker(graph)
+    surroundings = zip(graph.inputs, graph.outputs, graph.groups, graph.gates, strict=True)
+    for index, (job, around) in enumerate(zip(graph.jobs, surroundings, strict=True)):
+        scalars = _SCALARS(job)
+        label = scalars[0]
+        known = last.get(label)
+        if known is not None and known[0] == scalars and known[1] == around:
+            known[2].members.append(index)
+            continue
+        key = make_key(index, job)
         family = families.get(key)
         if family is None:
-            arguments = _general_arguments(job)
-            family = Family(job.label, graph.groups[index], graph.gates[index], arguments)
+            family = Family(label, graph.groups[index], graph.gates[index], _general_arguments(job))
             families[key] = family
         family.members.append(index)
+        last[label] = (scalars, around, family)
     jobs = graph.jobs
     place = {label: number for number, label in enumerate(graph.labels)}
     return sorted(
@@ -97,7 +106,16 @@ def group_jobs(graph: JobGraph) -> list[Family]:
     )
 
 
-def number_jobs(graph: JobGraph, families: list[Family], first: int) -> list[int]:
+@dataclass(frozen=True, slots=True)
+class Numbering:
+    """The numbers that the jobs of a graph have in the run, by index."""
+
+    ordinals: list[int]
+    parents: list[tuple[int, ...]]
+    """Ordinals of each job's parents, sorted."""
+
+
+def number_jobs(graph: JobGraph, families: list[Family], first: int) -> Numbering:
     """Put the members of each family in order and number all jobs.
 
     Jobs that share their first parent come together, and jobs without parents
@@ -116,24 +134,35 @@ def number_jobs(graph: JobGraph, families: list[Family], first: int) -> list[int
 
     Returns
     -------
-    ordinals : `list` [`int`]
-        Number of each job of the graph; those of a family follow each other.
+    numbering : `Numbering`
+        Jobs of a family follow each other.
     """
     ordinals = [-1] * len(graph.jobs)
+    numbered: list[tuple[int, ...]] = [()] * len(graph.jobs)
+    early: list[int] = []
     jobs, parents = graph.jobs, graph.parents
     for family in families:
         label = family.label
         keys = []
         for index in family.members:
             name = jobs[index].name
-            known = [ordinals[parent] for parent in parents[index]]
-            keys.append((min(known) if known else -1, name.partition(label)[2], name, index))
+            known = -1
+            if parents[index]:
+                numbers = [ordinals[parent] for parent in parents[index]]
+                numbers.sort()
+                known = numbers[0]
+                if known < 0:
+                    early.append(index)
+                numbered[index] = tuple(numbers)
+            keys.append((known, name.partition(label)[2], name, index))
         keys.sort()
         family.members = [key[3] for key in keys]
         for index in family.members:
             ordinals[index] = first
             first += 1
-    return ordinals
+    for index in early:  # jobs with parents in their own family, or in a later one
+        numbered[index] = tuple(sorted([ordinals[parent] for parent in parents[index]]))
+    return Numbering(ordinals, numbered)
 
 
 def _general_arguments(job: GenericWorkflowJob) -> str:

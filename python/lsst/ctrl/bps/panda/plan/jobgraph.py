@@ -7,10 +7,10 @@ from __future__ import annotations
 __all__ = ["JobGraph", "some_of"]
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lsst.ctrl.bps import GenericWorkflowFile, GenericWorkflowJob
+from lsst.ctrl.bps import GenericWorkflow, GenericWorkflowFile, GenericWorkflowJob
 
 from ..errors import PlanError
 
@@ -39,31 +39,50 @@ class JobGraph:
     labels: tuple[str, ...] = ()
     """Labels in pipeline order, once the graph is complete."""
 
-    _files: dict[tuple[int, ...], tuple[GenericWorkflowFile, ...]] = field(default_factory=dict)
+    _files: dict[int | tuple[int, ...], tuple[GenericWorkflowFile, ...]] = field(default_factory=dict)
 
-    def add(
-        self,
-        job: GenericWorkflowJob,
-        *,
-        inputs: Iterable[GenericWorkflowFile] = (),
-        outputs: Iterable[GenericWorkflowFile] = (),
-        group: str = "",
-    ) -> int:
-        """Add a job without parents and return its index."""
-        self.jobs.append(job)
-        self.inputs.append(self._shared(inputs))
-        self.outputs.append(self._shared(outputs))
-        self.parents.append([])
-        self.groups.append(group)
-        self.gates.append(_NO_GATES)
+    def add(self, job: GenericWorkflowJob, workflow: GenericWorkflow | None, *, group: str = "") -> int:
+        """Add a job without parents and return its index.
+
+        Parameters
+        ----------
+        job : `~lsst.ctrl.bps.GenericWorkflowJob`
+            The job.
+        workflow : `~lsst.ctrl.bps.GenericWorkflow` or `None`
+            Where its files are known, if it has any.
+        group : `str`, optional
+            Path of its group.
+        """
+        self.extend([job], workflow, group=group)
         return len(self.jobs) - 1
 
-    def _shared(self, files: Iterable[GenericWorkflowFile]) -> tuple[GenericWorkflowFile, ...]:
+    def extend(
+        self, jobs: Sequence[GenericWorkflowJob], workflow: GenericWorkflow | None, *, group: str = ""
+    ) -> None:
+        """Add jobs without parents."""
+        self.jobs += jobs
+        self.parents += [[] for _ in jobs]
+        self.groups += [group] * len(jobs)
+        self.gates += [_NO_GATES] * len(jobs)
+        if workflow is None:
+            self.inputs += [()] * len(jobs)
+            self.outputs += [()] * len(jobs)
+            return
+        shared = self._shared
+        self.inputs += [shared(workflow.get_job_inputs(job.name)) for job in jobs]
+        self.outputs += [shared(workflow.get_job_outputs(job.name)) for job in jobs]
+
+    def _shared(self, files: list[GenericWorkflowFile]) -> tuple[GenericWorkflowFile, ...]:
         """Return one tuple for all jobs with the same files: there are few
         different ones in a run of a million jobs.
         """
-        files = tuple(files)
-        return self._files.setdefault(tuple(map(id, files)), files) if files else ()
+        if not files:
+            return ()
+        key = id(files[0]) if len(files) == 1 else tuple(map(id, files))
+        known = self._files.get(key)
+        if known is None:
+            known = self._files[key] = tuple(files)
+        return known
 
     def complete(self) -> None:
         """Find the order of the labels, once all jobs and edges are there.

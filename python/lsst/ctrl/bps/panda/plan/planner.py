@@ -69,14 +69,14 @@ def _make_plan(workflow: GenericWorkflow, settings: PlanSettings) -> WorkflowPla
     naming = make_naming(settings, event_service=event_service)
     commands = TaskCommands(settings, naming, FileLedger(settings.directories))
     families, final_families = group_jobs(graph), group_jobs(final_graph)
-    ordinals = number_jobs(graph, families, 0)
-    final_ordinals = number_jobs(final_graph, final_families, len(ordinals))
+    numbering = number_jobs(graph, families, 0)
+    final_numbering = number_jobs(final_graph, final_families, len(graph.jobs))
     parts = [split_values(graph, family, settings, commands) for family in families]
     final_parts = [split_values(final_graph, family, settings, commands) for family in final_families]
     named = _name_jobs([(graph, parts), (final_graph, final_parts)], naming)
     maker = TaskMaker(settings, commands, named)
-    tasks = maker.make(graph, parts, ordinals, final=False)
-    final = maker.make(final_graph, final_parts, final_ordinals, final=True)
+    tasks = maker.make(graph, parts, numbering, final=False)
+    final = maker.make(final_graph, final_parts, final_numbering, final=True)
     conditions = (*_conditions(tasks, maker.gates), *_conditions(final, maker.gates))
     return WorkflowPlan(
         run=settings.run,
@@ -103,8 +103,7 @@ def _final_graph(workflow: GenericWorkflow, settings: PlanSettings) -> JobGraph:
             "it must be a GenericWorkflowJob or a GenericWorkflow."
         )
     graph = JobGraph()
-    inputs, outputs = workflow.get_job_inputs(final.name), workflow.get_job_outputs(final.name)
-    graph.add(final, inputs=inputs, outputs=outputs)
+    graph.add(final, workflow)
     graph.complete()
     return graph
 

@@ -7,11 +7,12 @@ __all__ = ["TaskMaker"]
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from lsst.ctrl.bps import GenericWorkflowJob
 
 from ..errors import PlanError
-from .grouping import chunk_sizes
+from .grouping import Numbering, chunk_sizes
 from .jobgraph import JobGraph
 from .labels import LabelSettings, PlanSettings
 from .model import Accounting, JobPlan, Packing, Placement, TaskPlan
@@ -37,7 +38,7 @@ class TaskMaker:
     _chunks: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
     def make(
-        self, graph: JobGraph, parts: Sequence[Part], ordinals: list[int], *, final: bool
+        self, graph: JobGraph, parts: Sequence[Part], numbering: Numbering, *, final: bool
     ) -> tuple[TaskPlan, ...]:
         """Make the tasks of a graph.
 
@@ -47,25 +48,22 @@ class TaskMaker:
             The jobs.
         parts : sequence of `Part`
             All of them by family.
-        ordinals : `list` [`int`]
+        numbering : `Numbering`
             Number of each.
         final : `bool`
             Whether this is the final job or workflow.
         """
-        has_child = bytearray(len(graph.jobs))
-        for parents in graph.parents:
-            for parent in parents:
-                has_child[parent] = 1
+        with_children = set(chain.from_iterable(graph.parents))
         tasks: list[TaskPlan] = []
         for part in parts:
             prototype = self._prototype(graph, part, final=final)
-            jobs = _make_jobs(graph, part, ordinals)
+            jobs = _make_jobs(graph, part, numbering)
             position = 0
             for size in chunk_sizes(len(jobs), self.settings.max_jobs_per_task):
                 members = part.family.members[position : position + size]
                 task = self._task(prototype, part, jobs[position : position + size])
-                is_sink = not all(has_child[index] for index in members)
-                tasks.append(replace(task, first=ordinals[members[0]], is_sink=is_sink))
+                is_sink = not with_children.issuperset(members)
+                tasks.append(replace(task, first=numbering.ordinals[members[0]], is_sink=is_sink))
                 position += size
         return tuple(tasks)
 
@@ -113,20 +111,13 @@ class TaskMaker:
         return replace(prototype, name=name, chunk=self._chunks[label], jobs=jobs)
 
 
-def _make_jobs(graph: JobGraph, part: Part, ordinals: list[int]) -> tuple[JobPlan, ...]:
+def _make_jobs(graph: JobGraph, part: Part, numbering: Numbering) -> tuple[JobPlan, ...]:
     """Make the jobs of a family, in order."""
-    jobs, parents = graph.jobs, graph.parents
-    number = ordinals.__getitem__
+    jobs, parents = graph.jobs, numbering.parents
     rows = zip(part.family.members, part.pseudo_inputs, part.rows, strict=True)
     return tuple(
         [
-            JobPlan(
-                jobs[index].name,
-                order_id,
-                pseudo_input,
-                tuple(sorted(map(number, parents[index]))) if parents[index] else (),
-                values,
-            )
+            JobPlan(jobs[index].name, order_id, pseudo_input, parents[index], values)
             for order_id, (index, pseudo_input, values) in enumerate(rows, part.first_order_id)
         ]
     )

@@ -232,23 +232,26 @@ def _render_dependencies(plan: WorkflowPlan) -> dict[str, _DependencyMap]:
     is set.
     """
     tasks = [*plan.tasks, *plan.final]
-    names = [job.pseudo_input for task in tasks for job in task.jobs]
-    owner = [number for number, task in enumerate(tasks) for _ in task.jobs]
-    task_names = [task.name for task in tasks]
-    return {
-        task.name: _pack(task, names, owner, task_names)
-        for task in tasks
-        if not task.packing.event_service
-    }
+    ends = [f'{task.name}","inputname":"{job.pseudo_input}' for task in tasks for job in task.jobs]
+    owners = [task.name for task in tasks for _ in task.jobs]
+    return {task.name: _pack(task, ends, owners) for task in tasks if not task.packing.event_service}
 
 
-def _pack(
-    task: TaskPlan, names: Sequence[str], owner: Sequence[int], task_names: Sequence[str]
-) -> _DependencyMap:
-    """Compress the map of one task piece by piece."""
+def _pack(task: TaskPlan, ends: Sequence[str], owners: Sequence[str]) -> _DependencyMap:
+    """Compress the map of one task piece by piece.
+
+    Parameters
+    ----------
+    task : `TaskPlan`
+        The task.
+    ends : sequence of `str`
+        Each job of the run as the end of an edge.
+    owners : sequence of `str`
+        Name of each job's task.
+    """
     compressor = zlib.compressobj(6)
     packed = bytearray(compressor.compress(b"["))
-    parent_tasks: set[int] = set()
+    parent_tasks: dict[str, int] = {}
     edges = 0
     for start in range(0, len(task.jobs), _JOBS_PER_PIECE):
         lines = []
@@ -256,17 +259,21 @@ def _pack(
             if not job.parents:
                 lines.append(f'{{"name":"{job.pseudo_input}","dependencies":[]}}')
                 continue
-            edges += len(job.parents)
-            parent_tasks.update([owner[parent] for parent in job.parents])
-            listed = '"},{"task":"'.join(
-                [f'{task_names[owner[parent]]}","inputname":"{names[parent]}' for parent in job.parents]
-            )
+            parents = job.parents
+            edges += len(parents)
+            # Parents are sorted, and the jobs of a task follow each other.
+            if owners[parents[0]] == owners[parents[-1]]:
+                parent_tasks.setdefault(owners[parents[0]], parents[0])
+            else:
+                for parent in parents:
+                    parent_tasks.setdefault(owners[parent], parent)
+            listed = '"},{"task":"'.join([ends[parent] for parent in parents])
             lines.append(f'{{"name":"{job.pseudo_input}","dependencies":[{{"task":"{listed}"}}]}}')
         comma = "," if start else ""
         packed += compressor.compress((comma + ",".join(lines)).encode())
     packed += compressor.compress(b"]") + compressor.flush()
     text = "idds_zip:" + base64.b64encode(packed).decode("ascii")
-    return _DependencyMap(text, tuple(task_names[number] for number in sorted(parent_tasks)), edges)
+    return _DependencyMap(text, tuple(sorted(parent_tasks, key=parent_tasks.__getitem__)), edges)
 
 
 def _dependency_list(task: TaskPlan, plan: WorkflowPlan) -> list[dict[str, Any]]:
