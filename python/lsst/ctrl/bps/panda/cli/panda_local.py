@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
@@ -17,6 +18,7 @@ import click
 
 from lsst.ctrl.bps.panda.errors import LocalPandaError
 from lsst.ctrl.bps.panda.local import instance
+from lsst.ctrl.bps.panda.local.trial import TrialClient, diamond
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -102,6 +104,7 @@ def main() -> None:
     \b
     Try it:
       panda_local start
+      panda_local check
       eval "$(panda_local env)"
       bps submit my.yaml        # with wmsServiceClass: lsst.ctrl.bps.panda.PanDAService
       bps report --id 1
@@ -226,6 +229,22 @@ def run(directory: Path | None, command: tuple[str, ...], **options: Any) -> Non
         if found is None:
             instance.stop(where)
     sys.exit(128 - code if code < 0 else code)
+
+
+@main.command()
+@_directory
+@click.option("--timeout", type=float, default=120.0, show_default=True, help="Seconds to wait for its end.")
+@_clear_errors
+def check(directory: Path | None, timeout: float) -> None:
+    """Run six empty jobs in a diamond, to see that all parts work."""
+    client = TrialClient(_running(directory))
+    trial = client.submit(f"panda_local_check_{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}", diamond(2))
+    click.echo(f"run {trial.request_id} is submitted")
+    status, counts = client.wait(trial, timeout=timeout, show=click.echo)
+    done = sum(item.finished for item in counts.values())
+    if status != "Finished" or done != 6:
+        raise LocalPandaError(f"the run ended as {status} with {done} of 6 jobs; see: panda_local status")
+    click.echo("all parts work")
 
 
 @main.command()

@@ -15,6 +15,7 @@ _SCHEDULER = "idds.agents.common.timerscheduler:TimerScheduler"
 _BUSY_WAIT = 0.05
 _STOCK_TIMER = 10
 _STOCK_MESSAGE_AGE = 60
+_LARGE_TASK = 300
 
 
 class _CalmEvent(threading.Event):
@@ -145,6 +146,22 @@ def _trigger_dependents(pace: Pace) -> None:
     trigger.Trigger.get_processing = get
 
 
+def _poll_large_tasks_less(pace: Pace) -> None:
+    poller = module("idds.agents.carrier.poller").Poller
+    stock = poller.load_poll_period
+
+    def load(self: Any, processing: Any, parameters: Any, *args: Any, **kwargs: Any) -> Any:
+        answer = stock(self, processing, parameters, *args, **kwargs)
+        inner = (processing.get("processing_metadata") or {}).get("processing")
+        size = getattr(getattr(inner, "work", None), "num_inputs", None) or 0
+        if size > _LARGE_TASK:
+            period = max(pace.poll, min(size // _LARGE_TASK, 30))
+            answer["update_poll_period"] = period
+        return answer
+
+    poller.load_poll_period = load
+
+
 def tune(agent: Any, pace: Pace) -> None:
     """Set what can be set on an agent but not in the configuration."""
     if pace.message_age < 1 and hasattr(agent, "bulk_message_delay"):
@@ -190,6 +207,13 @@ REPAIRS = (
             "idds.orm.base.models:Content.content_dep_id",
         ),
         _trigger_dependents,
+    ),
+    Repair(
+        "polls of large tasks",
+        "all jobs of a task are asked for and gone through at every poll; messages tell most of it before",
+        "a task of thousands of jobs takes a whole core for its polls",
+        ("idds.agents.carrier.poller:Poller.load_poll_period",),
+        _poll_large_tasks_less,
     ),
     Repair(
         "poller's first sleep",

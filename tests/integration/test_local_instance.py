@@ -1,0 +1,200 @@
+"""Starting, finding and stopping the embedded PanDA, as a user does."""
+
+import importlib.metadata
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from lsst.ctrl.bps.panda.errors import LocalPandaError
+from lsst.ctrl.bps.panda.local import instance
+from lsst.ctrl.bps.panda.local.processes import is_alive, marked_processes
+
+pytestmark = pytest.mark.slow
+
+_TOOL = [sys.executable, "-m", "lsst.ctrl.bps.panda.cli.panda_local"]
+
+
+@pytest.fixture
+def directory(tmp_path):
+    path = tmp_path / "state"
+    yield path
+    if path.exists():
+        instance.stop(path)
+    assert marked_processes(f"PANDA_LOCAL_INSTANCE={path}") == []
+
+
+def _tool(directory, *arguments, **options):
+    environment = {**os.environ, "PANDA_LOCAL_DIR": str(directory)}
+    command = [*_TOOL, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, **options)
+
+
+def test_life_of_an_instance_by_the_command(directory):
+    assert "start one with: panda_local start" in _tool(directory, "status").stderr
+    started = _tool(directory, "start", "--slots", "3", "--keep-work", "always")
+    assert started.returncode == 0, started.stderr
+    endpoint = instance.find(directory)
+    assert endpoint.url in started.stdout
+    assert directory.stat().st_mode & 0o777 == 0o700
+    assert [path for path in directory.rglob("*") if path.is_file() and path.stat().st_mode & 0o077] == []
+    assert "runs already" in _tool(directory, "start").stdout
+    assert _tool(directory, "start", "--slots", "9").returncode != 0
+    checked = _tool(directory, "check")
+    assert checked.stdout.endswith("all parts work\n"), checked
+    status = _tool(directory, "status").stdout
+    assert "slots: 0 of 3 in use" in status
+    assert "6 finished" in status
+    assert "panda_local_check_" in status
+    variables = _tool(directory, "env").stdout
+    assert f"export PANDA_URL={endpoint.url}\n" in variables
+    assert "unset PANDA_AUTH\n" in variables
+    assert "status finished" in _tool(directory, "logs", "1000001").stdout
+    assert (directory / "work" / "PandaJob_1000001").is_dir()
+    assert "no logs of a job 7" in _tool(directory, "logs", "7").stderr
+    assert "stop it first" in _tool(directory, "clean", "--yes").stderr
+    assert _tool(directory, "stop").stdout == "stopped\n"
+    assert not is_alive(endpoint.pid, endpoint.started)
+    assert _tool(directory, "stop").stdout == "none was running\n"
+    assert _tool(directory, "clean", "--yes").returncode == 0
+    assert not directory.exists()
+
+
+def test_run_passes_the_exit_code_and_leaves_nothing(directory):
+    done = _tool(directory, "run", "--", "bash", "-c", "echo $PANDA_URL; exit 7")
+    assert done.returncode == 7, done.stderr
+    assert done.stdout.startswith("http://127.0.0.1:")
+    assert instance.find(directory) is None
+
+
+def test_server_ends_with_its_parent(directory):
+    code = (
+        "import os, sys; from lsst.ctrl.bps.panda.local import instance; "
+        "instance.start(sys.argv[1], parent=os.getpid()); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(directory)], timeout=200).returncode == -9
+    end = time.monotonic() + 60
+    while instance.find(directory):
+        assert time.monotonic() < end, "the server has not ended"
+        time.sleep(0.1)
+
+
+def test_second_start_finds_the_first_and_concurrent_starts_make_one(directory):
+    code = (
+        "import sys; from lsst.ctrl.bps.panda.local import instance; print(instance.start(sys.argv[1]).pid)"
+    )
+    command = [sys.executable, "-c", code, str(directory)]
+    starts = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    pids = {start.communicate(timeout=200)[0].strip() for start in starts}
+    assert [start.returncode for start in starts] == [0, 0, 0]
+    assert len(pids) == 1
+    assert instance.start(directory).pid == int(pids.pop())
+
+
+def test_stale_state_is_recognised_and_the_port_is_kept(directory):
+    first = instance.start(directory)
+    os.kill(first.pid, signal.SIGKILL)
+    while is_alive(first.pid, first.started):
+        time.sleep(0.01)
+    assert (directory / "endpoint.json").exists()
+    assert instance.find(directory) is None
+    second = instance.start(directory)
+    assert (second.pid != first.pid, second.url) == (True, first.url)
+
+
+def test_busy_port_is_replaced(directory):
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        endpoint = instance.start(directory, port=port)
+        assert f":{port}/" not in endpoint.url
+
+
+def test_only_loopback_only_with_the_secret(directory):
+    with pytest.raises(LocalPandaError, match=r"127\.0\.0\.1 only"):
+        instance.start(directory, host="0.0.0.0")
+    endpoint = instance.start(directory)
+    base = endpoint.url.removesuffix("/server/panda")
+    table = Path("/proc/net/tcp").read_text()
+    port = int(base.rpartition(":")[2])
+    assert f"0100007F:{port:04X} 00000000:0000 0A" in table
+    assert f"00000000:{port:04X} 00000000:0000 0A" not in table
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{base}/api/v1/local/status", timeout=30)
+    assert refused.value.code == 403
+    refused.value.close()
+    with urllib.request.urlopen(f"{base}/api/v1/system/is_alive", timeout=30) as reply:
+        assert reply.status == 200
+    with pytest.raises(urllib.error.HTTPError) as absent:
+        urllib.request.urlopen(f"{base}/logs/..%2f/endpoint.json", timeout=30)
+    assert absent.value.code == 404
+    absent.value.close()
+
+
+def test_wrong_option_is_said_in_a_sentence(directory):
+    with pytest.raises(LocalPandaError, match="pace 'slow' is not known"):
+        instance.start(directory, pace="slow")
+
+
+def test_many_requests_do_not_use_up_file_descriptors(directory):
+    from lsst.ctrl.bps.panda.local.trial import TrialClient
+
+    endpoint = instance.start(directory)
+    client = TrialClient(endpoint)
+    for _ in range(20):
+        client.relay("ping")
+    before = len(os.listdir(f"/proc/{endpoint.pid}/fd"))
+    for _ in range(150):
+        client.relay("get_requests", request_id=1)
+    assert len(os.listdir(f"/proc/{endpoint.pid}/fd")) < before + 30
+
+
+def test_file_cache_over_http(directory):
+    endpoint = instance.start(directory)
+    base = endpoint.url.removesuffix("/server/panda")
+    border = "----7d1"
+    body = (
+        f'--{border}\r\nContent-Disposition: form-data; name="file"; filename="jobO.x.tar.gz"\r\n\r\nDATA'
+        f"\r\n--{border}--\r\n"
+    ).encode()
+    headers = {"Content-Type": f"multipart/form-data; boundary={border}"}
+    url = f"{base}/api/v1/file_server/upload_cache_file"
+    with urllib.request.urlopen(urllib.request.Request(url, data=body, headers=headers), timeout=30) as reply:
+        assert b'"success": true' in reply.read()
+    with urllib.request.urlopen(f"{base}/cache/jobO.x.tar.gz", timeout=30) as reply:
+        assert reply.read() == b"DATA"
+
+
+def test_private_parts_of_idds_are_where_the_repairs_expect_them(tmp_path):
+    # In a process of its own: it imports the server's side of iDDS.
+    code = (
+        "import os, sys; from pathlib import Path\n"
+        "from lsst.ctrl.bps.panda.local import idds_repairs\n"
+        "from lsst.ctrl.bps.panda.local.idds_host import IddsHost\n"
+        "from lsst.ctrl.bps.panda.local.pace import PACES\n"
+        "host = IddsHost(Path(sys.argv[1]), database=f'sqlite:///{sys.argv[1]}/x.db', pace=PACES['quick'])\n"
+        "os.environ.update(host.environment()); os.environ.pop('IDDS_CLIENT_MODE', None)\n"
+        "idds_repairs.before_import()\n"
+        "assert idds_repairs.self_test() == '', idds_repairs.self_test()\n"
+        "assert all(item.reason and item.symptom and item.grips for item in idds_repairs.REPAIRS)\n"
+        "from idds.agents.clerk import clerk; del clerk.Clerk.get_request\n"
+        "said = idds_repairs.self_test()\n"
+        "assert 'Clerk.get_request' in said and 'pip install' in said, said\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_known_version_is_the_one_that_is_installed():
+    from lsst.ctrl.bps.panda.local import idds_repairs
+
+    assert importlib.metadata.version("idds-server") == idds_repairs.IDDS_VERSION
+    assert idds_repairs.wrong_versions() == []
