@@ -7,6 +7,7 @@ that is what most users upgrade from.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -39,14 +40,18 @@ class Installation:
         return in_environment(self.folder, *command, check=check)
 
 
-def in_environment(folder: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+def in_environment(
+    folder: Path, *command: str, check: bool = True, timeout: float = 600
+) -> subprocess.CompletedProcess[str]:
     """Run a program of an environment, in an empty home."""
     home = folder.parent / "home"
     home.mkdir(exist_ok=True)
+    # The program itself is looked up by our own PATH, its children by this one.
+    command = (shutil.which(command[0], path=f"{folder}/bin:/usr/bin:/bin") or command[0], *command[1:])
     environment = {"PATH": f"{folder}/bin:/usr/bin:/bin", "HOME": str(home), "LC_ALL": "C.UTF-8"}
     done = subprocess.run(
-        [str(folder / "bin" / command[0]), *command[1:]],
-        cwd=home, env=environment, capture_output=True, text=True, timeout=600, check=False,
+        command,
+        cwd=home, env=environment, capture_output=True, text=True, timeout=timeout, check=False,
     )  # fmt: skip
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
@@ -184,6 +189,42 @@ def test_console_scripts_start(installation, script):
 def test_runner_is_where_site_configurations_name_it(installation):
     site = next(installation.folder.glob("lib/python*/site-packages"))
     assert (site / PREFIX / "edgenode" / "cmd_line_decoder.py").is_file()
+
+
+WAIT = """
+while :; do
+    state=0
+    bps status --id 1 >/dev/null 2>&1 || state=$?
+    case $state in 12|13|14|15) sleep 1 ;; *) break ;; esac
+done
+"""
+
+
+def tutorial_commands() -> list[str]:
+    """Return the blocks of commands of the tutorial, in order, without the
+    installation, which is done.
+    """
+    text = (CHECKOUT / "doc" / "lsst.ctrl.bps.panda" / "tutorial.rst").read_text(encoding="utf-8")
+    found = re.findall(r"^\.\. code-block:: bash\n\n((?:   .*\n|\n)+)", text, re.M)
+    blocks = [re.sub(r"^   ", "", block, flags=re.M) for block in found]
+    assert "pip install 'lsst-ctrl-bps-panda[local,demo]'" in blocks[0]
+    return blocks[1:]
+
+
+def test_the_tutorial_works_as_it_is_written(installation, tmp_path):
+    """From the wheel, in an empty home, command by command; all that is added
+    is to wait for the end of the run before it is looked at.
+    """
+    blocks = tutorial_commands()
+    (look,) = (number for number, block in enumerate(blocks) if block.startswith("bps report\n"))
+    blocks.insert(look, WAIT)
+    lines = ["set -ex", f"cd '{tmp_path}'", "trap 'panda_local stop' EXIT", "export USER=someone", *blocks]
+    script = tmp_path / "tutorial.sh"
+    script.write_text("\n".join([*lines, "bps status --id 1"]))
+    done = in_environment(installation.folder, "bash", str(script), timeout=1500)
+    assert re.search(r"^ +SUCCEEDED 100 +1 +someone", done.stdout, re.M), done.stdout
+    assert "objects" in done.stdout
+    assert (tmp_path / "coadd.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_uninstalling_leaves_bps_intact(installation):
