@@ -54,16 +54,21 @@ ARROWS: dict[str, frozenset[str]] = {
         "workflow": "errors version outputs plan settings runrecord wire.idds_workflow",
         "submission": "errors rest wire wire.idds_workflow",
         "inquiry": "errors auth.login report rest runrecord settings wire",
-        "preflight": "errors inquiry plan.model rest settings staging",
+        "queues": "errors plan.model",
+        "hints": "plan.model plan.resources",
+        "preflight": "areas errors inquiry keys lookup plan.model queues rest settings sites staging",
         "cancellation": "errors inquiry report rest runrecord settings staging wire",
         "rescue": "errors cancellation environment_dump inquiry plan report rest runrecord settings staging "
         "submission wire wire.idds_workflow workflow",
         "remote_build": "errors version settings plan edgenode rest wire staging runrecord submission",
         "service": "errors version settings sites plan plantable wire wire.idds_workflow rest staging report "
-        "runrecord workflow submission inquiry preflight cancellation rescue core_repairs "
-        "remote_build outputs environment_dump local.endpoint local.instance",
+        "runrecord workflow submission inquiry preflight queues cancellation rescue core_repairs "
+        "remote_build outputs environment_dump hints local.endpoint local.instance",
         "": "service workflow errors version",
-        "cli": "errors version service settings auth rest.credentials local demo workflow report",
+        # What a run is doing, at length.
+        "insight": "errors inquiry plan.model report rest runrecord settings wire",
+        "cli": "errors version service settings auth rest.credentials local demo workflow report inquiry insight "
+        "runrecord wire preflight",
         # Apart.
         "edgenode": "",
         "local": "errors version",
@@ -85,7 +90,8 @@ FOREIGN = {
     "astropy": {"demo"},
     "matplotlib": {"demo"},
     "numpy": {"demo"},
-    "click": {"cli", "demo"},
+    # preflight asks click which command of BPS is running.
+    "click": {"cli", "demo", "preflight"},
     "oauthlib": {"auth"},
     "jwt": {"auth"},
 }

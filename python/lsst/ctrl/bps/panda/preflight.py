@@ -4,54 +4,180 @@ staged or sent, and say all of it at once.
 
 from __future__ import annotations
 
-__all__ = ["check_run", "check_service"]
+__all__ = ["check_configuration", "check_run", "check_service", "is_dry_run", "report_problems"]
 
 import logging
-from collections.abc import Mapping
+import os
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from .errors import PandaBpsError, PlanError, SettingsError
+import click
+
+from lsst.ctrl.bps import BpsConfig
+
+from . import sites
+from .areas import expand_area
+from .errors import PandaBpsError, SettingsError
 from .inquiry import connect
+from .keys import KEYS
+from .lookup import KeyLookup
 from .plan.model import WorkflowPlan
+from .queues import QueueLimits, find_misfits, read_queues
 from .rest.diagnosis import diagnose
 from .settings import RunSettings, ServiceSettings
-from .staging import check_area
+from .staging import StagingSettings, check_area
 
 _LOG = logging.getLogger(__name__)
 
 MAX_NAME = 255
 """Longest name of a request in iDDS (PostgreSQL column)."""
 
+_UNSAFE_IN_NAME = frozenset("?#%*^/")
 
-def check_service(settings: ServiceSettings, config: Mapping[str, Any] | None) -> None:
+
+def is_dry_run() -> bool:
+    """Tell whether ``bps prepare`` or ``bps submitcmd --dry-run`` is running,
+    which send nothing.
+
+    BPS calls the checks of a submission in the same way for ``prepare`` and
+    ``submit``; what tells them apart is the command that runs.
+    """
+    context = click.get_current_context(silent=True)
+    return context is not None and (context.info_name == "prepare" or bool(context.params.get("dry_run")))
+
+
+def report_problems(problems: Sequence[str], outside: Sequence[str]) -> None:
+    """Raise one error that lists all problems.
+
+    Parameters
+    ----------
+    problems : sequence of `str`
+        What is wrong with the configuration, the plan or the environment.
+    outside : sequence of `str`
+        What is wrong with the staging area, the server or the log-in, which
+        a dry run does not need: warned about then.
+
+    Raises
+    ------
+    PandaBpsError
+        Raised if there is a problem.
+    """
+    if outside and is_dry_run():
+        _LOG.warning(
+            "A submission from here would fail; it goes on because nothing is sent now:\n%s", _listed(outside)
+        )
+        outside = ()
+    if problems or outside:
+        raise PandaBpsError(f"This run cannot be submitted:\n{_listed([*problems, *outside])}")
+
+
+def _listed(problems: Sequence[str]) -> str:
+    return "\n".join(f"- {problem}" for problem in problems)
+
+
+def check_service(settings: ServiceSettings) -> list[str]:
     """Check that PanDA can be reached with a log-in that lives long enough.
 
     Parameters
     ----------
     settings : `ServiceSettings`
         Where PanDA is and who we are.
-    config : mapping
-        Configuration of the run.
 
-    Raises
-    ------
-    PandaBpsError
-        Raised if there is a problem; the text lists all of them.
+    Returns
+    -------
+    problems : `list` [`str`]
+        A text each.
     """
-    problems = []
     try:
         connection = connect(settings)
         connection.relay.ping()
         connection.credentials.ensure_lifetime(timedelta(hours=settings.token_lifetime))
     except SettingsError as error:
-        problems.append(str(error))
+        return [str(error)]
     except PandaBpsError as error:
-        problems.append(diagnose(error))
-    _raise_all(problems, "PanDA cannot be used as it is set up")
+        return [diagnose(error)]
+    return []
 
 
-def check_run(plan: WorkflowPlan, settings: RunSettings) -> None:
+def check_configuration(config: BpsConfig, environment: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Check what can be checked before there is a quantum graph.
+
+    Parameters
+    ----------
+    config : `~lsst.ctrl.bps.BpsConfig`
+        Configuration of the run.
+    environment : mapping of `str` to `str`
+        The environment.
+
+    Returns
+    -------
+    problems : `list` [`str`]
+        What is wrong with the configuration, a text each.
+    area_problems : `list` [`str`]
+        What is wrong with the staging area.
+    """
+    lookup = KeyLookup(config, environment)
+    problems = _wrong_values(lookup)
+    labels = [label for section in ("pipetask", "cluster") for label in config.get(section) or ()]
+    try:
+        lookup.check_variables("runnerCommand", labels)
+    except SettingsError as error:
+        problems.append(str(error))
+    problems += _missing_commands(config, environment)
+    return problems, _area_problems(lookup, environment)
+
+
+def _wrong_values(lookup: KeyLookup) -> list[str]:
+    """Find values of another kind than their key's."""
+    problems = []
+    for name in KEYS:
+        try:
+            lookup.get(name, raw=True)
+        except SettingsError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _area_problems(lookup: KeyLookup, environment: Mapping[str, str]) -> list[str]:
+    """Find out where the staging area is, and whether it can be written."""
+    try:
+        area, _ = expand_area(
+            lookup.get("fileDistributionEndPoint", raw=True).strip(),
+            lookup.get("fileDistributionEndPointDefault", raw=True).strip(),
+            lookup.get("computeSite"),
+            environment,
+        )
+        permissions = lookup.get("groupPermissions")
+    except SettingsError as error:
+        return [str(error)]
+    return list(check_area(StagingSettings(area=area, group_permissions=permissions)))
+
+
+def _missing_commands(config: BpsConfig, environment: Mapping[str, str]) -> list[str]:
+    """Find commands that BPS is to run here and that are not there."""
+    key = "updateQuantumGraph" if config.get("qgraphFile") else "createQuantumGraph"
+    options = {"replaceVars": False, "expandEnvVars": False, "replaceEnvVars": False, "default": ""}
+    _, text = config.search(key, opt=options)
+    try:
+        word = shlex.split(str(text))[0]
+    except (IndexError, ValueError):
+        return []
+    for name, value in environment.items():
+        word = word.replace(f"${{{name}}}", value)
+    if "$" in word or "{" in word:
+        return [
+            f"{key} begins with {word}, which has a variable without value. Set it, or set {key} to a "
+            "command that is on PATH."
+        ]
+    if shutil.which(word, path=environment.get("PATH", os.defpath)):
+        return []
+    return [f"{key} runs {word}, which is not there (PATH is {environment.get('PATH', '')!r})."]
+
+
+def check_run(plan: WorkflowPlan, settings: RunSettings, config: BpsConfig) -> tuple[list[str], list[str]]:
     """Check a plan and its staging area.
 
     Parameters
@@ -60,29 +186,48 @@ def check_run(plan: WorkflowPlan, settings: RunSettings) -> None:
         The plan.
     settings : `RunSettings`
         Settings of the run.
+    config : `~lsst.ctrl.bps.BpsConfig`
+        Its configuration, for the limits of queues.
 
-    Raises
-    ------
-    PlanError
-        Raised if there is a problem; the text lists all of them.
+    Returns
+    -------
+    problems : `list` [`str`]
+        What is wrong with the run, a text each.
+    area_problems : `list` [`str`]
+        What is wrong with its staging area.
     """
-    problems = list(check_area(settings.staging))
-    if len(plan.run.name) > MAX_NAME:
+    problems = _name_problems(plan.run.name)
+    try:
+        problems += find_misfits((*plan.tasks, *plan.final), _QueueSource(config))
+    except SettingsError as error:
+        problems.append(str(error))
+    return problems, list(check_area(settings.staging))
+
+
+class _QueueSource:
+    """Gives the queues of sites: those of the configuration win."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        own = dict(config).get("queues") if "queues" in config else None
+        self._own = read_queues(own, source="BPS configuration")
+
+    def __call__(self, site: str) -> tuple[QueueLimits, ...]:
+        known = read_queues(sites.profile_of(site).get("queues"), source=f"profile of {site}")
+        by_name = {queue.name: queue for queue in (*known, *self._own)}
+        return tuple(by_name.values())
+
+
+def _name_problems(name: str) -> list[str]:
+    """Check the name of a run."""
+    problems = []
+    if len(name) > MAX_NAME:
         problems.append(
-            f"The run's name has {len(plan.run.name)} characters and iDDS takes {MAX_NAME}: {plan.run.name!r}. "
+            f"The run's name has {len(name)} characters and iDDS takes {MAX_NAME}: {name!r}. "
             "Use a shorter outputRun."
         )
-    bad = sorted(set(plan.run.name) & set("?#%*^/"))
-    if bad:
+    if bad := sorted(set(name) & _UNSAFE_IN_NAME):
         problems.append(
-            f"The run's name {plan.run.name!r} holds {' '.join(bad)}, with which iDDS cannot look it up. "
+            f"The run's name {name!r} holds {' '.join(bad)}, with which iDDS cannot look it up. "
             "Use another outputRun."
         )
-    if problems:
-        raise PlanError("The run cannot be submitted as it is:\n- " + "\n- ".join(problems))
-
-
-def _raise_all(problems: list[str], head: str) -> None:
-    """Raise one error that lists all problems."""
-    if problems:
-        raise PandaBpsError(f"{head}:\n- " + "\n- ".join(problems))
+    return problems

@@ -26,10 +26,11 @@ from .cancellation import cancel_run
 from .core_repairs import accept_service_names
 from .environment_dump import protect_dumps
 from .errors import PandaBpsError, RunNotFoundError
+from .hints import find_hints
 from .inquiry import Connection, Inquiry, connect
 from .outputs import collect_outputs
 from .plantable import render_table
-from .preflight import check_run, check_service
+from .preflight import check_configuration, check_run, check_service, report_problems
 from .report import describe_counts, get_status_of, list_notes, make_run_list, make_run_report
 from .report_filters import parse_filters
 from .rescue import restart_run
@@ -80,12 +81,30 @@ class PanDAService(BaseWmsService):
     def run_submission_checks(self) -> None:
         """Look for everything that would keep a submission from working.
 
+        A dry run (``bps prepare``) needs neither a server nor the staging
+        area; what is wrong with them is a warning then.
+
         Raises
         ------
         PandaBpsError
             Raised if there is a problem; the text lists all of them.
         """
-        check_service(self.settings(), self.config)
+        report_problems(*self.find_problems())
+
+    def find_problems(self) -> tuple[list[str], list[str]]:
+        """List what would keep a submission from working, as far as it can
+        be told before there is a quantum graph.
+
+        Returns
+        -------
+        problems : `list` [`str`]
+            What is wrong with the configuration and the environment.
+        outside : `list` [`str`]
+            What is wrong with the staging area, the server and the log-in.
+        """
+        settings = self.settings()
+        problems, outside = check_configuration(self.config, settings.environment)
+        return problems, [*outside, *check_service(settings)]
 
     def prepare(
         self, config: BpsConfig, generic_workflow: GenericWorkflow, out_prefix: str | None = None
@@ -97,12 +116,21 @@ class PanDAService(BaseWmsService):
         workflow = PandaBpsWmsWorkflow.from_generic_workflow(
             config, generic_workflow, out_prefix or "", service_class
         )
-        check_run(workflow.plan, workflow.settings)
+        self._check_run(workflow)
         workflow.write(out_prefix or "")
         _LOG.info("Plan of run %s:\n%s", workflow.name, render_table(workflow.plan))
-        for warning in (*workflow.settings.hints, *workflow.plan.warnings):
+        for warning in (*workflow.settings.hints, *workflow.plan.warnings, *find_hints(workflow.plan)):
             _LOG.warning("%s", warning)
         return workflow
+
+    def _check_run(self, workflow: PandaBpsWmsWorkflow) -> None:
+        """Check a plan; for a command also the server, which BPS has not
+        asked to be checked.
+        """
+        problems, outside = check_run(workflow.plan, workflow.settings, self.config)
+        if workflow.run_attrs.get("bps_iscustom"):
+            outside += check_service(self.settings())
+        report_problems(problems, outside)
 
     def submit(self, workflow: BaseWmsWorkflow, **kwargs: Any) -> BaseWmsWorkflow | None:
         # Docstring inherited.

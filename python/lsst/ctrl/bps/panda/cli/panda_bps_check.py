@@ -4,11 +4,88 @@ from __future__ import annotations
 
 __all__ = ["check"]
 
+import getpass
+import sys
+from typing import Any
+
 import click
+
+from lsst.ctrl.bps.panda.errors import PandaBpsError
+
+
+def read_configuration(path: str, *, compute_site: str | None = None, service: str | None = None) -> Any:
+    """Read a configuration as ``bps submit`` does, and make nothing of it.
+
+    Parameters
+    ----------
+    path : `str`
+        YAML file.
+    compute_site : `str`, optional
+        Site to use instead of the configuration's.
+    service : `str`, optional
+        Service class to use instead of the configuration's.
+
+    Returns
+    -------
+    config : `~lsst.ctrl.bps.BpsConfig`
+        With the values that BPS itself defines.
+    """
+    from lsst.pipe.base import Instrument
+
+    from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig
+
+    config = BpsConfig(
+        path, search_order=BPS_SEARCH_ORDER, defaults=BPS_DEFAULTS, wms_service_class_fqn=service
+    )
+    for key, value in (("computeSite", compute_site), ("wmsServiceClass", service)):
+        if value:
+            config[f".bps_cmdline.{key}"] = value
+    config[".bps_defined.timestamp"] = Instrument.makeCollectionTimestamp()
+    if "operator" not in config:
+        config[".bps_defined.operator"] = getpass.getuser()
+    if "uniqProcName" not in config:
+        config[".bps_defined.uniqProcName"] = config["outputRun"].replace("/", "_")
+    return config
 
 
 @click.command()
 @click.argument("config", type=click.Path(exists=True, dir_okay=False))
-def check(config: str) -> None:
-    """Look for everything that would keep a run of CONFIG from working."""
-    raise click.ClickException(f"the check of {config} is not there yet")
+@click.option("--compute-site", help="Site to use instead of the configuration's.")
+@click.option("--wms-service-class", help="Service class to use instead of the configuration's.")
+def check(config: str, compute_site: str | None, wms_service_class: str | None) -> None:
+    """Look for everything that would keep a run of CONFIG from working.
+
+    Nothing is submitted and no quantum graph is made: memory and cores of the
+    jobs are checked by "bps prepare".  The exit code is 1 if there is a
+    problem.
+    """
+    from lsst.utils import doImport
+
+    try:
+        bps_config = read_configuration(config, compute_site=compute_site, service=wms_service_class)
+        name = str(bps_config["wmsServiceClass"])
+        service = doImport(name)(bps_config)
+        if not hasattr(service, "find_problems"):
+            raise click.ClickException(
+                f"wmsServiceClass is {name}, which is not a service class of this plugin. Set it to "
+                "lsst.ctrl.bps.panda.PanDAService or lsst.ctrl.bps.panda.LocalPanDAService."
+            )
+        problems = [problem for some in service.find_problems() for problem in some]
+    except (PandaBpsError, KeyError, ValueError, OSError, RuntimeError) as error:
+        raise click.ClickException(f"{config} cannot be checked: {_reason(error)}") from error
+    if problems:
+        click.echo(f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in {config}:")
+        for problem in problems:
+            click.echo(f"- {problem}")
+        sys.exit(1)
+    click.echo(f"No problem found in {config}.")
+
+
+def _reason(error: BaseException) -> str:
+    """Give an error with the one that it was caused by, which BPS hides."""
+    causes = []
+    current: BaseException | None = error
+    while current is not None:
+        causes.append(str(current) or type(current).__name__)
+        current = current.__cause__ or current.__context__
+    return ": ".join(dict.fromkeys(causes))
