@@ -437,6 +437,9 @@ def test_settings_are_remembered(tmp_path):
         ({"slots": -1}, "-1"),
         ({"keep_work": "perhaps"}, "perhaps"),
         ({"database": "mysql://x"}, "mysql"),
+        ({"pace": "slow"}, "slow"),
+        ({"queues": "/nowhere.yaml"}, "/nowhere.yaml"),
+        ({"faults": "/nowhere.yaml"}, "/nowhere.yaml"),
     ],
 )
 def test_bad_settings_are_refused(tmp_path, changes, named):

@@ -192,7 +192,8 @@ def start(
 
 
 def _spawn(command: Sequence[str], directory: Path, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    with (directory / "server.out").open("wb") as output:
+    descriptor = os.open(directory / "server.out", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as output:
         return subprocess.Popen(
             command,
             cwd=directory,

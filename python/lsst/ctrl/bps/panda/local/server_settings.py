@@ -12,6 +12,10 @@ from typing import Any
 
 from lsst.ctrl.bps.panda.errors import LocalPandaError
 
+from .faults import read_faults
+from .pace import parse_pace
+from .queues import read_queues
+
 SETTINGS_FILE = "settings.json"
 KEEP_WORK = ("never", "failed", "always")
 
@@ -61,7 +65,7 @@ class ServerSettings:
     """Process to end with; 0 means none."""
 
     def checked(self) -> ServerSettings:
-        """Check what can be checked without a look at files.
+        """Check all values, also the files that they name.
 
         Raises
         ------
@@ -82,7 +86,18 @@ class ServerSettings:
                 f"the database is {self.database.partition(':')[0]!r}; "
                 "possible: postgresql://USER:PASSWORD@HOST/NAME, or none for SQLite"
             )
+        self._check_texts()
         return self
+
+    def _check_texts(self) -> None:
+        try:
+            parse_pace(self.pace)
+            if self.queues:
+                read_queues(self.queues)
+            if self.faults:
+                read_faults(self.faults)
+        except (ValueError, OSError) as error:
+            raise LocalPandaError(str(error)) from error
 
 
 def read_settings(directory: str | Path) -> ServerSettings:
