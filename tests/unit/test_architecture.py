@@ -67,8 +67,8 @@ ARROWS: dict[str, frozenset[str]] = {
         "": "service workflow errors version",
         # What a run is doing, at length.
         "insight": "errors inquiry plan.model report rest runrecord settings wire",
-        "cli": "errors version service settings auth rest.credentials local demo workflow report inquiry insight "
-        "runrecord wire preflight",
+        "cli": "errors version service settings auth rest.credentials local demo workflow report inquiry "
+        "insight runrecord wire preflight",
         # Apart.
         "edgenode": "",
         "local": "errors version",
