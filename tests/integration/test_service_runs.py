@@ -159,7 +159,8 @@ def test_a_run_that_succeeds(site):
     assert report.state is WmsStates.SUCCEEDED
     assert counts(report, "make_2_a") == {"SUCCEEDED": 3}
     assert report.run_summary == "make_2_a:3;middle:3;gather:1;finalJob:1"
-    assert (report.operator, report.project, report.campaign, report.payload) == ("ann", "proj", "camp", "pay")
+    said = (report.operator, report.project, report.campaign, report.payload)
+    assert said == ("ann", "proj", "camp", "pay")
     assert report.path == str(submit_path)
     assert site.service.get_status(run_id)[0] is WmsStates.SUCCEEDED
     assert site.lines("order")[-2:] == ["g", "final"]
@@ -276,10 +277,11 @@ def test_attempts_and_retry_unless_exit(site):
     log = f'"{site.directory}/order"'
 
     def build(workflow):
-        add(workflow, "often", "often", f"echo often >> {log}; exit 9", number_of_retries=2)
-        add(workflow, "once", "once", f"echo once >> {log}; exit 2", number_of_retries=2, retry_unless_exit=[1, 2])
-        add(workflow, "third", "third", f"echo third<WMS:attemptNum> >> {log}; test <WMS:attemptNum> -eq 2",
-            number_of_retries=2)
+        retries = {"number_of_retries": 2}
+        third = f"echo third<WMS:attemptNum> >> {log}; test <WMS:attemptNum> -eq 2"
+        add(workflow, "often", "often", f"echo often >> {log}; exit 9", **retries)
+        add(workflow, "once", "once", f"echo once >> {log}; exit 2", retry_unless_exit=[1, 2], **retries)
+        add(workflow, "third", "third", third, **retries)
 
     run_id, _ = site.submit(build)
     report = site.wait(run_id)

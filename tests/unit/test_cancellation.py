@@ -63,13 +63,13 @@ class Server:
             status="Finished" if over else "Transforming",
             substatus="ToCancel" if aborted else "New",
         )
-        counts = FileCounts(total=4, processed=4 if over else 2, activated=0 if over or quiet else self._running)
+        running = 0 if over or quiet else self._running
+        counts = FileCounts(total=4, processed=4 if over else 2, activated=running)
         status = "Finished" if over else "SubFinished" if quiet else "Transforming"
         transforms = [TransformRecord(5, 1, "r_01_isr_01", status, "Running", 11, counts)]
         if over:
-            transforms.append(
-                TransformRecord(5, 2, "r_02_finalJob_01", "Finished", "", 12, FileCounts(total=1, processed=1))
-            )
+            one = FileCounts(total=1, processed=1)
+            transforms.append(TransformRecord(5, 2, "r_02_finalJob_01", "Finished", "", 12, one))
         return RunEvidence(request, tuple(transforms), plan=PLAN)
 
 

@@ -68,7 +68,8 @@ def test_a_damaged_line_or_a_removed_directory_does_not_matter(tmp_path):
     index = RunIndex(str(tmp_path / "state"))
     index.add(make_record(tmp_path / "one", request_id=1, name="n1"), server=SERVER)
     path = tmp_path / "state" / "runs.jsonl"
-    path.write_text("{half\n" + path.read_text() + json.dumps({"server": SERVER, "request_id": 9, "submit_path": "/no"}))
+    gone = json.dumps({"server": SERVER, "request_id": 9, "submit_path": "/no"})
+    path.write_text("{half\n" + path.read_text() + gone)
     assert [entry["request_id"] for entry in index.entries(SERVER)] == [1, 9]
     assert index.find(SERVER, request_id=9) is None
 

@@ -160,7 +160,8 @@ def test_a_wrong_value_is_an_error_that_names_key_and_value(values, words):
 def test_event_service_by_label():
     config = make_config(enableEventService="isr:20, warp", maxPayloadsPerPandaJob=7)
     plan = read(config, labels=("isr", "warp", "coadd")).plan
-    assert [plan.of(label).payloads_per_job for label in ("isr", "warp", "coadd", "finalJob")] == [20, 7, 1, 1]
+    labels = ("isr", "warp", "coadd", "finalJob")
+    assert [plan.of(label).payloads_per_job for label in labels] == [20, 7, 1, 1]
 
 
 def test_directories_among_the_inputs_are_found(tmp_path):
@@ -234,15 +235,14 @@ def test_a_variable_without_a_value_is_named_with_its_place():
     assert "lsst_distrib/w_2026_45/loadLSST.bash" in command
 
 
-@pytest.mark.parametrize(("site", "queue"), [("SLAC", "SLAC_Rubin_Merge"), ("CC-IN2P3", "CC-IN2P3_Rubin_Merge"),
-                                             ("LANCS", "LANCS_Rubin_Merge"), ("RAL", "RAL_Rubin_Merge")])
-def test_profiles_of_the_facilities(site, queue):
+@pytest.mark.parametrize("site", ["SLAC", "CC-IN2P3", "LANCS", "RAL"])
+def test_profiles_of_the_facilities(site):
     config = make_config(computeSite=site, LSST_VERSION="w_1", fileDistributionEndPoint="")
     env = {"LSST_RUN_TEMP_SPACE": "/space"}
     with pytest.raises(SettingsError, match="fileDistributionEndPoint is not set"):
         read(config, env)
     plan = read(make_config(computeSite=site, LSST_VERSION="w_1"), env).plan
-    assert plan.of("finalJob").queue == queue
+    assert plan.of("finalJob").queue == f"{site}_Rubin_Merge"
     assert plan.of("isr").queue == ""
     assert plan.of("isr").site == site
     assert plan.of("isr").cloud == ("US" if site == "SLAC" else "EU")

@@ -77,8 +77,10 @@ def cancel_run(
     accepted = is_aborted(evidence.request)
     if not accepted:
         return False, (
-            f"The command to cancel run {request_id} was sent {watch.sent} times, but the server does not show "
-            f"it after {patience:.0f} s. It may still take effect: look with bps status --id {request_id}, and "
+            f"The command to cancel run {request_id} was sent {watch.sent} times, but the server does "
+            f"not show "
+            f"it after {patience:.0f} s. It may still take effect: look with bps status --id "
+            f"{request_id}, and "
             "cancel again if the run goes on."
         )
     return True, _describe(request_id, evidence, marked=marked)
@@ -159,7 +161,8 @@ def _describe(request_id: int, evidence: RunEvidence, *, marked: bool) -> str:
     parts = [f"Run {request_id} is cancelled: {counts}."]
     if running:
         parts.append(
-            f"Up to {running} jobs may still run: pilots hear of it at their next heartbeat (up to 30 minutes)."
+            f"Up to {running} jobs may still run: pilots hear of it at their next heartbeat (up to 30 "
+            f"minutes)."
         )
     if not evidence.ended:
         parts.append(

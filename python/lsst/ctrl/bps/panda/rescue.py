@@ -62,7 +62,8 @@ def restart_run(connection: Connection, inquiry: Inquiry, run: str) -> tuple[str
     request_id, record = inquiry.identify(run)
     if record is None:
         raise PandaBpsError(
-            f"Run {request_id} cannot be restarted from here: its plan lies in its submit directory, which is "
+            f"Run {request_id} cannot be restarted from here: its plan lies in its submit directory, "
+            f"which is "
             "not known on this machine to this user. Give the submit directory instead of the id: "
             "bps restart --id DIRECTORY."
         )
@@ -72,7 +73,8 @@ def restart_run(connection: Connection, inquiry: Inquiry, run: str) -> tuple[str
             None,
             None,
             (
-                f"Run {request_id} was restarted before, as run {successor}, which knows what is still to be done: "
+                f"Run {request_id} was restarted before, as run {successor}, which knows what is still to "
+                f"be done: "
                 f"bps restart --id {successor}."
             ),
         )

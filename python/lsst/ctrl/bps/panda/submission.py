@@ -104,7 +104,8 @@ def _settle(
         pause = min(2 * pause, 15.0)
     known = "the server does not know it so far" if answered else "the server did not answer"
     raise SubmissionUncertainError(
-        f"It is not known whether run {name!r} was submitted: {cause.message} After {patience:.0f} s {known}. "
+        f"It is not known whether run {name!r} was submitted: {cause.message} After "
+        f"{patience:.0f} s {known}. "
         f"Nothing was sent again. Look with 'bps report --id {name}' before you submit it once more.",
         endpoint=relay.endpoint,
         request=f"submit {name}",
