@@ -32,6 +32,7 @@ from .wire.records import (
     parse_transforms,
 )
 from .wire.stand_in import request_from_tasks, tasks_by_request, transforms_from_tasks
+from .wire.states import running_by_task
 from .wire.tally import RunEvidence
 
 _LOG = logging.getLogger(__name__)
@@ -236,6 +237,22 @@ class Inquiry:
             return (), None
         complete = len(going) == sum(task.status in _GOING for task in tasks)
         return tasks, tuple(jobs) if complete else None
+
+    def running(self, evidence: RunEvidence) -> int:
+        """Count the PanDA jobs of a run that run now.
+
+        Parameters
+        ----------
+        evidence : `RunEvidence`
+            What is known of the run.
+
+        Returns
+        -------
+        count : `int`
+            As far as PanDA tells; 0 if it does not.
+        """
+        _, jobs = self._panda_side(evidence, [])
+        return sum(running_by_task(jobs or ()).values())
 
     def recent(
         self, *, days: float, user: str | None = None, everybody: bool = False

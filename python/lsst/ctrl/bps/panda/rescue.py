@@ -24,6 +24,7 @@ from .staging import StagingSettings, remove_marker, stage
 from .submission import send
 from .wire.idds_workflow import make_submission
 from .wire.records import TransformRecord
+from .wire.states import is_aborted
 from .wire.tally import RunEvidence, tally_run
 from .workflow import PARAMETERS_DIRECTORY, PLAN_NAME, read_plan
 
@@ -87,6 +88,12 @@ def restart_run(connection: Connection, inquiry: Inquiry, run: str) -> tuple[str
         return None, None, f"Run {request_id} is still going ({going}); wait for its end or cancel it first."
     if tally.state is WmsStates.SUCCEEDED:
         return None, None, f"Run {request_id} has succeeded; there is nothing to run again."
+    if is_aborted(evidence.request) and (living := inquiry.running(evidence)):
+        return None, None, (
+            f"Run {request_id} was cancelled, but {living} of its jobs still run: pilots hear of it at their "
+            "next heartbeat (up to 30 minutes). Restart it when they have ended, so that no job runs twice at "
+            "the same time."
+        )
     plan = read_plan(record.submit_path)
     done = _done_jobs(inquiry, evidence, plan)
     number = int(record.content.get("restarts", 0)) + 1

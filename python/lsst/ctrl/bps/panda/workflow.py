@@ -38,6 +38,7 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
 
     def __init__(self, name: str, config: BpsConfig) -> None:
         super().__init__(name, config)
+        self.submit_path: str | None = None
         self._plan: WorkflowPlan | None = None
         self._settings: RunSettings | None = None
         self._outputs: tuple[tuple[str, str], ...] = ()
