@@ -14,6 +14,11 @@ import click
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("panda_bps_check:check", "Look for everything that would keep a run from working."),
+    "errors": ("panda_bps_errors:errors", "Show why jobs of a run failed, and what to do."),
+    "logs": ("panda_bps_logs:logs", "Show the logs of a run's jobs."),
+    "resources": ("panda_bps_resources:resources", "Show what jobs used, and suggest what to ask for."),
+    "show": ("panda_bps_show:show", "Show a run: its tasks, files, links."),
+    "watch": ("panda_bps_watch:watch", "Watch a run until it has ended."),
 }
 """Module in this folder and function of each sub-command, and its line in the
 help.

@@ -1,0 +1,98 @@
+"""The command ``panda_bps errors``: why jobs failed, and what to do."""
+
+from __future__ import annotations
+
+__all__ = ["errors"]
+
+import textwrap
+from collections.abc import Iterator
+from functools import partial
+
+import click
+
+from lsst.ctrl.bps.panda.insight.digest import ErrorGroup, digest_errors, judge_groups
+from lsst.ctrl.bps.panda.insight.documents import make_document
+from lsst.ctrl.bps.panda.insight.log_area import make_log_transport
+from lsst.ctrl.bps.panda.insight.logs import read_tail
+from lsst.ctrl.bps.panda.insight.observation import JobScope, observe
+from lsst.ctrl.bps.panda.insight.verdicts import read_rulebook
+from lsst.ctrl.bps.panda.rest.credentials import verify_host
+
+from .panda_bps_run import Asked, json_option, print_problems, run_command, write_json
+
+_WIDTH = 100
+
+
+@click.command()
+@run_command
+@click.option("-l", "--label", default="", help="Jobs of this label only.")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="Most kinds of errors.")
+@click.option("--tail", default=12, show_default=True, type=click.IntRange(0), help="Lines of the example's log.")
+@click.option(
+    "--rules",
+    envvar="PANDA_BPS_VERDICTS",
+    type=click.Path(exists=True, dir_okay=False),
+    help="YAML file with rules of your own for the verdicts  [env: PANDA_BPS_VERDICTS].",
+)
+@json_option
+def errors(asked: Asked, label: str, limit: int, tail: int, rules: str | None, as_json: bool) -> None:
+    """Show why jobs of a run failed, and what to do.  RUN is its id, name or
+    submit directory.
+    """
+    rulebook = read_rulebook(rules)
+    observation = observe(asked.connection, asked.run, scope=JobScope.UNSUCCESSFUL, label=label)
+    groups = digest_errors(observation, label=label)
+    left_out = len(groups) - limit
+    transport = make_log_transport(verify=verify_host(asked.settings.environment))
+    reader = partial(read_tail, server=asked.settings.url, transport=transport, count=tail) if tail else None
+    judged = judge_groups(groups[:limit], rulebook, read_tail=reader)
+    if as_json:
+        name, problems = observation.name, observation.problems
+        write_json(
+            make_document(
+                judged, request_id=observation.request_id, name=name, kind="errors", problems=problems
+            )
+        )
+        return
+    click.echo(f"Run {observation.request_id}  {observation.name}: {observation.tally.state.name}")
+    if not judged:
+        click.echo("No failed job is known.")
+    for number, group in enumerate(judged, 1):
+        for line in _lines(number, group):
+            click.echo(line)
+    if left_out > 0:
+        click.echo(f"\n{left_out} more kinds of errors: see --limit.")
+    print_problems(observation.problems)
+
+
+def _lines(number: int, group: ErrorGroup) -> Iterator[str]:
+    error = group.error
+    yield ""
+    yield f"{number}. {group.label}: {group.verdict.name}"
+    yield f"   {error.source} {error.code}: {error.text or 'no text'}"
+    for other in group.errors[1:]:
+        yield f"   {other.source} {other.code}: {other.text or 'no text'}"
+    yield f"   {_count(group)}"
+    if group.sites or group.nodes:
+        yield f"   where: {_places(group.sites)}; nodes {_places(group.nodes) or 'not known'}"
+    if group.first and group.last:
+        yield f"   when: {group.first:%Y-%m-%d %H:%M:%S} to {group.last:%Y-%m-%d %H:%M:%S} UTC"
+    if group.example is not None:
+        example = group.example
+        yield f"   for instance: {example.name}, PanDA job {example.panda_id or 'none'}"
+        yield f"   log: {example.log_url or 'none known'}"
+    yield from (f"     | {line}" for line in group.log_tail)
+    if group.verdict.advice:
+        yield from textwrap.wrap(
+            group.verdict.advice, _WIDTH, initial_indent="   => ", subsequent_indent="      "
+        )
+
+
+def _count(group: ErrorGroup) -> str:
+    jobs = f"{group.attempts} attempts of {group.jobs} jobs"
+    recovered = group.jobs - group.unfinished
+    return f"{jobs}; {recovered} of them finished in another attempt" if recovered else jobs
+
+
+def _places(places: tuple[tuple[str, int], ...]) -> str:
+    return ", ".join(f"{name} ({count})" for name, count in places)

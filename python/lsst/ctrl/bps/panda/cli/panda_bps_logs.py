@@ -1,0 +1,203 @@
+"""The command ``panda_bps logs``: the payload's log from wherever it is."""
+
+from __future__ import annotations
+
+__all__ = ["logs"]
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+
+import click
+
+from lsst.ctrl.bps.panda.errors import TransportError
+from lsst.ctrl.bps.panda.insight.cloud_log import (
+    CloudLog,
+    CloudLogSettings,
+    CloudQuery,
+    console_url,
+    find_cloud_settings,
+    render_filter,
+    since_of,
+)
+from lsst.ctrl.bps.panda.insight.documents import make_document
+from lsst.ctrl.bps.panda.insight.jobs import JobDetail
+from lsst.ctrl.bps.panda.insight.log_area import make_log_transport
+from lsst.ctrl.bps.panda.insight.log_lines import LineFilter, LogLine
+from lsst.ctrl.bps.panda.insight.logs import JobChoice, LogReader, choose_jobs
+from lsst.ctrl.bps.panda.insight.observation import JobScope, Observation, observe
+from lsst.ctrl.bps.panda.rest.credentials import verify_host
+
+from .panda_bps_run import Asked, json_option, print_problems, run_command, write_json
+
+_INTERVAL = 5.0
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """What a user wants to see."""
+
+    choice: JobChoice
+    filter: LineFilter
+    files: tuple[str, ...]
+    cloud: CloudLogSettings
+    follow: bool
+
+
+@click.command()
+@run_command
+@click.option("-l", "--label", default="", help="Jobs of this label only.")
+@click.option("-j", "--job", default="", help="One job: PanDA's number or its name.")
+@click.option("--failed", is_flag=True, help="Failed attempts only (the default if some failed).")
+@click.option("--level", default="", help="Lines of this level or above, such as ERROR.")
+@click.option("--grep", default="", metavar="RE", help="Lines that this regular expression finds.")
+@click.option("--follow", is_flag=True, help="Go on until the run has ended.")
+@click.option("--query", is_flag=True, help="Print the query for Google's log console, and its address.")
+@click.option(
+    "--source",
+    type=click.Choice(["auto", "area", "cloud"]),
+    default="auto",
+    show_default=True,
+    help="The jobs' log area, or Google Cloud Logging; auto takes the area of jobs that have one.",
+)
+@click.option("--file", "files", multiple=True, help="File of the log area, such as pilotlog.txt; repeatable.")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="Most jobs.")
+@click.option("--project", default="", help="Google project of the log  [env: PANDA_LOG_PROJECT].")
+@click.option("--log-name", default="", help="Name of the log  [env: PANDA_LOG_NAME].")
+@click.option("--credentials", default="", help="Google key file  [env: PANDA_LOG_CREDENTIALS].")
+@json_option
+def logs(
+    asked: Asked,
+    label: str,
+    job: str,
+    failed: bool,
+    level: str,
+    grep: str,
+    follow: bool,
+    query: bool,
+    source: str,
+    files: tuple[str, ...],
+    limit: int,
+    project: str,
+    log_name: str,
+    credentials: str,
+    as_json: bool,
+) -> None:
+    """Show the logs of a run's jobs.  RUN is its id, name or submit directory."""
+    named = {"project": project, "log": log_name, "credentials": credentials}
+    cloud = replace(
+        find_cloud_settings(asked.settings.environment), **{key: value for key, value in named.items() if value}
+    )
+    wish = _Wish(JobChoice(label, job, failed, limit), LineFilter.from_options(level=level, grep=grep), files,
+                 cloud, follow)  # fmt: skip
+    observation = _look(asked, wish)
+    if query:
+        text = render_filter(_cloud_query(observation, wish), cloud)
+        click.echo(text)
+        click.echo(console_url(text, cloud))
+        return
+    lines = _choose_source(source, observation, wish)(asked, observation, wish)
+    if as_json:
+        write_json(
+            make_document(
+                list(lines), request_id=observation.request_id, name=observation.name, kind="logs",
+                problems=observation.problems,
+            )  # fmt: skip
+        )
+        return
+    for line in lines:
+        click.echo(_render(line))
+    print_problems(observation.problems)
+
+
+def _look(asked: Asked, wish: _Wish) -> Observation:
+    scope = JobScope.UNSUCCESSFUL if wish.choice.failed and not wish.follow else JobScope.ALL
+    return observe(asked.connection, asked.run, scope=scope, label=wish.choice.label)
+
+
+_Source = Callable[[Asked, Observation, _Wish], Iterator[LogLine]]
+
+
+def _choose_source(source: str, observation: Observation, wish: _Wish) -> _Source:
+    if source == "auto":
+        chosen, _ = choose_jobs(observation, wish.choice)
+        in_area = any(job.log_url or job.pilot_id.startswith("unknown|local|") for job in chosen)
+        source = "cloud" if wish.cloud.project and (not in_area or wish.follow) else "area"
+    return {"area": _from_areas, "cloud": _from_cloud}[source]
+
+
+def _render(line: LogLine) -> str:
+    front = " ".join(part for part in (line.time, line.level if line.time else "", line.logger) if part)
+    return f"[{line.panda_id}] {front + ': ' if front else ''}{line.message}"
+
+
+# --- log areas --------------------------------------------------------------
+
+
+def _from_areas(asked: Asked, observation: Observation, wish: _Wish) -> Iterator[LogLine]:
+    transport = make_log_transport(verify=verify_host(asked.settings.environment))
+    reader = LogReader(asked.settings.url, transport, files=wish.files)
+    told: set[int] = set()
+    while True:
+        jobs, left_out = choose_jobs(observation, wish.choice) if observation.jobs else ([], 0)
+        yield from _read_jobs(reader, jobs, wish.filter, told)
+        if not wish.follow or observation.tally.ended:
+            break
+        time.sleep(_INTERVAL)
+        observation = _look(asked, wish)
+    if not told:
+        click.echo("No job has a log yet.", err=True)
+    if left_out:
+        click.echo(f"{left_out} more jobs: choose with --label or --job, or raise --limit.", err=True)
+
+
+def _read_jobs(
+    reader: LogReader, jobs: Iterable[JobDetail], wanted: LineFilter, told: set[int]
+) -> Iterator[LogLine]:
+    for job in jobs:
+        place = reader.place(job)
+        if not place:
+            continue
+        if job.panda_id not in told:
+            told.add(job.panda_id)
+            directory = place.rpartition("/")[0]
+            click.echo(f"== {job.label} {job.name}, attempt {job.attempt}, {job.status}: {directory}/", err=True)
+        try:
+            yield from reader.lines(job, wanted)
+        except TransportError as error:
+            click.echo(f"The log of job {job.panda_id} could not be read: {error}", err=True)
+
+
+# --- Google Cloud Logging ---------------------------------------------------
+
+
+def _cloud_query(observation: Observation, wish: _Wish) -> CloudQuery:
+    choice = wish.choice
+    jobs: list[JobDetail] = []
+    if choice.job or choice.failed:
+        jobs, _ = choose_jobs(observation, choice)
+    tasks = [task for task, name in observation.task_labels.items() if choice.label == name]
+    return CloudQuery(
+        since=since_of(observation.evidence.request.created_at, datetime.now(UTC)),
+        request_id=observation.request_id,
+        task_ids=tuple(tasks),
+        panda_ids=tuple(job.panda_id for job in jobs),
+        level=wish.filter.level,
+    )
+
+
+def _from_cloud(asked: Asked, observation: Observation, wish: _Wish) -> Iterator[LogLine]:
+    log = CloudLog(wish.cloud)
+    query = _cloud_query(observation, wish)
+    click.echo(f"== Google Cloud Logging: {render_filter(query, wish.cloud)}", err=True)
+    if not wish.follow:
+        yield from filter(wish.filter.wants, log.lines(query))
+        return
+    ended = partial(_has_ended, asked)
+    yield from filter(wish.filter.wants, log.follow(query, ended, interval=_INTERVAL))
+
+
+def _has_ended(asked: Asked) -> bool:
+    return observe(asked.connection, asked.run, scope=JobScope.NONE).tally.ended

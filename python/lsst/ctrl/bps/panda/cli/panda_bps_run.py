@@ -1,0 +1,130 @@
+"""What the sub-commands of ``panda_bps`` that look into a run have in common:
+the run they are about, where PanDA is, and how results are written.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Asked", "json_option", "print_problems", "run_command", "table", "write_json"]
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from lsst.ctrl.bps.panda.errors import PandaBpsError
+from lsst.ctrl.bps.panda.inquiry import Connection, connect
+from lsst.ctrl.bps.panda.local import endpoint as local_endpoint
+from lsst.ctrl.bps.panda.local import instance
+from lsst.ctrl.bps.panda.settings import ServiceSettings, read_service_settings
+
+_LOCAL_CLASS = "LocalPanDAService"
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON, as described in the manual.")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The run a command is about, and the server that has it."""
+
+    run: str
+    connection: Connection
+
+    @property
+    def settings(self) -> ServiceSettings:
+        """Where PanDA is."""
+        return self.connection.settings
+
+
+def _settings(local: bool) -> ServiceSettings:
+    """Find out where PanDA is: the embedded one if it is asked for, by option
+    or as BPS's service class, or if it runs and no other is known.
+    """
+    environment: dict[str, str] = dict(os.environ)
+    named = environment.get("BPS_WMS_SERVICE_CLASS", "").endswith(_LOCAL_CLASS)
+    settings = read_service_settings(None, environment)
+    if settings.url and not (local or named):
+        return settings
+    directory = local_endpoint.state_directory(environment)
+    found = instance.find(directory)
+    if found is None:
+        if local or named:
+            raise PandaBpsError(f"No embedded PanDA runs with {directory}. Start it: panda_local start.")
+        return settings
+    merged: Mapping[str, str] = {**environment, **local_endpoint.environment(found)}
+    return read_service_settings(None, merged)
+
+
+def run_command(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the argument RUN and the option ``--local``, and show
+    our errors as one message.
+
+    The function gets an `Asked` first.
+    """
+
+    @click.argument("run")
+    @click.option("--local", is_flag=True, help="Ask the embedded PanDA of this machine.")
+    @functools.wraps(function)
+    def call(run: str, local: bool, **options: Any) -> None:
+        try:
+            code = function(Asked(run, connect(_settings(local))), **options)
+        except PandaBpsError as error:
+            raise click.ClickException(str(error)) from error
+        except BrokenPipeError:
+            # The reader, such as head, has enough.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 0
+        sys.exit(code or 0)
+
+    return call
+
+
+def write_json(document: Mapping[str, Any], *, line: bool = False) -> None:
+    """Write a document to the standard output.
+
+    Parameters
+    ----------
+    document : `~collections.abc.Mapping`
+        JSON-ready.
+    line : `bool`, optional
+        Whether to write it on one line.
+    """
+    click.echo(json.dumps(document, indent=None if line else 1))
+
+
+def print_problems(problems: Iterable[str]) -> None:
+    """Say on the standard error what could not be found out."""
+    for problem in problems:
+        click.echo(f"Not known: {problem}", err=True)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 1) -> list[str]:
+    """Write a table in columns.
+
+    Parameters
+    ----------
+    head : `~collections.abc.Sequence` [`str`]
+        Titles.
+    rows : `~collections.abc.Iterable`
+        Values; `None` is shown as ``-``.
+    left : `int`, optional
+        How many columns are text, set to the left; the others are figures.
+
+    Returns
+    -------
+    lines : `list` [`str`]
+        Without blanks at their ends.
+    """
+    texts = [["-" if value is None else str(value) for value in row] for row in rows]
+    widths = [max(len(row[n]) for row in [list(head), *texts]) for n in range(len(head))]
+    return [
+        "  ".join(
+            text.ljust(width) if n < left else text.rjust(width)
+            for n, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in [list(head), *texts]
+    ]

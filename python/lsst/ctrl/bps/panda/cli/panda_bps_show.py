@@ -1,0 +1,79 @@
+"""The command ``panda_bps show``: a run at a glance."""
+
+from __future__ import annotations
+
+__all__ = ["show"]
+
+from collections.abc import Iterator
+
+import click
+
+from lsst.ctrl.bps.panda.inquiry import Inquiry
+from lsst.ctrl.bps.panda.insight.documents import make_document
+from lsst.ctrl.bps.panda.insight.observation import JobScope, observe
+from lsst.ctrl.bps.panda.insight.overview import Overview, make_overview
+
+from .panda_bps_run import Asked, json_option, print_problems, run_command, table, write_json
+
+
+@click.command()
+@run_command
+@json_option
+def show(asked: Asked, as_json: bool) -> None:
+    """Show a run: its tasks, files, links.  RUN is its id, name or submit
+    directory.
+    """
+    request_id, record = Inquiry(asked.connection).identify(asked.run)
+    observation = observe(asked.connection, request_id, scope=JobScope.NONE, tasks=True)
+    area = record.staging_area if record is not None else ""
+    overview = make_overview(observation, server=asked.settings.url, staging_area=area)
+    if as_json:
+        write_json(make_document(overview, request_id=request_id, name=overview.name))
+        return
+    for line in _lines(overview):
+        click.echo(line)
+    print_problems(overview.problems)
+
+
+def _lines(found: Overview) -> Iterator[str]:
+    over = "" if found.ended else ", not over yet"
+    yield f"Run {found.request_id}  {found.name}"
+    facts = {
+        "state": f"{found.state.name}{over} (iDDS: {found.idds_status})",
+        "operator": found.operator,
+        "project": found.project,
+        "campaign": found.campaign,
+        "payload": found.payload,
+        "site": found.site,
+        "completes": f"run {found.origin}" if found.origin else "",
+        "submitted": f"{found.created:%Y-%m-%d %H:%M:%S} UTC" if found.created else "",
+        "last change": f"{found.updated:%Y-%m-%d %H:%M:%S} UTC" if found.updated else "",
+        "server": found.server,
+        "submit directory": found.submit_path,
+        "staging area": found.staging_area,
+    }
+    yield from (f"  {name + ':':<18}{value}" for name, value in facts.items() if value)
+    yield ""
+    head = ("label", "iDDS", "PanDA", "transform", "task", "jobs", "finished", "failed")
+    rows = [
+        (t.label, t.idds_status, t.panda_status or None, t.transform_id, t.task_id or None, t.jobs, t.finished,
+         t.failed)
+        for t in found.tasks
+    ]  # fmt: skip
+    yield from table(head, rows, left=3) if rows else ["No task is there yet."]
+    for task in found.tasks:
+        if task.remark:
+            yield f"  task {task.task_id}: {task.remark}"
+    yield from _places(found)
+
+
+def _places(found: Overview) -> Iterator[str]:
+    if found.files:
+        yield ""
+        yield "Files:"
+        yield from (f"  {file.path}  ({file.what}, {file.size} bytes)" for file in found.files)
+    if found.links:
+        yield ""
+        yield "Monitor:"
+        yield from (f"  {what}: {link}" for what, link in found.links)
+        yield from (f"  failed jobs of {t.label}: {t.failed_link}" for t in found.tasks if t.failed_link)

@@ -1,0 +1,148 @@
+"""The command ``panda_bps watch``: a run, live, until it has ended."""
+
+from __future__ import annotations
+
+__all__ = ["watch"]
+
+import shutil
+import sys
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import click
+from lsst.ctrl.bps.wms_service import WmsStates
+
+from lsst.ctrl.bps.panda.inquiry import Inquiry
+from lsst.ctrl.bps.panda.insight.documents import make_document
+from lsst.ctrl.bps.panda.insight.progress import LEAST_INTERVAL, Progress
+from lsst.ctrl.bps.panda.insight.progress import watch as watch_run
+from lsst.ctrl.bps.panda.wire.states import Counts
+
+from .panda_bps_run import Asked, json_option, run_command, table, write_json
+
+_COLUMNS = {
+    "done": (WmsStates.SUCCEEDED,),
+    "running": (WmsStates.RUNNING,),
+    "waiting": (WmsStates.UNREADY, WmsStates.READY, WmsStates.PENDING, WmsStates.HELD),
+    "failed": (WmsStates.FAILED,),
+    "pruned": (WmsStates.PRUNED,),
+    "deleted": (WmsStates.DELETED,),
+    "unknown": (WmsStates.UNKNOWN, WmsStates.MISFIT),
+}
+_BAR = 24
+_INTERRUPTED = 130
+_UP_AND_CLEAR = "\x1b[{}A\x1b[J"
+
+
+@click.command()
+@run_command
+@click.option(
+    "--interval",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(LEAST_INTERVAL),
+    help="Seconds between two looks.",
+)
+@json_option
+def watch(asked: Asked, interval: float, as_json: bool) -> int:
+    """Watch a run until it has ended; the exit code is that of 'bps status'.
+
+    On a terminal the display is renewed; into a file goes a line for each
+    change.  RUN is its id, name or submit directory.
+    """
+    inquiry = Inquiry(asked.connection)
+    request_id, _ = inquiry.identify(asked.run)
+    looks = watch_run(partial(inquiry.status, request_id), partial(inquiry.detail, request_id), interval=interval)
+    show = _write_json if as_json else _Screen() if sys.stdout.isatty() else _Log()
+    state = WmsStates.UNKNOWN
+    try:
+        for progress in looks:
+            state = progress.state
+            show(progress)
+    except KeyboardInterrupt:
+        click.echo("Not watched any more; the run goes on.", err=True)
+        return _INTERRUPTED
+    return int(state.value)
+
+
+def _write_json(progress: Progress) -> None:
+    write_json(make_document(progress, request_id=progress.request_id, name=progress.name), line=True)
+
+
+def _numbers(counts: Counts) -> list[int]:
+    return [sum(counts[state] for state in states) for states in _COLUMNS.values()]
+
+
+def _estimate(progress: Progress) -> str:
+    parts = []
+    if progress.rate:
+        parts.append(f"{progress.rate:.1f} jobs/min")
+    if progress.end is not None:
+        parts.append(f"at this rate over at {progress.end.astimezone():%Y-%m-%d %H:%M}")
+    return ", ".join(parts)
+
+
+class _Log:
+    """Writes a line when something has changed, for a file."""
+
+    def __init__(self) -> None:
+        self._last: Any = None
+
+    def __call__(self, progress: Progress) -> None:
+        now = (progress.state, progress.total, progress.ended, progress.errors)
+        if now == self._last:
+            return
+        new_errors = progress.errors if self._last is None or self._last[3] != progress.errors else ()
+        self._last = now
+        counts = ", ".join(f"{n} {name}" for name, n in zip(_COLUMNS, _numbers(progress.total), strict=True) if n)
+        rest = ", ".join(part for part in (_estimate(progress), "ended" if progress.ended else "") if part)
+        moment = f"{progress.moment:%Y-%m-%dT%H:%M:%SZ}"
+        click.echo(f"{moment} run {progress.request_id} {progress.state.name}: {counts}{'; ' + rest if rest else ''}")
+        for error in new_errors:
+            click.echo(f"{moment} run {progress.request_id} error: {error}")
+        sys.stdout.flush()
+
+
+class _Screen:
+    """Renews a display on a terminal."""
+
+    def __init__(self) -> None:
+        self._height = 0
+
+    def __call__(self, progress: Progress) -> None:
+        size = shutil.get_terminal_size()
+        lines = [line[: size.columns - 1] for line in self._lines(progress)][: size.lines - 1]
+        if self._height:
+            sys.stdout.write(_UP_AND_CLEAR.format(self._height))
+        click.echo("\n".join(lines))
+        self._height = len(lines)
+
+    def _lines(self, progress: Progress) -> Iterator[str]:
+        yield f"Run {progress.request_id}  {progress.name}"
+        rest = _estimate(progress)
+        yield f"{progress.state.name}{' (over)' if progress.ended else ''}  {rest}"
+        rows = [
+            (label, _bar(counts), sum(counts.values()), *_numbers(counts))
+            for label, counts in progress.labels.items()
+        ]
+        rows.append(("total", _bar(progress.total), progress.jobs, *_numbers(progress.total)))
+        yield from table(("label", "", "jobs", *_COLUMNS), rows, left=2)
+        yield from (f"  {error}" for error in progress.errors)
+        if progress.note:
+            yield progress.note
+        yield f"looked at {progress.moment.astimezone():%H:%M:%S}; Ctrl-C stops watching, not the run"
+
+
+def _bar(counts: Counts) -> str:
+    """Draw done jobs as ``#``, failed ones as ``x``, running ones as ``>``."""
+    total = sum(counts.values())
+    if not total:
+        return "." * _BAR
+    numbers = dict(zip(_COLUMNS, _numbers(counts), strict=True))
+    bad = numbers["failed"] + numbers["pruned"] + numbers["deleted"]
+    text = "".join(
+        mark * round(_BAR * number / total)
+        for mark, number in (("#", numbers["done"]), ("x", bad), (">", numbers["running"]))
+    )
+    return text[:_BAR].ljust(_BAR, ".")

@@ -1,0 +1,125 @@
+"""The machine-readable form of everything `panda_bps` shows: one envelope, one
+schema with a version.
+
+The schema is ``schema.yaml`` in this package (JSON Schema).  Within a version
+keys may be added; none is removed or changes its meaning.
+"""
+
+from __future__ import annotations
+
+__all__ = ["SCHEMA_VERSION", "make_document", "make_plain", "read_schema"]
+
+import dataclasses
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import Enum
+from importlib.resources import files as package_files
+from typing import Any
+
+import yaml
+
+from .digest import ErrorGroup
+from .jobs import JobDetail
+from .log_lines import LogLine
+from .overview import Overview
+from .progress import Progress
+from .resources import LabelResources
+
+SCHEMA_VERSION = 1
+"""Version of the documents."""
+
+_LISTS: dict[type, tuple[str, str]] = {
+    ErrorGroup: ("errors", "groups"),
+    LabelResources: ("resources", "labels"),
+    LogLine: ("logs", "lines"),
+    JobDetail: ("jobs", "jobs"),
+}
+# Tuples of pairs that read better as an object.
+_PAIRS = frozenset({"suggestions", "links", "sites", "nodes"})
+
+
+def make_document(
+    value: Overview | Progress | list[Any] | tuple[Any, ...],
+    *,
+    request_id: int,
+    name: str = "",
+    kind: str = "",
+    problems: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Put a record, or records, into the envelope.
+
+    Parameters
+    ----------
+    value : `Overview`, `Progress`, or a sequence of records
+        What was found out.
+    request_id : `int`
+        Number of the run.
+    name : `str`, optional
+        Name of the run.
+    kind : `str`, optional
+        Kind of the document where ``value`` may be an empty sequence:
+        ``errors``, ``resources``, ``logs``, ``jobs``.
+    problems : `tuple` [`str`, ...], optional
+        What could not be found out.
+
+    Returns
+    -------
+    document : `dict`
+        JSON-ready.
+    """
+    head = {
+        "schema": "panda_bps",
+        "version": SCHEMA_VERSION,
+        "kind": kind,
+        "request_id": request_id,
+        "run": name,
+        "problems": list(problems),
+    }
+    if isinstance(value, Overview | Progress):
+        head["kind"] = "show" if isinstance(value, Overview) else "watch"
+        return {**make_plain(value), **head, "problems": list(getattr(value, "problems", problems))}
+    keys = dict(_LISTS.values())
+    return {**head, keys[kind]: [make_plain(item) for item in value]}
+
+
+def make_plain(value: Any) -> Any:
+    """Turn records into plain, JSON-ready data.
+
+    Parameters
+    ----------
+    value : any
+        A record, or what records hold.
+
+    Returns
+    -------
+    plain : any
+        Records as objects, times as ISO 8601 in UTC, states by their name.
+    """
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat(timespec="seconds")
+    if isinstance(value, Enum):
+        return value.name
+    if dataclasses.is_dataclass(value):
+        return {
+            field.name: _plain_field(field.name, getattr(value, field.name))
+            for field in dataclasses.fields(value)
+        }
+    if isinstance(value, Mapping):
+        return {make_plain(key): make_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [make_plain(item) for item in value]
+    return value
+
+
+def _plain_field(name: str, value: Any) -> Any:
+    if name in _PAIRS:
+        return dict(value)
+    return round(value, 3) if isinstance(value, float) else make_plain(value)
+
+
+def read_schema() -> dict[str, Any]:
+    """Read the JSON Schema of the documents."""
+    text = package_files(__package__).joinpath("schema.yaml").read_text(encoding="utf-8")
+    schema = yaml.safe_load(text)
+    assert isinstance(schema, dict)
+    return schema

@@ -1,0 +1,198 @@
+"""The payload's log from wherever it is: Google Cloud Logging, the job's log
+area, or the files of the embedded PanDA.
+"""
+
+from __future__ import annotations
+
+__all__ = ["JobChoice", "LogReader", "choose_jobs", "read_tail"]
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from ..errors import RunNotFoundError, TransportError
+from ..rest.transport import Transport
+from .jobs import JobDetail
+from .log_area import LOG_FILES, LogArea
+from .log_lines import LineFilter, LogLine, parse_json_line, parse_line
+from .observation import Observation
+
+TAIL_BYTES = 8192
+"""How much of a log is read for its last lines."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobChoice:
+    """Which jobs' logs are wanted."""
+
+    label: str = ""
+    job: str = ""
+    """PanDA's number of the job, its pseudo-input or its PanDA name."""
+
+    failed: bool = False
+    """Failed attempts only."""
+
+    limit: int = 20
+    """Most jobs; the latest are taken."""
+
+
+def choose_jobs(observation: Observation, choice: JobChoice) -> tuple[list[JobDetail], int]:
+    """Choose the attempts whose logs are read.
+
+    Parameters
+    ----------
+    observation : `Observation`
+        The run with its jobs.
+    choice : `JobChoice`
+        What is wanted.  Where nothing is said, it is the failed attempts, or
+        all if none failed.
+
+    Returns
+    -------
+    jobs : `list` [`JobDetail`]
+        Attempts, in PanDA's order.
+    left_out : `int`
+        How many more there are.
+
+    Raises
+    ------
+    RunNotFoundError
+        Raised if a label or a job is named that the run does not have.
+    """
+    jobs = [job for job in observation.jobs if choice.label in ("", job.label)]
+    if choice.label and not jobs:
+        labels = ", ".join(observation.tally.by_label)
+        raise RunNotFoundError(f"No PanDA job of label {choice.label!r} is known. Labels of the run: {labels}.")
+    if choice.job:
+        jobs = [job for job in jobs if choice.job in (str(job.panda_id), job.name, job.job_name)]
+        if not jobs:
+            raise RunNotFoundError(
+                f"The run has no job {choice.job!r} that PanDA knows. Give PanDA's number, or the name that "
+                "panda_bps errors or panda_bps show shows."
+            )
+    failed = [job for job in jobs if job.failed]
+    if choice.failed or (failed and not choice.job and not choice.label):
+        jobs = failed
+    jobs.sort(key=lambda job: job.panda_id)
+    return jobs[-choice.limit :], max(0, len(jobs) - choice.limit)
+
+
+class LogReader:
+    """Reads the log areas of jobs.
+
+    Parameters
+    ----------
+    server : `str`
+        URL of PanDA.
+    transport : `Transport`
+        Reads through HTTP.
+    files : `~collections.abc.Sequence` [`str`], optional
+        Files to read; by default the payload's log in JSON, else its output.
+    """
+
+    def __init__(self, server: str, transport: Transport, *, files: Sequence[str] = ()) -> None:
+        self._server = server
+        self._transport = transport
+        self._files = tuple(files)
+        self._offsets: dict[tuple[int, str], int] = {}
+        self._levels: dict[tuple[int, str], str] = {}
+
+    def place(self, job: JobDetail) -> str:
+        """Tell where a job's log is read; empty if there is none."""
+        area = LogArea(job, self._server, self._transport)
+        return area.address(self._files[0] if self._files else "") or area.address("payload.stderr")
+
+    def lines(self, job: JobDetail, wanted: LineFilter) -> Iterator[LogLine]:
+        """Read what is new in a job's files since the last time.
+
+        Parameters
+        ----------
+        job : `JobDetail`
+            The job.
+        wanted : `LineFilter`
+            Which lines.
+
+        Yields
+        ------
+        line : `LogLine`
+            Wanted lines, file by file.
+
+        Raises
+        ------
+        TransportError
+            Raised if the log area cannot be asked.
+        """
+        area = LogArea(job, self._server, self._transport)
+        if not area:
+            return
+        for name in self._names(area, job):
+            for line in self._new_lines(area, job, name):
+                if wanted.wants(line):
+                    yield line
+
+    def _names(self, area: LogArea, job: JobDetail) -> Sequence[str]:
+        if self._files:
+            return self._files
+        best, *others = LOG_FILES
+        # Once the output was read, the same lines are not read again in JSON.
+        begun = any((job.panda_id, name) in self._offsets for name in others)
+        if not begun and ((job.panda_id, best) in self._offsets or area.tail(best, 1)):
+            return (best,)
+        return others
+
+    def _new_lines(self, area: LogArea, job: JobDetail, name: str) -> Iterator[LogLine]:
+        key = (job.panda_id, name)
+        rest = b""
+        ended = job.finished or job.failed or job.killed
+        offset = self._offsets.get(key, 0)
+        for block in area.blocks(name, start=offset):
+            *whole, rest = (rest + block).split(b"\n")
+            for piece in whole:
+                offset += len(piece) + 1
+                yield self._parse(piece, job, name)
+            self._offsets[key] = offset
+        if rest and ended:
+            self._offsets[key] = offset + len(rest)
+            yield self._parse(rest, job, name)
+
+    def _parse(self, piece: bytes, job: JobDetail, name: str) -> LogLine:
+        text = piece.decode("utf-8", "replace").rstrip("\r")
+        if name.endswith(".json"):
+            return parse_json_line(text, panda_id=job.panda_id, file=name)
+        line = parse_line(text, panda_id=job.panda_id, file=name)
+        # What follows a line without a level of its own belongs to it.
+        key = (job.panda_id, name)
+        if line.level:
+            self._levels[key] = line.level
+            return line
+        return replace(line, level=self._levels.get(key, ""))
+
+
+def read_tail(job: JobDetail, server: str, transport: Transport, *, count: int = 12) -> list[str]:
+    """Read the last lines of a job's log.
+
+    Parameters
+    ----------
+    job : `JobDetail`
+        The job.
+    server : `str`
+        URL of PanDA.
+    transport : `Transport`
+        Reads through HTTP.
+    count : `int`, optional
+        Most lines.
+
+    Returns
+    -------
+    lines : `list` [`str`]
+        Of standard error, or of standard output if that is empty.  Why they
+        could not be read, in brackets, if so.
+    """
+    area = LogArea(job, server, transport)
+    try:
+        for name in LOG_FILES[1:]:
+            text = area.tail(name, TAIL_BYTES).decode("utf-8", "replace")
+            if lines := [line.rstrip() for line in text.splitlines() if line.strip()]:
+                return lines[-count:]
+    except TransportError as error:
+        return [f"(the log could not be read: {error.message})"]
+    return []

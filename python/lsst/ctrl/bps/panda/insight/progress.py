@@ -1,0 +1,207 @@
+"""How far a run is: a snapshot, the rate, an estimate of the end, and a watch
+that goes on until the run has ended.
+
+It asks the server again and again; PanDA's messages (ActiveMQ) are not
+followed.
+"""
+
+from __future__ import annotations
+
+__all__ = ["LEAST_INTERVAL", "Progress", "error_lines", "make_progress", "watch"]
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+from lsst.ctrl.bps.wms_service import WmsStates
+
+from ..errors import PandaBpsError, RunNotFoundError
+from ..report import get_status_of
+from ..wire.failures import digest_failures, failures_of
+from ..wire.states import Counts, is_aborted
+from ..wire.tally import RunEvidence, tally_run
+
+_LOG = logging.getLogger(__name__)
+
+LEAST_INTERVAL = 5.0
+"""Seconds between two looks at a run, at least; a real PanDA's figures change
+every minute."""
+
+_DONE = (WmsStates.SUCCEEDED, WmsStates.FAILED, WmsStates.DELETED, WmsStates.PRUNED)
+_HISTORY = 60
+_ERRORS = 5
+_SLOWEST = 8.0
+_PATIENCE = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A run at one moment."""
+
+    moment: datetime
+    request_id: int
+    name: str
+    state: WmsStates
+    ended: bool
+    """Whether the run is over; then nothing of it changes any more."""
+
+    labels: dict[str, Counts]
+    """Jobs by state, for each label in pipeline order."""
+
+    total: Counts
+    rate: float | None = None
+    """Jobs a minute that came to an end, over the last looks; `None` before
+    the second look."""
+
+    end: datetime | None = None
+    """When it will be over if it goes on like this."""
+
+    errors: tuple[str, ...] = ()
+    """Most frequent errors, a line each."""
+
+    note: str = ""
+    """What is out of the ordinary."""
+
+    @property
+    def jobs(self) -> int:
+        """Number of jobs."""
+        return sum(self.total.values())
+
+    @property
+    def done(self) -> int:
+        """Jobs that came to an end, whatever it was."""
+        return _done(self.total)
+
+
+def _done(counts: Counts) -> int:
+    return sum(counts[state] for state in _DONE)
+
+
+def make_progress(evidence: RunEvidence, moment: datetime, errors: Sequence[str] = ()) -> Progress:
+    """Make a snapshot.
+
+    Parameters
+    ----------
+    evidence : `RunEvidence`
+        What is known of the run.
+    moment : `~datetime.datetime`
+        When the servers were asked.
+    errors : `~collections.abc.Sequence` [`str`], optional
+        Most frequent errors.
+    """
+    tally = tally_run(evidence)
+    state, note = get_status_of(evidence)
+    return Progress(
+        moment=moment,
+        request_id=evidence.request.request_id,
+        name=tally.attributes.name or evidence.request.name,
+        state=state,
+        ended=tally.ended,
+        labels=tally.by_label,
+        total=tally.total,
+        errors=tuple(errors),
+        note=note,
+    )
+
+
+def error_lines(evidence: RunEvidence) -> list[str]:
+    """Write the most frequent errors of a run, a line each.
+
+    Parameters
+    ----------
+    evidence : `RunEvidence`
+        What is known of the run, with contents of its failed tasks.
+    """
+    labels = tally_run(evidence).labels
+    failures = [
+        failure
+        for transform in evidence.transforms or ()
+        for failure in failures_of(
+            transform,
+            labels.get(transform.transform_id, ""),
+            evidence.contents.get(transform.transform_id, ()),
+            aborted=is_aborted(evidence.request),
+        )
+    ]
+    lines = []
+    for digest in digest_failures(failures, limit=_ERRORS):
+        error = digest.error
+        text = f": {error.text}" if error.text else ""
+        lines.append(f"{digest.count} x {error.source} {error.code} in {', '.join(digest.labels)}{text}")
+    return lines
+
+
+def watch(
+    look: Callable[[], RunEvidence],
+    look_closer: Callable[[], RunEvidence] | None = None,
+    *,
+    interval: float = 30.0,
+    sleep: Callable[[float], None] = time.sleep,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> Iterator[Progress]:
+    """Look at a run until it has ended.
+
+    Parameters
+    ----------
+    look : `~collections.abc.Callable`
+        Asks the servers for the run's state.
+    look_closer : `~collections.abc.Callable`, optional
+        Asks for errors, too; only called when the number of failed jobs has
+        changed.
+    interval : `float`, optional
+        Seconds between two looks, at least 5; more after a failed look.
+    sleep : `~collections.abc.Callable`, optional
+        Waits for a number of seconds.
+    now : `~collections.abc.Callable`, optional
+        Gives the time, with time zone.
+
+    Yields
+    ------
+    progress : `Progress`
+        One after each look; the last one has ``ended`` set.
+
+    Raises
+    ------
+    PandaBpsError
+        Raised if ten looks in a row failed, or the run is not there.
+    """
+    interval = max(LEAST_INTERVAL, interval)
+    history: deque[tuple[datetime, int]] = deque(maxlen=_HISTORY)
+    errors: list[str] = []
+    failed = failures = 0
+    while True:
+        try:
+            progress = make_progress(look(), now())
+            if look_closer is not None and progress.total[WmsStates.FAILED] != failed:
+                errors = error_lines(look_closer())
+                failed = progress.total[WmsStates.FAILED]
+        except RunNotFoundError:
+            raise
+        except PandaBpsError as error:
+            failures += 1
+            if failures >= _PATIENCE:
+                raise
+            _LOG.warning("The run could not be looked at; looking again: %s", error)
+            sleep(min(interval * 2.0**failures, interval * _SLOWEST))
+            continue
+        failures = 0
+        history.append((progress.moment, progress.done))
+        yield _with_estimate(replace(progress, errors=tuple(errors)), history)
+        if progress.ended:
+            return
+        sleep(interval)
+
+
+def _with_estimate(progress: Progress, history: deque[tuple[datetime, int]]) -> Progress:
+    """Add rate and end, from the oldest look that is remembered."""
+    (first, before), (last, after) = history[0], history[-1]
+    minutes = (last - first).total_seconds() / 60
+    if minutes <= 0:
+        return progress
+    rate = max(0.0, (after - before) / minutes)
+    left = progress.jobs - progress.done
+    end = last + timedelta(minutes=left / rate) if rate > 0 and left > 0 and not progress.ended else None
+    return replace(progress, rate=rate, end=end)

@@ -1,0 +1,265 @@
+"""What jobs used against what was asked for, by label, and what to ask for
+next time.
+
+Memory is the largest resident set, as prmon or the pilot measured it and
+PanDA stores it (kB); rates of input and output are not used, since prmon
+gives them a hundredfold in some versions.
+"""
+
+from __future__ import annotations
+
+__all__ = ["LabelResources", "Quantiles", "measure_resources", "render_suggestions"]
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from .jobs import JobDetail
+from .verdicts import Rulebook
+
+NEAR_LIMIT = 0.9
+"""Part of the request from which on a job is near its limit."""
+
+_MEMORY_MARGIN = 1.2
+_MEMORY_STEP = 256
+_MEMORY_LEAST = 512
+_GROWTH = 1.5
+_WALL_MARGIN = 2.0
+_WALL_STEP = 600
+_WALL_LEAST = 1800
+_ENOUGH_JOBS = 5
+_NEAR_SHOWN = 5
+_KB = 1024
+_TOLERANCE = 0.15
+_MEMORY_VERDICT = "out of memory"
+_TIME_VERDICT = "out of time"
+
+
+@dataclass(frozen=True, slots=True)
+class Quantiles:
+    """The spread of a figure."""
+
+    count: int
+    least: float
+    quarter: float
+    half: float
+    three_quarters: float
+    most_of_all: float
+    """95 of 100 are not larger."""
+
+    largest: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Quantiles | None:
+        """Sum up values; `None` if there are none."""
+        ranked = sorted(values)
+        if not ranked:
+            return None
+        cuts = [_quantile(ranked, part) for part in (0.25, 0.5, 0.75, 0.95)]
+        return cls(len(ranked), ranked[0], *cuts, ranked[-1])
+
+
+def _quantile(ranked: Sequence[float], part: float) -> float:
+    """Give a quantile, between neighbours if it falls between two."""
+    position = part * (len(ranked) - 1)
+    low = math.floor(position)
+    high = min(low + 1, len(ranked) - 1)
+    return ranked[low] + (ranked[high] - ranked[low]) * (position - low)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelResources:
+    """What the jobs of a label used."""
+
+    label: str
+    attempts: int
+    finished: int
+    wall: Quantiles | None
+    """Run time of finished attempts, s."""
+
+    cpu: Quantiles | None
+    """Processor time by cores and run time, of finished attempts."""
+
+    memory: Quantiles | None
+    """Largest resident memory of all attempts that ended, MB."""
+
+    requested_memory: int
+    """Of first attempts, whole job, MB; 0 if not known."""
+
+    largest_request: int
+    """Of any attempt, MB: more than ``requested_memory`` after retries with
+    more memory."""
+
+    requested_walltime: int
+    """Seconds; 0 if not known."""
+
+    cores: int
+    near_limit: tuple[JobDetail, ...] = ()
+    """Attempts that used 90 % or more of the memory of their request,
+    largest first, at most five."""
+
+    near_count: int = 0
+    out_of_memory: int = 0
+    """Attempts that failed for lack of memory."""
+
+    out_of_time: int = 0
+    retried_with_more: int = 0
+    """Attempts that got more memory than the first one."""
+
+    suggestions: tuple[tuple[str, int], ...] = ()
+    """Keys and values of the label's section, where they differ from what
+    was asked for."""
+
+    reasons: tuple[str, ...] = ()
+    """Why, one text for each suggestion."""
+
+
+def measure_resources(
+    jobs: Iterable[JobDetail], order: Iterable[str], rulebook: Rulebook
+) -> list[LabelResources]:
+    """Sum up what the jobs of each label used.
+
+    Parameters
+    ----------
+    jobs : `~collections.abc.Iterable` [`JobDetail`]
+        All attempts of the run.
+    order : `~collections.abc.Iterable` [`str`]
+        Labels in pipeline order.
+    rulebook : `Rulebook`
+        Tells which attempts ran out of memory or time.
+
+    Returns
+    -------
+    labels : `list` [`LabelResources`]
+        One for each label with an attempt.
+    """
+    groups: dict[str, list[JobDetail]] = {label: [] for label in order}
+    for job in jobs:
+        groups.setdefault(job.label, []).append(job)
+    return [_measure(label, group, rulebook) for label, group in groups.items() if group]
+
+
+def _measure(label: str, jobs: Sequence[JobDetail], rulebook: Rulebook) -> LabelResources:
+    finished = [job for job in jobs if job.finished]
+    verdicts = [rulebook.judge(job.errors).name for job in jobs if job.failed]
+    near = sorted(
+        (job for job in jobs if job.memory and job.max_rss >= NEAR_LIMIT * job.memory * _KB),
+        key=lambda job: -job.max_rss,
+    )
+    known = [job.memory for job in jobs if job.memory]
+    first = _first_request(jobs)
+    measured = LabelResources(
+        label=label,
+        attempts=len(jobs),
+        finished=len(finished),
+        wall=Quantiles.of(job.wall_seconds for job in finished if job.wall_seconds is not None),
+        cpu=Quantiles.of(job.cpu_efficiency for job in finished if job.cpu_efficiency is not None),
+        memory=Quantiles.of(job.max_rss / _KB for job in jobs if job.max_rss),
+        requested_memory=first,
+        largest_request=max(known, default=0),
+        requested_walltime=max((job.walltime_limit for job in jobs), default=0),
+        cores=max((job.cores for job in jobs), default=1),
+        near_limit=tuple(near[:_NEAR_SHOWN]),
+        near_count=len(near),
+        out_of_memory=verdicts.count(_MEMORY_VERDICT),
+        out_of_time=verdicts.count(_TIME_VERDICT),
+        retried_with_more=sum(memory > first for memory in known),
+    )
+    return _suggest(measured, _memory_that_sufficed(finished))
+
+
+def _first_request(jobs: Sequence[JobDetail]) -> int:
+    """Give the memory of first attempts, MB."""
+    lowest = min((job.attempt for job in jobs), default=0)
+    return min((job.memory for job in jobs if job.memory and job.attempt == lowest), default=0)
+
+
+def _memory_that_sufficed(finished: Sequence[JobDetail]) -> float:
+    """Give the largest memory that a finished attempt used, MB."""
+    return max((job.max_rss / _KB for job in finished), default=0.0)
+
+
+def _suggest(found: LabelResources, sufficed: float) -> LabelResources:
+    advice = [
+        item
+        for item in (_suggest_memory(found, sufficed), _suggest_cores(found), _suggest_walltime(found))
+        if item is not None
+    ]
+    return replace(
+        found,
+        suggestions=tuple((key, value) for key, value, _ in advice),
+        reasons=tuple(reason for _, _, reason in advice),
+    )
+
+
+def _suggest_memory(found: LabelResources, sufficed: float) -> tuple[str, int, str] | None:
+    """Suggest memory of the whole job, MB."""
+    requested = found.requested_memory
+    if found.out_of_memory:
+        largest = found.memory.largest if found.memory else 0.0
+        wanted = max(requested * _GROWTH, largest * _GROWTH, sufficed * _MEMORY_MARGIN)
+        return (
+            "requestMemory",
+            _up(wanted, _MEMORY_STEP),
+            f"{found.out_of_memory} attempts ran out of memory with {requested} MB",
+        )
+    if found.memory is None or found.finished < _ENOUGH_JOBS:
+        return None
+    wanted = max(_MEMORY_LEAST, _up(sufficed * _MEMORY_MARGIN, _MEMORY_STEP))
+    if requested and abs(wanted - requested) <= _TOLERANCE * requested:
+        return None
+    word = "more than" if wanted > requested else "at most"
+    return "requestMemory", wanted, f"{word} {found.memory.largest:.0f} MB was used of {requested} MB"
+
+
+def _suggest_cores(found: LabelResources) -> tuple[str, int, str] | None:
+    """Suggest fewer cores where most of them idle."""
+    if found.cpu is None or found.cores < 2 or found.finished < _ENOUGH_JOBS:
+        return None
+    busy = found.cpu.most_of_all * found.cores
+    wanted = max(1, math.ceil(busy - _TOLERANCE))
+    if wanted >= found.cores:
+        return None
+    return "requestCpus", wanted, f"95 % of the jobs kept at most {busy:.1f} of {found.cores} cores busy"
+
+
+def _suggest_walltime(found: LabelResources) -> tuple[str, int, str] | None:
+    """Suggest a run time, s."""
+    if found.out_of_time:
+        wanted = _up(max(found.requested_walltime, _WALL_LEAST) * _WALL_MARGIN, _WALL_STEP)
+        return "requestWalltime", wanted, f"{found.out_of_time} attempts ran out of time"
+    if found.wall is None or found.finished < _ENOUGH_JOBS:
+        return None
+    wanted = max(_WALL_LEAST, _up(found.wall.largest * _WALL_MARGIN, _WALL_STEP))
+    limit = found.requested_walltime
+    if limit and wanted <= limit:
+        return None
+    asked = f"{limit} s were asked for" if limit else "no limit is known"
+    return "requestWalltime", wanted, f"the longest took {found.wall.largest:.0f} s, {asked}"
+
+
+def _up(value: float, step: int) -> int:
+    return math.ceil(value / step) * step
+
+
+def render_suggestions(labels: Iterable[LabelResources]) -> list[str]:
+    """Write the suggestions as lines for a BPS configuration.
+
+    Parameters
+    ----------
+    labels : `~collections.abc.Iterable` [`LabelResources`]
+        What was measured.
+
+    Returns
+    -------
+    lines : `list` [`str`]
+        YAML, below ``pipetask``; empty if there is nothing to suggest.
+    """
+    lines: list[str] = []
+    for found in labels:
+        if not found.suggestions:
+            continue
+        lines.append(f"  {found.label}:")
+        for (key, value), reason in zip(found.suggestions, found.reasons, strict=True):
+            lines.append(f"    {key}: {value}  # {reason}")
+    return ["pipetask:", *lines] if lines else []

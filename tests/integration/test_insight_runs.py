@@ -1,0 +1,285 @@
+"""Looking into real runs: jobs on the embedded PanDA that succeed, fail in
+three ways, run out of memory, are cancelled; with the commands as a user
+types them.
+"""
+
+import json
+import os
+import re
+import time
+
+import pytest
+from click.testing import CliRunner
+from lsst.ctrl.bps.wms_service import WmsStates
+
+from lsst.ctrl.bps import (
+    BPS_DEFAULTS,
+    BPS_SEARCH_ORDER,
+    BpsConfig,
+    GenericWorkflow,
+    GenericWorkflowExec,
+    GenericWorkflowJob,
+)
+from lsst.ctrl.bps.panda import PanDAService
+from lsst.ctrl.bps.panda.cli.panda_bps import main
+from lsst.ctrl.bps.panda.inquiry import connect
+from lsst.ctrl.bps.panda.insight.observation import observe
+from lsst.ctrl.bps.panda.local import instance
+from lsst.ctrl.bps.panda.local.endpoint import environment
+from lsst.ctrl.bps.panda.settings import read_service_settings
+
+pytestmark = pytest.mark.slow
+
+LIMIT = 300.0
+ENDED = {WmsStates.SUCCEEDED, WmsStates.FAILED, WmsStates.DELETED}
+SH = GenericWorkflowExec("sh", "/bin/sh", False)
+HUNGRY = "import time; block = bytearray(200 * 1024**2); block[::4096] = bytes(len(block[::4096])); time.sleep(60)"
+
+
+class Service(PanDAService):
+    env: dict
+
+    def settings(self):
+        return read_service_settings(self.config, self.env)
+
+
+class Place:
+    """A user's place on an embedded PanDA."""
+
+    def __init__(self, endpoint, directory):
+        self.directory = directory
+        home = {"USER": "ann", "PATH": os.environ["PATH"], "HOME": str(directory)}
+        self.env = {**home, "XDG_STATE_HOME": str(directory / "state"), **environment(endpoint)}
+        self.service_class = type("UserService", (Service,), {"env": self.env})
+
+    def submit(self, name, build):
+        submit_path = self.directory / f"submit {name}"
+        config = BpsConfig(
+            {
+                "submitPath": str(submit_path),
+                "uniqProcName": f"u_ann_{name}",
+                "outputRun": f"u/ann/{name}",
+                "operator": "ann",
+                "project": "proj",
+                "campaign": "camp",
+                "computeSite": "local",
+                "fileDistributionEndPoint": f"{self.directory}/area/{name}/",
+                "payload": {"payloadName": "pay"},
+            },
+            search_order=BPS_SEARCH_ORDER,
+            defaults=BPS_DEFAULTS,
+            wms_service_class_fqn="lsst.ctrl.bps.panda.PanDAService",
+        )
+        workflow = GenericWorkflow(f"u_ann_{name}")
+        workflow.run_attrs.update(bps_isjob="True", bps_operator="ann", bps_payload="pay")
+        build(workflow)
+        service = self.service_class(config)
+        made = service.prepare(config, workflow, str(submit_path))
+        service.submit(made)
+        return made.run_id
+
+    def wait(self, run_id, states=ENDED):
+        service = self.service_class({})
+        end = time.monotonic() + LIMIT
+        while (state := service.get_status(run_id)[0]) not in states:
+            assert time.monotonic() < end, state
+            time.sleep(0.5)
+        return state
+
+    def call(self, *words, code=0):
+        """Run a sub-command; give what it printed, and on standard error."""
+        result = CliRunner().invoke(main, [*map(str, words)], env=self.env)
+        assert result.exit_code == code, (result.output, result.exception)
+        return result.stdout, result.stderr
+
+    def json(self, *words, code=0):
+        return json.loads(self.call(*words, "--json", code=code)[0])
+
+
+def add(workflow, name, label, script, parents=(), **attributes):
+    attributes = {"number_of_retries": 0, "request_memory": 64, **attributes}
+    arguments = "-c '" + script.replace("'", "'\\''") + "'"
+    workflow.add_job(GenericWorkflowJob(name, label, executable=SH, arguments=arguments, **attributes))
+    workflow.add_job_relationships(list(parents) or None, name)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("insight")
+    yield Place(instance.start(directory / "a panda", slots=4), directory)
+    instance.stop(directory / "a panda")
+
+
+def good(workflow):
+    for i in range(6):
+        add(workflow, f"a{i}", "isr", "echo INFO hello from $PANDAID; echo WARNING beware >&2")
+        add(workflow, f"b{i}", "calib_2", "echo done", [f"a{i}"])
+    add(workflow, "c", "coadd", "sleep 1", [f"b{i}" for i in range(6)])
+
+
+def bad(workflow):
+    """Three ways to fail, and one to run out of memory."""
+    trace = "echo Traceback; echo DatasetNotFoundError: no flat for detector 12 >&2; exit 1"
+    for i in range(4):
+        add(workflow, f"a{i}", "isr", "true")
+        add(workflow, f"m{i}", "missing", trace if i < 3 else "true", [f"a{i}"])
+    add(workflow, "s", "crashes", "kill -SEGV $$")
+    add(workflow, "n", "nocommand", "there_is_no_such_command", number_of_retries=1)
+    add(workflow, "r", "again", "test <WMS:attemptNum> -eq 1 || exit 5", number_of_retries=1)
+    add(workflow, "h", "hungry", f'python3 -c "{HUNGRY}"', number_of_retries=0)
+
+
+@pytest.fixture(scope="module")
+def good_run(place):
+    run_id = place.submit("good", good)
+    assert place.wait(run_id) is WmsStates.SUCCEEDED
+    return run_id
+
+
+@pytest.fixture(scope="module")
+def bad_run(place):
+    run_id = place.submit("bad", bad)
+    assert place.wait(run_id) is WmsStates.FAILED
+    return run_id
+
+
+def test_show(place, good_run):
+    text, _ = place.call("show", good_run)
+    assert re.search(r"state: +SUCCEEDED \(iDDS: Finished\)", text)
+    assert "panda_plan.json" in text
+    found = place.json("show", good_run)
+    assert (found["kind"], found["version"], found["request_id"]) == ("show", 1, int(good_run))
+    assert [task["label"] for task in found["tasks"]] == ["isr", "calib_2", "coadd"]
+    assert [task["finished"] for task in found["tasks"]] == [6, 6, 1]
+    assert {task["panda_status"] for task in found["tasks"]} == {"done"}
+    assert found["labels"]["calib_2"]["SUCCEEDED"] == 6
+    for way in (found["submit_path"], "u_ann_good"):
+        assert place.json("show", way)["request_id"] == int(good_run)
+
+
+def test_errors_of_a_run_without_any(place, good_run):
+    assert place.json("errors", good_run)["groups"] == []
+    assert "No failed job" in place.call("errors", good_run)[0]
+
+
+def test_errors_give_verdicts(place, bad_run):
+    document = place.json("errors", bad_run)
+    groups = {group["label"]: group for group in document["groups"]}
+    verdicts = {label: group["verdict"]["name"] for label, group in groups.items()}
+    assert verdicts == {
+        "missing": "missing input",
+        "crashes": "crash",
+        "nocommand": "environment",
+        "hungry": "out of memory",
+        "again": "payload",
+    }
+    missing = groups["missing"]
+    assert (missing["attempts"], missing["jobs"], missing["unfinished"]) == (3, 3, 3)
+    assert missing["error"]["source"] == "payload"
+    assert missing["error"]["code"] == 1
+    assert missing["log_tail"][-1] == "DatasetNotFoundError: no flat for detector 12"
+    assert missing["first"] <= missing["last"]
+    assert (groups["nocommand"]["attempts"], groups["nocommand"]["jobs"]) == (2, 1)
+    assert groups["crashes"]["error"]["code"] == 139
+    assert (groups["again"]["attempts"], groups["again"]["unfinished"]) == (1, 0)
+    assert document["groups"][0]["label"] == "missing"
+    assert document["groups"][-1]["label"] == "again"
+    text, _ = place.call("errors", bad_run)
+    assert "Raise requestMemory" in text
+    assert "1 of them finished in another attempt" in text
+
+
+def test_own_rules_come_first(place, bad_run, tmp_path):
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(
+        "verdicts: {flats: Ask the calibration team.}\n"
+        "rules: [{verdict: flats, log: 'no flat for detector'}]\n"
+    )
+    (group,) = place.json("errors", bad_run, "--label", "missing", "--rules", rules)["groups"]
+    assert group["verdict"] == {"name": "flats", "advice": "Ask the calibration team."}
+
+
+def test_logs(place, good_run, bad_run):
+    text, told = place.call("logs", bad_run, "--label", "missing", "--grep", "flat")
+    assert len(text.splitlines()) == 3
+    assert "DatasetNotFoundError" in text
+    assert "/logs/PandaJob_" in told
+    lines = place.json("logs", good_run, "--label", "isr", "--level", "WARNING")["lines"]
+    assert [line["message"] for line in lines] == ["WARNING beware"] * 6
+    assert {line["file"] for line in lines} == {"payload.stderr"}
+    panda_id = lines[0]["panda_id"]
+    one = place.json("logs", good_run, "--job", panda_id, "--file", "payload.stdout")["lines"]
+    assert [line["message"][:16] for line in one] == ["INFO hello from "]
+    assert "exit code 0" in place.call("logs", good_run, "--job", panda_id, "--file", "pilotlog.txt")[0]
+    failed = place.json("logs", bad_run, "--failed", "--grep", "not found")["lines"]
+    assert failed
+    assert "no job 'nobody'" in place.call("logs", good_run, "--job", "nobody", code=1)[1]
+    assert "Labels of the run: isr" in place.call("logs", good_run, "--label", "nothing", code=1)[1]
+
+
+def test_the_query_for_the_console(place, good_run):
+    text, _ = place.call("logs", good_run, "--query", "--project", "proj-1", "--level", "ERROR")
+    query, address = text.splitlines()
+    assert 'logName="projects/proj-1/logs/Panda-RubinLog"' in query
+    assert f"jsonPayload.RequestID={good_run}" in query
+    assert 'timestamp>="20' in query
+    assert address.startswith("https://console.cloud.google.com/logs/query;query=logName")
+
+
+def test_resources(place, good_run, bad_run):
+    labels = {found["label"]: found for found in place.json("resources", good_run)["labels"]}
+    assert list(labels) == ["isr", "calib_2", "coadd"]
+    assert (labels["isr"]["finished"], labels["isr"]["requested_memory"]) == (6, 64)
+    assert 0 < labels["isr"]["memory"]["largest"] < 64
+    assert labels["coadd"]["wall"]["largest"] >= 1
+    bad_labels = {found["label"]: found for found in place.json("resources", bad_run)["labels"]}
+    hungry = bad_labels["hungry"]
+    assert hungry["out_of_memory"] == 1
+    assert hungry["near_limit"][0]["max_rss"] > 64 * 1024
+    assert hungry["suggestions"]["requestMemory"] >= 256
+    text, _ = place.call("resources", bad_run)
+    assert re.search(r"^  hungry:\n    requestMemory: \d+", text, re.MULTILINE)
+
+
+def test_watch_ends_with_the_run_and_its_state(place, bad_run):
+    text, _ = place.call("watch", bad_run, "--interval", "5", code=WmsStates.FAILED.value)
+    (line, *errors) = text.splitlines()
+    assert line.endswith("; ended")
+    assert "6 failed" in line
+    assert any("payload 139 in crashes" in error for error in errors)
+
+
+def test_a_running_and_a_cancelled_run(place):
+    def build(workflow):
+        for i in range(2):
+            add(workflow, f"w{i}", "waits", "echo begun; sleep 100")
+
+    run_id = place.submit("slow", build)
+    end = time.monotonic() + LIMIT
+    while not place.json("logs", run_id, "--grep", "begun")["lines"]:
+        assert time.monotonic() < end
+        time.sleep(0.5)
+    assert place.json("show", run_id)["ended"] is False
+    # The log of a job that runs is followed; cancel ends it.
+    service = place.service_class({})
+    accepted, message = service.cancel(run_id)
+    assert accepted, message
+    followed, _ = place.call("logs", run_id, "--follow")
+    assert followed.count("begun") == 2
+    text, _ = place.call("watch", run_id, "--interval", "5", code=WmsStates.DELETED.value)
+    assert "2 deleted" in text.splitlines()[-1]
+    (group,) = place.json("errors", run_id)["groups"]
+    assert group["verdict"]["name"] == "cancelled"
+    assert group["attempts"] == 2
+
+
+def test_from_python(place, bad_run):
+    observation = observe(connect(read_service_settings(None, place.env)), bad_run)
+    assert observation.tally.state is WmsStates.FAILED
+    assert {job.label for job in observation.jobs if job.failed} == {
+        "missing", "crashes", "nocommand", "again", "hungry",
+    }  # fmt: skip
+
+
+def test_no_such_run(place):
+    assert "no run 98765" in place.call("show", 98765, code=1)[1]
