@@ -55,7 +55,8 @@ def _resolve_bare_name(app, env, node, contnode):
     """
     domain = env.get_domain("py")
     name = node.get("reftarget", "")
-    found = [full for full in domain.objects if full.endswith("." + name.lstrip("."))]
+    ending = "." + name.lstrip(".")
+    found = [full for full, entry in domain.objects.items() if full.endswith(ending) and not entry.aliased]
     if node.get("refdomain") != "py" or len(found) != 1:
         return None
     return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", found[0], node, contnode)
