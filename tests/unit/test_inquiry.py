@@ -50,7 +50,8 @@ class Server:
 
 
 def make_inquiry(server, tmp_path):
-    settings = read_service_settings({}, {"PANDA_URL": SERVER, "USER": "ann", "XDG_STATE_HOME": str(tmp_path)})
+    env = {"PANDA_URL": SERVER, "USER": "ann", "XDG_STATE_HOME": str(tmp_path)}
+    settings = read_service_settings({}, env)
     return Inquiry(Connection(server, server, settings, Anonymous("ann")))
 
 
