@@ -388,6 +388,26 @@ def test_a_run_ends_in_the_right_order(spec: Spec, most_edges: int, most_jobs: i
             assert parents & bad
 
 
+def check_tasks_have_no_circle(plan: WorkflowPlan) -> None:
+    """iDDS starts nothing of tasks that wait for each other."""
+    for tasks in (plan.tasks, plan.final):
+        owner = {task.first + number: task.name for task in tasks for number in range(len(task.jobs))}
+        graph = nx.DiGraph()
+        for task in tasks:
+            graph.add_edges_from((owner[parent], task.name) for job in task.jobs for parent in job.parents)
+        graph.remove_edges_from(list(nx.selfloop_edges(graph)))
+        for condition in plan.conditions:
+            graph.add_edges_from(itertools.product(condition.waits_for, condition.starts))
+        assert nx.is_directed_acyclic_graph(graph)
+
+
+@PLANS
+@given(specs(), st.sampled_from([1, 4, 1000]), st.integers(1, 5))
+def test_tasks_do_not_wait_for_each_other(spec: Spec, most_edges: int, most_jobs: int) -> None:
+    chosen = replace(SETTINGS, max_direct_edges=most_edges, max_jobs_per_task=most_jobs)
+    check_tasks_have_no_circle(make_plan(build(spec), chosen))
+
+
 @PLANS
 @given(specs(), st.integers(1, 2**16), st.sampled_from(NamingKind))
 def test_nothing_depends_on_the_order_of_building(spec: Spec, seed: int, naming: NamingKind) -> None:
@@ -502,6 +522,7 @@ def test_ordering_by_core_holds(made, most_edges: int) -> None:
             make_plan(workflow, SETTINGS)
         return
     plan = make_plan(workflow, replace(SETTINGS, max_direct_edges=most_edges))
+    check_tasks_have_no_circle(plan)
     parents = parents_of(plan)
     after = nx.DiGraph([(parent, name) for name in parents for parent in parents[name]])
     after.add_nodes_from(visits)

@@ -77,7 +77,8 @@ def group_jobs(graph: JobGraph) -> list[Family]:
     families : `list` [`Family`]
         In pipeline order of their labels; within a label by group, then by
         the name of the first job.  Members are in no order yet, see
-        `number_jobs`.
+        `number_jobs`; tasks made of them may depend on each other in circles,
+        see `~.circles.open_circles`.
     """
     families: dict[tuple[Any, ...], Family] = {}
     # Last job of each label: most jobs are like the one before.
@@ -144,6 +145,9 @@ def number_jobs(graph: JobGraph, families: list[Family], first: int) -> Numberin
     for family in families:
         label = family.label
         keys = []
+        # Parents within the family come first, such that no chunk depends on
+        # a later one.
+        depths = graph.depths
         for index in family.members:
             name = jobs[index].name
             known = -1
@@ -154,9 +158,10 @@ def number_jobs(graph: JobGraph, families: list[Family], first: int) -> Numberin
                 if known < 0:
                     early.append(index)
                 numbered[index] = tuple(numbers)
-            keys.append((known, name.partition(label)[2], name, index))
+            depth = 0 if depths is None else depths[index]
+            keys.append((depth, known, name.partition(label)[2], name, index))
         keys.sort()
-        family.members = [key[3] for key in keys]
+        family.members = [key[-1] for key in keys]
         for index in family.members:
             ordinals[index] = first
             first += 1

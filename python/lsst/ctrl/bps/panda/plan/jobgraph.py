@@ -39,6 +39,10 @@ class JobGraph:
     labels: tuple[str, ...] = ()
     """Labels in pipeline order, once the graph is complete."""
 
+    depths: list[int] | None = None
+    """Length of the longest way to each job from one without parents; left
+    out where no label depends on itself, be it through others."""
+
     _files: dict[int | tuple[int, ...], tuple[GenericWorkflowFile, ...]] = field(default_factory=dict)
 
     def add(self, job: GenericWorkflowJob, workflow: GenericWorkflow | None, *, group: str = "") -> int:
@@ -99,8 +103,14 @@ class JobGraph:
             raise PlanError(f"These names are those of several jobs of the workflow: {some_of(twice)}.")
         before = self._labels_before()
         self.labels, straight = _order(before)
-        if not straight or any(label in labels for label, labels in before.items()):
-            self._check_no_circle()
+        if straight and not any(label in labels for label, labels in before.items()):
+            return
+        self.depths = self._find_depths()
+        if not straight:
+            first: dict[str, int] = {}
+            for job, depth in zip(self.jobs, self.depths, strict=True):
+                first[job.label] = min(depth, first.get(job.label, depth))
+            self.labels = tuple(sorted(first, key=lambda label: (first[label], label)))
 
     def _labels_before(self) -> dict[str, set[str]]:
         """Return the labels that each label depends on, by label."""
@@ -119,9 +129,12 @@ class JobGraph:
                 children[parent].append(index)
         return children
 
-    def _check_no_circle(self) -> None:
-        """Raise if jobs wait for each other in a circle."""
+    def _find_depths(self) -> list[int]:
+        """Return the depth of each job; raise if jobs wait for each other in
+        a circle.
+        """
         missing = [len(parents) for parents in self.parents]
+        depths = [0] * len(missing)
         children = self.children()
         ready = [index for index, count in enumerate(missing) if count == 0]
         done = 0
@@ -129,12 +142,14 @@ class JobGraph:
             index = ready.pop()
             done += 1
             for child in children[index]:
+                depths[child] = max(depths[child], depths[index] + 1)
                 missing[child] -= 1
                 if missing[child] == 0:
                     ready.append(child)
         if done < len(missing):
             stuck = sorted(self.jobs[i].name for i, count in enumerate(missing) if count > 0)
             raise PlanError(f"These jobs wait for each other in a circle: {some_of(stuck)}.")
+        return depths
 
 
 def _order(before: dict[str, set[str]]) -> tuple[tuple[str, ...], bool]:
@@ -147,9 +162,7 @@ def _order(before: dict[str, set[str]]) -> tuple[tuple[str, ...], bool]:
     depth = 0
     while remaining:
         free = [label for label in remaining if before[label] <= depths.keys() | {label}]
-        if not free:
-            # Labels depend on each other in a circle, though jobs do not:
-            # they come together, by name.
+        if not free:  # labels depend on each other in a circle, though jobs do not
             free, straight = remaining, False
         depths.update(dict.fromkeys(free, depth))
         remaining = [label for label in remaining if label not in depths]

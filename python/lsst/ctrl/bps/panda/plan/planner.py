@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from lsst.ctrl.bps import GenericWorkflow, GenericWorkflowJob
 
 from ..errors import PlanError
+from .circles import open_circles
 from .collection import without_collection
 from .dependencies import flatten
 from .files import FileLedger
@@ -68,7 +69,8 @@ def _make_plan(workflow: GenericWorkflow, settings: PlanSettings) -> WorkflowPla
     event_service = any(settings.of(label).payloads_per_job > 1 for label in graph.labels)
     naming = make_naming(settings, event_service=event_service)
     commands = TaskCommands(settings, naming, FileLedger(settings.directories))
-    families, final_families = group_jobs(graph), group_jobs(final_graph)
+    families = open_circles(graph, group_jobs(graph))
+    final_families = open_circles(final_graph, group_jobs(final_graph))
     numbering = number_jobs(graph, families, 0)
     final_numbering = number_jobs(final_graph, final_families, len(graph.jobs))
     parts = [split_values(graph, family, settings, commands) for family in families]
