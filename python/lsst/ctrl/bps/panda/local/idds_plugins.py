@@ -140,5 +140,5 @@ class Receiver(_Plugin):
                 )
         # iDDS goes through all inputs of a task for each batch of messages:
         # the larger the task, the larger the batches, up to a second's worth.
-        size = _Wires.jedi.largest_task({int(body["taskid"]) for body in bodies})
+        size = _Wires.outbox.largest_task({int(body["taskid"]) for body in bodies})
         self._stopped.wait(min(_LONGEST_BATCH, size * _BATCH_PER_INPUT))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 __all__ = ["CommandReply", "Jedi"]
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,12 +85,6 @@ class Jedi:
     def submitted(self, req_id: int, name: str) -> int | None:
         """Find a task by its name; see `TaskBook.submitted`."""
         return self._book.submitted(req_id, name)
-
-    def largest_task(self, task_ids: Collection[int]) -> int:
-        """Tell the number of inputs of the largest of some tasks."""
-        query = sa.select(sa.func.count()).where(files.c.task_id.in_(task_ids)).group_by(files.c.task_id)
-        with self._database.look() as connection:
-            return max(connection.execute(query).scalars(), default=0) if task_ids else 0
 
     # -- Submission and release ---------------------------------------------
 

@@ -9,12 +9,12 @@ __all__ = ["Outbox"]
 
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import sqlalchemy as sa
 
-from .database import Database, messages
+from .database import Database, files, messages
 
 _REPLAY = 120.0
 """Seconds before the last message within which a message is handed over again
@@ -91,3 +91,9 @@ class Outbox:
                 count = connection.execute(update.values(taken=None)).rowcount
             self._database.after_commit(self._bell.set)
         return count
+
+    def largest_task(self, task_ids: Collection[int]) -> int:
+        """Tell the number of inputs of the largest of some tasks."""
+        query = sa.select(sa.func.count()).where(files.c.task_id.in_(task_ids)).group_by(files.c.task_id)
+        with self._database.look() as connection:
+            return max(connection.execute(query).scalars(), default=0) if task_ids else 0
