@@ -6,7 +6,9 @@ that is what most users upgrade from.
 
 from __future__ import annotations
 
+import configparser
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -24,7 +26,17 @@ pytestmark = pytest.mark.slow
 CHECKOUT = Path(__file__).resolve().parents[2]
 SOURCE = CHECKOUT / "python" / "lsst" / "ctrl" / "bps" / "panda"
 PREFIX = "lsst/ctrl/bps/panda/"
-CONSOLE_SCRIPTS = ("panda_auth", "panda_local")
+
+
+def console_scripts() -> list[str]:
+    """Return the names of our commands, from the metadata."""
+    parser = configparser.ConfigParser()
+    parser.read(CHECKOUT / "setup.cfg")
+    lines = parser["options.entry_points"]["console_scripts"].strip().splitlines()
+    return [line.partition("=")[0].strip() for line in lines]
+
+
+CONSOLE_SCRIPTS = console_scripts()
 
 
 @dataclass(frozen=True)
@@ -184,6 +196,17 @@ def test_configuration_is_found_as_a_resource(installation):
 def test_console_scripts_start(installation, script):
     assert script in installation.ours["scripts"]
     assert "Usage" in installation.run(script, "--help").stdout
+
+
+@pytest.mark.parametrize("script", CONSOLE_SCRIPTS)
+def test_commands_are_in_bin_for_a_stack(script):
+    """An LSST stack puts `bin` on the path and the package on PYTHONPATH."""
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(CHECKOUT / "python")}
+    command = [sys.executable, str(CHECKOUT / "bin" / script), "--help"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
+    assert (CHECKOUT / "bin" / script).stat().st_mode & 0o111
 
 
 def test_runner_is_where_site_configurations_name_it(installation):
