@@ -95,7 +95,7 @@ def _running(directory: Path | None) -> instance.Endpoint:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    r"""Run a PanDA on this machine, to try a BPS run before it uses a facility.
+    """Run a PanDA on this machine, to try a BPS run before it uses a facility.
 
     It is the real iDDS with a small PanDA in front of it; jobs run here, as
     processes.  It listens on this machine only and keeps everything in one
@@ -113,7 +113,7 @@ def main() -> None:
     \b
     Or all at once, leaving nothing behind:
       panda_local run -- bps submit my.yaml
-    """
+    """  # noqa: D301
 
 
 @main.command()
@@ -189,11 +189,11 @@ def _print_runs(runs: list[Mapping[str, Any]]) -> None:
 @_directory
 @_clear_errors
 def env(directory: Path | None) -> None:
-    r"""Print shell commands that make clients use the embedded PanDA.
+    """Print shell commands that make clients use the embedded PanDA.
 
     \b
       eval "$(panda_local env)"
-    """
+    """  # noqa: D301
     for name, value in instance.environment(_running(directory)).items():
         click.echo(f"export {name}={shlex.quote(value)}" if value else f"unset {name}")
 
@@ -204,14 +204,14 @@ def env(directory: Path | None) -> None:
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @_clear_errors
 def run(directory: Path | None, command: tuple[str, ...], **options: Any) -> None:
-    r"""Run COMMAND with an embedded PanDA, which is stopped afterwards.
+    """Run COMMAND with an embedded PanDA, which is stopped afterwards.
 
     One that runs already is used and left running.  The exit code is that of
     COMMAND.
 
     \b
       panda_local run -- bash -c 'bps submit my.yaml && bps report --id 1'
-    """
+    """  # noqa: D301
     where = _where(directory)
     found = instance.find(where)
     endpoint = found or instance.start(where, parent=os.getpid(), **options)
