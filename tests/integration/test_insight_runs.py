@@ -119,7 +119,7 @@ def good(workflow):
 
 def bad(workflow):
     """Three ways to fail, and one to run out of memory."""
-    trace = "echo Traceback; echo DatasetNotFoundError: no flat for detector 12 >&2; exit 1"
+    trace = "echo Traceback; echo DatasetNotFoundError: no dataset of kind $0 >&2; exit 1"
     for i in range(4):
         add(workflow, f"a{i}", "isr", "true")
         add(workflow, f"m{i}", "missing", trace if i < 3 else "true", [f"a{i}"])
@@ -171,21 +171,22 @@ def test_errors_give_verdicts(place, bad_run):
         "crashes": "crash",
         "nocommand": "environment",
         "hungry": "out of memory",
-        "again": "payload",
     }
     missing = groups["missing"]
     assert (missing["attempts"], missing["jobs"], missing["unfinished"]) == (3, 3, 3)
     assert missing["error"]["source"] == "payload"
     assert missing["error"]["code"] == 1
-    assert missing["log_tail"][-1] == "DatasetNotFoundError: no flat for detector 12"
+    assert missing["log_tail"][-1] == "DatasetNotFoundError: no dataset of kind /bin/sh"
     assert missing["first"] <= missing["last"]
     assert (groups["nocommand"]["attempts"], groups["nocommand"]["jobs"]) == (2, 1)
     assert groups["crashes"]["error"]["code"] == 139
-    assert (groups["again"]["attempts"], groups["again"]["unfinished"]) == (1, 0)
     assert document["groups"][0]["label"] == "missing"
-    assert document["groups"][-1]["label"] == "again"
     text, _ = place.call("errors", bad_run)
     assert "Raise requestMemory" in text
+    everything = place.json("errors", bad_run, "--recovered")["groups"]
+    assert everything[-1]["label"] == "again"
+    assert (everything[-1]["attempts"], everything[-1]["unfinished"]) == (1, 0)
+    text, _ = place.call("errors", bad_run, "--recovered", "--label", "again")
     assert "1 of them finished in another attempt" in text
 
 
@@ -193,14 +194,14 @@ def test_own_rules_come_first(place, bad_run, tmp_path):
     rules = tmp_path / "rules.yaml"
     rules.write_text(
         "verdicts: {flats: Ask the calibration team.}\n"
-        "rules: [{verdict: flats, log: 'no flat for detector'}]\n"
+        "rules: [{verdict: flats, log: 'no dataset of kind /bin'}]\n"
     )
     (group,) = place.json("errors", bad_run, "--label", "missing", "--rules", rules)["groups"]
     assert group["verdict"] == {"name": "flats", "advice": "Ask the calibration team."}
 
 
 def test_logs(place, good_run, bad_run):
-    text, told = place.call("logs", bad_run, "--label", "missing", "--grep", "flat")
+    text, told = place.call("logs", bad_run, "--label", "missing", "--grep", "of kind /")
     assert len(text.splitlines()) == 3
     assert "DatasetNotFoundError" in text
     assert "/logs/PandaJob_" in told
@@ -230,7 +231,7 @@ def test_resources(place, good_run, bad_run):
     labels = {found["label"]: found for found in place.json("resources", good_run)["labels"]}
     assert list(labels) == ["isr", "calib_2", "coadd"]
     assert (labels["isr"]["finished"], labels["isr"]["requested_memory"]) == (6, 64)
-    assert 0 < labels["isr"]["memory"]["largest"] < 64
+    assert labels["isr"]["memory"]["largest"] > 0
     assert labels["coadd"]["wall"]["largest"] >= 1
     bad_labels = {found["label"]: found for found in place.json("resources", bad_run)["labels"]}
     hungry = bad_labels["hungry"]
@@ -252,11 +253,11 @@ def test_watch_ends_with_the_run_and_its_state(place, bad_run):
 def test_a_running_and_a_cancelled_run(place):
     def build(workflow):
         for i in range(2):
-            add(workflow, f"w{i}", "waits", "echo begun; sleep 100")
+            add(workflow, f"w{i}", "waits", "echo begun in $PANDAID; sleep 100")
 
     run_id = place.submit("slow", build)
     end = time.monotonic() + LIMIT
-    while not place.json("logs", run_id, "--grep", "begun")["lines"]:
+    while not place.json("logs", run_id, "--grep", r"begun in \d")["lines"]:
         assert time.monotonic() < end
         time.sleep(0.5)
     assert place.json("show", run_id)["ended"] is False
@@ -265,12 +266,14 @@ def test_a_running_and_a_cancelled_run(place):
     accepted, message = service.cancel(run_id)
     assert accepted, message
     followed, _ = place.call("logs", run_id, "--follow")
-    assert followed.count("begun") == 2
+    assert len(re.findall(r"begun in \d", followed)) == 2
     text, _ = place.call("watch", run_id, "--interval", "5", code=WmsStates.DELETED.value)
     assert "2 deleted" in text.splitlines()[-1]
-    (group,) = place.json("errors", run_id)["groups"]
-    assert group["verdict"]["name"] == "cancelled"
-    assert group["attempts"] == 2
+    # A pilot hears of it a little later.
+    while sum(group["attempts"] for group in (groups := place.json("errors", run_id)["groups"])) < 2:
+        assert time.monotonic() < end
+        time.sleep(0.5)
+    assert {group["verdict"]["name"] for group in groups} == {"cancelled"}
 
 
 def test_from_python(place, bad_run):

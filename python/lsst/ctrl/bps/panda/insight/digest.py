@@ -106,6 +106,8 @@ def digest_errors(observation: Observation, *, label: str = "") -> list[ErrorGro
     bad = [job for job in observation.jobs if (job.failed or job.killed) and label in ("", job.label)]
     finished = {(job.task_id, job.name) for job in observation.jobs if job.finished}
     finished |= _finished_in_idds(observation)
+    complete = _complete_tasks(observation)
+    finished |= {(job.task_id, job.name) for job in bad if job.task_id in complete}
     known = {job.panda_id for job in bad}
     bad += [
         _job_from(failure, observation)
@@ -140,6 +142,15 @@ def _finished_in_idds(observation: Observation) -> set[tuple[int, str]]:
         for transform_id, contents in observation.evidence.contents.items()
         for content in contents
         if content.status in ("Available", "FakeAvailable")
+    }
+
+
+def _complete_tasks(observation: Observation) -> set[int]:
+    """List tasks of which every job finished, by PanDA's number."""
+    return {
+        item.workload_id
+        for item in observation.evidence.transforms or ()
+        if item.status == "Finished" and (item.outputs is None or not item.outputs.failed)
     }
 
 

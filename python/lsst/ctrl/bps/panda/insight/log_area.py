@@ -161,12 +161,18 @@ class LogArea:
 
     def _fetch(self, url: str, start: int, size: int) -> tuple[bytes, bool]:
         span = f"bytes={start}" if start < 0 else f"bytes={start}-{start + size - 1}"
+        headers = {**_HEADERS, "Range": span}
         try:
-            reply = self._transport.get(url, headers={**_HEADERS, "Range": span}, what=f"log {url}")
+            reply = self._transport.get(url, headers=headers, what=f"log {url}")
         except TransportError as error:
-            if error.fault == Fault.NOT_FOUND or error.status == _SIZE_WRONG:
+            if error.fault == Fault.NOT_FOUND:
                 return b"", False
-            raise
+            if error.status != _SIZE_WRONG:
+                raise
+            if start >= 0:
+                return b"", False
+            # Some servers refuse the end of a file that is shorter than it.
+            reply = self._transport.get(url, headers=_HEADERS, what=f"log {url}")
         if reply.status == _PARTIAL:
             return reply.body, len(reply.body) == size and start >= 0
         return reply.body[start:], False

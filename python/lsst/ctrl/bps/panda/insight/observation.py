@@ -25,8 +25,12 @@ class JobScope(Enum):
     """Of which jobs PanDA is asked."""
 
     NONE = "none"
+    FAILED = "failed"
+    """Attempts that have not finished, of tasks with jobs that failed."""
+
     UNSUCCESSFUL = "unsuccessful"
-    """Attempts that have not finished."""
+    """Attempts that have not finished, of all tasks: also those whose job
+    finished in a later one."""
 
     ALL = "all"
 
@@ -108,7 +112,7 @@ def observe(
             continue
         try:
             rows = connection.api.job_descriptions(
-                task_id, unsuccessful_only=scope is JobScope.UNSUCCESSFUL
+                task_id, unsuccessful_only=scope is not JobScope.ALL
             )
             found = parse_job_details(rows, labels)
         except TransportError as error:
@@ -133,7 +137,7 @@ def _tasks_to_ask(evidence: RunEvidence, scope: JobScope) -> list[TransformRecor
     if scope is JobScope.NONE:
         return []
     tasks = [transform for transform in evidence.transforms or () if transform.workload_id]
-    if scope is JobScope.ALL:
+    if scope is not JobScope.FAILED:
         return tasks
     return [task for task in tasks if not _all_processed(task)]
 

@@ -1,0 +1,133 @@
+"""Google's own client against a server that answers ``entries:list``."""
+
+import re
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from panda_servers.cloud_log import CloudLogServer, make_entry
+
+from lsst.ctrl.bps.panda.errors import SettingsError, TransportError
+from lsst.ctrl.bps.panda.insight.cloud_log import (
+    CloudLog,
+    CloudLogSettings,
+    CloudQuery,
+    console_url,
+    find_cloud_settings,
+    render_filter,
+    since_of,
+)
+
+START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)  # longer ago than the client looks back by itself
+
+
+def moment(seconds):
+    return (START + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+@pytest.fixture
+def server():
+    with CloudLogServer() as running:
+        yield running
+
+
+def log_of(server, **values):
+    waits = []
+    settings = CloudLogSettings("proj", endpoint=server.url)
+    log = CloudLog(settings, sleep=waits.append, **values)
+    log.waits = waits
+    return log
+
+
+def test_the_filter_always_has_a_time_and_quotes_what_it_is_given():
+    query = CloudQuery(START, 7, task_ids=(5, 6), panda_ids=(12,), level="ERROR", text='say "a\\b"')
+    text = render_filter(query, CloudLogSettings("proj", "a/b"))
+    assert text == (
+        'logName="projects/proj/logs/a%2Fb" AND jsonPayload.TaskID=("5" OR "6") AND jsonPayload.PandaJobID="12"'
+        ' AND jsonPayload.levelname=("ERROR" OR "CRITICAL") AND jsonPayload.message:"say \\"a\\\\b\\""'
+        ' AND timestamp>="2026-01-02T03:04:05.000000Z"'
+    )
+    assert "jsonPayload.RequestID=7 AND timestamp>=" in render_filter(CloudQuery(START, 7), CloudLogSettings("p"))
+    assert re.search(r"query;query=logName%3D.*\?project=proj$", console_url(text, CloudLogSettings("proj")))
+
+
+def test_entries_longer_ago_than_a_day_are_found(server):
+    server.entries += [make_entry(n, moment=moment(n), message=f"step {n}") for n in range(3)]
+    server.entries.append(make_entry(3, moment=moment(3), request=8))
+    server.entries.append(make_entry(4, moment=moment(-3600)))
+    lines = list(log_of(server).lines(CloudQuery(START, 7)))
+    assert [line.message for line in lines] == ["step 0", "step 1", "step 2"]
+    assert lines[0].panda_id == 12
+    assert (lines[0].level, lines[0].logger, lines[0].time) == ("INFO", "lsst.ctrl.mpexec", moment(0))
+
+
+def test_tasks_jobs_and_levels_are_told_apart(server):
+    for n in range(12):
+        level = ("INFO", "WARNING", "ERROR")[n % 3]
+        server.entries.append(
+            make_entry(n, moment=moment(n), task=str(n % 2), job=str(n), level=level, message=f"{n}")
+        )
+
+    def found(**values):
+        return [int(line.message) for line in log_of(server).lines(CloudQuery(START, 7, **values))]
+
+    assert found(task_ids=(1,)) == [1, 3, 5, 7, 9, 11]
+    assert found(panda_ids=(3, 4)) == [3, 4]
+    assert found(task_ids=(0, 1), level="WARNING") == [1, 2, 4, 5, 7, 8, 10, 11]
+
+
+@pytest.mark.slow
+def test_fifty_thousand_entries_come_once_each_whatever_the_quota(server):
+    # Ten entries share each moment, so that going on behind one must not lose or double its others.
+    server.entries += [make_entry(n, moment=moment(n // 10), message=f"{n}") for n in range(50_000)]
+    server.quota_after = 7
+    log = log_of(server)
+    numbers = [int(line.message) for line in log.lines(CloudQuery(START, 7))]
+    assert numbers == list(range(50_000))
+    assert len(log.waits) >= 7
+    assert all(body["pageSize"] == 1000 for body in server.requests)
+
+
+def test_a_refusal_is_not_repeated(server):
+    server.refuse = 403
+    log = log_of(server)
+    with pytest.raises(TransportError, match="could not be read"):
+        list(log.lines(CloudQuery(START, 7)))
+    assert len(server.requests) == 1
+
+
+def test_a_quota_that_stays_used_up_ends_it(server):
+    server.quota_after = 1
+    log = log_of(server)
+    with pytest.raises(TransportError, match="Quota"):
+        list(log.lines(CloudQuery(START, 7)))
+    assert log.waits == [2, 4, 8, 16, 32]
+
+
+def test_following_goes_on_until_the_end_and_once_more(server):
+    server.entries += [make_entry(n, moment=moment(n), message=f"{n}") for n in range(2)]
+    rounds = []
+
+    def ended():
+        number = len(server.entries)
+        server.entries.append(make_entry(number, moment=moment(number), message=f"{number}"))
+        rounds.append(number)
+        return len(rounds) == 3
+
+    lines = log_of(server).follow(CloudQuery(START, 7), ended, interval=1)
+    assert [int(line.message) for line in lines] == [0, 1, 2, 3, 4]
+
+
+def test_settings():
+    with pytest.raises(SettingsError, match="PANDA_LOG_PROJECT"):
+        CloudLog(CloudLogSettings(""))
+    found = find_cloud_settings({"PANDA_LOG_PROJECT": "p", "PANDA_LOG_NAME": "mine"})
+    assert (found.project, found.log) == ("p", "mine")
+    assert find_cloud_settings({}).log == "Panda-RubinLog"
+    now = START + timedelta(days=400)
+    assert since_of(None, now) == since_of(START, now) == now - timedelta(days=30)
+    assert since_of(START, START + timedelta(hours=1)) == START - timedelta(minutes=10)
+
+
+def test_a_key_file_that_is_not_there(tmp_path):
+    with pytest.raises(SettingsError, match="key file"):
+        CloudLog(CloudLogSettings("p", credentials=str(tmp_path / "none.json")))
