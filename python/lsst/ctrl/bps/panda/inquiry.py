@@ -87,7 +87,7 @@ def connect(settings: ServiceSettings) -> Connection:
     transport = Transport(credentials, verify=verify_host(env))
     return Connection(
         relay=Relay(transport, url, idds_server=settings.idds_server),
-        api=PandaApi(transport, api_base(url), cache_base=settings.cache_url or None),
+        api=PandaApi(transport, api_base(url), cache_base=api_base(settings.cache_url or url)),
         settings=settings,
         credentials=credentials,
     )

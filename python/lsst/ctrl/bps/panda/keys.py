@@ -62,6 +62,12 @@ KEYS: dict[str, Key] = {
             per_label=True,
         ),
         _key(
+            "buildCommand",
+            "text",
+            "",
+            "What the task of a remote build runs, if `remoteBuild` has no `runnerCommand`.",
+        ),
+        _key(
             "prmon",
             "yes or no",
             True,

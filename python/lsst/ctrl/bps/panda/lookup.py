@@ -19,6 +19,9 @@ from . import sites
 from .errors import SettingsError
 from .keys import KEYS, convert
 
+# Labels whose settings are in a section of their own.
+_SECTIONS = ("finalJob", "customJob", "remoteBuild")
+
 _FORMAT_VARIABLE = re.compile(r"(?<!\$)\{([A-Za-z_]\w*)\}")
 
 
@@ -102,7 +105,7 @@ class KeyLookup:
         options: dict[str, Any] = {"curvals": self._current(label), "default": None}
         if raw:
             options |= {"expandEnvVars": False, "replaceEnvVars": False}
-        section = self._merged[label] if label in ("finalJob", "customJob") else None
+        section = self._merged[label] if label in _SECTIONS else None
         if isinstance(section, Config) and Config.__contains__(section, name):
             options["searchobj"] = section
         _, value = self._merged.search(name, opt=options)

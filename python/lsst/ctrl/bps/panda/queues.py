@@ -85,9 +85,7 @@ def _read_queue(name: str, limits: Any, source: str) -> QueueLimits:
     return QueueLimits(name, **values)
 
 
-def find_misfits(
-    tasks: Iterable[TaskPlan], queues_of: Callable[[str], tuple[QueueLimits, ...]]
-) -> list[str]:
+def find_misfits(tasks: Iterable[TaskPlan], queues_of: Callable[[str], tuple[QueueLimits, ...]]) -> list[str]:
     """Find labels whose jobs fit no queue.
 
     Parameters

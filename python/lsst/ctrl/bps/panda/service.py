@@ -31,6 +31,7 @@ from .inquiry import Connection, Inquiry, connect
 from .outputs import collect_outputs
 from .plantable import render_table
 from .preflight import check_configuration, check_run, check_service, report_problems
+from .remote_build import complete_record, submit_build
 from .report import describe_counts, get_status_of, list_notes, make_run_list, make_run_report
 from .report_filters import parse_filters
 from .rescue import restart_run
@@ -135,8 +136,6 @@ class PanDAService(BaseWmsService):
     def submit(self, workflow: BaseWmsWorkflow, **kwargs: Any) -> BaseWmsWorkflow | None:
         # Docstring inherited.
         if kwargs.get("remote_build"):
-            from .remote_build import submit_build
-
             return submit_build(self._connect(), **kwargs)
         assert isinstance(workflow, PandaBpsWmsWorkflow)
         connection = self._connect()
@@ -188,6 +187,7 @@ class PanDAService(BaseWmsService):
             connection = self._connect()
             inquiry = Inquiry(connection)
             if wms_workflow_id:
+                complete_record(connection, wms_workflow_id)
                 report = make_run_report(
                     inquiry.detail(wms_workflow_id),
                     monitor_url=connection.settings.monitor_url,
@@ -206,6 +206,7 @@ class PanDAService(BaseWmsService):
         # Docstring inherited.
         try:
             connection = self._connect()
+            complete_record(connection, wms_workflow_id)
             evidence = Inquiry(connection).status(wms_workflow_id)
         except PandaBpsError as error:
             return WmsStates.UNKNOWN, str(error)

@@ -23,6 +23,7 @@ def send(
     submission: Submission,
     name: str,
     *,
+    build: bool = False,
     patience: float = LOOK_UP_SECONDS,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
@@ -41,6 +42,8 @@ def send(
         What to send.
     name : `str`
         Name of the run, unique.
+    build : `bool`, optional
+        Whether it is a task that makes the plan at a site.
     patience : `float`, optional
         How long to look for a run that may have been created, seconds.
     sleep, clock : callable, optional
@@ -68,7 +71,8 @@ def send(
         relay.submit_step(step, submission.keywords)
         _LOG.info("Sent step %d of %d", number, len(submission.steps))
     try:
-        return relay.submit(submission.request, submission.keywords)
+        submit = relay.submit_build if build else relay.submit
+        return submit(submission.request, submission.keywords)
     except TransportError as error:
         if not getattr(error, "maybe_sent", False):
             raise

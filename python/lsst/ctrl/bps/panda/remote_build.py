@@ -1,0 +1,319 @@
+"""Remote build: the plan of a run is made at a site, by a task that gets the
+configuration and its files through PanDA's file cache.
+
+The other half, which that task runs, is `~lsst.ctrl.bps.panda.site_build`.
+"""
+
+from __future__ import annotations
+
+__all__ = ["RECORD_SUFFIX", "complete_record", "make_archive", "submit_build"]
+
+import json
+import logging
+import os
+import shlex
+import tarfile
+import tempfile
+import uuid
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lsst.ctrl.bps import BpsConfig
+
+from .build_settings import BuildSettings, read_build_settings
+from .environment_dump import protect_dumps
+from .errors import PandaBpsError, SettingsError, TransportError
+from .inquiry import Connection
+from .runrecord import RECORD_FORMAT, RunIndex, RunRecord, read_record
+from .submission import send
+from .version import __version__
+from .wire.attributes import RunAttributes
+from .wire.idds_workflow_build import BuildTask, make_build_submission
+from .wire.pipeline import BUILD_LABEL, BUILD_TASK
+from .workflow import PandaBpsWmsWorkflow
+
+_LOG = logging.getLogger(__name__)
+
+MAX_ARCHIVE = 10 * 1024**2
+"""Largest archive that PanDA's file cache takes, bytes (panda-server 1.0.4)."""
+
+RECORD_SUFFIX = ".record.json"
+"""What is put behind the archive's name for the record that the site sends
+back."""
+
+SITE_SUBMIT_PATH = "${PWD}/submit/{outputRun}"
+"""Submit directory of the site: that of the submit host is not there."""
+
+
+def submit_build(
+    connection: Connection, *, config: BpsConfig, config_file: str, **kwargs: Any
+) -> PandaBpsWmsWorkflow:
+    """Submit the task that makes the plan of a run at a site.
+
+    Parameters
+    ----------
+    connection : `Connection`
+        The server.
+    config : `~lsst.ctrl.bps.BpsConfig`
+        Configuration of the run; its submit directory is there.
+    config_file : `str`
+        The user's YAML.
+    **kwargs
+        What else BPS was called with; of it ``compute_site`` is used.
+
+    Returns
+    -------
+    workflow : `PandaBpsWmsWorkflow`
+        Carries the name of the run and its id.
+
+    Raises
+    ------
+    SettingsError
+        Raised if the configuration cannot be used, or the files are too
+        large.
+    TransportError
+        Raised if PanDA cannot be reached or refuses.
+    """
+    submit_path = Path(str(config["submitPath"])).absolute()
+    protect_dumps(submit_path)
+    settings = read_build_settings(config, connection.settings.environment)
+    overlay = _write_overlay(config, Path(config_file), submit_path)
+    archive = submit_path / f"jobO.{uuid.uuid4()}.tar.gz"
+    make_archive(archive, [config_file, *settings.files], overlay)
+    site = str(kwargs.get("compute_site") or "")
+    attributes = _attributes(config)
+    url = connection.api.upload_cache_file(archive)
+    command = _fill(settings.command, archive=url, config=overlay.name, site=site)
+    submission = make_build_submission(_task(settings, command), attributes)
+    request_id = send(connection.relay, submission, attributes.name, build=True)
+    record = _record(config, attributes, archive.name, submit_path)
+    record.content.update(
+        request_id=request_id,
+        server=connection.settings.url,
+        submitted_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    record.write(submit_path)
+    RunIndex(connection.settings.state_directory).add(record, server=connection.settings.url)
+    _LOG.info("Submitted the build task of run %s as request %d", attributes.name, request_id)
+    workflow = PandaBpsWmsWorkflow(attributes.name, config)
+    workflow.run_id = str(request_id)
+    workflow.submit_path = os.fspath(submit_path)
+    return workflow
+
+
+def _attributes(config: BpsConfig) -> RunAttributes:
+    """Attributes of the run; how many jobs it has is not known yet."""
+    return RunAttributes(
+        name=str(config["uniqProcName"]),
+        operator=str(config.get("operator") or ""),
+        project=str(config.get("project") or ""),
+        campaign=str(config.get("campaign") or ""),
+        payload=str(config.get("payloadName") or ""),
+    )
+
+
+def _task(settings: BuildSettings, command: str) -> BuildTask:
+    return BuildTask(
+        command=command,
+        site=settings.site,
+        cloud=settings.cloud,
+        queue=settings.queue,
+        processing_type=settings.processing_type,
+        priority=settings.priority,
+        memory=settings.memory,
+        attempts=settings.attempts,
+    )
+
+
+def _fill(command: str, *, archive: str, config: str, site: str) -> str:
+    """Put the arguments of the build into its command."""
+    for mark, value in (("_download_cmd_line_", archive), ("_build_cmd_line_", config)):
+        if mark not in command:
+            raise SettingsError(
+                f"remoteBuild.runnerCommand does not hold {mark}, so it cannot build anything."
+            )
+        command = command.replace(mark, shlex.quote(value))
+    return command.replace("_compute_site_", shlex.quote(site) if site else "")
+
+
+def _write_overlay(config: BpsConfig, config_file: Path, submit_path: Path) -> Path:
+    """Write what the site is to put over the user's YAML: the values that BPS
+    has defined here, so that both sides speak of the same run, and those of
+    the command line.
+    """
+    section = config.get("bps_cmdline")
+    values = dict(section.toDict()) if section else {}
+    values.update(
+        timestamp=str(config["timestamp"]),
+        operator=str(config["operator"]),
+        submitPath=SITE_SUBMIT_PATH,
+    )
+    # The site does not look at it, and another service class would trip BPS.
+    values.pop("remoteBuild", None)
+    path = submit_path / f"{config_file.stem}_at_site.yaml"
+    text = yaml.safe_dump({"includeConfigs": [config_file.name], "bps_cmdline": values})
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def make_archive(archive: Path, files: Iterable[str], overlay: Path) -> None:
+    """Pack files for PanDA's file cache.
+
+    Parameters
+    ----------
+    archive : `~pathlib.Path`
+        What to write; complete or not at all.
+    files : iterable of `str`
+        Files and directories; they lie side by side in the archive.  YAML
+        files that a configuration includes by a relative path go with it.
+    overlay : `~pathlib.Path`
+        File that goes as it is.
+
+    Raises
+    ------
+    SettingsError
+        Raised if two have the same name, or they are too large together.
+    """
+    members: dict[str, str] = {}
+    for name, path in (*_members(files), (overlay.name, os.fspath(overlay))):
+        if members.setdefault(name, path) != path:
+            raise SettingsError(
+                f"Two files of the remote build are called {name}: {members[name]} and {path}. Rename one."
+            )
+    descriptor, temporary = tempfile.mkstemp(dir=archive.parent, prefix=f".{archive.name}.")
+    try:
+        with (
+            os.fdopen(descriptor, "wb") as stream,
+            tarfile.open(fileobj=stream, mode="w:gz", dereference=True) as tar,
+        ):
+            for name, path in members.items():
+                tar.add(path, arcname=name)
+        _check_size(Path(temporary).stat().st_size, members)
+        os.replace(temporary, archive)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _members(files: Iterable[str]) -> Iterable[tuple[str, str]]:
+    """Yield the name in the archive and the path of each file."""
+    for file in files:
+        path = Path(file).resolve()
+        yield path.name, os.fspath(path)
+        if path.suffix in (".yaml", ".yml") and path.is_file():
+            yield from _included(path, path.parent)
+
+
+def _included(path: Path, top: Path) -> Iterable[tuple[str, str]]:
+    """Yield what a YAML file includes from its own directory or below."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError):
+        return  # BPS has read it; this one has tags of its own
+    names = content.get("includeConfigs", ()) if isinstance(content, Mapping) else ()
+    for name in [names] if isinstance(names, str) else names or ():
+        included = (path.parent / str(name)).resolve()
+        # What is elsewhere, or named by a variable, is found by the site itself.
+        if (
+            "$" in str(name)
+            or "://" in str(name)
+            or not included.is_file()
+            or not included.is_relative_to(top)
+        ):
+            continue
+        yield os.fspath(included.relative_to(top)), os.fspath(included)
+        yield from _included(included, top)
+
+
+def _check_size(size: int, members: Mapping[str, str]) -> None:
+    """Refuse an archive that the cache would refuse."""
+    if size <= MAX_ARCHIVE:
+        return
+    sizes = sorted(((_size_of(Path(path)), name) for name, path in members.items()), reverse=True)
+    largest = ", ".join(f"{name} ({number} bytes)" for number, name in sizes[:3])
+    raise SettingsError(
+        f"The files of the remote build have {size} bytes when packed; PanDA's file cache takes "
+        f"{MAX_ARCHIVE}. Largest: {largest}. Put what is large where the site can read it, and take it out "
+        "of remoteBuild.files."
+    )
+
+
+def _size_of(path: Path) -> int:
+    if path.is_dir():
+        return sum(entry.stat().st_size for entry in path.rglob("*") if entry.is_file())
+    return path.stat().st_size
+
+
+def _record(config: BpsConfig, attributes: RunAttributes, archive: str, submit_path: Path) -> RunRecord:
+    """Make the record of a run whose plan is not known yet."""
+    return RunRecord(
+        {
+            "format": RECORD_FORMAT,
+            "run": {
+                "name": attributes.name,
+                "operator": attributes.operator,
+                "project": attributes.project,
+                "campaign": attributes.campaign,
+                "payload": attributes.payload,
+                "output_run": str(config.get("outputRun") or ""),
+                "site": str(config.get("computeSite") or ""),
+                "submit_path": os.fspath(submit_path),
+                "staging_area": "",
+                "origin": 0,
+            },
+            "versions": {"plugin": __version__},
+            "remote": {"archive": archive, "complete": False},
+            "labels": [],
+            "tasks": [],
+            "final_labels": [],
+        }
+    )
+
+
+def complete_record(connection: Connection, run: str) -> None:
+    """Complete the record of a remote build by what the site has sent back,
+    if there is something new.
+
+    Parameters
+    ----------
+    connection : `Connection`
+        The server.
+    run : `str`
+        Id, name or submit directory of any run.
+    """
+    record = _find_record(connection, run)
+    remote = record.content.get("remote") if record is not None else None
+    if record is None or not remote or remote.get("complete"):
+        return
+    name = str(remote["archive"]) + RECORD_SUFFIX
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        try:
+            connection.api.download_cache_file(name, path)
+            sent = json.loads(path.read_bytes())
+            plan = {key: sent[key] for key in ("labels", "tasks", "final_labels", "outputs")}
+            record.content["run"]["staging_area"] = str(sent["run"]["staging_area"])
+        except (TransportError, OSError, ValueError, KeyError, TypeError) as error:
+            _LOG.debug("The site has not sent the plan of run %s yet: %s", record.name, error)
+            return
+    # The task that made the plan is one of the request's transforms too.
+    plan["labels"] = [[BUILD_LABEL, 1], *plan["labels"]]
+    plan["tasks"] = [[BUILD_TASK, BUILD_LABEL, 1], *plan["tasks"]]
+    record.content.update(plan)
+    record.content["remote"] = {**remote, "complete": True}
+    record.write(record.submit_path)
+
+
+def _find_record(connection: Connection, run: str) -> RunRecord | None:
+    """Find the record of one's own run without asking the server."""
+    text = str(run).strip()
+    index = RunIndex(connection.settings.state_directory)
+    if text.isdecimal():
+        return index.find(connection.settings.url, request_id=int(text))
+    try:
+        return read_record(text) if os.path.isdir(text) else index.find(connection.settings.url, name=text)
+    except PandaBpsError:
+        return None

@@ -1,0 +1,148 @@
+"""What the task of a remote build does at the site: it fetches the
+configuration, makes quantum graph and plan with BPS, stages, and gives the
+workflow to iDDS.
+"""
+
+from __future__ import annotations
+
+__all__ = ["main"]
+
+import json
+import logging
+import sys
+import tarfile
+from collections.abc import Mapping, MutableMapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from lsst.ctrl.bps.drivers import prepare_driver
+
+from .errors import PandaBpsError, RefusedError, SettingsError
+from .inquiry import Connection, connect
+from .remote_build import RECORD_SUFFIX
+from .rest.panda_api import PandaApi
+from .runrecord import read_record
+from .settings import read_service_settings
+from .staging import stage
+from .wire.idds_workflow import make_submission
+from .wire.idds_workflow_build import render_update
+from .workflow import PandaBpsWmsWorkflow
+
+_LOG = logging.getLogger(__name__)
+
+REQUEST_VARIABLE = "IDDS_BUILD_REQUEST_ID"
+SIGNATURE_VARIABLE = "IDDS_BUIL_SIGNATURE"
+"""How iDDS spells it."""
+
+_ALREADY = "already has defined workflow"
+
+
+def main(argv: Sequence[str], environment: MutableMapping[str, str]) -> int:
+    """Build a run and give it to iDDS.
+
+    Parameters
+    ----------
+    argv : sequence of `str`
+        URL of the archive, name of the configuration in it, and the compute
+        site if there is one.
+    environment : mutable mapping of `str` to `str`
+        The environment of the process, with what iDDS gives a build task;
+        where PanDA is is entered, for the service class that BPS makes.
+
+    Returns
+    -------
+    code : `int`
+        0 if iDDS has the workflow, else 1; the cause is in the log.
+    """
+    logging.basicConfig(
+        stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s: %(message)s"
+    )
+    try:
+        _build(argv, environment)
+    except (PandaBpsError, OSError, ValueError, KeyError, RuntimeError, tarfile.TarError) as error:
+        _LOG.exception("The build failed: %s", error)
+        return 1
+    return 0
+
+
+def _build(argv: Sequence[str], environment: MutableMapping[str, str]) -> None:
+    if not 2 <= len(argv) <= 3:
+        raise SettingsError(
+            f"Two or three arguments are needed (archive, configuration, site), not {list(argv)}."
+        )
+    archive, config_file, *site = argv
+    request_id, signature = _require(environment, REQUEST_VARIABLE), _require(environment, SIGNATURE_VARIABLE)
+    connection = _connect(archive, environment)
+    _unpack(connection.api, archive)
+    keywords = {"compute_site": site[0]} if site and site[0] else {}
+    _, workflow = prepare_driver(config_file, **keywords)
+    if not isinstance(workflow, PandaBpsWmsWorkflow):
+        raise SettingsError(
+            f"wmsServiceClass made a {type(workflow).__name__}; a remote build needs "
+            "lsst.ctrl.bps.panda.PanDAService."
+        )
+    stage(workflow.staged_files(), workflow.settings.staging)
+    _update(connection, workflow, int(request_id), signature)
+    _send_record(connection, workflow, archive)
+
+
+def _require(environment: Mapping[str, str], name: str) -> str:
+    value = environment.get(name, "")
+    if not value:
+        raise SettingsError(f"{name} is not set, so this is not a build task of iDDS; it sets it.")
+    return value
+
+
+def _connect(archive: str, environment: MutableMapping[str, str]) -> Connection:
+    """Reach the PanDA that this job is from: by its usual variables, by the
+    pilot's, or else where the archive is.
+    """
+    if not (environment.get("PANDA_URL_SSL") or environment.get("PANDA_URL")):
+        environment["PANDA_URL_SSL"] = _panda_url(environment.get("PANDA_SERVER_URL") or archive)
+    environment["PANDACACHE_URL"] = _panda_url(archive)
+    return connect(read_service_settings(None, environment))
+
+
+def _panda_url(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}/server/panda"
+
+
+def _unpack(api: PandaApi, archive: str) -> None:
+    """Fetch the archive and unpack it here."""
+    path = Path(urlsplit(archive).path.rpartition("/")[2])
+    api.download_cache_file(path.name, path)
+    # Web servers may call the compression a matter of transport, so that it is undone already.
+    with tarfile.open(path, "r:*") as tar:
+        tar.extractall(filter="data")
+    path.unlink()
+
+
+def _update(connection: Connection, workflow: PandaBpsWmsWorkflow, request_id: int, signature: str) -> None:
+    """Give the workflow to iDDS; twice is the same as once."""
+    submission = make_submission(workflow.plan, max_length=workflow.settings.max_request_length)
+    for step in submission.steps:
+        connection.relay.submit_step(step, submission.keywords)
+    arguments = render_update(submission, request_id=request_id, signature=signature)
+    try:
+        connection.relay.call(
+            "update_build_request", arguments, safe=True, what=f"update request {request_id}"
+        )
+    except RefusedError as error:
+        if _ALREADY not in str(error):
+            raise
+        _LOG.warning("iDDS has the workflow of request %d already, from an earlier attempt", request_id)
+    _LOG.info("Request %d has its workflow: %d jobs", request_id, workflow.plan.job_count)
+
+
+def _send_record(connection: Connection, workflow: PandaBpsWmsWorkflow, archive: str) -> None:
+    """Let the submit host know the plan; a report does without if need be."""
+    assert workflow.submit_path is not None
+    content: dict[str, Any] = read_record(workflow.submit_path).content
+    path = Path(urlsplit(archive).path.rpartition("/")[2] + RECORD_SUFFIX)
+    path.write_text(json.dumps(content), encoding="utf-8")
+    try:
+        connection.api.upload_cache_file(path)
+    except PandaBpsError as error:
+        _LOG.warning("The plan is not sent to the submit host: %s", error)
