@@ -270,10 +270,23 @@ def test_a_running_and_a_cancelled_run(place):
     text, _ = place.call("watch", run_id, "--interval", "5", code=WmsStates.DELETED.value)
     assert "2 deleted" in text.splitlines()[-1]
     # A pilot hears of it a little later.
-    while sum(group["attempts"] for group in (groups := place.json("errors", run_id)["groups"])) < 2:
+    groups = []
+    while sum(group["attempts"] for group in groups) < 2:
         assert time.monotonic() < end
+        groups = place.json("errors", run_id)["groups"]
         time.sleep(0.5)
     assert {group["verdict"]["name"] for group in groups} == {"cancelled"}
+
+
+def test_html(place, bad_run, tmp_path):
+    path = tmp_path / "run.html"
+    place.call("html", bad_run, "-o", path)
+    text = path.read_text()
+    assert "missing: missing input" in text
+    assert "DatasetNotFoundError: no dataset of kind" in text
+    assert text.count('<path class="edge"') == 2  # isr to both tasks of missing
+    assert 'data-state="FAILED"' in text
+    assert not re.search(r"<script|src=|@import|url\(", text)
 
 
 def test_from_python(place, bad_run):

@@ -15,6 +15,7 @@ import click
 COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("panda_bps_check:check", "Look for everything that would keep a run from working."),
     "errors": ("panda_bps_errors:errors", "Show why jobs of a run failed, and what to do."),
+    "html": ("panda_bps_html:html", "Write a run as one web page."),
     "logs": ("panda_bps_logs:logs", "Show the logs of a run's jobs."),
     "resources": ("panda_bps_resources:resources", "Show what jobs used, and suggest what to ask for."),
     "show": ("panda_bps_show:show", "Show a run: its tasks, files, links."),

@@ -34,13 +34,17 @@ _WIDTH = 100
     type=click.Path(exists=True, dir_okay=False),
     help="YAML file with rules of your own for the verdicts  [env: PANDA_BPS_VERDICTS].",
 )
+@click.option("--recovered", is_flag=True, help="Also attempts whose job finished in a later one.")
 @json_option
-def errors(asked: Asked, label: str, limit: int, tail: int, rules: str | None, as_json: bool) -> None:
+def errors(
+    asked: Asked, label: str, limit: int, tail: int, rules: str | None, recovered: bool, as_json: bool
+) -> None:
     """Show why jobs of a run failed, and what to do.  RUN is its id, name or
     submit directory.
     """
     rulebook = read_rulebook(rules)
-    observation = observe(asked.connection, asked.run, scope=JobScope.UNSUCCESSFUL, label=label)
+    scope = JobScope.UNSUCCESSFUL if recovered else JobScope.FAILED
+    observation = observe(asked.connection, asked.run, scope=scope, label=label)
     groups = digest_errors(observation, label=label)
     left_out = len(groups) - limit
     transport = make_log_transport(verify=verify_host(asked.settings.environment))
@@ -71,7 +75,8 @@ def _lines(number: int, group: ErrorGroup) -> Iterator[str]:
     yield f"{number}. {group.label}: {group.verdict.name}"
     yield f"   {error.source} {error.code}: {error.text or 'no text'}"
     for other in group.errors[1:]:
-        yield f"   {other.source} {other.code}: {other.text or 'no text'}"
+        text = "" if other.text in error.text else f": {other.text}"
+        yield f"   {other.source} {other.code}{text}"
     yield f"   {_count(group)}"
     if group.sites or group.nodes:
         yield f"   where: {_places(group.sites)}; nodes {_places(group.nodes) or 'not known'}"

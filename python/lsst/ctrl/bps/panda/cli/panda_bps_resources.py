@@ -65,10 +65,10 @@ def _lines(labels: list[LabelResources]) -> Iterator[str]:
         return
     yield from table(_HEAD, (_row(found) for found in labels))
     for found in labels:
-        for job in found.near_limit:
+        for job in found.near_limit[:1]:
             yield (
-                f"  near its limit: {found.label} {job.name}, PanDA job {job.panda_id}, attempt {job.attempt}: "
-                f"{job.max_rss / 1024:.0f} of {job.memory} MB"
+                f"  {found.label}: {found.near_count} attempts near their limit or over it; most: {job.name}, "
+                f"PanDA job {job.panda_id}, {job.max_rss / 1024:.0f} of {job.memory} MB"
             )
         if found.retried_with_more:
             yield (

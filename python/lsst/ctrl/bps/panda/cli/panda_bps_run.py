@@ -11,8 +11,9 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 
@@ -23,6 +24,7 @@ from lsst.ctrl.bps.panda.local import instance
 from lsst.ctrl.bps.panda.settings import ServiceSettings, read_service_settings
 
 _LOCAL_CLASS = "LocalPanDAService"
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON, as described in the manual.")
 
@@ -48,7 +50,7 @@ def _settings(local: bool) -> ServiceSettings:
     named = environment.get("BPS_WMS_SERVICE_CLASS", "").endswith(_LOCAL_CLASS)
     settings = read_service_settings(None, environment)
     if settings.url and not (local or named):
-        return settings
+        return _without_foreign_monitor(settings)
     directory = local_endpoint.state_directory(environment)
     found = instance.find(directory)
     if found is None:
@@ -56,7 +58,16 @@ def _settings(local: bool) -> ServiceSettings:
             raise PandaBpsError(f"No embedded PanDA runs with {directory}. Start it: panda_local start.")
         return settings
     merged: Mapping[str, str] = {**environment, **local_endpoint.environment(found)}
-    return read_service_settings(None, merged)
+    return _without_foreign_monitor(read_service_settings(None, merged))
+
+
+def _without_foreign_monitor(settings: ServiceSettings) -> ServiceSettings:
+    """Forget the facility's monitor for a server on this machine, which it
+    does not show.
+    """
+    if urlsplit(settings.url).hostname not in _LOOPBACK or settings.environment.get("PANDA_MONITOR_URL"):
+        return settings
+    return replace(settings, monitor_url="")
 
 
 def run_command(function: Callable[..., Any]) -> Callable[..., Any]:

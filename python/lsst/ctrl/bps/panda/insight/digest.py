@@ -21,6 +21,7 @@ from .verdicts import Rulebook, Verdict
 
 _TEXT_LIMIT = 300
 _PLACES = 5
+_RUNNER = re.compile(r"runner: \d")
 _NUMBERS = re.compile(r"0x[0-9a-fA-F]+|\d+")
 _IDENTIFIERS = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}")
 
@@ -224,6 +225,8 @@ def judge_groups(
         tail: tuple[str, ...] = ()
         if read_tail is not None and group.example is not None and group.example.log_url:
             tail = tuple(read_tail(group.example))
-        verdict = rulebook.judge(group.errors or (group.error,), log="\n".join(tail), one_node=group.one_node)
+        # The runner's first line repeats the command, which may hold any word.
+        log = "\n".join(line for line in tail if not _RUNNER.match(line))
+        verdict = rulebook.judge(group.errors or (group.error,), log=log, one_node=group.one_node)
         judged.append(replace(group, log_tail=tail, verdict=verdict))
     return judged

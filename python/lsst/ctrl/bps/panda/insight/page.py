@@ -1,0 +1,256 @@
+"""A run as one web page that needs nothing else: tables, the graph of tasks,
+jobs over time, memory, errors with verdicts, links.
+"""
+
+from __future__ import annotations
+
+__all__ = ["RunPage", "render_page"]
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from html import escape
+from urllib.parse import urlsplit
+
+from lsst.ctrl.bps.wms_service import WmsStates
+
+from .digest import ErrorGroup
+from .drawing import STATE_COLOURS, colour_of, draw_graph, draw_histogram, draw_timeline
+from .jobs import JobDetail
+from .overview import Overview
+from .resources import LabelResources, render_suggestions
+from .task_graph import TaskGraph
+
+_STYLE = """
+:root { color-scheme: light; font-family: system-ui, sans-serif; color: #202428; background: #f4f5f7; }
+body { margin: 0 auto; max-width: 1180px; padding: 1.2rem; }
+h1 { font-size: 1.4rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin-top: 0; }
+section { background: #fff; border: 1px solid #dfe2e6; border-radius: 8px; padding: 1rem; margin: 0 0 1rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .88rem; }
+th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid #eceef1; white-space: nowrap; }
+th:first-child, td:first-child, .text { text-align: left; } .wide { white-space: normal; overflow-wrap: anywhere; }
+.state { color: #fff; border-radius: 4px; padding: .1rem .45rem; font-size: .85rem; }
+.zero { color: #b4b9bf; } pre { background: #f4f5f7; padding: .6rem; overflow-x: auto; font-size: .8rem; }
+.error { border-left: 4px solid #d1433f; padding-left: .8rem; margin-bottom: 1.2rem; }
+.verdict { font-weight: 600; } .advice { background: #fff8e1; padding: .4rem .6rem; border-radius: 4px; }
+.small { font-size: 11px; fill: #5f656b; } svg text { font: 13px system-ui, sans-serif; } svg text.small { font-size: 11px; }
+.edge { fill: none; stroke: #9aa0a6; } .axis { fill: none; stroke: #9aa0a6; } .line { fill: none; stroke-width: 2; }
+.limit { stroke: #d1433f; stroke-dasharray: 4 3; } .task rect:first-of-type { stroke-width: 2; }
+.legend span { display: inline-block; margin-right: 1rem; font-size: .85rem; }
+.legend i { display: inline-block; width: .8em; height: .8em; margin-right: .3em; border-radius: 2px; }
+.plots { display: flex; flex-wrap: wrap; gap: 1rem; } figure { margin: 0; } figcaption { font-size: .85rem; }
+"""
+_SHOWN = (
+    WmsStates.SUCCEEDED, WmsStates.RUNNING, WmsStates.PENDING, WmsStates.READY, WmsStates.UNREADY, WmsStates.FAILED,
+    WmsStates.PRUNED, WmsStates.DELETED,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class RunPage:
+    """What the page shows."""
+
+    overview: Overview
+    graph: TaskGraph
+    groups: Sequence[ErrorGroup]
+    labels: Sequence[LabelResources]
+    jobs: Sequence[JobDetail]
+    made_at: datetime
+    version: str = ""
+
+
+def render_page(page: RunPage) -> str:
+    """Write the page.
+
+    Parameters
+    ----------
+    page : `RunPage`
+        What it shows.
+
+    Returns
+    -------
+    html : `str`
+        One document; it loads nothing and runs no script.
+    """
+    found = page.overview
+    title = f"Run {found.request_id}: {found.name}"
+    sections = (
+        ("run", "Run", _facts(found)),
+        ("states", "Jobs", _state_table(found)),
+        ("errors", "Errors", _errors(page.groups)),
+        ("graph", "Tasks", _graph(page.graph)),
+        ("time", "Jobs over time", _timeline(page.jobs)),
+        ("memory", "Memory and time", _resources(page)),
+        ("tasks", "Tasks in iDDS and PanDA", _task_table(found)),
+        ("files", "Files and links", _links(found)),
+        ("unknown", "Not known", "".join(f"<p>{escape(text)}</p>" for text in found.problems)),
+    )
+    body = "".join(
+        f'<section id="{key}"><h2>{head}</h2>{content}</section>' for key, head, content in sections if content
+    )
+    state = f'<span class="state" style="background:{colour_of(found.state)}">{found.state.name}</span>'
+    over = "" if found.ended else " (not over yet)"
+    return (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>"
+        f"<h1>{escape(title)} {state}{over}</h1>{body}"
+        f"<p>Made at {page.made_at:%Y-%m-%d %H:%M:%S} UTC by panda_bps {escape(page.version)}.</p></body></html>\n"
+    )
+
+
+def _table(head: Iterable[str], rows: Iterable[Sequence[str]], *, text: int = 1) -> str:
+    """Write a table; cells are HTML already."""
+
+    def row(cells: Iterable[str], tag: str) -> str:
+        return "".join(
+            f'<{tag}{" class=text" if n < text else ""}>{cell}</{tag}>' for n, cell in enumerate(cells)
+        )
+
+    lines = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in rows)
+    return f'<div class="scroll"><table><thead><tr>{row(head, "th")}</tr></thead><tbody>{lines}</tbody></table></div>'
+
+
+def _link(address: str, words: str = "") -> str:
+    """Write a link; an address of another kind than http stays text."""
+    if urlsplit(address).scheme not in ("http", "https"):
+        return escape(words or address)
+    return f'<a href="{escape(address)}">{escape(words or address)}</a>'
+
+
+def _facts(found: Overview) -> str:
+    facts = {
+        "operator": found.operator,
+        "project": found.project,
+        "campaign": found.campaign,
+        "payload": found.payload,
+        "site": found.site,
+        "completes run": str(found.origin or ""),
+        "submitted": f"{found.created:%Y-%m-%d %H:%M:%S} UTC" if found.created else "",
+        "last change": f"{found.updated:%Y-%m-%d %H:%M:%S} UTC" if found.updated else "",
+        "state in iDDS": found.idds_status,
+        "submit directory": found.submit_path,
+        "staging area": found.staging_area,
+        "server": found.server,
+    }
+    rows = "".join(
+        f'<tr><td>{name}</td><td class="text wide">{escape(value)}</td></tr>'
+        for name, value in facts.items()
+        if value
+    )
+    return f"<table><tbody>{rows}</tbody></table>"
+
+
+def _state_table(found: Overview) -> str:
+    def numbers(label: str, counts: dict[WmsStates, int]) -> list[str]:
+        other = sum(counts.values()) - sum(counts[state] for state in _SHOWN)
+        values = [sum(counts.values()), *(counts[state] for state in _SHOWN), other]
+        return [label, *(str(value) if value else '<span class="zero">0</span>' for value in values)]
+
+    rows = [numbers(escape(label), counts) for label, counts in found.labels.items()]
+    rows.append(numbers("<b>total</b>", found.total))
+    return _table(("label", "jobs", *(state.name.lower() for state in _SHOWN), "other"), rows)
+
+
+def _errors(groups: Sequence[ErrorGroup]) -> str:
+    return "".join(_error(group) for group in groups) or "<p>No failed job is known.</p>"
+
+
+def _error(group: ErrorGroup) -> str:
+    return f'<div class="error">{"".join(_error_parts(group))}</div>'
+
+
+def _error_parts(group: ErrorGroup) -> Iterator[str]:
+    error = group.error
+    yield f'<div><span class="verdict">{escape(group.label)}: {escape(group.verdict.name)}</span> \u2014 '
+    yield f"{escape(error.source)} {error.code}: {escape(error.text or 'no text')}</div>"
+    places = ", ".join(f"{name} ({count})" for name, count in (*group.sites, *group.nodes))
+    yield f"<div>{group.attempts} attempts of {group.jobs} jobs; {escape(places)}</div>"
+    if group.first and group.last:
+        yield f"<div>{group.first:%Y-%m-%d %H:%M:%S} to {group.last:%Y-%m-%d %H:%M:%S} UTC</div>"
+    if group.example is not None:
+        log = _link(group.example.log_url, "log") if group.example.log_url else "no log known"
+        yield f"<div>for instance {escape(group.example.name)}, PanDA job {group.example.panda_id}: {log}</div>"
+    if group.log_tail:
+        lines = "\n".join(escape(line) for line in group.log_tail)
+        yield f"<pre>{lines}</pre>"
+    if group.verdict.advice:
+        yield f'<div class="advice">{escape(group.verdict.advice)}</div>'
+
+
+def _graph(graph: TaskGraph) -> str:
+    legend = "".join(
+        f'<span><i style="background:{colour}"></i>{state.name.lower()}</span>'
+        for state, colour in STATE_COLOURS.items()
+    )
+    note = "" if graph.has_edges else "<p>What waits for what is in the plan, which could not be read here.</p>"
+    drawing = draw_graph(graph)
+    return f'<div class="legend">{legend}</div>{note}<div class="scroll">{drawing}</div>' if drawing else ""
+
+
+def _timeline(jobs: Sequence[JobDetail]) -> str:
+    drawing = draw_timeline(jobs)
+    legend = (
+        '<div class="legend"><span><i style="background:#2f7fd1"></i>running</span>'
+        '<span><i style="background:#2a9d5c"></i>finished</span>'
+        '<span><i style="background:#d1433f"></i>failed</span></div>'
+    )
+    return f'{legend}<div class="scroll">{drawing}</div>' if drawing else ""
+
+
+def _resources(page: RunPage) -> str:
+    if not page.labels:
+        return ""
+    head = ("label", "finished", "wall 50 % s", "95 % s", "cpu 50 %", "rss 50 % MB", "95 % MB", "max MB",
+            "asked MB", "near limit", "out of memory")  # fmt: skip
+    figures = "".join(_figure(found, page.jobs) for found in page.labels)
+    suggestions = "\n".join(escape(line) for line in render_suggestions(page.labels))
+    advice = f"<p>Suggested for the next run:</p><pre>{suggestions}</pre>" if suggestions else ""
+    return f'{_table(head, map(_resource_row, page.labels))}{advice}<div class="plots">{figures}</div>'
+
+
+def _resource_row(found: LabelResources) -> list[str]:
+    wall, cpu, memory = found.wall, found.cpu, found.memory
+    return [
+        escape(found.label),
+        str(found.finished),
+        *((f"{wall.half:.0f}", f"{wall.most_of_all:.0f}") if wall else ("-", "-")),
+        f"{cpu.half:.0%}" if cpu else "-",
+        *((f"{memory.half:.0f}", f"{memory.most_of_all:.0f}", f"{memory.largest:.0f}") if memory else ("-",) * 3),
+        str(found.requested_memory or "-"),
+        str(found.near_count),
+        str(found.out_of_memory),
+    ]
+
+
+def _figure(found: LabelResources, jobs: Sequence[JobDetail]) -> str:
+    values = [job.max_rss / 1024 for job in jobs if job.label == found.label and job.max_rss]
+    drawing = draw_histogram(values, limit=found.requested_memory, unit="MB")
+    caption = f"{escape(found.label)}: largest resident memory; dashed: asked for"
+    return f"<figure>{drawing}<figcaption>{caption}</figcaption></figure>" if drawing else ""
+
+
+def _task_table(found: Overview) -> str:
+    rows = [
+        (
+            escape(task.label),
+            escape(task.name),
+            escape(task.idds_status),
+            escape(task.panda_status or "-"),
+            _link(task.link, str(task.task_id)) if task.link else str(task.task_id or "-"),
+            str(task.jobs),
+            str(task.finished),
+            _link(task.failed_link, str(task.failed)) if task.failed_link else str(task.failed),
+        )
+        for task in found.tasks
+    ]
+    head = ("label", "task", "iDDS", "PanDA", "number", "jobs", "finished", "failed")
+    return _table(head, rows, text=4) if rows else ""
+
+
+def _links(found: Overview) -> str:
+    links = [f"<li>{escape(what)}: {_link(address)}</li>" for what, address in found.links]
+    files = [f"<li>{escape(file.what)}: {escape(file.path)} ({file.size} bytes)</li>" for file in found.files]
+    return f"<ul>{''.join([*links, *files])}</ul>" if links or files else ""

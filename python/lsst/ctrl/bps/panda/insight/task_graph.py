@@ -1,0 +1,173 @@
+"""The graph of a run's tasks: which waits for which, how far each is, and
+where each is drawn.
+"""
+
+from __future__ import annotations
+
+__all__ = ["TaskGraph", "TaskNode", "make_task_graph", "state_of"]
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from lsst.ctrl.bps.wms_service import WmsStates
+
+from ..plan.model import TaskPlan, WorkflowPlan
+from ..wire.pipeline import label_of_task, ordinal_of_task
+from ..wire.records import TransformRecord
+from ..wire.states import Counts, count_task, is_aborted
+from .observation import Observation
+
+MAX_NODES = 150
+"""With more tasks, those of a label are drawn as one."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskNode:
+    """A task, or all tasks of a label."""
+
+    name: str
+    label: str
+    counts: Counts
+    tasks: int = 1
+    column: int = 0
+    """Longest way from a task that waits for nothing."""
+
+    row: int = 0
+
+    @property
+    def jobs(self) -> int:
+        """Number of jobs."""
+        return sum(self.counts.values())
+
+
+@dataclass(frozen=True, slots=True)
+class TaskGraph:
+    """Tasks and which waits for which."""
+
+    nodes: tuple[TaskNode, ...]
+    edges: tuple[tuple[int, int], ...]
+    """Positions in ``nodes``: earlier and later task."""
+
+    has_edges: bool = True
+    """Whether it is known what waits for what: it is in the plan, in the
+    submit directory."""
+
+
+def make_task_graph(observation: Observation, plan: WorkflowPlan | None) -> TaskGraph:
+    """Make the graph of a run.
+
+    Parameters
+    ----------
+    observation : `Observation`
+        How far its tasks are.
+    plan : `WorkflowPlan`, optional
+        Its plan; without it the tasks are drawn in their order.
+
+    Returns
+    -------
+    graph : `TaskGraph`
+        Placed in columns from left to right.
+    """
+    transforms = {item.name: item for item in observation.evidence.transforms or ()}
+    if plan is None:
+        return _without_plan(observation, transforms)
+    tasks = (*plan.tasks, *plan.final)
+    nodes = [
+        TaskNode(task.name, task.label, _counts(observation, transforms.get(task.name), len(task.jobs)))
+        for task in tasks
+    ]
+    edges = _edges_of(plan, tasks)
+    if len(nodes) > MAX_NODES:
+        nodes, edges = _by_label(nodes, edges)
+    return _placed(nodes, edges, known=True)
+
+
+def _counts(observation: Observation, transform: TransformRecord | None, planned: int) -> Counts:
+    aborted = is_aborted(observation.evidence.request)
+    return count_task(transform, planned, aborted=aborted, ended=observation.tally.ended)
+
+
+def _without_plan(observation: Observation, transforms: Mapping[str, TransformRecord]) -> TaskGraph:
+    run = observation.name
+    items = sorted(transforms.values(), key=lambda item: (ordinal_of_task(item.name, run), item.name))
+    nodes = [TaskNode(item.name, label_of_task(item.name, run), _counts(observation, item, 0)) for item in items]
+    nodes, _ = _by_label(nodes, set())
+    # One column a label: the order is that of the pipeline.
+    return TaskGraph(tuple(replace(node, column=n) for n, node in enumerate(nodes)), (), has_edges=False)
+
+
+def _edges_of(plan: WorkflowPlan, tasks: tuple[TaskPlan, ...]) -> set[tuple[int, int]]:
+    """Find which task waits for which."""
+    position = {task.name: number for number, task in enumerate(tasks)}
+    order = sorted(range(len(tasks)), key=lambda number: tasks[number].first)
+    firsts = [tasks[number].first for number in order]
+    edges: set[tuple[int, int]] = set()
+    for child, task in enumerate(tasks):
+        parents = {parent for job in task.jobs for parent in job.parents}
+        edges |= {(order[bisect_right(firsts, parent) - 1], child) for parent in parents}
+    for condition in plan.conditions:
+        edges |= {
+            (position[before], position[after])
+            for before in condition.waits_for
+            for after in condition.starts
+            if before in position and after in position
+        }
+    if plan.final:
+        first_final = len(plan.tasks)
+        sinks = [number for number, task in enumerate(plan.tasks) if task.is_sink]
+        edges |= {(sink, first_final) for sink in sinks}
+    return {(before, after) for before, after in edges if before != after}
+
+
+def _by_label(
+    nodes: Iterable[TaskNode], edges: Iterable[tuple[int, int]]
+) -> tuple[list[TaskNode], set[tuple[int, int]]]:
+    """Draw the tasks of a label as one."""
+    merged: dict[str, TaskNode] = {}
+    where: list[int] = []
+    for node in nodes:
+        old = merged.get(node.label)
+        if old is None:
+            merged[node.label] = replace(node, name=node.label)
+        else:
+            counts = {state: number + old.counts[state] for state, number in node.counts.items()}
+            merged[node.label] = replace(old, counts=counts, tasks=old.tasks + 1)
+        where.append(list(merged).index(node.label))
+    between = {(where[before], where[after]) for before, after in edges}
+    return list(merged.values()), {(before, after) for before, after in between if before != after}
+
+
+def _placed(nodes: list[TaskNode], edges: set[tuple[int, int]], *, known: bool) -> TaskGraph:
+    """Put each node behind all it waits for."""
+    before: dict[int, list[int]] = {}
+    for earlier, later in edges:
+        before.setdefault(later, []).append(earlier)
+    columns = [0] * len(nodes)
+    # As often as the longest way is long; labels that wait for each other (tasks of two labels by
+    # turns) would go on for ever.
+    for _ in range(len(nodes)):
+        longer = [1 + max((columns[n] for n in before.get(number, ())), default=-1) for number in range(len(nodes))]
+        if longer == columns or max(longer, default=0) > len(nodes):
+            break
+        columns = longer
+    rows: dict[int, int] = {}
+    placed = []
+    for node, column in zip(nodes, columns, strict=True):
+        row = rows.get(column, 0)
+        rows[column] = row + 1
+        placed.append(replace(node, column=column, row=row))
+    return TaskGraph(tuple(placed), tuple(sorted(edges)), known)
+
+
+def state_of(counts: Counts) -> WmsStates:
+    """Give the state that a task is drawn with: the worst that needs a look,
+    else what is going on.
+    """
+    for state in (WmsStates.FAILED, WmsStates.DELETED, WmsStates.RUNNING, WmsStates.PENDING, WmsStates.READY):
+        if counts[state]:
+            return state
+    total = sum(counts.values())
+    if total and counts[WmsStates.SUCCEEDED] == total:
+        return WmsStates.SUCCEEDED
+    return WmsStates.PRUNED if counts[WmsStates.PRUNED] else WmsStates.UNREADY
