@@ -157,7 +157,6 @@ class Payload:
         self._rss_sum = 0
         self._max = SessionUse(0, 0, 0.0, 0)
         self._cpu = 0.0
-        self._peak_kb = 0
 
     @property
     def session(self) -> int:
@@ -204,7 +203,6 @@ class Payload:
             _, status, usage = os.wait4(process.pid, 0)
         code = os.waitstatus_to_exitcode(status)
         process.returncode = code
-        self._peak_kb = max(self._peak_kb, usage.ru_maxrss)
         self._cpu += usage.ru_utime + usage.ru_stime
         self._sweep()
         return 128 - code if code < 0 else code
@@ -257,7 +255,9 @@ class Payload:
 
     def figures(self) -> dict[str, Any]:
         """Tell what was measured, in the fields of PanDA's job record (kB)."""
-        peak = max(self._max.rss, self._peak_kb)
+        # Not the kernel's ru_maxrss: after an exec it still holds the size of
+        # the server that forked.
+        peak = self._max.rss
         fields: dict[str, Any] = {
             "maxRSS": peak,
             "avgRSS": self._rss_sum // self._samples if self._samples else peak,
