@@ -2006,6 +2006,27 @@ def _is_monitored() -> bool:
     return False
 
 
+LONGEST_ARGUMENT = 100000
+"""Bytes of a command that a shell gets as an argument; Linux takes 131071 (execve(2), MAX_ARG_STRLEN)."""
+
+COMMAND_FILE = "payload_command.sh"
+"""File in the work directory that holds a longer one."""
+
+
+def _shell_arguments(command: bytes) -> "list[bytes]":
+    """Arguments that make a shell run a command, however long it is."""
+    if len(command) <= LONGEST_ARGUMENT:
+        return [b"-c", command]
+    try:
+        with open(COMMAND_FILE, "wb") as stream:
+            stream.write(command + b"\n")
+    except OSError as error:
+        raise FailureError(
+            EXIT_WORK_DIRECTORY, f"cannot write the command to {COMMAND_FILE}: {error.strerror}"
+        ) from None
+    return [COMMAND_FILE.encode()]
+
+
 def run_payload(
     command: str, environment: "Mapping[bytes, bytes]", signals: Signals, *, monitor: bool = False
 ) -> int:
@@ -2029,7 +2050,7 @@ def run_payload(
         ended it.
     """
     shell = b"/bin/bash" if os.access("/bin/bash", os.X_OK) else b"/bin/sh"
-    payload = signals.start([shell, b"-c", _bytes(command)], environment, group=True)
+    payload = signals.start([shell, *_shell_arguments(_bytes(command))], environment, group=True)
     guard = signals.guard()
     watcher = 0
     prmon = find_monitor(environment) if monitor else b""
