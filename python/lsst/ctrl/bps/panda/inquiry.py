@@ -18,6 +18,7 @@ from .rest.relay import Relay
 from .rest.transport import Transport
 from .runrecord import RunIndex, RunRecord, read_record
 from .settings import ServiceSettings
+from .wire.build_task import count_build_job
 from .wire.pipeline import PlanSummary
 from .wire.records import (
     ContentRecord,
@@ -173,7 +174,7 @@ class Inquiry:
         records = parse_requests(rows)
         if not records:
             raise RunNotFoundError(f"There is no run {request_id} on {self._server}.")
-        return records[0], parse_transforms(rows)
+        return records[0], tuple(map(count_build_job, parse_transforms(rows)))
 
     def contents(self, request_id: int, transform_id: int) -> tuple[ContentRecord, ...]:
         """Return the contents of a transform."""

@@ -266,8 +266,8 @@ def _record(config: BpsConfig, attributes: RunAttributes, archive: str, submit_p
             },
             "versions": {"plugin": __version__},
             "remote": {"archive": archive, "complete": False},
-            "labels": [],
-            "tasks": [],
+            "labels": [[BUILD_LABEL, 1]],
+            "tasks": [[BUILD_TASK, BUILD_LABEL, 1]],
             "final_labels": [],
         }
     )

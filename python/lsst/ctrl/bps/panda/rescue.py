@@ -94,6 +94,13 @@ def restart_run(connection: Connection, inquiry: Inquiry, run: str) -> tuple[str
             "next heartbeat (up to 30 minutes). Restart it when they have ended, so that no job runs twice at "
             "the same time."
         )
+    if record.content.get("remote"):
+        return (
+            None,
+            None,
+            f"Run {request_id} was planned at the site (remote build), so its plan is not here and it cannot be "
+            "restarted. Submit it once more with another outputRun.",
+        )
     plan = read_plan(record.submit_path)
     done = _done_jobs(inquiry, evidence, plan)
     number = int(record.content.get("restarts", 0)) + 1
