@@ -33,7 +33,9 @@ pytestmark = pytest.mark.slow
 LIMIT = 300.0
 ENDED = {WmsStates.SUCCEEDED, WmsStates.FAILED, WmsStates.DELETED}
 SH = GenericWorkflowExec("sh", "/bin/sh", False)
-HUNGRY = "import time; block = bytearray(200 * 1024**2); block[::4096] = bytes(len(block[::4096])); time.sleep(60)"
+HUNGRY = (
+    "import time; block = bytearray(200 * 1024**2); block[::4096] = bytes(len(block[::4096])); time.sleep(60)"
+)
 
 
 class Service(PanDAService):

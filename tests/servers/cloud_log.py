@@ -56,7 +56,9 @@ class CloudLogServer:
         conditions = []
         for path, operator, value in _CONDITION.findall(text):
             words = re.findall(r'"((?:[^"\\]|\\.)*)"', value) or [value]
-            conditions.append((path, operator, [word.replace('\\"', '"').replace("\\\\", "\\") for word in words]))
+            conditions.append(
+                (path, operator, [word.replace('\\"', '"').replace("\\\\", "\\") for word in words])
+            )
         assert re.sub(r"\s+", "", _CONDITION.sub("", text).replace("AND", "")) == "", text
         return [entry for entry in self.entries if all(self._holds(entry, *c) for c in conditions)]
 
@@ -80,7 +82,9 @@ class CloudLogServer:
             return 404, {"error": {"code": 404, "message": path, "status": "NOT_FOUND"}}
         self.requests.append(body)
         if self.refuse:
-            return self.refuse, {"error": {"code": self.refuse, "message": "no", "status": "PERMISSION_DENIED"}}
+            return self.refuse, {
+                "error": {"code": self.refuse, "message": "no", "status": "PERMISSION_DENIED"}
+            }
         if self.quota_after and len(self.requests) % self.quota_after == 0:
             return 429, {"error": {"code": 429, "message": "Quota exceeded", "status": "RESOURCE_EXHAUSTED"}}
         found = self.select(body.get("filter", ""))
@@ -112,7 +116,9 @@ class CloudLogServer:
         return Handler
 
 
-def make_entry(number, *, moment, task="5", job="12", request=7, level="INFO", message="step", project="proj"):
+def make_entry(
+    number, *, moment, task="5", job="12", request=7, level="INFO", message="step", project="proj"
+):
     """Make an entry as pilots write it."""
     return {
         "logName": f"projects/{project}/logs/Panda-RubinLog",

@@ -27,7 +27,9 @@ _WIDTH = 100
 @run_command
 @click.option("-l", "--label", default="", help="Jobs of this label only.")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="Most kinds of errors.")
-@click.option("--tail", default=12, show_default=True, type=click.IntRange(0), help="Lines of the example's log.")
+@click.option(
+    "--tail", default=12, show_default=True, type=click.IntRange(0), help="Lines of the example's log."
+)
 @click.option(
     "--rules",
     envvar="PANDA_BPS_VERDICTS",

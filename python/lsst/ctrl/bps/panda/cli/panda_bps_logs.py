@@ -62,7 +62,9 @@ class _Wish:
     show_default=True,
     help="The jobs' log area, or Google Cloud Logging; auto takes the area of jobs that have one.",
 )
-@click.option("--file", "files", multiple=True, help="File of the log area, such as pilotlog.txt; repeatable.")
+@click.option(
+    "--file", "files", multiple=True, help="File of the log area, such as pilotlog.txt; repeatable."
+)
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="Most jobs.")
 @click.option("--project", default="", help="Google project of the log  [env: PANDA_LOG_PROJECT].")
 @click.option("--log-name", default="", help="Name of the log  [env: PANDA_LOG_NAME].")
@@ -88,7 +90,8 @@ def logs(
     """Show the logs of a run's jobs.  RUN is its id, name or submit directory."""
     named = {"project": project, "log": log_name, "credentials": credentials}
     cloud = replace(
-        find_cloud_settings(asked.settings.environment), **{key: value for key, value in named.items() if value}
+        find_cloud_settings(asked.settings.environment),
+        **{key: value for key, value in named.items() if value},
     )
     wish = _Wish(JobChoice(label, job, failed, limit), LineFilter.from_options(level=level, grep=grep), files,
                  cloud, follow)  # fmt: skip
@@ -102,7 +105,10 @@ def logs(
     if as_json:
         write_json(
             make_document(
-                list(lines), request_id=observation.request_id, name=observation.name, kind="logs",
+                list(lines),
+                request_id=observation.request_id,
+                name=observation.name,
+                kind="logs",
                 problems=observation.problems,
             )  # fmt: skip
         )
@@ -163,7 +169,9 @@ def _read_jobs(
         if job.panda_id not in told:
             told.add(job.panda_id)
             directory = place.rpartition("/")[0]
-            click.echo(f"== {job.label} {job.name}, attempt {job.attempt}, {job.status}: {directory}/", err=True)
+            click.echo(
+                f"== {job.label} {job.name}, attempt {job.attempt}, {job.status}: {directory}/", err=True
+            )
         try:
             yield from reader.lines(job, wanted)
         except TransportError as error:

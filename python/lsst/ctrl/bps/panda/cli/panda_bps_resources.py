@@ -17,8 +17,8 @@ from lsst.ctrl.bps.panda.insight.verdicts import read_rulebook
 from .panda_bps_run import Asked, json_option, print_problems, run_command, table, write_json
 
 _HEAD = (
-    "label", "finished", "attempts", "wall 50% s", "95% s", "max s", "CPU 50%", "RSS 50% MB", "95% MB", "max MB",
-    "asked MB", "near limit", "no memory",
+    "label", "finished", "attempts", "wall 50% s", "95% s", "max s", "CPU 50%", "RSS 50% MB", "95% MB",
+    "max MB", "asked MB", "near limit", "no memory",
 )  # fmt: skip
 
 
@@ -67,8 +67,8 @@ def _lines(labels: list[LabelResources]) -> Iterator[str]:
     for found in labels:
         for job in found.near_limit[:1]:
             yield (
-                f"  {found.label}: {found.near_count} attempts near their limit or over it; most: {job.name}, "
-                f"PanDA job {job.panda_id}, {job.max_rss / 1024:.0f} of {job.memory} MB"
+                f"  {found.label}: {found.near_count} attempts near their limit or over it; "
+                f"most: {job.name}, PanDA job {job.panda_id}, {job.max_rss / 1024:.0f} of {job.memory} MB"
             )
         if found.retried_with_more:
             yield (
@@ -92,7 +92,11 @@ def _row(found: LabelResources) -> tuple[object, ...]:
         found.attempts,
         *((f"{wall.half:.0f}", f"{wall.most_of_all:.0f}", f"{wall.largest:.0f}") if wall else (None,) * 3),
         f"{cpu.half:.0%}" if cpu else None,
-        *((f"{memory.half:.0f}", f"{memory.most_of_all:.0f}", f"{memory.largest:.0f}") if memory else (None,) * 3),
+        *(
+            (f"{memory.half:.0f}", f"{memory.most_of_all:.0f}", f"{memory.largest:.0f}")
+            if memory
+            else (None,) * 3
+        ),
         found.requested_memory or None,
         found.near_count,
         found.out_of_memory,

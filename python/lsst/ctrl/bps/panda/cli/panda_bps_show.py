@@ -56,8 +56,8 @@ def _lines(found: Overview) -> Iterator[str]:
     yield ""
     head = ("label", "iDDS", "PanDA", "transform", "task", "jobs", "finished", "failed")
     rows = [
-        (t.label, t.idds_status, t.panda_status or None, t.transform_id, t.task_id or None, t.jobs, t.finished,
-         t.failed)
+        (t.label, t.idds_status, t.panda_status or None, t.transform_id, t.task_id or None,
+         t.jobs, t.finished, t.failed)
         for t in found.tasks
     ]  # fmt: skip
     yield from table(head, rows, left=3) if rows else ["No task is there yet."]

@@ -53,7 +53,9 @@ def watch(asked: Asked, interval: float, as_json: bool) -> int:
     """
     inquiry = Inquiry(asked.connection)
     request_id, _ = inquiry.identify(asked.run)
-    looks = watch_run(partial(inquiry.status, request_id), partial(inquiry.detail, request_id), interval=interval)
+    looks = watch_run(
+        partial(inquiry.status, request_id), partial(inquiry.detail, request_id), interval=interval
+    )
     show = _write_json if as_json else _Screen() if sys.stdout.isatty() else _Log()
     state = WmsStates.UNKNOWN
     try:
@@ -95,10 +97,14 @@ class _Log:
             return
         new_errors = progress.errors if self._last is None or self._last[3] != progress.errors else ()
         self._last = now
-        counts = ", ".join(f"{n} {name}" for name, n in zip(_COLUMNS, _numbers(progress.total), strict=True) if n)
+        counts = ", ".join(
+            f"{n} {name}" for name, n in zip(_COLUMNS, _numbers(progress.total), strict=True) if n
+        )
         rest = ", ".join(part for part in (_estimate(progress), "ended" if progress.ended else "") if part)
         moment = f"{progress.moment:%Y-%m-%dT%H:%M:%SZ}"
-        click.echo(f"{moment} run {progress.request_id} {progress.state.name}: {counts}{'; ' + rest if rest else ''}")
+        click.echo(
+            f"{moment} run {progress.request_id} {progress.state.name}: {counts}{'; ' + rest if rest else ''}"
+        )
         for error in new_errors:
             click.echo(f"{moment} run {progress.request_id} error: {error}")
         sys.stdout.flush()

@@ -116,7 +116,9 @@ def render_filter(query: CloudQuery, settings: CloudLogSettings) -> str:
     parts += _one_of("jsonPayload.PandaJobID", query.panda_ids)
     if query.level:
         least = LEVELS[query.level]
-        parts += _one_of("jsonPayload.levelname", [name for name, number in LEVELS.items() if number >= least])
+        parts += _one_of(
+            "jsonPayload.levelname", [name for name, number in LEVELS.items() if number >= least]
+        )
     if query.text:
         parts.append(f"jsonPayload.message:{_quoted(query.text)}")
     parts.append(f'timestamp>="{_moment(query.since)}"')
@@ -288,10 +290,13 @@ def _make_client(settings: CloudLogSettings) -> Any:
         options["_use_grpc"] = False
     try:
         if settings.credentials:
-            options["credentials"] = service_account.Credentials.from_service_account_file(settings.credentials)
+            make: Callable[[str], Any] = service_account.Credentials.from_service_account_file
+            options["credentials"] = make(settings.credentials)
         elif settings.endpoint.startswith(("http://127.0.0.1", "http://localhost")):
-            options["credentials"] = AnonymousCredentials()
-        return cloud_logging.Client(**options)
+            anonymous: Callable[[], Any] = AnonymousCredentials
+            options["credentials"] = anonymous()
+        client: Callable[..., Any] = cloud_logging.Client
+        return client(**options)
     except Exception as error:  # DefaultCredentialsError, ValueError, OSError: no common parent.
         raise SettingsError(
             f"Google Cloud Logging cannot be used: {error} Give a service account's key file with "

@@ -86,10 +86,12 @@ def _box(node: TaskNode) -> str:
     label = node.label if len(node.label) <= _NAME else node.label[: _NAME - 1] + "\u2026"
     return (
         f'<g class="task" data-state="{state.name}"><title>{escape(node.name)}: {escape(counts)}</title>'
-        f'<rect x="{x}" y="{y}" width="{_BOX[0]}" height="{_BOX[1]}" rx="5" fill="#fff" stroke="{colour_of(state)}"/>'
+        f'<rect x="{x}" y="{y}" width="{_BOX[0]}" height="{_BOX[1]}" rx="5" fill="#fff" '
+        f'stroke="{colour_of(state)}"/>'
         f"{_shares(node, x, y)}"
         f'<text x="{x + 8}" y="{y + 17}">{escape(label)}</text>'
-        f'<text class="small" x="{x + 8}" y="{y + 31}">{node.jobs} jobs{tasks}, {state.name.lower()}</text></g>'
+        f'<text class="small" x="{x + 8}" y="{y + 31}">'
+        f"{node.jobs} jobs{tasks}, {state.name.lower()}</text></g>"
     )
 
 
@@ -135,12 +137,14 @@ def draw_timeline(jobs: Iterable[JobDetail], *, width: int = 900, height: int = 
     shapes = [_axis(left, foot, width, top)]
     for name, colour in (("finished", "#2a9d5c"), ("failed", "#d1433f"), ("running", "#2f7fd1")):
         points = " ".join(
-            f"{left + n * step:.1f},{foot - (foot - 10) * value / top:.1f}" for n, value in enumerate(bins[name])
+            f"{left + n * step:.1f},{foot - (foot - 10) * value / top:.1f}"
+            for n, value in enumerate(bins[name])
         )
         shapes.append(f'<polyline class="line" data-series="{name}" points="{points}" stroke="{colour}"/>')
     shapes.append(f'<text class="small" x="{left}" y="{height - 6}">{start:%Y-%m-%d %H:%M:%S} UTC</text>')
     shapes.append(
-        f'<text class="small" x="{width - 8}" y="{height - 6}" text-anchor="end">{end:%Y-%m-%d %H:%M:%S}</text>'
+        f'<text class="small" x="{width - 8}" y="{height - 6}" text-anchor="end">'
+        f"{end:%Y-%m-%d %H:%M:%S}</text>"
     )
     return _svg(width, height, shapes, "running, finished and failed jobs over time", "timeline")
 
@@ -231,15 +235,16 @@ def draw_histogram(
         if count:
             size = (foot - 10) * count / top
             shapes.append(
-                f'<rect class="bar" x="{left + number * step:.1f}" y="{foot - size:.1f}" width="{step - 1:.1f}" '
-                f'height="{size:.1f}" fill="#2f7fd1"/>'
+                f'<rect class="bar" x="{left + number * step:.1f}" y="{foot - size:.1f}" '
+                f'width="{step - 1:.1f}" height="{size:.1f}" fill="#2f7fd1"/>'
             )
     if limit:
         x = left + (width - left - 8) * limit / largest
         shapes.append(f'<line class="limit" x1="{x:.1f}" x2="{x:.1f}" y1="6" y2="{foot}"/>')
     shapes.append(f'<text class="small" x="{left}" y="{height - 5}">0</text>')
     shapes.append(
-        f'<text class="small" x="{width - 8}" y="{height - 5}" text-anchor="end">{largest:.0f} {escape(unit)}</text>'
+        f'<text class="small" x="{width - 8}" y="{height - 5}" text-anchor="end">'
+        f"{largest:.0f} {escape(unit)}</text>"
     )
     return _svg(width, height, shapes, "histogram", "histogram")
 
@@ -253,6 +258,6 @@ def _axis(left: int, foot: int, width: int, top: int) -> str:
 
 def _svg(width: float, height: float, shapes: Iterable[str], title: str, kind: str) -> str:
     return (
-        f'<svg class="{kind}" role="img" aria-label="{escape(title)}" width="{width:.0f}" height="{height:.0f}" '
-        f'viewBox="0 0 {width:.0f} {height:.0f}" xmlns="http://www.w3.org/2000/svg">{"".join(shapes)}</svg>'
+        f'<svg class="{kind}" role="img" aria-label="{escape(title)}" '
+        f'width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}" xmlns="http://www.w3.org/2000/svg">{"".join(shapes)}</svg>'
     )

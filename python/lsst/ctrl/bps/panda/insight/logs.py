@@ -61,7 +61,9 @@ def choose_jobs(observation: Observation, choice: JobChoice) -> tuple[list[JobDe
     jobs = [job for job in observation.jobs if choice.label in ("", job.label)]
     if choice.label and not jobs:
         labels = ", ".join(observation.tally.by_label)
-        raise RunNotFoundError(f"No PanDA job of label {choice.label!r} is known. Labels of the run: {labels}.")
+        raise RunNotFoundError(
+            f"No PanDA job of label {choice.label!r} is known. Labels of the run: {labels}."
+        )
     if choice.job:
         jobs = [job for job in jobs if choice.job in (str(job.panda_id), job.name, job.job_name)]
         if not jobs:

@@ -111,15 +111,15 @@ def observe(
         if label and labels[task_id] != label:
             continue
         try:
-            rows = connection.api.job_descriptions(
-                task_id, unsuccessful_only=scope is not JobScope.ALL
-            )
+            rows = connection.api.job_descriptions(task_id, unsuccessful_only=scope is not JobScope.ALL)
             found = parse_job_details(rows, labels)
         except TransportError as error:
             problems.append(f"The jobs of PanDA task {task_id} could not be had: {error.message}")
             continue
         if len(found) >= JOBS_A_TASK:
-            problems.append(f"PanDA lists {JOBS_A_TASK} jobs of task {task_id} ({labels[task_id]}); it has more.")
+            problems.append(
+                f"PanDA lists {JOBS_A_TASK} jobs of task {task_id} ({labels[task_id]}); it has more."
+            )
         jobs += found
     return Observation(evidence, tally, tuple(jobs), links, tuple(problems))
 

@@ -21,29 +21,34 @@ from .overview import Overview
 from .resources import LabelResources, render_suggestions
 from .task_graph import TaskGraph
 
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _STYLE = """
-:root { color-scheme: light; font-family: system-ui, sans-serif; color: #202428; background: #f4f5f7; }
+:root { color-scheme: light; font-family: system-ui, sans-serif; }
+:root { color: #202428; background: #f4f5f7; }
 body { margin: 0 auto; max-width: 1180px; padding: 1.2rem; }
 h1 { font-size: 1.4rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin-top: 0; }
 section { background: #fff; border: 1px solid #dfe2e6; border-radius: 8px; padding: 1rem; margin: 0 0 1rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; }
 th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid #eceef1; white-space: nowrap; }
-th:first-child, td:first-child, .text { text-align: left; } .wide { white-space: normal; overflow-wrap: anywhere; }
+th:first-child, td:first-child, .text { text-align: left; }
+.wide { white-space: normal; overflow-wrap: anywhere; }
 .state { color: #fff; border-radius: 4px; padding: .1rem .45rem; font-size: .85rem; }
 .zero { color: #b4b9bf; } pre { background: #f4f5f7; padding: .6rem; overflow-x: auto; font-size: .8rem; }
 .error { border-left: 4px solid #d1433f; padding-left: .8rem; margin-bottom: 1.2rem; }
 .verdict { font-weight: 600; } .advice { background: #fff8e1; padding: .4rem .6rem; border-radius: 4px; }
-.small { font-size: 11px; fill: #5f656b; } svg text { font: 13px system-ui, sans-serif; } svg text.small { font-size: 11px; }
-.edge { fill: none; stroke: #9aa0a6; } .axis { fill: none; stroke: #9aa0a6; } .line { fill: none; stroke-width: 2; }
+.small { font-size: 11px; fill: #5f656b; } svg text { font: 13px system-ui, sans-serif; }
+svg text.small { font-size: 11px; }
+.edge { fill: none; stroke: #9aa0a6; } .axis { fill: none; stroke: #9aa0a6; }
+.line { fill: none; stroke-width: 2; }
 .limit { stroke: #d1433f; stroke-dasharray: 4 3; } .task rect:first-of-type { stroke-width: 2; }
 .legend span { display: inline-block; margin-right: 1rem; font-size: .85rem; }
 .legend i { display: inline-block; width: .8em; height: .8em; margin-right: .3em; border-radius: 2px; }
 .plots { display: flex; flex-wrap: wrap; gap: 1rem; } figure { margin: 0; } figcaption { font-size: .85rem; }
 """
 _SHOWN = (
-    WmsStates.SUCCEEDED, WmsStates.RUNNING, WmsStates.PENDING, WmsStates.READY, WmsStates.UNREADY, WmsStates.FAILED,
-    WmsStates.PRUNED, WmsStates.DELETED,
+    WmsStates.SUCCEEDED, WmsStates.RUNNING, WmsStates.PENDING, WmsStates.READY, WmsStates.UNREADY,
+    WmsStates.FAILED, WmsStates.PRUNED, WmsStates.DELETED,
 )  # fmt: skip
 
 
@@ -87,17 +92,20 @@ def render_page(page: RunPage) -> str:
         ("unknown", "Not known", "".join(f"<p>{escape(text)}</p>" for text in found.problems)),
     )
     body = "".join(
-        f'<section id="{key}"><h2>{head}</h2>{content}</section>' for key, head, content in sections if content
+        f'<section id="{key}"><h2>{head}</h2>{content}</section>'
+        for key, head, content in sections
+        if content
     )
     state = f'<span class="state" style="background:{colour_of(found.state)}">{found.state.name}</span>'
     over = "" if found.ended else " (not over yet)"
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>"
         f"<h1>{escape(title)} {state}{over}</h1>{body}"
-        f"<p>Made at {page.made_at:%Y-%m-%d %H:%M:%S} UTC by panda_bps {escape(page.version)}.</p></body></html>\n"
+        f"<p>Made at {page.made_at:%Y-%m-%d %H:%M:%S} UTC by panda_bps {escape(page.version)}.</p>"
+        "</body></html>\n"
     )
 
 
@@ -106,11 +114,12 @@ def _table(head: Iterable[str], rows: Iterable[Sequence[str]], *, text: int = 1)
 
     def row(cells: Iterable[str], tag: str) -> str:
         return "".join(
-            f'<{tag}{" class=text" if n < text else ""}>{cell}</{tag}>' for n, cell in enumerate(cells)
+            f"<{tag}{' class=text' if n < text else ''}>{cell}</{tag}>" for n, cell in enumerate(cells)
         )
 
     lines = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in rows)
-    return f'<div class="scroll"><table><thead><tr>{row(head, "th")}</tr></thead><tbody>{lines}</tbody></table></div>'
+    titles = f"<thead><tr>{row(head, 'th')}</tr></thead>"
+    return f'<div class="scroll"><table>{titles}<tbody>{lines}</tbody></table></div>'
 
 
 def _link(address: str, words: str = "") -> str:
@@ -171,8 +180,9 @@ def _error_parts(group: ErrorGroup) -> Iterator[str]:
     if group.first and group.last:
         yield f"<div>{group.first:%Y-%m-%d %H:%M:%S} to {group.last:%Y-%m-%d %H:%M:%S} UTC</div>"
     if group.example is not None:
-        log = _link(group.example.log_url, "log") if group.example.log_url else "no log known"
-        yield f"<div>for instance {escape(group.example.name)}, PanDA job {group.example.panda_id}: {log}</div>"
+        example = group.example
+        log = _link(example.log_url, "log") if example.log_url else "no log known"
+        yield f"<div>for instance {escape(example.name)}, PanDA job {example.panda_id}: {log}</div>"
     if group.log_tail:
         lines = "\n".join(escape(line) for line in group.log_tail)
         yield f"<pre>{lines}</pre>"
@@ -185,7 +195,9 @@ def _graph(graph: TaskGraph) -> str:
         f'<span><i style="background:{colour}"></i>{state.name.lower()}</span>'
         for state, colour in STATE_COLOURS.items()
     )
-    note = "" if graph.has_edges else "<p>What waits for what is in the plan, which could not be read here.</p>"
+    note = (
+        "" if graph.has_edges else "<p>What waits for what is in the plan, which could not be read here.</p>"
+    )
     drawing = draw_graph(graph)
     return f'<div class="legend">{legend}</div>{note}<div class="scroll">{drawing}</div>' if drawing else ""
 
@@ -218,7 +230,11 @@ def _resource_row(found: LabelResources) -> list[str]:
         str(found.finished),
         *((f"{wall.half:.0f}", f"{wall.most_of_all:.0f}") if wall else ("-", "-")),
         f"{cpu.half:.0%}" if cpu else "-",
-        *((f"{memory.half:.0f}", f"{memory.most_of_all:.0f}", f"{memory.largest:.0f}") if memory else ("-",) * 3),
+        *(
+            (f"{memory.half:.0f}", f"{memory.most_of_all:.0f}", f"{memory.largest:.0f}")
+            if memory
+            else ("-",) * 3
+        ),
         str(found.requested_memory or "-"),
         str(found.near_count),
         str(found.out_of_memory),

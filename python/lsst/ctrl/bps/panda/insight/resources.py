@@ -30,6 +30,7 @@ _WALL_LEAST = 1800
 _ENOUGH_JOBS = 5
 _NEAR_SHOWN = 5
 _KB = 1024
+_PARTS = (0.25, 0.5, 0.75, 0.95)
 _TOLERANCE = 0.15
 _MEMORY_VERDICT = "out of memory"
 _TIME_VERDICT = "out of time"
@@ -55,8 +56,8 @@ class Quantiles:
         ranked = sorted(values)
         if not ranked:
             return None
-        cuts = [_quantile(ranked, part) for part in (0.25, 0.5, 0.75, 0.95)]
-        return cls(len(ranked), ranked[0], *cuts, ranked[-1])
+        quarter, half, three_quarters, most_of_all = (_quantile(ranked, part) for part in _PARTS)
+        return cls(len(ranked), ranked[0], quarter, half, three_quarters, most_of_all, ranked[-1])
 
 
 def _quantile(ranked: Sequence[float], part: float) -> float:

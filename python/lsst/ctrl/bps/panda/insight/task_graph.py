@@ -91,7 +91,9 @@ def _counts(observation: Observation, transform: TransformRecord | None, planned
 def _without_plan(observation: Observation, transforms: Mapping[str, TransformRecord]) -> TaskGraph:
     run = observation.name
     items = sorted(transforms.values(), key=lambda item: (ordinal_of_task(item.name, run), item.name))
-    nodes = [TaskNode(item.name, label_of_task(item.name, run), _counts(observation, item, 0)) for item in items]
+    nodes = [
+        TaskNode(item.name, label_of_task(item.name, run), _counts(observation, item, 0)) for item in items
+    ]
     nodes, _ = _by_label(nodes, set())
     # One column a label: the order is that of the pipeline.
     return TaskGraph(tuple(replace(node, column=n) for n, node in enumerate(nodes)), (), has_edges=False)
@@ -147,7 +149,9 @@ def _placed(nodes: list[TaskNode], edges: set[tuple[int, int]], *, known: bool) 
     # As often as the longest way is long; labels that wait for each other (tasks of two labels by
     # turns) would go on for ever.
     for _ in range(len(nodes)):
-        longer = [1 + max((columns[n] for n in before.get(number, ())), default=-1) for number in range(len(nodes))]
+        longer = [
+            1 + max((columns[n] for n in before.get(number, ())), default=-1) for number in range(len(nodes))
+        ]
         if longer == columns or max(longer, default=0) > len(nodes):
             break
         columns = longer

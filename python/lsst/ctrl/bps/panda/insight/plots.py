@@ -1,0 +1,129 @@
+"""Plots of a run as files: memory and run time of each label, and jobs over
+time.  They need matplotlib (extra ``plots``).
+"""
+
+from __future__ import annotations
+
+__all__ = ["write_plots"]
+
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from ..errors import PandaBpsError
+from .drawing import count_over_time
+from .observation import Observation
+from .resources import LabelResources
+
+_COLOURS = {"running": "#2f7fd1", "finished": "#2a9d5c", "failed": "#d1433f"}
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
+_BINS = 30
+
+
+def write_plots(
+    observation: Observation, labels: Sequence[LabelResources], directory: Path, *, form: str = "png"
+) -> list[Path]:
+    """Write plots of what jobs used, and of jobs over time.
+
+    Parameters
+    ----------
+    observation : `Observation`
+        The run with all its jobs.
+    labels : `~collections.abc.Sequence` [`LabelResources`]
+        What each label used.
+    directory : `~pathlib.Path`
+        Where to write; it is made if it is not there.
+    form : `str`, optional
+        ``png`` or ``svg``.
+
+    Returns
+    -------
+    paths : `list` [`~pathlib.Path`]
+        Files written: one for each label with a figure, and ``timeline``.
+
+    Raises
+    ------
+    PandaBpsError
+        Raised if matplotlib is not installed, or nothing can be written.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise PandaBpsError(
+            "Plots need matplotlib: pip install 'lsst-ctrl-bps-panda[plots]'. Without it, panda_bps html"
+            " draws the same figures into a page."
+        ) from error
+    made: list[tuple[str, Any]] = []
+    for found in labels:
+        figure = Figure(figsize=(9, 3.2), layout="constrained")
+        if _draw_label(figure, observation, found):
+            made.append((f"resources_{_UNSAFE.sub('_', found.label)}", figure))
+    timeline = Figure(figsize=(9, 3.2), layout="constrained")
+    if _draw_timeline(timeline, observation):
+        made.append(("timeline", timeline))
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        return [_write(FigureCanvasAgg(figure), directory / f"{name}.{form}", form) for name, figure in made]
+    except OSError as error:
+        raise PandaBpsError(f"The plots cannot be written to {directory}: {error}.") from error
+
+
+def _write(canvas: Any, path: Path, form: str) -> Path:
+    """Write a figure under a temporary name and move it."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            canvas.figure.savefig(stream, format=form, dpi=110)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _draw_label(figure: Any, observation: Observation, found: LabelResources) -> bool:
+    """Draw histograms of memory and run time; tell whether there is any."""
+    jobs = [job for job in observation.jobs if job.label == found.label]
+    memory = [job.max_rss / 1024 for job in jobs if job.max_rss]
+    walls = [job.wall_seconds for job in jobs if job.finished and job.wall_seconds is not None]
+    if not memory and not walls:
+        return False
+    left, right = figure.subplots(1, 2)
+    for axes, values, limit, text in (
+        (left, memory, found.requested_memory, "largest resident memory, MB"),
+        (right, walls, 0, "run time of finished attempts, s"),
+    ):
+        axes.hist(values, bins=_BINS, color=_COLOURS["running"])
+        if limit:
+            axes.axvline(limit, color=_COLOURS["failed"], linestyle="--", label=f"asked for: {limit} MB")
+            axes.legend()
+        axes.set_xlim(left=0)
+        axes.set_xlabel(text)
+        axes.set_ylabel("attempts")
+    figure.suptitle(f"run {observation.request_id}, {found.label}")
+    return True
+
+
+def _draw_timeline(figure: Any, observation: Observation) -> bool:
+    """Draw jobs over time; tell whether one has started."""
+    begun = [job for job in observation.jobs if job.started is not None]
+    if not begun:
+        return False
+    series = count_over_time(begun)
+    axes = figure.subplots()
+    for name, numbers in series.bins.items():
+        step = (series.end - series.start).total_seconds() / max(1, len(numbers) - 1)
+        moments = [series.start + timedelta(seconds=step * n) for n in range(len(numbers))]
+        axes.plot(moments, numbers, color=_COLOURS[name], label=name)
+    axes.legend()
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("time, UTC")
+    axes.set_ylabel("jobs")
+    axes.set_title(f"run {observation.request_id}")
+    return True
