@@ -31,7 +31,7 @@ from lsst.ctrl.bps.panda.settings import read_service_settings
 
 pytestmark = pytest.mark.slow
 
-LIMIT = 240.0
+LIMIT = 600.0
 ENDED = {WmsStates.SUCCEEDED, WmsStates.FAILED}
 SH = GenericWorkflowExec("sh", "/bin/sh", False)
 SCRIPT = """
