@@ -122,12 +122,22 @@ def check_configuration(config: BpsConfig, environment: Mapping[str, str]) -> tu
     lookup = KeyLookup(config, environment)
     problems = _wrong_values(lookup)
     labels = [label for section in ("pipetask", "cluster") for label in config.get(section) or ()]
-    try:
-        lookup.check_variables("runnerCommand", labels)
-    except SettingsError as error:
-        problems.append(str(error))
+    for key, names in (("runnerCommand", labels), ("fileDistributionEndPoint", [])):
+        try:
+            if not _is_evaluated(config, key):
+                lookup.check_variables(key, names)
+        except SettingsError as error:
+            problems.append(str(error))
     problems += _missing_commands(config, environment)
     return problems, _area_problems(lookup, environment)
+
+
+def _is_evaluated(config: BpsConfig, key: str) -> bool:
+    """Tell whether a value is one that BPS computes, by ``bpsEval``, which
+    knows what to do without a variable.
+    """
+    _, text = config.search(key, opt={"replaceVars": False, "default": ""})
+    return str(text).lstrip().startswith("bpsEval")
 
 
 def _wrong_values(lookup: KeyLookup) -> list[str]:

@@ -98,8 +98,8 @@ def restart_run(connection: Connection, inquiry: Inquiry, run: str) -> tuple[str
         return (
             None,
             None,
-            f"Run {request_id} was planned at the site (remote build), so its plan is not here and it cannot be "
-            "restarted. Submit it once more with another outputRun.",
+            f"Run {request_id} was planned at the site (remote build), so its plan is not here and it cannot "
+            "be restarted. Submit it once more with another outputRun.",
         )
     plan = read_plan(record.submit_path)
     done = _done_jobs(inquiry, evidence, plan)
