@@ -27,6 +27,11 @@ def _offer_package(name: str, folder: Path) -> None:
 _offer_package(PACKAGE, Path(__file__).parent / "servers")
 
 
+def pytest_addoption(parser):
+    """Add the option that writes the snapshots of plans anew."""
+    parser.addoption("--update-plans", action="store_true", help="write tests/data/plans anew")
+
+
 @pytest.fixture
 def resources_environment(monkeypatch):
     """Let ``lsst.resources`` see a clean environment, and give up soon.
