@@ -9,13 +9,15 @@ from .plan.model import TaskPlan, WorkflowPlan
 _HEAD = ("label", "jobs", "tasks", "cores", "memory MB", "attempts", "wall time s", "queue or site")
 
 
-def render_table(plan: WorkflowPlan) -> str:
+def render_table(plan: WorkflowPlan, *, request_size: int | None = None) -> str:
     """Render what will run: a line a label, and totals.
 
     Parameters
     ----------
     plan : `WorkflowPlan`
         The plan.
+    request_size : `int`, optional
+        Size of what is sent for it, bytes.
 
     Returns
     -------
@@ -41,6 +43,8 @@ def render_table(plan: WorkflowPlan) -> str:
     size = sum(len(shard.text) for shard in plan.shards)
     lines.append(f"files to stage: {', '.join(names) or 'none'}")
     lines.append(f"job parameters to stage: {len(plan.shards)} files, {size} bytes")
+    if request_size is not None:
+        lines.append(f"request: {request_size} bytes, {request_size / max(1, plan.job_count):.1f} a job")
     lines.append(f"staging area: {plan.run.staging_area}")
     return "\n".join(lines)
 

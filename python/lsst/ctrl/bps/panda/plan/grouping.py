@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["OWN_FILE", "Family", "Numbering", "chunk_sizes", "group_jobs", "number_jobs", "own_file_key"]
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
@@ -75,8 +75,8 @@ def group_jobs(graph: JobGraph) -> list[Family]:
     Returns
     -------
     families : `list` [`Family`]
-        In pipeline order of their labels; within a label by group, then by
-        the name of the first job.  Members are in no order yet, see
+        In pipeline order of their labels; within a label those of earlier
+        groups first, then by the name of the first job.  Members are in no order yet, see
         `number_jobs`; tasks made of them may depend on each other in circles,
         see `~.circles.open_circles`.
     """
@@ -101,10 +101,34 @@ def group_jobs(graph: JobGraph) -> list[Family]:
         last[label] = (scalars, around, family)
     jobs = graph.jobs
     place = {label: number for number, label in enumerate(graph.labels)}
-    return sorted(
-        families.values(),
-        key=lambda f: (place[f.label], f.group, min([jobs[index].name for index in f.members])),
-    )
+    turn = _turns(families.values())
+
+    def order(family: Family) -> tuple[int, int, str, str]:
+        first = min([jobs[index].name for index in family.members])
+        return place[family.label], turn[family.gates], family.group, first
+
+    return sorted(families.values(), key=order)
+
+
+def _turns(families: Iterable[Family]) -> dict[frozenset[str], int]:
+    """Tell how many groups, one after another, are before a family, by its
+    gates.
+    """
+    behind: dict[str, set[frozenset[str]]] = {}
+    for family in families:
+        parts = family.group.split("/")
+        for size in range(1, len(parts) + 1):
+            behind.setdefault("/".join(parts[:size]), set()).add(family.gates)
+    turns: dict[frozenset[str], int] = {frozenset(): 0}
+    pending = {family.gates for family in families if family.gates}
+    while pending:
+        # Gates never form a circle, so that some can always be told.
+        ready = [gates for gates in pending if all(behind.get(g, set()) <= turns.keys() for g in gates)]
+        for gates in ready or pending:
+            before = [turns.get(above, 0) for group in gates for above in behind.get(group, ())]
+            turns[gates] = 1 + max(before, default=0)
+        pending -= turns.keys()
+    return turns
 
 
 @dataclass(frozen=True, slots=True)

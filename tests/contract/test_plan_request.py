@@ -1,0 +1,235 @@
+"""What we send, read by the real server's own code, is the plan."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import replace
+from unittest import mock
+
+import pytest
+
+with mock.patch.dict(os.environ, IDDS_CLIENT_MODE="1"):
+    from idds.common.utils import json_loads
+    from idds.rest.v1 import utils as server
+
+from lsst.ctrl.bps import GenericWorkflow, GenericWorkflowExec, GenericWorkflowJob
+from lsst.ctrl.bps.panda.plan.labels import LabelSettings, PlanSettings
+from lsst.ctrl.bps.panda.plan.model import RunIdentity
+from lsst.ctrl.bps.panda.plan.planner import make_plan
+from lsst.ctrl.bps.panda.wire.attributes import parse_attributes
+from lsst.ctrl.bps.panda.wire.idds_workflow import make_submission, make_workflow
+from lsst.ctrl.bps.panda.wire.record_types import RequestRecord
+
+LOG = logging.getLogger(__name__)
+LABEL = LabelSettings(
+    site="SITE",
+    cloud="US",
+    queue="QUEUE",
+    priority=700,
+    processing_type="Rubin",
+    task_type="test",
+    prod_source_label="managed",
+    vo="wlcg",
+    runner_command="python3 runner.py _cmd_line_",
+)
+RUN = RunIdentity(
+    "u_run", "someone", "dev", "quick", "pipe", "u/run", "SITE", "/submit", "/area/", "1", "30", origin=7
+)
+SETTINGS = PlanSettings(run=RUN, labels={"": LABEL}, max_jobs_per_task=40)
+
+
+def make(count: int = 90, *, packed: bool = False, **ordering: object):
+    """A plan of three labels, perhaps with groups by visit."""
+    workflow = GenericWorkflow("u_run")
+    for number in range(count):
+        for label, parents in (
+            ("isr", []),
+            ("warp", [f"isr_{number}"]),
+            ("coadd", [f"warp_{n}" for n in range(number + 1)] if number % 30 == 29 else None),
+        ):
+            if parents is not None:
+                add(workflow, f"{label}_{number}", label, number % 3, parents)
+    if ordering:
+        workflow.add_special_job_ordering(
+            {"visits": {"labels": "isr, warp", "dimensions": "visit", **ordering}}
+        )
+    final = GenericWorkflowJob("last", "finalJob", executable=GenericWorkflowExec("sh", "/bin/sh"))
+    workflow.add_final(final)
+    settings = SETTINGS
+    if packed:
+        settings = replace(SETTINGS, labels={"": LABEL, "isr": replace(LABEL, payloads_per_job=4)})
+    return make_plan(workflow, settings)
+
+
+def add(workflow: GenericWorkflow, name: str, label: str, visit: int, parents: list[str]) -> None:
+    job = GenericWorkflowJob(name, label, executable=GenericWorkflowExec("sh", "/bin/sh"))
+    job.arguments = "-c {what}"
+    job.cmdvals = {"what": name}
+    job.tags = {"visit": visit}
+    job.request_memory, job.request_memory_max, job.memory_multiplier = 4000, 9000, 2.0
+    job.request_cpus, job.request_disk, job.number_of_retries = 3, 5000, 0
+    workflow.add_job(job)
+    workflow.add_job_relationships(parents, name)
+
+
+PLANS = {
+    "plain": lambda: make(),
+    "groups": lambda: make(blocking=False),
+    "blocking": lambda: make(blocking=True),
+    "noop": lambda: make(implementation="noop"),
+    "packed": lambda: make(packed=True),
+}
+
+
+def expected_dependencies(plan) -> dict[str, dict[str, list[tuple[str, str]]]]:
+    tasks = [*plan.tasks, *plan.final]
+    places = [(task.name, job.pseudo_input) for task in tasks for job in task.jobs]
+    return {
+        task.name: {job.pseudo_input: sorted(places[p] for p in job.parents) for job in task.jobs}
+        for task in tasks
+    }
+
+
+def decoded_dependencies(workflow) -> dict[str, dict[str, list[tuple[str, str]]]]:
+    found = {}
+    for work in workflow.template.works.values():
+        entries = work.dependency_map
+        found[work.task_name] = {
+            entry["name"]: sorted((d["task"], d["inputname"]) for d in entry["dependencies"])
+            for entry in entries
+        }
+        assert len(found[work.task_name]) == len(entries) == work.num_inputs
+        assert work.num_dependencies == sum(len(entry["dependencies"]) for entry in entries)
+        parents = {task for ends in found[work.task_name].values() for task, _ in ends}
+        assert set(work.dependency_tasks) == parents
+        assert set(work.get_ancestry_works()) == parents
+    return found
+
+
+@pytest.mark.parametrize("shape", PLANS)
+def test_tasks_dependencies_and_conditions_arrive(shape: str) -> None:
+    plan = PLANS[shape]()
+    submission = make_submission(plan, max_length=10**9)
+    assert submission.steps == ()
+    (workflow,) = json_loads(submission.request)
+    assert decoded_dependencies(workflow) == expected_dependencies(plan)
+    conditions = {
+        (
+            frozenset(function.__self__.task_name for function in condition.conditions),
+            frozenset(work.task_name for work in condition.true_works),
+        )
+        for condition in workflow.template.conditions.values()
+    }
+    assert all(
+        function.__name__ == "is_terminated"
+        for condition in workflow.template.conditions.values()
+        for function in condition.conditions
+    )
+    wanted = {(frozenset(c.waits_for), frozenset(c.starts)) for c in plan.conditions}
+    sinks = frozenset(task.name for task in plan.tasks if task.is_sink)
+    wanted.add((sinks, frozenset(task.name for task in plan.final)))
+    assert conditions == wanted
+    # Three visits have two borders; the coadds wait for all that their parents wait for.
+    assert len(plan.conditions) == (3 if shape == "groups" else 0)
+    labels = [task.label for task in plan.tasks]
+    assert labels == sorted(labels, key=["isr", "warp", "coadd", "visitsBarrier"].index)
+
+
+def test_needs_of_a_task_arrive() -> None:
+    plan = make()
+    (workflow,) = json_loads(make_submission(plan, max_length=10**9).request)
+    work = next(iter(workflow.template.works.values()))
+    task = plan.tasks[0]
+    got = {
+        "executable": work.executable,
+        "cores": work.core_count,
+        "rss": work.task_rss,
+        "offset": work.task_rss_retry_offset,
+        "step": work.task_rss_retry_step,
+        "most": work.task_rss_max,
+        "attempts": work.maxAttempt,
+        "walltime": work.maxWalltime,
+        "priority": work.task_priority,
+        "site": work.task_site,
+        "queue": work.task_queue,
+        "cloud": work.task_cloud,
+        "disk": work.additional_task_parameters,
+        "type": work.processingType,
+    }
+    assert got == {
+        "executable": task.command,
+        "cores": 3,
+        "rss": 4002,  # a multiple of the cores, never less than asked for
+        "offset": 0,
+        "step": 8004,
+        "most": 9000,
+        "attempts": 1,
+        "walltime": 90000,
+        "priority": 700,
+        "site": "SITE",
+        "queue": "QUEUE",
+        "cloud": "US",
+        "disk": {"workDiskCount": 5000, "workDiskUnit": "MB"},
+        "type": "Rubin",
+    }
+
+
+def test_attributes_of_a_run_arrive() -> None:
+    plan = make()
+    (workflow,) = json_loads(make_submission(plan, max_length=10**9).request)
+    record = RequestRecord(
+        1,
+        workflow.name,
+        "New",
+        campaign=workflow.campaign,
+        campaign_scope=workflow.campaign_scope,
+        campaign_group=workflow.campaign_group,
+    )
+    attributes = parse_attributes(record)
+    assert (attributes.name, attributes.operator, attributes.campaign) == ("u_run", "someone", "quick")
+    assert (attributes.jobs, attributes.origin) == (plan.job_count, 7)
+    assert attributes.tasks == len(plan.tasks) + len(plan.final)
+
+
+def test_event_service_groups_consecutive_jobs() -> None:
+    plan = make(packed=True)
+    (workflow,) = json_loads(make_submission(plan, max_length=10**9).request)
+    works = [work for work in workflow.template.works.values() if work.es]
+    assert {work.max_events_per_job for work in works} == {4}
+    for work in works:
+        files: dict[str, list[int]] = {}
+        for entry in work.dependency_map:
+            files.setdefault(entry["es_name"], []).append(entry["order_id"])
+        for name, order_ids in files.items():
+            assert name.startswith("isr:eventservice_")
+            assert order_ids == list(range(order_ids[0], order_ids[0] + len(order_ids)))
+
+
+@pytest.mark.parametrize("max_length", [18_000, 20_000])
+def test_steps_put_together_are_the_whole(max_length: int, tmp_path) -> None:
+    plan = make(600)
+    whole = make_submission(plan, max_length=10**9)
+    submission = make_submission(plan, max_length=max_length)
+    assert len(submission.steps) > 1
+    assert max(map(len, submission.steps)) <= max_length
+    assert len(submission.request) < len(whole.request)
+    (main,) = json_loads(submission.request)
+    stored: list[str] = []
+    for text in submission.steps:
+        (step,) = json_loads(text)
+        assert step.is_workflow_step
+        assert step.get_internal_id() == main.get_internal_id()
+        data = step.unzip_data(step.workflow_data)
+        stored += data
+        server.store_data_to_use_additional_storage(step.get_internal_id(), data, str(tmp_path), LOG)
+    assert sorted(stored) == sorted(task.name for task in (*plan.tasks, *plan.final))
+    server.convert_data_to_use_additional_storage(
+        {"request_metadata": {"workflow": main}}, str(tmp_path), False, LOG
+    )
+    assert decoded_dependencies(main) == expected_dependencies(plan)
+
+
+def test_the_workflow_itself_is_that_of_the_request() -> None:
+    plan = make()
+    assert decoded_dependencies(make_workflow(plan)) == expected_dependencies(plan)
