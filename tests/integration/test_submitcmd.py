@@ -1,0 +1,204 @@
+"""``bps submitcmd`` as a user types it, on the embedded PanDA."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lsst.ctrl.bps.panda.local import instance
+
+pytestmark = pytest.mark.slow
+
+BIN = Path(sys.executable).parent
+LIMIT = 240.0
+ENDED = {"SUCCEEDED": 0, "FAILED": 19}
+
+# Blanks, quotes, separators of the runner's grammar, of URIs, and of shells.
+HOSTILE = "it's a+b:c%20$HOME #1?&*;é"
+
+COUNT = """\
+#!/bin/sh
+set -e
+cat "$1" "$2" | wc -w | tr -d ' ' > "$3"
+echo "$4" >> "$3"
+"""
+
+
+class Place:
+    """A user's directory, with a name that takes care, and a PanDA."""
+
+    def __init__(self, directory: Path) -> None:
+        self.home = directory
+        # BPS itself takes $, %, # and ? in the path of a YAML file for something else.
+        self.work = directory / "it's a+b:c &*;é"
+        self.work.mkdir(parents=True)
+        self.panda = directory / "panda"
+        self.env = {
+            "PATH": f"{BIN}:/usr/bin:/bin",
+            "HOME": str(directory),
+            "USER": "ann",
+            "LC_ALL": "C.UTF-8",
+            "PANDA_LOCAL_DIR": str(self.panda),
+            "BPS_WMS_SERVICE_CLASS": "lsst.ctrl.bps.panda.LocalPanDAService",
+        }
+
+    def bps(self, *arguments: str, cwd: Path | None = None, code: int | None = 0, **env: str) -> str:
+        """Run ``bps`` and return all it wrote."""
+        done = subprocess.run(
+            [BIN / "bps", *arguments],
+            cwd=cwd or self.work,
+            env=self.env | env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
+            check=False,
+        )
+        assert code is None or done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def wait(self, run_id: str) -> str:
+        """Ask ``bps status`` until the run has ended; its state."""
+        end = time.monotonic() + LIMIT
+        while True:
+            said = self.bps("status", "--id", run_id, code=None)
+            state = re.findall(r"status: (\w+)", said)[-1]
+            if state in ENDED:
+                return state
+            assert time.monotonic() < end, said
+            time.sleep(0.5)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = Place(tmp_path_factory.mktemp("cmd"))
+    yield place
+    instance.stop(place.panda)
+
+
+def write_job(directory: Path, script: str, *, name: str = "go.sh", **job: object) -> Path:
+    """Write an executable and a configuration that runs it."""
+    top = {key: job.pop(key) for key in list(job) if key in {"fileDistributionEndPoint", "submitPath"}}
+    directory.mkdir(parents=True, exist_ok=True)
+    tool = directory / name
+    tool.write_text(script)
+    tool.chmod(0o755)
+    config = {
+        "wmsServiceClass": "lsst.ctrl.bps.panda.LocalPanDAService",
+        "payloadName": "cmd",
+        "uniqProcName": "cmd_{timestamp}",
+        "submitPath": f"{directory}/submit/{{uniqProcName}}",
+        "customJob": {"executable": str(tool), "arguments": "", **job},
+        **top,
+    }
+    path = directory / "job.yaml"
+    path.write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+def submitted(said: str) -> str:
+    """Find the run's id in the last words of a submission."""
+    return re.search(r"^Run Id: (\d+)$", said, re.MULTILINE)[1]
+
+
+def test_a_command_with_files_of_any_name(place):
+    directory = place.work / "count"
+    job = write_job(
+        directory,
+        COUNT,
+        name="count it's.sh",
+        arguments="{words} {more} {result} 'two  words'",
+        inputs={"words": f"in/{HOSTILE}.txt", "more": "in/-more"},
+        outputs={"result": f"out dir/{HOSTILE}.out"},
+    )
+    (directory / "in").mkdir()
+    (directory / "in" / f"{HOSTILE}.txt").write_text("one two three")
+    (directory / "in" / "-more").write_text("\nfour\n")
+    # BPS expands variables in a YAML, so $ is not written there.
+    text = job.read_text().replace("$HOME", "${DOLLAR}HOME")
+    job.write_text(text)
+    said = place.bps("submitcmd", str(job), cwd=directory, DOLLAR="$")
+    run_id = submitted(said)
+    assert "Run Name: cmd_" in said
+    # From any other directory.
+    assert place.wait(run_id) == "SUCCEEDED", said
+    (result,) = (directory / "submit").glob("*/out dir/*")
+    assert result.name == f"{HOSTILE}.out"
+    assert result.read_text() == "4\ntwo  words\n"
+    report = place.bps("report", "--id", run_id, cwd=place.home)
+    assert re.search(r"^customJob( +0){8} +1 +0 +0 +1$", report, re.MULTILINE), report
+
+
+def test_a_command_that_fails(place):
+    job = write_job(place.work / "fails", "#!/bin/sh\nexit 7\n", numberOfRetries=0)
+    run_id = submitted(place.bps("submitcmd", str(job)))
+    assert place.wait(run_id) == "FAILED"
+    report = place.bps("report", "--id", run_id, "--return-exit-codes")
+    assert re.search(r"^customJob .*\b7\b", report, re.MULTILINE), report
+
+
+def test_outputs_come_back_over_the_staging_area(place):
+    """The worker does not have the directory of the output: it is taken away
+    while the job waits, as if it were on another machine.
+    """
+    directory = place.work / "far"
+    job = write_job(
+        directory,
+        f'#!/bin/sh\nwhile [ ! -e "{place.home}/go" ]; do sleep 0.1; done\necho far > "$1"\n',
+        arguments="{result}",
+        outputs={"result": "res ult/o+ut%41.txt"},
+    )
+    run_id = submitted(place.bps("submitcmd", str(job)))
+    (folder,) = (directory / "submit").glob("*/res ult")
+    folder.rmdir()
+    (place.home / "go").touch()
+    assert place.wait(run_id) == "SUCCEEDED"
+    # It was `bps status` that brought it.
+    assert (folder / "o+ut%41.txt").read_text() == "far\n"
+    assert list((place.panda / "staging").glob("*/*/outputs/*/*")) == []
+
+
+def test_files_of_one_name_are_refused(place):
+    directory = place.work / "twins"
+    inputs = {}
+    for key in ("a", "b"):
+        (directory / key).mkdir(parents=True)
+        (directory / key / "data").write_text(key)
+        inputs[key] = str(directory / key / "data")
+    job = write_job(directory, "#!/bin/sh\n", arguments="{a} {b}", inputs=inputs)
+    said = place.bps("submitcmd", str(job), code=1)
+    assert "customJob: a and b are both called 'data'" in said
+
+
+def test_a_dry_run_needs_no_server(place):
+    job = write_job(place.work / "dry", "#!/bin/sh\n")
+    variables = {"PANDA_URL_SSL": "http://127.0.0.1:9/server/panda"}
+    service = ("--wms-service-class", "lsst.ctrl.bps.panda.PanDAService", "--compute-site", "local")
+    said = place.bps("submitcmd", "--dry-run", *service, str(job), **variables)
+    assert "it goes on because nothing is sent now" in said
+    assert "Run Id" not in said
+    said = place.bps("submitcmd", *service, str(job), code=1, **variables)
+    assert "This run cannot be submitted:\n- The connection to 127.0.0.1:9 was refused" in said
+
+
+def test_the_environment_that_bps_writes_down_holds_no_secret(place):
+    job = write_job(place.work / "secret", "#!/bin/sh\n")
+    secrets = {"PANDA_AUTH_ID_TOKEN": "geheim-1", "AWS_SECRET_ACCESS_KEY": "geheim-2"}
+    place.bps("submitcmd", "--dry-run", str(job), **secrets)
+    (submit,) = (place.work / "secret" / "submit").iterdir()
+    (dump,) = submit.glob("*.env.info.yaml")
+    content = yaml.safe_load(dump.read_text())
+    assert [content[name] for name in secrets] == ["[hidden]", "[hidden]"]
+    assert content["USER"] == "ann"
+    assert stat.S_IMODE(dump.stat().st_mode) == 0o600
+    for path in submit.rglob("*"):
+        assert path.is_dir() or b"geheim" not in path.read_bytes(), path
+    assert os.listdir(submit)
