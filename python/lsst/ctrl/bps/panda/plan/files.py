@@ -26,6 +26,8 @@ class FileLedger:
         self._directories = directories
         self._by_source: dict[str, StagedFile] = {}
         self._names: set[str] = set()
+        self._numbers: dict[str, int] = {}
+        """Number of the directory that a base name was last put below."""
 
     def enter(self, gwfile: GenericWorkflowFile) -> StagedFile:
         """Enter an input of a job.
@@ -70,10 +72,12 @@ class FileLedger:
         """Return a name that nothing has, below a numbered directory if the
         base name is taken.
         """
-        name, number = base, 1
+        name = base
+        number = self._numbers.get(base, 1)
         while name in self._names:
             number += 1
             name = f"{number}/{base}"
+        self._numbers[base] = number
         return name
 
     def files(self) -> tuple[StagedFile, ...]:

@@ -1,0 +1,149 @@
+"""What becomes of the attributes and files of single jobs, and what is said of
+those that cannot be used.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from lsst.ctrl.bps import GenericWorkflow, GenericWorkflowExec, GenericWorkflowFile, GenericWorkflowJob
+from lsst.ctrl.bps.panda.edgenode import cmd_line_decoder as runner
+from lsst.ctrl.bps.panda.errors import PlanError
+from lsst.ctrl.bps.panda.plan.files import FileLedger
+from lsst.ctrl.bps.panda.plan.labels import LabelSettings, PlanSettings
+from lsst.ctrl.bps.panda.plan.model import RunIdentity
+from lsst.ctrl.bps.panda.plan.planner import make_plan
+
+LABEL = LabelSettings("SITE", "US", "", 900, "", "test", "managed", "wlcg", "python3 runner.py _cmd_line_")
+RUN = RunIdentity("u_run", "someone", "dev", "", "pipe", "u/run", "SITE", "/submit", "/area/", "1", "30")
+SETTINGS = PlanSettings(run=RUN, labels={"": LABEL})
+
+
+def make_job(name: str = "a", label: str = "isr", **needs: object) -> GenericWorkflowJob:
+    job = GenericWorkflowJob(name, label, executable=GenericWorkflowExec("sh", "/bin/sh"))
+    job.arguments = "run {value}"
+    job.cmdvals = {"value": name}
+    for key, value in needs.items():
+        setattr(job, key, value)
+    return job
+
+
+def plan_of(*jobs: GenericWorkflowJob, files: dict[str, list[GenericWorkflowFile]] | None = None):
+    workflow = GenericWorkflow("u_run")
+    for job in jobs:
+        workflow.add_job(job)
+        workflow.add_job_inputs(job.name, (files or {}).get(job.name, []))
+    return make_plan(workflow, SETTINGS)
+
+
+def command_of(task) -> str:
+    return runner.decode_command(task.command.split()[2])
+
+
+@pytest.mark.parametrize(
+    ("needs", "words"),
+    [
+        ({"number_of_retries": -1}, "numberOfRetries of job 'a'.*-1.*at least 0"),
+        ({"request_memory": "much"}, "requestMemory of job 'a'.*'much'.*a number"),
+        ({"request_memory": float("nan")}, "requestMemory.*nan"),
+        ({"request_cpus": 0}, "requestCpus.*0.*at least 1"),
+        ({"request_walltime": "1 h"}, "requestWalltime.*'1 h'"),
+        ({"priority": "high"}, "priority of label 'isr'.*'high'"),
+        ({"retry_unless_exit": [1, "two"]}, "retryUnlessExit.*'two'"),
+        ({"environment": {"a b": "1"}}, "'a b'.*not a name"),
+        ({"executable": None}, "'a'.*no executable"),
+    ],
+)
+def test_what_cannot_be_used_is_named(needs: dict[str, object], words: str) -> None:
+    with pytest.raises(PlanError, match=words):
+        plan_of(make_job(**needs))
+
+
+@pytest.mark.parametrize(("retries", "attempts"), [(0, 1), (1, 2), (5, 6), (None, 3)])
+def test_attempts_are_retries_and_one(retries: int | None, attempts: int) -> None:
+    assert plan_of(make_job(number_of_retries=retries)).tasks[0].resources.attempts == attempts
+
+
+@pytest.mark.parametrize(("memory", "cores", "planned"), [(1000, 3, 1002), (1000, 1, 1000), (7.2, 2, 8)])
+def test_memory_is_a_multiple_of_the_cores_and_never_less(memory: float, cores: int, planned: int) -> None:
+    needs = plan_of(make_job(request_memory=memory, request_cpus=cores)).tasks[0].resources
+    assert (needs.memory, needs.cores) == (planned, cores)
+    assert needs.memory_max >= planned
+
+
+def test_what_is_not_honoured_is_said_once_with_its_labels() -> None:
+    jobs = [make_job(f"j{n}", f"label{n % 2}", mail_to="me", preemptible=False) for n in range(6)]
+    mail, preemptible = plan_of(*jobs, make_job("plain", "other")).warnings
+    assert mail.startswith("mailTo (labels label0, label1) has no effect: ")
+    assert preemptible.startswith("preemptible (labels label0, label1) has no effect: ")
+
+
+@pytest.mark.parametrize(
+    "needs",
+    [
+        {"arguments": "run {value} --more"},
+        {"request_memory": 9000},
+        {"environment": {"A": "1"}},
+        {"retry_unless_exit": 3},
+        {"executable": GenericWorkflowExec("other", "/bin/other")},
+        {"queue": "OTHER"},
+        {"pre_cmdline": "module load x"},
+    ],
+    ids=lambda needs: next(iter(needs)),
+)
+def test_jobs_that_differ_in_more_than_values_get_tasks_of_their_own(needs: dict[str, object]) -> None:
+    plan = plan_of(make_job("a"), make_job("b", **needs), make_job("c"))
+    assert [[job.name for job in task.jobs] for task in plan.tasks] == [["a", "c"], ["b"]]
+    first, second = ((task.command, task.resources, task.placement) for task in plan.tasks)
+    assert first != second
+
+
+def test_a_job_without_a_value_that_others_have_is_an_error() -> None:
+    with pytest.raises(PlanError, match="'b' has no value"):
+        plan_of(make_job("a"), make_job("b", cmdvals={}))
+
+
+def test_each_job_gets_the_quantum_graph_that_is_its_own() -> None:
+    """BPS makes one a job where ``whenSaveJobQgraph`` is not ``NEVER``."""
+    jobs = [make_job(n, arguments=f"run <FILE:qgraphFile_{n}> {{value}}") for n in ("a", "b")]
+    files = {
+        n: [GenericWorkflowFile(f"qgraphFile_{n}", f"/s/{n}/q x.qg", wms_transfer=True)] for n in ("a", "b")
+    }
+    plan = plan_of(*jobs, files=files)
+    (task,) = plan.tasks
+    sources = {staged.name: staged.source for staged in plan.files}
+    commands = []
+    for job in task.jobs:
+        values = runner.lookup(plan.shards[0].text, job.order_id)
+        commands.append(runner.insert_values(command_of(task), values))
+    assert commands == ["/bin/sh run 'q x.qg' a", "/bin/sh run '2/q x.qg' b"]
+    assert sources == {"q x.qg": "/s/a/q x.qg", "2/q x.qg": "/s/b/q x.qg"}
+
+
+def test_environment_before_and_after_surround_the_payload() -> None:
+    needs = {
+        "environment": {"B": "it's {value} <ENV:HOME>", "A": "<WMS:attemptNum>"},
+        "pre_cmdline": "setup x",
+        "post_cmdline": "tidy up",
+    }
+    job = make_job("a", **needs)
+    other = make_job("b", **needs)
+    (task,) = plan_of(job, other).tasks
+    assert command_of(task) == (
+        """export A="<WMS:attemptNum>"; export B='it'"'"'s '"{value}"' '"<ENV:HOME>"; """
+        "setup x || exit $?; /bin/sh run {value}; payloadCode=$?; tidy up; exit $payloadCode"
+    )
+
+
+def test_many_files_of_one_name_are_told_apart() -> None:
+    ledger = FileLedger(frozenset())
+    files = [GenericWorkflowFile(f"k{n}", f"/{n}/same", wms_transfer=True) for n in range(5000)]
+    names = {ledger.enter(gwfile).name for gwfile in files}
+    assert len(names) == 5000
+    assert ledger.enter(files[7]).name in names
+
+
+def test_a_long_value_travels_with_the_job_even_if_it_is_the_only_one() -> None:
+    (task,) = plan_of(make_job(cmdvals={"value": "x" * 300_000})).tasks
+    assert len(task.command) < 1000
+    assert task.jobs[0].values == ("x" * 300_000,)
