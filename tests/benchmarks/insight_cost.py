@@ -21,7 +21,7 @@ from pathlib import Path
 
 SERVERS = Path(__file__).resolve().parents[1] / "servers"
 BUDGET = 5.0
-"""Seconds for ten thousand jobs."""
+"""Processor seconds for ten thousand jobs, the import of BPS (about 2 s) included."""
 
 COMMANDS = ("show", "errors", "resources", "html")
 
@@ -79,7 +79,7 @@ def main() -> int:
         sys.stdout.write(f"{found_text['jobs']} jobs; budget {BUDGET} s\n")
         for command, figures in found.items():
             sys.stdout.write(f"{command:10} " + "  ".join(f"{k} {v}" for k, v in figures.items()) + "\n")
-    return int(any(figures["wall s"] > BUDGET for figures in found.values()))
+    return int(any(figures["cpu s"] > BUDGET for figures in found.values()))
 
 
 if __name__ == "__main__":
