@@ -23,6 +23,7 @@ from lsst.ctrl.bps.panda.local.endpoint import environment
 pytestmark = [pytest.mark.slow, pytest.mark.newest]
 
 BIN = Path(sys.executable).parent
+CHECKOUT = Path(__file__).parents[2]
 LIMIT = 400.0
 SERVICE = "lsst.ctrl.bps.panda.PanDAService"
 
@@ -66,8 +67,10 @@ class Place:
         return str(path)
 
     def call(self, *command: str, code: int | None = 0) -> str:
+        # A script of the checkout is run by this Python.
+        program = [sys.executable, command[0]] if "/" in command[0] else [BIN / command[0]]
         done = subprocess.run(
-            [BIN / command[0], *command[1:]],
+            [*program, *command[1:]],
             cwd=self.directory,
             env=self.env,
             stdin=subprocess.DEVNULL,
@@ -167,3 +170,7 @@ def test_bps_knows_one_class_only(place):
         "other", wmsServiceClass="lsst.ctrl.bps.panda.LocalPanDAService", remoteBuild={"enabled": True}
     )
     assert "UnboundLocalError" in place.call("bps", "submit", config, code=1)
+    said = place.call(str(CHECKOUT / "bin" / "panda_bps"), "build", config)
+    run_id = re.search(r"^Run Id: (\d+)$", said, re.MULTILINE)[1]
+    assert re.search(r"^buildTask", place.call("bps", "report", "--id", run_id), re.MULTILINE)
+    assert place.call("bps", "cancel", "--id", run_id)

@@ -13,6 +13,7 @@ from importlib import import_module
 import click
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "build": ("panda_bps_build:build", "Submit a run whose quantum graph is made at the site."),
     "check": ("panda_bps_check:check", "Look for everything that would keep a run from working."),
     "errors": ("panda_bps_errors:errors", "Show why jobs of a run failed, and what to do."),
     "html": ("panda_bps_html:html", "Write a run as one web page."),

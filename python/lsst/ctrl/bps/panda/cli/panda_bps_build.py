@@ -1,0 +1,51 @@
+"""The command ``panda_bps build``: a remote build with any service class."""
+
+from __future__ import annotations
+
+__all__ = ["build"]
+
+import click
+
+from lsst.ctrl.bps.panda.errors import PandaBpsError
+
+
+@click.command()
+@click.argument("config", type=click.Path(exists=True, dir_okay=False))
+@click.option("--compute-site", help="Site to use instead of the configuration's.")
+@click.option("--wms-service-class", help="Service class to use instead of the configuration's.")
+def build(config: str, compute_site: str | None, wms_service_class: str | None) -> None:
+    """Submit CONFIG for a remote build: its quantum graph is made at the site.
+
+    "bps submit" does the same for configurations with "remoteBuild: {enabled:
+    true}", but only if the service class is lsst.ctrl.bps.panda.PanDAService.
+    The section remoteBuild, where there is one, says what the build needs.
+    """
+    from lsst.ctrl.bps.initialize import (
+        init_submission,
+        out_collection_validator,
+        output_run_validator,
+        submit_path_validator,
+    )
+    from lsst.utils import doImport
+
+    options = {"compute_site": compute_site, "wms_service": wms_service_class}
+    try:
+        bps_config = init_submission(
+            config,
+            validators=[submit_path_validator, output_run_validator, out_collection_validator],
+            **{key: value for key, value in options.items() if value},
+        )
+        service = doImport(str(bps_config["wmsServiceClass"]))(bps_config)
+        workflow = service.submit(
+            None,
+            config=bps_config,
+            config_file=config,
+            remote_build=bps_config.get("remoteBuild") or {"enabled": True},
+            compute_site=compute_site,
+        )
+    except (PandaBpsError, KeyError, ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    # The words of bps submit, which programs read.
+    click.echo(f"Submit dir: {bps_config['submitPath']}")
+    click.echo(f"Run Id: {workflow.run_id}")
+    click.echo(f"Run Name: {workflow.name}")
