@@ -6,10 +6,13 @@ types them.
 import json
 import os
 import re
+import shlex
 import time
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from jsonschema import Draft202012Validator
 from lsst.ctrl.bps.wms_service import WmsStates
 
 from lsst.ctrl.bps import (
@@ -23,7 +26,9 @@ from lsst.ctrl.bps import (
 from lsst.ctrl.bps.panda import PanDAService
 from lsst.ctrl.bps.panda.cli.panda_bps import main
 from lsst.ctrl.bps.panda.inquiry import connect
+from lsst.ctrl.bps.panda.insight.documents import read_schema
 from lsst.ctrl.bps.panda.insight.observation import observe
+from lsst.ctrl.bps.panda.insight.verdicts import read_rulebook
 from lsst.ctrl.bps.panda.local import instance
 from lsst.ctrl.bps.panda.local.endpoint import environment
 from lsst.ctrl.bps.panda.settings import read_service_settings
@@ -95,7 +100,9 @@ class Place:
         return result.stdout, result.stderr
 
     def json(self, *words, code=0):
-        return json.loads(self.call(*words, "--json", code=code)[0])
+        content = json.loads(self.call(*words, "--json", code=code)[0])
+        Draft202012Validator(read_schema()).validate(content)
+        return content
 
 
 def add(workflow, name, label, script, parents=(), **attributes):
@@ -250,6 +257,7 @@ def test_watch_ends_with_the_run_and_its_state(place, bad_run):
     assert line.endswith("; ended")
     assert "6 failed" in line
     assert any("payload 139 in crashes" in error for error in errors)
+    assert place.json("watch", bad_run, "--interval", "5", code=WmsStates.FAILED.value)["ended"] is True
 
 
 def test_a_running_and_a_cancelled_run(place):
@@ -289,6 +297,34 @@ def test_html(place, bad_run, tmp_path):
     assert text.count('<path class="edge"') == 2  # isr to both tasks of missing
     assert 'data-state="FAILED"' in text
     assert not re.search(r"<script|src=|@import|url\(", text)
+
+
+def test_every_command_of_the_how_to(place, bad_run, tmp_path, monkeypatch):
+    """Act out the page "Why did my job fail?", with this run for run 41."""
+    monkeypatch.chdir(tmp_path)
+    panda_id = place.json("errors", bad_run, "--label", "missing")["groups"][0]["example"]["panda_id"]
+    page = (Path(__file__).resolve().parents[2] / "doc/lsst.ctrl.bps.panda/failures.rst").read_text()
+    commands = re.findall(r"^   \$ panda_bps (.*)$", page, re.MULTILINE)
+    assert len(commands) == 7
+    said = {}
+    for command in commands:
+        words = [{"41": bad_run, "1000025": panda_id}.get(word, word) for word in shlex.split(command)]
+        said[command] = place.call(*words)[0]
+    assert "missing: missing input" in said["errors 41"]
+    assert "hungry" in said["resources 41"]
+    assert len(said['logs 41 --label missing --grep "no dataset"'].splitlines()) >= 3
+    assert "no dataset of kind" in said["logs 41 --job 1000025"]
+    assert (tmp_path / "run41.html").stat().st_size > 10_000
+    # Each verdict that the rules give is explained there.
+    for verdict in read_rulebook().verdicts:
+        assert re.search(rf"^{verdict}  ", page, re.MULTILINE), verdict
+    # Rules of one's own, as the page has them.
+    (block,) = re.findall(r"^   format: 1\n(?:   .*\n)+", page, re.MULTILINE)
+    Path("rules.yaml").write_text(re.sub("^   ", "", block, flags=re.MULTILINE).replace("kind flat", "kind"))
+    groups = place.json("errors", bad_run, "--label", "missing", "--rules", "rules.yaml")["groups"]
+    assert groups[0]["verdict"]["name"] == "flats"
+    # And the last step: what failed is run again.
+    assert "bps restart --id 41" in page
 
 
 def test_from_python(place, bad_run):
