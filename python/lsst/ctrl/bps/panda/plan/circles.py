@@ -11,7 +11,7 @@ from __future__ import annotations
 
 __all__ = ["open_circles"]
 
-import networkx as nx
+from collections.abc import Iterator
 
 from .grouping import Family
 from .jobgraph import JobGraph
@@ -56,14 +56,47 @@ def open_circles(graph: JobGraph, families: list[Family]) -> list[Family]:
 
 
 def _circles(graph: JobGraph, family_of: list[int]) -> dict[int, int]:
-    """Return the circle that each family is in, for those in one."""
-    edges = {
-        (family_of[parent], family_of[index])
-        for index, parents in enumerate(graph.parents)
-        for parent in parents
-    }
-    components = nx.strongly_connected_components(nx.DiGraph(edges))
-    return {number: min(component) for component in components if len(component) > 1 for number in component}
+    """Return the circle that each family is in, for those in one.
+
+    Two families are in a circle if each can be reached from the other; they
+    are found by going through all families twice, once backwards (Kosaraju).
+    """
+    before: dict[int, set[int]] = {number: set() for number in family_of}
+    after: dict[int, set[int]] = {number: set() for number in family_of}
+    for index, parents in enumerate(graph.parents):
+        for parent in parents:
+            before[family_of[index]].add(family_of[parent])
+            after[family_of[parent]].add(family_of[index])
+    finished: list[int] = []
+    seen: set[int] = set()
+    for number in after:
+        finished += _walk(number, after, seen)
+    circles: dict[int, int] = {}
+    seen = set()
+    for number in reversed(finished):
+        members = list(_walk(number, before, seen))
+        if len(members) > 1:
+            circles.update(dict.fromkeys(members, min(members)))
+    return circles
+
+
+def _walk(start: int, edges: dict[int, set[int]], seen: set[int]) -> Iterator[int]:
+    """Yield what can be reached and was not seen, each after what is behind
+    it.
+    """
+    if start in seen:
+        return
+    seen.add(start)
+    stack = [(start, iter(edges[start]))]
+    while stack:
+        number, rest = stack[-1]
+        found = next((other for other in rest if other not in seen), None)
+        if found is None:
+            stack.pop()
+            yield number
+        else:
+            seen.add(found)
+            stack.append((found, iter(edges[found])))
 
 
 def _by_stage(family: Family, stages: list[int]) -> list[Family]:
