@@ -32,7 +32,8 @@ NASTY = "<script>alert('x')</script>&\""
 def transform(number, label, status, **counts):
     total = sum(counts.values())
     return TransformRecord(
-        9, number, f"run_{number:02d}_{label}_01", status, "Finished", 100 + number, FileCounts(total, **counts),
+        9, number, f"run_{number:02d}_{label}_01", status, "Finished", 100 + number,
+        FileCounts(total, **counts),
         FileCounts(total, processed=total),
     )  # fmt: skip
 
@@ -47,7 +48,8 @@ def observation(*transforms, jobs=()):
 def a_job(number, start, end, status="finished"):
     return JobDetail(
         number, 101, "isr", f"isr:{number}", status, 1, started=START + timedelta(seconds=start),
-        ended=None if end is None else START + timedelta(seconds=end), max_rss=1024 * (100 + number), memory=200,
+        ended=None if end is None else START + timedelta(seconds=end), max_rss=1024 * (100 + number),
+        memory=200,
         log_url="javascript:alert(1)",
     )  # fmt: skip
 
