@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["check"]
 
 import getpass
+import re
 import sys
 from typing import Any
 
@@ -88,4 +89,13 @@ def _reason(error: BaseException) -> str:
     while current is not None:
         causes.append(str(current) or type(current).__name__)
         current = current.__cause__ or current.__context__
-    return ": ".join(dict.fromkeys(causes))
+    text = ": ".join(dict.fromkeys(causes))
+    # daf_butler takes ${PRODUCT_DIR} in an include for a product of the LSST stack.
+    if product := re.search(r"eups://(\w+)/([^\s:]*)", text):
+        text += f". {product[1].upper()}_DIR is not set; only an LSST stack sets it"
+        if product[1] == "ctrl_bps_panda":
+            text += (
+                f". Include resource://lsst.ctrl.bps.panda/{product[2]} instead, or nothing: computeSite selects "
+                "what it held"
+            )
+    return text

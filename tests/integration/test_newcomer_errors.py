@@ -1,0 +1,170 @@
+"""What newcomers met with the previous plugin, in the order they met it, and
+what they are told now.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lsst.ctrl.bps.panda.demo.repository import create_repo
+
+pytestmark = [pytest.mark.slow, pytest.mark.newest]
+
+BIN = Path(sys.executable).parent
+CHECK = (sys.executable, str(Path(__file__).parents[2] / "bin" / "panda_bps"), "check")
+SERVICE = "lsst.ctrl.bps.panda.PanDAService"
+NOBODY = "http://127.0.0.1:9/server/panda"
+
+
+class Newcomer:
+    """Somebody with a Butler and a YAML of a few lines, and nothing else:
+    no LSST stack, no variables, no server.
+    """
+
+    def __init__(self, directory: Path, repo: Path) -> None:
+        self.directory = directory
+        self.repo = repo
+
+    def write(self, **values: object) -> str:
+        config = {
+            "wmsServiceClass": SERVICE,
+            "computeSite": "SLAC",
+            "LSST_VERSION": "w_2026_45",
+            "pipelineYaml": "resource://lsst.ctrl.bps.panda.demo/pipeline.yaml",
+            "submitPath": f"{self.directory}/submit/{{outputRun}}",
+            "fileDistributionEndPoint": f"{self.directory}/area/{{uniqProcName}}/",
+            "payload": {
+                "payloadName": "first",
+                "butlerConfig": str(self.repo),
+                "inCollection": "StarCam/defaults",
+                "dataQuery": "skymap='starcam_sky' AND tract=0",
+            },
+            **values,
+        }
+        path = self.directory / "first.yaml"
+        path.write_text(yaml.safe_dump({key: value for key, value in config.items() if value is not None}))
+        return str(path)
+
+    def run(self, *command: str, code: int, **env: str) -> str:
+        """Run a command in an environment that holds next to nothing."""
+        variables = {"PATH": f"{BIN}:/usr/bin:/bin", "HOME": str(self.directory), "LC_ALL": "C.UTF-8", **env}
+        done = subprocess.run(
+            [str(BIN / "bps") if command[0] == "bps" else command[0], *command[1:]],
+            cwd=self.directory,
+            env={name: value for name, value in variables.items() if value},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def submit_path(self) -> Path:
+        (path,) = (path.parent for path in (self.directory / "submit").rglob("panda_run.json"))
+        return path
+
+
+@pytest.fixture(scope="module")
+def repo(tmp_path_factory):
+    path = tmp_path_factory.mktemp("newcomer") / "repo"
+    create_repo(path, visits_per_band=2, detectors=4, patches=1)
+    return path
+
+
+@pytest.fixture
+def newcomer(repo, tmp_path):
+    return Newcomer(tmp_path, repo)
+
+
+def test_1_an_include_by_a_variable_of_the_stack(newcomer):
+    config = newcomer.write(includeConfigs="${CTRL_BPS_PANDA_DIR}/config/bps_usdf.yaml")
+    said = newcomer.run(*CHECK, config, code=1)
+    assert "CTRL_BPS_PANDA_DIR is not set; only an LSST stack sets it" in said
+    assert "Include resource://lsst.ctrl.bps.panda/config/bps_usdf.yaml instead" in said
+    config = newcomer.write(includeConfigs="resource://lsst.ctrl.bps.panda/config/bps_usdf.yaml")
+    assert "PANDA_URL" in newcomer.run(*CHECK, config, code=1)
+
+
+def test_2_3_4_6_10_prepare_works_offline_without_any_variable(newcomer):
+    """No checkout, no look-up of a host, no server, no *_DIR, no USER."""
+    said = newcomer.run("bps", "prepare", newcomer.write(), code=0)
+    assert "A submission from here would fail; it goes on because nothing is sent now" in said
+    assert "- PANDA_URL_SSL and PANDA_URL are not set" in said
+    assert re.search(r"^isr +16 ", said, re.MULTILINE)
+    assert re.search(r"^finalJob .* SLAC_Rubin_Merge$", said, re.MULTILINE)
+    # One line a job about USER was 96 lines.
+    assert said.count("USER") == 0
+    assert not (newcomer.directory / "area").exists()
+
+
+def test_4_submit_stops_at_once_without_a_server(newcomer):
+    said = newcomer.run("bps", "submit", newcomer.write(), code=1, PANDA_URL_SSL=NOBODY)
+    assert "This run cannot be submitted:\n- The connection to 127.0.0.1:9 was refused" in said
+    assert not (newcomer.directory / "submit").exists()
+    assert not (newcomer.directory / "area").exists()
+
+
+def test_5_a_log_in_that_is_not_there(newcomer):
+    login = {"PANDA_URL_SSL": NOBODY, "PANDA_AUTH": "oidc", "PANDA_AUTH_VO": "Rubin"}
+    said = newcomer.run("bps", "submit", newcomer.write(), code=1, **login)
+    assert "This run cannot be submitted:\n- " in said
+    assert "panda_auth" in said
+
+
+def test_7_the_default_staging_area_is_that_of_the_payload_too(newcomer):
+    config = newcomer.write(
+        fileDistributionEndPoint="${LSST_RUN_TEMP_SPACE}/box/{uniqProcName}/",
+        fileDistributionEndPointDefault=f"{newcomer.directory}/default/{{uniqProcName}}/",
+    )
+    said = newcomer.run("bps", "prepare", config, code=0)
+    assert f"staging area: {newcomer.directory}/default/" in said
+    plan = (newcomer.submit_path() / "panda_plan.json").read_text()
+    assert "LSST_RUN_TEMP_SPACE" not in plan
+    without = newcomer.write(fileDistributionEndPoint="${LSST_RUN_TEMP_SPACE}/box/{uniqProcName}/")
+    assert "environment variable LSST_RUN_TEMP_SPACE is not set" in newcomer.run(*CHECK, without, code=1)
+
+
+def test_8_large_clusters_have_short_names(newcomer):
+    config = newcomer.write(
+        clusterAlgorithm="lsst.ctrl.bps.quantum_clustering_funcs.dimension_clustering",
+        cluster={"all": {"pipetasks": "isr, characterize", "dimensions": "band"}},
+    )
+    newcomer.run("bps", "prepare", config, code=0)
+    plan = yaml.safe_load((newcomer.submit_path() / "panda_plan.json").read_text())
+    inputs = re.findall(r"\ball:\d+", str(plan))
+    assert inputs
+    assert max(map(len, inputs)) < 64
+
+
+def test_all_problems_of_a_yaml_at_once(newcomer):
+    config = newcomer.write(LSST_VERSION=None, maxJobsPerTask="lots", fileDistributionEndPoint="/proc/no/")
+    said = newcomer.run(*CHECK, config, code=1, PATH="/nowhere")
+    assert said.startswith(f"5 problems in {config}:\n- ")
+    for words in (
+        "maxJobsPerTask is 'lots'",
+        "LSST_VERSION (in setupLSSTEnv)",
+        "createQuantumGraph runs pipetask, which is not there (PATH is '/nowhere')",
+        "the staging area /proc/no/ cannot be used",
+        "PANDA_URL_SSL and PANDA_URL are not set",
+    ):
+        assert words in said
+
+
+def test_jobs_that_fit_no_queue(newcomer):
+    config = newcomer.write(pipetask={"isr": {"requestMemory": 600000}})
+    said = newcomer.run("bps", "prepare", config, code=1)
+    assert "Label isr: no queue of SLAC takes its jobs; for the largest, SLAC_Rubin_Extra_Himem" in said
+    assert "requestMemory 600000 is more than 512000 MB" in said
+
+
+def test_a_misspelt_key(newcomer):
+    said = newcomer.run("bps", "prepare", newcomer.write(maxJobPerTask=5), code=0)
+    assert "did you mean maxJobsPerTask?" in said
