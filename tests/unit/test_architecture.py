@@ -69,10 +69,9 @@ ARROWS: dict[str, frozenset[str]] = {
         "service": "errors version settings sites plan plantable wire wire.idds_workflow rest staging report "
         "runrecord workflow submission inquiry preflight queues cancellation rescue core_repairs "
         "remote_build outputs environment_dump hints local.endpoint local.instance",
-        "insight": "errors inquiry plan report rest settings wire workflow",
         "": "service workflow errors version",
         # What a run is doing, at length.
-        "insight": "errors inquiry plan.model report rest runrecord settings wire",
+        "insight": "errors inquiry plan report rest runrecord settings wire workflow",
         "cli": "errors version service settings auth rest.credentials local demo workflow report inquiry "
         "insight runrecord wire preflight",
         # Apart.
