@@ -166,6 +166,14 @@ def test_show(place, good_run):
         assert place.json("show", way)["request_id"] == int(good_run)
 
 
+def test_jobs(place, bad_run):
+    jobs = place.json("show", bad_run, "--jobs", "--label", "again")["jobs"]
+    assert [(job["attempt"], job["status"]) for job in jobs] == [(1, "failed"), (2, "finished")]
+    assert jobs[0]["errors"][0]["code"] == 5
+    text, _ = place.call("show", bad_run, "--jobs")
+    assert re.search(r"^crashes +crashes:0 +failed +LOCAL .* payload 139$", text, re.MULTILINE)
+
+
 def test_errors_of_a_run_without_any(place, good_run):
     assert place.json("errors", good_run)["groups"] == []
     assert "No failed job" in place.call("errors", good_run)[0]
@@ -223,6 +231,9 @@ def test_logs(place, good_run, bad_run):
     assert "exit code 0" in place.call("logs", good_run, "--job", panda_id, "--file", "pilotlog.txt")[0]
     failed = place.json("logs", bad_run, "--failed", "--grep", "not found")["lines"]
     assert failed
+    # With --follow nothing is left out because something failed.
+    everything = place.json("logs", bad_run, "--follow", "--grep", "^runner:")["lines"]
+    assert len({line["panda_id"] for line in everything}) == 14
     assert "no job 'nobody'" in place.call("logs", good_run, "--job", "nobody", code=1)[1]
     assert "Labels of the run: isr" in place.call("logs", good_run, "--label", "nothing", code=1)[1]
 

@@ -4,8 +4,11 @@ import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from click.testing import CliRunner
 from panda_servers.cloud_log import CloudLogServer, make_entry
+from panda_servers.recorded_panda import REQUEST_ID, RecordedPanda, RecordedRun
 
+from lsst.ctrl.bps.panda.cli.panda_bps import main
 from lsst.ctrl.bps.panda.errors import SettingsError, TransportError
 from lsst.ctrl.bps.panda.insight.cloud_log import (
     CloudLog,
@@ -136,3 +139,28 @@ def test_settings():
 def test_a_key_file_that_is_not_there(tmp_path):
     with pytest.raises(SettingsError, match="key file"):
         CloudLog(CloudLogSettings("p", credentials=str(tmp_path / "none.json")))
+
+
+def test_the_command_reads_the_cloud_where_jobs_have_no_log_area(server, tmp_path):
+    recent = (datetime.now(UTC) - timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    for n, level in enumerate(("INFO", "ERROR", "CRITICAL")):
+        for task in (101, 102):
+            entry = make_entry(
+                2 * n + task, moment=recent, task=str(task), job="7", request=REQUEST_ID, level=level,
+                message=f"{level} in {task}",
+            )  # fmt: skip
+            server.entries.append(entry)
+    with RecordedPanda(RecordedRun(tasks=2, jobs=20)) as panda:
+        env = {"PANDA_URL_SSL": panda.url, "PANDA_LOG_ENDPOINT": server.url, "PANDA_LOG_PROJECT": "proj"}
+        env |= {"XDG_STATE_HOME": str(tmp_path), "USER": "ann", "PANDA_AUTH": None}
+
+        def lines(*words):
+            result = CliRunner().invoke(main, ["logs", str(REQUEST_ID), *words], env=env)
+            assert result.exit_code == 0, result.output
+            assert 'logName="projects/proj/logs/Panda-RubinLog" AND jsonPayload.' in result.stderr
+            return [line.partition(": ")[2] for line in result.stdout.splitlines()]
+
+        assert lines("--level", "ERROR") == [
+            "ERROR in 101", "ERROR in 102", "CRITICAL in 101", "CRITICAL in 102",
+        ]  # fmt: skip
+        assert lines("--label", "label_2", "--grep", "^(INFO|ERROR)") == ["INFO in 102", "ERROR in 102"]

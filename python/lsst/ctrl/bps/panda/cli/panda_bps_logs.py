@@ -93,8 +93,13 @@ def logs(
         find_cloud_settings(asked.settings.environment),
         **{key: value for key, value in named.items() if value},
     )
-    wish = _Wish(JobChoice(label, job, failed, limit), LineFilter.from_options(level=level, grep=grep), files,
-                 cloud, follow)  # fmt: skip
+    wish = _Wish(
+        choice=JobChoice(label, job, failed, everything=follow, limit=limit),
+        filter=LineFilter.from_options(level=level, grep=grep),
+        files=files,
+        cloud=cloud,
+        follow=follow,
+    )
     observation = _look(asked, wish)
     if query:
         text = render_filter(_cloud_query(observation, wish), cloud)

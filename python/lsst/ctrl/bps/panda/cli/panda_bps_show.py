@@ -10,19 +10,27 @@ import click
 
 from lsst.ctrl.bps.panda.inquiry import Inquiry
 from lsst.ctrl.bps.panda.insight.documents import make_document
+from lsst.ctrl.bps.panda.insight.jobs import JobDetail
 from lsst.ctrl.bps.panda.insight.observation import JobScope, observe
 from lsst.ctrl.bps.panda.insight.overview import Overview, make_overview
 
 from .panda_bps_run import Asked, json_option, print_problems, run_command, table, write_json
 
+_JOB_HEAD = ("label", "job", "state", "queue", "PanDA job", "attempt", "started", "wall s", "RSS MB", "error")
+
 
 @click.command()
 @run_command
+@click.option("--jobs", "with_jobs", is_flag=True, help="List the PanDA jobs instead, all attempts.")
+@click.option("-l", "--label", default="", help="With --jobs: those of this label only.")
 @json_option
-def show(asked: Asked, as_json: bool) -> None:
+def show(asked: Asked, with_jobs: bool, label: str, as_json: bool) -> None:
     """Show a run: its tasks, files, links.  RUN is its id, name or submit
     directory.
     """
+    if with_jobs:
+        _show_jobs(asked, label, as_json)
+        return
     request_id, record = Inquiry(asked.connection).identify(asked.run)
     observation = observe(asked.connection, request_id, scope=JobScope.NONE, tasks=True)
     area = record.staging_area if record is not None else ""
@@ -33,6 +41,39 @@ def show(asked: Asked, as_json: bool) -> None:
     for line in _lines(overview):
         click.echo(line)
     print_problems(overview.problems)
+
+
+def _show_jobs(asked: Asked, label: str, as_json: bool) -> None:
+    observation = observe(asked.connection, asked.run, label=label)
+    if as_json:
+        write_json(
+            make_document(
+                observation.jobs,
+                request_id=observation.request_id,
+                name=observation.name,
+                kind="jobs",
+                problems=observation.problems,
+            )
+        )
+        return
+    for line in table(_JOB_HEAD, map(_job_row, observation.jobs), left=4):
+        click.echo(line)
+    print_problems(observation.problems)
+
+
+def _job_row(job: JobDetail) -> tuple[object, ...]:
+    return (
+        job.label,
+        job.name,
+        job.status,
+        job.site,
+        job.panda_id,
+        job.attempt,
+        job.started and f"{job.started:%m-%d %H:%M:%S}",
+        None if job.wall_seconds is None else f"{job.wall_seconds:.0f}",
+        round(job.max_rss / 1024) or None,
+        job.error and f"{job.error.source} {job.error.code}",
+    )
 
 
 def _lines(found: Overview) -> Iterator[str]:

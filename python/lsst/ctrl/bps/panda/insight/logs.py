@@ -31,6 +31,9 @@ class JobChoice:
     failed: bool = False
     """Failed attempts only."""
 
+    everything: bool = False
+    """Whether jobs that have not failed are wanted though others have."""
+
     limit: int = 20
     """Most jobs; the latest are taken."""
 
@@ -69,10 +72,11 @@ def choose_jobs(observation: Observation, choice: JobChoice) -> tuple[list[JobDe
         if not jobs:
             raise RunNotFoundError(
                 f"The run has no job {choice.job!r} that PanDA knows. Give PanDA's number, or the name that "
-                "panda_bps errors or panda_bps show shows."
+                "panda_bps errors or panda_bps show --jobs shows."
             )
     failed = [job for job in jobs if job.failed]
-    if choice.failed or (failed and not choice.job and not choice.label):
+    said = choice.job or choice.label or choice.everything
+    if choice.failed or (failed and not said):
         jobs = failed
     jobs.sort(key=lambda job: job.panda_id)
     return jobs[-choice.limit :], max(0, len(jobs) - choice.limit)
