@@ -21,6 +21,7 @@ from lsst.ctrl.bps.panda.insight.plots import write_plots
 from lsst.ctrl.bps.panda.insight.resources import measure_resources
 from lsst.ctrl.bps.panda.insight.task_graph import MAX_NODES, TaskGraph, TaskNode, make_task_graph
 from lsst.ctrl.bps.panda.insight.verdicts import Verdict, read_rulebook
+from lsst.ctrl.bps.panda.plan.model import ConditionPlan, JobPlan, TaskPlan, WorkflowPlan
 from lsst.ctrl.bps.panda.report_links import MonitorLinks
 from lsst.ctrl.bps.panda.wire.records import FileCounts, JobError, RequestRecord, TaskRecord, TransformRecord
 from lsst.ctrl.bps.panda.wire.tally import RunEvidence, tally_run
@@ -141,6 +142,31 @@ def test_without_a_plan_labels_stand_in_their_order(page):
     assert [(node.label, node.column) for node in graph.nodes] == [("isr", 0), ("co<add", 1)]
     assert not graph.has_edges
     assert graph.nodes[1].counts[WmsStates.FAILED] == 1
+
+
+def planned(name, label, first, parents, **values):
+    jobs = tuple(JobPlan(f"{name}_{n}", n, f"{name}:{n}", tuple(wanted)) for n, wanted in enumerate(parents))
+    return TaskPlan(name, label, 1, first, "", None, None, None, None, jobs, **values)
+
+
+def test_edges_come_from_the_plan():
+    tasks = (
+        # Tasks are not in the order of their jobs' ordinals.
+        planned("gather", "gather", 4, [[2, 3]]),
+        planned("isr", "isr", 0, [[], []]),
+        planned("coadd", "coadd", 2, [[0], [1, 2]]),
+        planned("late", "late", 5, [[]], is_sink=True),
+    )
+    final = (planned("final", "finalJob", 6, [[]]),)
+    plan = WorkflowPlan(None, tasks, (ConditionPlan(("gather",), ("late",)),), final, (), (), (), ())
+    graph = make_task_graph(observation(), plan)
+    names = [node.name for node in graph.nodes]
+    edges = {(names[before], names[after]) for before, after in graph.edges}
+    assert edges == {("isr", "coadd"), ("coadd", "gather"), ("gather", "late"), ("late", "final")}
+    columns = {node.name: node.column for node in graph.nodes}
+    assert columns == {"isr": 0, "coadd": 1, "gather": 2, "late": 3, "final": 4}
+    assert graph.has_edges
+    assert sum(node.jobs for node in graph.nodes) == 7
 
 
 def test_many_tasks_are_drawn_by_label():
