@@ -39,7 +39,7 @@ LIMIT = 300.0
 ENDED = {WmsStates.SUCCEEDED, WmsStates.FAILED, WmsStates.DELETED}
 SH = GenericWorkflowExec("sh", "/bin/sh", False)
 HUNGRY = (
-    "import time; block = bytearray(200 * 1024**2); block[::4096] = bytes(len(block[::4096])); time.sleep(60)"
+    "import time; block = bytearray(200 * 1024**2); block[::4096] = bytes(len(block[::4096])); time.sleep({})"
 )
 
 
@@ -135,7 +135,9 @@ def bad(workflow):
     add(workflow, "s", "crashes", "kill -SEGV $$")
     add(workflow, "n", "nocommand", "there_is_no_such_command", number_of_retries=1)
     add(workflow, "r", "again", "test <WMS:attemptNum> -eq 1 || exit 5", number_of_retries=1)
-    add(workflow, "h", "hungry", f'python3 -c "{HUNGRY}"', number_of_retries=0)
+    add(workflow, "h", "hungry", f'python3 -c "{HUNGRY.format(60)}"')
+    grows = {"request_memory": 150, "memory_multiplier": 2, "number_of_retries": 1}
+    add(workflow, "g", "grows", f'python3 -c "{HUNGRY.format(4)}"', **grows)
 
 
 @pytest.fixture(scope="module")
@@ -201,8 +203,8 @@ def test_errors_give_verdicts(place, bad_run):
     text, _ = place.call("errors", bad_run)
     assert "Raise requestMemory" in text
     everything = place.json("errors", bad_run, "--recovered")["groups"]
-    assert everything[-1]["label"] == "again"
-    assert (everything[-1]["attempts"], everything[-1]["unfinished"]) == (1, 0)
+    assert [group["label"] for group in everything[-2:]] == ["again", "grows"]
+    assert {(group["attempts"], group["unfinished"]) for group in everything[-2:]} == {(1, 0)}
     text, _ = place.call("errors", bad_run, "--recovered", "--label", "again")
     assert "1 of them finished in another attempt" in text
 
@@ -233,7 +235,7 @@ def test_logs(place, good_run, bad_run):
     assert failed
     # With --follow nothing is left out because something failed.
     everything = place.json("logs", bad_run, "--follow", "--grep", "^runner:")["lines"]
-    assert len({line["panda_id"] for line in everything}) == 14
+    assert len({line["panda_id"] for line in everything}) == 16
     assert "no job 'nobody'" in place.call("logs", good_run, "--job", "nobody", code=1)[1]
     assert "Labels of the run: isr" in place.call("logs", good_run, "--label", "nothing", code=1)[1]
 
@@ -258,6 +260,11 @@ def test_resources(place, good_run, bad_run):
     assert hungry["out_of_memory"] == 1
     assert hungry["near_limit"][0]["max_rss"] > 64 * 1024
     assert hungry["suggestions"]["requestMemory"] >= 256
+    # Ended for lack of memory once, then finished with more.
+    grown = bad_labels["grows"]
+    assert (grown["attempts"], grown["finished"], grown["out_of_memory"]) == (2, 1, 1)
+    assert (grown["requested_memory"], grown["largest_request"], grown["retried_with_more"]) == (150, 300, 1)
+    assert 240 <= grown["suggestions"]["requestMemory"] <= 512
     text, _ = place.call("resources", bad_run)
     assert re.search(r"^  hungry:\n    requestMemory: \d+", text, re.MULTILINE)
 
@@ -342,7 +349,7 @@ def test_from_python(place, bad_run):
     observation = observe(connect(read_service_settings(None, place.env)), bad_run)
     assert observation.tally.state is WmsStates.FAILED
     assert {job.label for job in observation.jobs if job.failed} == {
-        "missing", "crashes", "nocommand", "again", "hungry",
+        "missing", "crashes", "nocommand", "again", "hungry", "grows",
     }  # fmt: skip
 
 
