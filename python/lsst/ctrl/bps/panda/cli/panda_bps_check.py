@@ -95,7 +95,7 @@ def _reason(error: BaseException) -> str:
         text += f". {product[1].upper()}_DIR is not set; only an LSST stack sets it"
         if product[1] == "ctrl_bps_panda":
             text += (
-                f". Include resource://lsst.ctrl.bps.panda/{product[2]} instead, or nothing: computeSite selects "
-                "what it held"
+                f". Include resource://lsst.ctrl.bps.panda/{product[2]} instead, or nothing: computeSite "
+                "selects what it held"
             )
     return text
