@@ -12,7 +12,7 @@ from lsst.ctrl.bps.panda.errors import SettingsError
 from lsst.ctrl.bps.panda.insight.jobs import JobDetail
 from lsst.ctrl.bps.panda.insight.log_area import LogArea, area_of, make_log_transport
 from lsst.ctrl.bps.panda.insight.log_lines import LineFilter, parse_json_line, parse_line
-from lsst.ctrl.bps.panda.insight.logs import LogReader, read_tail
+from lsst.ctrl.bps.panda.insight.logs import LogReader, TailReader
 
 
 def a_job(url="", **values):
@@ -94,7 +94,7 @@ def test_files_are_read_in_every_way(files, way):
     assert b"".join(area.blocks("payload.stderr", start=7)).startswith(b"line 1\n")
     assert area.tail("absent", 9) == b""
     job = a_job(address + "payload.stderr")
-    assert read_tail(job, "", make_log_transport(), count=2) == ["line 28", "line 29"]
+    assert TailReader("", make_log_transport(), count=2)(job) == ["line 28", "line 29"]
 
 
 def test_a_long_file_is_read_in_pieces_and_lines_stay_whole(tmp_path):
@@ -139,8 +139,12 @@ def test_a_place_that_cannot_be_asked_is_told(tmp_path):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
         port = server.server_port
     transport = make_log_transport()
-    (line,) = read_tail(a_job(f"http://127.0.0.1:{port}/payload.stderr"), "", transport)
+    reader = TailReader("", transport)
+    (line,) = reader(a_job(f"http://127.0.0.1:{port}/payload.stderr"))
     assert line.startswith("(the log could not be read: Nothing listens there")
+    # The host is not asked again: it would answer now, but for this reader it is gone.
+    with http.server.ThreadingHTTPServer(("127.0.0.1", port), http.server.BaseHTTPRequestHandler):
+        assert reader(a_job(f"http://127.0.0.1:{port}/other/payload.stderr")) == [line]
     if os.getuid():
         (tmp_path / "payload.stderr").touch(0o000)
-        assert "could not be read" in read_tail(a_job(f"{tmp_path}/payload.stderr"), "", transport)[0]
+        assert "could not be read" in reader(a_job(f"{tmp_path}/payload.stderr"))[0]

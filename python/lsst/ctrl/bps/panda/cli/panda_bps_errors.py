@@ -6,14 +6,13 @@ __all__ = ["errors"]
 
 import textwrap
 from collections.abc import Iterator
-from functools import partial
 
 import click
 
 from lsst.ctrl.bps.panda.insight.digest import ErrorGroup, digest_errors, judge_groups
 from lsst.ctrl.bps.panda.insight.documents import make_document
 from lsst.ctrl.bps.panda.insight.log_area import make_log_transport
-from lsst.ctrl.bps.panda.insight.logs import read_tail
+from lsst.ctrl.bps.panda.insight.logs import TailReader
 from lsst.ctrl.bps.panda.insight.observation import JobScope, observe
 from lsst.ctrl.bps.panda.insight.verdicts import read_rulebook
 from lsst.ctrl.bps.panda.rest.credentials import verify_host
@@ -50,7 +49,7 @@ def errors(
     groups = digest_errors(observation, label=label)
     left_out = len(groups) - limit
     transport = make_log_transport(verify=verify_host(asked.settings.environment))
-    reader = partial(read_tail, server=asked.settings.url, transport=transport, count=tail) if tail else None
+    reader = TailReader(asked.settings.url, transport, count=tail) if tail else None
     judged = judge_groups(groups[:limit], rulebook, read_tail=reader)
     if as_json:
         name, problems = observation.name, observation.problems

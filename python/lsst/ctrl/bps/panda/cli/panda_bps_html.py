@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ["html"]
 
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 import click
@@ -14,7 +13,7 @@ from lsst.ctrl.bps.panda.errors import PandaBpsError
 from lsst.ctrl.bps.panda.inquiry import Inquiry
 from lsst.ctrl.bps.panda.insight.digest import digest_errors, judge_groups
 from lsst.ctrl.bps.panda.insight.log_area import make_log_transport
-from lsst.ctrl.bps.panda.insight.logs import read_tail
+from lsst.ctrl.bps.panda.insight.logs import TailReader
 from lsst.ctrl.bps.panda.insight.observation import Observation, observe
 from lsst.ctrl.bps.panda.insight.overview import make_overview
 from lsst.ctrl.bps.panda.insight.page import RunPage, render_page
@@ -47,7 +46,7 @@ def html(asked: Asked, output: Path | None, rules: str | None) -> None:
     rulebook = read_rulebook(rules)
     observation = observe(asked.connection, request_id)
     transport = make_log_transport(verify=verify_host(asked.settings.environment))
-    reader = partial(read_tail, server=asked.settings.url, transport=transport)
+    reader = TailReader(asked.settings.url, transport)
     groups = digest_errors(observation)[:_MOST_ERRORS]
     page = RunPage(
         overview=make_overview(

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from urllib.parse import urlsplit
 
 import click
 
-from lsst.ctrl.bps.panda.errors import TransportError
+from lsst.ctrl.bps.panda.errors import ConnectionFailedError, TransportError
 from lsst.ctrl.bps.panda.insight.cloud_log import (
     CloudLog,
     CloudLogSettings,
@@ -167,9 +168,10 @@ def _from_areas(asked: Asked, observation: Observation, wish: _Wish) -> Iterator
 def _read_jobs(
     reader: LogReader, jobs: Iterable[JobDetail], wanted: LineFilter, told: set[int]
 ) -> Iterator[LogLine]:
+    lost: set[str] = set()
     for job in jobs:
         place = reader.place(job)
-        if not place:
+        if not place or urlsplit(place).netloc in lost:
             continue
         if job.panda_id not in told:
             told.add(job.panda_id)
@@ -181,6 +183,9 @@ def _read_jobs(
             yield from reader.lines(job, wanted)
         except TransportError as error:
             click.echo(f"The log of job {job.panda_id} could not be read: {error}", err=True)
+            if isinstance(error, ConnectionFailedError):
+                # The other jobs' logs there would only take as long to fail.
+                lost.add(urlsplit(place).netloc)
 
 
 # --- Google Cloud Logging ---------------------------------------------------

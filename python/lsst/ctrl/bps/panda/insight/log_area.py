@@ -43,7 +43,7 @@ def make_log_transport(*, verify: bool | str = True) -> Transport:
         Anonymous(),
         verify=verify,
         timeouts=Timeouts(connect=10.0, read=60.0, total=600.0),
-        retry=RetryPolicy(attempts=3, base=0.5, cap=5.0, budget=60.0),
+        retry=RetryPolicy(attempts=2, base=0.5, cap=5.0, budget=30.0),
     )
 
 

@@ -4,12 +4,13 @@ area, or the files of the embedded PanDA.
 
 from __future__ import annotations
 
-__all__ = ["JobChoice", "LogReader", "choose_jobs", "read_tail"]
+__all__ = ["JobChoice", "LogReader", "TailReader", "choose_jobs"]
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
 
-from ..errors import RunNotFoundError, TransportError
+from ..errors import ConnectionFailedError, RunNotFoundError, TransportError
 from ..rest.transport import Transport
 from .jobs import JobDetail
 from .log_area import LOG_FILES, LogArea
@@ -173,32 +174,54 @@ class LogReader:
         return replace(line, level=self._levels.get(key, ""))
 
 
-def read_tail(job: JobDetail, server: str, transport: Transport, *, count: int = 12) -> list[str]:
-    """Read the last lines of a job's log.
+class TailReader:
+    """Reads the ends of logs; a host that cannot be reached is asked once
+    only, so that many logs there do not wait for it one after the other.
 
     Parameters
     ----------
-    job : `JobDetail`
-        The job.
     server : `str`
         URL of PanDA.
     transport : `Transport`
         Reads through HTTP.
     count : `int`, optional
         Most lines.
-
-    Returns
-    -------
-    lines : `list` [`str`]
-        Of standard error, or of standard output if that is empty.  Why they
-        could not be read, in brackets, if so.
     """
-    area = LogArea(job, server, transport)
-    try:
+
+    def __init__(self, server: str, transport: Transport, *, count: int = 12) -> None:
+        self._server = server
+        self._transport = transport
+        self._count = count
+        self._unreachable: dict[str, str] = {}
+
+    def __call__(self, job: JobDetail) -> list[str]:
+        """Read the last lines of a job's log.
+
+        Parameters
+        ----------
+        job : `JobDetail`
+            The job.
+
+        Returns
+        -------
+        lines : `list` [`str`]
+            Of standard error, or of standard output if that is empty.  Why
+            they could not be read, in brackets, if so.
+        """
+        host = urlsplit(job.log_url).netloc
+        if host in self._unreachable:
+            return [self._unreachable[host]]
+        try:
+            return self._lines(LogArea(job, self._server, self._transport))
+        except TransportError as error:
+            words = f"(the log could not be read: {error.message})"
+            if isinstance(error, ConnectionFailedError):
+                self._unreachable[host] = words
+            return [words]
+
+    def _lines(self, area: LogArea) -> list[str]:
         for name in LOG_FILES[1:]:
             text = area.tail(name, TAIL_BYTES).decode("utf-8", "replace")
             if lines := [line.rstrip() for line in text.splitlines() if line.strip()]:
-                return lines[-count:]
-    except TransportError as error:
-        return [f"(the log could not be read: {error.message})"]
-    return []
+                return lines[-self._count :]
+        return []
