@@ -79,13 +79,14 @@ class KeyLookup:
         options: dict[str, Any] = {"replaceVars": False, "expandEnvVars": False, "replaceEnvVars": False}
         missing: dict[str, str] = {}
         for label in ["", *labels]:
+            where = {**options, **self._section(label, name)}
             current = self._current(label)
             pending, seen = [name], {name}
             while pending:
                 key = pending.pop()
-                _, text = self._merged.search(key, opt={**options, "curvals": dict(current), "default": None})
+                _, text = self._merged.search(key, opt={**where, "curvals": dict(current), "default": None})
                 for variable in _FORMAT_VARIABLE.findall(text) if isinstance(text, str) else ():
-                    found, _ = self._merged.search(variable, opt={**options, "curvals": dict(current)})
+                    found, _ = self._merged.search(variable, opt={**where, "curvals": dict(current)})
                     if not found:
                         missing.setdefault(variable, key)
                     elif variable not in seen:
@@ -105,11 +106,18 @@ class KeyLookup:
         options: dict[str, Any] = {"curvals": self._current(label), "default": None}
         if raw:
             options |= {"expandEnvVars": False, "replaceEnvVars": False}
-        section = self._merged[label] if label in _SECTIONS else None
-        if isinstance(section, Config) and Config.__contains__(section, name):
-            options["searchobj"] = section
+        options |= self._section(label, name)
         _, value = self._merged.search(name, opt=options)
         return value, f"label {label}" if label else "BPS configuration"
+
+    def _section(self, label: str, name: str) -> dict[str, Any]:
+        """Option that has BPS look into the section of a label first, if the
+        key is there.
+        """
+        section = self._merged[label] if label in _SECTIONS and label in self._merged else None
+        if isinstance(section, Config) and Config.__contains__(section, name):
+            return {"searchobj": section}
+        return {}
 
     def _current(self, label: str) -> dict[str, str]:
         """Values that tell BPS in which sections to look."""
