@@ -4,6 +4,8 @@ from __future__ import annotations
 
 __all__ = ["build"]
 
+from typing import Any
+
 import click
 
 from lsst.ctrl.bps.panda.errors import PandaBpsError
@@ -35,7 +37,8 @@ def build(config: str, compute_site: str | None, wms_service_class: str | None) 
             validators=[submit_path_validator, output_run_validator, out_collection_validator],
             **{key: value for key, value in options.items() if value},
         )
-        service = doImport(str(bps_config["wmsServiceClass"]))(bps_config)
+        service_class: Any = doImport(str(bps_config["wmsServiceClass"]))
+        service = service_class(bps_config)
         workflow = service.submit(
             None,
             config=bps_config,

@@ -65,7 +65,8 @@ def check(config: str, compute_site: str | None, wms_service_class: str | None) 
     try:
         bps_config = read_configuration(config, compute_site=compute_site, service=wms_service_class)
         name = str(bps_config["wmsServiceClass"])
-        service = doImport(name)(bps_config)
+        service_class: Any = doImport(name)
+        service = service_class(bps_config)
         if not hasattr(service, "find_problems"):
             raise click.ClickException(
                 f"wmsServiceClass is {name}, which is not a service class of this plugin. Set it to "

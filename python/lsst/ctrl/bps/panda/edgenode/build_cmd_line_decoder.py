@@ -16,7 +16,7 @@ import os
 import sys
 
 
-def main():
+def main() -> int:
     """Build the run; the exit code."""
     try:
         from lsst.ctrl.bps.panda.site_build import main as build
