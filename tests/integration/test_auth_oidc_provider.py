@@ -11,6 +11,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,21 +62,25 @@ def made_once(name):
         yield CACHE / name
 
 
+def install_provider(folder):
+    """Install the provider; a registry that hangs is asked again."""
+    command = ["npm", "install", "--no-audit", "--no-fund", "--prefer-offline", "--prefix", str(folder)]
+    for attempts_left in (2, 1, 0):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            subprocess.run([*command, "oidc-provider@9"], check=True, timeout=240, capture_output=True)
+            return
+        except subprocess.SubprocessError:
+            if not attempts_left:
+                raise
+
+
 @pytest.fixture(scope="session")
 def npm_folder():
     with made_once("oidc-provider-9") as folder:
         if not (folder / "installed").exists():
-            folder.mkdir(exist_ok=True)
-            command = [
-                "npm",
-                "install",
-                "--no-audit",
-                "--no-fund",
-                "--prefix",
-                str(folder),
-                "oidc-provider@9",
-            ]
-            subprocess.run(command, check=True, timeout=300, capture_output=True)
+            install_provider(folder)
             (folder / "installed").touch()
     return folder
 
