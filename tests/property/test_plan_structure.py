@@ -469,7 +469,7 @@ def test_a_name_leads_to_the_job_s_own_command(spec: Spec, naming: NamingKind) -
 def test_a_plan_survives_its_document(spec: Spec) -> None:
     plan = make_plan(build(spec), SETTINGS)
     read = parse_plan("".join(render_plan(plan)), source="test")
-    bare = [replace(t, jobs=tuple(replace(job, values=()) for job in t.jobs)) for t in plan.tasks]
+    bare = [replace(t, jobs=tuple(job._replace(values=()) for job in t.jobs)) for t in plan.tasks]
     assert read == replace(plan, tasks=tuple(bare), shards=())
 
 

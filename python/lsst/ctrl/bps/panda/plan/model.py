@@ -21,6 +21,7 @@ __all__ = [
 ]
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +91,12 @@ class Packing:
         return self.payloads_per_job > 1
 
 
-@dataclass(frozen=True, slots=True)
-class JobPlan:
-    """One job of a task."""
+class JobPlan(NamedTuple):
+    """One job of a task.
+
+    A tuple, because a frozen dataclass takes four times as long to make, and
+    there may be millions.
+    """
 
     name: str
     """Name of the `~lsst.ctrl.bps.GenericWorkflowJob`."""

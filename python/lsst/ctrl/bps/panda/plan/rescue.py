@@ -102,7 +102,7 @@ def _rest_of(task: TaskPlan, numbers: dict[int, int], has_child: set[int]) -> Ta
         first = number if first < 0 else first
         is_sink = is_sink or ordinal not in has_child
         parents = tuple(numbers[parent] for parent in job.parents if parent in numbers)
-        jobs.append(replace(job, parents=parents))
+        jobs.append(job._replace(parents=parents))
     if not jobs:
         return None
     contiguous = jobs[-1].order_id - jobs[0].order_id == len(jobs) - 1
