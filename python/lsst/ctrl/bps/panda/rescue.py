@@ -91,8 +91,8 @@ def restart_run(connection: Connection, inquiry: Inquiry, run: str) -> tuple[str
     if is_aborted(evidence.request) and (living := inquiry.running(evidence)):
         return None, None, (
             f"Run {request_id} was cancelled, but {living} of its jobs still run: pilots hear of it at "
-            "their next heartbeat (up to 30 minutes). Restart it when they have ended, so that no job runs twice at "
-            "the same time."
+            "their next heartbeat (up to 30 minutes). Restart it when they have ended, so that no job runs "
+            "twice at the same time."
         )
     if record.content.get("remote"):
         return (

@@ -91,6 +91,15 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
         )
         return self.plan.files + shards
 
+    def add_to_parent_workflow(self, config: BpsConfig) -> None:
+        """Refuse what ``bpsBatchSubmission`` of BPS wants: iDDS takes no tasks
+        into a request that runs.
+        """
+        raise NotImplementedError(
+            "bpsBatchSubmission does not work on PanDA, where no tasks can be added to a run. "
+            "Use remoteBuild: {enabled: true}, which makes quantum graph and plan in a task, too."
+        )
+
     def write(self, out_prefix: str) -> None:
         """Write plan, parameters and run record into the submit directory.
 
