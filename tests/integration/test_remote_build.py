@@ -106,7 +106,7 @@ def place(tmp_path_factory):
 def submit(place: Place, config: str, *options: str) -> tuple[str, Path]:
     """Submit; the run's id and submit directory."""
     said = place.call("bps", "submit", *options, config)
-    assert "Remote submission is enabled" in said
+    assert re.search("Remote submission is enabled|submission stages as batch job.* is enabled", said), said
     found = dict(re.findall(r"^(Run Id|Submit dir|Run Name): (.+)$", said, re.MULTILINE))
     name = Path(found["Submit dir"]).relative_to(place.directory / "submit").as_posix()
     assert found["Run Name"] == name.replace("/", "_")
@@ -169,7 +169,9 @@ def test_bps_knows_one_class_only(place):
     config = place.write(
         "other", wmsServiceClass="lsst.ctrl.bps.panda.LocalPanDAService", remoteBuild={"enabled": True}
     )
-    assert "UnboundLocalError" in place.call("bps", "submit", config, code=1)
+    said = place.call("bps", "submit", config, code=1)
+    # BPS 30.2026.300 trips, 30.2026.4300 hands over nothing.
+    assert "UnboundLocalError" in said or "'panda_bps build CONFIG' works with any" in said
     said = place.call(str(CHECKOUT / "bin" / "panda_bps"), "build", config)
     run_id = re.search(r"^Run Id: (\d+)$", said, re.MULTILINE)[1]
     assert re.search(r"^buildTask", place.call("bps", "report", "--id", run_id), re.MULTILINE)

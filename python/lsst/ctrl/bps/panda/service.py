@@ -25,7 +25,7 @@ from . import sites
 from .cancellation import cancel_run
 from .core_repairs import accept_service_names
 from .environment_dump import protect_dumps
-from .errors import PandaBpsError, RunNotFoundError
+from .errors import PandaBpsError, RunNotFoundError, SettingsError
 from .hints import find_hints
 from .inquiry import Connection, Inquiry, connect
 from .outputs import collect_outputs
@@ -137,7 +137,11 @@ class PanDAService(BaseWmsService):
         # Docstring inherited.
         if kwargs.get("remote_build"):
             return submit_build(self._connect(), **kwargs)
-        assert isinstance(workflow, PandaBpsWmsWorkflow)
+        if not isinstance(workflow, PandaBpsWmsWorkflow):
+            raise SettingsError(
+                "BPS prepared no workflow of this plugin. For a remote build it knows the service class "
+                "lsst.ctrl.bps.panda.PanDAService only; 'panda_bps build CONFIG' works with any."
+            )
         connection = self._connect()
         progress = ProgressLine(sys.stderr)
         staged = stage(workflow.staged_files(), workflow.settings.staging, progress=progress)
