@@ -53,6 +53,8 @@ class Worker:
             env=ENVIRONMENT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
+            # The tests may have been started by nohup, which the runner obeys.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
 
     def wait_for(self, name):
