@@ -41,7 +41,6 @@ from .settings import ServiceSettings, default_configuration, read_service_setti
 from .staging import stage
 from .staging_progress import ProgressLine
 from .submission import send
-from .wire.idds_workflow import make_submission
 from .workflow import PandaBpsWmsWorkflow
 
 _LOG = logging.getLogger(__name__)
@@ -119,7 +118,8 @@ class PanDAService(BaseWmsService):
         )
         self._check_run(workflow)
         workflow.write(out_prefix or "")
-        _LOG.info("Plan of run %s:\n%s", workflow.name, render_table(workflow.plan))
+        table = render_table(workflow.plan, request_size=workflow.submission.length)
+        _LOG.info("Plan of run %s:\n%s", workflow.name, table)
         for warning in (*workflow.settings.hints, *workflow.plan.warnings, *find_hints(workflow.plan)):
             _LOG.warning("%s", warning)
         return workflow
@@ -152,7 +152,7 @@ class PanDAService(BaseWmsService):
             staged.area,
             staged.present,
         )
-        submission = make_submission(workflow.plan, max_length=workflow.settings.max_request_length)
+        submission = workflow.submission
         request_id = send(connection.relay, submission, workflow.name)
         workflow.run_id = str(request_id)
         self._write_down(workflow, request_id, connection, submission.length)

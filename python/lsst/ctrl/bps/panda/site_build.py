@@ -25,7 +25,6 @@ from .rest.panda_api import PandaApi
 from .runrecord import read_record
 from .settings import read_service_settings
 from .staging import stage
-from .wire.idds_workflow import make_submission
 from .wire.idds_workflow_build import render_update
 from .workflow import PandaBpsWmsWorkflow
 
@@ -121,7 +120,7 @@ def _unpack(api: PandaApi, archive: str) -> None:
 
 def _update(connection: Connection, workflow: PandaBpsWmsWorkflow, request_id: int, signature: str) -> None:
     """Give the workflow to iDDS; twice is the same as once."""
-    submission = make_submission(workflow.plan, max_length=workflow.settings.max_request_length)
+    submission = workflow.submission
     for step in submission.steps:
         connection.relay.submit_step(step, submission.keywords)
     arguments = render_update(submission, request_id=request_id, signature=signature)

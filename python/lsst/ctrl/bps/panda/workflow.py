@@ -19,7 +19,7 @@ from .plan.model import StagedFile, WorkflowPlan
 from .plan.planner import make_plan
 from .runrecord import RunRecord, write_text
 from .settings import RunSettings, read_run_settings
-from .wire.idds_workflow import make_workflow
+from .wire.idds_workflow import Submission, make_submission, make_workflow
 
 PLAN_NAME = "panda_plan.json"
 PARAMETERS_DIRECTORY = "panda_files"
@@ -72,6 +72,11 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
         if self._settings is None:
             raise PandaBpsError(f"Workflow {self.name!r} has no settings; use from_generic_workflow.")
         return self._settings
+
+    @cached_property
+    def submission(self) -> Submission:
+        """What is sent for the run, made when it is first asked for."""
+        return make_submission(self.plan, max_length=self.settings.max_request_length)
 
     @cached_property
     def idds_client_workflow(self) -> Any:
