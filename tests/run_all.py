@@ -30,6 +30,8 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 EXTRAS = "local,demo,test,dev"
 NEWEST = "3.13"
 
+SYSTEM_AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
+
 # Debian package -> (file it brings, test files that want it).  Installed only when such tests exist.
 DEBIAN_PACKAGES: dict[str, tuple[tuple[str, ...], str]] = {
     "nginx-light": (("/usr/sbin/nginx",), "*nginx*"),
@@ -144,6 +146,9 @@ def clean_environment() -> dict[str, str]:
         for key, value in os.environ.items()
         if not key.startswith(FOREIGN_PREFIXES) and key not in FOREIGN_NAMES
     }
+    # Node brings its own authorities and ignores the system's; where a network has its own, npm hangs.
+    if SYSTEM_AUTHORITIES.exists():
+        kept.setdefault("NODE_EXTRA_CA_CERTS", str(SYSTEM_AUTHORITIES))
     return kept | {"LC_ALL": "C.UTF-8", "PYTHONNOUSERSITE": "1", "MPLBACKEND": "Agg"}
 
 
