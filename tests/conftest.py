@@ -97,3 +97,12 @@ def dav_double():
 
     with DavDouble() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def postgresql_url():
+    """The URL of a database in a private PostgreSQL cluster."""
+    from panda_servers.postgresql import run_cluster
+
+    with run_cluster() as url:
+        yield url

@@ -3,13 +3,8 @@ and types that SQLite does not.
 """
 
 import os
-import shutil
 import signal
-import socket
-import subprocess
-import tempfile
 import time
-from pathlib import Path
 
 import pytest
 
@@ -19,72 +14,10 @@ from lsst.ctrl.bps.panda.local.trial import TrialClient, TrialTask, diamond
 
 pytestmark = pytest.mark.slow
 
-_SETTINGS = """
-listen_addresses = '127.0.0.1'
-fsync = off
-synchronous_commit = off
-full_page_writes = off
-max_connections = 200
-timezone = 'UTC'
-"""
 
-
-def _binaries():
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    path = str(found[-1]) if found else shutil.which("initdb")
-    assert path, "these tests need PostgreSQL: apt-get install postgresql"
-    return Path(path).parent
-
-
-def _as_user(command, directory):
-    """PostgreSQL does not run as root; Debian's package brings a user."""
-    if os.getuid() == 0:
-        command = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", *command]
-    subprocess.run(
-        command, cwd=directory, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "HOME": "/tmp"}
-    )
-
-
-@pytest.fixture(scope="module")
-def database():
-    binaries = _binaries()
-    # Not below pytest's own directories, which the user postgres cannot pass.
-    directory = Path(tempfile.mkdtemp(prefix="panda_pg_", dir="/tmp"))
-    directory.chmod(0o755)
-    if os.getuid() == 0:
-        shutil.chown(directory, "postgres")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    data = directory / "data"
-    control = [str(binaries / "pg_ctl"), "-D", str(data), "-l", str(directory / "log")]
-    init = [
-        str(binaries / "initdb"),
-        "-D",
-        str(data),
-        "-U",
-        "panda",
-        "-A",
-        "trust",
-        "-E",
-        "UTF8",
-        "--no-sync",
-    ]
-    try:
-        _as_user([*init, "--locale=C.UTF-8"], directory)
-        with (data / "postgresql.conf").open("a") as stream:
-            stream.write(f"{_SETTINGS}port = {port}\nunix_socket_directories = '{directory}'\n")
-        _as_user([*control, "-w", "-t", "60", "start"], directory)
-        yield f"postgresql://panda@127.0.0.1:{port}/postgres"
-    finally:
-        if (data / "postmaster.pid").exists():
-            _as_user([*control, "-m", "immediate", "-w", "stop"], directory)
-        shutil.rmtree(directory)
-
-
-def test_run_with_failure_and_kill_on_postgresql(database, tmp_path):
+def test_run_with_failure_and_kill_on_postgresql(postgresql_url, tmp_path):
     directory = tmp_path / "state"
-    endpoint = instance.start(directory, slots=2, database=database)
+    endpoint = instance.start(directory, slots=2, database=postgresql_url)
     try:
         client = TrialClient(endpoint)
         gate = tmp_path / "gate"

@@ -37,10 +37,12 @@ class Service(PanDAService):
         return read_service_settings(self.config, self.env)
 
 
-@pytest.fixture(scope="module")
-def panda(tmp_path_factory):
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def panda(request, tmp_path_factory):
+    """An embedded PanDA; PostgreSQL enforces lengths that SQLite does not."""
+    url = request.getfixturevalue("postgresql_url") if request.param == "postgresql" else None
     directory = tmp_path_factory.mktemp("service") / "a panda"
-    yield instance.start(directory, slots=4)
+    yield instance.start(directory, slots=4, database=url)
     instance.stop(directory)
 
 
@@ -266,9 +268,12 @@ def test_chunks_of_a_label_are_counted_together(site):
         for i in range(7):
             add(workflow, f"j{i}", "coadd_3", "exit 3" if i == 5 else "true")
 
-    run_id, _ = site.submit(build, maxJobsPerTask=2)
+    # Longer than iDDS's columns, which PostgreSQL enforces.
+    names = {"project": "p" * 60, "campaign": "c" * 120}
+    run_id, _ = site.submit(build, maxJobsPerTask=2, **names)
     report = site.wait(run_id)
     assert report.run_summary == "coadd_3:7"
+    assert (report.project, report.campaign) == (names["project"], names["campaign"])
     assert counts(report, "coadd_3") == {"SUCCEEDED": 6, "FAILED": 1}
     assert report.exit_code_summary["coadd_3"] == [3]
 
