@@ -305,6 +305,10 @@ def arguments_of(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def main(argv: Sequence[str]) -> int:
     """Run all; the exit code is 0 only if every phase went well."""
+    # Whoever starts us in the background lets us ignore these, and tests send them: what a process
+    # handles becomes the default again in those that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, lambda number, frame: sys.exit(129))
     options, rest = arguments_of(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     base = find_python(options.python) if options.python else Path(sys.executable)
