@@ -126,7 +126,7 @@ def _refuse_outside(tar: tarfile.TarFile) -> None:
     for member in tar.getmembers():
         parts = Path(member.name).parts
         if not (member.isfile() or member.isdir()) or member.name.startswith("/") or ".." in parts:
-            raise PandaBpsError(f"the archive of the build holds {member.name!r}, which is not a file below it")
+            raise PandaBpsError(f"the archive of the build holds {member.name!r}, not a file below it")
 
 
 def _update(connection: Connection, workflow: PandaBpsWmsWorkflow, request_id: int, signature: str) -> None:
