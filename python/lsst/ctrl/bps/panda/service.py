@@ -144,14 +144,7 @@ class PanDAService(BaseWmsService):
             )
         connection = self._connect()
         progress = ProgressLine(sys.stderr)
-        staged = stage(workflow.staged_files(), workflow.settings.staging, progress=progress)
-        _LOG.info(
-            "Staged %d files (%d bytes) to %s; %d were there already",
-            staged.copied,
-            staged.bytes_copied,
-            staged.area,
-            staged.present,
-        )
+        stage(workflow.staged_files(), workflow.settings.staging, progress=progress)
         submission = workflow.submission
         request_id = send(connection.relay, submission, workflow.name)
         workflow.run_id = str(request_id)
