@@ -6,8 +6,8 @@ import pytest
 
 from lsst.ctrl.bps.panda.plan.model import StagedFile
 from lsst.ctrl.bps.panda.staging import StagingSettings, stage
-from lsst.ctrl.bps.panda.staging_manifest import digest_file
-from lsst.ctrl.bps.panda.staging_stores import open_store
+from lsst.ctrl.bps.panda.staging.manifest import digest_file
+from lsst.ctrl.bps.panda.staging.stores import open_store
 
 pytestmark = pytest.mark.slow
 

@@ -14,8 +14,8 @@ from lsst.ctrl.bps.panda.staging import (
     stage,
     write_marker,
 )
-from lsst.ctrl.bps.panda.staging_manifest import digest_file
-from lsst.ctrl.bps.panda.staging_stores import open_store
+from lsst.ctrl.bps.panda.staging.manifest import digest_file
+from lsst.ctrl.bps.panda.staging.stores import open_store
 
 HOSTILE_NAMES = (
     "a b.txt",

@@ -177,8 +177,8 @@ EACH = pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name
 def within(name: str, part: str) -> bool:
     """Whether a dotted name is a part or lies in it.
 
-    A part may be several files side by side: ``staging_causes`` is in
-    ``staging``.
+    A part may be several files side by side: ``report_filters`` is in
+    ``report``.
     """
     return name == part or name.startswith((part + ".", part + "_"))
 

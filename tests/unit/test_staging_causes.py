@@ -10,7 +10,7 @@ import ssl
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 
-from lsst.ctrl.bps.panda.staging_causes import VerificationError, describe_cause, is_permanent
+from lsst.ctrl.bps.panda.staging.causes import VerificationError, describe_cause, is_permanent
 
 
 def client_error(code: str, status: int) -> ClientError:

@@ -23,7 +23,7 @@ from lsst.ctrl.bps.panda.staging import (
     stage,
     write_marker,
 )
-from lsst.ctrl.bps.panda.staging_progress import ProgressLine
+from lsst.ctrl.bps.panda.staging.progress import ProgressLine
 
 NOBODY = 65534
 
@@ -289,7 +289,7 @@ def test_large_file_that_does_not_fit_leaves_nothing_half_named(tmp_path, settin
 
 def test_full_disk_is_named(tmp_path):
     """Where something is that is always full, it says so."""
-    from lsst.ctrl.bps.panda.staging_causes import describe_cause, is_permanent
+    from lsst.ctrl.bps.panda.staging.causes import describe_cause, is_permanent
 
     with open("/dev/full", "wb", buffering=0) as stream, pytest.raises(OSError) as caught:
         stream.write(b"x")

@@ -7,7 +7,7 @@ import pytest
 from lsst.ctrl.bps.panda.errors import StagingError
 from lsst.ctrl.bps.panda.plan.model import StagedFile
 from lsst.ctrl.bps.panda.staging import StagingSettings, stage
-from lsst.ctrl.bps.panda.staging_sources import find_name_problems
+from lsst.ctrl.bps.panda.staging.sources import find_name_problems
 
 
 @pytest.mark.parametrize(

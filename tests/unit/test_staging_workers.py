@@ -9,8 +9,8 @@ from contextlib import suppress
 
 import pytest
 
-from lsst.ctrl.bps.panda.staging_causes import VerificationError
-from lsst.ctrl.bps.panda.staging_workers import Retries, run_all
+from lsst.ctrl.bps.panda.staging.causes import VerificationError
+from lsst.ctrl.bps.panda.staging.workers import Retries, run_all
 
 
 def test_every_item_has_one_outcome():
@@ -81,7 +81,7 @@ def test_nothing_new_begins_when_nobody_asks_any_more():
 def test_hanging_thread_does_not_keep_the_program_alive():
     program = """if True:
         import time
-        from lsst.ctrl.bps.panda.staging_workers import run_all
+        from lsst.ctrl.bps.panda.staging.workers import run_all
         (outcome,) = run_all([1], lambda _: time.sleep(600), workers=1, allowance=lambda _: 0.1)
         assert isinstance(outcome.error, TimeoutError)
     """

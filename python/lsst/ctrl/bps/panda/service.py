@@ -39,7 +39,7 @@ from .rest.diagnosis import diagnose
 from .runrecord import RunIndex, read_record
 from .settings import ServiceSettings, default_configuration, read_service_settings
 from .staging import stage
-from .staging_progress import ProgressLine
+from .staging.progress import ProgressLine
 from .submission import send
 from .workflow import PandaBpsWmsWorkflow
 

@@ -22,10 +22,10 @@ from urllib.parse import quote, urlsplit
 
 from lsst.resources import ResourcePath
 
-from .errors import StagingError
-from .staging_causes import VerificationError
-from .staging_contact import check_connection
-from .staging_manifest import TEMPORARY_FOLDER, Digest, digest_file
+from ..errors import StagingError
+from .causes import VerificationError
+from .contact import check_connection
+from .manifest import TEMPORARY_FOLDER, Digest, digest_file
 
 _LOG = logging.getLogger(__name__)
 

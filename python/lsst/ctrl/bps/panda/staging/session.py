@@ -16,9 +16,9 @@ from functools import partial
 from tempfile import TemporaryDirectory
 from typing import TypeVar
 
-from .errors import StagingError
-from .staging_causes import VerificationError, describe_cause
-from .staging_manifest import (
+from ..errors import StagingError
+from .causes import VerificationError, describe_cause
+from .manifest import (
     MANIFEST_NAME,
     PARTIAL_NAME,
     Digest,
@@ -27,9 +27,9 @@ from .staging_manifest import (
     parse_manifest,
     render_manifest,
 )
-from .staging_sources import SourceFile, fetch_source
-from .staging_stores import Store
-from .staging_workers import Retries, run_all
+from .sources import SourceFile, fetch_source
+from .stores import Store
+from .workers import Retries, run_all
 
 _LOG = logging.getLogger(__name__)
 

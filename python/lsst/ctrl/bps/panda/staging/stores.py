@@ -16,9 +16,9 @@ from contextlib import suppress
 from typing import BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
-from .errors import StagingError
-from .staging_causes import VerificationError
-from .staging_manifest import TEMPORARY_FOLDER, Digest, digest_file
+from ..errors import StagingError
+from .causes import VerificationError
+from .manifest import TEMPORARY_FOLDER, Digest, digest_file
 
 _BLOCK = 1 << 20
 
@@ -108,7 +108,7 @@ def open_store(area: str, *, group_permissions: bool = False) -> Store:
     parts = urlsplit(area)
     if parts.scheme in _REMOTE_SCHEMES and "://" in area:
         # boto3 and the HTTP stack are heavy: only who needs them pays.
-        from .staging_remote import RemoteStore
+        from .remote import RemoteStore
 
         return RemoteStore(area)
     if "://" in area and parts.scheme != "file":

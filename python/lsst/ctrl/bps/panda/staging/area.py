@@ -1,20 +1,8 @@
-"""Staging: the files of a run reach the place where its workers find them,
-whole, verified, and with a manifest that is written last.
-"""
+"""What is done with a staging area: it is filled, checked, read and marked."""
 
 from __future__ import annotations
 
-__all__ = [
-    "Digest",
-    "Manifest",
-    "StagingReport",
-    "StagingSettings",
-    "check_area",
-    "read_manifest",
-    "remove_marker",
-    "stage",
-    "write_marker",
-]
+__all__ = ["check_area", "read_manifest", "remove_marker", "stage", "write_marker"]
 
 import logging
 import os
@@ -24,14 +12,14 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from .errors import StagingError
-from .plan.model import StagedFile
-from .staging_causes import VerificationError, describe_cause
-from .staging_manifest import MANIFEST_NAME, TEMPORARY_FOLDER, Digest, Manifest, parse_manifest
-from .staging_session import StagingReport, StagingSession, StagingSettings
-from .staging_sources import expand_files, find_name_problems
-from .staging_stores import LocalStore, Store, open_store
-from .staging_workers import Retries, run_all
+from ..errors import StagingError
+from ..plan.model import StagedFile
+from .causes import VerificationError, describe_cause
+from .manifest import MANIFEST_NAME, TEMPORARY_FOLDER, Manifest, parse_manifest
+from .session import StagingReport, StagingSession, StagingSettings
+from .sources import expand_files, find_name_problems
+from .stores import LocalStore, Store, open_store
+from .workers import Retries, run_all
 
 _LOG = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from .staging_causes import describe_cause, is_permanent
+from .causes import describe_cause, is_permanent
 
 _LOG = logging.getLogger(__name__)
 

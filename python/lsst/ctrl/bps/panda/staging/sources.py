@@ -16,9 +16,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import unquote, urlsplit
 
-from .plan.model import StagedFile
-from .staging_causes import VerificationError, describe_cause
-from .staging_manifest import CANCELLED_NAME, MANIFEST_NAME, PARTIAL_NAME, TEMPORARY_FOLDER
+from ..plan.model import StagedFile
+from .causes import VerificationError, describe_cause
+from .manifest import CANCELLED_NAME, MANIFEST_NAME, PARTIAL_NAME, TEMPORARY_FOLDER
 
 _RESERVED = frozenset({MANIFEST_NAME, PARTIAL_NAME, TEMPORARY_FOLDER, CANCELLED_NAME})
 
