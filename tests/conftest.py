@@ -106,3 +106,16 @@ def postgresql_url():
 
     with run_cluster() as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def rucio_server(tmp_path_factory):
+    """A Rucio server; see `panda_servers.rucio.RucioServer`.
+
+    Other tests of the session use it too: take scopes, RSEs and accounts with
+    names of your own.
+    """
+    from panda_servers.rucio import RucioServer
+
+    with RucioServer(tmp_path_factory.mktemp("rucio")) as server:
+        yield server

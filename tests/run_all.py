@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-EXTRAS = "local,demo,test,dev"
+EXTRAS = "local,demo,rucio,test,dev"
 NEWEST = "3.13"
 
 SYSTEM_AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -274,6 +274,23 @@ def provide_servers(run: Run) -> None:
         results.append(install_debian(missing, run.environment))
 
 
+def start_rucio_environment(run: Run, python: Path) -> subprocess.Popen[bytes]:
+    """Begin to make the environment of the Rucio server, if it is not there.
+
+    It takes a minute or two, mostly of waiting, so other phases go on.
+    """
+    program = CHECKOUT / "tests" / "servers" / "rucio_environment.py"
+    return subprocess.Popen([python, program], env=run.environment, stdout=subprocess.DEVNULL)
+
+
+def await_rucio_environment(run: Run, making: subprocess.Popen[bytes]) -> None:
+    """Wait until the environment of the Rucio server is made."""
+    with run.phase("environment of the Rucio server (what was left of it)") as results:
+        results.append(making.wait() == 0)
+    if not results[0]:
+        run.counts["error"] += 1
+
+
 def check_source(run: Run, python: Path) -> None:
     """Lint and types."""
     run.command("ruff", [python, "-m", "ruff", "check", "--quiet", "."])
@@ -327,6 +344,7 @@ def main(argv: Sequence[str]) -> int:
         run.pytest("tests " + " ".join(rest), python, ["--timeout", "900", *rest])
         return run.close()
     provide_servers(run)
+    rucio = start_rucio_environment(run, python)
     check_source(run, python)
     build_documentation(run, python)
     newest = find_python(NEWEST)
@@ -337,6 +355,7 @@ def main(argv: Sequence[str]) -> int:
         run.pytest(f"tests on Python {NEWEST}", other, [*parallel, "-m", "not slow or newest"])
     else:
         say(f"run-tests: no second pass, as Python {NEWEST} is not here or is the one used")
+    await_rucio_environment(run, rucio)
     run.pytest("all tests", python, parallel)
     return run.close()
 
