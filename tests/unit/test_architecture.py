@@ -40,8 +40,11 @@ ARROWS: dict[str, frozenset[str]] = {
         "keys": "errors",
         "sites": "errors",
         "areas": "errors plan.commands sites local.endpoint",
-        "lookup": "errors keys sites",
-        "settings": "errors version plan staging keys sites areas lookup",
+        "command_line": "",
+        "origins": "",
+        "spelling": "keys",
+        "lookup": "command_line errors keys origins sites",
+        "settings": "errors version plan staging sites spelling areas lookup",
         # The edges: files, HTTP, log-in.
         "staging": "errors plan.model",
         "runrecord": "errors version plan.model",
@@ -56,7 +59,8 @@ ARROWS: dict[str, frozenset[str]] = {
         "inquiry": "errors auth.login report rest runrecord settings wire",
         "queues": "errors plan.model",
         "hints": "plan.model plan.resources",
-        "preflight": "areas errors inquiry keys lookup plan.model queues rest settings sites staging",
+        "preflight": "areas build_settings command_line errors inquiry keys lookup plan.model queues rest "
+        "settings sites staging",
         "cancellation": "errors inquiry report rest runrecord settings staging wire",
         "rescue": "errors cancellation environment_dump inquiry plan report rest runrecord settings staging "
         "submission wire wire.idds_workflow workflow",
@@ -73,7 +77,7 @@ ARROWS: dict[str, frozenset[str]] = {
         # What a run is doing, at length.
         "insight": "errors inquiry plan report rest runrecord settings wire workflow",
         "cli": "errors version service settings auth rest.credentials local demo workflow report inquiry "
-        "insight runrecord wire preflight",
+        "insight runrecord wire preflight spelling",
         # Apart.
         "edgenode": "",
         # Makes a plan on the worker, so it has to find the whole plugin there; says so if it does not.
@@ -98,8 +102,8 @@ FOREIGN = {
     "matplotlib": {"demo", "insight.plots"},
     "numpy": {"demo"},
     "google": {"insight.cloud_log"},
-    # preflight asks click which command of BPS is running.
-    "click": {"cli", "demo", "preflight"},
+    # command_line asks click which command of BPS is running.
+    "click": {"cli", "demo", "command_line"},
     "oauthlib": {"auth"},
     "jwt": {"auth"},
 }

@@ -23,8 +23,9 @@ import pytest
 import yaml
 
 from lsst.ctrl.bps.panda import errors
-from lsst.ctrl.bps.panda.keys import KEYS, closest_key
+from lsst.ctrl.bps.panda.keys import KEYS
 from lsst.ctrl.bps.panda.sites import site_names
+from lsst.ctrl.bps.panda.spelling import closest_key
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DOC = CHECKOUT / "doc"

@@ -6,8 +6,10 @@ import click
 import pytest
 
 from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig
+from lsst.ctrl.bps.panda.command_line import configuration_file, is_dry_run
 from lsst.ctrl.bps.panda.errors import PandaBpsError
-from lsst.ctrl.bps.panda.preflight import check_configuration, check_service, is_dry_run, report_problems
+from lsst.ctrl.bps.panda.keys import KEYS
+from lsst.ctrl.bps.panda.preflight import check_configuration, check_service, report_problems
 from lsst.ctrl.bps.panda.settings import read_service_settings
 
 
@@ -136,3 +138,108 @@ def test_a_submission_is_no_dry_run():
     assert not is_dry_run()
     with click.Context(click.Command("submit"), info_name="submit"):
         assert not is_dry_run()
+
+
+def test_values_for_a_label(make_config, env):
+    config = make_config(
+        priority="top",
+        pipetask={"isr": {"priority": "high"}, "warp": {"queue": "Q"}},
+        cluster={"all": {"prmon": "perhaps"}},
+        finalJob={"keepTokens": "sometimes"},
+    )
+    assert check_configuration(config, env)[0] == [
+        "priority is 'top' (BPS configuration); it must be a whole number.",
+        "priority is 'high' (label isr); it must be a whole number.",
+        "prmon is 'perhaps' (label all); it must be yes or no.",
+        "keepTokens is 'sometimes' (label finalJob); it must be yes or no.",
+    ]
+
+
+def test_a_graph_needs_its_variables(make_config, env):
+    config = make_config(createQuantumGraph="pipetask qgraph {pipetaskInput} -p {pipelineYaml} {dataQuery}")
+    (problem,) = check_configuration(config, env)[0]
+    assert problem == (
+        "createQuantumGraph uses variables that the configuration does not set: inCollection (in "
+        "pipetaskInput), pipelineYaml (in createQuantumGraph). Set them."
+    )
+
+
+@pytest.mark.parametrize(
+    ("directory", "words"),
+    [
+        ("/a b/x", "holds ' '."),
+        ("/it's/x", "holds \"'\"."),
+        ('/a"b/x', "holds '\"'."),
+        ("/a\\b/x", "holds '\\\\'."),
+        ("/a$b/x", "holds '$'."),
+    ],
+)
+def test_a_submit_directory_that_breaks_the_command_of_bps(make_config, env, directory, words):
+    values = {"submitPath": directory, "createQuantumGraph": "pipetask qgraph -q {qgraphFile}"}
+    (problem,) = check_configuration(make_config(**values), env)[0]
+    assert problem.startswith(f"submitPath is {directory!r}; BPS cannot make a quantum graph in a directory")
+    assert words in problem
+    # Whoever quotes it in the command may have blanks.
+    quoted = make_config(submitPath="/a b/x", createQuantumGraph="pipetask qgraph -q '{qgraphFile}'")
+    assert check_configuration(quoted, env)[0] == []
+
+
+@pytest.mark.parametrize("path", ["/plain/x", "/a+b:c/é&*;~!()[]<>|/x"])
+def test_a_submit_directory_that_does_not(make_config, env, path):
+    config = make_config(submitPath=path, createQuantumGraph="pipetask qgraph -q {qgraphFile}")
+    assert check_configuration(config, env)[0] == []
+
+
+def test_a_name_that_idds_cannot_hold(make_config, env):
+    problems, _ = check_configuration(make_config(uniqProcName="x" * 300), env)
+    assert "has 300 characters and iDDS takes 255" in problems[0]
+    problems, _ = check_configuration(make_config(uniqProcName="a%b"), env)
+    assert "holds %" in problems[0]
+
+
+def test_a_remote_build_needs_no_graph_and_no_staging_area_here(make_config, env):
+    section = {"enabled": True, "files": ["/no/such/file"]}
+    config = make_config(
+        createQuantumGraph="not_here", fileDistributionEndPoint="/proc/no/{nothing}/", remoteBuild=section
+    )
+    problems, outside = check_configuration(config, {**env, "PATH": "/nowhere"})
+    assert problems == ["remoteBuild.files names what is not there: /no/such/file."]
+    assert outside == []
+    section["enabled"] = False
+    config = make_config(createQuantumGraph="not_here", remoteBuild=section)
+    problems, _ = check_configuration(config, env)
+    assert problems[0].startswith("createQuantumGraph runs not_here")
+
+
+def test_where_a_wrong_value_stands(make_config, env, tmp_path):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "more.yaml").write_text("project: x\npipetask:\n  isr:\n    priority: high\n")
+    run = tmp_path / "run.yaml"
+    run.write_text(
+        "includeConfigs: ['${PARTS}/more.yaml', 'resource://lsst.ctrl.bps.panda/config/bps_panda.yaml', "
+        "gone.yaml]\nmaxJobsPerTask: lots\n"
+    )
+    config = make_config(maxJobsPerTask="lots", pipetask={"isr": {"priority": "high"}}, maxCopyWorkers=0)
+    with click.Context(click.Command("submit"), info_name="submit") as context:
+        context.params["config_file"] = str(run)
+        assert configuration_file() == str(run)
+        problems, _ = check_configuration(config, {**env, "PARTS": str(tmp_path / "parts")})
+    assert problems == [
+        f"priority is 'high' (label isr, {tmp_path}/parts/more.yaml, line 4); it must be a whole number.",
+        "maxCopyWorkers is 0 (BPS configuration); it must be at least 1.",
+        f"maxJobsPerTask is 'lots' ({run}, line 2); it must be a whole number.",
+    ]
+
+
+TYPED = [key for key in KEYS.values() if key.kind not in ("text", "list") or key.choices]
+
+
+@pytest.mark.parametrize("key", TYPED, ids=lambda key: key.name)
+def test_each_typed_key_says_what_is_wrong_and_where(make_config, env, tmp_path, key):
+    run = tmp_path / "run.yaml"
+    run.write_text(f"a: 1\n{key.name}: ':wrong'\n")
+    with click.Context(click.Command("check"), info_name="check") as context:
+        context.params["config"] = str(run)
+        problems, _ = check_configuration(make_config(**{key.name: ":wrong"}), env)
+    assert len(problems) == 1
+    assert problems[0].startswith(f"{key.name} is ':wrong' ({run}, line 2); ")

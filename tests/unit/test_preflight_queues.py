@@ -87,12 +87,31 @@ def test_the_packaged_profiles_are_understood():
         name: read_queues(sites.profile_of(name).get("queues"), source=name) for name in sites.site_names()
     }
     slac = {queue.name: queue for queue in known["SLAC"]}
-    assert slac["SLAC_Rubin"].memory == 4096
+    assert slac["SLAC_Rubin_4G"].memory == 4000
     assert not slac["SLAC_Rubin_Merge"].brokered
     assert known["local"] == ()
     # What is not known limits nothing.
     assert find_misfits([make_task(memory=10**6, site="CC-IN2P3")], lambda site: known[site]) == []
-    assert find_misfits([make_task(memory=10**6, site="LANCS")], lambda site: known[site])
+    assert known["LSST"] == ()
+
+
+@pytest.mark.parametrize(
+    ("site", "needs", "words"),
+    [
+        ("SLAC", {"memory": 500000}, ""),
+        ("SLAC", {"memory": 500001}, "for the largest, SLAC_Rubin_Extra_Himem, requestMemory 500001"),
+        ("SLAC", {"memory": 400000, "cores": 8}, ""),
+        ("SLAC", {"memory": 600000, "cores": 8}, "for the largest, SLAC_Rubin_Multi, requestMemory 600000"),
+        ("LANCS", {"memory": 300000}, "for the largest, LANCS_Rubin_Extra_Himem, requestMemory 300000"),
+        ("RAL", {"memory": 300000}, ""),
+        ("SLAC", {"queue": "SLAC_Rubin_Multi"}, "requestCpus 1 is less than 2 cores"),
+        ("SLAC", {"queue": "SLAC_Rubin_Merge", "cores": 16, "memory": 32768}, ""),
+    ],
+)
+def test_queues_of_the_facilities(site, needs, words):
+    known = read_queues(sites.profile_of(site)["queues"], source=site)
+    problems = find_misfits([make_task(site=site, **needs)], lambda _: known)
+    assert [words in problem for problem in problems] == ([True] if words else [])
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from lsst.ctrl.bps import (
     GenericWorkflowFile,
     GenericWorkflowJob,
 )
+from lsst.ctrl.bps.panda import sites
 from lsst.ctrl.bps.panda.errors import SettingsError
-from lsst.ctrl.bps.panda.keys import KEYS, closest_key, convert
+from lsst.ctrl.bps.panda.keys import KEYS, convert
 from lsst.ctrl.bps.panda.plan.labels import NamingKind
 from lsst.ctrl.bps.panda.settings import (
     default_configuration,
@@ -22,6 +23,7 @@ from lsst.ctrl.bps.panda.settings import (
     read_service_settings,
     site_staging_area,
 )
+from lsst.ctrl.bps.panda.spelling import closest_key, find_misspelt_keys
 
 
 def make_config(**values):
@@ -178,6 +180,50 @@ def test_a_misspelt_key_is_pointed_out():
     hints = read(make_config(maxJobPerTask=5)).hints
     assert hints == ("Key maxJobPerTask of the configuration is not known; did you mean maxJobsPerTask?",)
     assert read(make_config()).hints == ()
+
+
+def test_misspelt_keys_are_found_in_all_sections():
+    config = make_config(
+        site={"SLAC": {"queu": "Q"}},
+        cloud={"US": {"prodSourceLable": "x"}},
+        payload={"payloadName": "p", "inColection": "HSC"},
+        pipetask={"isr": {"requestMemroy": 5, "requestmemory": 6}},
+        cluster={"all": {"pipetask": "isr", "dimension": "visit"}},
+        finalJob={"quee": "Q"},
+        remoteBuild={"enable": True},
+        # Names of the user's: used, numbered, a label or a variable.
+        queue1="Q",
+        priority1=5,
+        taskTypes="x",
+        used="{taskTypes}",
+        environment={"QUEUES_": "x", "queu": "x"},
+        bps_defined={"timestamps": "x"},
+    )
+    assert sorted(find_misspelt_keys(config)) == sorted(
+        f"Key {path} of the configuration is not known; did you mean {meant}?"
+        for path, meant in (
+            ("site.SLAC.queu", "queue"),
+            ("cloud.US.prodSourceLable", "prodSourceLabel"),
+            ("payload.inColection", "inCollection"),
+            ("pipetask.isr.requestMemroy", "requestMemory"),
+            ("pipetask.isr.requestmemory", "requestMemory"),
+            ("cluster.all.dimension", "dimensions"),
+            ("finalJob.quee", "queue"),
+            ("remoteBuild.enable", "enabled"),
+        )
+    )
+
+
+@pytest.mark.parametrize("name", [*sites.site_names(), ""])
+def test_packaged_configurations_have_no_misspelt_key(name):
+    content = sites.profile_of(name) if name else {**sites.base(), **sites.defaults()}
+    assert find_misspelt_keys(BpsConfig(content)) == []
+
+
+def test_a_site_with_a_notice():
+    (hint,) = read(make_config(computeSite="LSST", sw_image="i")).hints
+    assert hint.startswith("Site LSST: By the page")
+    assert read(make_config(computeSite="SLAC", LSST_VERSION="w_1")).hints == ()
 
 
 @pytest.mark.parametrize("name", ["requestMemory", "payload", "pipelineYaml", "site", "cluster", "finalJob"])

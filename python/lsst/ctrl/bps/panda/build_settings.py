@@ -4,7 +4,7 @@ the configuration.
 
 from __future__ import annotations
 
-__all__ = ["BuildSettings", "read_build_settings"]
+__all__ = ["BuildSettings", "is_remote_build", "read_build_settings"]
 
 import os
 from collections.abc import Mapping
@@ -43,6 +43,18 @@ class BuildSettings:
     """MB."""
 
     attempts: int
+
+
+def is_remote_build(config: BpsConfig) -> bool:
+    """Tell whether the plan of a run is to be made at the site.
+
+    Parameters
+    ----------
+    config : `~lsst.ctrl.bps.BpsConfig`
+        Configuration of the run.
+    """
+    section = config.get(SECTION)
+    return isinstance(section, BpsConfig) and bool(section.get("enabled", False))
 
 
 def read_build_settings(config: BpsConfig, environment: Mapping[str, str]) -> BuildSettings:

@@ -7,9 +7,8 @@ documentation is made from.
 
 from __future__ import annotations
 
-__all__ = ["KEYS", "Key", "closest_key", "convert"]
+__all__ = ["KEYS", "Key", "convert"]
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,8 @@ class Key:
 
     name: str
     kind: str
-    """``text``, ``whole number``, ``number``, ``yes or no``, ``list``."""
+    """``text``, ``whole number``, ``number``, ``yes or no``, ``list``,
+    ``list of labels``."""
 
     default: Any
     meaning: str
@@ -31,9 +31,24 @@ class Key:
     """Whether it may be set for a label (``pipetask:``, ``cluster:``,
     ``finalJob:``, ``customJob:``), a site or a cloud."""
 
+    least: int | None = None
+    """Smallest number."""
 
-def _key(name: str, kind: str, default: Any, meaning: str, *, per_label: bool = False) -> Key:
-    return Key(name, kind, default, meaning, per_label)
+    choices: tuple[str, ...] = ()
+    """The only values, if there are few."""
+
+
+def _key(
+    name: str,
+    kind: str,
+    default: Any,
+    meaning: str,
+    *,
+    per_label: bool = False,
+    least: int | None = None,
+    choices: tuple[str, ...] = (),
+) -> Key:
+    return Key(name, kind, default, meaning, per_label, least, choices)
 
 
 KEYS: dict[str, Key] = {
@@ -107,12 +122,15 @@ KEYS: dict[str, Key] = {
             False,
             "Whether the staging area gets group-write and set-group-id permissions.",
         ),
-        _key("maxCopyWorkers", "whole number", 10, "Number of files that are staged at the same time."),
+        _key(
+            "maxCopyWorkers", "whole number", 10, "Number of files that are staged at the same time.", least=1
+        ),
         _key(
             "jobNaming",
             "text",
             "short",
             "How jobs are named in PanDA: `short`, `plain`, `orderIdMap` or `qnodeMap`.",
+            choices=("short", "plain", "orderIdMap", "qnodeMap"),
         ),
         _key("enableJobNameMap", "yes or no", False, "Same as `jobNaming: orderIdMap`."),
         _key("orderIdMapFilename", "text", "panda_order_id_map.json", "File name of the order-id map."),
@@ -129,10 +147,10 @@ KEYS: dict[str, Key] = {
             ["USER"],
             "Environment variables in commands that are resolved on the submit side.",
         ),
-        _key("maxJobsPerTask", "whole number", 10000, "Most jobs in a PanDA task."),
+        _key("maxJobsPerTask", "whole number", 10000, "Most jobs in a PanDA task.", least=1),
         _key(
             "enableEventService",
-            "text",
+            "list of labels",
             "",
             "Labels of which several payloads share a PanDA job, "
             "separated by commas, each perhaps with a number: `isr:20, calibrate`.",
@@ -142,6 +160,7 @@ KEYS: dict[str, Key] = {
             "whole number",
             10,
             "Payloads in a PanDA job of a label that gives no number.",
+            least=1,
         ),
         _key(
             "maxWmsJobWalltime",
@@ -149,12 +168,14 @@ KEYS: dict[str, Key] = {
             0,
             "Wall time of a PanDA job of several payloads, "
             "seconds; with `requestWalltime` it gives the number of payloads.",
+            least=0,
         ),
         _key(
             "maxRequestLength",
             "whole number",
             400_000_000,
             "Largest request, bytes; a larger one is sent in steps.",
+            least=10_000,
         ),
         _key("iddsServer", "text", "", "iDDS server that the relay is to use instead of its own."),
         _key(
@@ -163,7 +184,13 @@ KEYS: dict[str, Key] = {
             "https://usdf-panda-bigmon.slac.stanford.edu:8443",
             "Base URL of the PanDA monitor, for links.",
         ),
-        _key("tokenLifetime", "number", 1.0, "Hours that the log-in must still be valid at submission."),
+        _key(
+            "tokenLifetime",
+            "number",
+            1.0,
+            "Hours that the log-in must still be valid at submission.",
+            least=0,
+        ),
         _key(
             "rememberExitCodes",
             "yes or no",
@@ -199,16 +226,33 @@ def _list(value: Any) -> list[str]:
     return [str(item) for item in value]
 
 
+def _labels(value: Any) -> dict[str, int | None]:
+    """Convert to labels, each perhaps with a number: ``isr:20, calibrate``."""
+    numbers: dict[str, int | None] = {}
+    for item in _list(value):
+        label, colon, number = (part.strip() for part in item.partition(":"))
+        numbers[label] = int(number) if colon else None
+        if not label or (colon and int(number) < 1):
+            raise ValueError(value)
+    return numbers
+
+
 _CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "text": str,
     "whole number": _whole,
     "number": float,
     "yes or no": _yes_or_no,
     "list": _list,
+    "list of labels": _labels,
+}
+
+_WORDS = {
+    "list of labels": "a list of labels, each perhaps with a number of at least 1, such as isr:20, calibrate",
+    "yes or no": "yes or no",
 }
 
 
-def convert(key: Key, value: Any, *, source: str) -> Any:
+def convert(key: Key, value: Any, *, source: str | Callable[[], str]) -> Any:
     """Convert a value to the kind of its key.
 
     Parameters
@@ -217,39 +261,33 @@ def convert(key: Key, value: Any, *, source: str) -> Any:
         The key.
     value : `~typing.Any`
         What the configuration holds; `None` and nothing mean the default.
-    source : `str`
-        Where the value is from, for the error.
+    source : `str` or callable
+        Where the value is from, for the error; a function is called if there
+        is one.
 
     Raises
     ------
     SettingsError
-        Raised if the value is of another kind; names key, value and source.
+        Raised if the value is of another kind, too small or not one of few;
+        names key, value and source.
     """
     if value is None or (isinstance(value, str) and not value.strip() and key.kind != "text"):
         return key.default
     try:
-        return _CONVERTERS[key.kind](value)
-    except (KeyError, TypeError, ValueError):
-        raise SettingsError(f"{key.name} is {value!r} ({source}); it must be a {key.kind}.") from None
+        converted = _CONVERTERS[key.kind](value)
+        needed = _unmet(key, converted)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        needed = f"it must be {_WORDS.get(key.kind, 'a ' + key.kind)}"
+    if needed:
+        where = source if isinstance(source, str) else source()
+        raise SettingsError(f"{key.name} is {value!r} ({where}); {needed}.")
+    return converted
 
 
-def closest_key(name: str) -> str | None:
-    """Return the key that a name is probably meant to be.
-
-    Parameters
-    ----------
-    name : `str`
-        A key of the configuration that nobody reads.
-
-    Returns
-    -------
-    key : `str` or `None`
-        A key of ours that differs a little, or `None`.
-    """
-    if name in KEYS:
-        return None
-    folded = {key.lower(): key for key in KEYS}
-    if name.lower() in folded:
-        return folded[name.lower()]
-    near = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.88)
-    return folded[near[0]] if near else None
+def _unmet(key: Key, value: Any) -> str:
+    """Say what a value of the right kind lacks; empty if nothing."""
+    if key.least is not None and not value >= key.least:  # not a number is not less
+        return f"it must be at least {key.least}"
+    if key.choices and value not in key.choices:
+        return f"choose one of {', '.join(key.choices)}"
+    return ""

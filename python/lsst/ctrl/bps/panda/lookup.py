@@ -16,8 +16,10 @@ from lsst.daf.butler import Config
 from lsst.ctrl.bps import BpsConfig
 
 from . import sites
+from .command_line import configuration_file
 from .errors import SettingsError
 from .keys import KEYS, convert
+from .origins import find_origin
 
 # Labels whose settings are in a section of their own.
 _SECTIONS = ("finalJob", "customJob", "remoteBuild")
@@ -63,13 +65,53 @@ class KeyLookup:
             Label to search it for.
         raw : `bool`, optional
             Whether environment variables stay as they are.
+
+        Raises
+        ------
+        SettingsError
+            Raised if the value cannot be used; names key, value and where it
+            stands.
         """
         key = KEYS[name]
-        value, source = self._find(name, label, raw=raw)
-        return convert(key, key.default if value is None else value, source=source)
+        value = self._find(name, label, raw=raw)
+        return convert(
+            key, key.default if value is None else value, source=lambda: self.source(name, value, label)
+        )
 
-    def check_variables(self, name: str, labels: Iterable[str]) -> None:
+    def source(self, name: str, value: Any, label: str = "") -> str:
+        """Say where a value is from, as well as it can be told.
+
+        Parameters
+        ----------
+        name : `str`
+            Key.
+        value : `~typing.Any`
+            Its value.
+        label : `str`, optional
+            Label that it was searched for.
+        """
+        if self._config is not None:
+            cmdline = self._config.get("bps_cmdline")
+            if isinstance(cmdline, Config) and Config.__contains__(cmdline, name):
+                return "command line"
+        if label and self._find(name, "", raw=True) == value:
+            label = ""
+        place = find_origin(configuration_file(), name, value, self._env)
+        if not place and name in self._beneath and str(self._beneath[name]) == str(value):
+            place = "profile of the site or packaged base"
+        return ", ".join(filter(None, (f"label {label}" if label else "", place))) or "BPS configuration"
+
+    def check_variables(self, name: str, labels: Iterable[str] = (), *, known: Iterable[str] = ()) -> None:
         """Check that all ``{variables}`` in a value have a value themselves.
+
+        Parameters
+        ----------
+        name : `str`
+            Key, of this plugin or of BPS.
+        labels : iterable of `str`, optional
+            Labels to search it for, too.
+        known : iterable of `str`, optional
+            Variables that get a value later, or that may have none.
 
         Raises
         ------
@@ -81,34 +123,38 @@ class KeyLookup:
         for label in ["", *labels]:
             where = {**options, **self._section(label, name)}
             current = self._current(label)
-            pending, seen = [name], {name}
+            pending, seen = [name], {name, *known}
             while pending:
                 key = pending.pop()
                 _, text = self._merged.search(key, opt={**where, "curvals": dict(current), "default": None})
                 for variable in _FORMAT_VARIABLE.findall(text) if isinstance(text, str) else ():
+                    if variable in seen:
+                        continue
+                    seen.add(variable)
                     found, _ = self._merged.search(variable, opt={**where, "curvals": dict(current)})
-                    if not found:
-                        missing.setdefault(variable, key)
-                    elif variable not in seen:
-                        seen.add(variable)
+                    if found:
                         pending.append(variable)
+                    else:
+                        missing.setdefault(variable, key)
         if missing:
             listed = ", ".join(f"{variable} (in {key})" for variable, key in sorted(missing.items()))
+            hint = (
+                "; LSST_VERSION is the release to use, such as w_2026_45" if "LSST_VERSION" in missing else ""
+            )
             raise SettingsError(
-                f"{name} uses variables that the configuration does not set: {listed}. Set them; "
-                "LSST_VERSION, for instance, is the release to use, such as w_2026_45."
+                f"{name} uses variables that the configuration does not set: {listed}. Set them{hint}."
             )
 
-    def _find(self, name: str, label: str, *, raw: bool) -> tuple[Any, str]:
-        """Return a value and where it is from, or `None`."""
+    def _find(self, name: str, label: str, *, raw: bool) -> Any:
+        """Return a value, or `None`."""
         if self._config is None:
-            return None, "default"
+            return None
         options: dict[str, Any] = {"curvals": self._current(label), "default": None}
         if raw:
             options |= {"expandEnvVars": False, "replaceEnvVars": False}
         options |= self._section(label, name)
         _, value = self._merged.search(name, opt=options)
-        return value, f"label {label}" if label else "BPS configuration"
+        return value
 
     def _section(self, label: str, name: str) -> dict[str, Any]:
         """Option that has BPS look into the section of a label first, if the

@@ -4,22 +4,23 @@ staged or sent, and say all of it at once.
 
 from __future__ import annotations
 
-__all__ = ["check_configuration", "check_run", "check_service", "is_dry_run", "report_problems"]
+__all__ = ["check_configuration", "check_run", "check_service", "report_problems"]
 
 import logging
 import os
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any
-
-import click
 
 from lsst.ctrl.bps import BpsConfig
 
 from . import sites
 from .areas import expand_area
+from .build_settings import is_remote_build, read_build_settings
+from .command_line import is_dry_run
 from .errors import PandaBpsError, SettingsError
 from .inquiry import connect
 from .keys import KEYS
@@ -37,16 +38,10 @@ MAX_NAME = 255
 
 _UNSAFE_IN_NAME = frozenset("?#%*^/")
 
-
-def is_dry_run() -> bool:
-    """Tell whether ``bps prepare`` or ``bps submitcmd --dry-run`` is running,
-    which send nothing.
-
-    BPS calls the checks of a submission in the same way for ``prepare`` and
-    ``submit``; what tells them apart is the command that runs.
-    """
-    context = click.get_current_context(silent=True)
-    return context is not None and (context.info_name == "prepare" or bool(context.params.get("dry_run")))
+# Variables of the commands for quantum graphs that BPS sets later, or leaves out if they are not set.
+_KNOWN_LATER = frozenset(
+    {"qgraphFile", "inputQgraphFile", "dataQuery", "extraQgraphOptions", "extraUpdateQgraphOptions"}
+)
 
 
 def report_problems(problems: Sequence[str], outside: Sequence[str]) -> None:
@@ -120,35 +115,84 @@ def check_configuration(config: BpsConfig, environment: Mapping[str, str]) -> tu
         What is wrong with the staging area.
     """
     lookup = KeyLookup(config, environment)
-    problems = _wrong_values(lookup)
-    labels = [label for section in ("pipetask", "cluster") for label in config.get(section) or ()]
-    for key, names in (("runnerCommand", labels), ("fileDistributionEndPoint", [])):
-        try:
-            if not _is_evaluated(config, key):
-                lookup.check_variables(key, names)
-        except SettingsError as error:
-            problems.append(str(error))
+    labels = [str(label) for section in ("pipetask", "cluster") for label in config.get(section) or ()]
+    labels += [section for section in ("finalJob", "customJob") if section in config]
+    problems = [*_wrong_values(lookup, labels), *_name_problems(str(config.get("uniqProcName") or ""))]
+    if is_remote_build(config) and not is_dry_run():
+        # Graph, plan and staging are the site's business.
+        return [*problems, *_complaints(lambda: read_build_settings(config, environment))], []
+    for key, names, known in (
+        ("runnerCommand", labels, ()),
+        ("fileDistributionEndPoint", (), ()),
+        (_graph_command(config), (), _KNOWN_LATER),
+    ):
+        if not _is_evaluated(config, key):
+            problems += _complaints(partial(lookup.check_variables, key, names, known=known))
     problems += _missing_commands(config, environment)
+    problems += _graph_problems(config)
     return problems, _area_problems(lookup, environment)
+
+
+def _complaints(check: Callable[[], object]) -> list[str]:
+    """Return the text of the error that a check raises, if it does."""
+    try:
+        check()
+    except SettingsError as error:
+        return [str(error)]
+    return []
+
+
+def _graph_command(config: BpsConfig) -> str:
+    """Key of the command that makes or adapts the quantum graph."""
+    return "updateQuantumGraph" if config.get("qgraphFile") else "createQuantumGraph"
+
+
+def _graph_problems(config: BpsConfig) -> list[str]:
+    """Find out whether the path of the quantum graph survives the command
+    that makes it: BPS puts it in and splits the line like a shell.
+    """
+    directory = str(config.get("submitPath") or "")
+    graph = os.path.join(directory, str(config.get("qgraphFileTemplate") or "x.qg"))
+    key = _graph_command(config)
+    values = {"qgraphFile": graph, "inputQgraphFile": graph}
+    _, line = config.search(key, opt={"curvals": values, "default": ""})
+    try:
+        words = shlex.split(str(line))
+        whole = "$" not in graph and any(graph in word for word in words)
+    except ValueError:
+        whole = not set(graph) & set("'\"\\")
+    if whole or "{qgraphFile}" not in _raw(config, key):
+        return []
+    bad = {character for character in graph if character in "'\"\\$" or character.isspace()}
+    listed = " ".join(map(repr, sorted(bad)))
+    return [
+        f"submitPath is {directory!r}; BPS cannot make a quantum graph in a directory whose name holds "
+        f"{listed}. Set submitPath to another one."
+    ]
+
+
+def _raw(config: BpsConfig, key: str) -> str:
+    """Return a text of the configuration as it is written there."""
+    _, text = config.search(
+        key, opt={"replaceVars": False, "expandEnvVars": False, "replaceEnvVars": False, "default": ""}
+    )
+    return str(text)
 
 
 def _is_evaluated(config: BpsConfig, key: str) -> bool:
     """Tell whether a value is one that BPS computes, by ``bpsEval``, which
     knows what to do without a variable.
     """
-    _, text = config.search(key, opt={"replaceVars": False, "default": ""})
-    return str(text).lstrip().startswith("bpsEval")
+    return _raw(config, key).lstrip().startswith("bpsEval")
 
 
-def _wrong_values(lookup: KeyLookup) -> list[str]:
-    """Find values of another kind than their key's."""
-    problems = []
-    for name in KEYS:
-        try:
-            lookup.get(name, raw=True)
-        except SettingsError as error:
-            problems.append(str(error))
-    return problems
+def _wrong_values(lookup: KeyLookup, labels: Iterable[str]) -> list[str]:
+    """Find values that cannot be used, also those for a label."""
+    problems: list[str] = []
+    for name, key in KEYS.items():
+        for label in ["", *labels] if key.per_label else [""]:
+            problems += _complaints(partial(lookup.get, name, label, raw=True))
+    return list(dict.fromkeys(problems))
 
 
 def _area_problems(lookup: KeyLookup, environment: Mapping[str, str]) -> list[str]:
@@ -168,11 +212,9 @@ def _area_problems(lookup: KeyLookup, environment: Mapping[str, str]) -> list[st
 
 def _missing_commands(config: BpsConfig, environment: Mapping[str, str]) -> list[str]:
     """Find commands that BPS is to run here and that are not there."""
-    key = "updateQuantumGraph" if config.get("qgraphFile") else "createQuantumGraph"
-    options = {"replaceVars": False, "expandEnvVars": False, "replaceEnvVars": False, "default": ""}
-    _, text = config.search(key, opt=options)
+    key = _graph_command(config)
     try:
-        word = shlex.split(str(text))[0]
+        word = shlex.split(_raw(config, key))[0]
     except (IndexError, ValueError):
         return []
     for name, value in environment.items():

@@ -25,6 +25,9 @@ class QueueLimits:
     cores: int = 0
     """Cores of a job."""
 
+    min_cores: int = 0
+    """Cores that a job has at least."""
+
     walltime: int = 0
     """Longest run of a job, seconds."""
 
@@ -39,14 +42,23 @@ class QueueLimits:
             ("requestCpus", needs.cores, self.cores, "cores"),
             ("requestWalltime", needs.walltime, self.walltime, "seconds"),
         )
-        return " and ".join(
+        reasons = [
             f"{key} {wanted} is more than {limit} {unit}"
             for key, wanted, limit, unit in checks
             if 0 < limit < wanted
-        )
+        ]
+        if needs.cores < self.min_cores:
+            reasons.append(f"requestCpus {needs.cores} is less than {self.min_cores} cores")
+        return " and ".join(reasons)
 
 
-_KEYS = {"maxMemory": "memory", "cores": "cores", "maxWalltime": "walltime", "brokered": "brokered"}
+_KEYS = {
+    "maxMemory": "memory",
+    "cores": "cores",
+    "minCores": "min_cores",
+    "maxWalltime": "walltime",
+    "brokered": "brokered",
+}
 
 
 def read_queues(section: Any, *, source: str) -> tuple[QueueLimits, ...]:
@@ -55,8 +67,9 @@ def read_queues(section: Any, *, source: str) -> tuple[QueueLimits, ...]:
     Parameters
     ----------
     section : mapping or `None`
-        Limits by the queue's name: ``maxMemory`` (MB), ``cores``,
-        ``maxWalltime`` (seconds), ``brokered`` (yes or no).
+        Limits by the queue's name: ``maxMemory`` (MB), ``cores`` and
+        ``minCores`` (most and least), ``maxWalltime`` (seconds), ``brokered``
+        (yes or no).
     source : `str`
         Where it is from, for the error.
 
@@ -125,9 +138,14 @@ def _misfit(task: TaskPlan, queues: tuple[QueueLimits, ...]) -> str:
     misfits = [queue.misfit(task) for queue in brokered]
     if not brokered or not all(misfits):
         return ""
-    largest = max(brokered, key=lambda queue: (queue.memory, queue.cores))
+    largest = max(brokered, key=lambda queue: (_takes_cores(queue, task), queue.memory, queue.cores))
     hint = _CHANGED.format(name=largest.name, memory=task.resources.memory)
     return (
         f"Label {task.label}: no queue of {where.site} takes its jobs; for the largest, {largest.name}, "
         f"{largest.misfit(task)}. {hint}"
     )
+
+
+def _takes_cores(queue: QueueLimits, task: TaskPlan) -> bool:
+    """Whether a queue is for jobs of as many cores."""
+    return queue.min_cores <= task.resources.cores <= (queue.cores or task.resources.cores)

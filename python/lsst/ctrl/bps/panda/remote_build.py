@@ -152,10 +152,13 @@ def _write_overlay(config: BpsConfig, config_file: Path, submit_path: Path) -> P
         operator=str(config["operator"]),
         submitPath=SITE_SUBMIT_PATH,
     )
-    # The site does not look at it, and another service class would trip BPS.
     values.pop("remoteBuild", None)
     path = submit_path / f"{config_file.stem}_at_site.yaml"
-    text = yaml.safe_dump({"includeConfigs": [config_file.name], "bps_cmdline": values})
+    # There, it is an ordinary run.
+    section = {"enabled": False}
+    text = yaml.safe_dump(
+        {"includeConfigs": [config_file.name], "bps_cmdline": values, "remoteBuild": section}
+    )
     path.write_text(text, encoding="utf-8")
     return path
 

@@ -28,10 +28,10 @@ from lsst.ctrl.bps import BPS_DEFAULTS, BpsConfig, GenericWorkflow
 from . import sites
 from .areas import expand_area, profile_area
 from .errors import SettingsError
-from .keys import closest_key
 from .lookup import KeyLookup
 from .plan.labels import LabelSettings, NamingKind, PlanSettings, labels_of, levels_of
 from .plan.model import RunIdentity, StagedFile
+from .spelling import find_misspelt_keys
 from .staging import StagingSettings
 from .version import __version__
 
@@ -139,7 +139,7 @@ class RunSettings:
     staging: StagingSettings
     max_request_length: int
     hints: tuple[str, ...]
-    """Misspelt keys and the like, one text each."""
+    """Misspelt keys, and what is known of the site; one text each."""
 
 
 def read_run_settings(
@@ -183,8 +183,8 @@ def read_run_settings(
         run=identity,
         labels={label: _label_settings(reader, label) for label in ["", *labels]},
         naming=_naming(reader),
-        max_jobs_per_task=_at_least(reader, "maxJobsPerTask", 1),
-        max_wms_job_walltime=_at_least(reader, "maxWmsJobWalltime", 0),
+        max_jobs_per_task=reader.get("maxJobsPerTask"),
+        max_wms_job_walltime=reader.get("maxWmsJobWalltime"),
         placeholder_params=tuple(reader.get("placeholderParams")),
         submit_environment=_submit_environment(reader, env),
         area_variables=area_variables,
@@ -195,14 +195,14 @@ def read_run_settings(
     )
     staging = StagingSettings(
         area=area,
-        max_workers=_at_least(reader, "maxCopyWorkers", 1),
+        max_workers=reader.get("maxCopyWorkers"),
         group_permissions=reader.get("groupPermissions"),
     )
     return RunSettings(
         plan=plan,
         staging=staging,
-        max_request_length=_at_least(reader, "maxRequestLength", 10_000),
-        hints=tuple(_hints(config)),
+        max_request_length=reader.get("maxRequestLength"),
+        hints=(*find_misspelt_keys(config), *sites.notices_of(identity.site)),
     )
 
 
@@ -270,28 +270,10 @@ def _label_settings(reader: KeyLookup, label: str) -> LabelSettings:
 
 def _payloads_per_job(reader: KeyLookup, label: str) -> int:
     """Payloads in a PanDA job of a label, from ``enableEventService``."""
-    text = reader.get("enableEventService")
-    for item in text.split(",") if label else ():
-        name, _, number = item.strip().partition(":")
-        if name.strip() != label:
-            continue
-        if not number.strip():
-            return _at_least(reader, "maxPayloadsPerPandaJob", 1)
-        if not number.strip().isdecimal() or int(number) < 1:
-            raise SettingsError(
-                f"enableEventService is {text!r}: {number!r} after label {name!r} must be a whole number of "
-                "at least 1."
-            )
-        return int(number)
-    return 1
-
-
-def _at_least(reader: KeyLookup, name: str, least: int) -> int:
-    """Return a whole number that must not be too small."""
-    value = int(reader.get(name))
-    if value < least:
-        raise SettingsError(f"{name} is {value} (BPS configuration); it must be at least {least}.")
-    return value
+    numbers = reader.get("enableEventService") or {}
+    if not label or label not in numbers:
+        return 1
+    return int(numbers[label] or reader.get("maxPayloadsPerPandaJob"))
 
 
 def _naming(reader: KeyLookup) -> NamingKind:
@@ -300,12 +282,7 @@ def _naming(reader: KeyLookup) -> NamingKind:
         return NamingKind.ORDER_ID_MAP
     if reader.get("enableQnodeMap"):
         return NamingKind.QNODE_MAP
-    value = reader.get("jobNaming")
-    try:
-        return NamingKind(value)
-    except ValueError:
-        choices = ", ".join(kind.value for kind in NamingKind)
-        raise SettingsError(f"jobNaming is {value!r} (BPS configuration); choose one of {choices}.") from None
+    return NamingKind(reader.get("jobNaming"))
 
 
 def _directories(workflow: GenericWorkflow) -> Iterable[str]:
@@ -378,13 +355,3 @@ def _drop_variable(defaults: Config, core: Config, name: str) -> None:
         value = core[names]
         if isinstance(value, str) and prefix in value and names not in defaults:
             defaults[names] = value.replace(prefix, "")
-
-
-def _hints(config: BpsConfig) -> list[str]:
-    """Say which keys look like misspelt ones of ours."""
-    hints = []
-    for name in config:
-        meant = closest_key(str(name))
-        if meant is not None:
-            hints.append(f"Key {name} of the configuration is not known; did you mean {meant}?")
-    return hints

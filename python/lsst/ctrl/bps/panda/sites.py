@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["base", "base_uri", "defaults", "defaults_uri", "local_defaults", "profile_of", "site_names"]
+__all__ = [
+    "base",
+    "base_uri",
+    "defaults",
+    "defaults_uri",
+    "local_defaults",
+    "notices_of",
+    "profile_of",
+    "site_names",
+]
 
 from functools import lru_cache
 from importlib.resources import files as package_files
@@ -73,3 +82,15 @@ def profile_of(site: str) -> dict[str, Any]:
     names = {name.lower(): name for name in site_names()}
     name = names.get(site.lower())
     return dict(_load(f"config/sites/{name}.yaml")) if name else {}
+
+
+def notices_of(site: str) -> tuple[str, ...]:
+    """Return what users of a site should know, from its profile.
+
+    Parameters
+    ----------
+    site : `str`
+        Value of ``computeSite``.
+    """
+    notice = str(profile_of(site).get("notice") or "").strip()
+    return (f"Site {site}: {notice}",) if notice else ()

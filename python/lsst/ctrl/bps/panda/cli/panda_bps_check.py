@@ -62,6 +62,8 @@ def check(config: str, compute_site: str | None, wms_service_class: str | None) 
     """
     from lsst.utils import doImport
 
+    from lsst.ctrl.bps.panda.spelling import find_misspelt_keys
+
     try:
         bps_config = read_configuration(config, compute_site=compute_site, service=wms_service_class)
         name = str(bps_config["wmsServiceClass"])
@@ -73,8 +75,11 @@ def check(config: str, compute_site: str | None, wms_service_class: str | None) 
                 "lsst.ctrl.bps.panda.PanDAService or lsst.ctrl.bps.panda.LocalPanDAService."
             )
         problems = [problem for some in service.find_problems() for problem in some]
+        hints = find_misspelt_keys(bps_config)
     except (PandaBpsError, KeyError, ValueError, OSError, RuntimeError) as error:
         raise click.ClickException(f"{config} cannot be checked: {_reason(error)}") from error
+    for hint in hints:
+        click.echo(f"Hint: {hint}")
     if problems:
         click.echo(f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in {config}:")
         for problem in problems:
