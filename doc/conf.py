@@ -10,7 +10,7 @@ project = "lsst.ctrl.bps.panda"
 copyright = "the developers of lsst-ctrl-bps-panda"
 release = version = _version_of("lsst-ctrl-bps-panda")
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc", "panda_keys"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc", "panda_keys", "sphinx_click"]
 exclude_patterns = ["_build", "changes"]
 nitpicky = True
 default_role = "py:obj"

@@ -256,7 +256,7 @@ def check(directory: Path | None, timeout: float) -> None:
 def logs(directory: Path | None, job: int, which: str | None) -> None:
     """Show what a job printed; JOB is its PanDA id.
 
-    The report of a run names the ids of its failed jobs; `panda_local status`
+    The report of a run names the ids of its failed jobs; "panda_local status"
     tells where all logs are.
     """
     place = _where(directory) / "logs" / f"PandaJob_{job}"
