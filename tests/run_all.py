@@ -38,6 +38,7 @@ DEBIAN_PACKAGES: dict[str, tuple[tuple[str, ...], str]] = {
     "libnginx-mod-http-dav-ext": (("/usr/lib/nginx/modules/ngx_http_dav_ext_module.so",), "*nginx*"),
     "xrootd-server": (("/usr/bin/xrootd",), "*xrootd*"),
     "postgresql": (("/usr/lib/postgresql", "/usr/local/bin/initdb"), "*postgres*"),
+    "activemq": (("/usr/share/activemq/lib",), "*broker*"),
     "chromium": (("/usr/bin/chromium", "/usr/local/bin/chromium"), "*chromium*"),
     "nodejs": (("/usr/bin/node", "/usr/local/bin/node"), "*oidc*"),
     "npm": (("/usr/bin/npm", "/usr/local/bin/npm"), "*oidc*"),

@@ -102,6 +102,7 @@ FOREIGN = {
     "matplotlib": {"demo", "insight.plots"},
     "numpy": {"demo"},
     "google": {"insight.cloud_log"},
+    "stomp": {"insight.broker"},
     # command_line asks click which command of BPS is running.
     "click": {"cli", "demo", "command_line"},
     "oauthlib": {"auth"},

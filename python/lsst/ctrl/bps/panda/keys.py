@@ -185,6 +185,21 @@ KEYS: dict[str, Key] = {
             "Base URL of the PanDA monitor, for links.",
         ),
         _key(
+            "pandaMessagesUrl",
+            "text",
+            "",
+            "Message broker (ActiveMQ) of PanDA, for `panda_bps watch`: `stomp://HOST:61613` or "
+            "`stomp+ssl://HOST:61614`.",
+        ),
+        _key(
+            "pandaMessagesDestination",
+            "text",
+            "/topic/panda_idds",
+            "Topic on which PanDA tells of changes of jobs and tasks; the default is that of PanDA's Helm "
+            "charts.",
+        ),
+        _key("pandaMessagesVhost", "text", "", "Virtual host of the message broker; its name if empty."),
+        _key(
             "tokenLifetime",
             "number",
             1.0,

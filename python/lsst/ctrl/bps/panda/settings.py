@@ -16,7 +16,7 @@ __all__ = [
 import getpass
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version as distribution_version
 from importlib.resources import files as package_files
 from typing import Any
@@ -39,6 +39,7 @@ RUNNER_KEY = "runner"
 RUNNER_NAME = "cmd_line_decoder.py"
 
 _ENVIRONMENT_KEYS = ("PANDA_URL_SSL", "PANDA_URL")
+_MESSAGES_KEYS = ("pandaMessagesUrl", "pandaMessagesDestination", "pandaMessagesVhost")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,9 @@ class ServiceSettings:
     environment: Mapping[str, str]
     """The environment as it was when the settings were read."""
 
+    messages: Mapping[str, str] = field(default_factory=dict)
+    """Keys of the configuration about PanDA's message broker."""
+
     def require_url(self) -> str:
         """Return the URL of PanDA.
 
@@ -83,7 +87,10 @@ class ServiceSettings:
 
 
 def read_service_settings(
-    config: BpsConfig | Mapping[str, Any] | None, environment: Mapping[str, str] | None = None
+    config: BpsConfig | Mapping[str, Any] | None,
+    environment: Mapping[str, str] | None = None,
+    *,
+    site: str = "",
 ) -> ServiceSettings:
     """Read where PanDA is and who we are.
 
@@ -94,9 +101,13 @@ def read_service_settings(
         and status.
     environment : mapping of `str` to `str`, optional
         The environment; that of the process by default.
+    site : `str`, optional
+        Site whose profile is used where there is no configuration.
     """
     env = dict(os.environ if environment is None else environment)
-    reader = KeyLookup(config if isinstance(config, BpsConfig) else None, env)
+    if not isinstance(config, BpsConfig):
+        config = BpsConfig({"computeSite": site}) if site else None
+    reader = KeyLookup(config, env)
     url = next((env[name].rstrip("/") for name in _ENVIRONMENT_KEYS if env.get(name)), "")
     return ServiceSettings(
         url=url,
@@ -107,6 +118,7 @@ def read_service_settings(
         token_lifetime=reader.get("tokenLifetime"),
         state_directory=_state_directory(env),
         environment=env,
+        messages={name: reader.get(name) for name in _MESSAGES_KEYS},
     )
 
 

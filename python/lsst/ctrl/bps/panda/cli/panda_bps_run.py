@@ -21,6 +21,7 @@ from lsst.ctrl.bps.panda.errors import PandaBpsError
 from lsst.ctrl.bps.panda.inquiry import Connection, connect
 from lsst.ctrl.bps.panda.local import endpoint as local_endpoint
 from lsst.ctrl.bps.panda.local import instance
+from lsst.ctrl.bps.panda.runrecord import RunIndex, read_record
 from lsst.ctrl.bps.panda.settings import ServiceSettings, read_service_settings
 
 _LOCAL_CLASS = "LocalPanDAService"
@@ -42,14 +43,19 @@ class Asked:
         return self.connection.settings
 
 
-def _settings(local: bool) -> ServiceSettings:
+def _settings(local: bool, run: str) -> ServiceSettings:
     """Find out where PanDA is: the embedded one if it is asked for, by option
     or as BPS's service class, or if it runs and no other is known.
+
+    Monitor and message broker are those of the site that the run was
+    submitted for, where that is known.
     """
     environment: dict[str, str] = dict(os.environ)
     named = environment.get("BPS_WMS_SERVICE_CLASS", "").endswith(_LOCAL_CLASS)
     settings = read_service_settings(None, environment)
     if settings.url and not (local or named):
+        if site := _site_of(run, settings):
+            settings = read_service_settings(None, environment, site=site)
         return _without_foreign_monitor(settings)
     directory = local_endpoint.state_directory(environment)
     found = instance.find(directory)
@@ -59,6 +65,21 @@ def _settings(local: bool) -> ServiceSettings:
         return settings
     merged: Mapping[str, str] = {**environment, **local_endpoint.environment(found)}
     return _without_foreign_monitor(read_service_settings(None, merged))
+
+
+def _site_of(run: str, settings: ServiceSettings) -> str:
+    """Find a run's site in its record, if that is on this machine."""
+    index = RunIndex(settings.state_directory)
+    try:
+        if run.isdecimal():
+            record = index.find(settings.url, request_id=int(run))
+        elif os.path.sep in run or os.path.isdir(run):
+            record = read_record(run)
+        else:
+            record = index.find(settings.url, name=run)
+    except (PandaBpsError, OSError):
+        return ""  # Whoever looks the run up will say what is wrong.
+    return str(record.content["run"].get("site") or "") if record is not None else ""
 
 
 def _without_foreign_monitor(settings: ServiceSettings) -> ServiceSettings:
@@ -82,7 +103,7 @@ def run_command(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(run: str, local: bool, **options: Any) -> None:
         try:
-            code = function(Asked(run, connect(_settings(local))), **options)
+            code = function(Asked(run, connect(_settings(local, run))), **options)
         except PandaBpsError as error:
             raise click.ClickException(str(error)) from error
         except BrokenPipeError:

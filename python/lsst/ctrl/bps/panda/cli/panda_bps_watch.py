@@ -14,7 +14,9 @@ import click
 from lsst.ctrl.bps.wms_service import WmsStates
 
 from lsst.ctrl.bps.panda.inquiry import Inquiry
+from lsst.ctrl.bps.panda.insight.broker import Subscription, find_broker_settings
 from lsst.ctrl.bps.panda.insight.documents import make_document
+from lsst.ctrl.bps.panda.insight.following import follow
 from lsst.ctrl.bps.panda.insight.progress import LEAST_INTERVAL, Progress
 from lsst.ctrl.bps.panda.insight.progress import watch as watch_run
 from lsst.ctrl.bps.panda.wire.states import Counts
@@ -44,18 +46,26 @@ _UP_AND_CLEAR = "\x1b[{}A\x1b[J"
     type=click.FloatRange(LEAST_INTERVAL),
     help="Seconds between two looks.",
 )
+@click.option("--poll", is_flag=True, help="Ask the servers, even if PanDA's messages could be followed.")
 @json_option
-def watch(asked: Asked, interval: float, as_json: bool) -> int:
+def watch(asked: Asked, interval: float, poll: bool, as_json: bool) -> int:
     """Watch a run until it has ended; the exit code is that of 'bps status'.
 
     On a terminal the display is renewed; into a file goes a line for each
     change.  RUN is its id, name or submit directory.
+
+    Where PanDA's message broker is known (PANDA_MESSAGES_URL), its messages
+    are followed and the servers asked ten times less often.
     """
     inquiry = Inquiry(asked.connection)
     request_id, _ = inquiry.identify(asked.run)
-    looks = watch_run(
-        partial(inquiry.status, request_id), partial(inquiry.detail, request_id), interval=interval
-    )
+    look, look_closer = partial(inquiry.status, request_id), partial(inquiry.detail, request_id)
+    broker = None if poll else find_broker_settings(asked.settings)
+    if broker is None:
+        looks = watch_run(look, look_closer, interval=interval)
+    else:
+        looks = follow(look_closer, partial(Subscription, broker), name=broker.name,
+                       look_closer=look_closer, interval=interval)  # fmt: skip
     show = _write_json if as_json else _Screen() if sys.stdout.isatty() else _Log()
     state = WmsStates.UNKNOWN
     try:
@@ -90,8 +100,12 @@ class _Log:
 
     def __init__(self) -> None:
         self._last: Any = None
+        self._messages = ""
 
     def __call__(self, progress: Progress) -> None:
+        if progress.messages != self._messages:
+            self._messages = progress.messages
+            click.echo(f"panda_bps: {progress.messages}", err=True)
         now = (progress.state, progress.total, progress.ended, progress.errors)
         if now == self._last:
             return
@@ -137,6 +151,8 @@ class _Screen:
         yield from (f"  {error}" for error in progress.errors)
         if progress.note:
             yield progress.note
+        if progress.messages:
+            yield progress.messages
         yield f"looked at {progress.moment.astimezone():%H:%M:%S}; Ctrl-C stops watching, not the run"
 
 

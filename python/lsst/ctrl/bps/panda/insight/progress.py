@@ -1,13 +1,12 @@
 """How far a run is: a snapshot, the rate, an estimate of the end, and a watch
-that goes on until the run has ended.
+that asks the servers again and again until the run has ended.
 
-It asks the server again and again; PanDA's messages (ActiveMQ) are not
-followed.
+`~.following` listens to PanDA's messages instead, where there is a broker.
 """
 
 from __future__ import annotations
 
-__all__ = ["LEAST_INTERVAL", "Progress", "error_lines", "make_progress", "watch"]
+__all__ = ["LEAST_INTERVAL", "Looker", "Progress", "error_lines", "make_progress", "watch"]
 
 import logging
 import time
@@ -64,6 +63,9 @@ class Progress:
 
     note: str = ""
     """What is out of the ordinary."""
+
+    messages: str = ""
+    """How PanDA's messages are followed; empty if no broker is known."""
 
     @property
     def jobs(self) -> int:
@@ -134,6 +136,82 @@ def error_lines(evidence: RunEvidence) -> list[str]:
     return lines
 
 
+class Looker:
+    """Looks at a run, bears with failures, and knows rate and errors.
+
+    Parameters
+    ----------
+    look : `~collections.abc.Callable`
+        Asks the servers for the run's state.
+    look_closer : `~collections.abc.Callable`, optional
+        Asks for errors, too; only called when the number of failed jobs has
+        changed.
+    now : `~collections.abc.Callable`
+        Gives the time, with time zone.
+    """
+
+    def __init__(
+        self,
+        look: Callable[[], RunEvidence],
+        look_closer: Callable[[], RunEvidence] | None,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._look = look
+        self._look_closer = look_closer
+        self._now = now
+        self._history: deque[tuple[datetime, int]] = deque(maxlen=_HISTORY)
+        self._errors: tuple[str, ...] = ()
+        self._failed = 0
+        self.failures = 0
+        """Looks in a row that failed."""
+
+        self.evidence: RunEvidence | None = None
+        """What the last look gave."""
+
+    def look(self) -> Progress | None:
+        """Look at the run.
+
+        Returns
+        -------
+        progress : `Progress` or `None`
+            `None` if the servers did not answer, and may another time.
+
+        Raises
+        ------
+        PandaBpsError
+            Raised if ten looks in a row failed, or the run is not there.
+        """
+        try:
+            self.evidence = self._look()
+            progress = make_progress(self.evidence, self._now())
+            failed = progress.total[WmsStates.FAILED]
+            if self._look_closer is not None and failed != self._failed:
+                self._errors = tuple(error_lines(self._look_closer()))
+                self._failed = failed
+        except RunNotFoundError:
+            raise
+        except PandaBpsError as error:
+            self.failures += 1
+            if self.failures >= _PATIENCE:
+                raise
+            _LOG.warning("The run could not be looked at; looking again: %s", error)
+            return None
+        self.failures = 0
+        return self.with_estimate(replace(progress, errors=self._errors))
+
+    def delay(self, interval: float) -> float:
+        """Give the seconds to the next look: more after failed ones."""
+        return min(interval * 2.0**self.failures, interval * _SLOWEST)
+
+    def with_estimate(self, progress: Progress) -> Progress:
+        """Add rate and end, from the oldest state that is remembered."""
+        history = self._history
+        near = bool(history) and (progress.moment - history[-1][0]).total_seconds() < LEAST_INTERVAL
+        if not near or progress.ended:
+            history.append((progress.moment, progress.done))
+        return _with_estimate(progress, history)
+
+
 def watch(
     look: Callable[[], RunEvidence],
     look_closer: Callable[[], RunEvidence] | None = None,
@@ -169,35 +247,19 @@ def watch(
         Raised if ten looks in a row failed, or the run is not there.
     """
     interval = max(LEAST_INTERVAL, interval)
-    history: deque[tuple[datetime, int]] = deque(maxlen=_HISTORY)
-    errors: list[str] = []
-    failed = failures = 0
+    looker = Looker(look, look_closer, now)
     while True:
-        try:
-            progress = make_progress(look(), now())
-            if look_closer is not None and progress.total[WmsStates.FAILED] != failed:
-                errors = error_lines(look_closer())
-                failed = progress.total[WmsStates.FAILED]
-        except RunNotFoundError:
-            raise
-        except PandaBpsError as error:
-            failures += 1
-            if failures >= _PATIENCE:
-                raise
-            _LOG.warning("The run could not be looked at; looking again: %s", error)
-            sleep(min(interval * 2.0**failures, interval * _SLOWEST))
-            continue
-        failures = 0
-        history.append((progress.moment, progress.done))
-        yield _with_estimate(replace(progress, errors=tuple(errors)), history)
-        if progress.ended:
-            return
-        sleep(interval)
+        progress = looker.look()
+        if progress is not None:
+            yield progress
+            if progress.ended:
+                return
+        sleep(looker.delay(interval))
 
 
 def _with_estimate(progress: Progress, history: deque[tuple[datetime, int]]) -> Progress:
     """Add rate and end, from the oldest look that is remembered."""
-    (first, before), (last, after) = history[0], history[-1]
+    (first, before), last, after = history[0], progress.moment, progress.done
     minutes = (last - first).total_seconds() / 60
     if minutes <= 0:
         return progress
