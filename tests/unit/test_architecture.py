@@ -77,7 +77,9 @@ ARROWS: dict[str, frozenset[str]] = {
         # What a run is doing, at length.
         "insight": "errors inquiry plan report rest runrecord settings wire workflow",
         "cli": "errors version service settings auth rest.credentials local demo workflow report inquiry "
-        "insight runrecord wire preflight spelling",
+        "insight runrecord wire preflight spelling campaign",
+        # One configuration, a run at each of several sites.
+        "campaign": "errors inquiry insight.documents preflight remote_build report runrecord wire",
         # Apart.
         "edgenode": "",
         # Makes a plan on the worker, so it has to find the whole plugin there; says so if it does not.

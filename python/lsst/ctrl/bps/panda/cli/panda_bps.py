@@ -14,6 +14,7 @@ import click
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "build": ("panda_bps_build:build", "Submit a run whose quantum graph is made at the site."),
+    "campaign": ("panda_bps_campaign:campaign", "Run one configuration at several sites."),
     "check": ("panda_bps_check:check", "Look for everything that would keep a run from working."),
     "errors": ("panda_bps_errors:errors", "Show why jobs of a run failed, and what to do."),
     "html": ("panda_bps_html:html", "Write a run as one web page."),

@@ -1,0 +1,213 @@
+"""The parts of a campaign: an ordinary BPS configuration for each site."""
+
+from __future__ import annotations
+
+__all__ = ["Part", "divide_campaign", "find_notes", "make_parts", "render_part"]
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from ..errors import SettingsError
+from .configuration import CampaignConfiguration
+from .section import SECTION, SiteShare
+from .shares import Value, divide
+from .values import check_values, fixed_in, render_condition
+
+MAX_QUERY = 100_000
+"""Longest data query, characters: it is one argument of a command, and Linux
+takes 131072 bytes."""
+
+_PLACES = ("queue", "computeCloud", "fileDistributionEndPoint")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One site's part."""
+
+    site: str
+    """Name of the part."""
+
+    compute_site: str
+    share: float
+    values: tuple[Value, ...]
+    output_run: str
+    run: str
+    """Name of the run."""
+
+    butler: str
+    submit_path: str
+    content: Mapping[str, Any]
+    """What its configuration says over the campaign's."""
+
+
+def divide_campaign(
+    configuration: CampaignConfiguration, counted: Mapping[Value, float]
+) -> dict[str, tuple[Value, ...]]:
+    """Divide a campaign's values among its sites.
+
+    Parameters
+    ----------
+    configuration : `CampaignConfiguration`
+        The campaign.
+    counted : mapping
+        Values that the Butler has, with the number of inputs of each; empty if
+        the configuration lists the values.
+
+    Raises
+    ------
+    SettingsError
+        Raised if values or shares make no sense, the data query gives the
+        dimension a value already, or a site would get nothing.
+    """
+    section = configuration.section
+    name = section.partition
+    query = configuration.raw("dataQuery")
+    if condition := fixed_in(name, query):
+        raise SettingsError(
+            f"dataQuery is {query!r}: {condition!r} leaves one value of {name}, the dimension that is to be "
+            f"divided ({SECTION}.partition). Take the condition out, or divide another dimension."
+        )
+    values = check_values(name, section.values or counted)
+    weights = dict(counted) if section.count_datasets else _weights(configuration)
+    parts = divide(
+        values,
+        {site.name: site.share for site in section.sites},
+        pinned={site.name: check_values(name, site.values) for site in section.sites},
+        weights=weights,
+    )
+    if idle := [site for site, some in parts.items() if not some]:
+        raise SettingsError(
+            f"Site {idle[0]} gets none of the {len(values)} values of {name} by its share. Take it out of "
+            f"{SECTION}.sites, raise its share, or name values for it."
+        )
+    return parts
+
+
+def _weights(configuration: CampaignConfiguration) -> dict[Value, float]:
+    given = configuration.section.weights
+    return dict(zip(check_values(configuration.section.partition, given), given.values(), strict=True))
+
+
+def make_parts(
+    configuration: CampaignConfiguration, parts: Mapping[str, Sequence[Value]], *, directory: str
+) -> tuple[Part, ...]:
+    """Make the parts.
+
+    Parameters
+    ----------
+    configuration : `CampaignConfiguration`
+        The campaign.
+    parts : mapping of `str` to sequence
+        Values of each site.
+    directory : `str`
+        Submit directory of the campaign.
+
+    Raises
+    ------
+    SettingsError
+        Raised if a part cannot be written as a configuration.
+    """
+    sites = {site.name: site for site in configuration.section.sites}
+    made = tuple(
+        _part(configuration, sites[name], tuple(values), directory) for name, values in parts.items()
+    )
+    for what in ("run", "submit_path"):
+        names = [getattr(part, what) for part in made]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise SettingsError(f"Two sites of the campaign have the same {what}: {sorted(twice)[0]}.")
+    return made
+
+
+def _part(
+    configuration: CampaignConfiguration, site: SiteShare, values: tuple[Value, ...], directory: str
+) -> Part:
+    settings = _settings_of(configuration, site)
+    compute_site = str(settings.get("computeSite") or settings["payload"].get("computeSite"))
+    payload = settings["payload"]
+    base = str(payload.get("dataQuery") or configuration.raw("dataQuery")).strip()
+    condition = render_condition(configuration.section.partition, values)
+    payload["dataQuery"] = f"({base}) AND {condition}" if base else condition
+    if len(payload["dataQuery"]) > MAX_QUERY:
+        raise SettingsError(
+            f"The data query of site {site.name} has {len(payload['dataQuery'])} characters, and a command "
+            f"takes {MAX_QUERY}. Divide a dimension with fewer values than {configuration.section.partition}."
+        )
+    named = configuration.content.get("uniqProcName")
+    if named and "uniqProcName" not in settings:
+        settings["uniqProcName"] = f"{configuration.text('uniqProcName')}_{site.name}"
+    merged = configuration.with_settings(settings)
+    # What BPS would make of a time is fixed, so that a second try is the same run.
+    suffix = "" if "outputRun" in payload else f"/{site.name}"
+    payload["outputRun"] = output_run = str(merged["outputRun"]) + suffix
+    run = str(merged["uniqProcName"]) if "uniqProcName" in settings else output_run.replace("/", "_")
+    settings["submitPath"] = f"{directory}/{site.name}"
+    settings["wmsServiceClass"] = configuration.text("wmsServiceClass")
+    # Also keeps bps submit from taking the part for a campaign.
+    settings[SECTION] = {"enabled": False, "site": site.name}
+    return Part(
+        site=site.name,
+        compute_site=compute_site,
+        share=site.share,
+        values=values,
+        output_run=output_run,
+        run=run,
+        butler=str(merged.get("butlerConfig") or ""),
+        submit_path=settings["submitPath"],
+        content=settings,
+    )
+
+
+def _settings_of(configuration: CampaignConfiguration, site: SiteShare) -> dict[str, Any]:
+    """Return what a site sets over the campaign, in the sections in which BPS
+    finds it first.
+    """
+    own = {"computeSite": site.name, **site.settings}
+    payload = dict(own.pop("payload", None) or {})
+    for key in sorted(configuration.payload_keys & set(own)):
+        payload.setdefault(key, own.pop(key))
+    return {**own, "payload": payload}
+
+
+def render_part(part: Part, *, base: str, campaign: str) -> str:
+    """Write the configuration of a part.
+
+    Parameters
+    ----------
+    part : `Part`
+        The part.
+    base : `str`
+        File that it includes, relative.
+    campaign : `str`
+        Name of the campaign, for the first line.
+    """
+    head = (
+        f"# Part of campaign {campaign} for site {part.site}: {len(part.values)} values, share "
+        f"{part.share:g}.\n"
+        "# Written by panda_bps campaign; an ordinary BPS configuration.\n"
+    )
+    return head + yaml.safe_dump(
+        {"includeConfigs": [base], **part.content}, sort_keys=False, allow_unicode=True, width=110
+    )
+
+
+def find_notes(configuration: CampaignConfiguration) -> tuple[str, ...]:
+    """Say which settings of one place hold for several sites.
+
+    Parameters
+    ----------
+    configuration : `CampaignConfiguration`
+        The campaign.
+    """
+    notes = []
+    for key in _PLACES:
+        value = configuration.content.get(key)
+        sites = [site.name for site in configuration.section.sites if key not in site.settings]
+        if value and len(sites) > 1:
+            notes.append(
+                f"{key} is {value!r} for {', '.join(sites)} alike; what differs belongs below "
+                f"{SECTION}.sites."
+            )
+    return tuple(notes)

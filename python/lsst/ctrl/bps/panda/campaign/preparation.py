@@ -1,0 +1,174 @@
+"""Prepare a campaign: divide the data, write a configuration for each site,
+and look for what would keep the runs from working.
+"""
+
+from __future__ import annotations
+
+__all__ = ["prepare_campaign"]
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lsst.daf.butler import Butler
+
+from ..errors import SettingsError
+from ..preflight import check_configuration
+from ..runrecord import write_text
+from .configuration import CampaignConfiguration
+from .parts import Part, divide_campaign, find_notes, make_parts, render_part
+from .record import CampaignRecord, PartRecord
+from .shares import Value
+from .values import ask_butler
+
+_LOG = logging.getLogger(__name__)
+
+
+def prepare_campaign(
+    configuration: CampaignConfiguration, environment: Mapping[str, str]
+) -> tuple[CampaignRecord, list[str], list[str]]:
+    """Divide a campaign and write its parts and its record.
+
+    Parameters
+    ----------
+    configuration : `CampaignConfiguration`
+        The campaign.
+    environment : mapping of `str` to `str`
+        The environment, for the checks.
+
+    Returns
+    -------
+    record : `CampaignRecord`
+        What was written; nothing if there are problems.
+    problems : `list` [`str`]
+        What is wrong with the configurations, each with its site.
+    outside : `list` [`str`]
+        What is wrong with staging areas.
+
+    Raises
+    ------
+    SettingsError
+        Raised if the campaign cannot be divided.
+    """
+    directory = _directory(configuration)
+    divided = divide_campaign(configuration, _count(configuration))
+    parts = make_parts(configuration, divided, directory=directory)
+    problems, outside = _check(configuration, parts, environment)
+    record = CampaignRecord(
+        name=configuration.text("uniqProcName"),
+        directory=directory,
+        config=configuration.path,
+        digest=configuration.digest,
+        service_class=configuration.text("wmsServiceClass"),
+        partition=configuration.section.partition,
+        prepared_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        parts=[_record(part, directory) for part in parts],
+    )
+    if not problems:
+        _write(configuration, parts, record)
+    for note in find_notes(configuration):
+        _LOG.warning("%s", note)
+    return record, problems, outside
+
+
+def _directory(configuration: CampaignConfiguration) -> str:
+    """Return the campaign's submit directory, which must not be there yet."""
+    directory = os.path.abspath(configuration.text("submitPath"))
+    if bad := sorted(set(directory) & set("${}")):
+        raise SettingsError(
+            f"submitPath is {directory!r}, with {' '.join(bad)}, which BPS takes for variables."
+        )
+    if os.path.exists(directory):
+        raise SettingsError(
+            f"submitPath is {directory!r}, which is there already. If it is this campaign, continue it: "
+            f"panda_bps campaign submit {directory}. Else use another submitPath or outputRun."
+        )
+    return directory
+
+
+def _count(configuration: CampaignConfiguration) -> dict[Value, float]:
+    """Ask the Butler for values, if the configuration does not list them."""
+    section = configuration.section
+    if section.values:
+        return {}
+    where = configuration.text("butlerConfig")
+    if not where:
+        raise SettingsError(
+            f"Neither campaignSites.values nor butlerConfig is set, so it is not known which values of "
+            f"{section.partition} there are. Set one of them; a site's own butlerConfig does not count here."
+        )
+    collections = [name.strip() for name in configuration.text("inCollection").split(",") if name.strip()]
+    try:
+        with Butler.from_config(where, writeable=False) as butler:
+            counted: Mapping[Value, float] = ask_butler(
+                butler,
+                section.partition,
+                data_query=configuration.text("dataQuery"),
+                collections=collections,
+                dataset_type=section.dataset_type,
+            )
+    except SettingsError:
+        raise
+    except Exception as error:
+        # The Butler's errors have no common parent.
+        raise SettingsError(
+            f"The Butler {where} could not be asked for values of {section.partition}: {error}. Correct "
+            "butlerConfig, inCollection or dataQuery, or give campaignSites.values."
+        ) from error
+    return dict(counted)
+
+
+def _check(
+    configuration: CampaignConfiguration, parts: Sequence[Part], environment: Mapping[str, str]
+) -> tuple[list[str], list[str]]:
+    """Check the configuration of every part before anything is submitted."""
+    problems: list[str] = []
+    outside: list[str] = []
+    for part in parts:
+        some, areas = check_configuration(configuration.with_settings(part.content), environment)
+        problems += [f"Site {part.site}: {text}" for text in some]
+        outside += [f"Site {part.site}: {text}" for text in areas]
+    return problems, outside
+
+
+def _base_name(record: CampaignRecord) -> str:
+    """Name of the file that all parts include.
+
+    BPS looks for relative includes in the current directory first, so it must
+    not be a name that another campaign uses.
+    """
+    return f"{record.name}_campaign.yaml"
+
+
+def _write(configuration: CampaignConfiguration, parts: Sequence[Part], record: CampaignRecord) -> None:
+    """Write the user's configuration as it is now, the parts, the record."""
+    directory = Path(record.directory)
+    base = _base_name(record)
+    content: dict[str, Any] = dict(configuration.content)
+    head = f"# {configuration.path} with all that it includes, as of {record.prepared_at}.\n"
+    write_text(directory / base, [head, yaml.safe_dump(content, sort_keys=False, allow_unicode=True)])
+    for part in parts:
+        write_text(directory / _file_name(part), [render_part(part, base=base, campaign=record.name)])
+    record.write()
+
+
+def _file_name(part: Part) -> str:
+    return f"{part.site}.yaml"
+
+
+def _record(part: Part, directory: str) -> PartRecord:
+    return PartRecord(
+        site=part.site,
+        compute_site=part.compute_site,
+        share=part.share,
+        values=list(part.values),
+        file=os.path.join(directory, _file_name(part)),
+        submit_path=part.submit_path,
+        run=part.run,
+        output_run=part.output_run,
+        butler=part.butler,
+    )

@@ -1,0 +1,285 @@
+"""The commands ``panda_bps campaign``: one configuration, a run at each of
+several sites.
+"""
+
+from __future__ import annotations
+
+__all__ = ["campaign"]
+
+import functools
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import click
+from lsst.ctrl.bps.wms_service import WmsStates
+
+from lsst.ctrl.bps.panda.errors import PandaBpsError
+
+from .panda_bps_run import json_option, table, write_json
+
+_COLUMNS = {
+    "done": (WmsStates.SUCCEEDED,),
+    "running": (WmsStates.RUNNING,),
+    "waiting": (WmsStates.UNREADY, WmsStates.READY, WmsStates.PENDING, WmsStates.HELD),
+    "failed": (WmsStates.FAILED,),
+    "pruned": (WmsStates.PRUNED,),
+    "deleted": (WmsStates.DELETED,),
+    "unknown": (WmsStates.UNKNOWN, WmsStates.MISFIT),
+}
+_service_option = click.option(
+    "--wms-service-class", help="Service class to use instead of the configuration's."
+)
+
+
+@click.group()
+def campaign() -> None:
+    """Run one configuration at several sites, each with its part of the data.
+
+    The configuration says in its section campaignSites how the data are
+    divided.  CAMPAIGN is the submit directory of a campaign, or the
+    configuration it was made from.
+    """
+
+
+def _command(function: Callable[..., int | None]) -> Callable[..., None]:
+    """Show our errors, and those of BPS, as one message."""
+
+    @functools.wraps(function)
+    def call(**options: Any) -> None:
+        try:
+            code = function(**options)
+        except (PandaBpsError, KeyError, ValueError, OSError) as error:
+            raise click.ClickException(str(error)) from error
+        sys.exit(code or 0)
+
+    return call
+
+
+def _service(name: str) -> Any:
+    """Make the service object of a campaign."""
+    from lsst.utils import doImport
+
+    service_class: Any = doImport(name)
+    service = service_class({})
+    if not hasattr(service, "settings"):
+        raise PandaBpsError(
+            f"wmsServiceClass is {name}, which is not a service class of this plugin. Set it to "
+            "lsst.ctrl.bps.panda.PanDAService or lsst.ctrl.bps.panda.LocalPanDAService."
+        )
+    return service
+
+
+def _read(config: str, service_class: str | None) -> Any:
+    from lsst.pipe.base import Instrument
+
+    from lsst.ctrl.bps.panda.campaign.configuration import read_configuration
+    from lsst.ctrl.bps.panda.settings import read_service_settings
+
+    return read_configuration(
+        config,
+        timestamp=Instrument.makeCollectionTimestamp(),
+        user=read_service_settings(None).user,
+        service_class=service_class,
+    )
+
+
+def _prepare(configuration: Any) -> Any:
+    """Divide and check; nothing is sent."""
+    from lsst.ctrl.bps.panda.campaign.preparation import prepare_campaign
+    from lsst.ctrl.bps.panda.preflight import check_service, is_dry_run, report_problems
+    from lsst.ctrl.bps.panda.settings import read_service_settings
+
+    settings = read_service_settings(None)
+    record, problems, outside = prepare_campaign(configuration, settings.environment)
+    if not is_dry_run():
+        outside += check_service(_service(record.service_class).settings())
+    report_problems(problems, outside)
+    rows = [
+        (part.site, part.compute_site, part.file, f"{part.share:g}", len(part.values))
+        for part in record.parts
+    ]
+    click.echo(f"Campaign {record.name}, divided by {record.partition}, in {record.directory}")
+    for line in table(("site", "computeSite", "configuration", "share", record.partition), rows, left=3):
+        click.echo(line)
+    return record
+
+
+@campaign.command()
+@click.argument("config", type=click.Path(exists=True, dir_okay=False))
+@_service_option
+@_command
+def prepare(config: str, wms_service_class: str | None) -> None:
+    """Divide the data of CONFIG and write each site's configuration.
+
+    Nothing is submitted: look at the files, try one with "bps prepare", then
+    submit the directory.
+    """
+    from lsst.ctrl.bps.panda.campaign.record import CampaignIndex
+
+    configuration = _read(config, wms_service_class)
+    record = _prepare(configuration)
+    CampaignIndex(_service(record.service_class).settings().state_directory).add(record)
+    click.echo(f"Submit it: panda_bps campaign submit {record.directory}")
+
+
+@campaign.command()
+@click.argument("campaign_or_config", metavar="CAMPAIGN", type=click.Path(exists=True))
+@click.option(
+    "--new", is_flag=True, help="Begin another campaign of a configuration that was submitted before."
+)
+@_service_option
+@_command
+def submit(campaign_or_config: str, new: bool, wms_service_class: str | None) -> int:
+    """Submit a run to each site.
+
+    The same command again goes on where it was interrupted: no site gets its
+    run twice.  The exit code is 1 if a site has none.
+    """
+    from lsst.ctrl.bps.drivers import submit_driver
+
+    from lsst.ctrl.bps.panda.campaign.submission import submit_campaign
+    from lsst.ctrl.bps.panda.inquiry import connect
+
+    _log_as_bps_does()
+    record = _find_or_begin(campaign_or_config, new, wms_service_class)
+    complete = submit_campaign(
+        record, connect(_service(record.service_class).settings()), submit=submit_driver, tell=click.echo
+    )
+    if not complete:
+        click.echo(f"Some sites have no run; try again: panda_bps campaign submit {record.directory}")
+    return 0 if complete else 1
+
+
+def _log_as_bps_does() -> None:
+    """Show what BPS is doing: a quantum graph may take hours."""
+    from lsst.daf.butler.cli.cliLog import CliLog
+
+    CliLog.initLog(longlog=False)
+    CliLog.setLogLevels([(None, "WARNING"), ("lsst.ctrl.bps", "INFO")])
+
+
+def _find_or_begin(name: str, new: bool, service_class: str | None) -> Any:
+    """Return the campaign to go on with: a directory's, or the latest of a
+    configuration unless a new one is wanted.
+    """
+    import os
+
+    from lsst.ctrl.bps.panda.campaign.record import CampaignIndex, read_campaign
+    from lsst.ctrl.bps.panda.settings import read_service_settings
+
+    if os.path.isdir(name):
+        return read_campaign(name)
+    index = CampaignIndex(read_service_settings(None).state_directory)
+    configuration = _read(name, service_class)
+    latest = None if new else index.latest(configuration.path)
+    if latest is not None and latest.digest != configuration.digest:
+        if latest.begun and not latest.complete:
+            raise PandaBpsError(
+                f"{name} has changed since campaign {latest.directory} was prepared from it, which is not "
+                f"submitted completely. Go on with that one: panda_bps campaign submit {latest.directory}; "
+                "or begin another one with --new."
+            )
+        latest = None
+    if latest is None:
+        record = _prepare(configuration)
+        index.add(record)
+        return record
+    click.echo(f"Campaign {latest.directory} was prepared from {name} at {latest.prepared_at}.")
+    if latest.complete:
+        click.echo("All of it is submitted; begin another one with --new.")
+    return latest
+
+
+def _look(name: str) -> tuple[Any, Any]:
+    """Find a campaign and ask about its runs."""
+    from lsst.ctrl.bps.panda.campaign.record import CampaignIndex, find_campaign
+    from lsst.ctrl.bps.panda.campaign.runs import look
+    from lsst.ctrl.bps.panda.inquiry import connect
+    from lsst.ctrl.bps.panda.settings import read_service_settings
+
+    record = find_campaign(name, CampaignIndex(read_service_settings(None).state_directory))
+    service = _service(record.service_class)
+    return service, look(record, connect(service.settings()))
+
+
+@campaign.command()
+@click.argument("name", metavar="CAMPAIGN")
+@json_option
+@_command
+def report(name: str, as_json: bool) -> None:
+    """Show the jobs of all sites by state, for each site and each label."""
+    from lsst.ctrl.bps.panda.campaign.document import make_campaign_document
+
+    _, found = _look(name)
+    if as_json:
+        write_json(make_campaign_document(found))
+        return
+    click.echo(f"Campaign {found.name} {found.state.name}{' (over)' if found.ended else ''}, in {found.path}")
+    rows: list[tuple[object, ...]] = [
+        (site.site, site.state.name, site.request_id, site.values, *_numbers(site.total))
+        for site in found.sites
+    ]
+    values = sum(site.values for site in found.sites)
+    rows.append(("total", found.state.name, "", values, *_numbers(found.total)))
+    for line in table(("site", "state", "run", found.partition, "jobs", *_COLUMNS), rows, left=2):
+        click.echo(line)
+    click.echo()
+    labels = [(label, *_numbers(counts)) for label, counts in found.labels.items()]
+    for line in table(("label", "jobs", *_COLUMNS), labels):
+        click.echo(line)
+    _print_problems(found.problems)
+
+
+def _numbers(counts: Any) -> list[int]:
+    return [sum(counts.values()), *(sum(counts[state] for state in states) for states in _COLUMNS.values())]
+
+
+def _print_problems(problems: Iterable[str]) -> None:
+    for problem in problems:
+        click.echo(problem, err=True)
+
+
+@campaign.command()
+@click.argument("name", metavar="CAMPAIGN")
+@_command
+def status(name: str) -> int:
+    """Show the state of all sites together; the exit code is as that of "bps
+    status": 0 if all runs have succeeded.
+    """
+    _, found = _look(name)
+    sites = ", ".join(f"{site.site} {site.state.name}" for site in found.sites)
+    click.echo(f"{found.state.name}: {sites}")
+    _print_problems(found.problems)
+    return int(found.state.value)
+
+
+@campaign.command()
+@click.argument("name", metavar="CAMPAIGN")
+@_command
+def cancel(name: str) -> int:
+    """Cancel the runs of all sites that are not over."""
+    from lsst.ctrl.bps.panda.campaign.runs import cancel_campaign
+
+    service, found = _look(name)
+    return _print_actions(cancel_campaign(found, service.cancel))
+
+
+@campaign.command()
+@click.argument("name", metavar="CAMPAIGN")
+@_command
+def restart(name: str) -> int:
+    """Run again whatever did not succeed, at the sites whose runs are over."""
+    from lsst.ctrl.bps.panda.campaign.runs import restart_campaign
+
+    service, found = _look(name)
+    return _print_actions(restart_campaign(found, service.restart))
+
+
+def _print_actions(actions: Iterable[Any]) -> int:
+    """Print what was done site by site; the exit code."""
+    code = 0
+    for action in actions:
+        click.echo(f"{action.site}: {action.text}")
+        code = code if action.done else 1
+    return code
