@@ -141,7 +141,8 @@ def submit(campaign_or_config: str, new: bool, wms_service_class: str | None) ->
     from lsst.ctrl.bps.panda.campaign.submission import submit_campaign
     from lsst.ctrl.bps.panda.inquiry import connect
 
-    _log_as_bps_does()
+    # As bps submit does: a quantum graph may take hours.
+    _log("INFO")
     record = _find_or_begin(campaign_or_config, new, wms_service_class)
     complete = submit_campaign(
         record, connect(_service(record.service_class).settings()), submit=submit_driver, tell=click.echo
@@ -151,12 +152,12 @@ def submit(campaign_or_config: str, new: bool, wms_service_class: str | None) ->
     return 0 if complete else 1
 
 
-def _log_as_bps_does() -> None:
-    """Show what BPS is doing: a quantum graph may take hours."""
+def _log(level: str) -> None:
+    """Show what is logged from a level on, in the form of BPS's commands."""
     from lsst.daf.butler.cli.cliLog import CliLog
 
     CliLog.initLog(longlog=False)
-    CliLog.setLogLevels([(None, "WARNING"), ("lsst.ctrl.bps", "INFO")])
+    CliLog.setLogLevels([(None, "WARNING"), ("lsst.ctrl.bps", level)])
 
 
 def _find_or_begin(name: str, new: bool, service_class: str | None) -> Any:
@@ -261,6 +262,7 @@ def cancel(name: str) -> int:
     """Cancel the runs of all sites that are not over."""
     from lsst.ctrl.bps.panda.campaign.runs import cancel_campaign
 
+    _log("WARNING")
     service, found = _look(name)
     return _print_actions(cancel_campaign(found, service.cancel))
 
@@ -272,6 +274,7 @@ def restart(name: str) -> int:
     """Run again whatever did not succeed, at the sites whose runs are over."""
     from lsst.ctrl.bps.panda.campaign.runs import restart_campaign
 
+    _log("WARNING")
     service, found = _look(name)
     return _print_actions(restart_campaign(found, service.restart))
 
