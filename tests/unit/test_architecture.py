@@ -59,8 +59,9 @@ ARROWS: dict[str, frozenset[str]] = {
         "inquiry": "errors auth.login report rest runrecord settings wire",
         "queues": "errors plan.model",
         "hints": "plan.model plan.resources",
-        "preflight": "areas build_settings command_line errors inquiry keys lookup plan.model queues rest "
-        "settings sites staging",
+        "preflight": "areas build_settings campaign.section command_line errors inquiry keys lookup "
+        "placement plan.model queues rest settings sites staging",
+        "placement": "plan.model sites",
         "cancellation": "errors inquiry report rest runrecord settings staging wire",
         "rescue": "errors cancellation environment_dump inquiry plan report rest runrecord settings staging "
         "submission wire wire.idds_workflow workflow",

@@ -111,6 +111,12 @@ KEYS: dict[str, Key] = {
         ),
         _key("payloadFolder", "text", "payload", "Part of the path of the staging area in the profiles."),
         _key(
+            "sitesShareFiles",
+            "yes or no",
+            False,
+            "Whether all sites that labels name see the staging area and the Butler under the same paths.",
+        ),
+        _key(
             "stageRunner",
             "yes or no",
             True,

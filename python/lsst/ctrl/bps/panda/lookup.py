@@ -35,24 +35,42 @@ class KeyLookup:
     def __init__(self, config: BpsConfig | None, env: Mapping[str, str]) -> None:
         self._config = config
         self._env = env
+        self._elsewhere: dict[str, BpsConfig] = {}
 
     @cached_property
     def _beneath(self) -> dict[str, Any]:
         """Profile of the run's site over the packaged base."""
-        site = str(self._config.get("computeSite") or "") if self._config is not None else ""
         beneath = sites.base()
-        beneath.update(sites.profile_of(site))
+        beneath.update(sites.profile_of(self._run_site))
         return beneath
 
     @cached_property
     def _merged(self) -> BpsConfig:
         """The configuration over the profile, for values with variables."""
-        merged = Config(self._beneath)
+        return self._over(self._beneath)
+
+    def _over(self, beneath: Mapping[str, Any]) -> BpsConfig:
+        """Put the configuration over a profile."""
+        merged = Config(dict(beneath))
         if self._config is not None:
             # A BpsConfig would put variables in while it is copied.
             merged.update(Config(self._config))
         order = self._config.search_order if self._config is not None else None
         return BpsConfig(merged, search_order=order)
+
+    def _merged_for(self, current: Mapping[str, str]) -> BpsConfig:
+        """The configuration over the profile of a label's site."""
+        site = current.get("curr_site", "")
+        if not sites.profile_of(site) or sites.profile_of(site) == sites.profile_of(self._run_site):
+            return self._merged
+        if site not in self._elsewhere:
+            self._elsewhere[site] = self._over({**sites.base(), **sites.profile_of(site)})
+        return self._elsewhere[site]
+
+    @cached_property
+    def _run_site(self) -> str:
+        """Site of the run."""
+        return str(self._config.get("computeSite") or "") if self._config is not None else ""
 
     def get(self, name: str, label: str = "", *, raw: bool = False) -> Any:
         """Return the value of a key, of its kind.
@@ -149,11 +167,12 @@ class KeyLookup:
         """Return a value, or `None`."""
         if self._config is None:
             return None
-        options: dict[str, Any] = {"curvals": self._current(label), "default": None}
+        current = self._current(label)
+        options: dict[str, Any] = {"curvals": current, "default": None}
         if raw:
             options |= {"expandEnvVars": False, "replaceEnvVars": False}
         options |= self._section(label, name)
-        _, value = self._merged.search(name, opt=options)
+        _, value = self._merged_for(current).search(name, opt=options)
         return value
 
     def _section(self, label: str, name: str) -> dict[str, Any]:

@@ -20,11 +20,13 @@ from lsst.ctrl.bps import BpsConfig
 from . import sites
 from .areas import expand_area
 from .build_settings import is_remote_build, read_build_settings
+from .campaign.section import SECTION, is_divided
 from .command_line import is_dry_run
 from .errors import PandaBpsError, SettingsError
 from .inquiry import connect
 from .keys import KEYS
 from .lookup import KeyLookup
+from .placement import find_separated
 from .plan.model import WorkflowPlan
 from .queues import QueueLimits, find_misfits, read_queues
 from .rest.diagnosis import diagnose
@@ -128,9 +130,21 @@ def check_configuration(config: BpsConfig, environment: Mapping[str, str]) -> tu
     ):
         if not _is_evaluated(config, key):
             problems += _complaints(partial(lookup.check_variables, key, names, known=known))
+    problems += _divided(config)
     problems += _missing_commands(config, environment)
     problems += _graph_problems(config)
     return problems, _area_problems(lookup, environment)
+
+
+def _divided(config: BpsConfig) -> list[str]:
+    """Refuse to run at one site what is to be divided among several."""
+    section = config.get(SECTION)
+    if not is_divided(section):
+        return []
+    return [
+        f"{SECTION} divides this run among {len(section.get('sites') or ())} sites, and BPS would run all of "
+        f"it at computeSite. Use panda_bps campaign submit, or set {SECTION}: {{enabled: no}}."
+    ]
 
 
 def _complaints(check: Callable[[], object]) -> list[str]:
@@ -253,7 +267,10 @@ def check_run(plan: WorkflowPlan, settings: RunSettings, config: BpsConfig) -> t
         problems += find_misfits((*plan.tasks, *plan.final), _QueueSource(config))
     except SettingsError as error:
         problems.append(str(error))
-    return problems, list(check_area(settings.staging))
+    separated, doubts = find_separated(plan, config, share_files=settings.sites_share_files)
+    for doubt in doubts:
+        _LOG.warning("%s", doubt)
+    return [*problems, *separated], list(check_area(settings.staging))
 
 
 class _QueueSource:

@@ -153,6 +153,9 @@ class RunSettings:
     hints: tuple[str, ...]
     """Misspelt keys, and what is known of the site; one text each."""
 
+    sites_share_files: bool = False
+    """Whether all sites that labels name see the same files."""
+
 
 def read_run_settings(
     config: BpsConfig,
@@ -215,6 +218,7 @@ def read_run_settings(
         staging=staging,
         max_request_length=reader.get("maxRequestLength"),
         hints=(*find_misspelt_keys(config), *sites.notices_of(identity.site)),
+        sites_share_files=reader.get("sitesShareFiles"),
     )
 
 

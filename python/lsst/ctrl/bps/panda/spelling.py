@@ -27,7 +27,9 @@ _BY_NAME = frozenset({"pipetask", "cluster", "site", "cloud"})
 _PLAIN = frozenset({"payload", "finalJob", "customJob", "remoteBuild"})
 
 # Sections in which all names are the user's or the program's.
-_FREE = frozenset({"bps_cmdline", "bps_defined", "environment", "inputs", "outputs", "ordering", "queues"})
+_FREE = frozenset(
+    "bps_cmdline bps_defined environment inputs outputs ordering queues campaignSites".split()  # noqa: SIM905
+)
 
 # What BPS reads and neither its defaults nor the attributes of a job name.
 _MORE = frozenset(

@@ -87,7 +87,8 @@ def _read(config: str, service_class: str | None) -> Any:
 def _prepare(configuration: Any) -> Any:
     """Divide and check; nothing is sent."""
     from lsst.ctrl.bps.panda.campaign.preparation import prepare_campaign
-    from lsst.ctrl.bps.panda.preflight import check_service, is_dry_run, report_problems
+    from lsst.ctrl.bps.panda.command_line import is_dry_run
+    from lsst.ctrl.bps.panda.preflight import check_service, report_problems
     from lsst.ctrl.bps.panda.settings import read_service_settings
 
     settings = read_service_settings(None)
