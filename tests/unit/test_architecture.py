@@ -78,7 +78,7 @@ ARROWS: dict[str, frozenset[str]] = {
         # What a run is doing, at length.
         "insight": "errors inquiry plan report rest runrecord settings wire workflow",
         "cli": "errors version service settings auth rest.credentials local demo workflow report inquiry "
-        "insight runrecord wire preflight spelling campaign",
+        "insight runrecord wire preflight spelling command_line campaign",
         # One configuration, a run at each of several sites.
         "campaign": "errors inquiry insight.documents preflight remote_build report runrecord wire",
         # Apart.
