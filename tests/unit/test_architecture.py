@@ -75,6 +75,8 @@ ARROWS: dict[str, frozenset[str]] = {
         "runrecord workflow submission inquiry preflight queues cancellation rescue core_repairs "
         "remote_build outputs environment_dump hints local.endpoint local.instance",
         "": "service workflow errors version",
+        # Registration in Rucio: its program runs alone on a worker.
+        "rucio.program": "",
         # What a run is doing, at length.
         "insight": "errors inquiry plan report rest runrecord settings wire workflow",
         "cli": "errors version service settings auth rest.credentials local demo workflow report inquiry "
@@ -105,6 +107,8 @@ FOREIGN = {
     "matplotlib": {"demo", "insight.plots"},
     "numpy": {"demo"},
     "google": {"insight.cloud_log"},
+    "rucio": {"rucio"},
+    "lsst.rucio": {"rucio.program"},
     "stomp": {"insight.broker"},
     # command_line asks click which command of BPS is running.
     "click": {"cli", "demo", "command_line"},
@@ -129,7 +133,10 @@ VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "manag
 
 MAX_LINES = 400
 # Module -> why it may be longer.
-LONG_MODULES = {"edgenode.cmd_line_decoder": "one file that has to run alone on a worker"}
+LONG_MODULES = {
+    "edgenode.cmd_line_decoder": "one file that has to run alone on a worker",
+    "rucio.program": "one file that has to run alone on a worker",
+}
 MAX_FUNCTION_LINES = 70
 
 

@@ -1,0 +1,515 @@
+"""Register the outputs of a run in Rucio: the program of the registration
+step, which is staged with the run.
+
+It runs by itself, with a ``python3`` that has the Butler, ``rucio-clients``
+and ``lsst-rucio-register`` (which wants ``backoff`` and does not say so), and
+without this plugin: those who look after a site's workers then have nothing
+of ours to install.  The size, the checksum, the names and the metadata of
+what is registered are the business of ``lsst-rucio-register``; this program
+finds out what is missing, refuses what that one would get wrong without a
+word, and adds rule and end.  It may be run again at any time::
+
+    python3 program.py REGISTRATION.json [--quantum-graph FILE]
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "Dataset",
+    "Found",
+    "Held",
+    "Output",
+    "Refused",
+    "Registration",
+    "RuleWanted",
+    "add_rule",
+    "find_outputs",
+    "look_at_rucio",
+    "main",
+    "name_of",
+    "register",
+]
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_LOG = logging.getLogger("rucioRegister")
+
+FORMAT = 1
+"""Version of the file that says what is to be registered."""
+
+REFUSED = 3
+"""Exit code: what is asked for cannot be right; another attempt is in vain."""
+
+FAILED = 4
+"""Exit code: the Butler or Rucio said no, or was not there."""
+
+INCOMPLETE_ENVIRONMENT = 5
+"""Exit code: this Python lacks what the program needs."""
+
+
+class Refused(Exception):  # noqa: N818
+    """Something that must not be registered as it is asked for."""
+
+
+@dataclass(frozen=True)
+class RuleWanted:
+    """A replication rule for the dataset."""
+
+    rse_expression: str
+    copies: int = 1
+    lifetime: int = 0
+    """Seconds; 0 means for ever."""
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What is to be registered, and as what."""
+
+    butler: str
+    """Butler repository as the worker reaches it; may hold ``$VARIABLES``."""
+
+    collection: str
+    """Collection of the run's outputs."""
+
+    dataset_types: tuple[str, ...]
+    """Names; ``*`` stands for anything."""
+
+    scope: str
+    dataset: str
+    """Name of the Rucio dataset."""
+
+    rse: str
+    rse_root: str
+    """Path or URI below which the folder of the scope lies."""
+
+    dtn_url: str
+    """What a transfer service puts in the place of ``rse_root``."""
+
+    where: str = ""
+    """Expression of the Butler that selects among the outputs."""
+
+    rule: RuleWanted | None = None
+    close: bool = False
+    chunk: int = 200
+    """Files that are registered at once."""
+
+    @classmethod
+    def from_json(cls, text: str) -> Registration:
+        """Read what `to_json` wrote.
+
+        Raises
+        ------
+        Refused
+            Raised if it is of another version, or no such text.
+        """
+        try:
+            content = json.loads(text)
+            if content.pop("format") != FORMAT:
+                raise ValueError("it is of another version")
+            rule = content.pop("rule")
+            types = tuple(content.pop("dataset_types"))
+            return cls(dataset_types=types, rule=RuleWanted(**rule) if rule else None, **content)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise Refused(f"What is to be registered cannot be read: {error!r}.") from error
+
+    def to_json(self) -> str:
+        """Write it down."""
+        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1) + "\n"
+
+    def expanded(self) -> Registration:
+        """Return it with environment variables put in where a worker may
+        have its own.
+        """
+        names = ("butler", "rse_root", "dtn_url")
+        values: dict[str, Any] = {name: os.path.expandvars(getattr(self, name)) for name in names}
+        return dataclasses.replace(self, **values)
+
+
+@dataclass(frozen=True)
+class Output:
+    """A dataset of the Butler that has a file."""
+
+    dataset_type: str
+    name: str
+    """Name in Rucio, without the scope."""
+
+    uri: Any
+    """Where the file is, a `~lsst.resources.ResourcePath`."""
+
+    ref: Any
+    """The `~lsst.daf.butler.DatasetRef`."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the Butler holds of a run."""
+
+    outputs: tuple[Output, ...]
+    absent: tuple[str, ...]
+    """Dataset types of which there is nothing."""
+
+    without_file: int
+    """Datasets that the Butler knows and has no file of."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset of Rucio."""
+
+    is_open: bool
+    account: str
+
+
+@dataclass(frozen=True)
+class Held:
+    """What Rucio holds of a dataset."""
+
+    dataset: Dataset | None
+    """`None` if it does not exist."""
+
+    attached: frozenset[str]
+    """Names of the files in it."""
+
+    at_rse: frozenset[str]
+    """Those of them that have a replica at the site's RSE."""
+
+    def lacks(self, outputs: Sequence[Output]) -> list[Output]:
+        """Return the outputs that are still to be registered."""
+        return [output for output in outputs if output.name not in self.at_rse]
+
+
+# --- the Butler -------------------------------------------------------------
+
+
+def name_of(path: str, registration: Registration) -> str:
+    """Return the name that ``lsst-rucio-register`` gives a file.
+
+    It cuts ``rse_root`` and ``/scope/`` off the path where they are there,
+    and takes what is left; a file elsewhere gets a name with which nobody
+    finds it.
+
+    Parameters
+    ----------
+    path : `str`
+        Path of the file.
+    registration : `Registration`
+        What is to be registered.
+
+    Raises
+    ------
+    Refused
+        Raised if the file is not below the folder of the scope.
+    """
+    prefix = f"{registration.rse_root.rstrip('/')}/{registration.scope}/"
+    if not path.startswith(prefix):
+        raise Refused(
+            f"{path} is not below {prefix} (rseRoot and scope), so it would get a wrong name in Rucio. Set "
+            "rseRoot to the part of the path before the folder that is named like the scope."
+        )
+    return path[len(prefix) :]
+
+
+def find_outputs(butler: Any, registration: Registration) -> Found:
+    """Find the run's outputs in the Butler.
+
+    Parameters
+    ----------
+    butler : `~lsst.daf.butler.Butler`
+        The site's Butler.
+    registration : `Registration`
+        What is to be registered.
+
+    Raises
+    ------
+    Refused
+        Raised if there is no such collection, or a file would get a wrong
+        name.
+    """
+    from lsst.daf.butler import MissingCollectionError
+
+    try:
+        butler.collections.query(registration.collection)
+    except MissingCollectionError:
+        raise Refused(
+            f"The Butler {registration.butler} has no collection {registration.collection}: no job has put "
+            "its outputs there, or the final job did not run."
+        ) from None
+    outputs: list[Output] = []
+    absent = []
+    without_file = 0
+    for wanted in registration.dataset_types:
+        count = 0
+        for ref in _query(butler, wanted, registration):
+            count += 1
+            uri = _locate(butler, ref)
+            if uri is None:
+                without_file += 1
+                continue
+            outputs.append(Output(ref.datasetType.name, name_of(uri.unquoted_path, registration), uri, ref))
+        if not count:
+            absent.append(wanted)
+    unique = {output.name: output for output in outputs}
+    return Found(tuple(unique[name] for name in sorted(unique)), tuple(absent), without_file)
+
+
+def _query(butler: Any, wanted: str, registration: Registration) -> Iterator[Any]:
+    """Yield the datasets of the types that a name stands for."""
+    for dataset_type in butler.registry.queryDatasetTypes(wanted):
+        yield from butler.query_datasets(
+            dataset_type,
+            collections=registration.collection,
+            find_first=False,
+            where=registration.where,
+            with_dimension_records=True,
+            explain=False,
+            limit=None,
+        )
+
+
+def _locate(butler: Any, ref: Any) -> Any:
+    """Return where the file of a dataset is; `None` if it has none."""
+    try:
+        uris = butler.getURIs(ref)
+    except FileNotFoundError:
+        return None
+    if uris.primaryURI is None:
+        raise Refused(
+            f"{ref} is in several files (a disassembled composite); lsst-rucio-register cannot register "
+            "such datasets. Take its dataset type out of datasetTypes."
+        )
+    return uris.primaryURI
+
+
+# --- Rucio ------------------------------------------------------------------
+
+
+def look_at_rucio(client: Any, registration: Registration) -> Held:
+    """Find out what Rucio holds already.
+
+    Parameters
+    ----------
+    client : `rucio.client.Client`
+        Rucio.
+    registration : `Registration`
+        What is to be registered.
+    """
+    from rucio.common.exception import DataIdentifierNotFound
+
+    scope, dataset = registration.scope, registration.dataset
+    try:
+        did = client.get_did(scope, dataset)
+    except DataIdentifierNotFound:
+        return Held(None, frozenset(), frozenset())
+    if did["type"] != "DATASET":
+        raise Refused(
+            f"{scope}:{dataset} is a {did['type'].lower()} in Rucio, not a dataset; use another datasetName."
+        )
+    attached = frozenset(entry["name"] for entry in client.list_files(scope, dataset))
+    replicas = client.list_replicas(
+        [{"scope": scope, "name": dataset}], rse_expression=registration.rse, all_states=True
+    )
+    there = {replica["name"] for replica in replicas if registration.rse in replica["states"]}
+    return Held(Dataset(bool(did["open"]), did["account"]), attached, attached & there)
+
+
+def _interface(butler: Any, registration: Registration) -> Any:
+    """Make the object of ``lsst-rucio-register`` that registers."""
+    from lsst.rucio.register.data_type import DataType
+    from lsst.rucio.register.rucio_interface import RucioInterface
+
+    return RucioInterface(
+        butler,
+        registration.rse,
+        registration.scope,
+        registration.rse_root.rstrip("/"),
+        registration.dtn_url.rstrip("/"),
+        DataType.DATA_PRODUCT,
+    )
+
+
+def _register_missing(butler: Any, registration: Registration, missing: Sequence[Output]) -> None:
+    """Have datasets registered, a chunk at a time."""
+    interface = _interface(butler, registration)
+    for start in range(0, len(missing), registration.chunk):
+        part = missing[start : start + registration.chunk]
+        interface.register_as_replicas(registration.dataset, [output.ref for output in part])
+        _LOG.info("registered %d of %d", start + len(part), len(missing))
+
+
+def register(butler: Any, client: Any, registration: Registration, *, quantum_graph: str = "") -> str:
+    """Register what is missing, add the rule, close the dataset.
+
+    Parameters
+    ----------
+    butler : `~lsst.daf.butler.Butler`
+        The site's Butler.
+    client : `rucio.client.Client`
+        Rucio.
+    registration : `Registration`
+        What is to be registered.
+    quantum_graph : `str`, optional
+        Path of the quantum graph if it is to go along.
+
+    Returns
+    -------
+    summary : `str`
+        What was done, with numbers.
+
+    Raises
+    ------
+    Refused
+        Raised if it must not be done.
+    """
+    found = find_outputs(butler, registration)
+    for wanted in found.absent:
+        _LOG.warning("the run has no dataset of type %s", wanted)
+    if found.without_file:
+        _LOG.warning("%d datasets have no file and are left out", found.without_file)
+    if not found.outputs:
+        raise Refused(
+            f"Collection {registration.collection} holds nothing to register: no file of "
+            f"{', '.join(registration.dataset_types)}."
+        )
+    held = look_at_rucio(client, registration)
+    missing = held.lacks(found.outputs)
+    place = f"{registration.scope}:{registration.dataset}"
+    if held.dataset is not None and not held.dataset.is_open and missing:
+        raise Refused(
+            f"Rucio's dataset {place} is closed, and {len(missing)} of {len(found.outputs)} files are not in "
+            "it. Set another datasetName."
+        )
+    _LOG.info("%d files, of which %d are in %s", len(found.outputs), len(found.outputs) - len(missing), place)
+    if missing:
+        _register_missing(butler, registration, missing)
+        left = look_at_rucio(client, registration).lacks(found.outputs)
+        if left:
+            raise RuntimeError(f"{len(left)} files are still not in {place}, for instance {left[0].name}.")
+    words = [f"{len(missing)} files registered in {place} at {registration.rse}"]
+    words.append(f"{len(found.outputs) - len(missing)} were there already")
+    if quantum_graph:
+        words.append(_register_quantum_graph(butler, client, registration, quantum_graph))
+    if registration.rule is not None:
+        words.append(add_rule(client, registration, registration.rule))
+    if registration.close:
+        words.append(_close(client, registration))
+    return "; ".join(words)
+
+
+def _register_quantum_graph(butler: Any, client: Any, registration: Registration, source: str) -> str:
+    """Put the quantum graph beside the outputs and register it.
+
+    It has no ``rubin_butler`` metadata: what a Butler ingests at the other
+    end must not be tempted by it.
+    """
+    from lsst.resources import ResourcePath
+
+    name = f"{registration.dataset}/{os.path.basename(source)}"
+    path = f"/{registration.scope}/{name}"
+    if name in look_at_rucio(client, registration).at_rse:
+        return "the quantum graph was there already"
+    target = ResourcePath(registration.rse_root.rstrip("/") + path, forceDirectory=False)
+    if not target.exists():
+        target.transfer_from(ResourcePath(source, forceDirectory=False), "copy")
+    size, adler32 = _interface(butler, registration).compute_hashes(target)
+    did = {"scope": registration.scope, "name": name, "bytes": size, "adler32": adler32}
+    client.add_replicas(registration.rse, [{**did, "pfn": registration.dtn_url.rstrip("/") + path}])
+    attachment = {"scope": registration.scope, "name": registration.dataset, "dids": [did]}
+    client.add_files_to_datasets([attachment], ignore_duplicate=True)
+    return f"quantum graph registered as {name}"
+
+
+def add_rule(client: Any, registration: Registration, wanted: RuleWanted) -> str:
+    """Add the rule if there is none like it; what was done.
+
+    Parameters
+    ----------
+    client : `rucio.client.Client`
+        Rucio.
+    registration : `Registration`
+        The dataset.
+    wanted : `RuleWanted`
+        The rule.
+    """
+    rules = client.list_did_rules(registration.scope, registration.dataset)
+    for rule in rules:
+        if (rule["rse_expression"], rule["account"]) == (wanted.rse_expression, client.account):
+            return f"rule {rule['id']} for {wanted.rse_expression} was there already ({rule['state']})"
+    (number,) = client.add_replication_rule(
+        [{"scope": registration.scope, "name": registration.dataset}],
+        wanted.copies,
+        wanted.rse_expression,
+        lifetime=wanted.lifetime or None,
+        grouping="DATASET",
+    )
+    return f"rule {number} added: {wanted.copies} of {wanted.rse_expression}"
+
+
+def _close(client: Any, registration: Registration) -> str:
+    """Close the dataset, if it is open."""
+    if not client.get_did(registration.scope, registration.dataset)["open"]:
+        return "the dataset was closed already"
+    client.close(registration.scope, registration.dataset)
+    return "dataset closed"
+
+
+# --- the program ------------------------------------------------------------
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Do it; the exit code."""
+    with open(arguments.registration, encoding="utf-8") as stream:
+        registration = Registration.from_json(stream.read()).expanded()
+    try:
+        import lsst.rucio.register.rucio_interface  # noqa: F401
+        from lsst.daf.butler import Butler
+        from rucio.client import Client
+    except ImportError as error:
+        _LOG.error(
+            "%s has no module %s. The step needs the Butler, and: pip install rucio-clients "
+            "lsst-rucio-register backoff. Set rucio.python to the Python that has them.",
+            sys.executable,
+            error.name,
+        )
+        return INCOMPLETE_ENVIRONMENT
+    client = Client()
+    _LOG.info("Rucio %s as account %s", client.host, client.account)
+    with Butler.from_config(registration.butler) as butler:
+        summary = register(butler, client, registration, quantum_graph=arguments.quantum_graph)
+    _LOG.info("%s", summary)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; its exit code.
+
+    Parameters
+    ----------
+    argv : sequence of `str`, optional
+        Arguments; those of the process by default.
+    """
+    parser = argparse.ArgumentParser(description="Register the outputs of a run in Rucio.")
+    parser.add_argument("registration", help="JSON file that says what is to be registered")
+    parser.add_argument("--quantum-graph", default="", help="file to register with the outputs")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    _LOG.setLevel(logging.INFO)
+    try:
+        return _run(arguments)
+    except Refused as error:
+        _LOG.error("%s", error)
+        return REFUSED
+    except Exception as error:  # every library has its own
+        _LOG.error("%s: %s", type(error).__name__, error, exc_info=True)
+        return FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
