@@ -54,7 +54,7 @@ ARROWS: dict[str, frozenset[str]] = {
         "core_repairs": "",
         "outputs": "errors edgenode.cmd_line_decoder runrecord",
         "environment_dump": "rest.redaction runrecord",
-        "workflow": "errors version outputs plan settings runrecord wire.idds_workflow",
+        "workflow": "errors version outputs plan rucio settings runrecord wire.idds_workflow",
         "submission": "errors rest wire wire.idds_workflow",
         "inquiry": "errors auth.login report rest runrecord settings wire",
         "queues": "errors plan.model",
@@ -77,6 +77,7 @@ ARROWS: dict[str, frozenset[str]] = {
         "": "service workflow errors version",
         # Registration in Rucio: its program runs alone on a worker.
         "rucio.program": "",
+        "rucio": "errors keys runrecord rucio.program",
         # What a run is doing, at length.
         "insight": "errors inquiry plan report rest runrecord settings wire workflow",
         "cli": "errors version service settings auth rest.credentials local demo workflow report inquiry "

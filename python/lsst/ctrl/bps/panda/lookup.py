@@ -21,8 +21,13 @@ from .errors import SettingsError
 from .keys import KEYS, convert
 from .origins import find_origin
 
-# Labels whose settings are in a section of their own.
-_SECTIONS = ("finalJob", "customJob", "remoteBuild")
+# Labels whose settings are in a section of their own, and that section.
+_SECTIONS = {
+    "finalJob": "finalJob",
+    "customJob": "customJob",
+    "remoteBuild": "remoteBuild",
+    "rucioRegister": "rucio",
+}
 
 _FORMAT_VARIABLE = re.compile(r"(?<!\$)\{([A-Za-z_]\w*)\}")
 
@@ -179,7 +184,8 @@ class KeyLookup:
         """Option that has BPS look into the section of a label first, if the
         key is there.
         """
-        section = self._merged[label] if label in _SECTIONS and label in self._merged else None
+        own = _SECTIONS.get(label, "")
+        section = self._merged[own] if own and own in self._merged else None
         if isinstance(section, Config) and Config.__contains__(section, name):
             return {"searchobj": section}
         return {}

@@ -17,8 +17,11 @@ from .outputs import find_outputs
 from .plan.document import parse_plan, render_plan
 from .plan.model import StagedFile, WorkflowPlan
 from .plan.planner import make_plan
+from .plan.success import want_success
+from .rucio.settings import LABEL, RegistrationSettings, read_registration_settings
+from .rucio.step import REGISTRATION_NAME, add_step
 from .runrecord import RunRecord, write_text
-from .settings import RunSettings, read_run_settings
+from .settings import RunSettings, read_run_settings, read_service_settings
 from .wire.idds_workflow import Submission, make_submission, make_workflow
 
 PLAN_NAME = "panda_plan.json"
@@ -41,6 +44,7 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
         self.submit_path: str | None = None
         self._plan: WorkflowPlan | None = None
         self._settings: RunSettings | None = None
+        self._registration: RegistrationSettings | None = None
         self._outputs: tuple[tuple[str, str], ...] = ()
         self.run_attrs: dict[str, str] = {}
 
@@ -55,8 +59,15 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
         workflow.submit_path = submit_path
         workflow.run_attrs = dict(generic_workflow.run_attrs)
         workflow._outputs = find_outputs(generic_workflow)
+        environment = read_service_settings(config).environment
+        registration = read_registration_settings(config, environment)
+        if registration is not None:
+            workflow._registration = registration
+            add_step(generic_workflow, registration, submit_path=submit_path)
         workflow._settings = read_run_settings(config, generic_workflow, submit_path=submit_path)
         workflow._plan = make_plan(generic_workflow, workflow._settings.plan)
+        if registration is not None and not registration.always:
+            workflow._plan = want_success(workflow._plan, LABEL)
         return workflow
 
     @property
@@ -118,6 +129,8 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
         for shard in self.plan.shards:
             write_text(directory / PARAMETERS_DIRECTORY / shard.name, [shard.text])
         write_text(directory / PLAN_NAME, render_plan(self.plan))
+        if self._registration is not None:
+            write_text(directory / REGISTRATION_NAME, [self._registration.registration.to_json()])
         now = datetime.now(UTC).isoformat(timespec="seconds")
         record = RunRecord.from_plan(self.plan, prepared_at=now)
         staging = self.settings.staging
