@@ -1,5 +1,6 @@
 """What all tests share: the servers in ``tests/servers`` can be imported as
-``panda_servers.<module>``, and each has a fixture.
+``panda_servers.<module>``, and each has a fixture; what reads the pages of the
+documentation is ``panda_documentation.pages``.
 
 Nothing is loaded here before a test asks for it.
 """
@@ -25,6 +26,7 @@ def _offer_package(name: str, folder: Path) -> None:
 
 
 _offer_package(PACKAGE, Path(__file__).parent / "servers")
+_offer_package("panda_documentation", Path(__file__).parent / "documentation")
 
 
 def pytest_addoption(parser):

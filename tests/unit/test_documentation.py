@@ -7,53 +7,36 @@ Sphinx checks its own syntax and references (``bin/run-tests`` builds with
 from __future__ import annotations
 
 import ast
-import configparser
 import fnmatch
-import importlib
 import inspect
 import re
-import shlex
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import click
 import pytest
-import yaml
+from panda_documentation.pages import CHECKOUT, DOC, MARKDOWN, PAGES, RST, table
 
 from lsst.ctrl.bps.panda import errors
+from lsst.ctrl.bps.panda.edgenode.cmd_line_decoder import ATTEMPTS_FOLDER
 from lsst.ctrl.bps.panda.keys import KEYS
+from lsst.ctrl.bps.panda.runrecord import RECORD_NAME
 from lsst.ctrl.bps.panda.sites import site_names
-from lsst.ctrl.bps.panda.spelling import closest_key
+from lsst.ctrl.bps.panda.staging.manifest import (
+    CANCELLED_NAME,
+    MANIFEST_NAME,
+    PARTIAL_NAME,
+    TEMPORARY_FOLDER,
+)
+from lsst.ctrl.bps.panda.workflow import PARAMETERS_DIRECTORY, PLAN_NAME
 
-CHECKOUT = Path(__file__).resolve().parents[2]
-DOC = CHECKOUT / "doc"
-PAGES = DOC / "lsst.ctrl.bps.panda"
-RST = sorted(DOC.rglob("*.rst"))
-MARKDOWN = [CHECKOUT / "README.md", CHECKOUT / "CONTRIBUTING.md"]
-EACH_PAGE = pytest.mark.parametrize("page", [*RST, *MARKDOWN], ids=lambda page: page.name)
+PACKAGE = CHECKOUT / "python" / "lsst" / "ctrl" / "bps" / "panda"
 
 WORDS = (
     "quantum", "job", "label", "task", "chunk", "work", "transform", "request", "request_id",
     "workload_id", "pseudo-input", "payload", "PanDA job", "queue", "site", "cloud", "staging area",
     "runner", "relay", "sink",
 )  # fmt: skip
-
-
-def console_scripts() -> dict[str, str]:
-    """Return our commands and what they start, from the metadata."""
-    parser = configparser.ConfigParser()
-    parser.read(CHECKOUT / "setup.cfg")
-    lines = parser["options.entry_points"]["console_scripts"].strip().splitlines()
-    return {name.strip(): target.strip() for name, _, target in (line.partition("=") for line in lines)}
-
-
-PROGRAMS = {
-    "bps": "lsst.ctrl.bps.cli.bps:cli",
-    "python -m lsst.ctrl.bps.panda.demo": "lsst.ctrl.bps.panda.demo.__main__:main",
-    **console_scripts(),
-}
 
 
 # --- pages and links --------------------------------------------------------
@@ -138,14 +121,78 @@ def test_each_word_is_in_the_glossary(word):
     assert re.search(rf"^   {re.escape(word)}$", text, re.M)
 
 
+def glossary() -> list[str]:
+    """Return the words that the glossary explains."""
+    text = (PAGES / "glossary.rst").read_text(encoding="utf-8")
+    entries = text[text.index(".. glossary::") : text.index("\nSame word, other meaning\n")]
+    return re.findall(r"^   ([^ :].*)$", entries, re.M)
+
+
+@pytest.mark.parametrize("word", glossary())
+def test_each_word_of_the_glossary_is_used(word):
+    others = [page.read_text(encoding="utf-8") for page in RST if page.name != "glossary.rst"]
+    assert any(re.search(rf"\b{re.escape(word)}", text, re.I) for text in others)
+
+
+RELAY = "rest/relay.py", {"call", "_ask", "_command", "_submit"}
+API = "rest/panda_api.py", {"_get", "_post"}
+
+
+def asked(source: str, methods: set[str]) -> set[str]:
+    """Return what a module asks a server: first arguments of some calls."""
+    tree = ast.parse((PACKAGE / source).read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
+    return {
+        str(node.args[0].value)
+        for node in calls
+        if isinstance(node.func, ast.Attribute)
+        and node.func.attr in methods
+        and isinstance(node.args[0], ast.Constant)
+    }
+
+
+@pytest.mark.parametrize(("source", "methods"), [RELAY, API, ("site_build.py", {"call"})])
+def test_the_page_of_the_protocol_has_each_call(source, methods):
+    text = (PAGES / "protocol.rst").read_text(encoding="utf-8")
+    found = asked(source, methods)
+    assert found
+    assert {name for name in found if f"``{name}``" not in text} == set()
+
+
+def test_the_page_of_files_has_each_name():
+    text = (PAGES / "files.rst").read_text(encoding="utf-8")
+    staged = (MANIFEST_NAME, PARTIAL_NAME, TEMPORARY_FOLDER, CANCELLED_NAME, f"{ATTEMPTS_FOLDER}/")
+    names = (PLAN_NAME, RECORD_NAME, f"{PARAMETERS_DIRECTORY}/", *staged, KEYS["orderIdMapFilename"].default)
+    assert [name for name in names if f"``{name}``" not in text] == []
+
+
+def record_keys() -> set[str]:
+    """Return the keys of a run's record that the source writes."""
+    found = set()
+    for source in ("runrecord.py", "service.py", "workflow.py", "rescue.py", "remote_build.py"):
+        for node in ast.walk(ast.parse((PACKAGE / source).read_text(encoding="utf-8"))):
+            match node:
+                case ast.Assign(targets=[ast.Subscript(ast.Attribute(attr="content"), ast.Constant(value=key))]):
+                    found.add(str(key))
+                case ast.Call(func=ast.Attribute(ast.Attribute(attr="content"), "update")):
+                    found |= {keyword.arg for keyword in node.keywords if keyword.arg}
+                case ast.Call(func=ast.Name(id="cls" | "RunRecord"), args=[ast.Dict(keys=keys)]):
+                    found |= {str(key.value) for key in keys if isinstance(key, ast.Constant)}
+    return found
+
+
+def test_the_page_of_files_has_each_key_of_a_record():
+    keys = {row[0].strip("`") for row in table("files", "key                meaning")}
+    assert record_keys() - {"format"} == keys
+
+
 def environment_variables() -> list[str]:
     """Return the variables of PanDA's world that the submit side reads, found
     in the source.
     """
-    package = CHECKOUT / "python" / "lsst" / "ctrl" / "bps" / "panda"
     found = set()
-    for path in package.rglob("*.py"):
-        if path.relative_to(package).parts[0] in {"edgenode", "local", "demo"}:
+    for path in PACKAGE.rglob("*.py"):
+        if path.relative_to(PACKAGE).parts[0] in {"edgenode", "local", "demo"}:
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -168,126 +215,6 @@ def test_each_setting_is_on_the_page_of_settings():
 def test_each_site_with_a_profile_is_documented():
     text = (PAGES / "sites.rst").read_text(encoding="utf-8")
     assert [name for name in site_names() if not re.search(rf"^``{name}``", text, re.M)] == []
-
-
-def test_keys_in_yaml_examples_are_known():
-    """A key of ours that is misspelt in an example has no effect."""
-    for page in (*RST, *MARKDOWN):
-        for block in blocks(page, "yaml"):
-            for name in yaml.safe_load(block):
-                meant = closest_key(str(name))
-                assert meant is None, f"{page.name}: {name}, meant is {meant}"
-
-
-# --- examples ---------------------------------------------------------------
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    """Return the blocks of code of a language in a page."""
-    text = page.read_text(encoding="utf-8")
-    if page.suffix == ".md":
-        return re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
-    found = re.findall(
-        rf"^\.\. code-block:: {language}\n(?:   :\w+:.*\n)*\n((?:   .*\n|\n)+)", text + "\n", re.M
-    )
-    return [re.sub(r"^   ", "", block, flags=re.M) for block in found]
-
-
-@EACH_PAGE
-def test_python_examples_are_python(page):
-    for block in blocks(page, "python"):
-        ast.parse(block)
-
-
-@EACH_PAGE
-def test_yaml_examples_are_yaml(page):
-    for block in blocks(page, "yaml"):
-        assert yaml.safe_load(block)
-
-
-@EACH_PAGE
-def test_imports_in_examples_exist(page):
-    for block in blocks(page, "python"):
-        for node in ast.walk(ast.parse(block)):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lsst.ctrl.bps"):
-                module = importlib.import_module(node.module or "")
-                for alias in node.names:
-                    if not hasattr(module, alias.name):
-                        importlib.import_module(f"{node.module}.{alias.name}")
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A command that a page shows."""
-
-    page: Path
-    program: str
-    arguments: tuple[str, ...]
-
-
-def commands(page: Path) -> Iterator[Shown]:
-    """Yield each command of ours or of BPS that a page shows, in a block or
-    in the text.
-    """
-    text = page.read_text(encoding="utf-8")
-    lines = [line for block in blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()]
-    if page.suffix == ".md":
-        lines += re.findall(r"^    (.+)$", text, re.M) + re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)
-    else:
-        lines += [" ".join(literal.split()) for literal in re.findall(r"``((?:[^`]|`(?!`))+)``", text)]
-    for line in lines:
-        line = line.strip().removeprefix("$ ")
-        for program in PROGRAMS:
-            if line.startswith(program + " ") and "..." not in line:
-                # "bps report | less", "panda_auth status && ...", "panda_auth status | reset": the first.
-                words = shlex.split(line[len(program) :], comments=True)
-                end = next((i for i, word in enumerate(words) if word in {"|", "&&", ";", ">", "--"}), None)
-                yield Shown(page, program, tuple(words[:end]))
-
-
-def load_command(program: str) -> click.Command:
-    """Import the click command behind a program."""
-    name, _, attribute = PROGRAMS[program].partition(":")
-    module = importlib.import_module(name)
-    command = getattr(module, attribute)
-    if isinstance(command, click.Command):
-        return command
-    # The entry point is a function that starts the module's only group.
-    groups = [value for value in vars(module).values() if isinstance(value, click.Group)]
-    assert len(groups) == 1, f"{PROGRAMS[program]} is no click command"
-    return groups[0]
-
-
-def problem(shown: Shown) -> str:
-    """Say what of a shown command does not exist; empty if all does."""
-    command = load_command(shown.program)
-    context = click.Context(command, info_name=shown.program)
-    for word in shown.arguments:
-        if word.startswith("-") and len(word) > 1:
-            options = {
-                name for option in command.get_params(context) for name in option.opts + option.secondary_opts
-            }
-            if word.partition("=")[0] not in options | {"--version"}:
-                return f"{context.command_path} has no option {word}"
-        elif isinstance(command, click.Group) and word != word.upper():
-            inner = command.get_command(context, word)
-            if inner is None:
-                return f"{context.command_path} has no command {word}"
-            context = click.Context(inner, info_name=word, parent=context)
-            command = inner
-    return ""
-
-
-@EACH_PAGE
-def test_commands_that_are_shown_exist(page):
-    assert [text for text in map(problem, commands(page)) if text] == []
-
-
-def test_the_check_of_commands_is_not_blind(tmp_path):
-    page = tmp_path / "page.rst"
-    page.write_text("``bps submit --no-such x.yaml`` and ``bps no-such`` and ``bps report --id 1``\n")
-    assert [problem(shown) != "" for shown in commands(page)] == [True, True, False]
-    assert any(shown.program == "bps" for shown in commands(PAGES / "tutorial.rst"))
 
 
 # --- change notes -----------------------------------------------------------

@@ -21,11 +21,11 @@ def main() -> None:
 
 @main.command()
 @click.argument("repo", type=click.Path(path_type=Path))
-@click.option("--visits-per-band", default=3, show_default=True)
-@click.option("--detectors", default=4, show_default=True)
+@click.option("--visits-per-band", default=3, show_default=True, help="Visits in each band.")
+@click.option("--detectors", default=4, show_default=True, help="Detectors of the camera.")
 @click.option("--bands", default="g,r", show_default=True, help="Bands, separated by commas.")
 @click.option("--patches", default=2, show_default=True, help="Patches on a side of the tract.")
-@click.option("--seed", default=1, show_default=True)
+@click.option("--seed", default=1, show_default=True, help="Of the random numbers: same seed, same pixels.")
 def create(repo: Path, visits_per_band: int, detectors: int, bands: str, patches: int, seed: int) -> None:
     """Make the Butler repository REPO with simulated raw images."""
     from ..demo.repository import RUN_CONFIG, create_repo

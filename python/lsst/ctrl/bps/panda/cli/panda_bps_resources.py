@@ -30,7 +30,14 @@ _HEAD = (
     type=click.Path(file_okay=False, path_type=Path),
     help="Directory to write plots to (needs matplotlib: the extra 'plots').",
 )
-@click.option("--format", "form", type=click.Choice(["png", "svg"]), default="png", show_default=True)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["png", "svg"]),
+    default="png",
+    show_default=True,
+    help="Kind of file of the plots.",
+)
 @json_option
 def resources(asked: Asked, label: str, plots: Path | None, form: str, as_json: bool) -> None:
     """Show what the jobs of a run used against what was asked for, and
