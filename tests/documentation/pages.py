@@ -106,7 +106,10 @@ def _lines(page: Path) -> list[str]:
     text = read(page)
     lines = [line for block in blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()]
     lines += [
-        line.removeprefix("$ ") for block in blocks(page, "console") for line in block.splitlines() if line[:2] == "$ "
+        line.removeprefix("$ ")
+        for block in blocks(page, "console")
+        for line in block.splitlines()
+        if line[:2] == "$ "
     ]
     if page.suffix == ".md":
         lines += re.findall(r"^    (.+)$", text, re.M) + re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)

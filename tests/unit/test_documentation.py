@@ -172,7 +172,9 @@ def record_keys() -> set[str]:
     for source in ("runrecord.py", "service.py", "workflow.py", "rescue.py", "remote_build.py"):
         for node in ast.walk(ast.parse((PACKAGE / source).read_text(encoding="utf-8"))):
             match node:
-                case ast.Assign(targets=[ast.Subscript(ast.Attribute(attr="content"), ast.Constant(value=key))]):
+                case ast.Assign(
+                    targets=[ast.Subscript(ast.Attribute(attr="content"), ast.Constant(value=key))]
+                ):
                     found.add(str(key))
                 case ast.Call(func=ast.Attribute(ast.Attribute(attr="content"), "update")):
                     found |= {keyword.arg for keyword in node.keywords if keyword.arg}

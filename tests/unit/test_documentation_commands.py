@@ -86,9 +86,7 @@ def test_exit_codes_of_bps_status():
     meant = {
         int(code): words
         for codes, meaning in exit_codes()["``bps status``"].items()
-        for code, words in zip(
-            codes.split(", "), meaning.partition(":")[0].split(", "), strict=True
-        )
+        for code, words in zip(codes.split(", "), meaning.partition(":")[0].split(", "), strict=True)
     }
     assert {code: WmsStates(code).name for code in meant} == meant
     source = ast.parse(inspect.getsource(run_states))

@@ -63,20 +63,51 @@ def test_calls_of_the_service_in_examples_are_possible(page):
 
 # --- YAML -------------------------------------------------------------------
 
-ALL_BLOCKS = [(page, number, block) for page in RST + MARKDOWN for number, block in enumerate(blocks(page, "yaml"))]
+ALL_BLOCKS = [
+    (page, number, block) for page in RST + MARKDOWN for number, block in enumerate(blocks(page, "yaml"))
+]
 EACH_YAML = pytest.mark.parametrize(
-    "block", [block for *_, block in ALL_BLOCKS], ids=[f"{page.name}-{number}" for page, number, _ in ALL_BLOCKS]
+    "block",
+    [block for *_, block in ALL_BLOCKS],
+    ids=[f"{page.name}-{number}" for page, number, _ in ALL_BLOCKS],
 )
 
 # What BPS reads and its defaults do not name.
 BPS_KEYS = frozenset(
-    "computeSite computeCloud includeConfigs pipelineYaml qgraphFile butlerConfig project campaign operator "
-    "payloadName uniqProcName inCollection dataQuery extraQgraphOptions extraInitOptions extraRunQuantumOptions "
-    "cluster site cloud customJob ordering".split()
+    [
+        "computeSite",
+        "computeCloud",
+        "includeConfigs",
+        "pipelineYaml",
+        "qgraphFile",
+        "butlerConfig",
+        "project",
+        "campaign",
+        "operator",
+        "payloadName",
+        "uniqProcName",
+        "inCollection",
+        "dataQuery",
+        "extraQgraphOptions",
+        "extraInitOptions",
+        "extraRunQuantumOptions",
+        "cluster",
+        "site",
+        "cloud",
+        "customJob",
+        "ordering",
+    ]
 )
 CLUSTER_KEYS = frozenset(
-    "pipetasks dimensions equalDimensions partitionDimensions partitionMaxClusters partitionMaxSize "
-    "findDependencyMethod".split()
+    [
+        "pipetasks",
+        "dimensions",
+        "equalDimensions",
+        "partitionDimensions",
+        "partitionMaxClusters",
+        "partitionMaxSize",
+        "findDependencyMethod",
+    ]
 )
 SECTIONS_OF_LABELS = ("pipetask", "cluster")
 SECTIONS_OF_ONE = ("finalJob", "customJob", "remoteBuild")
@@ -102,7 +133,10 @@ def known_keys() -> set[str]:
 
 def job_keys() -> set[str]:
     """Return the keys of a label: attributes of a job, and commands."""
-    return {camel(field.name) for field in dataclasses.fields(GenericWorkflowJob)} | {"runQuantumCommand", "command1"}
+    return {camel(field.name) for field in dataclasses.fields(GenericWorkflowJob)} | {
+        "runQuantumCommand",
+        "command1",
+    }
 
 
 def configurations(block: str) -> Iterator[Mapping[str, Any]]:
@@ -160,7 +194,9 @@ def test_json_examples_are_json(page):
 
 
 # What a page may use beside our own commands; some are of a facility or an LSST stack.
-PROGRAMS_OF_OTHERS = frozenset("cat cd chmod env eval export mkdir pip python python3 setup source".split())
+PROGRAMS_OF_OTHERS = frozenset(
+    ["cat", "cd", "chmod", "env", "eval", "export", "mkdir", "pip", "python", "python3", "setup", "source"]
+)
 
 
 def shell_lines(page: Path) -> Iterator[str]:

@@ -46,7 +46,9 @@ def beginning(text: str) -> str:
 def messages(path: Path) -> Iterator[str]:
     """Yield how each message of a module begins."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        made = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in errors.__all__
+        made = (
+            isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in errors.__all__
+        )
         if made and node.args and len(words := beginning(template(node.args[0]))) > 8:
             yield words
 
@@ -54,7 +56,9 @@ def messages(path: Path) -> Iterator[str]:
 @functools.cache
 def documented() -> str:
     """Return all messages of the page, in one line."""
-    return " ".join(" ".join(found.split()) for found in re.findall(r"``((?:[^`]|`(?!`))+)``", read("messages")))
+    return " ".join(
+        " ".join(found.split()) for found in re.findall(r"``((?:[^`]|`(?!`))+)``", read("messages"))
+    )
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
