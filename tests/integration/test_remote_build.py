@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import lsst.ctrl.bps
 from lsst.ctrl.bps.panda.demo.repository import create_repo
 from lsst.ctrl.bps.panda.local import instance
 from lsst.ctrl.bps.panda.local.endpoint import environment
@@ -46,6 +47,7 @@ class Place:
             "LC_ALL": "C.UTF-8",
             "PANDA_AUTH_ID_TOKEN_OF_MINE": "geheim",
             "BPS_WMS_SERVICE_CLASS": SERVICE,
+            "PANDA_LOCAL_DIR": str(self.panda),
             **{name: value for name, value in environment(endpoint).items() if value},
         }
 
@@ -114,22 +116,39 @@ def submit(place: Place, config: str, *options: str) -> tuple[str, Path]:
 
 
 def test_a_run_that_is_planned_at_the_site(place):
+    """Up to its restart: warps fail as long as a file is not there."""
     (place.directory / "data.txt").write_text("goes along")
+    gate = place.directory / "go"
+    command = f"test -e {gate} || exit 3; python3 _runner_ _cmd_line_"
     config = place.write(
-        "good", remoteBuild={"enabled": True, "files": [f"{place.directory}/data.txt"], "requestMemory": 1500}
+        "good",
+        remoteBuild={"enabled": True, "files": [f"{place.directory}/data.txt"], "requestMemory": 1500},
+        cluster={"makeWarp": {"payloadCommand": command, "numberOfRetries": 0}},
     )
     run_id, submit_path = submit(place, config, "--compute-site", "local")
-    assert place.wait(run_id) == "SUCCEEDED", place.logs()[-3000:]
+    # From the first moment on, whatever of it is known.
+    assert re.search(r"^buildTask( +\d+)+$", place.call("bps", "report", "--id", run_id), re.MULTILINE)
+    said = place.call("bps", "restart", "--id", run_id, code=None)
+    assert f"Run {run_id} is still going" in said
+    assert place.wait(run_id) == "FAILED", place.logs()[-3000:]
     report = place.call("bps", "report", "--id", run_id)
     assert re.search(r"^buildTask( +0){8} +1 +0 +0 +1$", report, re.MULTILINE), report
     assert re.search(r"^isr( +0){8} +4 +0 +0 +4$", report, re.MULTILINE), report
-    assert re.search(r"^finalJob( +0){8} +1 +0 +0 +1$", report, re.MULTILINE), report
+    assert re.search(r"^makeWarp( +0){8} +0 +4 +0 +4$", report, re.MULTILINE), report
     # Both sides speak of the same run, and the submit host knows its plan.
     record = json.loads((submit_path / "panda_run.json").read_text())
     assert record["remote"]["complete"]
     assert ["isr", 4] in record["labels"]
     assert record["run"]["campaign"] == "included"
     assert all(name == "build_task" or name.startswith(record["run"]["name"]) for name, *_ in record["tasks"])
+    gate.touch()
+    found = dict(re.findall(r"^(Run Id|Run Name): (.+)$", place.call("bps", "restart", "--id", run_id), re.M))
+    assert place.wait(found["Run Id"]) == "SUCCEEDED", place.logs()[-3000:]
+    report = place.call("bps", "report", "--id", found["Run Id"])
+    assert "buildTask" not in report
+    assert not re.search("^isr ", report, re.MULTILINE)
+    assert re.search(r"^makeWarp( +0){8} +4 +0 +0 +4$", report, re.MULTILINE), report
+    assert re.search(r"^finalJob( +0){8} +1 +0 +0 +1$", report, re.MULTILINE), report
     collections = place.call("butler", "query-collections", str(place.repo))
     assert submit_path.relative_to(place.directory / "submit").as_posix() in collections
     for path in submit_path.rglob("*"):
@@ -144,6 +163,8 @@ def test_a_build_that_fails_says_why(place):
     assert place.wait(run_id) == "FAILED"
     assert "/no/such/pipeline.yaml" in place.logs()
     assert re.search(r"^buildTask .* 1 +0 +1$", place.call("bps", "report", "--id", run_id), re.MULTILINE)
+    said = place.call("bps", "restart", "--id", run_id, code=None)
+    assert "the task that makes the plan did not succeed, so there is nothing to restart" in said
 
 
 def test_files_that_are_too_large_are_refused_before_anything_is_sent(place):
@@ -175,4 +196,38 @@ def test_bps_knows_one_class_only(place):
     said = place.call(str(CHECKOUT / "bin" / "panda_bps"), "build", config)
     run_id = re.search(r"^Run Id: (\d+)$", said, re.MULTILINE)[1]
     assert re.search(r"^buildTask", place.call("bps", "report", "--id", run_id), re.MULTILINE)
+    wait_for_plan(place, run_id)
+    said = place.call("bps", "cancel", "--id", run_id)
+    assert f"Run {run_id} is cancelled" in said
+    assert place.wait(run_id) == "DELETED"
+
+
+def wait_for_plan(place: Place, run_id: str) -> str:
+    """Wait until the report shows the run behind its build; never less than
+    the build.
+    """
+    end = time.monotonic() + LIMIT
+    while True:
+        report = place.call("bps", "report", "--id", run_id)
+        assert re.search(r"^buildTask( +\d+){11} +1$", report, re.MULTILINE), report
+        if re.search(r"^isr( +\d+){11} +4$", report, re.MULTILINE):
+            return report
+        assert time.monotonic() < end, report
+        time.sleep(0.5)
+
+
+@pytest.mark.skipif(
+    not hasattr(lsst.ctrl.bps, "GenericWorkflowLazyGroup"), reason="bpsBatchSubmission is of newer BPS"
+)
+def test_bps_batch_submission_is_a_build(place):
+    """BPS makes jobs of the stages of a submission; here, one task does them,
+    whatever the class.
+    """
+    config = place.write(
+        "batch", wmsServiceClass="lsst.ctrl.bps.panda.LocalPanDAService", bpsBatchSubmission=True
+    )
+    run_id, submit_path = submit(place, config)
+    report = wait_for_plan(place, run_id)
+    assert re.search(r"^finalJob( +\d+){11} +1$", report, re.MULTILINE), report
+    assert not list(submit_path.glob("*.qg"))
     assert place.call("bps", "cancel", "--id", run_id)

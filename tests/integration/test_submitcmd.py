@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
 
 BIN = Path(sys.executable).parent
 LIMIT = 240.0
+TOP = {"fileDistributionEndPoint", "submitPath", "custom_lsst_setup"}
 ENDED = {"SUCCEEDED": 0, "FAILED": 19}
 
 # Blanks, quotes, separators of the runner's grammar, of URIs, and of shells.
@@ -65,11 +66,11 @@ class Place:
         assert code is None or done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    def wait(self, run_id: str) -> str:
+    def wait(self, run_id: str, **env: str) -> str:
         """Ask ``bps status`` until the run has ended; its state."""
         end = time.monotonic() + LIMIT
         while True:
-            said = self.bps("status", "--id", run_id, code=None)
+            said = self.bps("status", "--id", run_id, code=None, **env)
             state = re.findall(r"status: (\w+)", said)[-1]
             if state in ENDED:
                 return state
@@ -86,7 +87,7 @@ def place(tmp_path_factory):
 
 def write_job(directory: Path, script: str, *, name: str = "go.sh", **job: object) -> Path:
     """Write an executable and a configuration that runs it."""
-    top = {key: job.pop(key) for key in list(job) if key in {"fileDistributionEndPoint", "submitPath"}}
+    top = {key: job.pop(key) for key in list(job) if key in TOP}
     directory.mkdir(parents=True, exist_ok=True)
     tool = directory / name
     tool.write_text(script)
@@ -164,6 +165,78 @@ def test_outputs_come_back_over_the_staging_area(place):
     # It was `bps status` that brought it.
     assert (folder / "o+ut%41.txt").read_text() == "far\n"
     assert list((place.panda / "staging").glob("*/*/outputs/*/*")) == []
+
+
+@pytest.fixture(params=["s3", "webdav"])
+def store(request):
+    """A staging area on a real server, and the variables to reach it."""
+    if request.param == "webdav":
+        return request.getfixturevalue("webdav_server").url + "cmd/", {}
+    server = request.getfixturevalue("s3_server")
+    server.make_bucket("cmd")
+    return "s3://cmd/runs/", server.client_environment
+
+
+def test_files_go_and_come_over_a_store(place, store):
+    """Executable, input and output with any name; the worker does not see
+    the submit host's directories.
+    """
+    area, variables = store
+    directory = place.work / "store" / area.partition(":")[0]
+    opening = place.home / f"open {area.partition(':')[0]}"
+    wait = f'while [ ! -e "{opening}" ]; do sleep 0.1; done'
+    export = "".join(f"export {name}={value}; " for name, value in variables.items())
+    job = write_job(
+        directory,
+        f'#!/bin/sh\n{wait}\ncat "$1" "$1" > "$2"\necho more > "$3"\n',
+        name="go it's.sh",
+        arguments="{data} {result} {more}",
+        inputs={"data": f"in/{HOSTILE}"},
+        outputs={"result": f"res ult/{HOSTILE}.out", "more": "res ult/-more"},
+        fileDistributionEndPoint=f"{area}{{uniqProcName}}/",
+        custom_lsst_setup=export,
+    )
+    (directory / "in").mkdir()
+    (directory / "in" / HOSTILE).write_text("two words\n")
+    job.write_text(job.read_text().replace("$HOME", "${DOLLAR}HOME"))
+    run_id = submitted(place.bps("submitcmd", str(job), cwd=directory, DOLLAR="$", **variables))
+    (folder,) = (directory / "submit").glob("*/res ult")
+    folder.rmdir()
+    opening.touch()
+    assert place.wait(run_id, **variables) == "SUCCEEDED"
+    assert (folder / f"{HOSTILE}.out").read_text() == "two words\ntwo words\n"
+    assert (folder / "-more").read_text() == "more\n"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["-more", f"{HOSTILE}.out"])
+    # Fetched is removed; asking again does not miss it.
+    assert "cannot be fetched" not in place.bps("report", "--id", run_id, **variables)
+
+
+def test_a_store_that_is_gone_when_the_output_is_to_be_fetched(place, tmp_path_factory):
+    from panda_servers.webdav import WebdavServer
+
+    directory = place.work / "gone"
+    with WebdavServer(tmp_path_factory.mktemp("gone")) as server:
+        job = write_job(
+            directory,
+            f'#!/bin/sh\nwhile [ ! -e "{place.home}/close" ]; do sleep 0.1; done\necho far > "$1"\n',
+            arguments="{result}",
+            outputs={"result": "far/o.txt"},
+            fileDistributionEndPoint=f"{server.url}{{uniqProcName}}/",
+        )
+        run_id = submitted(place.bps("submitcmd", str(job)))
+        (folder,) = (directory / "submit").glob("*/far")
+        folder.rmdir()
+        (place.home / "close").touch()
+        end = time.monotonic() + LIMIT
+        while not [path for path in server.folder.rglob("o.txt") if path.read_text()]:
+            assert time.monotonic() < end
+            time.sleep(0.2)
+    end = time.monotonic() + LIMIT
+    while "Output result of run" not in (said := place.bps("status", "--id", run_id, code=None)):
+        assert time.monotonic() < end, said
+        time.sleep(0.5)
+    assert re.search(r"Output result of run cmd_\w+ cannot be fetched from http://127.0.0.1:\d+/", said)
+    assert "status: SUCCEEDED" in said
 
 
 def test_files_of_one_name_are_refused(place):

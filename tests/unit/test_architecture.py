@@ -68,18 +68,20 @@ ARROWS: dict[str, frozenset[str]] = {
         "build_settings": "errors lookup",
         "remote_build": "build_settings environment_dump errors inquiry runrecord submission version "
         "wire wire.idds_workflow workflow",
+        "build_reply": "errors inquiry rest runrecord wire.pipeline workflow",
         # It is the program of a task, and uses the line from BPS to iDDS like the service class does.
-        "site_build": "errors inquiry remote_build rest runrecord settings staging wire wire.idds_workflow "
+        "site_build": "build_reply errors inquiry plan.model rest settings staging wire wire.idds_workflow "
         "workflow",
         "service": "errors version settings sites plan plantable wire wire.idds_workflow rest staging report "
         "runrecord workflow submission inquiry preflight queues cancellation rescue core_repairs "
-        "remote_build outputs environment_dump hints local.endpoint local.instance",
+        "remote_build build_reply build_settings command_line outputs environment_dump hints "
+        "local.endpoint local.instance",
         "": "service workflow errors version",
         # Registration in Rucio: its program runs alone on a worker.
         "rucio.program": "",
         "rucio": "errors keys runrecord rucio.program",
         # What a run is doing, at length.
-        "insight": "errors inquiry plan report rest runrecord settings wire workflow",
+        "insight": "build_reply errors inquiry plan report rest runrecord settings wire workflow",
         "cli": "errors version service settings auth rest.credentials local demo workflow report inquiry "
         "insight runrecord wire preflight spelling command_line campaign",
         # One configuration, a run at each of several sites.

@@ -8,8 +8,9 @@ import tarfile
 
 import pytest
 
+from lsst.ctrl import bps
 from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig
-from lsst.ctrl.bps.panda.build_settings import read_build_settings
+from lsst.ctrl.bps.panda.build_settings import is_batch_submission, is_remote_build, read_build_settings
 from lsst.ctrl.bps.panda.edgenode import build_cmd_line_decoder
 from lsst.ctrl.bps.panda.errors import SettingsError
 from lsst.ctrl.bps.panda.remote_build import make_archive
@@ -167,3 +168,15 @@ def test_the_launcher_says_what_it_needs(tmp_path):
     assert done.returncode == 1
     assert "needs lsst.ctrl.bps.panda at the site" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_the_stages_of_a_batch_submission_ask_for_memory():
+    """Only where BPS has them; the section wins."""
+    has_stages = hasattr(bps, "GenericWorkflowLazyGroup")
+    stages = {"bpsBatchSubmission": True, "preparePayloadWorkflow": {"requestMemory": 40000}}
+    plain = {"requestMemory": 3000}
+    assert read({}, LSST_VERSION="w_1", **stages, **plain).memory == (40000 if has_stages else 3000)
+    assert read({"requestMemory": 5000}, LSST_VERSION="w_1", **stages, **plain).memory == 5000
+    config = make_config({}, **stages)
+    assert is_batch_submission(config) == is_remote_build(config) == has_stages
+    assert not is_remote_build(make_config({}, bpsBatchSubmission=False))

@@ -4,12 +4,13 @@ the configuration.
 
 from __future__ import annotations
 
-__all__ = ["BuildSettings", "is_remote_build", "read_build_settings"]
+__all__ = ["BuildSettings", "is_batch_submission", "is_remote_build", "read_build_settings"]
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from lsst.ctrl import bps
 from lsst.ctrl.bps import BpsConfig
 
 from .errors import SettingsError
@@ -45,8 +46,12 @@ class BuildSettings:
     attempts: int
 
 
+_STAGES = ("buildQuantumGraph", "preparePayloadWorkflow")
+"""Sections of the jobs that BPS makes of the stages of a submission."""
+
+
 def is_remote_build(config: BpsConfig) -> bool:
-    """Tell whether the plan of a run is to be made at the site.
+    """Tell whether the plan of a run is to be made by a task.
 
     Parameters
     ----------
@@ -54,7 +59,20 @@ def is_remote_build(config: BpsConfig) -> bool:
         Configuration of the run.
     """
     section = config.get(SECTION)
-    return isinstance(section, BpsConfig) and bool(section.get("enabled", False))
+    enabled = isinstance(section, BpsConfig) and bool(section.get("enabled", False))
+    return enabled or is_batch_submission(config)
+
+
+def is_batch_submission(config: BpsConfig) -> bool:
+    """Tell whether BPS is to make jobs of the stages of the submission, as it
+    can from 30.2026.4300 on.
+
+    Parameters
+    ----------
+    config : `~lsst.ctrl.bps.BpsConfig`
+        Configuration of the run.
+    """
+    return hasattr(bps, "GenericWorkflowLazyGroup") and bool(config.get("bpsBatchSubmission", False))
 
 
 def read_build_settings(config: BpsConfig, environment: Mapping[str, str]) -> BuildSettings:
@@ -85,9 +103,19 @@ def read_build_settings(config: BpsConfig, environment: Mapping[str, str]) -> Bu
         queue=lookup.get("queue", SECTION),
         processing_type=lookup.get("processingType", SECTION),
         priority=lookup.get("priority", SECTION),
-        memory=_number(config, section, "requestMemory", least=1, default=DEFAULT_MEMORY),
+        memory=_memory(config, section),
         attempts=retries + 1,
     )
+
+
+def _memory(config: BpsConfig, section: BpsConfig) -> int:
+    """Memory of the task, MB: what the larger of BPS's two stages asks for, if
+    they are what it stands for.
+    """
+    sections = [section]
+    if is_batch_submission(config) and "requestMemory" not in section:
+        sections += [stage for stage in map(config.get, _STAGES) if isinstance(stage, BpsConfig)]
+    return max(_number(config, each, "requestMemory", least=1, default=DEFAULT_MEMORY) for each in sections)
 
 
 def _files(section: BpsConfig) -> tuple[str, ...]:

@@ -6,9 +6,8 @@ The other half, which that task runs, is `~lsst.ctrl.bps.panda.site_build`.
 
 from __future__ import annotations
 
-__all__ = ["RECORD_SUFFIX", "complete_record", "make_archive", "submit_build"]
+__all__ = ["make_archive", "submit_build"]
 
-import json
 import logging
 import os
 import shlex
@@ -26,9 +25,9 @@ from lsst.ctrl.bps import BpsConfig
 
 from .build_settings import BuildSettings, read_build_settings
 from .environment_dump import protect_dumps
-from .errors import PandaBpsError, SettingsError, TransportError
+from .errors import SettingsError
 from .inquiry import Connection
-from .runrecord import RECORD_FORMAT, RunIndex, RunRecord, read_record
+from .runrecord import RECORD_FORMAT, RunIndex, RunRecord
 from .submission import send
 from .version import __version__
 from .wire.attributes import RunAttributes
@@ -41,9 +40,8 @@ _LOG = logging.getLogger(__name__)
 MAX_ARCHIVE = 10 * 1024**2
 """Largest archive that PanDA's file cache takes, bytes (panda-server 1.0.4)."""
 
-RECORD_SUFFIX = ".record.json"
-"""What is put behind the archive's name for the record that the site sends
-back."""
+_SERVICE = "lsst.ctrl.bps.panda.PanDAService"
+_LOCAL_SERVICE = "lsst.ctrl.bps.panda.LocalPanDAService"
 
 SITE_SUBMIT_PATH = "${PWD}/submit/{outputRun}"
 """Submit directory of the site: that of the submit host is not there."""
@@ -154,11 +152,17 @@ def _write_overlay(config: BpsConfig, config_file: Path, submit_path: Path) -> P
     )
     values.pop("remoteBuild", None)
     path = submit_path / f"{config_file.stem}_at_site.yaml"
-    # There, it is an ordinary run.
-    section = {"enabled": False}
-    text = yaml.safe_dump(
-        {"includeConfigs": [config_file.name], "bps_cmdline": values, "remoteBuild": section}
-    )
+    if str(config["wmsServiceClass"]) == _LOCAL_SERVICE:
+        # The task knows where PanDA is; it must not look for one of its own.
+        values["wmsServiceClass"] = _SERVICE
+    content = {
+        "includeConfigs": [config_file.name],
+        "bps_cmdline": values,
+        # There, it is an ordinary run.
+        "remoteBuild": {"enabled": False},
+        "bpsBatchSubmission": False,
+    }
+    text = yaml.safe_dump(content)
     path.write_text(text, encoding="utf-8")
     return path
 
@@ -274,49 +278,3 @@ def _record(config: BpsConfig, attributes: RunAttributes, archive: str, submit_p
             "final_labels": [],
         }
     )
-
-
-def complete_record(connection: Connection, run: str) -> None:
-    """Complete the record of a remote build by what the site has sent back,
-    if there is something new.
-
-    Parameters
-    ----------
-    connection : `Connection`
-        The server.
-    run : `str`
-        Id, name or submit directory of any run.
-    """
-    record = _find_record(connection, run)
-    remote = record.content.get("remote") if record is not None else None
-    if record is None or not remote or remote.get("complete"):
-        return
-    name = str(remote["archive"]) + RECORD_SUFFIX
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / name
-        try:
-            connection.api.download_cache_file(name, path)
-            sent = json.loads(path.read_bytes())
-            plan = {key: sent[key] for key in ("labels", "tasks", "final_labels", "outputs")}
-            record.content["run"]["staging_area"] = str(sent["run"]["staging_area"])
-        except (TransportError, OSError, ValueError, KeyError, TypeError) as error:
-            _LOG.debug("The site has not sent the plan of run %s yet: %s", record.name, error)
-            return
-    # The task that made the plan is one of the request's transforms too.
-    plan["labels"] = [[BUILD_LABEL, 1], *plan["labels"]]
-    plan["tasks"] = [[BUILD_TASK, BUILD_LABEL, 1], *plan["tasks"]]
-    record.content.update(plan)
-    record.content["remote"] = {**remote, "complete": True}
-    record.write(record.submit_path)
-
-
-def _find_record(connection: Connection, run: str) -> RunRecord | None:
-    """Find the record of one's own run without asking the server."""
-    text = str(run).strip()
-    index = RunIndex(connection.settings.state_directory)
-    if text.isdecimal():
-        return index.find(connection.settings.url, request_id=int(text))
-    try:
-        return read_record(text) if os.path.isdir(text) else index.find(connection.settings.url, name=text)
-    except PandaBpsError:
-        return None

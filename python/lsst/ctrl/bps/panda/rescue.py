@@ -94,13 +94,9 @@ def restart_run(connection: Connection, inquiry: Inquiry, run: str) -> tuple[str
             "their next heartbeat (up to 30 minutes). Restart it when they have ended, so that no job runs "
             "twice at the same time."
         )
-    if record.content.get("remote"):
-        return (
-            None,
-            None,
-            f"Run {request_id} was planned at the site (remote build), so its plan is not here and it cannot "
-            "be restarted. Submit it once more with another outputRun.",
-        )
+    remote = record.content.get("remote")
+    if remote and not os.path.exists(os.path.join(record.submit_path, PLAN_NAME)):
+        return None, None, _no_plan(request_id, complete=bool(remote.get("complete")))
     plan = read_plan(record.submit_path)
     done = _done_jobs(inquiry, evidence, plan)
     number = int(record.content.get("restarts", 0)) + 1
@@ -119,6 +115,21 @@ def restart_run(connection: Connection, inquiry: Inquiry, run: str) -> tuple[str
         f"{len(done)} jobs are done already. Submit directory: {directory}"
     )
     return str(new_id), rescue.run.name, message
+
+
+def _no_plan(request_id: int, *, complete: bool) -> str:
+    """Say why a run that was planned at its site cannot be restarted."""
+    if complete:
+        return (
+            f"Run {request_id} was planned at its site (remote build), and the plan can be had neither from "
+            "PanDA's file cache nor from the staging area, so it cannot be restarted. Submit it once more "
+            "with another outputRun."
+        )
+    return (
+        f"Run {request_id} was to be planned at its site (remote build), and the task that makes the plan "
+        f"did not succeed, so there is nothing to restart. 'panda_bps logs {request_id}' says why; mend "
+        "that, and submit the run once more."
+    )
 
 
 def _provide_configuration(record: RunRecord, name: str) -> None:
@@ -177,7 +188,11 @@ def _submit(connection: Connection, plan: WorkflowPlan, record: RunRecord, direc
     new.content["staging"] = record.content.get("staging")
     new.content["outputs"] = record.content.get("outputs", [])
     new.content["restarts"] = int(record.content.get("restarts", 0)) + 1
-    stage([*plan.files, *_parameters(record)], _staging_settings(record))
+    if remote := record.content.get("remote"):
+        # Only the site has the sources of the files, and has staged them.
+        new.content["remote"] = remote
+    else:
+        stage([*plan.files, *_parameters(record)], _staging_settings(record))
     remove_marker(plan.run.staging_area, CANCELLED_MARKER)
     submission = make_submission(plan, max_length=MAX_REQUEST_LENGTH)
     request_id = send(connection.relay, submission, plan.run.name)

@@ -22,7 +22,10 @@ from lsst.resources import ResourcePath
 from lsst.ctrl.bps import BaseWmsService, BaseWmsWorkflow, BpsConfig, GenericWorkflow
 
 from . import sites
+from .build_reply import complete_record
+from .build_settings import is_batch_submission
 from .cancellation import cancel_run
+from .command_line import configuration_file
 from .core_repairs import accept_service_names
 from .environment_dump import protect_dumps
 from .errors import PandaBpsError, RunNotFoundError, SettingsError
@@ -31,7 +34,7 @@ from .inquiry import Connection, Inquiry, connect
 from .outputs import collect_outputs
 from .plantable import render_table
 from .preflight import check_configuration, check_run, check_service, report_problems
-from .remote_build import complete_record, submit_build
+from .remote_build import submit_build
 from .report import describe_counts, get_status_of, list_notes, make_run_list, make_run_report
 from .report_filters import parse_filters
 from .rescue import restart_run
@@ -44,6 +47,9 @@ from .submission import send
 from .workflow import PandaBpsWmsWorkflow
 
 _LOG = logging.getLogger(__name__)
+
+CONTROL_SUFFIX = "_ctrl"
+"""End of the name of the workflow that BPS makes of a submission's stages."""
 
 DEFAULT_DAYS = 2.0
 """How far the list of runs looks back if nobody says, days."""
@@ -112,6 +118,10 @@ class PanDAService(BaseWmsService):
         # Docstring inherited.
         accept_service_names()
         protect_dumps(out_prefix or str(config["submitPath"]))
+        if is_batch_submission(config) and generic_workflow.name.endswith(CONTROL_SUFFIX):
+            control = PandaBpsWmsWorkflow(str(config["uniqProcName"]), config)
+            control.planned_by_task = True
+            return control
         service_class = f"{type(self).__module__}.{type(self).__name__}"
         workflow = PandaBpsWmsWorkflow.from_generic_workflow(
             config, generic_workflow, out_prefix or "", service_class
@@ -142,6 +152,11 @@ class PanDAService(BaseWmsService):
                 "BPS prepared no workflow of this plugin. For a remote build it knows the service class "
                 "lsst.ctrl.bps.panda.PanDAService only; 'panda_bps build CONFIG' works with any."
             )
+        if workflow.planned_by_task:
+            file = configuration_file() or str(workflow.config["configFile"])
+            built = submit_build(self._connect(), config=workflow.config, config_file=file)
+            workflow.run_id, workflow.submit_path = built.run_id, built.submit_path
+            return None
         connection = self._connect()
         progress = ProgressLine(sys.stderr)
         stage(workflow.staged_files(), workflow.settings.staging, progress=progress)
@@ -272,6 +287,7 @@ class PanDAService(BaseWmsService):
         # Docstring inherited.
         try:
             connection = self._connect()
+            complete_record(connection, wms_id)
             accepted, message = cancel_run(connection.relay, Inquiry(connection), wms_id)
         except PandaBpsError as error:
             return False, str(error)
@@ -284,6 +300,7 @@ class PanDAService(BaseWmsService):
         # Docstring inherited.
         try:
             connection = self._connect()
+            complete_record(connection, wms_workflow_id)
             run_id, name, message = restart_run(connection, Inquiry(connection), wms_workflow_id)
         except PandaBpsError as error:
             return None, None, str(error)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 __all__ = ["main"]
 
-import json
 import logging
+import os
 import sys
 import tarfile
 from collections.abc import Mapping, MutableMapping, Sequence
@@ -18,15 +18,15 @@ from urllib.parse import urlsplit
 
 from lsst.ctrl.bps.drivers import prepare_driver
 
+from .build_reply import send_reply
 from .errors import PandaBpsError, RefusedError, SettingsError
 from .inquiry import Connection, connect
-from .remote_build import RECORD_SUFFIX
+from .plan.model import StagedFile
 from .rest.panda_api import PandaApi
-from .runrecord import read_record
 from .settings import read_service_settings
 from .staging import stage
 from .wire.idds_workflow_build import render_update
-from .workflow import PandaBpsWmsWorkflow
+from .workflow import PLAN_NAME, PandaBpsWmsWorkflow
 
 _LOG = logging.getLogger(__name__)
 
@@ -81,9 +81,12 @@ def _build(argv: Sequence[str], environment: MutableMapping[str, str]) -> None:
             f"wmsServiceClass made a {type(workflow).__name__}; a remote build needs "
             "lsst.ctrl.bps.panda.PanDAService."
         )
-    stage(workflow.staged_files(), workflow.settings.staging)
+    assert workflow.submit_path is not None
+    # This directory goes with the task; a restart needs the plan.
+    plan = StagedFile("plan", os.path.join(workflow.submit_path, PLAN_NAME), PLAN_NAME)
+    stage([*workflow.staged_files(), plan], workflow.settings.staging)
     _update(connection, workflow, int(request_id), signature)
-    _send_record(connection, workflow, archive)
+    send_reply(connection.api, workflow.submit_path, _cache_name(archive))
 
 
 def _require(environment: Mapping[str, str], name: str) -> str:
@@ -108,9 +111,14 @@ def _panda_url(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc}/server/panda"
 
 
+def _cache_name(archive: str) -> str:
+    """Name in the cache of what a URL stands for."""
+    return urlsplit(archive).path.rpartition("/")[2]
+
+
 def _unpack(api: PandaApi, archive: str) -> None:
     """Fetch the archive and unpack it here."""
-    path = Path(urlsplit(archive).path.rpartition("/")[2])
+    path = Path(_cache_name(archive))
     api.download_cache_file(path.name, path)
     # Web servers may call the compression a matter of transport, so that it is undone already.
     with tarfile.open(path, "r:*") as tar:
@@ -144,15 +152,3 @@ def _update(connection: Connection, workflow: PandaBpsWmsWorkflow, request_id: i
             raise
         _LOG.warning("iDDS has the workflow of request %d already, from an earlier attempt", request_id)
     _LOG.info("Request %d has its workflow: %d jobs", request_id, workflow.plan.job_count)
-
-
-def _send_record(connection: Connection, workflow: PandaBpsWmsWorkflow, archive: str) -> None:
-    """Let the submit host know the plan; a report does without if need be."""
-    assert workflow.submit_path is not None
-    content: dict[str, Any] = read_record(workflow.submit_path).content
-    path = Path(urlsplit(archive).path.rpartition("/")[2] + RECORD_SUFFIX)
-    path.write_text(json.dumps(content), encoding="utf-8")
-    try:
-        connection.api.upload_cache_file(path)
-    except PandaBpsError as error:
-        _LOG.warning("The plan is not sent to the submit host: %s", error)

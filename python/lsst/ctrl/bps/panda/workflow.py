@@ -47,6 +47,8 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
         self._registration: RegistrationSettings | None = None
         self._outputs: tuple[tuple[str, str], ...] = ()
         self.run_attrs: dict[str, str] = {}
+        # Of bpsBatchSubmission: there is no plan yet.
+        self.planned_by_task = False
 
     @classmethod
     def from_generic_workflow(
@@ -108,12 +110,12 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
         return self.plan.files + shards
 
     def add_to_parent_workflow(self, config: BpsConfig) -> None:
-        """Refuse what ``bpsBatchSubmission`` of BPS wants: iDDS takes no tasks
-        into a request that runs.
+        """Refuse what ``bps batch-prepare`` wants: iDDS takes no tasks into a
+        request that runs.
         """
         raise NotImplementedError(
-            "bpsBatchSubmission does not work on PanDA, where no tasks can be added to a run. "
-            "Use remoteBuild: {enabled: true}, which makes quantum graph and plan in a task, too."
+            "'bps batch-prepare' does not work on PanDA, where no tasks can be added to a run. "
+            "bpsBatchSubmission does: 'bps submit' has quantum graph and plan made by a task of its own."
         )
 
     def write(self, out_prefix: str) -> None:

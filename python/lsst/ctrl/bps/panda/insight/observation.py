@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from ..build_reply import complete_record
 from ..errors import TransportError
 from ..inquiry import Connection, Inquiry
 from ..report_links import MonitorLinks
@@ -99,6 +100,7 @@ def observe(
     TransportError
         Raised if the run itself cannot be asked for.
     """
+    complete_record(connection, str(run))
     inquiry = Inquiry(connection)
     evidence = inquiry.detail(run) if tasks or scope is not JobScope.NONE else inquiry.status(run)
     tally = tally_run(evidence)

@@ -165,8 +165,8 @@ class _Flattener:
         else:
             raise PlanError(
                 f"Node {name!r} of workflow {level.workflow.name!r} is of kind "
-                f"{getattr(kind, 'name', type(node).__name__)}, which PanDA cannot run. (Lazy groups come "
-                "from preparing a run in batch: prepare it at once.)"
+                f"{getattr(kind, 'name', type(node).__name__)}, which PanDA cannot run: it takes no "
+                "tasks into a run that goes on. (Of bpsBatchSubmission, the plugin makes a build task.)"
             )
 
     def _add_group(self, workflow: GenericWorkflow, path: str) -> _Group:
