@@ -1,6 +1,9 @@
-"""Ten thousand jobs, with rows that a real PanDA replied."""
+"""A thousand jobs and ten thousand, with rows that a real PanDA replied."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -10,13 +13,14 @@ from panda_servers.recorded_panda import REQUEST_ID, RUN, RecordedPanda, Recorde
 from lsst.ctrl.bps.panda.cli.panda_bps import main
 from lsst.ctrl.bps.panda.insight.documents import read_schema
 
-JOBS = 2500
 TASKS = 4
+MOST_MEMORY = 700_000
+"""kB; 260 MB are seen, of which BPS's own modules take 150."""
 
 
-@pytest.fixture(scope="module")
-def server():
-    with RecordedPanda(RecordedRun(tasks=TASKS, jobs=JOBS)) as running:
+@pytest.fixture(scope="module", params=[250, pytest.param(2500, marks=pytest.mark.slow)])
+def server(request):
+    with RecordedPanda(RecordedRun(tasks=TASKS, jobs=request.param)) as running:
         yield running
 
 
@@ -42,23 +46,28 @@ def document(text):
     return content
 
 
-def test_errors(call):
+def test_errors(call, server):
+    jobs = server.run.jobs
     content = document(call("errors", REQUEST_ID, "--json"))
     assert (content["run"], content["problems"]) == (RUN, [])
     groups = content["groups"]
     assert [group["label"] for group in groups] == [f"label_{n}" for n in range(1, TASKS + 1)]
     for group in groups:
         # One job of ten failed twice, another once.
-        assert (group["attempts"], group["jobs"], group["unfinished"]) == (750, 500, 250)
+        assert (group["attempts"], group["jobs"]) == (3 * jobs // 10, 2 * jobs // 10)
+        assert group["unfinished"] == jobs // 10
         assert group["error"]["source"] == "payload"
         assert group["error"]["code"] == 17
         assert group["verdict"]["name"] == "payload"
         assert len(group["nodes"]) == 5
 
 
-def test_resources(call):
+def test_resources(call, server):
+    jobs = server.run.jobs
     labels = document(call("resources", REQUEST_ID, "--json"))["labels"]
-    assert [(found["attempts"], found["finished"]) for found in labels] == [(3000, 2250)] * TASKS
+    assert [(found["attempts"], found["finished"]) for found in labels] == [
+        (jobs * 12 // 10, jobs * 9 // 10)
+    ] * TASKS
     for found in labels:
         assert 195 < found["memory"]["least"] < found["memory"]["half"] < found["memory"]["largest"] < 293
         assert found["requested_memory"] == 1843
@@ -70,13 +79,28 @@ def test_resources(call):
 def test_show_asks_for_no_jobs(call, server):
     server.asked.clear()
     content = document(call("show", REQUEST_ID, "--json"))
-    assert [task["failed"] for task in content["tasks"]] == [250] * TASKS
+    assert [task["failed"] for task in content["tasks"]] == [server.run.jobs // 10] * TASKS
     assert "task/get_job_descriptions" not in server.asked
+    assert "get_contents_output_ext" not in server.asked
 
 
-def test_page(call, tmp_path):
+def test_resources_do_not_ask_for_errors(call, server):
+    server.asked.clear()
+    call("resources", REQUEST_ID, "--label", "label_2")
+    assert server.asked.count("task/get_job_descriptions") <= 1  # 0 where the reply is known already
+    assert "get_contents_output_ext" not in server.asked
+
+
+def test_page(server, tmp_path):
+    """In a process of its own, to see how much memory it takes."""
     path = tmp_path / "run.html"
-    call("html", REQUEST_ID, "-o", path)
+    env = {"PANDA_URL_SSL": server.url, "HOME": str(tmp_path), "USER": "ann", "PATH": os.environ["PATH"]}
+    command = [sys.executable, "-m", "lsst.ctrl.bps.panda.cli.panda_bps", "html", str(REQUEST_ID)]
+    process = subprocess.Popen([*command, "-o", str(path)], env=env, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    assert usage.ru_maxrss < MOST_MEMORY
     text = path.read_text()
     assert text.count('class="error"') == TASKS
     assert len(text) < 300_000

@@ -193,7 +193,7 @@ class Inquiry:
         request, transforms = self._detailed(request_id)
         return RunEvidence(request, transforms, plan=_summary(record), asked_at=datetime.now(UTC))
 
-    def detail(self, run: str | int) -> RunEvidence:
+    def detail(self, run: str | int, *, errors: bool = True) -> RunEvidence:
         """Find out all that a report of a run shows.
 
         Contents that cannot be had are named in the evidence's problems.
@@ -202,11 +202,13 @@ class Inquiry:
         ----------
         run : `str` or `int`
             Request id, submit directory or name.
+        errors : `bool`, optional
+            Whether iDDS is asked for what is known of failed jobs.
         """
         evidence = self.status(run)
         contents: dict[int, tuple[ContentRecord, ...]] = {}
         problems: list[str] = []
-        wanted = needs_contents(evidence)
+        wanted = needs_contents(evidence) if errors else ()
         rows = 0
         for number, transform_id in enumerate(wanted):
             if number >= MAX_TRANSFORMS_WITH_CONTENTS or rows > MAX_CONTENTS:

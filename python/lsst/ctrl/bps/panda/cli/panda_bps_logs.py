@@ -126,7 +126,7 @@ def logs(
 
 def _look(asked: Asked, wish: _Wish) -> Observation:
     scope = JobScope.UNSUCCESSFUL if wish.choice.failed and not wish.follow else JobScope.ALL
-    return observe(asked.connection, asked.run, scope=scope, label=wish.choice.label)
+    return observe(asked.connection, asked.run, scope=scope, label=wish.choice.label, errors=False)
 
 
 _Source = Callable[[Asked, Observation, _Wish], Iterator[LogLine]]

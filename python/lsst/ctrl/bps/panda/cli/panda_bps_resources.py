@@ -43,7 +43,7 @@ def resources(asked: Asked, label: str, plots: Path | None, form: str, as_json: 
     """Show what the jobs of a run used against what was asked for, and
     suggest values.  RUN is its id, name or submit directory.
     """
-    observation = observe(asked.connection, asked.run, label=label)
+    observation = observe(asked.connection, asked.run, label=label, errors=False)
     labels = measure_resources(observation.jobs, observation.tally.by_label, read_rulebook())
     written: list[Path] = []
     if plots is not None:

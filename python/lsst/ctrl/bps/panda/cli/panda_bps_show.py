@@ -32,7 +32,7 @@ def show(asked: Asked, with_jobs: bool, label: str, as_json: bool) -> None:
         _show_jobs(asked, label, as_json)
         return
     request_id, record = Inquiry(asked.connection).identify(asked.run)
-    observation = observe(asked.connection, request_id, scope=JobScope.NONE, tasks=True)
+    observation = observe(asked.connection, request_id, scope=JobScope.NONE, tasks=True, errors=False)
     area = record.staging_area if record is not None else ""
     overview = make_overview(observation, server=asked.settings.url, staging_area=area)
     if as_json:
@@ -44,7 +44,7 @@ def show(asked: Asked, with_jobs: bool, label: str, as_json: bool) -> None:
 
 
 def _show_jobs(asked: Asked, label: str, as_json: bool) -> None:
-    observation = observe(asked.connection, asked.run, label=label)
+    observation = observe(asked.connection, asked.run, label=label, errors=False)
     if as_json:
         write_json(
             make_document(

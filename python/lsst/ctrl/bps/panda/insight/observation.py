@@ -6,7 +6,9 @@ from __future__ import annotations
 
 __all__ = ["JOBS_A_TASK", "JobScope", "Observation", "observe"]
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
 
@@ -14,12 +16,16 @@ from ..build_reply import complete_record
 from ..errors import TransportError
 from ..inquiry import Connection, Inquiry
 from ..report_links import MonitorLinks
+from ..rest.panda_api import PandaApi
 from ..wire.records import TransformRecord
 from ..wire.tally import RunEvidence, RunTally, tally_run
 from .jobs import JobDetail, parse_job_details
 
 JOBS_A_TASK = 5500
 """PanDA lists no more jobs of a task (panda-server 1.0.4)."""
+
+_AT_ONCE = 4
+# While one reply is read, the server makes the next ones; few, since each may be 30 MB.
 
 
 class JobScope(Enum):
@@ -72,6 +78,7 @@ def observe(
     scope: JobScope = JobScope.ALL,
     label: str = "",
     tasks: bool = False,
+    errors: bool = True,
 ) -> Observation:
     """Find out about a run.
 
@@ -87,6 +94,8 @@ def observe(
         Ask for the jobs of this label only.
     tasks : `bool`, optional
         Ask PanDA for its tasks even where no jobs are asked for.
+    errors : `bool`, optional
+        Ask iDDS for what it knows of failed jobs, too.
 
     Returns
     -------
@@ -102,28 +111,48 @@ def observe(
     """
     complete_record(connection, str(run))
     inquiry = Inquiry(connection)
-    evidence = inquiry.detail(run) if tasks or scope is not JobScope.NONE else inquiry.status(run)
+    if tasks or scope is not JobScope.NONE:
+        evidence = inquiry.detail(run, errors=errors)
+    else:
+        evidence = inquiry.status(run)
     tally = tally_run(evidence)
     links = MonitorLinks(connection.settings.monitor_url)
-    problems = list(evidence.problems)
-    jobs: list[JobDetail] = []
     labels = _task_labels(evidence, tally)
-    for transform in _tasks_to_ask(evidence, scope):
-        task_id = transform.workload_id
-        if label and labels[task_id] != label:
-            continue
+    wanted = [
+        task.workload_id
+        for task in _tasks_to_ask(evidence, scope)
+        if not label or labels[task.workload_id] == label
+    ]
+    jobs, problems = _ask_for_jobs(connection.api, wanted, labels, scope)
+    return Observation(evidence, tally, jobs, links, (*evidence.problems, *problems))
+
+
+def _ask_for_jobs(
+    api: PandaApi, task_ids: Iterable[int], labels: Mapping[int, str], scope: JobScope
+) -> tuple[tuple[JobDetail, ...], list[str]]:
+    """Ask PanDA for the jobs of tasks, some tasks at a time."""
+    own = threading.local()
+
+    def ask(task_id: int) -> tuple[tuple[JobDetail, ...], str]:
+        if not hasattr(own, "api"):
+            own.api = api.again()
         try:
-            rows = connection.api.job_descriptions(task_id, unsuccessful_only=scope is not JobScope.ALL)
+            rows = own.api.job_descriptions(task_id, unsuccessful_only=scope is not JobScope.ALL)
             found = parse_job_details(rows, labels)
         except TransportError as error:
-            problems.append(f"The jobs of PanDA task {task_id} could not be had: {error.message}")
-            continue
-        if len(found) >= JOBS_A_TASK:
-            problems.append(
-                f"PanDA lists {JOBS_A_TASK} jobs of task {task_id} ({labels[task_id]}); it has more."
-            )
-        jobs += found
-    return Observation(evidence, tally, tuple(jobs), links, tuple(problems))
+            return (), f"The jobs of PanDA task {task_id} could not be had: {error.message}"
+        if len(found) < JOBS_A_TASK:
+            return found, ""
+        return found, f"PanDA lists {JOBS_A_TASK} jobs of task {task_id} ({labels[task_id]}); it has more."
+
+    jobs: list[JobDetail] = []
+    problems = []
+    with ThreadPoolExecutor(_AT_ONCE, "jobs") as pool:
+        # In the order of the tasks, whoever answers first.
+        for found, problem in pool.map(ask, task_ids):
+            jobs += found
+            problems += [problem] if problem else []
+    return tuple(jobs), problems
 
 
 def _task_labels(evidence: RunEvidence, tally: RunTally) -> dict[int, str]:

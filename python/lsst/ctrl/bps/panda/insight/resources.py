@@ -11,6 +11,7 @@ from __future__ import annotations
 __all__ = ["LabelResources", "Quantiles", "measure_resources", "render_suggestions"]
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -142,7 +143,11 @@ def measure_resources(
 
 def _measure(label: str, jobs: Sequence[JobDetail], rulebook: Rulebook) -> LabelResources:
     finished = [job for job in jobs if job.finished]
-    verdicts = [rulebook.judge(job.errors).name for job in jobs if job.failed]
+    # Many attempts fail in the same way; each way is judged once.
+    ways = Counter(job.errors for job in jobs if job.failed)
+    verdicts: Counter[str] = Counter()
+    for errors, number in ways.items():
+        verdicts[rulebook.judge(errors).name] += number
     near = sorted(
         (job for job in jobs if job.memory and job.max_rss >= NEAR_LIMIT * job.memory * _KB),
         key=lambda job: -job.max_rss,
@@ -162,8 +167,8 @@ def _measure(label: str, jobs: Sequence[JobDetail], rulebook: Rulebook) -> Label
         cores=max((job.cores for job in jobs), default=1),
         near_limit=tuple(near[:_NEAR_SHOWN]),
         near_count=len(near),
-        out_of_memory=verdicts.count(_MEMORY_VERDICT),
-        out_of_time=verdicts.count(_TIME_VERDICT),
+        out_of_memory=verdicts[_MEMORY_VERDICT],
+        out_of_time=verdicts[_TIME_VERDICT],
         retried_with_more=sum(memory > first for memory in known),
     )
     return _suggest(measured, _memory_that_sufficed(finished))

@@ -78,6 +78,10 @@ class PandaApi:
     def __repr__(self) -> str:
         return f"PandaApi({self._base!r})"
 
+    def again(self) -> "PandaApi":
+        """Give another one with connections of its own, for another thread."""
+        return PandaApi(self._transport.again(), self._base, cache_base=self._cache_base)
+
     def is_alive(self) -> str:
         """Ask whether the server is alive; needs no credentials.
 

@@ -135,6 +135,18 @@ class Transport:
     def __repr__(self) -> str:
         return f"Transport({self._credentials!r})"
 
+    def again(self) -> "Transport":
+        """Give another one with connections of its own, for another thread."""
+        return Transport(
+            self._credentials,
+            verify=self._verify,
+            timeouts=self._timeouts,
+            retry=self._retry,
+            sleep=self._sleep,
+            clock=self._clock,
+            luck=self._luck,
+        )
+
     def get(
         self,
         url: str,

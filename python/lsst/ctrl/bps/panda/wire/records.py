@@ -256,13 +256,12 @@ def _content_from(row: Mapping[str, Any]) -> ContentRecord:
 
 
 def _errors_of(row: Mapping[str, Any], sources: tuple[tuple[str, str, str], ...]) -> tuple[JobError, ...]:
-    errors = []
-    for source, code_key, text_key in sources:
-        code = row.get(code_key)
-        if not code or code == "0":
-            continue
-        errors.append(_error_from(source, code, text_of(row.get(text_key))))
-    return tuple(error for error in errors if error.code)
+    errors = [
+        _error_from(source, code, text_of(row.get(text_key)))
+        for source, code_key, text_key in sources
+        if (code := row.get(code_key)) and code != "0"
+    ]
+    return tuple(error for error in errors if error.code) if errors else ()
 
 
 def _error_from(source: str, code: Any, text: str) -> JobError:
