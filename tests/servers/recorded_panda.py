@@ -130,6 +130,7 @@ class RecordedPanda:
         self.run = run
         self.asked = []
         self._texts = {}
+        self._names = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._server.server_port}/server/panda"
 
@@ -147,7 +148,9 @@ class RecordedPanda:
         """Return the bytes of a reply."""
         key = (path, body)
         if key not in self._texts:
-            self._texts[key] = json.dumps(self._answer(path, body)).encode()
+            self._names[key], answer = self._answer(path, body)
+            self._texts[key] = json.dumps(answer).encode()
+        self.asked.append(self._names[key])
         return self._texts[key]
 
     def _answer(self, path, body):
@@ -155,11 +158,10 @@ class RecordedPanda:
         if parts.path.endswith("relay_idds_command"):
             request = json.loads(gzip.decompress(body))
             keywords = json.loads(request.get("kwargs") or "{}")
-            self.asked.append(request["command_name"])
-            return [True, self.run.command(request["command_name"], keywords)]
+            name = request["command_name"]
+            return name, [True, self.run.command(name, keywords)]
         method = parts.path.removeprefix("/api/v1/")
-        self.asked.append(method)
-        return {"success": True, "message": "", "data": self.run.api(method, parse_qs(parts.query))}
+        return method, {"success": True, "message": "", "data": self.run.api(method, parse_qs(parts.query))}
 
     def _handler(self):
         server = self

@@ -87,10 +87,11 @@ def test_show_asks_for_no_jobs(call, server):
 def test_resources_do_not_ask_for_errors(call, server):
     server.asked.clear()
     call("resources", REQUEST_ID, "--label", "label_2")
-    assert server.asked.count("task/get_job_descriptions") <= 1  # 0 where the reply is known already
+    assert server.asked.count("task/get_job_descriptions") == 1
     assert "get_contents_output_ext" not in server.asked
 
 
+@pytest.mark.slow
 def test_page(server, tmp_path):
     """In a process of its own, to see how much memory it takes."""
     path = tmp_path / "run.html"
