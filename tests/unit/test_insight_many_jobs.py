@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 from click.testing import CliRunner
@@ -105,3 +106,34 @@ def test_page(server, tmp_path):
     text = path.read_text()
     assert text.count('class="error"') == TASKS
     assert len(text) < 300_000
+
+
+class PatientPanda(RecordedPanda):
+    """Answers about jobs when four questions are there at once."""
+
+    def __init__(self, run):
+        super().__init__(run)
+        self.together = threading.Barrier(4, timeout=60)
+
+    def reply(self, path, body):
+        if "get_job_descriptions" in path:
+            self.together.wait()
+            if "task_id=103" in path:
+                return b"no JSON"
+        return super().reply(path, body)
+
+
+def test_tasks_are_asked_for_together_and_told_in_their_order(tmp_path):
+    with PatientPanda(RecordedRun(tasks=4, jobs=10)) as server:
+        env = {
+            "PANDA_URL_SSL": server.url,
+            "XDG_STATE_HOME": str(tmp_path),
+            "USER": "ann",
+            "PANDA_AUTH": None,
+        }
+        result = CliRunner().invoke(main, ["show", str(REQUEST_ID), "--jobs", "--json"], env=env)
+    assert result.exit_code == 0, result.output
+    content = document(result.stdout)
+    assert list(dict.fromkeys(job["label"] for job in content["jobs"])) == ["label_1", "label_2", "label_4"]
+    (problem,) = content["problems"]
+    assert problem.startswith("The jobs of PanDA task 103 could not be had")
