@@ -85,7 +85,7 @@ ARROWS: dict[str, frozenset[str]] = {
         "cli": "errors version service settings auth rest.credentials local demo workflow report inquiry "
         "insight runrecord wire preflight spelling command_line campaign",
         # One configuration, a run at each of several sites.
-        "campaign": "errors inquiry insight.documents preflight remote_build report runrecord wire",
+        "campaign": "errors inquiry insight.documents preflight build_reply report runrecord wire",
         # Apart.
         "edgenode": "",
         # Makes a plan on the worker, so it has to find the whole plugin there; says so if it does not.

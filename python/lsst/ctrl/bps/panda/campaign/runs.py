@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 
 from lsst.ctrl.bps.wms_service import WmsStates
 
+from ..build_reply import complete_record
 from ..inquiry import Connection, Inquiry
-from ..remote_build import complete_record
 from ..runrecord import RunIndex
 from .overview import CampaignOverview, SiteOverview, look_at_campaign
 from .record import CampaignRecord
