@@ -43,7 +43,8 @@ ARROWS: dict[str, frozenset[str]] = {
         "command_line": "",
         "origins": "",
         "spelling": "keys",
-        "lookup": "command_line errors keys origins sites",
+        "layers": "",
+        "lookup": "command_line errors keys layers origins sites",
         "settings": "errors version plan staging sites spelling areas lookup",
         # The edges: files, HTTP, log-in.
         "staging": "errors plan.model",

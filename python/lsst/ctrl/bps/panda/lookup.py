@@ -19,6 +19,7 @@ from . import sites
 from .command_line import configuration_file
 from .errors import SettingsError
 from .keys import KEYS, convert
+from .layers import LayeredConfig, find_first
 from .origins import find_origin
 
 # Labels whose settings are in a section of their own, and that section.
@@ -40,7 +41,8 @@ class KeyLookup:
     def __init__(self, config: BpsConfig | None, env: Mapping[str, str]) -> None:
         self._config = config
         self._env = env
-        self._elsewhere: dict[str, BpsConfig] = {}
+        self._elsewhere: dict[str, LayeredConfig] = {}
+        self._currents: dict[str, dict[str, str]] = {}
 
     @cached_property
     def _beneath(self) -> dict[str, Any]:
@@ -50,26 +52,18 @@ class KeyLookup:
         return beneath
 
     @cached_property
-    def _merged(self) -> BpsConfig:
-        """The configuration over the profile, for values with variables."""
-        return self._over(self._beneath)
+    def _merged(self) -> LayeredConfig:
+        """The configuration over the profile."""
+        return LayeredConfig(self._beneath, self._config)
 
-    def _over(self, beneath: Mapping[str, Any]) -> BpsConfig:
-        """Put the configuration over a profile."""
-        merged = Config(dict(beneath))
-        if self._config is not None:
-            # A BpsConfig would put variables in while it is copied.
-            merged.update(Config(self._config))
-        order = self._config.search_order if self._config is not None else None
-        return BpsConfig(merged, search_order=order)
-
-    def _merged_for(self, current: Mapping[str, str]) -> BpsConfig:
+    def _merged_for(self, current: Mapping[str, str]) -> LayeredConfig:
         """The configuration over the profile of a label's site."""
         site = current.get("curr_site", "")
-        if not sites.profile_of(site) or sites.profile_of(site) == sites.profile_of(self._run_site):
-            return self._merged
         if site not in self._elsewhere:
-            self._elsewhere[site] = self._over({**sites.base(), **sites.profile_of(site)})
+            profile = sites.profile_of(site)
+            same = not profile or profile == sites.profile_of(self._run_site)
+            over = self._merged if same else LayeredConfig({**sites.base(), **profile}, self._config)
+            self._elsewhere[site] = over
         return self._elsewhere[site]
 
     @cached_property
@@ -141,21 +135,18 @@ class KeyLookup:
         SettingsError
             Raised if one has none; names it and where it stands.
         """
-        options: dict[str, Any] = {"replaceVars": False, "expandEnvVars": False, "replaceEnvVars": False}
         missing: dict[str, str] = {}
         for label in ["", *labels]:
-            where = {**options, **self._section(label, name)}
-            current = self._current(label)
+            layers = self._merged.layers(self._current(label), self._section(label, name))
             pending, seen = [name], {name, *known}
             while pending:
                 key = pending.pop()
-                _, text = self._merged.search(key, opt={**where, "curvals": dict(current), "default": None})
+                text = find_first(key, layers)
                 for variable in _FORMAT_VARIABLE.findall(text) if isinstance(text, str) else ():
                     if variable in seen:
                         continue
                     seen.add(variable)
-                    found, _ = self._merged.search(variable, opt={**where, "curvals": dict(current)})
-                    if found:
+                    if any(variable in layer for layer in layers):
                         pending.append(variable)
                     else:
                         missing.setdefault(variable, key)
@@ -173,28 +164,21 @@ class KeyLookup:
         if self._config is None:
             return None
         current = self._current(label)
-        options: dict[str, Any] = {"curvals": current, "default": None}
-        if raw:
-            options |= {"expandEnvVars": False, "replaceEnvVars": False}
-        options |= self._section(label, name)
-        _, value = self._merged_for(current).search(name, opt=options)
-        return value
+        section = self._section(label, name)
+        return self._merged_for(current).search(name, current, section=section, raw=raw)
 
-    def _section(self, label: str, name: str) -> dict[str, Any]:
-        """Option that has BPS look into the section of a label first, if the
-        key is there.
-        """
-        own = _SECTIONS.get(label, "")
-        section = self._merged[own] if own and own in self._merged else None
-        if isinstance(section, Config) and Config.__contains__(section, name):
-            return {"searchobj": section}
-        return {}
+        """Section of a label in which BPS looks first, if the key is there."""
+        section = self._merged.content.get(_SECTIONS[label]) if label in _SECTIONS else None
+        return section if isinstance(section, dict) and name in section else None
 
     def _current(self, label: str) -> dict[str, str]:
         """Values that tell BPS in which sections to look."""
+        if label in self._currents:
+            return self._currents[label]
         current = {"curr_cluster": label, "curr_pipetask": label} if label else {}
         for key, section in (("computeSite", "curr_site"), ("computeCloud", "curr_cloud")):
-            _, value = self._merged.search(key, opt={"curvals": dict(current), "default": None})
+            value = self._merged.search(key, current)
             if value:
                 current[section] = str(value)
+        self._currents[label] = current
         return current

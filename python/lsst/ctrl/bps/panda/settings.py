@@ -190,7 +190,8 @@ def read_run_settings(
         reader.get("computeSite"),
         env,
     )
-    labels = labels_of(workflow)
+    levels = list(levels_of(workflow))
+    labels = labels_of(levels)
     reader.check_variables("runnerCommand", labels)
     stage_runner = reader.get("stageRunner")
     identity = _identity(config, workflow, reader, submit_path, area)
@@ -205,7 +206,7 @@ def read_run_settings(
         area_variables=area_variables,
         order_id_map_name=reader.get("orderIdMapFilename"),
         runner=_runner_file() if stage_runner else None,
-        directories=frozenset(_directories(workflow)),
+        directories=frozenset(_directories(current for current, _ in levels)),
         attempt_codes=reader.get("rememberExitCodes"),
     )
     staging = StagingSettings(
@@ -301,9 +302,9 @@ def _naming(reader: KeyLookup) -> NamingKind:
     return NamingKind(reader.get("jobNaming"))
 
 
-def _directories(workflow: GenericWorkflow) -> Iterable[str]:
+def _directories(workflows: Iterable[GenericWorkflow]) -> Iterable[str]:
     """Return the sources of files that are directories."""
-    for current, _ in levels_of(workflow):
+    for current in workflows:
         for gwfile in current.get_files(data=True, transfer_only=True):
             source = str(gwfile.src_uri or "")
             if source and "://" not in source and os.path.isdir(source):

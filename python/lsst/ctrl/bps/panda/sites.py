@@ -24,6 +24,9 @@ from .errors import SettingsError
 
 _PACKAGE = "lsst.ctrl.bps.panda"
 
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The safe loader, the fast one if there is one."""
+
 
 def base_uri() -> ResourcePath:
     """Return the URI of the packaged base configuration."""
@@ -45,7 +48,7 @@ def site_names() -> list[str]:
 def _load(relative: str) -> dict[str, Any]:
     """Read a packaged YAML file."""
     text = package_files(_PACKAGE).joinpath(relative).read_text(encoding="utf-8")
-    content = yaml.safe_load(text) or {}
+    content = yaml.load(text, Loader=_LOADER) or {}
     if not isinstance(content, dict):
         raise SettingsError(f"Packaged configuration {relative} is not a mapping.")
     return content

@@ -137,8 +137,9 @@ class _Flattener:
         level = _Level(workflow, path)
         nodes = [(name, attributes.get("job")) for name, attributes in workflow.nodes(data=True)]
         jobs = [node for _, node in nodes if type(node) is GenericWorkflowJob]
-        level.jobs = {job.name: index for index, job in enumerate(jobs, len(self.graph.jobs))}
+        first = len(self.graph.jobs)
         self.graph.extend(jobs, workflow, group=path)
+        level.jobs = {name: index for index, name in enumerate(self.graph.names[first:], first)}
         if len(jobs) < len(nodes):
             for name, node in nodes:
                 if type(node) is not GenericWorkflowJob:

@@ -99,12 +99,12 @@ def group_jobs(graph: JobGraph) -> list[Family]:
             families[key] = family
         family.members.append(index)
         last[label] = (scalars, around, family)
-    jobs = graph.jobs
+    names = graph.names
     place = {label: number for number, label in enumerate(graph.labels)}
     turn = _turns(families.values())
 
     def order(family: Family) -> tuple[int, int, str, str]:
-        first = min([jobs[index].name for index in family.members])
+        first = min([names[index] for index in family.members])
         return place[family.label], turn[family.gates], family.group, first
 
     return sorted(families.values(), key=order)
@@ -165,23 +165,21 @@ def number_jobs(graph: JobGraph, families: list[Family], first: int) -> Numberin
     ordinals = [-1] * len(graph.jobs)
     numbered: list[tuple[int, ...]] = [()] * len(graph.jobs)
     early: list[int] = []
-    jobs, parents = graph.jobs, graph.parents
+    names, parents, depths = graph.names, graph.parents, graph.depths
+    ordinal_of = ordinals.__getitem__
     for family in families:
         label = family.label
         keys = []
         # Parents within the family come first, such that no chunk depends on
         # a later one.
-        depths = graph.depths
         for index in family.members:
-            name = jobs[index].name
+            name = names[index]
             known = -1
             if parents[index]:
-                numbers = [ordinals[parent] for parent in parents[index]]
-                numbers.sort()
+                numbers = numbered[index] = tuple(sorted(map(ordinal_of, parents[index])))
                 known = numbers[0]
                 if known < 0:
                     early.append(index)
-                numbered[index] = tuple(numbers)
             depth = 0 if depths is None else depths[index]
             keys.append((depth, known, name.partition(label)[2], name, index))
         keys.sort()
@@ -190,7 +188,7 @@ def number_jobs(graph: JobGraph, families: list[Family], first: int) -> Numberin
             ordinals[index] = first
             first += 1
     for index in early:  # jobs with parents in their own family, or in a later one
-        numbered[index] = tuple(sorted([ordinals[parent] for parent in parents[index]]))
+        numbered[index] = tuple(sorted(map(ordinal_of, parents[index])))
     return Numbering(ordinals, numbered)
 
 

@@ -25,6 +25,8 @@ class JobGraph:
     """
 
     jobs: list[GenericWorkflowJob] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    label_of: list[str] = field(default_factory=list)
     inputs: list[tuple[GenericWorkflowFile, ...]] = field(default_factory=list)
     outputs: list[tuple[GenericWorkflowFile, ...]] = field(default_factory=list)
     parents: list[list[int]] = field(default_factory=list)
@@ -64,7 +66,10 @@ class JobGraph:
         self, jobs: Sequence[GenericWorkflowJob], workflow: GenericWorkflow | None, *, group: str = ""
     ) -> None:
         """Add jobs without parents."""
+        names = [job.name for job in jobs]
         self.jobs += jobs
+        self.names += names
+        self.label_of += [job.label for job in jobs]
         self.parents += [[] for _ in jobs]
         self.groups += [group] * len(jobs)
         self.gates += [_NO_GATES] * len(jobs)
@@ -73,15 +78,13 @@ class JobGraph:
             self.outputs += [()] * len(jobs)
             return
         shared = self._shared
-        self.inputs += [shared(workflow.get_job_inputs(job.name)) for job in jobs]
-        self.outputs += [shared(workflow.get_job_outputs(job.name)) for job in jobs]
+        self.inputs += [shared(files) if files else () for files in map(workflow.get_job_inputs, names)]
+        self.outputs += [shared(files) if files else () for files in map(workflow.get_job_outputs, names)]
 
     def _shared(self, files: list[GenericWorkflowFile]) -> tuple[GenericWorkflowFile, ...]:
         """Return one tuple for all jobs with the same files: there are few
         different ones in a run of a million jobs.
         """
-        if not files:
-            return ()
         key = id(files[0]) if len(files) == 1 else tuple(map(id, files))
         known = self._files.get(key)
         if known is None:
@@ -97,9 +100,8 @@ class JobGraph:
             Raised if two jobs have one name, or if jobs wait for each other
             in a circle.
         """
-        names = [job.name for job in self.jobs]
-        if len(set(names)) < len(names):
-            twice = sorted(name for name, count in Counter(names).items() if count > 1)
+        if len(set(self.names)) < len(self.names):
+            twice = sorted(name for name, count in Counter(self.names).items() if count > 1)
             raise PlanError(f"These names are those of several jobs of the workflow: {some_of(twice)}.")
         before = self._labels_before()
         self.labels, straight = _order(before)
@@ -108,17 +110,17 @@ class JobGraph:
         self.depths = self._find_depths()
         if not straight:
             first: dict[str, int] = {}
-            for job, depth in zip(self.jobs, self.depths, strict=True):
-                first[job.label] = min(depth, first.get(job.label, depth))
+            for label, depth in zip(self.label_of, self.depths, strict=True):
+                first[label] = min(depth, first.get(label, depth))
             self.labels = tuple(sorted(first, key=lambda label: (first[label], label)))
 
     def _labels_before(self) -> dict[str, set[str]]:
         """Return the labels that each label depends on, by label."""
-        label_of = [job.label for job in self.jobs]
-        before: dict[str, set[str]] = {label: set() for label in label_of}
-        for label, parents in zip(label_of, self.parents, strict=True):
+        label_of = self.label_of.__getitem__
+        before: dict[str, set[str]] = {label: set() for label in set(self.label_of)}
+        for label, parents in zip(self.label_of, self.parents, strict=True):
             if parents:
-                before[label].update([label_of[parent] for parent in parents])
+                before[label].update(map(label_of, parents))
         return before
 
     def children(self) -> list[list[int]]:
@@ -147,7 +149,7 @@ class JobGraph:
                 if missing[child] == 0:
                     ready.append(child)
         if done < len(missing):
-            stuck = sorted(self.jobs[i].name for i, count in enumerate(missing) if count > 0)
+            stuck = sorted(self.names[i] for i, count in enumerate(missing) if count > 0)
             raise PlanError(f"These jobs wait for each other in a circle: {some_of(stuck)}.")
         return depths
 

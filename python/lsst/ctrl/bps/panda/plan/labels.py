@@ -4,14 +4,17 @@ from __future__ import annotations
 
 __all__ = ["LabelSettings", "NamingKind", "PlanSettings", "labels_of", "levels_of"]
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from lsst.ctrl.bps import GenericWorkflow, GenericWorkflowNode
+from lsst.ctrl.bps import GenericWorkflow, GenericWorkflowJob
 
 from .model import RunIdentity, StagedFile
+
+_WITHOUT_NODES = {GenericWorkflowJob, type(None)}
+"""Nodes of nearly all workflows: none is a workflow itself."""
 
 
 class NamingKind(Enum):
@@ -100,17 +103,17 @@ class PlanSettings:
         return self.labels.get(label) or self.labels[""]
 
 
-def labels_of(workflow: GenericWorkflow) -> list[str]:
+def labels_of(levels: Iterable[tuple[GenericWorkflow, list[Any]]]) -> list[str]:
     """Return all labels of a workflow, its groups and its final job.
 
     Parameters
     ----------
-    workflow : `~lsst.ctrl.bps.GenericWorkflow`
-        The workflow.
+    levels : iterable of (`~lsst.ctrl.bps.GenericWorkflow`, `list`)
+        What `levels_of` yields for the workflow.
     """
     labels: set[str] = set()
-    for _, nodes in levels_of(workflow):
-        labels.update([node.label for node in nodes if isinstance(node, GenericWorkflowNode)])
+    for _, nodes in levels:
+        labels.update([node.label for node in nodes if node is not None])
     return sorted(labels)
 
 
@@ -133,7 +136,8 @@ def levels_of(workflow: GenericWorkflow) -> Iterator[tuple[GenericWorkflow, list
     stack = [workflow]
     while stack:
         current = stack.pop()
-        nodes = [attributes.get("job") for _, attributes in current.nodes(data=True)]
+        nodes = [node for _, node in current.nodes(data="job")]
         nodes.append(current.get_final())
         yield current, nodes
-        stack += [node for node in nodes if isinstance(node, GenericWorkflow)]
+        if not set(map(type, nodes)) <= _WITHOUT_NODES:
+            stack += [node for node in nodes if isinstance(node, GenericWorkflow)]

@@ -95,8 +95,8 @@ class NamedJobs:
 
 
 def _longest(rows: Sequence[Row]) -> int:
-    """Length of the longest row, in characters of its values."""
-    return max((sum(map(len, row)) for row in rows), default=0)
+    """Length that no row exceeds, in characters of its values."""
+    return sum([len(max(column, key=len)) for column in zip(*rows, strict=True)])
 
 
 class Naming(Protocol):

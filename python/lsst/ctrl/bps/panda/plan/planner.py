@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = ["make_plan", "task_of"]
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from lsst.ctrl.bps import GenericWorkflow, GenericWorkflowJob
@@ -119,7 +120,7 @@ def _name_jobs(graphs: Sequence[tuple[JobGraph, list[Part]]], naming: Naming) ->
             label = part.family.label
             jobs = named.setdefault(label, NamedJobs(label))
             part.first_order_id = len(jobs.names)
-            jobs.extend([graph.jobs[index].name for index in part.family.members], part.names, part.rows)
+            jobs.extend([graph.names[index] for index in part.family.members], part.names, part.rows)
             by_label.setdefault(label, []).append(part)
     for label, jobs in named.items():
         pseudo_inputs = naming.pseudo_inputs(jobs)
@@ -153,10 +154,9 @@ def _label_counts(graphs: Sequence[JobGraph]) -> tuple[tuple[str, int], ...]:
     """Return the labels in pipeline order with their number of jobs."""
     counts: dict[str, int] = {}
     for graph in graphs:
+        own = Counter(graph.label_of)
         for label in graph.labels:
-            counts.setdefault(label, 0)
-        for job in graph.jobs:
-            counts[job.label] += 1
+            counts[label] = counts.get(label, 0) + own[label]
     return tuple(counts.items())
 
 

@@ -7,7 +7,7 @@ __all__ = ["TaskMaker"]
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, repeat
 
 from lsst.ctrl.bps import GenericWorkflowJob
 
@@ -113,14 +113,17 @@ class TaskMaker:
 
 def _make_jobs(graph: JobGraph, part: Part, numbering: Numbering) -> tuple[JobPlan, ...]:
     """Make the jobs of a family, in order."""
-    jobs, parents = graph.jobs, numbering.parents
-    rows = zip(part.family.members, part.pseudo_inputs, part.rows, strict=True)
-    return tuple(
-        [
-            JobPlan(jobs[index].name, order_id, pseudo_input, parents[index], values)
-            for order_id, (index, pseudo_input, values) in enumerate(rows, part.first_order_id)
-        ]
+    members = part.family.members
+    fields = zip(
+        [graph.names[index] for index in members],
+        range(part.first_order_id, part.first_order_id + len(members)),
+        part.pseudo_inputs,
+        [numbering.parents[index] for index in members],
+        part.rows,
+        strict=True,
     )
+    # A named tuple's own constructor is written in Python and takes thrice as long.
+    return tuple(map(tuple.__new__, repeat(JobPlan), fields))
 
 
 def _packing(job: GenericWorkflowJob, settings: LabelSettings, max_walltime: int) -> Packing:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 __all__ = ["Part", "placed_value", "split_values"]
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from operator import itemgetter
+from typing import Any
 
 from ..errors import PlanError
-from .commands import PATH_VALUES, inert, split_long_option
+from .commands import MAX_ARGUMENT, PATH_VALUES, inert, split_long_option
 from .grouping import OWN_FILE, Family
 from .jobgraph import JobGraph
 from .labels import NamingKind, PlanSettings
@@ -61,28 +64,38 @@ def split_values(graph: JobGraph, family: Family, settings: PlanSettings, comman
     template = TaskCommands.template(first, family.arguments)
     # Old runners find these in the pseudo-input whatever their values are.
     travelling = () if settings.naming is NamingKind.SHORT else settings.placeholder_params
-    values = [graph.jobs[index].cmdvals for index in family.members]
     columns: dict[str, list[str]] = {}
     statics: dict[str, str] = {}
-    for name in template.names:
-        try:
-            column = [row[name] for row in values]
-        except KeyError:
-            lacking = next(graph.jobs[i].name for i in family.members if name not in graph.jobs[i].cmdvals)
-            raise PlanError(
-                f"The command of label {family.label!r} uses {{{name}}}, but job {lacking!r} has no value "
-                "for it while other jobs have."
-            ) from None
+    for name, column in zip(template.names, _all_values(graph, family, template.names), strict=True):
         value = column[0]
-        shared = name not in travelling and column.count(value) == len(column)
+        shared = name not in travelling and column[-1] == value and column.count(value) == len(column)
         if shared and len(_text(value)) <= MAX_SHARED_VALUE:
             statics[name] = placed_value(name, _text(value), settings)
         else:
             columns[name] = _rendered(column, template.text, name)
     if f"{{{OWN_FILE}}}" in template.text:
         columns[OWN_FILE] = [commands.own_file(graph, index) for index in family.members]
-    rows: Sequence[Row] = list(zip(*columns.values(), strict=True)) if columns else [()] * len(values)
-    return Part(family, tuple(columns), rows, statics)
+    rows: Sequence[Row] = list(zip(*columns.values(), strict=True))
+    return Part(family, tuple(columns), rows or [()] * len(family.members), statics)
+
+
+def _all_values(graph: JobGraph, family: Family, names: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
+    """Yield the values of all members, name by name."""
+    jobs = graph.jobs
+    if not names:
+        return iter(())
+    # A getter of a single name returns the value and not a tuple with it.
+    pick = itemgetter(*names, names[0])
+    try:
+        rows = [pick(jobs[index].cmdvals) for index in family.members]
+    except KeyError as error:
+        (lacking,) = error.args
+        job = next(jobs[index].name for index in family.members if lacking not in jobs[index].cmdvals)
+        raise PlanError(
+            f"The command of label {family.label!r} uses {{{lacking}}}, but job {job!r} has no value "
+            "for it while other jobs have."
+        ) from None
+    return islice(zip(*rows, strict=True), len(names))
 
 
 def _text(value: object) -> str:
@@ -90,10 +103,12 @@ def _text(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def _rendered(column: list[object], command: str, name: str) -> list[str]:
+def _rendered(column: Sequence[object], command: str, name: str) -> list[str]:
     """Values as texts; very long ones in a form that a command line takes."""
-    render = split_long_option(command, name)
-    return [render(value if type(value) is str else _text(value)) for value in column]
+    texts = [value if type(value) is str else _text(value) for value in column]
+    if len(max(texts, key=len)) <= MAX_ARGUMENT:
+        return texts
+    return list(map(split_long_option(command, name), texts))
 
 
 def placed_value(name: str, value: str, settings: PlanSettings) -> str:
