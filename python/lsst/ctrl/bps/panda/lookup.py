@@ -167,6 +167,7 @@ class KeyLookup:
         section = self._section(label, name)
         return self._merged_for(current).search(name, current, section=section, raw=raw)
 
+    def _section(self, label: str, name: str) -> Mapping[str, Any] | None:
         """Section of a label in which BPS looks first, if the key is there."""
         section = self._merged.content.get(_SECTIONS[label]) if label in _SECTIONS else None
         return section if isinstance(section, dict) and name in section else None
