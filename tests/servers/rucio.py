@@ -211,7 +211,8 @@ class RucioServer:
         copies, states = [], []
         replicas = client.list_replicas([{"scope": scope, "name": dataset}], all_states=True)
         for replica in replicas:
-            if replica["states"].get(rse) == "AVAILABLE":
+            # No state: no rule has wanted it there yet.
+            if replica["states"].get(rse, "AVAILABLE") == "AVAILABLE":
                 continue
             source = next(
                 urlsplit(pfn).path

@@ -75,16 +75,16 @@ ARROWS: dict[str, frozenset[str]] = {
         "workflow",
         "service": "errors version settings sites plan plantable wire wire.idds_workflow rest staging report "
         "runrecord workflow submission inquiry preflight queues cancellation rescue core_repairs "
-        "remote_build build_reply build_settings command_line outputs environment_dump hints "
+        "remote_build build_reply build_settings command_line outputs environment_dump hints rucio "
         "local.endpoint local.instance",
         "": "service workflow errors version",
         # Registration in Rucio: its program runs alone on a worker.
         "rucio.program": "",
-        "rucio": "errors keys runrecord rucio.program",
+        "rucio": "errors insight.documents keys runrecord rucio.program",
         # What a run is doing, at length.
         "insight": "build_reply errors inquiry plan report rest runrecord settings wire workflow",
         "cli": "errors version service settings auth rest.credentials local demo workflow report inquiry "
-        "insight runrecord wire preflight spelling command_line campaign",
+        "insight runrecord wire preflight spelling command_line campaign rucio rucio.program",
         # One configuration, a run at each of several sites.
         "campaign": "errors inquiry insight.documents preflight build_reply report runrecord wire",
         # Apart.

@@ -118,7 +118,7 @@ def test_what_the_step_needs_is_staged_and_its_command_names_it(tmp_path):
         next(word for word in task.command.split() if len(word) > 40 and set(word) <= set("0123456789abcdef"))
     ).decode()
     assert "/opt/rucio/bin/python <FILE:rucioProgram> <FILE:rucioRegistration>" in command
-    assert "--quantum-graph <FILE:runQgraphFile>" in command
+    assert "--quantum-graph <FILE:rucioQuantumGraph>" in command
     assert "export RUCIO_ACCOUNT=campaign" in command
     assert "--retry-unless-exit=3,5" in task.command
 

@@ -15,6 +15,7 @@ __all__ = [
     "RefreshRefusedError",
     "RefusedError",
     "ReplyError",
+    "RucioError",
     "RunNotFoundError",
     "ServerError",
     "SettingsError",
@@ -134,6 +135,12 @@ class SubmissionUncertainError(TransportError):
 
 class RunNotFoundError(PandaBpsError, LookupError):
     """No run has this id, name or submit directory."""
+
+
+class RucioError(PandaBpsError, OSError):
+    """Rucio, or the Butler whose files are registered in it, does not answer
+    or refuses.
+    """
 
 
 class LocalPandaError(PandaBpsError):

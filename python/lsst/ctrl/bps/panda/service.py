@@ -39,6 +39,7 @@ from .report import describe_counts, get_status_of, list_notes, make_run_list, m
 from .report_filters import parse_filters
 from .rescue import restart_run
 from .rest.diagnosis import diagnose
+from .rucio.checks import check_registration
 from .runrecord import RunIndex, read_record
 from .settings import ServiceSettings, default_configuration, read_service_settings
 from .staging import stage
@@ -110,7 +111,11 @@ class PanDAService(BaseWmsService):
         """
         settings = self.settings()
         problems, outside = check_configuration(self.config, settings.environment)
-        return problems, [*outside, *check_service(settings)]
+        registration = check_registration(self.config, settings.environment)
+        for note in registration.notes:
+            _LOG.warning("%s", note)
+        problems += registration.problems
+        return problems, [*outside, *registration.outside, *check_service(settings)]
 
     def prepare(
         self, config: BpsConfig, generic_workflow: GenericWorkflow, out_prefix: str | None = None

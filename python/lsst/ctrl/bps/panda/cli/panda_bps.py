@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "html": ("panda_bps_html:html", "Write a run as one web page."),
     "logs": ("panda_bps_logs:logs", "Show the logs of a run's jobs."),
     "resources": ("panda_bps_resources:resources", "Show what jobs used, and suggest what to ask for."),
+    "rucio": ("panda_bps_rucio:rucio", "Look at what runs register in Rucio."),
     "show": ("panda_bps_show:show", "Show a run: its tasks, files, links."),
     "watch": ("panda_bps_watch:watch", "Watch a run until it has ended."),
 }

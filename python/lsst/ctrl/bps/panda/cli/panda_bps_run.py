@@ -4,7 +4,7 @@ the run they are about, where PanDA is, and how results are written.
 
 from __future__ import annotations
 
-__all__ = ["Asked", "json_option", "print_problems", "run_command", "table", "write_json"]
+__all__ = ["Asked", "connect_for", "json_option", "print_problems", "run_command", "table", "write_json"]
 
 import functools
 import json
@@ -91,6 +91,19 @@ def _without_foreign_monitor(settings: ServiceSettings) -> ServiceSettings:
     return replace(settings, monitor_url="")
 
 
+def connect_for(run: str, *, local: bool) -> Connection:
+    """Reach the server that has a run.
+
+    Parameters
+    ----------
+    run : `str`
+        Id, name or submit directory of the run.
+    local : `bool`
+        Whether the embedded PanDA is asked for.
+    """
+    return connect(_settings(local, run))
+
+
 def run_command(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the argument RUN and the option ``--local``, and show
     our errors as one message.
@@ -103,7 +116,7 @@ def run_command(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(run: str, local: bool, **options: Any) -> None:
         try:
-            code = function(Asked(run, connect(_settings(local, run))), **options)
+            code = function(Asked(run, connect_for(run, local=local)), **options)
         except PandaBpsError as error:
             raise click.ClickException(str(error)) from error
         except BrokenPipeError:

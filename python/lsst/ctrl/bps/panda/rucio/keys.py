@@ -56,6 +56,13 @@ RUCIO_KEYS: dict[str, Key] = {
             "Whether the quantum graph goes along: it is copied to the RSE and attached to the dataset.",
         ),
         Key("chunkSize", "whole number", 200, "Files that are registered at once."),
+        Key(
+            "askRucio",
+            "yes or no",
+            True,
+            "Whether Rucio is asked before the submission; no if the submit host has another account than "
+            "the worker, or the server other rules than Rucio's generic policy.",
+        ),
         Key("account", "text", "", "Rucio account of the step; empty: that of the worker's set-up."),
         Key(
             "python",

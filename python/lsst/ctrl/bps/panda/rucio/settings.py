@@ -40,6 +40,7 @@ class RegistrationSettings:
     """Whether it also runs if jobs failed."""
 
     quantum_graph: bool
+    ask_rucio: bool
     account: str
     python: str
     memory: int
@@ -93,6 +94,7 @@ def read_registration_settings(
         registration=_registration(reader),
         always=when == "ALWAYS",
         quantum_graph=reader.get("quantumGraph"),
+        ask_rucio=reader.get("askRucio"),
         account=account,
         python=reader.get("python"),
         memory=reader.at_least("requestMemory", 1),

@@ -23,7 +23,8 @@ REGISTRATION_NAME = "panda_rucio.json"
 
 _PROGRAM_KEY = "rucioProgram"
 _REGISTRATION_KEY = "rucioRegistration"
-_GRAPH_KEY = "runQgraphFile"
+_GRAPH_KEY = "rucioQuantumGraph"
+_GRAPH_OF_BPS = "runQgraphFile"
 
 
 def add_step(
@@ -113,7 +114,9 @@ def _make_files(
     ]
     if settings.quantum_graph:
         try:
-            files.append(workflow.get_file(_GRAPH_KEY))
+            source = workflow.get_file(_GRAPH_OF_BPS).src_uri
         except KeyError:
             raise SettingsError("rucio.quantumGraph is yes, but this run has no quantum graph.") from None
+        # BPS's own entry is for jobs that read it in the staging area; it is to be copied here.
+        files.append(GenericWorkflowFile(_GRAPH_KEY, src_uri=source, wms_transfer=True, job_shared=True))
     return files

@@ -1,0 +1,213 @@
+"""What would keep the outputs of a run from being registered, told before the
+run is submitted.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Verdict", "check_registration", "check_server"]
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lsst.ctrl.bps import BpsConfig
+
+from ..errors import PandaBpsError, RucioError, SettingsError
+from .client import open_butler, open_client, rucio_errors
+from .program import Registration
+from .rules import find_name_problems, find_prefix_problems
+from .settings import RegistrationSettings, read_registration_settings
+
+_ADMINISTRATOR = ("admin", True)
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What was found."""
+
+    problems: list[str] = field(default_factory=list)
+    """What is wrong with the configuration."""
+
+    outside: list[str] = field(default_factory=list)
+    """What Rucio's server would refuse."""
+
+    notes: list[str] = field(default_factory=list)
+    """What could not be found out here."""
+
+
+def check_registration(
+    config: BpsConfig,
+    environment: Mapping[str, str],
+    *,
+    open_rucio: Callable[[], Any] = open_client,
+) -> Verdict:
+    """Check the section ``rucio`` of a configuration.
+
+    Parameters
+    ----------
+    config : `~lsst.ctrl.bps.BpsConfig`
+        Configuration of a run.
+    environment : mapping of `str` to `str`
+        The environment.
+    open_rucio : callable, optional
+        Gives a client of Rucio.
+
+    Returns
+    -------
+    verdict : `Verdict`
+        Empty if no registration is asked for.
+    """
+    try:
+        settings = read_registration_settings(config, environment)
+    except SettingsError as error:
+        return Verdict([str(error)])
+    if settings is None:
+        return Verdict()
+    registration = settings.registration.expanded()
+    verdict = Verdict(find_name_problems(registration))
+    if verdict.problems:
+        return verdict
+    _check_roots(registration, verdict)
+    if settings.ask_rucio:
+        _ask_rucio(settings, verdict, open_rucio)
+    else:
+        verdict.notes.append("Rucio was not asked about the registration (rucio.askRucio is no).")
+    return verdict
+
+
+def _check_roots(registration: Registration, verdict: Verdict) -> None:
+    """Compare the prefix with where the Butler writes."""
+    try:
+        with open_butler(registration.butler) as butler:
+            roots = [root.unquoted_path for root in butler.get_datastore_roots().values() if root]
+    except RucioError as error:
+        verdict.notes.append(f"rucio.rseRoot could not be compared with where the Butler writes. {error}")
+        return
+    verdict.problems += find_prefix_problems(registration, roots)
+
+
+def _ask_rucio(settings: RegistrationSettings, verdict: Verdict, open_rucio: Callable[[], Any]) -> None:
+    """Ask the server, if there is one."""
+    try:
+        client = open_rucio()
+        with rucio_errors("answer"):
+            verdict.outside += check_server(client, settings.registration, settings.account or client.account)
+    except PandaBpsError as error:
+        verdict.notes.append(
+            f"Rucio was not asked whether scope, RSE, dataset and account can be used. {error}"
+        )
+
+
+def check_server(client: Any, registration: Registration, account: str) -> list[str]:
+    """Ask Rucio whether it would take what is to be registered.
+
+    Parameters
+    ----------
+    client : `rucio.client.Client`
+        Rucio.
+    registration : `Registration`
+        What is to be registered.
+    account : `str`
+        Account of the step.
+
+    Returns
+    -------
+    problems : `list` [`str`]
+        A sentence each.
+    """
+    from rucio.common.exception import AccountNotFound
+
+    try:
+        state = str(client.get_account(account)["status"])
+    except AccountNotFound:
+        return [f"Rucio has no account {account} (rucio.account, RUCIO_ACCOUNT)."]
+    problems = [] if state == "ACTIVE" else [f"Rucio's account {account} is {state}."]
+    problems += _rse_problems(client, registration)
+    problems += _scope_problems(client, registration, account)
+    problems += _rule_problems(client, registration, account)
+    return problems + _dataset_problems(client, registration)
+
+
+def _rse_problems(client: Any, registration: Registration) -> list[str]:
+    from rucio.common.exception import RSENotFound
+
+    try:
+        client.get_rse(registration.rse)
+    except RSENotFound:
+        return [f"Rucio has no RSE {registration.rse} (rucio.rse)."]
+    return []
+
+
+def _scope_problems(client: Any, registration: Registration, account: str) -> list[str]:
+    """Find out whether the account may add to the scope, as Rucio's generic
+    policy has it: its owner may, root, and accounts with the attribute
+    ``admin``.
+    """
+    scope = registration.scope
+    if scope not in client.list_scopes():
+        return [f"Rucio has no scope {scope} (rucio.scope)."]
+    if account == "root" or scope in _scopes_of(client, account) or _is_administrator(client, account):
+        return []
+    return [
+        f"Rucio's account {account} does not own scope {scope} and is no administrator, so it may not add to "
+        "it. Set rucio.account to one that may, or rucio.askRucio to no if the server has other rules."
+    ]
+
+
+def _scopes_of(client: Any, account: str) -> list[str]:
+    from rucio.common.exception import AccountNotFound, ScopeNotFound
+
+    try:
+        return list(client.list_scopes_for_account(account))
+    except (AccountNotFound, ScopeNotFound):
+        return []
+
+
+def _is_administrator(client: Any, account: str) -> bool:
+    attributes = {
+        (entry["key"], entry["value"])
+        for listed in client.list_account_attributes(account)
+        for entry in (listed if isinstance(listed, list) else [listed])
+    }
+    return _ADMINISTRATOR in attributes
+
+
+def _rule_problems(client: Any, registration: Registration, account: str) -> list[str]:
+    """Find out whether there is a place for the rule."""
+    from rucio.common.exception import InvalidRSEExpression
+
+    rule = registration.rule
+    if rule is None:
+        return []
+    try:
+        places = [entry["rse"] for entry in client.list_rses(rule.rse_expression)]
+    except InvalidRSEExpression as error:
+        text = " ".join(str(error).split())
+        return [f"rucio.rule.rseExpression is {rule.rse_expression!r}, which names no RSE: {text}"]
+    if len(places) < rule.copies:
+        return [
+            f"rucio.rule.rseExpression is {rule.rse_expression!r}, which names {len(places)} RSEs; "
+            f"{rule.copies} copies need as many."
+        ]
+    limits = {**client.get_local_account_limits(account)}
+    if not client.get_global_account_limits(account) and not any(limits.get(place) for place in places):
+        return [
+            f"Rucio's account {account} has no limit (quota) at any of {', '.join(sorted(places))}, so it "
+            "may have no rule there."
+        ]
+    return []
+
+
+def _dataset_problems(client: Any, registration: Registration) -> list[str]:
+    from rucio.common.exception import DataIdentifierNotFound
+
+    place = f"{registration.scope}:{registration.dataset}"
+    try:
+        did = client.get_did(registration.scope, registration.dataset)
+    except DataIdentifierNotFound:
+        return []
+    if did["type"] != "DATASET":
+        return [f"Rucio's {place} is a {did['type'].lower()}, not a dataset; use another rucio.datasetName."]
+    if not did["open"]:
+        return [f"Rucio's dataset {place} is closed, so nothing can be added; use another rucio.datasetName."]
+    return []

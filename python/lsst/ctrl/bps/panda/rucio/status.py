@@ -1,0 +1,167 @@
+"""What became of a registration: files, where their replicas are, rules, and
+what is missing against the Butler.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Place", "RegistrationStatus", "Rule", "find_status"]
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import RucioError
+from .client import rucio_errors
+from .program import Found, Registration
+
+AVAILABLE = "AVAILABLE"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The replicas of the dataset at one RSE."""
+
+    rse: str
+    available: int
+    """Files that are there."""
+
+    others: int
+    """Replicas in another state: on the way, or bad."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A replication rule of the dataset."""
+
+    rule_id: str
+    rse_expression: str
+    copies: int
+    account: str
+    state: str
+    """``OK``, ``REPLICATING``, ``STUCK``, ``SUSPENDED`` and so on."""
+
+    ok: int
+    replicating: int
+    stuck: int
+    """Locks, one a file and copy."""
+
+    error: str
+    expires_at: str
+    """UTC; empty if it does not end."""
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrationStatus:
+    """What is registered of a run, and what is not."""
+
+    scope: str
+    dataset: str
+    exists: bool
+    is_open: bool
+    files: int
+    """Files of the dataset; the quantum graph too, if it went along."""
+
+    size: int
+    """Their bytes."""
+
+    places: tuple[Place, ...]
+    rules: tuple[Rule, ...]
+    outputs: int | None
+    """Datasets that the Butler has of the run, with a file; `None` if it was
+    not asked."""
+
+    missing: tuple[str, ...]
+    """Names of those without a replica at the site's RSE in this dataset."""
+
+    foreign: int
+    """Files of the dataset that the Butler does not have."""
+
+    by_type: Mapping[str, tuple[int, int]]
+    """By dataset type: outputs, and those that are registered."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether everything is registered and all rules are satisfied."""
+        registered = self.exists and self.outputs is not None and not self.missing
+        return registered and all(rule.state == "OK" for rule in self.rules)
+
+
+def find_status(client: Any, registration: Registration, found: Found | None) -> RegistrationStatus:
+    """Find out what became of a registration.
+
+    Parameters
+    ----------
+    client : `rucio.client.Client`
+        Rucio.
+    registration : `Registration`
+        What was to be registered.
+    found : `Found` or `None`
+        What the Butler has.
+
+    Raises
+    ------
+    RucioError
+        Raised if Rucio does not answer.
+    """
+    from rucio.common.exception import DataIdentifierNotFound
+
+    scope, dataset = registration.scope, registration.dataset
+    outputs = found.outputs if found is not None else ()
+    try:
+        with rucio_errors(f"tell about {scope}:{dataset}"):
+            did = client.get_did(scope, dataset)
+            replicas = list(client.list_replicas([{"scope": scope, "name": dataset}], all_states=True))
+            rules = tuple(_rule(record) for record in client.list_did_rules(scope, dataset))
+    except RucioError as error:
+        if not isinstance(error.__cause__, DataIdentifierNotFound):
+            raise
+        did, replicas, rules = None, [], ()
+    registered = {replica["name"] for replica in replicas if registration.rse in replica["states"]}
+    names = {output.name for output in outputs}
+    totals = Counter(output.dataset_type for output in outputs)
+    done = Counter(output.dataset_type for output in outputs if output.name in registered)
+    return RegistrationStatus(
+        scope=scope,
+        dataset=dataset,
+        exists=did is not None,
+        is_open=did is not None and bool(did["open"]),
+        files=len(replicas),
+        size=sum(replica["bytes"] or 0 for replica in replicas),
+        places=_places(replicas),
+        rules=rules,
+        outputs=len(outputs) if found is not None else None,
+        missing=tuple(sorted(names - registered)),
+        foreign=len({replica["name"] for replica in replicas} - names) if found is not None else 0,
+        by_type={name: (totals[name], done[name]) for name in sorted(totals)},
+    )
+
+
+def _places(replicas: Sequence[Mapping[str, Any]]) -> tuple[Place, ...]:
+    """Count the replicas by RSE."""
+    counts: dict[str, Counter[bool]] = {}
+    for replica in replicas:
+        for rse, state in replica["states"].items():
+            counts.setdefault(rse, Counter())[state == AVAILABLE] += 1
+    return tuple(Place(rse, counts[rse][True], counts[rse][False]) for rse in sorted(counts))
+
+
+def _rule(record: Mapping[str, Any]) -> Rule:
+    """Read a rule as Rucio gives it."""
+    ok, replicating, stuck = _numbers(record, ("locks_ok_cnt", "locks_replicating_cnt", "locks_stuck_cnt"))
+    return Rule(
+        rule_id=str(record["id"]),
+        rse_expression=str(record["rse_expression"]),
+        copies=int(record["copies"] or 0),
+        account=str(record["account"]),
+        state=str(record["state"]),
+        ok=ok,
+        replicating=replicating,
+        stuck=stuck,
+        error=str(record.get("error") or ""),
+        expires_at=str(record.get("expires_at") or ""),
+    )
+
+
+def _numbers(record: Mapping[str, Any], names: Iterable[str]) -> list[int]:
+    return [int(record.get(name) or 0) for name in names]
