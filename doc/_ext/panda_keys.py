@@ -1,17 +1,23 @@
 """The directive ``panda-keys``: all keys of the BPS configuration that the
-plugin reads, from the table that it reads them by.
+plugin reads, from the table that it reads them by; with the argument ``rucio``,
+those of that section.
 """
+
+import sys
 
 from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.util.docutils import SphinxDirective
 
 from lsst.ctrl.bps.panda.keys import KEYS, Key
+from lsst.ctrl.bps.panda.rucio.keys import RUCIO_KEYS
+
+_TABLES = {"": (KEYS, "lsst.ctrl.bps.panda.keys"), "rucio": (RUCIO_KEYS, "lsst.ctrl.bps.panda.rucio.keys")}
 
 
 def _literal(value: object) -> str:
     """Render a default as it would be written in YAML."""
-    if value is None or value == "":
+    if value is None or value in ("", []):
         return "(none)"
     if isinstance(value, bool):
         return "``yes``" if value else "``no``"
@@ -28,12 +34,14 @@ def render_key(key: Key) -> list[str]:
 class PandaKeys(SphinxDirective):
     """Puts the keys in, in the order of the table or of the alphabet."""
 
+    optional_arguments = 1
     option_spec = {"sorted": lambda argument: True}
 
     def run(self) -> list[nodes.Node]:
         """Make the definition list."""
-        self.env.note_dependency(__import__("lsst.ctrl.bps.panda.keys", fromlist=["KEYS"]).__file__)
-        keys = sorted(KEYS.values(), key=lambda key: key.name.lower()) if self.options else KEYS.values()
+        table, module = _TABLES["".join(self.arguments)]
+        self.env.note_dependency(sys.modules[module].__file__)
+        keys = sorted(table.values(), key=lambda key: key.name.lower()) if self.options else table.values()
         lines = [line for key in keys for line in render_key(key)]
         return self.parse_text_to_nodes(StringList(lines, source="keys.py"))
 
