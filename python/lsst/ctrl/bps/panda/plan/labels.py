@@ -113,8 +113,9 @@ def labels_of(levels: Iterable[tuple[GenericWorkflow, list[Any]]]) -> list[str]:
     """
     labels: set[str] = set()
     for _, nodes in levels:
-        labels.update([node.label for node in nodes if node is not None])
-    return sorted(labels)
+        # There may be no final job, and a final workflow has no label.
+        labels.update([getattr(node, "label", "") for node in nodes])
+    return sorted(labels - {""})
 
 
 def levels_of(workflow: GenericWorkflow) -> Iterator[tuple[GenericWorkflow, list[Any]]]:
