@@ -2,7 +2,7 @@
 ``panda_servers.<module>``, and each has a fixture; what reads the pages of the
 documentation is ``panda_documentation.pages``.
 
-Nothing is loaded here before a test asks for it.
+No server is loaded here before a test asks for it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 PACKAGE = "panda_servers"
@@ -26,6 +27,12 @@ def _offer_package(name: str, folder: Path) -> None:
 
 
 _offer_package(PACKAGE, Path(__file__).parent / "servers")
+
+# Chosen with --hypothesis-profile; bin/run-tests --quick takes the second.  A test that
+# names a number of examples itself has that number in both.
+hypothesis.settings.register_profile("whole", max_examples=100, deadline=None)
+hypothesis.settings.register_profile("quick", max_examples=10, deadline=None)
+hypothesis.settings.load_profile("whole")
 _offer_package("panda_documentation", Path(__file__).parent / "documentation")
 
 

@@ -339,7 +339,8 @@ def main(argv: Sequence[str]) -> int:
     parallel = ["-q", "-n", "2", "--dist", "loadfile", "--timeout", "900"]
     if options.quick:
         check_source(run, python)
-        run.pytest("tests not marked slow", python, [*parallel, "-m", "not slow", *rest])
+        few = ["--hypothesis-profile", "quick"]
+        run.pytest("tests not marked slow", python, [*parallel, *few, "-m", "not slow", *rest])
         return run.close()
     if rest:
         run.pytest("tests " + " ".join(rest), python, ["--timeout", "900", *rest])

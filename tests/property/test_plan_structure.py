@@ -268,7 +268,7 @@ def parents_of(plan: WorkflowPlan) -> dict[str, set[str]]:
     return {job.name: resolved(job) for job in jobs if not job.name.startswith("barrier_")}
 
 
-PLANS = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+PLANS = settings(suppress_health_check=[HealthCheck.too_slow])
 
 
 @PLANS

@@ -61,7 +61,7 @@ def searched(config: BpsConfig, name: str, label: str) -> Any:
     return config.search(name, opt=options)[1]
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(contents())
 def test_a_key_is_found_where_bps_finds_it(content: dict[str, Any]) -> None:
     config = BpsConfig(content, search_order=BPS_SEARCH_ORDER)

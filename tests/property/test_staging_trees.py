@@ -98,7 +98,6 @@ def test_colliding_names_are_always_refused(names):
         stage(files, StagingSettings("/nowhere/at/all/"))
 
 
-@settings(max_examples=50, deadline=None)
 @given(
     content=st.binary(max_size=2000),
     other=st.binary(max_size=2000),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lsst.ctrl.bps.panda.errors import ReplyError
@@ -55,7 +55,6 @@ def attempt(parse: Any, value: Any) -> tuple[Any, ReplyError | None]:
 
 @pytest.mark.parametrize("parse", PARSERS, ids=lambda parse: parse.__name__)
 @given(value=json_values)
-@settings(max_examples=60, deadline=None)
 def test_any_json_is_understood_or_refused(parse, value):
     records, error = attempt(parse, value)
     if error is None:
@@ -67,7 +66,6 @@ def test_any_json_is_understood_or_refused(parse, value):
 
 @pytest.mark.parametrize(("parse", "sample"), SAMPLES, ids=[parse.__name__ for parse, _ in SAMPLES])
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
 def test_a_row_with_foreign_values_is_understood_or_refused(parse, sample, data):
     """One field of a real reply is replaced by something else, or is gone."""
     rows = [dict(row) for row in sample[:2]]
@@ -86,7 +84,6 @@ def test_a_row_with_foreign_values_is_understood_or_refused(parse, sample, data)
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
 def test_a_report_survives_whatever_was_understood(data):
     rows = [dict(row) for row in SAMPLES[0][1]]
     for _ in range(3):
@@ -117,7 +114,6 @@ short = st.text(max_size=20)
         origin=st.integers(0, 10**9),
     )
 )
-@settings(max_examples=60, deadline=None)
 def test_attributes_come_back_as_they_went(attributes):
     fields = render_attributes(attributes)
     record = RequestRecord(1, fields["name"], "New", username="", **campaign_of(fields))
@@ -145,7 +141,6 @@ def test_attributes_come_back_as_they_went(attributes):
         origin=st.integers(0, 10**12),
     )
 )
-@settings(max_examples=60, deadline=None)
 def test_attributes_always_fit_the_columns(attributes):
     fields = render_attributes(attributes)
     limits = {"name": 255, "campaign": 50, "campaign_scope": 25, "campaign_group": 255, "campaign_tag": 100}
@@ -162,7 +157,6 @@ def campaign_of(fields: dict[str, str]) -> dict[str, str]:
 
 
 @given(st.text(max_size=60))
-@settings(max_examples=60, deadline=None)
 def test_foreign_group_texts_do_no_harm(text):
     for group in (text, f"v1;{text}"):
         attributes = parse_attributes(RequestRecord(1, "r", "New", username="ann", campaign_group=group))

@@ -155,7 +155,6 @@ def evidences(draw: st.DrawFn, counts: st.SearchStrategy[FileCounts] = CONSISTEN
 
 
 @given(evidences())
-@settings(max_examples=100, deadline=None)
 def test_counts_are_whole_and_add_up(evidence):
     report = make_run_report(evidence)
     summary = report.job_summary
@@ -169,7 +168,6 @@ def test_counts_are_whole_and_add_up(evidence):
 
 
 @given(evidences())
-@settings(max_examples=100, deadline=None)
 def test_planned_jobs_are_all_there(evidence):
     total = make_run_report(evidence).total_number_jobs
     seen = sum(item.outputs.total for item in evidence.transforms or () if item.outputs)
@@ -184,7 +182,6 @@ def test_planned_jobs_are_all_there(evidence):
 
 
 @given(evidences())
-@settings(max_examples=100, deadline=None)
 def test_no_finished_job_is_lost_and_none_invented(evidence):
     tally = tally_run(evidence)
     finished = sum(item.outputs.processed for item in evidence.transforms or () if item.outputs)
@@ -193,7 +190,6 @@ def test_no_finished_job_is_lost_and_none_invented(evidence):
 
 
 @given(evidences(), evidences())
-@settings(max_examples=100, deadline=None)
 def test_status_and_report_agree_whatever_was_fetched_besides(evidence, other):
     state = make_run_report(evidence).state
     assert get_status_of(evidence)[0] is state
@@ -206,7 +202,6 @@ def test_status_and_report_agree_whatever_was_fetched_besides(evidence, other):
 
 
 @given(evidences())
-@settings(max_examples=100, deadline=None)
 def test_a_run_is_not_called_over_before_it_is(evidence):
     tally = tally_run(evidence)
     assert (tally.state in FINAL) <= tally.ended
@@ -220,7 +215,6 @@ def test_a_run_is_not_called_over_before_it_is(evidence):
 
 
 @given(evidences())
-@settings(max_examples=100, deadline=None)
 def test_an_exit_code_for_each_failure(evidence):
     report = make_run_report(evidence)
     assert set(report.exit_code_summary) == set(report.job_summary)
@@ -243,7 +237,6 @@ def test_bps_prints_anything(evidence):
 
 
 @given(evidences())
-@settings(max_examples=100, deadline=None)
 def test_contents_are_asked_for_where_jobs_failed(evidence):
     """Without their contents the codes of failed jobs could not be told."""
     asked = set(needs_contents(evidence))
@@ -304,7 +297,6 @@ TRANSFORMS = transforms_of(counts_strategy(number), task_names)
 
 
 @given(TRANSFORMS, number, st.booleans(), st.booleans(), st.none() | number)
-@settings(max_examples=100, deadline=None)
 def test_panda_only_tells_running_from_pending(transform, planned, aborted, ended, running):
     without = count_task(transform, planned, aborted=aborted, ended=ended)
     with_panda = count_task(transform, planned, aborted=aborted, ended=ended, running=running)

@@ -3,7 +3,7 @@
 import subprocess
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lsst.ctrl.bps.panda.edgenode import cmd_line_decoder as runner
@@ -90,7 +90,6 @@ def test_comment_does_not_end_or_open_anything(value):
     assert shell(put(PLACES["comment"], value)).decode() == f"X{value}Y\0"
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.text(
         st.characters(exclude_characters="\0", exclude_categories=["Cs"])

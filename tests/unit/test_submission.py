@@ -5,6 +5,7 @@ import pytest
 from lsst.ctrl.bps.panda.errors import (
     ConnectionFailedError,
     RefusedError,
+    ServerError,
     SubmissionUncertainError,
 )
 from lsst.ctrl.bps.panda.submission import send
@@ -72,6 +73,21 @@ def test_steps_go_before_the_request():
     relay = RelayDouble(submit=7)
     assert send(relay, SUBMISSION, "run") == 7
     assert relay.sent == ["step1", "step2", "main"]
+
+
+def test_a_step_that_cannot_be_sent_is_told_with_what_it_means():
+    class Relay(RelayDouble):
+        def submit_step(self, arguments, keywords):
+            if self.sent:
+                raise ServerError("it is too large.", endpoint="http://relay", status=413, maybe_sent=True)
+            super().submit_step(arguments, keywords)
+
+    relay = Relay(submit=7)
+    with pytest.raises(ServerError, match="Step 2 of 2 of run 'run'.*too large.*nothing runs") as caught:
+        send(relay, SUBMISSION, "run")
+    assert caught.value.status == 413
+    assert not caught.value.maybe_sent
+    assert relay.sent == ["step1"]
 
 
 def test_a_name_that_exists_is_refused_before_anything_is_sent():

@@ -67,9 +67,7 @@ def send(
             f"A run named {name!r} exists already: request {existing[name]}. Submitting it again would run "
             "everything twice; use another outputRun, or bps restart for what is left of it."
         )
-    for number, step in enumerate(submission.steps, 1):
-        relay.submit_step(step, submission.keywords)
-        _LOG.info("Sent step %d of %d", number, len(submission.steps))
+    _send_steps(relay, submission, name)
     try:
         submit = relay.submit_build if build else relay.submit
         return submit(submission.request, submission.keywords)
@@ -78,6 +76,30 @@ def send(
             raise
         _LOG.warning("Whether run %s was submitted is not known (%s); looking it up", name, error)
         return _settle(relay, name, error, patience=patience, sleep=sleep, clock=clock)
+
+
+def _send_steps(relay: Relay, submission: Submission, name: str) -> None:
+    """Send what goes before a long request.
+
+    The server only stores it.  Nothing runs without the request itself, so
+    that an interrupted submission leaves nothing that has to be cancelled.
+    """
+    count = len(submission.steps)
+    for number, step in enumerate(submission.steps, 1):
+        try:
+            relay.submit_step(step, submission.keywords)
+        except TransportError as error:
+            raise type(error)(
+                f"Step {number} of {count} of run {name!r} could not be sent: {error.message} Nothing was "
+                "submitted and nothing runs: without the last part, the server only keeps what it got. "
+                "Submit the run again.",
+                endpoint=error.endpoint,
+                request=error.request,
+                reply=error.reply,
+                fault=error.fault,
+                status=error.status,
+            ) from error
+        _LOG.info("Sent step %d of %d", number, count)
 
 
 def _settle(
