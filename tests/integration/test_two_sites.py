@@ -1,0 +1,280 @@
+"""One configuration run at two sites that share no files, into one Butler.
+
+Each site has a folder, a Butler with the raw images of its visits only, a
+staging area and a queue of the embedded PanDA; its outputs are registered in
+a real Rucio by the step of its run.  What the south has made is copied to the
+north as a transfer would, and entered there as Rubin's ingest daemon does.
+The north then makes the coadds from the outputs of both runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+from lsst.ctrl.bps.wms_service import WmsStates
+from lsst.daf.butler import Butler
+from panda_servers.ingest_daemon import IngestDaemon
+
+from lsst.ctrl.bps.panda.campaign.record import read_campaign
+from lsst.ctrl.bps.panda.campaign.runs import look
+from lsst.ctrl.bps.panda.demo.repository import INPUTS, SKYMAP, create_repo
+from lsst.ctrl.bps.panda.demo.workplace import Workplace
+from lsst.ctrl.bps.panda.inquiry import connect
+from lsst.ctrl.bps.panda.insight.documents import read_schema
+from lsst.ctrl.bps.panda.local import instance
+from lsst.ctrl.bps.panda.local.endpoint import environment
+from lsst.ctrl.bps.panda.settings import read_service_settings
+
+pytestmark = pytest.mark.slow
+
+LIMIT = 900.0
+SCOPE = "two_sites"
+VISITS = {"NORTH": [260315001, 260315002], "SOUTH": [260315003]}
+PIPELINE = "resource://lsst.ctrl.bps.panda.demo/pipeline.yaml"
+TABLES = {"source_table": ("visit", "detector"), "visit_summary": ("visit",)}
+IMAGES = {"calibrated_image": ("visit", "detector")}
+_BIN = Path(sys.executable).parent
+
+
+class Facilities:
+    """Two sites, the host that submits, and a site that has all data."""
+
+    def __init__(self, directory: Path, rucio) -> None:
+        self.rucio = rucio
+        self.host = Workplace(directory / "host")
+        self.folders = {site: directory / site.lower() for site in VISITS}
+        self.repos = {site: folder / SCOPE for site, folder in self.folders.items()}
+        self.whole = directory / "whole"
+        self.host.directory.mkdir()
+        create_repo(self.whole, visits_per_band=3, bands=("g",), detectors=2, patches=1)
+        rucio.add_scope(SCOPE)
+        for site, folder in self.folders.items():
+            shutil.copytree(self.whole, self.repos[site])
+            self._keep(site)
+            rucio.add_rse(f"{site}_DISK", folder)
+        self.config = self.host.directory / "campaign.yaml"
+        self.config.write_text(yaml.safe_dump(self._configuration(), sort_keys=False))
+        queues = {f"{site}_QUEUE": {"cores": 2, "site": site, "cloud": "LOCAL"} for site in VISITS}
+        self.queues = self.host.directory / "queues.yaml"
+        self.queues.write_text(yaml.safe_dump(queues))
+
+    def _keep(self, site: str) -> None:
+        """Leave a site the raw images of its own visits only."""
+        with Butler.from_config(str(self.repos[site]), writeable=True) as butler:
+            for name in ("starcam_raw", "starcam_header"):
+                refs = butler.query_datasets(name, collections=INPUTS, limit=None)
+                others = [ref for ref in refs if ref.dataId["exposure"] not in VISITS[site]]
+                butler.pruneDatasets(others, purge=True, unstore=True, disassociate=True)
+
+    def _configuration(self) -> dict[str, object]:
+        return {
+            "includeConfigs": ["resource://lsst.ctrl.bps.panda.demo/bps_demo.yaml"],
+            "wmsServiceClass": "lsst.ctrl.bps.panda.LocalPanDAService",
+            "operator": "ann",
+            "submitPath": f"{self.host.directory}/submit/{{outputRun}}",
+            "pipelineYaml": f"{PIPELINE}#singleFrame,visits",
+            "numberOfRetries": 0,
+            "payload": {"payloadName": "both", "dataQuery": "instrument = 'StarCam'"},
+            "rucio": {
+                "enabled": True,
+                "datasetTypes": ["calibrated_image*", *TABLES],
+                "scope": SCOPE,
+                "python": str(self.rucio.worker_python),
+                "environment": self.rucio.client_environment(),
+                "numberOfRetries": 0,
+            },
+            "campaignSites": {
+                "partition": "visit",
+                "values": ["260315001..260315003"],
+                "sites": {site: self._site(site, share) for site, share in (("NORTH", 65), ("SOUTH", 35))},
+            },
+        }
+
+    def _site(self, site: str, share: int) -> dict[str, object]:
+        folder = self.folders[site]
+        rucio = {
+            "rse": f"{site}_DISK",
+            "rseRoot": str(folder),
+            "dtnUrl": self.rucio.transfer_url(folder),
+        }
+        if site == "SOUTH":
+            rucio["rule"] = {"rseExpression": "NORTH_DISK"}
+        return {
+            "share": share,
+            "queue": f"{site}_QUEUE",
+            "butlerConfig": str(self.repos[site]),
+            "fileDistributionEndPoint": f"{folder}/staging/{{uniqProcName}}/",
+            "rucio": rucio,
+        }
+
+    def call(self, *command: str, code: int = 0) -> str:
+        done = subprocess.run(
+            [str(_BIN / command[0]), *command[1:]],
+            cwd=self.host.directory,
+            env={**self.host.environment(), "RUCIO_CONFIG": "/nowhere"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
+        )
+        assert done.returncode == code, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+        return done.stdout
+
+    def errors(self) -> str:
+        """What jobs wrote, for a failed test to show."""
+        logs = sorted((self.host.panda / "logs").glob("*/payload.stderr"))
+        return "\n".join(f"--- {log.parent.name}\n{log.read_text(errors='replace')[-1500:]}" for log in logs)
+
+
+@pytest.fixture(scope="module")
+def facilities(rucio_server, tmp_path_factory):
+    made = Facilities(tmp_path_factory.mktemp("facilities"), rucio_server)
+    instance.start(made.host.panda, queues=str(made.queues))
+    try:
+        yield made
+    finally:
+        instance.stop(made.host.panda)
+
+
+@pytest.fixture(scope="module")
+def campaign(facilities):
+    """A campaign whose runs are over, submitted by one command."""
+    facilities.call("panda_bps", "campaign", "submit", str(facilities.config))
+    (path,) = facilities.host.directory.glob("submit/u/ann/both/*/panda_campaign.json")
+    record = read_campaign(path)
+    endpoint = instance.find(facilities.host.panda)
+    settings = read_service_settings(None, {**facilities.host.environment(), **environment(endpoint)})
+    end = time.monotonic() + LIMIT
+    while not (found := look(record, connect(settings))).ended:
+        assert time.monotonic() < end, (found.state, found.total)
+        time.sleep(1.0)
+    assert found.state is WmsStates.SUCCEEDED, facilities.errors()
+    return record
+
+
+def test_each_site_ran_its_part(facilities, campaign):
+    document = json.loads(facilities.call("panda_bps", "campaign", "report", campaign.directory, "--json"))
+    Draft202012Validator(read_schema()).validate(document)
+    assert (document["state"], document["ended"], document["problems"]) == ("SUCCEEDED", True, [])
+    done = {label: counts["SUCCEEDED"] for label, counts in document["labels"].items()}
+    assert done == {
+        "pipetaskInit": 2, "isr": 3, "characterize": 3, "visitSummary": 3, "finalJob": 2, "rucioRegister": 2,
+    }  # fmt: skip
+    assert [(site["site"], site["values"], site["jobs"]) for site in document["sites"]] == [
+        ("NORTH", 2, 9), ("SOUTH", 1, 6),
+    ]  # fmt: skip
+    assert [part.values for part in campaign.parts] == list(VISITS.values())
+    facilities.call("panda_bps", "campaign", "status", campaign.directory)
+    for site in document["sites"]:
+        # Each run is one of BPS's own.
+        assert site["run"] in facilities.call(
+            "bps",
+            "report",
+            "--id",
+            site["path"],
+            "--wms-service-class",
+            "lsst.ctrl.bps.panda.LocalPanDAService",
+        )
+
+
+def test_the_same_command_submits_nothing_again(facilities, campaign):
+    said = facilities.call("panda_bps", "campaign", "submit", str(facilities.config))
+    for part in campaign.parts:
+        assert f"{part.site}: submitted before as run {part.request_id}" in said
+    assert read_campaign(campaign.directory) == campaign
+    assert len(list(facilities.host.directory.glob("submit/u/ann/both/*"))) == 1
+
+
+def test_no_site_was_given_a_path_of_the_other(facilities, campaign):
+    for part in campaign.parts:
+        others = [str(folder) for site, folder in facilities.folders.items() if site != part.site]
+        texts = list(Path(part.submit_path).rglob("*.json"))
+        texts += [path for path in (facilities.folders[part.site] / "staging").rglob("*") if path.is_file()]
+        assert texts
+        for path in texts:
+            assert not any(other.encode() in path.read_bytes() for other in others), path
+        with Butler.from_config(str(facilities.repos[part.site])) as butler:
+            made = butler.query_datasets("source_table", collections=part.output_run)
+            assert sorted({ref.dataId["visit"] for ref in made}) == VISITS[part.site]
+
+
+@pytest.fixture(scope="module")
+def gathered(facilities, campaign):
+    """The north's Butler with the outputs of both sites; their collections."""
+    runs = {part.site: part.output_run for part in campaign.parts}
+    rucio = facilities.rucio.client()
+    (rule,) = rucio.list_did_rules(SCOPE, runs["SOUTH"])
+    assert rule["state"] == "REPLICATING"
+    north = facilities.folders["NORTH"]
+    daemon = IngestDaemon(rucio, facilities.repos["NORTH"], rse="NORTH_DISK", folder=north)
+    assert daemon.ingest(SCOPE, runs["SOUTH"]) == []
+    copies = facilities.rucio.transfer(SCOPE, runs["SOUTH"], "NORTH_DISK", north)
+    assert rucio.get_replication_rule(rule["id"])["state"] == "OK"
+    entered = daemon.ingest(SCOPE, runs["SOUTH"])
+    assert len(entered) == len(copies) == 2 * 3 + 1
+    assert daemon.ingest(SCOPE, runs["SOUTH"]) == []
+    # Nothing of the south is needed any more.
+    os.rename(facilities.folders["SOUTH"], facilities.folders["SOUTH"].with_name("gone"))
+    return [runs["SOUTH"], runs["NORTH"]]
+
+
+@pytest.fixture(scope="module")
+def single(facilities):
+    """The collection of the same pipeline, run whole at one site."""
+    repo = str(facilities.whole)
+    facilities.call(
+        "pipetask", "run", "-b", repo, "-i", INPUTS, "-o", "single", "-p", PIPELINE,
+        "--register-dataset-types", "-d", f"instrument = 'StarCam' AND skymap = '{SKYMAP}'",
+    )  # fmt: skip
+    return ["single"]
+
+
+def read_tables(repo, collections, name, keys):
+    """Read all datasets of a type, by data id."""
+    with Butler.from_config(str(repo), collections=collections) as butler:
+        refs = butler.query_datasets(name, limit=None)
+        return {tuple(ref.dataId[key] for key in keys): butler.get(ref) for ref in refs}
+
+
+def assert_same_rows(ours, theirs):
+    assert ours.colnames == theirs.colnames
+    assert len(ours) == len(theirs) > 0
+    for name in ours.colnames:
+        assert ours[name].dtype == theirs[name].dtype
+        np.testing.assert_array_equal(np.asarray(ours[name]), np.asarray(theirs[name]), err_msg=name)
+
+
+@pytest.mark.parametrize("name", sorted({**TABLES, **IMAGES}))
+def test_one_butler_holds_what_both_sites_made(facilities, gathered, single, name):
+    keys = {**TABLES, **IMAGES}[name]
+    ours = read_tables(facilities.repos["NORTH"], gathered, name, keys)
+    theirs = read_tables(facilities.whole, single, name, keys)
+    assert sorted(ours) == sorted(theirs)
+    assert {key[0] for key in ours} == {visit for visits in VISITS.values() for visit in visits}
+    for key, value in ours.items():
+        if name in TABLES:
+            assert_same_rows(value, theirs[key])
+        else:
+            np.testing.assert_array_equal(value, theirs[key])
+
+
+def test_objects_made_of_both_sites_outputs_are_those_of_one_site(facilities, gathered, single):
+    repo = facilities.repos["NORTH"]
+    facilities.call(
+        "pipetask", "run", "-b", str(repo), "-i", ",".join([*gathered, INPUTS]), "-o", "objects",
+        "-p", f"{PIPELINE}#coadds", "--register-dataset-types", "-d", f"skymap = '{SKYMAP}' AND tract = 0",
+    )  # fmt: skip
+    (ours,) = read_tables(repo, ["objects"], "object_table", ()).values()
+    (theirs,) = read_tables(facilities.whole, single, "object_table", ()).values()
+    assert_same_rows(ours, theirs)
+    assert len(ours) > 30
