@@ -25,6 +25,7 @@ from lsst.ctrl.bps.wms_service import WmsStates
 from lsst.daf.butler import Butler
 from panda_servers.ingest_daemon import IngestDaemon
 
+from lsst.ctrl.bps.panda import demo
 from lsst.ctrl.bps.panda.campaign.record import read_campaign
 from lsst.ctrl.bps.panda.campaign.runs import look
 from lsst.ctrl.bps.panda.demo.repository import INPUTS, SKYMAP, create_repo
@@ -40,6 +41,8 @@ pytestmark = pytest.mark.slow
 LIMIT = 900.0
 SCOPE = "two_sites"
 VISITS = {"NORTH": [260315001, 260315002], "SOUTH": [260315003]}
+QUEUES = {"NORTH_QUEUE": "NORTH", "SOUTH_QUEUE": "SOUTH", "EAST_QUEUE": "EAST", "EAST_INIT": "EAST"}
+DEMO = Path(demo.__file__).parent / "bps_demo.yaml"
 PIPELINE = "resource://lsst.ctrl.bps.panda.demo/pipeline.yaml"
 TABLES = {"source_table": ("visit", "detector"), "visit_summary": ("visit",)}
 IMAGES = {"calibrated_image": ("visit", "detector")}
@@ -64,7 +67,7 @@ class Facilities:
             rucio.add_rse(f"{site}_DISK", folder)
         self.config = self.host.directory / "campaign.yaml"
         self.config.write_text(yaml.safe_dump(self._configuration(), sort_keys=False))
-        queues = {f"{site}_QUEUE": {"cores": 2, "site": site, "cloud": "LOCAL"} for site in VISITS}
+        queues = {name: {"cores": 2, "site": site, "cloud": "LOCAL"} for name, site in QUEUES.items()}
         self.queues = self.host.directory / "queues.yaml"
         self.queues.write_text(yaml.safe_dump(queues))
 
@@ -78,7 +81,15 @@ class Facilities:
 
     def _configuration(self) -> dict[str, object]:
         return {
-            "includeConfigs": ["resource://lsst.ctrl.bps.panda.demo/bps_demo.yaml"],
+            **yaml.safe_load(DEMO.read_text()),
+            "cluster": {
+                # A visit is one job.
+                "visits": {
+                    "pipetasks": "isr, characterize, visitSummary",
+                    "dimensions": "visit",
+                    "equalDimensions": "visit:exposure",
+                },
+            },
             "wmsServiceClass": "lsst.ctrl.bps.panda.LocalPanDAService",
             "operator": "ann",
             "submitPath": f"{self.host.directory}/submit/{{outputRun}}",
@@ -107,9 +118,17 @@ class Facilities:
             "rseRoot": str(folder),
             "dtnUrl": self.rucio.transfer_url(folder),
         }
+        # Some labels of the north's run go to the east, which sees the same files.
+        labels: dict[str, object] = {
+            "cluster": {"visits": {"computeSite": "EAST", "queue": "EAST_QUEUE"}},
+            "pipetask": {"pipetaskInit": {"computeSite": "EAST", "queue": "EAST_INIT"}},
+            "sitesShareFiles": True,
+        }
         if site == "SOUTH":
+            labels = {}
             rucio["rule"] = {"rseExpression": "NORTH_DISK"}
         return {
+            **labels,
             "share": share,
             "queue": f"{site}_QUEUE",
             "butlerConfig": str(self.repos[site]),
@@ -168,23 +187,28 @@ def test_each_site_ran_its_part(facilities, campaign):
     assert (document["state"], document["ended"], document["problems"]) == ("SUCCEEDED", True, [])
     done = {label: counts["SUCCEEDED"] for label, counts in document["labels"].items()}
     assert done == {
-        "pipetaskInit": 2, "isr": 3, "characterize": 3, "visitSummary": 3, "finalJob": 2, "rucioRegister": 2,
+        "pipetaskInit": 2, "visits": 3, "finalJob": 2, "rucioRegister": 2,
     }  # fmt: skip
     assert [(site["site"], site["values"], site["jobs"]) for site in document["sites"]] == [
-        ("NORTH", 2, 9), ("SOUTH", 1, 6),
+        ("NORTH", 2, 5), ("SOUTH", 1, 4),
     ]  # fmt: skip
     assert [part.values for part in campaign.parts] == list(VISITS.values())
     facilities.call("panda_bps", "campaign", "status", campaign.directory)
-    for site in document["sites"]:
-        # Each run is one of BPS's own.
-        assert site["run"] in facilities.call(
-            "bps",
-            "report",
-            "--id",
-            site["path"],
-            "--wms-service-class",
-            "lsst.ctrl.bps.panda.LocalPanDAService",
-        )
+    # Each run is one of BPS's own.
+    report = ("bps", "report", "--wms-service-class", "lsst.ctrl.bps.panda.LocalPanDAService", "--id")
+    assert campaign.parts[1].run in facilities.call(*report, campaign.parts[1].submit_path)
+
+
+def test_labels_went_to_the_sites_and_queues_they_name(facilities, campaign):
+    shown = facilities.call("panda_bps", "show", campaign.parts[0].submit_path, "--local", "--jobs", "--json")
+    places = {(job["label"], job["site"]) for job in json.loads(shown)["jobs"]}
+    assert places == {
+        ("pipetaskInit", "EAST_INIT"), ("visits", "EAST_QUEUE"), ("finalJob", "NORTH_QUEUE"),
+        ("rucioRegister", "NORTH_QUEUE"),
+    }  # fmt: skip
+    plan = json.loads((Path(campaign.parts[0].submit_path) / "panda_plan.json").read_text())
+    sites = {task["label"]: task["placement"]["site"] for task in [*plan["tasks"], *plan["final"]]}
+    assert sites == {"pipetaskInit": "EAST", "visits": "EAST", "finalJob": "NORTH", "rucioRegister": "NORTH"}
 
 
 def test_the_same_command_submits_nothing_again(facilities, campaign):
