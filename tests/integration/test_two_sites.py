@@ -95,7 +95,11 @@ class Facilities:
             "submitPath": f"{self.host.directory}/submit/{{outputRun}}",
             "pipelineYaml": f"{PIPELINE}#singleFrame,visits",
             "numberOfRetries": 0,
-            "payload": {"payloadName": "both", "dataQuery": "instrument = 'StarCam'"},
+            "payload": {
+                "payloadName": "both",
+                "inCollection": INPUTS,
+                "dataQuery": "instrument = 'StarCam'",
+            },
             "rucio": {
                 "enabled": True,
                 "datasetTypes": ["calibrated_image*", *TABLES],
