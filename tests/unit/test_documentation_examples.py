@@ -110,6 +110,7 @@ CLUSTER_KEYS = frozenset(
     ]
 )
 SECTIONS_OF_LABELS = ("pipetask", "cluster")
+SECTIONS = ("queues", "rucio", "campaignSites")
 SECTIONS_OF_ONE = ("finalJob", "customJob", "remoteBuild")
 
 
@@ -124,7 +125,7 @@ def known_keys() -> set[str]:
     defaults = yaml.safe_load(
         (Path(lsst.ctrl.bps.bps_config.__file__).parent / "etc" / "bps_defaults.yaml").read_text()
     )
-    found = {*KEYS, *BPS_KEYS, *job_keys(), *SECTIONS_OF_LABELS, *SECTIONS_OF_ONE, "queues", *defaults}
+    found = {*KEYS, *BPS_KEYS, *job_keys(), *SECTIONS_OF_LABELS, *SECTIONS_OF_ONE, *SECTIONS, *defaults}
     for path in (CHECKOUT / "python/lsst/ctrl/bps/panda/config").rglob("*.yaml"):
         text = path.read_text()
         found |= set(yaml.safe_load(text)) | set(re.findall(r"\{(\w+)\}", text))
@@ -195,7 +196,7 @@ def test_json_examples_are_json(page):
 
 # What a page may use beside our own commands; some are of a facility or an LSST stack.
 PROGRAMS_OF_OTHERS = frozenset(
-    ["cat", "cd", "chmod", "env", "eval", "export", "mkdir", "pip", "python", "python3", "setup", "source"]
+    "butler cat cd chmod env eval export mkdir pip python python3 setup source".split()  # noqa: SIM905
 )
 
 
