@@ -53,7 +53,7 @@ files = sa.Table(
     "files",
     _METADATA,
     sa.Column("file_id", sa.BigInteger, primary_key=True, autoincrement=False),
-    sa.Column("task_id", sa.BigInteger, nullable=False, index=True),
+    sa.Column("task_id", sa.BigInteger, nullable=False),
     sa.Column("lfn", sa.String(4000), nullable=False),
     sa.Column("events", sa.Integer, nullable=False),
     # staging, ready, waiting (for its activation), running, finished,
@@ -64,6 +64,8 @@ files = sa.Table(
     sa.Column("ram", sa.Integer, nullable=False),
     sa.Column("due", sa.Float, index=True),
     sa.Column("panda_id", sa.BigInteger),
+    # What is open of a task is looked for at the end of each job.
+    sa.Index("ix_files_task_status", "task_id", "status"),
 )
 
 jobs = sa.Table(
@@ -74,7 +76,7 @@ jobs = sa.Table(
     sa.Column("file_id", sa.BigInteger, nullable=False, index=True),
     sa.Column("name", sa.String(300), nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
-    sa.Column("status", sa.String(16), nullable=False, index=True),
+    sa.Column("status", sa.String(16), nullable=False),
     sa.Column("sub_status", sa.String(16)),
     sa.Column("queue", sa.String(128), nullable=False),
     sa.Column("cores", sa.Integer, nullable=False),
@@ -90,6 +92,8 @@ jobs = sa.Table(
     sa.Column("kill_by", sa.String(128)),
     # The remaining fields of PanDA's JobSpec that differ from their default.
     sa.Column("detail", sa.Text, nullable=False),
+    # In the order in which jobs are taken.
+    sa.Index("ix_jobs_taking", "status", sa.desc("priority"), "panda_id"),
 )
 
 events = sa.Table(
@@ -148,6 +152,10 @@ class Database:
             with self.engine.begin() as connection:
                 connection.execute(sa.schema.CreateSchema(SCHEMA, if_not_exists=True))
         _METADATA.create_all(self.engine)
+        for table in _METADATA.tables.values():
+            for index in table.indexes:
+                # Of a table that an earlier version has made.
+                index.create(self.engine, checkfirst=True)
 
     @contextmanager
     def change(self) -> Iterator[sa.Connection]:

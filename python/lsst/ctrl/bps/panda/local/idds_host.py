@@ -10,6 +10,7 @@ import importlib
 import io
 import logging
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ _HOST = "http://idds.invalid"
 """Name under which the relay reaches the REST application; never resolved."""
 
 _SUPER_USER = "local-panda"
+_CLIENTS = 20
+"""Clients that a thread keeps: one a user and kind."""
+
 _AGENTS = ("clerk", "transformer", "submitter", "poller", "receiver", "trigger", "finisher", "conductor")
 _PLUGINS = "lsst.ctrl.bps.panda.local.idds_plugins"
 
@@ -169,6 +173,7 @@ class IddsHost:
         self._directory = directory
         self._pace = pace
         self._agents: list[Any] = []
+        self._clients = threading.local()
         for name in ("log", "cache", "storage", "home"):
             (directory / name).mkdir(parents=True, exist_ok=True)
         # The relay's client puts the text of a proxy into each workflow and
@@ -249,7 +254,22 @@ class IddsHost:
         return [agent.get_name() for agent in self._agents if not agent.is_alive()]
 
     def client(self, user: str, *, manager: bool) -> Any:
-        """Make a client of iDDS that acts for a user, as PanDA's relay does."""
+        """Make a client of iDDS that acts for a user, as PanDA's relay does,
+        or take the one that this thread has made before: to make one, files
+        are read.
+        """
+        clients: dict[tuple[str, bool], Any] = self._clients.__dict__.setdefault("made", {})
+        if (user, manager) not in clients:
+            if len(clients) >= _CLIENTS:
+                clients.clear()
+            clients[user, manager] = self._make_client(user, manager=manager)
+        return clients[user, manager]
+
+    def forget_clients(self) -> None:
+        """Have this thread make its clients anew: one was changed."""
+        self._clients.__dict__.clear()
+
+    def _make_client(self, user: str, *, manager: bool) -> Any:
         if manager:
             client = importlib.import_module("idds.client.clientmanager").ClientManager(host=_HOST)
             client.setup_client()
@@ -260,4 +280,5 @@ class IddsHost:
             inner = client
         inner.session.mount(_HOST, self._adapter)
         client.set_original_user(user_name=user)
+        idds_repairs.settle_client(client)
         return client

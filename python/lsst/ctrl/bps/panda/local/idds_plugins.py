@@ -14,6 +14,7 @@ from queue import Empty, Queue
 from typing import Any
 
 from .faults import Faults
+from .idds_repairs import BELL
 from .jedi import Jedi
 from .outbox import Outbox
 
@@ -138,6 +139,8 @@ class Receiver(_Plugin):
                 self._output.put(
                     {"name": "default", "from_idds": "false", "msg": {"headers": headers, "body": copy}}
                 )
+        if bodies:
+            BELL.ring()
         # iDDS goes through all inputs of a task for each batch of messages:
         # the larger the task, the larger the batches, up to a second's worth.
         size = _Wires.outbox.largest_task({int(body["taskid"]) for body in bodies})

@@ -350,7 +350,7 @@ class Jedi:
             for file in connection.execute(due_files).mappings().all():
                 task = self.task(connection, file["task_id"])
                 assert task is not None
-                self._store.create(connection, task, dict(file))
+                self._store.create(connection, task, [dict(file)])
                 if task["status"] == "ready":
                     self._book.set(connection, task, "running")
             dues = [

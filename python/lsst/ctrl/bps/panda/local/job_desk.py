@@ -18,6 +18,28 @@ from .orders import JobOrder
 from .outcomes import Outcome, lost_detail
 from .queues import Queues
 
+_NEXT = (
+    sa.select(
+        *(jobs.c[name] for name in ("panda_id", "task_id", "file_id", "attempt", "queue", "cores", "ram")),
+        files.c.lfn,
+        files.c.events,
+    )
+    .join(files, files.c.file_id == jobs.c.file_id)
+    .where(jobs.c.status == "activated")
+    .order_by(jobs.c.priority.desc(), jobs.c.panda_id)
+    .limit(sa.bindparam("_most"))
+)
+_CORES = (
+    sa.select(jobs.c.queue, sa.func.sum(jobs.c.cores))
+    .where(jobs.c.status == "running")
+    .group_by(jobs.c.queue)
+)
+_STARTS = (
+    jobs.update()
+    .where(jobs.c.panda_id == sa.bindparam("_job"))
+    .values(status="running", started=sa.bindparam("_now"), changed=sa.bindparam("_now"))
+)
+
 
 class JobDesk:
     """Jobs that are ready, taken and reported.
@@ -61,9 +83,7 @@ class JobDesk:
         with self._database.change() as connection:
             busy = self._cores_by_queue(connection)
             blocked: set[str] = set()
-            query = sa.select(jobs).where(jobs.c.status == "activated")
-            query = query.order_by(jobs.c.priority.desc(), jobs.c.panda_id).limit(max(free * 4, 32))
-            for job in connection.execute(query).mappings().all():
+            for job in connection.execute(_NEXT, {"_most": max(free * 4, 32)}).mappings().all():
                 queue = self._queues.get(job["queue"])
                 cores = min(job["cores"], slots, queue.cores or slots)
                 room = (queue.cores or slots) - busy.get(job["queue"], 0)
@@ -82,16 +102,13 @@ class JobDesk:
         return orders
 
     def _cores_by_queue(self, connection: sa.Connection) -> dict[str, int]:
-        query = sa.select(jobs.c.queue, sa.func.sum(jobs.c.cores)).where(jobs.c.status == "running")
-        return {queue: int(cores) for queue, cores in connection.execute(query.group_by(jobs.c.queue)).all()}
+        return {queue: int(cores) for queue, cores in connection.execute(_CORES).all()}
 
     def _start(self, connection: sa.Connection, job: Any, cores: int) -> JobOrder:
         now = self._clock()
-        update = jobs.update().where(jobs.c.panda_id == job["panda_id"])
-        connection.execute(update.values(status="running", started=now, changed=now))
+        connection.execute(_STARTS, {"_job": job["panda_id"], "_now": now})
         task = self._jedi.task(connection, job["task_id"])
         assert task is not None
-        file = connection.execute(sa.select(files).where(files.c.file_id == job["file_id"])).one()
         params = task["params"]
         done = sa.select(events.c.number).where(
             events.c.file_id == job["file_id"], events.c.status == "finished"
@@ -104,9 +121,9 @@ class JobDesk:
             request_id=task["req_id"],
             attempt=job["attempt"],
             template="".join(str(part.get("value", "")) for part in params.get("jobParameters") or []),
-            pseudo_input=file.lfn.partition(":")[2],
-            event_count=file.events,
-            done_events=frozenset(connection.execute(done).scalars()) if file.events else frozenset(),
+            pseudo_input=job["lfn"].partition(":")[2],
+            event_count=job["events"],
+            done_events=frozenset(connection.execute(done).scalars()) if job["events"] else frozenset(),
             queue=job["queue"],
             cores=cores,
             # The unit of the task is MBPerCoreFixed.

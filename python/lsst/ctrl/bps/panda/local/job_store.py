@@ -8,7 +8,7 @@ __all__ = ["OPEN_FILES", "OPEN_JOBS", "JobStore"]
 
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -26,6 +26,58 @@ OPEN_JOBS = ("activated", "running")
 _FIRST_JOB = 1_000_000
 """iDDS 2.6.21 compares PanDA ids as texts to find the newest; they need to
 have the same number of digits."""
+
+
+_FILE_HAS_JOB = (
+    files.update()
+    .where(files.c.file_id == sa.bindparam("_file_id"))
+    .values(status="running", attempt=sa.bindparam("_attempt"), panda_id=sa.bindparam("_job"), due=None)
+)
+
+_FILE_STATUS = (
+    files.update()
+    .where(files.c.file_id == sa.bindparam("_file_id"))
+    .values(status=sa.bindparam("_status"), due=None)
+)
+_JOB_ENDS = (
+    jobs.update()
+    .where(jobs.c.panda_id == sa.bindparam("_job"))
+    .values(
+        status=sa.bindparam("_status"),
+        sub_status=sa.bindparam("_sub"),
+        changed=sa.bindparam("_now"),
+        ended=sa.bindparam("_now"),
+        session=None,
+        kill_at=None,
+        detail=sa.bindparam("_detail"),
+    )
+)
+_OPEN_FILE = (
+    sa.select(files.c.file_id)
+    .where(files.c.task_id == sa.bindparam("_task_id"), files.c.status.in_(OPEN_FILES))
+    .limit(1)
+)
+_OF_INPUT = {
+    "attempt": "file_attempt",
+    "max_attempt": "max_attempt",
+    "ram": "file_ram",
+    "panda_id": "current",
+}
+"""Columns of an input, and what they are called next to those of its job."""
+
+_JOB_WITH_INPUT = (
+    sa.select(
+        jobs, files.c.lfn, files.c.events, *(files.c[name].label(label) for name, label in _OF_INPUT.items())
+    )
+    .join(files, files.c.file_id == jobs.c.file_id)
+    .where(jobs.c.panda_id == sa.bindparam("_job"))
+)
+
+
+def _input_of(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Take the input out of a job that was read with it."""
+    file = {name: job[label] for name, label in _OF_INPUT.items()}
+    return {**file, "file_id": job["file_id"], "lfn": job["lfn"]}
 
 
 class JobStore:
@@ -98,24 +150,51 @@ class JobStore:
             update = files.update().where(files.c.task_id == task["task_id"], files.c.status == "ready")
             connection.execute(update.values(status="waiting", due=self._clock() + delay))
             return len(rows)
-        for row in rows:
-            self.create(connection, task, dict(row))
+        self.create(connection, task, [dict(row) for row in rows])
         return len(rows)
 
-    def create(self, connection: sa.Connection, task: Mapping[str, Any], file: Mapping[str, Any]) -> int:
-        """Make a job of an input: the next attempt."""
+    def create(
+        self, connection: sa.Connection, task: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Make a job of each of some inputs of a task: the next attempt."""
+        if not inputs:
+            return
+        names = self._first_names(connection, inputs)
+        made = []
+        for file in inputs:
+            panda_id = next(self._job_ids)
+            name = names.get(file["panda_id"] or 0, f"{task['name']}.{panda_id}")
+            made.append(self._new_job(task, file, panda_id, name))
+        connection.execute(jobs.insert(), made)
+        changes = [
+            {"_file_id": job["file_id"], "_attempt": job["attempt"], "_job": job["panda_id"]} for job in made
+        ]
+        connection.execute(_FILE_HAS_JOB, changes)
+        lfns = {file["file_id"]: file["lfn"] for file in inputs}
+        self.tell(connection, *({**job, "lfn": lfns[job["file_id"]]} for job in made))
+        self._database.after_commit(self._wake)
+
+    def _first_names(self, connection: sa.Connection, inputs: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+        """Find the names of earlier jobs of some inputs: a job keeps the name
+        of its first attempt.
+        """
+        earlier = [file["panda_id"] for file in inputs if file["panda_id"]]
+        found: dict[int, str] = {}
+        for start in range(0, len(earlier), 500):
+            chosen = jobs.c.panda_id.in_(earlier[start : start + 500])
+            rows = connection.execute(sa.select(jobs.c.panda_id, jobs.c.name).where(chosen))
+            found.update({row.panda_id: row.name for row in rows})
+        return found
+
+    def _new_job(
+        self, task: Mapping[str, Any], file: Mapping[str, Any], panda_id: int, name: str
+    ) -> dict[str, Any]:
         now = self._clock()
-        panda_id = next(self._job_ids)
-        first = panda_id
-        if file["panda_id"]:
-            previous = sa.select(jobs.c.name).where(jobs.c.panda_id == file["panda_id"])
-            # A job keeps the name of its first attempt.
-            first = int(str(connection.execute(previous).scalar()).rpartition(".")[2])
-        job = {
+        return {
             "panda_id": panda_id,
             "task_id": task["task_id"],
             "file_id": file["file_id"],
-            "name": f"{task['name']}.{first}",
+            "name": name,
             "attempt": file["attempt"] + 1,
             "status": "activated",
             "queue": task["queue"],
@@ -126,34 +205,27 @@ class JobStore:
             "changed": now,
             "detail": "{}",
         }
-        connection.execute(jobs.insert().values(**job))
-        update = files.update().where(files.c.file_id == file["file_id"])
-        connection.execute(
-            update.values(status="running", attempt=job["attempt"], panda_id=panda_id, due=None)
-        )
-        self.tell(connection, {**job, "lfn": file["lfn"]})
-        self._database.after_commit(self._wake)
-        return panda_id
 
-    def tell(self, connection: sa.Connection, job: Mapping[str, Any]) -> None:
-        """Send iDDS the state of a job."""
+    def tell(self, connection: sa.Connection, *told: Mapping[str, Any]) -> None:
+        """Send iDDS the states of jobs."""
         self._outbox.put(
             connection,
-            {
-                "msg_type": "job_status",
-                "jobid": job["panda_id"],
-                "taskid": job["task_id"],
-                "status": job["status"],
-                "inputs": [job["lfn"]],
-                "computingsite": job["queue"],
-            },
+            *(
+                {
+                    "msg_type": "job_status",
+                    "jobid": job["panda_id"],
+                    "taskid": job["task_id"],
+                    "status": job["status"],
+                    "inputs": [job["lfn"]],
+                    "computingsite": job["queue"],
+                }
+                for job in told
+            ),
         )
 
     def get(self, connection: sa.Connection, panda_id: int) -> dict[str, Any] | None:
         """Read a job together with its input."""
-        columns = [files.c.lfn, files.c.events, files.c.max_attempt, files.c.panda_id.label("current")]
-        query = sa.select(jobs, *columns).join(files, files.c.file_id == jobs.c.file_id)
-        row = connection.execute(query.where(jobs.c.panda_id == panda_id)).mappings().first()
+        row = connection.execute(_JOB_WITH_INPUT, {"_job": panda_id}).mappings().first()
         return None if row is None else dict(row)
 
     def close(
@@ -168,18 +240,8 @@ class JobStore:
         """Give a job its final state and tell iDDS."""
         now = self._clock()
         fields = {**json.loads(job["detail"]), **detail}
-        update = jobs.update().where(jobs.c.panda_id == job["panda_id"])
-        connection.execute(
-            update.values(
-                status=status,
-                sub_status=sub_status,
-                changed=now,
-                ended=now,
-                session=None,
-                kill_at=None,
-                detail=json.dumps(fields),
-            )
-        )
+        values = {"_job": job["panda_id"], "_status": status, "_sub": sub_status, "_now": now}
+        connection.execute(_JOB_ENDS, {**values, "_detail": json.dumps(fields)})
         if sub_status != "fg_partial":
             # iDDS takes a message about a finished job for all its payloads,
             # also for those that failed; it learns of these by polling.
@@ -206,8 +268,7 @@ class JobStore:
         """Draw the consequence of a job's end for its input: finished, tried
         again, or failed.
         """
-        query = sa.select(files).where(files.c.file_id == job["file_id"])
-        file = dict(connection.execute(query).mappings().one())
+        file = _input_of(job)
         complete = outcome.status == "finished" and outcome.sub_status != "fg_partial"
         if complete:
             self._set_file(connection, file, "finished")
@@ -223,11 +284,10 @@ class JobStore:
             file["ram"] = memory_of_retry(file["ram"], task["params"], task["cores"])
             update = files.update().where(files.c.file_id == file["file_id"])
             connection.execute(update.values(ram=file["ram"]))
-        self.create(connection, task, file)
+        self.create(connection, task, [file])
 
     def _set_file(self, connection: sa.Connection, file: Mapping[str, Any], status: str) -> None:
-        update = files.update().where(files.c.file_id == file["file_id"])
-        connection.execute(update.values(status=status, due=None))
+        connection.execute(_FILE_STATUS, {"_file_id": file["file_id"], "_status": status})
 
     def cancel_queued(self, connection: sa.Connection, task_id: int, user: str) -> None:
         """Cancel the jobs of a task that do not run yet, and drop its inputs
@@ -261,5 +321,4 @@ class JobStore:
 
     def has_open(self, connection: sa.Connection, task_id: int) -> bool:
         """Tell whether the fate of some input of a task is open."""
-        query = sa.select(files.c.file_id).where(files.c.task_id == task_id, files.c.status.in_(OPEN_FILES))
-        return connection.execute(query.limit(1)).first() is not None
+        return connection.execute(_OPEN_FILE, {"_task_id": task_id}).first() is not None

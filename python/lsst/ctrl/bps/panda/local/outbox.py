@@ -40,11 +40,16 @@ class Outbox:
         self._bell = threading.Event()
         self._cleaned = clock()
 
-    def put(self, connection: sa.Connection, body: Mapping[str, Any]) -> None:
-        """Add a message; it leaves when the transaction is committed."""
+    def put(self, connection: sa.Connection, *bodies: Mapping[str, Any]) -> None:
+        """Add messages; they leave when the transaction is committed."""
+        if not bodies:
+            return
         now = self._clock()
-        text = json.dumps({**body, "timestamp": int(now)})
-        connection.execute(messages.insert().values(created=now, taken=None, body=text))
+        rows = [
+            {"created": now, "taken": None, "body": json.dumps({**body, "timestamp": int(now)})}
+            for body in bodies
+        ]
+        connection.execute(messages.insert(), rows)
         self._database.after_commit(self._bell.set)
 
     def take(self, timeout: float, limit: int = 500) -> list[dict[str, Any]]:

@@ -93,6 +93,7 @@ class Relay:
             kwargs = codec.json_loads(body["kwargs"]) if body.get("kwargs") else {}
             if str(body.get("json_outputs", "")).lower() == "true" and manager:
                 client.setup_json_outputs()
+                self._host.forget_clients()
             function = getattr(client, command)
             if command not in _COMMANDS:
                 return True, function(*args, **kwargs)

@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = ["Server", "main"]
 
 import fcntl
+import gc
 import getpass
 import logging
 import logging.handlers
@@ -274,6 +275,9 @@ class Server:
             threading.Thread(target=target, name=name, daemon=True).start()
         self._host.start()
         self._executor.start()
+        # What is there now stays, and need not be looked through for garbage.
+        gc.freeze()
+        gc.enable()
         write_endpoint(self.endpoint)
 
     def _tick_for_ever(self) -> None:

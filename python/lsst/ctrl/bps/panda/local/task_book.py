@@ -18,6 +18,9 @@ FINAL_STATES = ("done", "finished", "failed", "aborted", "broken", "exhausted")
 """States in which a task stays until a command comes."""
 
 _CACHED_TASKS = 200
+_TOUCH = (
+    tasks.update().where(tasks.c.task_id == sa.bindparam("_task_id")).values(modified=sa.bindparam("_now"))
+)
 
 
 class TaskBook:
@@ -43,12 +46,13 @@ class TaskBook:
         self._clock = clock
         self._wake = wake
         self._params: dict[int, Mapping[str, Any]] = {}
-        self._query = sa.select(*(column for column in tasks.c if column.name != "params"))
+        columns = (column for column in tasks.c if column.name != "params")
+        self._query = sa.select(*columns).where(tasks.c.task_id == sa.bindparam("_task_id"))
         self._ids = itertools.count(database.highest(tasks.c.task_id) + 1)
 
     def get(self, connection: sa.Connection, task_id: int) -> dict[str, Any] | None:
         """Read a task, with its parameters as a `dict`."""
-        row = connection.execute(self._query.where(tasks.c.task_id == task_id)).mappings().first()
+        row = connection.execute(self._query, {"_task_id": task_id}).mappings().first()
         return None if row is None else {**row, "params": self._parameters(connection, task_id)}
 
     def _parameters(self, connection: sa.Connection, task_id: int) -> Mapping[str, Any]:
@@ -99,8 +103,7 @@ class TaskBook:
 
     def touch(self, connection: sa.Connection, task: Mapping[str, Any]) -> None:
         """Note that something of a task has changed."""
-        update = tasks.update().where(tasks.c.task_id == task["task_id"])
-        connection.execute(update.values(modified=self._clock()))
+        connection.execute(_TOUCH, {"_task_id": task["task_id"], "_now": self._clock()})
 
     def set(self, connection: sa.Connection, task: dict[str, Any], status: str, **values: Any) -> None:
         """Change a task's status, and further values, and tell iDDS."""

@@ -9,6 +9,7 @@ iDDS whose private parts are not known.
 from __future__ import annotations
 
 __all__ = [
+    "BELL",
     "IDDS_VERSION",
     "REPAIRS",
     "Repair",
@@ -17,6 +18,7 @@ __all__ = [
     "offer_task_lookup",
     "repair",
     "self_test",
+    "settle_client",
     "tune",
     "unlock_everything",
     "wrong_versions",
@@ -26,19 +28,35 @@ import functools
 import importlib.metadata
 
 from ..pace import Pace
-from . import behaviour, speed, storage
+from . import behaviour, imports, logs, loops, speed, storage, volume
 from .behaviour import offer_task_lookup
+from .imports import import_lightly
+from .loops import BELL
 from .record import Repair, module
-from .speed import tune
-from .storage import before_import, unlock_everything
+from .speed import settle_client, tune
+from .storage import prepare_sqlalchemy, unlock_everything
 
 IDDS_VERSION = "2.6.21"
 """The version whose private parts are known."""
 
-REPAIRS: tuple[Repair, ...] = (*storage.REPAIRS, *behaviour.REPAIRS, *speed.REPAIRS)
+REPAIRS: tuple[Repair, ...] = (
+    *imports.REPAIRS,
+    *storage.REPAIRS,
+    *behaviour.REPAIRS,
+    *logs.REPAIRS,
+    *loops.REPAIRS,
+    *speed.REPAIRS,
+    *volume.REPAIRS,
+)
 """All repairs."""
 
 _DISTRIBUTIONS = ("idds-server", "idds-common", "idds-workflow", "idds-doma", "idds-client", "idds-prompt")
+
+
+def before_import() -> None:
+    """Prepare the process for iDDS, and import what would import too much."""
+    prepare_sqlalchemy()
+    import_lightly()
 
 
 def wrong_versions() -> list[str]:

@@ -1,5 +1,5 @@
 """Repairs of what iDDS does wrong: lost commands, requests that are ended too
-early, files left open, tasks that cannot be found.
+early, tasks that cannot be found.
 """
 
 from __future__ import annotations
@@ -77,11 +77,6 @@ def _serialise_request_locks(pace: Pace) -> None:
     )
 
 
-def _one_log_handler(pace: Pace) -> None:
-    controller = module("idds.rest.v1.controller")
-    controller.get_logger = functools.lru_cache(maxsize=None)(controller.get_logger)
-
-
 def offer_task_lookup(find: Callable[[int, str], int | None]) -> None:
     """Let iDDS look a task up by its name before it submits it.
 
@@ -124,13 +119,6 @@ REPAIRS = (
             f"{_CLERK}:core_requests.get_requests_by_status_type",
         ),
         _serialise_request_locks,
-    ),
-    Repair(
-        "one log handler",
-        "the REST service opens a log file per request",
-        "no file descriptors left after about a thousand requests",
-        ("idds.rest.v1.controller:get_logger",),
-        _one_log_handler,
     ),
     Repair(
         "tasks by name",

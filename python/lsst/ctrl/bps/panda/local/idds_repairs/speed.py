@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["REPAIRS", "tune"]
+__all__ = ["REPAIRS", "settle_client", "tune"]
 
 import threading
 import time
@@ -11,39 +11,8 @@ from typing import Any
 from ..pace import Pace
 from .record import Repair, Stand, module
 
-_SCHEDULER = "idds.agents.common.timerscheduler:TimerScheduler"
-_BUSY_WAIT = 0.05
 _STOCK_TIMER = 10
 _STOCK_MESSAGE_AGE = 60
-_LARGE_TASK = 300
-
-
-class _CalmEvent(threading.Event):
-    def wait(self, timeout: float | None = None) -> bool:
-        return super().wait(None if timeout is None else max(timeout, _BUSY_WAIT))
-
-
-def _calm_loops(pace: Pace) -> None:
-    scheduler = module("idds.agents.common.timerscheduler").TimerScheduler
-    stock = scheduler.__init__
-
-    def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        stock(self, *args, **kwargs)
-        self.graceful_stop = _CalmEvent()
-
-    scheduler.__init__ = init
-
-
-def _set_timers(pace: Pace) -> None:
-    scheduler = module("idds.agents.common.timerscheduler").TimerScheduler
-    stock = scheduler.create_task
-
-    def create_task(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("delay_time", _STOCK_TIMER) == _STOCK_TIMER:
-            kwargs["delay_time"] = pace.timer
-        return stock(self, *args, **kwargs)
-
-    scheduler.create_task = create_task
 
 
 def _send_messages_at_once(pace: Pace) -> None:
@@ -146,43 +115,25 @@ def _trigger_dependents(pace: Pace) -> None:
     trigger.Trigger.get_processing = get
 
 
-def _poll_large_tasks_less(pace: Pace) -> None:
-    poller = module("idds.agents.carrier.poller").Poller
-    stock = poller.load_poll_period
-
-    def load(self: Any, processing: Any, parameters: Any, *args: Any, **kwargs: Any) -> Any:
-        answer = stock(self, processing, parameters, *args, **kwargs)
-        inner = (processing.get("processing_metadata") or {}).get("processing")
-        size = getattr(getattr(inner, "work", None), "num_inputs", None) or 0
-        if size > _LARGE_TASK:
-            period = max(pace.poll, min(size // _LARGE_TASK, 30))
-            answer["update_poll_period"] = period
-        return answer
-
-    poller.load_poll_period = load
-
-
 def tune(agent: Any, pace: Pace) -> None:
     """Set what can be set on an agent but not in the configuration."""
     if pace.message_age < 1 and hasattr(agent, "bulk_message_delay"):
         # The configuration takes whole seconds only.
-        agent.bulk_message_delay = 0.1
+        agent.bulk_message_delay = 0.02
+
+
+def settle_client(client: Any) -> None:
+    """Have a client of iDDS that is set up stay as it is."""
+    client.setup_client = lambda *args, **kwargs: None
 
 
 REPAIRS = (
     Repair(
-        "busy loops",
-        "main loops wait for 0.01 ms",
-        "a whole core is used when nothing runs",
-        (f"{_SCHEDULER}.__init__",),
-        _calm_loops,
-    ),
-    Repair(
-        "timers",
-        "work is looked for every 10 s, which is not configurable",
-        "each level of a workflow takes ten seconds longer",
-        (f"{_SCHEDULER}.create_task",),
-        _set_timers,
+        "client's configuration",
+        "the client that the relay uses reads its configuration files at each call",
+        "each call through the relay takes ten milliseconds longer",
+        ("idds.client.clientmanager:ClientManager.setup_client",),
+        None,
     ),
     Repair(
         "age of messages",
@@ -207,13 +158,6 @@ REPAIRS = (
             "idds.orm.base.models:Content.content_dep_id",
         ),
         _trigger_dependents,
-    ),
-    Repair(
-        "polls of large tasks",
-        "all jobs of a task are asked for and gone through at every poll; messages tell most of it before",
-        "a task of thousands of jobs takes a whole core for its polls",
-        ("idds.agents.carrier.poller:Poller.load_poll_period",),
-        _poll_large_tasks_less,
     ),
     Repair(
         "poller's first sleep",

@@ -4,17 +4,16 @@ that was killed.
 
 from __future__ import annotations
 
-__all__ = ["REPAIRS", "before_import", "unlock_everything"]
+__all__ = ["REPAIRS", "prepare_sqlalchemy", "unlock_everything"]
 
 import hashlib
 import sqlite3
-import sys
 import threading
 import time
-import types
 from typing import Any
 
 from ..pace import Pace
+from .imports import put_in_place
 from .record import Repair, module
 
 
@@ -75,7 +74,7 @@ def _compile_sum(element: Any, compiler: Any, **options: Any) -> str:
     return str(compiler.visit_binary(element, **options))
 
 
-def before_import() -> None:
+def prepare_sqlalchemy() -> None:
     """Prepare SQLAlchemy for iDDS on SQLite, and do without Redis."""
     from sqlalchemy import event
     from sqlalchemy.engine import Engine
@@ -84,9 +83,7 @@ def before_import() -> None:
 
     event.listen(Engine, "connect", _set_up_connection)
     # The real one is not needed and takes a tenth of a second to import.
-    redis = types.ModuleType("redis")
-    redis.Redis = MemoryCache  # type: ignore[attr-defined]
-    sys.modules["redis"] = redis
+    put_in_place("redis", Redis=MemoryCache)
     compiles(BinaryExpression, "sqlite")(_compile_sum)
 
 
