@@ -6,7 +6,6 @@ __all__ = ["main"]
 
 import os
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -20,17 +19,24 @@ from lsst.ctrl.bps.panda.errors import LocalPandaError
 from lsst.ctrl.bps.panda.local import instance
 from lsst.ctrl.bps.panda.local.trial import TrialClient, diamond
 
+from .attended import Signalled, attend, ignored_signals, raised_signals
+
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
 def _clear_errors(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Show our errors as one message instead of a traceback."""
+    """Show our errors as one message instead of a traceback; end with 130
+    after Ctrl-C.
+    """
 
     @wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
             return function(*args, **kwargs)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            sys.exit(130)
         except (LocalPandaError, OSError) as error:
             raise click.ClickException(str(error)) from error
 
@@ -214,21 +220,30 @@ def run(directory: Path | None, command: tuple[str, ...], **options: Any) -> Non
     """  # noqa: D301
     where = _where(directory)
     found = instance.find(where)
-    endpoint = found or instance.start(where, parent=os.getpid(), **options)
+    if found is not None and any(value is not None for value in options.values()):
+        raise LocalPandaError(f"options have no effect on the one that runs already: {found.url}")
+    try:
+        with raised_signals():
+            endpoint = found or instance.start(where, parent=os.getpid(), **options)
+        code = attend(command, _variables(endpoint))
+    except Signalled as came:
+        code = came.exit_code
+    finally:
+        if found is None:
+            with ignored_signals():
+                instance.stop(where)
+    sys.exit(code)
+
+
+def _variables(endpoint: instance.Endpoint) -> dict[str, str]:
+    """Make the environment of a command that uses the embedded PanDA."""
     variables = dict(os.environ)
     for name, value in instance.environment(endpoint).items():
         if value:
             variables[name] = value
         else:
             variables.pop(name, None)
-    try:
-        code = subprocess.call(command, env=variables)
-    except KeyboardInterrupt:
-        code = 130
-    finally:
-        if found is None:
-            instance.stop(where)
-    sys.exit(128 - code if code < 0 else code)
+    return variables
 
 
 @main.command()

@@ -40,6 +40,9 @@ class Endpoint:
     directory: str
     """State directory, absolute."""
 
+    mark: str = ""
+    """Value of an environment variable of this server only."""
+
 
 def state_directory(variables: Mapping[str, str]) -> Path:
     """Tell the default state directory.
@@ -75,6 +78,7 @@ def read_endpoint(directory: str | Path) -> Endpoint | None:
             token=str(value["token"]),
             version=str(value["version"]),
             directory=str(value["directory"]),
+            mark=str(value.get("mark", "")),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -20,6 +20,7 @@ __all__ = [
 import importlib.util
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -34,8 +35,9 @@ from typing import Any
 from lsst.ctrl.bps.panda.errors import LocalPandaError
 
 from .endpoint import ENDPOINT_FILE, Endpoint, environment, read_endpoint, state_directory
-from .processes import is_alive
+from .processes import SERVER_MARKER, end_marked, is_alive
 from .server_settings import read_settings, write_settings
+from .state_lock import take_lock
 
 _LAUNCHER = Path(__file__).resolve().with_name("launch.py")
 _EXIT_BUSY = 75
@@ -46,10 +48,10 @@ _NEEDED = {
     "flask": "flask",
     "sqlalchemy": "sqlalchemy",
 }
-# Credentials of a facility are none of the server's business.
 _children: dict[int, subprocess.Popen[bytes]] = {}
 """Servers that this process has started, to be collected when they end."""
 
+# Credentials of a facility are none of the server's business.
 _DROPPED = ("PANDA_", "OIDC_", "IDDS_", "X509_")
 
 
@@ -76,8 +78,13 @@ def _check_installed() -> None:
         )
 
 
+def _canonical(directory: str | Path) -> Path:
+    """Give a directory one name: processes are found by it."""
+    return Path(directory).resolve()
+
+
 def _prepare_directory(directory: Path) -> Path:
-    directory = directory.absolute()
+    directory = _canonical(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         directory.chmod(0o700)
@@ -172,23 +179,57 @@ def start(
     write_settings(directory, {"slots": slots, "database": database, "pace": pace, **options})
     command = [sys.executable, "-P", str(_LAUNCHER), str(directory)]
     variables = {key: value for key, value in os.environ.items() if not key.startswith(_DROPPED)}
+    variables[SERVER_MARKER] = secrets.token_hex(8)
     if foreground:
         os.execve(sys.executable, command, variables)
-    process = _spawn(command, directory, variables)
-    _children[process.pid] = process
     end = time.monotonic() + timeout
+    while True:
+        process = _spawn(command, directory, variables)
+        try:
+            endpoint = _wait_for_answer(process, directory, end=end, sleep=sleep)
+        except BaseException:
+            # Also Ctrl-C: nobody would know of it.
+            _abandon(process)
+            raise
+        if endpoint is not None:
+            return endpoint
+
+
+def _wait_for_answer(
+    process: subprocess.Popen[bytes], directory: Path, *, end: float, sleep: Callable[[float], None]
+) -> Endpoint | None:
+    """Wait for a server that was just started, or for the one that was
+    faster; `None` if that one has gone.
+    """
     while time.monotonic() < end:
         code = process.poll()
         if endpoint := find(directory):
-            _remember_port(directory, endpoint)
+            if endpoint.pid == process.pid:
+                _children[process.pid] = process
+                _remember_port(directory, endpoint)
             return endpoint
-        if code is not None and code != _EXIT_BUSY:
+        if code == _EXIT_BUSY:
+            lock = take_lock(directory)
+            if lock is not None:
+                lock.close()
+                return None
+        elif code is not None:
             raise LocalPandaError(f"the embedded PanDA did not start:\n{_last_lines(directory)}")
         sleep(0.02)
-    process.kill()
     raise LocalPandaError(
-        f"the embedded PanDA did not start within {timeout:g} s; see {directory / 'server.log'}"
+        f"the embedded PanDA did not answer in time; see {directory / 'server.log'}, "
+        f"and whether process {process.pid} or another one holds {directory / 'lock'}"
     )
+
+
+def _abandon(process: subprocess.Popen[bytes]) -> None:
+    """End a server that is starting."""
+    process.terminate()
+    try:
+        process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _spawn(command: Sequence[str], directory: Path, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -237,7 +278,7 @@ def stop(directory: str | Path, *, timeout: float = 30, sleep: Callable[[float],
     """
     endpoint = find(directory)
     if endpoint is None:
-        (Path(directory) / ENDPOINT_FILE).unlink(missing_ok=True)
+        _end_remains(directory)
         return False
     for number, seconds in ((signal.SIGTERM, timeout), (signal.SIGKILL, 5.0)):
         try:
@@ -251,9 +292,24 @@ def stop(directory: str | Path, *, timeout: float = 30, sleep: Callable[[float],
             break
     else:
         raise LocalPandaError(f"process {endpoint.pid} of the embedded PanDA does not end")
-    (Path(directory) / ENDPOINT_FILE).unlink(missing_ok=True)
     _reap(endpoint.pid)
+    _end_remains(directory)
     return True
+
+
+def _end_remains(directory: str | Path) -> None:
+    """End what jobs of a server that was killed have left running."""
+    directory = _canonical(directory)
+    if not directory.is_dir():
+        return
+    lock = take_lock(directory, patience=1.0)
+    if lock is None:
+        # A server is just starting, and tidies up itself.
+        return
+    with lock:
+        dead = read_endpoint(directory)
+        end_marked(directory, dead_server=dead.mark if dead else "")
+        (directory / ENDPOINT_FILE).unlink(missing_ok=True)
 
 
 def _reap(pid: int) -> None:
@@ -293,5 +349,6 @@ def clean(directory: str | Path) -> bool:
         raise LocalPandaError(f"an embedded PanDA runs with {path}; stop it first: panda_local stop")
     if not (path / "settings.json").exists() and any(path.iterdir()):
         raise LocalPandaError(f"{path} is no state directory of an embedded PanDA; not removed")
+    _end_remains(path)
     shutil.rmtree(path)
     return True

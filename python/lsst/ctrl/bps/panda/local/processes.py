@@ -5,7 +5,10 @@ job, how much memory they use, and how to end them.
 from __future__ import annotations
 
 __all__ = [
+    "MARKER",
+    "SERVER_MARKER",
     "SessionUse",
+    "end_marked",
     "end_session",
     "is_alive",
     "marked_processes",
@@ -19,6 +22,13 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+
+MARKER = "PANDA_LOCAL_INSTANCE"
+"""Environment variable by which all that an instance's jobs have started is
+found; its value is the state directory."""
+
+SERVER_MARKER = "PANDA_LOCAL_SERVER"
+"""Environment variable of a server, with a mark of its own."""
 
 _PAGE_KB = os.sysconf("SC_PAGE_SIZE") // 1024
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -150,17 +160,16 @@ def end_session(
         sleep(0.02)
 
 
-def marked_processes(marker: str) -> list[int]:
-    """List processes of this user whose environment holds ``marker``.
+def marked_processes(*markers: str) -> list[int]:
+    """List processes of this user whose environment holds a marker.
 
     Parameters
     ----------
-    marker : `str`
-        An assignment, ``NAME=value``, that was given to the first process
-        and is inherited by all that come from it, whatever session they are
-        in.
+    *markers : `str`
+        Assignments, ``NAME=value``.  One is given to the first process and
+        inherited by all that come from it, whatever session they are in.
     """
-    wanted = marker.encode()
+    wanted = {marker.encode() for marker in markers}
     own = os.getpid()
     found = []
     for pid in _all_pids():
@@ -170,6 +179,45 @@ def marked_processes(marker: str) -> list[int]:
             variables = Path(f"/proc/{pid}/environ").read_bytes()
         except OSError:
             continue
-        if wanted in variables.split(b"\0"):
+        if not wanted.isdisjoint(variables.split(b"\0")):
             found.append(pid)
     return found
+
+
+def end_marked(
+    directory: str | Path, *, dead_server: str = "", sleep: Callable[[float], None] = time.sleep
+) -> int:
+    """End what the jobs of an instance have left running.
+
+    Parameters
+    ----------
+    directory : `str` or `~pathlib.Path`
+        State directory of the instance.
+    dead_server : `str`, optional
+        Mark of a server that was killed, maybe in the middle of starting a
+        job: such a child has the environment of the server until it becomes
+        the job.
+    sleep : callable, optional
+        Time, for tests.
+
+    Returns
+    -------
+    count : `int`
+        Number of processes that were found at once.
+    """
+    markers = [f"{MARKER}={directory}"]
+    if dead_server:
+        markers.append(f"{SERVER_MARKER}={dead_server}")
+    count = 0
+    # A process that ends while it is looked at may just have started another
+    # one, which is in no list yet: two looks in a row have to find none.
+    clear = 0 if dead_server else 1
+    for _ in range(100):
+        pids = marked_processes(*markers)
+        clear = 0 if pids else clear + 1
+        if clear == 2:
+            break
+        count = max(count, len(pids))
+        _signal(pids, signal.SIGKILL)
+        sleep(0.02)
+    return count

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 __all__ = ["Server", "main"]
 
-import fcntl
 import gc
 import getpass
 import logging
-import logging.handlers
 import os
 import secrets
 import select
@@ -23,7 +21,7 @@ import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from waitress import create_server  # type: ignore[import-untyped]
 
@@ -32,7 +30,7 @@ from lsst.ctrl.bps.panda.version import __version__
 from . import idds_plugins, idds_repairs
 from .api import Api
 from .database import Database
-from .endpoint import ENDPOINT_FILE, Endpoint, environment, write_endpoint
+from .endpoint import ENDPOINT_FILE, Endpoint, environment, read_endpoint, write_endpoint
 from .executor import Executor, ExecutorSettings
 from .faults import Faults, read_faults
 from .file_cache import FileCache
@@ -45,10 +43,12 @@ from .outbox import Outbox
 from .overview import runs
 from .pace import parse_pace
 from .payload import JobPlaces
-from .processes import is_alive, marked_processes, start_ticks
+from .processes import MARKER, SERVER_MARKER, end_marked, is_alive, start_ticks
 from .queues import Queues, read_queues
 from .relay import Relay
+from .server_log import catch_prints, set_up_log
 from .server_settings import ServerSettings, read_settings
+from .state_lock import take_lock
 from .token_check import TokenCheck
 from .views import Views
 from .web import WebParts, make_application
@@ -58,33 +58,10 @@ _LOG = logging.getLogger(__name__)
 EXIT_BUSY = 75
 """Another server has the directory."""
 
+_EXIT_INTERRUPTED = 130
+
 EXIT_REFUSED = 78
 """Something that the server needs is not there; the log says what."""
-
-MARKER = "PANDA_LOCAL_INSTANCE"
-"""Environment variable by which all processes of an instance are found."""
-
-
-def _set_up_logging(directory: Path, level: str) -> None:
-    handler = logging.handlers.RotatingFileHandler(
-        directory / "server.log", maxBytes=10_000_000, backupCount=3
-    )
-    handler.setFormatter(logging.Formatter("%(asctime)s %(threadName)s %(name)s %(levelname)s %(message)s"))
-    logging.basicConfig(level=level, handlers=[handler])
-    logging.getLogger("lsst.ctrl.bps.panda").setLevel(logging.INFO)
-    # Tells at every call where its token comes from.
-    logging.getLogger("panda-client").setLevel(logging.WARNING)
-    logging.captureWarnings(True)
-
-
-def _take_lock(directory: Path) -> TextIO | None:
-    stream = (directory / "lock").open("w")
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        stream.close()
-        return None
-    return stream
 
 
 def _listen(host: str, ports: tuple[int, ...]) -> socket.socket:
@@ -98,25 +75,6 @@ def _listen(host: str, ports: tuple[int, ...]) -> socket.socket:
             continue
         return listener
     raise OSError(f"no free port on {host}")
-
-
-def _kill_leftovers(directory: Path) -> int:
-    """End the payloads of a server that was killed."""
-    marker = f"{MARKER}={directory}"
-    count = 0
-    # What is being forked while we look is found by the next look.
-    for _ in range(20):
-        pids = marked_processes(marker)
-        if not pids:
-            break
-        count = max(count, len(pids))
-        for pid in pids:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        time.sleep(0.05)
-    return count
 
 
 class Server:
@@ -138,6 +96,7 @@ class Server:
         self._listener = listener
         self._stop = threading.Event()
         self._tick_bell = threading.Event()
+        self._parts: list[Executor | IddsHost] = []
         port = listener.getsockname()[1]
         base = f"http://127.0.0.1:{port}"
         self.endpoint = Endpoint(
@@ -147,6 +106,7 @@ class Server:
             token=secrets.token_urlsafe(24),
             version=__version__,
             directory=str(directory),
+            mark=os.environ.get(SERVER_MARKER, ""),
         )
         self._base = base
         self._outside = dict(os.environ)
@@ -190,7 +150,8 @@ class Server:
         idds_plugins.connect(self._jedi, outbox, self._faults)
         idds_repairs.offer_task_lookup(self._jedi.submitted)
         self._application = self._make_application()
-        killed = _kill_leftovers(directory)
+        before = read_endpoint(directory)
+        killed = end_marked(directory, dead_server=before.mark if before else "")
         lost = self._jedi.recover(time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()))
         replayed = outbox.replay()
         _LOG.info("ended %d processes, %d lost jobs, %d messages again", killed, lost, replayed)
@@ -274,11 +235,13 @@ class Server:
         for name, target in (("web", self._web.run), ("tick", self._tick_for_ever)):
             threading.Thread(target=target, name=name, daemon=True).start()
         self._host.start()
-        self._executor.start()
         # What is there now stays, and need not be looked through for garbage.
         gc.freeze()
         gc.enable()
+        # Before any job is started: what a kill leaves can then be found.
         write_endpoint(self.endpoint)
+        self._parts = [self._executor, self._host]
+        self._executor.start()
 
     def _tick_for_ever(self) -> None:
         while not self._stop.is_set():
@@ -304,22 +267,31 @@ class Server:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: None)
 
-    def wait(self) -> None:
-        """Wait until a signal comes or the parent has ended."""
+    def wait(self) -> int:
+        """Wait until a signal comes or the parent has ended.
+
+        Returns
+        -------
+        exit_code : `int`
+            130 after Ctrl-C, else 0.
+        """
         parent = self._settings.parent
         started = start_ticks(parent) if parent else 0
         while not select.select([self._signalled], [], [], 1.0 if parent else None)[0]:
             if not is_alive(parent, started):
                 _LOG.info("process %d has ended: so do we", parent)
-                return
+                return 0
+        number = os.read(self._signalled, 1)[0]
+        _LOG.info("signal %d", number)
+        return _EXIT_INTERRUPTED if number == signal.SIGINT else 0
 
     def stop(self) -> None:
         """End payloads and threads; the rest ends with the process."""
         self._stop.set()
         self._tick_bell.set()
-        self._executor.stop()
-        self._host.stop()
-        _kill_leftovers(self._directory)
+        for part in self._parts:
+            part.stop()
+        end_marked(self._directory)
         (self._directory / ENDPOINT_FILE).unlink(missing_ok=True)
 
 
@@ -333,26 +305,33 @@ def main(arguments: list[str]) -> int:
     """
     directory = Path(arguments[0])
     os.umask(0o077)
-    lock = _take_lock(directory)
+    lock = take_lock(directory, patience=1.0)
     if lock is None:
         return EXIT_BUSY
     settings = read_settings(directory).checked()
-    _set_up_logging(directory, settings.loglevel)
+    set_up_log(directory, settings.loglevel)
     listener = _listen(settings.host, (settings.port, 0))
     server = Server(directory, settings, listener)
     server.catch_signals()
+    terminal, said = sys.stdout, sys.stderr
+    catch_prints()
     try:
         server.build()
         server.start()
     except Exception as error:
         _LOG.exception("could not start")
-        sys.stderr.write(f"{error}\n")
-        return EXIT_REFUSED
-    _LOG.info("ready at %s", server.endpoint.url)
-    server.wait()
+        said.write(f"{error}\n")
+        code = EXIT_REFUSED
+    else:
+        _LOG.info("ready at %s", server.endpoint.url)
+        if terminal.isatty():
+            terminal.write(f"ready at {server.endpoint.url}\n")
+            terminal.flush()
+        code = server.wait()
     server.stop()
     _LOG.info("stopped")
+    said.flush()
     logging.shutdown()
     # Agents of iDDS may hang in a sleep of minutes; nothing is lost by not
     # waiting for them.
-    os._exit(0)
+    os._exit(code)
