@@ -1,58 +1,148 @@
 """Many runs at once on the embedded PanDA, whose server is killed at random
-moments: every run ends complete and right.
+moments, while runs are submitted, while jobs run, and while the last of them
+end: every run ends complete and right, no job that had finished runs again,
+and none is lost.
+
+Each execution of a job leaves a line in a file, so that what really ran is
+compared with what the databases say.
 """
 
+import collections
+import http.client
 import os
 import random
 import signal
 import sqlite3
+import threading
 import time
 
 import pytest
 
+from lsst.ctrl.bps.panda.errors import LocalPandaError
 from lsst.ctrl.bps.panda.local import instance
 from lsst.ctrl.bps.panda.local.processes import is_alive, marked_processes
-from lsst.ctrl.bps.panda.local.trial import TrialClient, diamond
+from lsst.ctrl.bps.panda.local.trial import Trial, TrialClient, diamond
 
 pytestmark = pytest.mark.slow
 
 _RUNS = 20
-_KILLS = 3
+_JOBS = 6 * _RUNS
+_TIMEOUT = 400
 
 
-def _kill(endpoint):
-    os.kill(endpoint.pid, signal.SIGKILL)
-    while is_alive(endpoint.pid, endpoint.started):
-        time.sleep(0.01)
+class _Soak:
+    """A server that is killed, runs on it, and what their jobs have done."""
+
+    def __init__(self, tmp_path):
+        self.directory = tmp_path / "state"
+        self._ran = tmp_path / "ran"
+        self._ran.touch()
+        self._end = time.monotonic() + _TIMEOUT
+        self.endpoint = instance.start(self.directory, slots=4)
+        self.trials = []
+        self._settled = {}
+
+    def executions(self, word):
+        """Count executions that have started or ended, by job."""
+        lines = [line.split() for line in self._ran.read_text().splitlines()]
+        return collections.Counter(line[1] for line in lines if line[0] == word)
+
+    def submit_all(self):
+        """Submit the runs, whatever happens to the server meanwhile."""
+        job = '"$PanDA_TaskID/${IN/L}"'
+        tasks = diamond(
+            2, command=f"echo start {job} >> {self._ran}; sleep 0.1; echo end {job} >> {self._ran}"
+        )
+        tasks = [type(task)(task.label, task.jobs, task.command, attempts=2) for task in tasks]
+        for number in range(_RUNS):
+            self.trials.append(self._submit(f"u_me_soak_{number:02d}", tasks))
+
+    def _submit(self, name, tasks):
+        client = TrialClient(self.endpoint)
+        while True:
+            try:
+                # As the plugin does: what came of a call that failed is looked up first.
+                known = client.relay("get_request_id_by_name", name=name)
+                if isinstance(known, dict) and known.get(name):
+                    return Trial(int(known[name]), name, tuple(task.label for task in tasks))
+                return client.submit(name, tasks)
+            except (OSError, LocalPandaError, http.client.HTTPException, ValueError):
+                assert time.monotonic() < self._end
+                time.sleep(0.1)
+
+    def wait_for(self, condition):
+        while not condition():
+            assert time.monotonic() < self._end, (len(self.trials), self.executions("end"))
+            time.sleep(0.02)
+
+    def kill(self):
+        """Kill the server, note what has finished, and start it again."""
+        os.kill(self.endpoint.pid, signal.SIGKILL)
+        while is_alive(self.endpoint.pid, self.endpoint.started):
+            time.sleep(0.01)
+        starts = self.executions("start")
+        for job in self.finished():
+            self._settled.setdefault(job, starts[job])
+        again = instance.start(self.directory)
+        assert again.url == self.endpoint.url
+        self.endpoint = again
+
+    def finished(self):
+        """List the jobs that have finished as PanDA's database says."""
+        with sqlite3.connect(self.directory / "panda.db") as connection:
+            rows = connection.execute("SELECT task_id, lfn FROM files WHERE status = 'finished'").fetchall()
+        connection.close()
+        return [f"{task_id}/{lfn.partition(':')[2]}" for task_id, lfn in rows]
+
+    def check_executions(self):
+        """Check that nothing is lost, and nothing that had finished ran
+        again.
+        """
+        starts, ends = self.executions("start"), self.executions("end")
+        assert len(ends) == _JOBS
+        assert {job: starts[job] for job in self._settled} == self._settled
+        return len(self._settled)
 
 
 def test_twenty_runs_survive_random_kills(tmp_path, record_property):
     seed = int(os.environ.get("PANDA_LOCAL_SOAK_SEED", random.SystemRandom().randrange(10**6)))
     record_property("PANDA_LOCAL_SOAK_SEED", seed)
     chance = random.Random(seed)
-    directory = tmp_path / "state"
-    endpoint = instance.start(directory, slots=4)
+    soak = _Soak(tmp_path)
     try:
-        client = TrialClient(endpoint)
-        trials = [client.submit(f"u_me_soak_{i}", diamond(2, attempts=2)) for i in range(_RUNS)]
-        for _ in range(_KILLS):
-            time.sleep(chance.uniform(0.5, 6.0))
-            _kill(endpoint)
-            endpoint = instance.start(directory)
-        client = TrialClient(endpoint)
-        for trial in trials:
-            status, counts = client.wait(trial, timeout=300)
+        submitting = threading.Thread(target=soak.submit_all, daemon=True)
+        submitting.start()
+        # While runs are submitted.
+        soak.wait_for(lambda: len(soak.trials) >= chance.randrange(2, 10))
+        time.sleep(chance.uniform(0.0, 0.2))
+        soak.kill()
+        submitting.join(_TIMEOUT)
+        # While jobs of all levels run.
+        soak.wait_for(lambda: len(soak.executions("end")) > chance.randrange(10, 80))
+        time.sleep(chance.uniform(0.0, 0.5))
+        soak.kill()
+        # While the last ones end, and tasks and runs with them.
+        soak.wait_for(lambda: len(soak.executions("end")) > _JOBS - chance.randrange(1, 10))
+        time.sleep(chance.uniform(0.0, 1.0))
+        soak.kill()
+        client = TrialClient(soak.endpoint)
+        for trial in soak.trials:
+            status, counts = client.wait(trial, timeout=_TIMEOUT)
             assert status == "Finished", (seed, trial, counts)
             assert [item.finished for item in counts.values()] == [1, 2, 2, 1]
+        assert soak.check_executions() > 10
+    except AssertionError as error:
+        error.add_note(f"PANDA_LOCAL_SOAK_SEED={seed}")
+        raise
     finally:
-        instance.stop(directory)
-    assert marked_processes(f"PANDA_LOCAL_INSTANCE={directory}") == []
-    connection = sqlite3.connect(directory / "panda.db")
+        instance.stop(soak.directory)
+    assert marked_processes(f"PANDA_LOCAL_INSTANCE={soak.directory}") == []
+    connection = sqlite3.connect(soak.directory / "panda.db")
     # One task per label and run, and each input finished by exactly one job.
     assert connection.execute("SELECT count(*) FROM tasks").fetchone() == (4 * _RUNS,)
     states = connection.execute("SELECT status, count(*) FROM files GROUP BY status").fetchall()
-    assert states == [("finished", 6 * _RUNS)]
+    assert states == [("finished", _JOBS)]
     finished = "SELECT file_id FROM jobs WHERE status = 'finished'"
-    assert len(connection.execute(finished).fetchall()) == 6 * _RUNS
-    assert len(set(connection.execute(finished).fetchall())) == 6 * _RUNS
+    assert len(connection.execute(finished).fetchall()) == _JOBS
+    assert len(set(connection.execute(finished).fetchall())) == _JOBS
     connection.close()

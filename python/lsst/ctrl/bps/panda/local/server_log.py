@@ -37,7 +37,9 @@ def set_up_log(directory: Path, level: str, *, size: int = _SIZE) -> logging.Han
         directory / "server.log", maxBytes=size, backupCount=_FILES - 1
     )
     handler.setFormatter(logging.Formatter("%(asctime)s %(threadName)s %(name)s %(levelname)s %(message)s"))
-    logging.basicConfig(level=level, handlers=[handler])
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(level)
     logging.getLogger("lsst.ctrl.bps.panda").setLevel(logging.INFO)
     # Tells at every call where its token comes from, and sets its level anew.
     logging.getLogger("panda-client").disabled = True

@@ -1,0 +1,133 @@
+"""The delays of a real PanDA, live: shorter than half an hour, long enough to
+be told from none; and relay commands that get lost or come twice.
+"""
+
+import time
+
+import pytest
+
+from lsst.ctrl.bps.panda.errors import LocalPandaError
+from lsst.ctrl.bps.panda.local import instance
+from lsst.ctrl.bps.panda.local.trial import TrialClient, TrialTask
+
+pytestmark = pytest.mark.slow
+
+_TIMEOUT = 240.0
+
+_PACE = (
+    "production,activation=1,command=1,heartbeat=6,finalise=5,failed_attempt=1,poll=1,timer=1,message_age=0"
+)
+"""What a real PanDA does, its delays shortened."""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("production") / "state"
+    yield instance.start(directory, slots=2, pace=_PACE)
+    instance.stop(directory)
+
+
+@pytest.fixture
+def client(server):
+    yield TrialClient(server)
+    instance.set_faults(server, [])
+
+
+def _wait_for(condition, what):
+    end = time.monotonic() + _TIMEOUT
+    while not condition():
+        assert time.monotonic() < end, f"no {what} within {_TIMEOUT} s"
+        time.sleep(0.05)
+
+
+def _task(client, trial, label):
+    path = f"task/get_tasks_detailed_info_since?filters=%7B%22reqID%22:%22{trial.request_id}%22%7D"
+    for record in client.api(path)["data"]:
+        if f"_{label}_01_" in record["taskName"]:
+            return record
+    return {"status": "", "jediTaskID": 0}
+
+
+def _jobs(client, record):
+    return client.api(f"task/get_job_descriptions?task_id={record['jediTaskID']}")["data"]
+
+
+def _substatus(client, trial):
+    row = client.relay("get_requests", request_id=trial.request_id)[0]
+    return row["substatus"]["attributes"]["_name_"]
+
+
+def test_tasks_are_finalised_late_and_done_tasks_refuse_a_retry(client, tmp_path):
+    client_tasks = [
+        TrialTask("good", {"good:0": ()}, f"date +%s.%N > {tmp_path}/good"),
+        TrialTask("bad", {"bad:0": (), "bad:1": ()}, 'case "${IN/L}" in *1) exit 4;; esac'),
+    ]
+    final = TrialTask("final", {"final:0": ()}, f"date +%s.%N > {tmp_path}/final")
+    trial = client.submit("u_me_late", client_tasks, final=final)
+    # Between the end of its job and its final status a task is "prepared".
+    _wait_for(lambda: _task(client, trial, "good")["status"] == "prepared", "prepared task")
+    assert [job["jobStatus"] for job in _jobs(client, _task(client, trial, "good"))] == ["finished"]
+    status, counts = client.wait(trial, timeout=_TIMEOUT)
+    assert status == "SubFinished"
+    assert (counts["bad"].finished, counts["bad"].failed) == (1, 1)
+    # The final job waits for the tasks, not for the jobs.
+    ends = {name: float((tmp_path / name).read_text()) for name in ("good", "final")}
+    assert ends["final"] - ends["good"] > 5
+    good, bad = _task(client, trial, "good"), _task(client, trial, "bad")
+    assert (good["status"], bad["status"]) == ("done", "finished")
+    refused = client.api("task/retry", {"task_id": good["jediTaskID"]})
+    assert (refused["success"], refused["data"]) == (False, 4)
+    assert "not accepted if the task is in done status" in refused["message"]
+    # A retry is registered, and executed later; asked for twice it is done once.
+    assert client.api("task/retry", {"task_id": bad["jediTaskID"]})["success"]
+    assert client.api("task/retry", {"task_id": bad["jediTaskID"]})["success"]
+    assert _task(client, trial, "bad")["status"] == "toretry"
+    _wait_for(lambda: len(_jobs(client, bad)) == 3, "second attempt")
+    _wait_for(lambda: _task(client, trial, "bad")["status"] == "finished", "end of the retry")
+    assert sorted(job["attemptNr"] for job in _jobs(client, bad)) == [1, 1, 2]
+
+
+def test_abort_reaches_running_payloads_with_the_heartbeat(client, tmp_path):
+    command = f'echo $(date +%s.%N) >> {tmp_path}/"${{IN/L}}"; sleep 600'
+    short = f"date +%s.%N > {tmp_path}/began; sleep 4; date +%s.%N > {tmp_path}/short"
+    # The short one ends before its pilot hears of the abort; the third one is queued.
+    trial = client.submit(
+        "u_me_abort_late",
+        [
+            TrialTask("short", {"short:0": ()}, short),
+            TrialTask("long", {"long:0": (), "long:1": ()}, command),
+        ],
+    )
+    _wait_for(lambda: (tmp_path / "began").exists() and (tmp_path / "long:0").exists(), "running jobs")
+    asked = time.time()
+    assert client.relay("abort", request_id=trial.request_id)[0][0] == 0
+    client.wait(trial, timeout=_TIMEOUT)
+    _wait_for(lambda: _task(client, trial, "long")["status"] == "aborted", "aborted task")
+    records = _jobs(client, _task(client, trial, "long"))
+    jobs = {job["Files"][0]["lfn"].partition(":")[2]: job for job in records}
+    assert (jobs["long:1"]["jobStatus"], jobs["long:1"]["taskBufferErrorCode"]) == ("cancelled", 100)
+    assert not (tmp_path / "long:1").exists()
+    assert jobs["long:0"]["pilotErrorCode"] == 1144
+    # Not before its pilot's next heartbeat.
+    assert time.time() - asked > 6
+    assert float((tmp_path / "short").read_text()) > asked
+    assert [job["jobStatus"] for job in _jobs(client, _task(client, trial, "short"))] == ["finished"]
+
+
+def test_commands_that_get_lost_or_come_twice(server, client, tmp_path):
+    task = TrialTask("long", {"long:0": ()}, f"touch {tmp_path}/on; sleep 600")
+    trial = client.submit("u_me_dropped", [task])
+    _wait_for((tmp_path / "on").exists, "running job")
+    instance.set_faults(server, [{"action": "drop", "target": "command", "match": "^abort$", "times": 1}])
+    lost = client.relay("abort", request_id=trial.request_id)
+    assert lost == [[0, {"status": 0, "message": "Command registered successfully"}]]
+    with pytest.raises(LocalPandaError, match="did not end"):
+        client.wait(trial, timeout=4)
+    assert _substatus(client, trial) == "New"
+    # The rule is used up: the second one takes, and comes twice.
+    instance.set_faults(server, [{"action": "duplicate", "target": "command", "match": "^abort$"}])
+    assert client.relay("abort", request_id=trial.request_id)[0][0] == 0
+    client.wait(trial, timeout=_TIMEOUT)
+    _wait_for(lambda: _task(client, trial, "long")["status"] == "aborted", "aborted task")
+    assert _substatus(client, trial) == "ToCancel"
+    assert len(_jobs(client, _task(client, trial, "long"))) == 1
