@@ -53,7 +53,17 @@ class _LazyGroup(click.Group):
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Look into runs on PanDA, and into configurations before they run."""
+    r"""Look into runs on PanDA, and into configurations before they run.
+
+    \b
+    What is run 41 doing?        panda_bps watch 41
+    Why did jobs of it fail?     panda_bps errors 41
+    What did a job print?        panda_bps logs 41 --failed
+    Was it memory or time?       panda_bps resources 41
+    One file to send around?     panda_bps html 41
+
+    Each command has a --help of its own.
+    """
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import click
 
 from lsst.ctrl.bps.panda.insight.digest import ErrorGroup, digest_errors, judge_groups
 from lsst.ctrl.bps.panda.insight.documents import make_document
+from lsst.ctrl.bps.panda.insight.jobs import number_of
 from lsst.ctrl.bps.panda.insight.log_area import make_log_transport
 from lsst.ctrl.bps.panda.insight.logs import TailReader
 from lsst.ctrl.bps.panda.insight.observation import JobScope, observe
@@ -40,8 +41,16 @@ _WIDTH = 100
 def errors(
     asked: Asked, label: str, limit: int, tail: int, rules: str | None, recovered: bool, as_json: bool
 ) -> None:
-    """Show why jobs of a run failed, and what to do.  RUN is its id, name or
+    r"""Show why jobs of a run failed, and what to do.  RUN is its id, name or
     submit directory.
+
+    Attempts with the same error are put together; those that cost most jobs
+    come first.  Each gets a verdict, the end of an example's log and advice.
+
+    \b
+    panda_bps errors 41
+    panda_bps errors 41 --label isr --tail 40   one label, more of the log
+    panda_bps errors 41 --recovered             also what retries mended
     """
     rulebook = read_rulebook(rules)
     scope = JobScope.UNSUCCESSFUL if recovered else JobScope.FAILED
@@ -82,7 +91,8 @@ def _lines(number: int, group: ErrorGroup) -> Iterator[str]:
     if group.sites or group.nodes:
         yield f"   where: {_places(group.sites)}; nodes {_places(group.nodes) or 'not known'}"
     if group.first and group.last:
-        yield f"   when: {group.first:%Y-%m-%d %H:%M:%S} to {group.last:%Y-%m-%d %H:%M:%S} UTC"
+        until = f" to {group.last:%Y-%m-%d %H:%M:%S}" if group.last != group.first else ""
+        yield f"   when: {group.first:%Y-%m-%d %H:%M:%S}{until} UTC"
     if group.example is not None:
         example = group.example
         yield f"   for instance: {example.name}, PanDA job {example.panda_id or 'none'}"
@@ -95,7 +105,7 @@ def _lines(number: int, group: ErrorGroup) -> Iterator[str]:
 
 
 def _count(group: ErrorGroup) -> str:
-    jobs = f"{group.attempts} attempts of {group.jobs} jobs"
+    jobs = f"{number_of(group.attempts, 'attempt')} of {number_of(group.jobs, 'job')}"
     recovered = group.jobs - group.unfinished
     return f"{jobs}; {recovered} of them finished in another attempt" if recovered else jobs
 

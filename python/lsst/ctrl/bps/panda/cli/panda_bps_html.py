@@ -41,7 +41,13 @@ _MOST_ERRORS = 30
 @click.option("--rules", envvar="PANDA_BPS_VERDICTS", type=click.Path(exists=True, dir_okay=False),
               help="Rules of your own for the verdicts  [env: PANDA_BPS_VERDICTS].")  # fmt: skip
 def html(asked: Asked, output: Path | None, rules: str | None) -> None:
-    """Write a run as one web page.  RUN is its id, name or submit directory."""
+    r"""Write a run as one web page.  RUN is its id, name or submit directory.
+
+    The page holds everything and loads nothing, so it can be mailed or kept.
+
+    \b
+    panda_bps html 41 -o run41.html
+    """
     request_id, record = Inquiry(asked.connection).identify(asked.run)
     rulebook = read_rulebook(rules)
     observation = observe(asked.connection, request_id)

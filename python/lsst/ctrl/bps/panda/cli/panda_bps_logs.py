@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["logs"]
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from lsst.ctrl.bps.panda.errors import ConnectionFailedError, TransportError
+from lsst.ctrl.bps.panda.errors import ConnectionFailedError, RunNotFoundError, TransportError
 from lsst.ctrl.bps.panda.insight.cloud_log import (
     CloudLog,
     CloudLogSettings,
@@ -24,7 +24,7 @@ from lsst.ctrl.bps.panda.insight.cloud_log import (
     since_of,
 )
 from lsst.ctrl.bps.panda.insight.documents import make_document
-from lsst.ctrl.bps.panda.insight.jobs import JobDetail
+from lsst.ctrl.bps.panda.insight.jobs import JobDetail, number_of
 from lsst.ctrl.bps.panda.insight.log_area import make_log_transport
 from lsst.ctrl.bps.panda.insight.log_lines import LineFilter, LogLine
 from lsst.ctrl.bps.panda.insight.logs import JobChoice, LogReader, choose_jobs
@@ -88,7 +88,18 @@ def logs(
     credentials: str,
     as_json: bool,
 ) -> None:
-    """Show the logs of a run's jobs.  RUN is its id, name or submit directory."""
+    r"""Show the logs of a run's jobs.  RUN is its id, name or submit directory.
+
+    Without --label, --job or --failed it is those of failed attempts, or of
+    all if none failed.  Lines start with PanDA's number of the job; where they
+    are read from is said on the standard error.
+
+    \b
+    panda_bps logs 41 --failed --level ERROR
+    panda_bps logs 41 --job isr:12 --file pilotlog.txt
+    panda_bps logs 41 --label isr --grep "detector 12" --follow
+    panda_bps logs 41 --query --level ERROR     for Google's console
+    """
     named = {"project": project, "log": log_name, "credentials": credentials}
     cloud = replace(
         find_cloud_settings(asked.settings.environment),
@@ -103,9 +114,7 @@ def logs(
     )
     observation = _look(asked, wish)
     if query:
-        text = render_filter(_cloud_query(observation, wish), cloud)
-        click.echo(text)
-        click.echo(console_url(text, cloud))
+        _print_query(observation, wish, grep)
         return
     lines = _choose_source(source, observation, wish)(asked, observation, wish)
     if as_json:
@@ -119,9 +128,23 @@ def logs(
             )  # fmt: skip
         )
         return
+    found = False
     for line in lines:
+        found = True
         click.echo(_render(line))
+    if not found:
+        click.echo("No line was found that --level, --grep, --file and the like ask for.", err=True)
     print_problems(observation.problems)
+
+
+def _print_query(observation: Observation, wish: _Wish, grep: str) -> None:
+    """Print the query for the console, of which Google does the grepping."""
+    text = render_filter(replace(_cloud_query(observation, wish), pattern=grep), wish.cloud)
+    click.echo(text)
+    click.echo(console_url(text, wish.cloud))
+    if not wish.cloud.project:
+        words = "PROJECT stands for the Google project: give --project or set PANDA_LOG_PROJECT."
+        click.echo(words, err=True)
 
 
 def _look(asked: Asked, wish: _Wish) -> Observation:
@@ -160,9 +183,22 @@ def _from_areas(asked: Asked, observation: Observation, wish: _Wish) -> Iterator
         time.sleep(_INTERVAL)
         observation = _look(asked, wish)
     if not told:
-        click.echo("No job has a log yet.", err=True)
-    if left_out:
-        click.echo(f"{left_out} more jobs: choose with --label or --job, or raise --limit.", err=True)
+        click.echo(_why_nothing(observation, jobs, wish), err=True)
+    _tell_left_out(left_out)
+
+
+def _why_nothing(observation: Observation, jobs: Sequence[JobDetail], wish: _Wish) -> str:
+    if not observation.jobs:
+        return "PanDA has no job of this run yet."
+    if not jobs and wish.choice.failed:
+        return "No attempt has failed."
+    return "No job has a log yet."
+
+
+def _tell_left_out(number: int) -> None:
+    if number:
+        more = number_of(number, "more job")
+        click.echo(f"{more}: choose with --label or --job, or raise --limit.", err=True)
 
 
 def _read_jobs(
@@ -195,7 +231,10 @@ def _cloud_query(observation: Observation, wish: _Wish) -> CloudQuery:
     choice = wish.choice
     jobs: list[JobDetail] = []
     if choice.job or choice.failed:
-        jobs, _ = choose_jobs(observation, choice)
+        jobs, left_out = choose_jobs(observation, choice)
+        _tell_left_out(left_out)
+        if not jobs:
+            raise RunNotFoundError("No attempt has failed, so there is nothing to ask for.")
     tasks = [task for task, name in observation.task_labels.items() if choice.label == name]
     return CloudQuery(
         since=since_of(observation.evidence.request.created_at, datetime.now(UTC)),

@@ -10,16 +10,19 @@ from pathlib import Path
 import click
 
 from lsst.ctrl.bps.panda.insight.documents import make_document
+from lsst.ctrl.bps.panda.insight.jobs import number_of
 from lsst.ctrl.bps.panda.insight.observation import observe
 from lsst.ctrl.bps.panda.insight.resources import LabelResources, measure_resources, render_suggestions
 from lsst.ctrl.bps.panda.insight.verdicts import read_rulebook
 
-from .panda_bps_run import Asked, json_option, print_problems, run_command, table, write_json
+from .panda_bps_run import Asked, json_option, print_problems, run_command, table, terminal_width, write_json
 
 _HEAD = (
     "label", "finished", "attempts", "wall 50% s", "95% s", "max s", "CPU 50%", "RSS 50% MB", "95% MB",
     "max MB", "asked MB", "near limit", "no memory",
 )  # fmt: skip
+# Left out one after the other on a narrow terminal.
+_LESS = ("95% s", "95% MB", "attempts", "CPU 50%", "RSS 50% MB", "wall 50% s")
 
 
 @click.command()
@@ -40,8 +43,16 @@ _HEAD = (
 )
 @json_option
 def resources(asked: Asked, label: str, plots: Path | None, form: str, as_json: bool) -> None:
-    """Show what the jobs of a run used against what was asked for, and
+    r"""Show what the jobs of a run used against what was asked for, and
     suggest values.  RUN is its id, name or submit directory.
+
+    "50%" is the median, "95%" what 95 of 100 jobs do not exceed, RSS the
+    largest memory in use.  The last lines are to be pasted into the
+    configuration of the next run.
+
+    \b
+    panda_bps resources 41
+    panda_bps resources 41 --plots plots --format svg
     """
     observation = observe(asked.connection, asked.run, label=label, errors=False)
     labels = measure_resources(observation.jobs, observation.tally.by_label, read_rulebook())
@@ -70,16 +81,17 @@ def _lines(labels: list[LabelResources]) -> Iterator[str]:
     if not labels:
         yield "PanDA has no job of this run yet."
         return
-    yield from table(_HEAD, (_row(found) for found in labels))
+    rows = (_row(found) for found in labels)
+    yield from table(_HEAD, rows, drop=_LESS, width=terminal_width())
     for found in labels:
         for job in found.near_limit[:1]:
             yield (
-                f"  {found.label}: {found.near_count} attempts near their limit or over it; "
+                f"  {found.label}: {number_of(found.near_count, 'attempt')} near the limit or over it; "
                 f"most: {job.name}, PanDA job {job.panda_id}, {job.max_rss / 1024:.0f} of {job.memory} MB"
             )
         if found.retried_with_more:
             yield (
-                f"  {found.label}: {found.retried_with_more} attempts got more memory, up to "
+                f"  {found.label}: {number_of(found.retried_with_more, 'attempt')} got more memory, up to "
                 f"{found.largest_request} MB"
             )
     yield ""

@@ -4,11 +4,21 @@ the run they are about, where PanDA is, and how results are written.
 
 from __future__ import annotations
 
-__all__ = ["Asked", "connect_for", "json_option", "print_problems", "run_command", "table", "write_json"]
+__all__ = [
+    "Asked",
+    "connect_for",
+    "json_option",
+    "print_problems",
+    "run_command",
+    "table",
+    "terminal_width",
+    "write_json",
+]
 
 import functools
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -147,7 +157,14 @@ def print_problems(problems: Iterable[str]) -> None:
         click.echo(f"Not known: {problem}", err=True)
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 1) -> list[str]:
+def table(
+    head: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    left: int = 1,
+    drop: Sequence[str] = (),
+    width: int = 0,
+) -> list[str]:
     """Write a table in columns.
 
     Parameters
@@ -158,18 +175,34 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 
         Values; `None` is shown as ``-``.
     left : `int`, optional
         How many columns are text, set to the left; the others are figures.
+    drop : `~collections.abc.Sequence` [`str`], optional
+        Titles of columns to leave out, one after the other, until the table
+        fits.
+    width : `int`, optional
+        Columns of the terminal; 0 if everything fits.
 
     Returns
     -------
     lines : `list` [`str`]
         Without blanks at their ends.
     """
-    texts = [["-" if value is None else str(value) for value in row] for row in rows]
-    widths = [max(len(row[n]) for row in [list(head), *texts]) for n in range(len(head))]
+    texts = [list(head), *(["-" if value is None else str(value) for value in row] for row in rows)]
+    flush = [number < left for number in range(len(head))]
+    spare = [name for name in drop if name in head] if width else []
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    while spare and sum(widths) + 2 * (len(widths) - 1) > width:
+        number = texts[0].index(spare.pop(0))
+        for row in (*texts, flush, widths):
+            del row[number]  # type: ignore[attr-defined]
     return [
         "  ".join(
-            text.ljust(width) if n < left else text.rjust(width)
-            for n, (text, width) in enumerate(zip(row, widths, strict=True))
+            text.ljust(size) if to_left else text.rjust(size)
+            for text, size, to_left in zip(row, widths, flush, strict=True)
         ).rstrip()
-        for row in [list(head), *texts]
+        for row in texts
     ]
+
+
+def terminal_width() -> int:
+    """Give the columns of the terminal; 0 if the output goes elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 0

@@ -14,21 +14,28 @@ from lsst.ctrl.bps.panda.insight.jobs import JobDetail
 from lsst.ctrl.bps.panda.insight.observation import JobScope, observe
 from lsst.ctrl.bps.panda.insight.overview import Overview, make_overview
 
-from .panda_bps_run import Asked, json_option, print_problems, run_command, table, write_json
+from .panda_bps_run import Asked, json_option, print_problems, run_command, table, terminal_width, write_json
 
 _JOB_HEAD = ("label", "job", "state", "queue", "PanDA job", "attempt", "started", "wall s", "RSS MB", "error")
+# Left out one after the other on a narrow terminal.
+_LESS = ("started", "queue", "RSS MB", "wall s", "attempt")
 
 
 @click.command()
 @run_command
 @click.option("--jobs", "with_jobs", is_flag=True, help="List the PanDA jobs instead, all attempts.")
-@click.option("-l", "--label", default="", help="With --jobs: those of this label only.")
+@click.option("-l", "--label", default="", help="List the PanDA jobs of this label only.")
 @json_option
 def show(asked: Asked, with_jobs: bool, label: str, as_json: bool) -> None:
-    """Show a run: its tasks, files, links.  RUN is its id, name or submit
+    r"""Show a run: its tasks, files, links.  RUN is its id, name or submit
     directory.
+
+    \b
+    panda_bps show 41
+    panda_bps show 41 --jobs               each attempt of each job
+    panda_bps show u_ann_isr --label isr   those of one label
     """
-    if with_jobs:
+    if with_jobs or label:
         _show_jobs(asked, label, as_json)
         return
     request_id, record = Inquiry(asked.connection).identify(asked.run)
@@ -56,7 +63,8 @@ def _show_jobs(asked: Asked, label: str, as_json: bool) -> None:
             )
         )
         return
-    for line in table(_JOB_HEAD, map(_job_row, observation.jobs), left=4):
+    rows = map(_job_row, observation.jobs)
+    for line in table(_JOB_HEAD, rows, left=4, drop=_LESS, width=terminal_width()):
         click.echo(line)
     print_problems(observation.problems)
 

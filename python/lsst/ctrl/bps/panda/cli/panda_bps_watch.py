@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["watch"]
+__all__ = ["screen_lines", "watch"]
 
 import shutil
 import sys
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -32,7 +31,14 @@ _COLUMNS = {
     "deleted": (WmsStates.DELETED,),
     "unknown": (WmsStates.UNKNOWN, WmsStates.MISFIT),
 }
+_RARE = ("pruned", "deleted", "unknown")
+"""Columns that are shown only if they hold something."""
+
 _BAR = 24
+_SHORT_LABEL = 12
+_FIGURES = 50
+"""Columns that the figures need at most, about."""
+
 _INTERRUPTED = 130
 _UP_AND_CLEAR = "\x1b[{}A\x1b[J"
 
@@ -49,13 +55,17 @@ _UP_AND_CLEAR = "\x1b[{}A\x1b[J"
 @click.option("--poll", is_flag=True, help="Ask the servers, even if PanDA's messages could be followed.")
 @json_option
 def watch(asked: Asked, interval: float, poll: bool, as_json: bool) -> int:
-    """Watch a run until it has ended; the exit code is that of 'bps status'.
+    r"""Watch a run until it has ended; the exit code is that of 'bps status'.
 
     On a terminal the display is renewed; into a file goes a line for each
     change.  RUN is its id, name or submit directory.
 
     Where PanDA's message broker is known (PANDA_MESSAGES_URL), its messages
     are followed and the servers asked ten times less often.
+
+    \b
+    panda_bps watch 41
+    panda_bps watch 41 --interval 300 > watch.log &
     """
     inquiry = Inquiry(asked.connection)
     request_id, _ = inquiry.identify(asked.run)
@@ -132,28 +142,67 @@ class _Screen:
 
     def __call__(self, progress: Progress) -> None:
         size = shutil.get_terminal_size()
-        lines = [line[: size.columns - 1] for line in self._lines(progress)][: size.lines - 1]
+        lines = [
+            line[: size.columns - 1] for line in screen_lines(progress, size.columns - 1, size.lines - 1)
+        ]
         if self._height:
             sys.stdout.write(_UP_AND_CLEAR.format(self._height))
         click.echo("\n".join(lines))
         self._height = len(lines)
 
-    def _lines(self, progress: Progress) -> Iterator[str]:
-        yield f"Run {progress.request_id}  {progress.name}"
-        rest = _estimate(progress)
-        yield f"{progress.state.name}{' (over)' if progress.ended else ''}  {rest}"
-        rows = [
-            (label, _bar(counts), sum(counts.values()), *_numbers(counts))
-            for label, counts in progress.labels.items()
-        ]
-        rows.append(("total", _bar(progress.total), progress.jobs, *_numbers(progress.total)))
-        yield from table(("label", "", "jobs", *_COLUMNS), rows, left=2)
-        yield from (f"  {error}" for error in progress.errors)
-        if progress.note:
-            yield progress.note
-        if progress.messages:
-            yield progress.messages
-        yield f"looked at {progress.moment.astimezone():%H:%M:%S}; Ctrl-C stops watching, not the run"
+
+def screen_lines(progress: Progress, columns: int, height: int) -> list[str]:
+    """Write the display of a run, so that it fits a terminal.
+
+    Parameters
+    ----------
+    progress : `Progress`
+        The run.
+    columns, height : `int`
+        Size of the terminal.  The bars go first where it is narrow; where it
+        is low, labels on which nothing happens.
+    """
+    head = [f"Run {progress.request_id}  {progress.name}"]
+    head.append(f"{progress.state.name}{' (over)' if progress.ended else ''}  {_estimate(progress)}".rstrip())
+    foot = [f"  {error}" for error in progress.errors]
+    foot += [text for text in (progress.note, progress.messages) if text]
+    foot.append(f"looked at {progress.moment.astimezone():%H:%M:%S}; Ctrl-C stops watching, not the run")
+    longest = max(_SHORT_LABEL, columns - _FIGURES)
+    shown, left_out = _labels_to_show(progress.labels, height - len(head) - len(foot) - 2)
+    rows = [_row(_shorten(label, longest), progress.labels[label]) for label in shown]
+    if left_out:
+        rows.append((f"({left_out} more)", "", *([""] * (1 + len(_COLUMNS)))))
+    rows.append(_row("total", progress.total))
+    names = list(_COLUMNS)
+    numbers = dict(zip(names, _numbers(progress.total), strict=True))
+    empty = [n for n, name in enumerate(names, 3) if name in _RARE and not numbers[name]]
+    titles = ("label", "", "jobs", *names)
+    body = table(
+        [title for n, title in enumerate(titles) if n not in empty],
+        [[value for n, value in enumerate(row) if n not in empty] for row in rows],
+        left=2, drop=("",), width=columns,
+    )  # fmt: skip
+    return [*head, *body, *foot][:height]
+
+
+def _shorten(label: str, length: int) -> str:
+    return label if len(label) <= length else f"{label[: length - 1]}\u2026"
+
+
+def _row(label: str, counts: Counts) -> tuple[object, ...]:
+    return (label, _bar(counts), sum(counts.values()), *_numbers(counts))
+
+
+def _labels_to_show(labels: dict[str, Counts], room: int) -> tuple[list[str], int]:
+    """Choose labels for so many lines: first those with failures, then those
+    that run, then the others; in pipeline order.
+    """
+    if len(labels) <= room:
+        return list(labels), 0
+    numbers = {label: dict(zip(_COLUMNS, _numbers(counts), strict=True)) for label, counts in labels.items()}
+    urgency = {label: (not found["failed"], not found["running"]) for label, found in numbers.items()}
+    chosen = set(sorted(labels, key=urgency.__getitem__)[: max(1, room - 1)])
+    return [label for label in labels if label in chosen], len(labels) - len(chosen)
 
 
 def _bar(counts: Counts) -> str:
@@ -163,8 +212,8 @@ def _bar(counts: Counts) -> str:
         return "." * _BAR
     numbers = dict(zip(_COLUMNS, _numbers(counts), strict=True))
     bad = numbers["failed"] + numbers["pruned"] + numbers["deleted"]
-    text = "".join(
-        mark * round(_BAR * number / total)
-        for mark, number in (("#", numbers["done"]), ("x", bad), (">", numbers["running"]))
-    )
-    return text[:_BAR].ljust(_BAR, ".")
+    # A single failed job of thousands is seen as well.
+    failed = max(1, round(_BAR * bad / total)) if bad else 0
+    done = min(round(_BAR * numbers["done"] / total), _BAR - failed)
+    running = max(0, min(round(_BAR * numbers["running"] / total), _BAR - failed - done))
+    return ("#" * done + "x" * failed + ">" * running).ljust(_BAR, ".")

@@ -73,6 +73,9 @@ class CloudQuery:
     text: str = ""
     """Text that the message must hold."""
 
+    pattern: str = ""
+    """Regular expression that the message must fit, by Google's rules."""
+
     until: datetime | None = None
 
 
@@ -121,6 +124,8 @@ def render_filter(query: CloudQuery, settings: CloudLogSettings) -> str:
         )
     if query.text:
         parts.append(f"jsonPayload.message:{_quoted(query.text)}")
+    if query.pattern:
+        parts.append(f"jsonPayload.message=~{_quoted(query.pattern)}")
     parts.append(f'timestamp>="{_moment(query.since)}"')
     if query.until is not None:
         parts.append(f'timestamp<="{_moment(query.until)}"')

@@ -21,7 +21,7 @@ from html import escape
 
 from lsst.ctrl.bps.wms_service import WmsStates
 
-from .jobs import JobDetail
+from .jobs import JobDetail, number_of
 from .task_graph import TaskGraph, TaskNode, state_of
 
 STATE_COLOURS = {
@@ -91,7 +91,7 @@ def _box(node: TaskNode) -> str:
         f"{_shares(node, x, y)}"
         f'<text x="{x + 8}" y="{y + 17}">{escape(label)}</text>'
         f'<text class="small" x="{x + 8}" y="{y + 31}">'
-        f"{node.jobs} jobs{tasks}, {state.name.lower()}</text></g>"
+        f"{number_of(node.jobs, 'job')}{tasks}, {state.name.lower()}</text></g>"
     )
 
 

@@ -4,7 +4,7 @@ ended.  One record for each attempt of each job.
 
 from __future__ import annotations
 
-__all__ = ["JobDetail", "parse_job_details", "parse_job_name"]
+__all__ = ["JobDetail", "number_of", "parse_job_details", "parse_job_name"]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -114,6 +114,11 @@ class JobDetail:
         if not wall or not self.cpu_seconds:
             return None
         return self.cpu_seconds / wall / max(1, self.cores)
+
+
+def number_of(count: int, noun: str) -> str:
+    """Write a number of things, such as ``1 job`` or ``2 jobs``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def parse_job_name(inputs: Sequence[str], default: str) -> str:

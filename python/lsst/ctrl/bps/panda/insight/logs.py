@@ -60,14 +60,9 @@ def choose_jobs(observation: Observation, choice: JobChoice) -> tuple[list[JobDe
     Raises
     ------
     RunNotFoundError
-        Raised if a label or a job is named that the run does not have.
+        Raised if a job is named that the run does not have.
     """
     jobs = [job for job in observation.jobs if choice.label in ("", job.label)]
-    if choice.label and not jobs:
-        labels = ", ".join(observation.tally.by_label)
-        raise RunNotFoundError(
-            f"No PanDA job of label {choice.label!r} is known. Labels of the run: {labels}."
-        )
     if choice.job:
         jobs = [job for job in jobs if choice.job in (str(job.panda_id), job.name, job.job_name)]
         if not jobs:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from ..build_reply import complete_record
-from ..errors import TransportError
+from ..errors import RunNotFoundError, TransportError
 from ..inquiry import Connection, Inquiry
 from ..report_links import MonitorLinks
 from ..rest.panda_api import PandaApi
@@ -105,7 +105,7 @@ def observe(
     Raises
     ------
     RunNotFoundError
-        Raised if there is no such run.
+        Raised if there is no such run, or it has no such label.
     TransportError
         Raised if the run itself cannot be asked for.
     """
@@ -116,6 +116,9 @@ def observe(
     else:
         evidence = inquiry.status(run)
     tally = tally_run(evidence)
+    if label and label not in tally.by_label:
+        known = ", ".join(tally.by_label) or "none yet"
+        raise RunNotFoundError(f"The run has no label {label!r}. Labels of the run: {known}.")
     links = MonitorLinks(connection.settings.monitor_url)
     labels = _task_labels(evidence, tally)
     wanted = [

@@ -29,6 +29,9 @@ _KNOWN_SUFFIXES = {
 }
 
 
+_WAITING = "inputs are staging from a tape"
+
+
 @dataclass(frozen=True, slots=True)
 class TaskLine:
     """A task as iDDS and PanDA see it."""
@@ -160,10 +163,19 @@ def _task_lines(observation: Observation) -> Iterator[TaskLine]:
             jobs=outputs.total if outputs is not None else 0,
             finished=outputs.processed if outputs is not None else 0,
             failed=failed,
-            remark=task.dialog if task is not None else "",
+            remark=_explained(task.dialog) if task is not None else "",
             link=links.task(item.workload_id) if item.workload_id else "",
             failed_link=links.failed_jobs(item.workload_id) if failed and item.workload_id else "",
         )
+
+
+def _explained(dialog: str) -> str:
+    """Say in our words what JEDI says of a task whose inputs other tasks are
+    to make: to PanDA they look like files on tape.
+    """
+    if _WAITING in dialog:
+        return f"waits for jobs of other tasks (PanDA: {dialog.strip()})"
+    return dialog
 
 
 def _files_of(submit_path: str) -> Iterator[RunFile]:

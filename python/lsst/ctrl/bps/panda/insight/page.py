@@ -16,7 +16,7 @@ from lsst.ctrl.bps.wms_service import WmsStates
 
 from .digest import ErrorGroup
 from .drawing import STATE_COLOURS, colour_of, draw_graph, draw_histogram, draw_timeline
-from .jobs import JobDetail
+from .jobs import JobDetail, number_of
 from .overview import Overview
 from .resources import LabelResources, render_suggestions
 from .task_graph import TaskGraph
@@ -176,7 +176,8 @@ def _error_parts(group: ErrorGroup) -> Iterator[str]:
     yield f'<div><span class="verdict">{escape(group.label)}: {escape(group.verdict.name)}</span> \u2014 '
     yield f"{escape(error.source)} {error.code}: {escape(error.text or 'no text')}</div>"
     places = ", ".join(f"{name} ({count})" for name, count in (*group.sites, *group.nodes))
-    yield f"<div>{group.attempts} attempts of {group.jobs} jobs; {escape(places)}</div>"
+    counts = f"{number_of(group.attempts, 'attempt')} of {number_of(group.jobs, 'job')}"
+    yield f"<div>{counts}; {escape(places)}</div>"
     if group.first and group.last:
         yield f"<div>{group.first:%Y-%m-%d %H:%M:%S} to {group.last:%Y-%m-%d %H:%M:%S} UTC</div>"
     if group.example is not None:

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from .jobs import JobDetail
+from .jobs import JobDetail, number_of
 from .verdicts import Rulebook
 
 NEAR_LIMIT = 0.9
@@ -207,11 +207,13 @@ def _suggest_memory(found: LabelResources, sufficed: float) -> tuple[str, int, s
         return (
             "requestMemory",
             _up(wanted, _MEMORY_STEP),
-            f"{found.out_of_memory} attempts ran out of memory with {requested} MB",
+            f"{number_of(found.out_of_memory, 'attempt')} ran out of memory with {requested} MB",
         )
     if found.memory is None or found.finished < _ENOUGH_JOBS:
         return None
     wanted = max(_MEMORY_LEAST, _up(sufficed * _MEMORY_MARGIN, _MEMORY_STEP))
+    if sufficed * _MEMORY_MARGIN <= requested <= _MEMORY_LEAST:
+        return None
     if requested and abs(wanted - requested) <= _TOLERANCE * requested:
         return None
     word = "more than" if wanted > requested else "at most"
@@ -233,7 +235,7 @@ def _suggest_walltime(found: LabelResources) -> tuple[str, int, str] | None:
     """Suggest a run time, s."""
     if found.out_of_time:
         wanted = _up(max(found.requested_walltime, _WALL_LEAST) * _WALL_MARGIN, _WALL_STEP)
-        return "requestWalltime", wanted, f"{found.out_of_time} attempts ran out of time"
+        return "requestWalltime", wanted, f"{number_of(found.out_of_time, 'attempt')} ran out of time"
     if found.wall is None or found.finished < _ENOUGH_JOBS:
         return None
     wanted = max(_WALL_LEAST, _up(found.wall.largest * _WALL_MARGIN, _WALL_STEP))
