@@ -73,7 +73,7 @@ def test_jobs_that_ran_out_of_memory_get_half_as_much_again():
     assert (found.out_of_memory, found.retried_with_more, found.largest_request) == (1, 1, 4096)
     assert [item.panda_id for item in found.near_limit] == [1]
     assert dict(found.suggestions)["requestMemory"] == 4608
-    assert "1 attempts ran out of memory" in found.reasons[0]
+    assert "1 attempt ran out of memory" in found.reasons[0]
 
 
 def test_idle_cores_and_time():

@@ -53,7 +53,7 @@ def html(asked: Asked, output: Path | None, rules: str | None) -> None:
     observation = observe(asked.connection, request_id)
     transport = make_log_transport(verify=verify_host(asked.settings.environment))
     reader = TailReader(asked.settings.url, transport)
-    groups = digest_errors(observation)[:_MOST_ERRORS]
+    groups = digest_errors(observation)
     page = RunPage(
         overview=make_overview(
             observation,
@@ -61,11 +61,12 @@ def html(asked: Asked, output: Path | None, rules: str | None) -> None:
             staging_area=record.staging_area if record is not None else "",
         ),
         graph=_graph(observation),
-        groups=judge_groups(groups, rulebook, read_tail=reader),
+        groups=judge_groups(groups[:_MOST_ERRORS], rulebook, read_tail=reader),
         labels=measure_resources(observation.jobs, observation.tally.by_label, rulebook),
         jobs=observation.jobs,
         made_at=datetime.now(UTC),
         version=__version__,
+        left_out=max(0, len(groups) - _MOST_ERRORS),
     )
     path = output or Path(f"run_{request_id}.html")
     try:

@@ -121,7 +121,10 @@ def digest_errors(observation: Observation, *, label: str = "") -> list[ErrorGro
         groups.setdefault((job.label, error.source, error.code, signature_of(error)), []).append(job)
     several = len({job.node for job in observation.jobs if job.node}) > 1
     found = [_group_of(key[3], jobs, finished, several) for key, jobs in groups.items()]
-    return sorted(found, key=lambda group: (-group.unfinished, -group.attempts, group.label))
+    order = {name: number for number, name in enumerate(observation.tally.by_label)}
+    return sorted(
+        found, key=lambda group: (-group.unfinished, -group.attempts, order.get(group.label, len(order)))
+    )
 
 
 def _failures(observation: Observation) -> Iterable[Failure]:

@@ -86,7 +86,7 @@ def _box(node: TaskNode) -> str:
     label = node.label if len(node.label) <= _NAME else node.label[: _NAME - 1] + "\u2026"
     return (
         f'<g class="task" data-state="{state.name}"><title>{escape(node.name)}: {escape(counts)}</title>'
-        f'<rect x="{x}" y="{y}" width="{_BOX[0]}" height="{_BOX[1]}" rx="5" fill="#fff" '
+        f'<rect class="box" x="{x}" y="{y}" width="{_BOX[0]}" height="{_BOX[1]}" rx="5" '
         f'stroke="{colour_of(state)}"/>'
         f"{_shares(node, x, y)}"
         f'<text x="{x + 8}" y="{y + 17}">{escape(label)}</text>'
@@ -111,13 +111,17 @@ def _shares(node: TaskNode, x: int, y: int) -> str:
     return "".join(parts)
 
 
-def draw_timeline(jobs: Iterable[JobDetail], *, width: int = 900, height: int = 160) -> str:
+def draw_timeline(
+    jobs: Iterable[JobDetail], *, until: datetime | None = None, width: int = 1100, height: int = 160
+) -> str:
     """Draw how many jobs were running, had finished and had failed.
 
     Parameters
     ----------
     jobs : `~collections.abc.Iterable` [`JobDetail`]
         Attempts.
+    until : `~datetime.datetime`, optional
+        End of the axis, for a run that goes on; the last change by default.
     width, height : `int`, optional
         Size, pixels.
 
@@ -129,7 +133,7 @@ def draw_timeline(jobs: Iterable[JobDetail], *, width: int = 900, height: int = 
     begun = [job for job in jobs if job.started is not None]
     if not begun:
         return ""
-    series = count_over_time(begun)
+    series = count_over_time(begun, until=until)
     start, end, bins = series.start, series.end, series.bins
     top = max(1, *(max(numbers) for numbers in bins.values()))
     left, foot = 44, height - 22
@@ -158,7 +162,9 @@ class TimeSeries:
         self.bins = bins
 
 
-def count_over_time(jobs: Sequence[JobDetail], steps: int = _BINS) -> TimeSeries:
+def count_over_time(
+    jobs: Sequence[JobDetail], steps: int = _BINS, *, until: datetime | None = None
+) -> TimeSeries:
     """Count jobs over time.
 
     Parameters
@@ -167,6 +173,8 @@ def count_over_time(jobs: Sequence[JobDetail], steps: int = _BINS) -> TimeSeries
         Attempts that have started.
     steps : `int`, optional
         Number of moments.
+    until : `~datetime.datetime`, optional
+        The last moment; that of the last change by default.
 
     Returns
     -------
@@ -175,7 +183,7 @@ def count_over_time(jobs: Sequence[JobDetail], steps: int = _BINS) -> TimeSeries
     """
     starts = [job.started for job in jobs if job.started is not None]
     ends = [job.ended for job in jobs if job.ended is not None]
-    start, end = min(starts), max([*starts, *ends])
+    start, end = min(starts), max([*starts, *ends, *([until] if until is not None else [])])
     length = max(1.0, (end - start).total_seconds())
     changes = {name: [0] * (steps + 1) for name in ("running", "finished", "failed")}
 
@@ -259,5 +267,6 @@ def _axis(left: int, foot: int, width: int, top: int) -> str:
 def _svg(width: float, height: float, shapes: Iterable[str], title: str, kind: str) -> str:
     return (
         f'<svg class="{kind}" role="img" aria-label="{escape(title)}" '
-        f'width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}" xmlns="http://www.w3.org/2000/svg">{"".join(shapes)}</svg>'
+        f'width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}" '
+        f'xmlns="http://www.w3.org/2000/svg">{"".join(shapes)}</svg>'
     )

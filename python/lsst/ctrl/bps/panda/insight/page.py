@@ -23,28 +23,43 @@ from .task_graph import TaskGraph
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _STYLE = """
-:root { color-scheme: light; font-family: system-ui, sans-serif; }
-:root { color: #202428; background: #f4f5f7; }
+:root { color-scheme: light dark; font-family: system-ui, sans-serif;
+  color: var(--ink); background: var(--desk);
+  --ink: #202428; --faint: #5f656b; --zero: #b4b9bf; --desk: #f4f5f7; --card: #fff; --line: #dfe2e6;
+  --advice: #fff8e1; --link: #0b57b0; --edge: #9aa0a6; }
+@media (prefers-color-scheme: dark) { :root {
+  --ink: #e3e6e9; --faint: #a5abb2; --zero: #5c636b; --desk: #15181b; --card: #1e2327; --line: #343b42;
+  --advice: #3a3420; --link: #7fb6f5; --edge: #6d747c; } }
 body { margin: 0 auto; max-width: 1180px; padding: 1.2rem; }
+a { color: var(--link); }
 h1 { font-size: 1.4rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin-top: 0; }
-section { background: #fff; border: 1px solid #dfe2e6; border-radius: 8px; padding: 1rem; margin: 0 0 1rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .88rem; }
-th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid #eceef1; white-space: nowrap; }
+section { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 1rem;
+  margin: 0 0 1rem; }
+.scroll { overflow-x: auto; } .tall { max-height: 42rem; overflow: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: .25rem .6rem; white-space: nowrap; }
+th, td { border-bottom: 1px solid var(--line); }
+thead th { position: sticky; top: 0; background: var(--card); }
 th:first-child, td:first-child, .text { text-align: left; }
+.facts td:first-child { width: 10rem; color: var(--faint); }
 .wide { white-space: normal; overflow-wrap: anywhere; }
 .state { color: #fff; border-radius: 4px; padding: .1rem .45rem; font-size: .85rem; }
-.zero { color: #b4b9bf; } pre { background: #f4f5f7; padding: .6rem; overflow-x: auto; font-size: .8rem; }
+.zero { color: var(--zero); }
+pre { background: var(--desk); padding: .6rem; font-size: .8rem; white-space: pre-wrap; }
+pre, .error { overflow-wrap: anywhere; }
 .error { border-left: 4px solid #d1433f; padding-left: .8rem; margin-bottom: 1.2rem; }
-.verdict { font-weight: 600; } .advice { background: #fff8e1; padding: .4rem .6rem; border-radius: 4px; }
-.small { font-size: 11px; fill: #5f656b; } svg text { font: 13px system-ui, sans-serif; }
-svg text.small { font-size: 11px; }
-.edge { fill: none; stroke: #9aa0a6; } .axis { fill: none; stroke: #9aa0a6; }
-.line { fill: none; stroke-width: 2; }
-.limit { stroke: #d1433f; stroke-dasharray: 4 3; } .task rect:first-of-type { stroke-width: 2; }
+.mended { border-left-color: var(--edge); }
+.verdict { font-weight: 600; }
+.advice { background: var(--advice); padding: .4rem .6rem; border-radius: 4px; }
+svg text { font: 13px system-ui, sans-serif; fill: var(--ink); }
+svg text.small { font-size: 11px; fill: var(--faint); } .box { fill: var(--card); stroke-width: 2; }
+.edge { fill: none; stroke: var(--edge); } .axis { fill: none; stroke: var(--edge); }
+.line { fill: none; stroke-width: 2; } .limit { stroke: #d1433f; stroke-dasharray: 4 3; }
 .legend span { display: inline-block; margin-right: 1rem; font-size: .85rem; }
 .legend i { display: inline-block; width: .8em; height: .8em; margin-right: .3em; border-radius: 2px; }
-.plots { display: flex; flex-wrap: wrap; gap: 1rem; } figure { margin: 0; } figcaption { font-size: .85rem; }
+.plots { display: flex; flex-wrap: wrap; gap: 1rem; margin-top: 1rem; }
+figure { margin: 0; max-width: 300px; } figcaption { font-size: .85rem; overflow-wrap: anywhere; }
+@media print { .tall { max-height: none; } }
 """
 _SHOWN = (
     WmsStates.SUCCEEDED, WmsStates.RUNNING, WmsStates.PENDING, WmsStates.READY, WmsStates.UNREADY,
@@ -63,6 +78,8 @@ class RunPage:
     jobs: Sequence[JobDetail]
     made_at: datetime
     version: str = ""
+    left_out: int = 0
+    """Kinds of errors that are not in ``groups``."""
 
 
 def render_page(page: RunPage) -> str:
@@ -83,9 +100,9 @@ def render_page(page: RunPage) -> str:
     sections = (
         ("run", "Run", _facts(found)),
         ("states", "Jobs", _state_table(found)),
-        ("errors", "Errors", _errors(page.groups)),
+        ("errors", "Errors", _errors(page.groups, page.left_out)),
         ("graph", "Tasks", _graph(page.graph)),
-        ("time", "Jobs over time", _timeline(page.jobs)),
+        ("time", "Jobs over time", _timeline(page.jobs, None if found.ended else page.made_at)),
         ("memory", "Memory and time", _resources(page)),
         ("tasks", "Tasks in iDDS and PanDA", _task_table(found)),
         ("files", "Files and links", _links(found)),
@@ -119,7 +136,7 @@ def _table(head: Iterable[str], rows: Iterable[Sequence[str]], *, text: int = 1)
 
     lines = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in rows)
     titles = f"<thead><tr>{row(head, 'th')}</tr></thead>"
-    return f'<div class="scroll"><table>{titles}<tbody>{lines}</tbody></table></div>'
+    return f'<div class="scroll tall"><table>{titles}<tbody>{lines}</tbody></table></div>'
 
 
 def _link(address: str, words: str = "") -> str:
@@ -149,7 +166,7 @@ def _facts(found: Overview) -> str:
         for name, value in facts.items()
         if value
     )
-    return f"<table><tbody>{rows}</tbody></table>"
+    return f'<table class="facts"><tbody>{rows}</tbody></table>'
 
 
 def _state_table(found: Overview) -> str:
@@ -158,17 +175,24 @@ def _state_table(found: Overview) -> str:
         values = [sum(counts.values()), *(counts[state] for state in _SHOWN), other]
         return [label, *(str(value) if value else '<span class="zero">0</span>' for value in values)]
 
-    rows = [numbers(escape(label), counts) for label, counts in found.labels.items()]
-    rows.append(numbers("<b>total</b>", found.total))
+    # The total first: below a hundred labels nobody would see it.
+    rows = [numbers("<b>total</b>", found.total)]
+    rows += [numbers(escape(label), counts) for label, counts in found.labels.items()]
     return _table(("label", "jobs", *(state.name.lower() for state in _SHOWN), "other"), rows)
 
 
-def _errors(groups: Sequence[ErrorGroup]) -> str:
-    return "".join(_error(group) for group in groups) or "<p>No failed job is known.</p>"
+def _errors(groups: Sequence[ErrorGroup], left_out: int) -> str:
+    if not groups:
+        return "<p>No failed job is known.</p>"
+    more = f"<p>{left_out} more kinds of errors: see panda_bps errors.</p>" if left_out else ""
+    advised: set[str] = set()
+    return "".join(_error(group, advised) for group in groups) + more
 
 
-def _error(group: ErrorGroup) -> str:
-    return f'<div class="error">{"".join(_error_parts(group))}</div>'
+def _error(group: ErrorGroup, advised: set[str]) -> str:
+    """Write an error; advice only where it has not been given before."""
+    kind = "error" if group.unfinished else "error mended"
+    return f'<div class="{kind}">{"".join(_error_parts(group))}{_advice(group, advised)}</div>'
 
 
 def _error_parts(group: ErrorGroup) -> Iterator[str]:
@@ -177,9 +201,12 @@ def _error_parts(group: ErrorGroup) -> Iterator[str]:
     yield f"{escape(error.source)} {error.code}: {escape(error.text or 'no text')}</div>"
     places = ", ".join(f"{name} ({count})" for name, count in (*group.sites, *group.nodes))
     counts = f"{number_of(group.attempts, 'attempt')} of {number_of(group.jobs, 'job')}"
+    if recovered := group.jobs - group.unfinished:
+        counts += f", {recovered} of which finished in another attempt"
     yield f"<div>{counts}; {escape(places)}</div>"
     if group.first and group.last:
-        yield f"<div>{group.first:%Y-%m-%d %H:%M:%S} to {group.last:%Y-%m-%d %H:%M:%S} UTC</div>"
+        until = f" to {group.last:%Y-%m-%d %H:%M:%S}" if group.last != group.first else ""
+        yield f"<div>{group.first:%Y-%m-%d %H:%M:%S}{until} UTC</div>"
     if group.example is not None:
         example = group.example
         log = _link(example.log_url, "log") if example.log_url else "no log known"
@@ -187,8 +214,14 @@ def _error_parts(group: ErrorGroup) -> Iterator[str]:
     if group.log_tail:
         lines = "\n".join(escape(line) for line in group.log_tail)
         yield f"<pre>{lines}</pre>"
-    if group.verdict.advice:
-        yield f'<div class="advice">{escape(group.verdict.advice)}</div>'
+
+
+def _advice(group: ErrorGroup, advised: set[str]) -> str:
+    advice = group.verdict.advice
+    if not advice or advice in advised:
+        return ""
+    advised.add(advice)
+    return f'<div class="advice">{escape(advice)}</div>'
 
 
 def _graph(graph: TaskGraph) -> str:
@@ -200,11 +233,13 @@ def _graph(graph: TaskGraph) -> str:
         "" if graph.has_edges else "<p>What waits for what is in the plan, which could not be read here.</p>"
     )
     drawing = draw_graph(graph)
-    return f'<div class="legend">{legend}</div>{note}<div class="scroll">{drawing}</div>' if drawing else ""
+    return (
+        f'<div class="legend">{legend}</div>{note}<div class="scroll tall">{drawing}</div>' if drawing else ""
+    )
 
 
-def _timeline(jobs: Sequence[JobDetail]) -> str:
-    drawing = draw_timeline(jobs)
+def _timeline(jobs: Sequence[JobDetail], until: datetime | None) -> str:
+    drawing = draw_timeline(jobs, until=until)
     legend = (
         '<div class="legend"><span><i style="background:#2f7fd1"></i>running</span>'
         '<span><i style="background:#2a9d5c"></i>finished</span>'

@@ -21,6 +21,8 @@ from .observation import Observation
 MAX_NODES = 150
 """With more tasks, those of a label are drawn as one."""
 
+_A_LINE = 4
+
 
 @dataclass(frozen=True, slots=True)
 class TaskNode:
@@ -95,8 +97,9 @@ def _without_plan(observation: Observation, transforms: Mapping[str, TransformRe
         TaskNode(item.name, label_of_task(item.name, run), _counts(observation, item, 0)) for item in items
     ]
     nodes, _ = _by_label(nodes, set())
-    # One column a label: the order is that of the pipeline.
-    return TaskGraph(tuple(replace(node, column=n) for n, node in enumerate(nodes)), (), has_edges=False)
+    # The order is that of the pipeline, in lines like text.
+    placed = (replace(node, column=n % _A_LINE, row=n // _A_LINE) for n, node in enumerate(nodes))
+    return TaskGraph(tuple(placed), (), has_edges=False)
 
 
 def _edges_of(plan: WorkflowPlan, tasks: tuple[TaskPlan, ...]) -> set[tuple[int, int]]:

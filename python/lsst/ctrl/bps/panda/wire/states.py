@@ -238,14 +238,17 @@ def _open_jobs(transform: TransformRecord, planned: int) -> dict[Open, int]:
 
 
 def _start(counts: Counts, transform: TransformRecord, running: int | None) -> None:
-    """Move released jobs from pending to running as far as is known."""
-    pending = counts[WmsStates.PENDING]
+    """Move jobs to running as far as is known.
+
+    PanDA's word counts more than iDDS's counters, which call a job new until
+    a message or a poll says otherwise.
+    """
     if running is None:
-        started = pending if transform.processing_status in _RUNNING_PROCESSINGS else 0
-    else:
-        started = max(0, min(pending, running - counts[WmsStates.RUNNING]))
-    counts[WmsStates.PENDING] -= started
-    counts[WmsStates.RUNNING] += started
+        started = transform.processing_status in _RUNNING_PROCESSINGS
+        _move(counts, counts[WmsStates.PENDING] if started else 0, WmsStates.PENDING, WmsStates.RUNNING)
+        return
+    for source in (WmsStates.PENDING, WmsStates.READY, WmsStates.UNREADY):
+        _move(counts, max(0, running - counts[WmsStates.RUNNING]), source, WmsStates.RUNNING)
 
 
 def refine_by_contents(
