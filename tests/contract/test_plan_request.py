@@ -8,6 +8,8 @@ from dataclasses import replace
 from unittest import mock
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 with mock.patch.dict(os.environ, IDDS_CLIENT_MODE="1"):
     from idds.common.utils import json_loads
@@ -173,6 +175,35 @@ def test_needs_of_a_task_arrive() -> None:
         "disk": {"workDiskCount": 5000, "workDiskUnit": "MB"},
         "type": "Rubin",
     }
+
+
+@given(
+    memory=st.integers(1, 200_000),
+    growth=st.floats(1.001, 4),
+    most=st.integers(1, 500_000),
+    cores=st.integers(1, 64),
+)
+def test_memory_grows_as_bps_defines_it(memory: int, growth: float, most: int, cores: int) -> None:
+    """In PanDA's units, by JEDI's rule: iDDS divides the memory and its step
+    by the cores for ``ramCount`` and ``retryRamStep``; the memory of an attempt
+    is multiplied by their ratio and cut at ``retryRamMax`` by the cores
+    (panda-server 1.0.4, ``task_event_module``).
+    """
+    workflow = GenericWorkflow("u_run")
+    job = GenericWorkflowJob("a", "isr", executable=GenericWorkflowExec("sh", "/bin/sh"))
+    job.request_memory, job.request_memory_max = memory, most
+    job.memory_multiplier, job.request_cpus = growth, cores
+    workflow.add_job(job)
+    (work,) = make_workflow(make_plan(workflow, SETTINGS)).template.works.values()
+    ram_count, step = work.task_rss / work.core_count, work.task_rss_retry_step / work.core_count
+    per_core = ram_count
+    for attempt in range(5):
+        total = per_core * work.core_count
+        wanted = min(memory * growth**attempt, max(memory, most))
+        # The first is rounded up to a multiple of the cores, the second to a MB.
+        rounded = wanted * (1 + (cores - 1) / memory) * (1 + 1 / memory) ** attempt + cores
+        assert wanted * 0.999999 <= total <= rounded * 1.000001
+        per_core = max(per_core, min(per_core * step / ram_count, work.task_rss_max / work.core_count))
 
 
 def test_attributes_of_a_run_arrive() -> None:

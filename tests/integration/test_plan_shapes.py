@@ -1,16 +1,25 @@
 """Workflows of several shapes, with failures, run to their end on the embedded
 PanDA with the real iDDS: each job after its parents, the final job last.
 
-The payloads write down when they start and end; what is expected follows from
-the workflow and from which jobs are told to fail.
+All shapes run at the same time, so that the whole takes hardly longer than
+the longest of them.  The payloads write down when they start and end; what is
+expected follows from the workflow and from which jobs are told to fail.
 """
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import json
 import os
+import threading
 import time
+import urllib.request
 import uuid
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -25,6 +34,7 @@ from lsst.ctrl.bps import (
     GenericWorkflowJob,
 )
 from lsst.ctrl.bps.panda import PanDAService
+from lsst.ctrl.bps.panda.errors import TransportError
 from lsst.ctrl.bps.panda.local import instance
 from lsst.ctrl.bps.panda.local.endpoint import environment
 from lsst.ctrl.bps.panda.settings import read_service_settings
@@ -131,7 +141,8 @@ class Site:
 
         self.service_class = Service
 
-    def submit(self, shape: Shape):
+    def prepare(self, shape: Shape):
+        """Return the service and the workflow that it would submit."""
         config = BpsConfig(
             {
                 "submitPath": str(shape.directory / "submit"),
@@ -149,7 +160,10 @@ class Site:
             wms_service_class_fqn="lsst.ctrl.bps.panda.PanDAService",
         )
         service = self.service_class(config)
-        wms_workflow = service.prepare(config, shape.workflow, str(shape.directory / "submit"))
+        return service, service.prepare(config, shape.workflow, str(shape.directory / "submit"))
+
+    def submit(self, shape: Shape):
+        service, wms_workflow = self.prepare(shape)
         service.submit(wms_workflow)
         return wms_workflow
 
@@ -162,70 +176,215 @@ class Site:
             assert time.monotonic() < end, (report.state, report.job_state_counts, report.job_summary)
             time.sleep(0.5)
 
-    def run(self, *shapes: Shape):
-        """Run some shapes at once; return the reports and plans."""
-        submitted = [self.submit(shape) for shape in shapes]
-        reports = [self.wait(workflow.run_id) for workflow in submitted]
-        for shape, report in zip(shapes, reports, strict=True):
-            good, failed, pruned = shape.expected()
-            assert report.job_state_counts[WmsStates.FAILED] == len(failed), shape.name
-            assert report.job_state_counts[WmsStates.PRUNED] == len(pruned), shape.name
-            barriers = sum(n for label, n in submitted[0].plan.labels if label.endswith("Barrier"))
-            assert report.job_state_counts[WmsStates.SUCCEEDED] >= len(good) + 1 - barriers, shape.name
-            assert all(code == 17 for codes in report.exit_code_summary.values() for code in codes)
-        return reports, [workflow.plan for workflow in submitted]
+
+class RefusingProxy(ThreadingHTTPServer):
+    """Stands before PanDA and refuses requests of some number, as a web
+    server does that takes no bodies of their size.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, target: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Forward)
+        self.target = target
+        self.refused_from = 0
+        """Number of the submission from which on all are refused; 0: none."""
+        self.submissions = 0
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+
+    def refuses(self, body: bytes) -> bool:
+        """Count submissions; whether this one is refused."""
+        if not body.startswith(b"\x1f\x8b") or json.loads(gzip.decompress(body))["command_name"] != "submit":
+            return False
+        self.submissions += 1
+        return 0 < self.refused_from <= self.submissions
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("shapes")
-    yield Site(instance.start(directory / "panda", slots=4), directory)
-    instance.stop(directory / "panda")
+class _Forward(BaseHTTPRequestHandler):
+    server: RefusingProxy
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.server.refuses(body):
+            self.answer(413, b"too large")
+            return
+        headers = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "connection")}
+        request = urllib.request.Request(self.server.target + self.path, data=body, headers=headers)
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            self.answer(reply.status, reply.read())
+
+    do_GET = do_POST
+
+    def answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Keep quiet."""
 
 
-def test_chain_diamond_and_chunks_within_a_label(site, tmp_path) -> None:
-    chain = Shape("chain", tmp_path / "chain", bad=frozenset({"c_3"}))
+# --- the shapes ------------------------------------------------------------
+
+
+def make_chain(directory: Path) -> Shape:
+    chain = Shape("chain", directory, bad=frozenset({"c_3"}))
     for number in range(6):
         chain.add(f"c_{number}", f"step{number}", (f"c_{number - 1}",) if number else ())
-    diamond = Shape("diamond", tmp_path / "diamond", bad=frozenset({"left_1"}))
+    return chain
+
+
+def make_diamond(directory: Path) -> Shape:
+    diamond = Shape("diamond", directory, bad=frozenset({"left_1"}))
     for number in range(3):
         top = diamond.add(f"top_{number}", "top")
         sides = tuple(diamond.add(f"{side}_{number}", side, (top,)) for side in ("left", "right"))
         diamond.add(f"join_{number}", "join", sides)
-    chunks = Shape("chunks", tmp_path / "chunks", bad=frozenset({"same_4"}), extra={"maxJobsPerTask": 3})
-    for number in range(8):  # a ladder: every other job depends on the one before the last
+    return diamond
+
+
+def make_chunks(directory: Path) -> Shape:
+    """A ladder: each job depends on the one before the last."""
+    chunks = Shape("chunks", directory, bad=frozenset({"same_4"}), extra={"maxJobsPerTask": 3})
+    for number in range(8):
         chunks.add(f"same_{number}", "same", (f"same_{number - 2}",) if number > 1 else ())
-    _, plans = site.run(chain, diamond, chunks)
-    for shape in (chain, diamond, chunks):
-        shape.check_order()
-    assert [len(task.jobs) for task in plans[2].tasks] == [3, 3, 2]
+    return chunks
 
 
-def test_fan_of_a_thousand(site, tmp_path) -> None:
-    fan = Shape("fan", tmp_path / "fan", bad=frozenset({"leaf_7", "leaf_500"}))
+def make_fan(directory: Path) -> Shape:
+    # The others need few jobs, one after another, and should not wait behind a thousand.
+    fan = Shape("fan", directory, bad=frozenset({"leaf_7", "leaf_500"}), extra={"priority": 1})
     fan.add("root", "root")
     leaves = [fan.add(f"leaf_{number}", "leaf", ("root",)) for number in range(1000)]
     fan.add("most", "gather", tuple(leaf for leaf in leaves if leaf not in fan.bad))
     fan.add("all", "gather", tuple(leaves))
-    site.run(fan)
-    fan.check_order()
+    return fan
 
 
-def ordered(shape: Shape, size: int, **section: object) -> None:
-    """Three visits of ``size`` jobs of two labels each, one after another."""
-    for visit in range(3):
+def ordered(shape: Shape, sizes: tuple[int, ...], **section: object) -> Shape:
+    """Visits of some jobs of two labels each, one visit after another."""
+    for visit, size in enumerate(sizes):
         for number in range(size):
             first = shape.add(f"isr_{number}_{visit}", "isr")
             shape.add(f"cal_{number}_{visit}", "cal", (first,))
     shape.workflow.add_special_job_ordering(
         {"visits": {"labels": "isr, cal", "dimensions": "visit", **section}}
     )
+    return shape
 
 
-def test_groups_that_do_not_block_follow_each_other_whatever_fails(site, tmp_path) -> None:
-    shape = Shape("loose", tmp_path / "loose", bad=frozenset({"isr_0_0", "cal_1_1"}))
-    ordered(shape, 3, blocking=False)
-    _, (plan,) = site.run(shape)
+def make_loose(directory: Path) -> Shape:
+    shape = Shape("loose", directory, bad=frozenset({"isr_0_0", "cal_1_1"}))
+    return ordered(shape, (3, 3, 3), blocking=False)
+
+
+def make_strict(directory: Path, **section: object) -> Shape:
+    """The border of 2 with 33 has all dependencies, that of 33 with 33 a
+    barrier.
+    """
+    shape = ordered(Shape("strict", directory, bad=frozenset({"cal_0_1"})), (2, 33, 33), **section)
+    for name in shape.parents:
+        label, _, visit = name.split("_")
+        if int(visit) and label == "isr":
+            shape.parents[name] |= {n for n in shape.parents if n.endswith(f"_{int(visit) - 1}")}
+    return shape
+
+
+def make_packed(directory: Path) -> Shape:
+    shape = Shape("packed", directory, bad=frozenset({"pack_5"}), extra={"enableEventService": "pack:4"})
+    for number in range(8):
+        shape.add(f"pack_{number}", "pack")
+        shape.add(f"after_{number}", "after", (f"pack_{number}",))
+    return shape
+
+
+def make_cluster(directory: Path) -> Shape:
+    shape = Shape("cluster", directory)
+    shape.add("big", "cluster", qgraphNodeId=",".join(str(uuid.UUID(int=number)) for number in range(5000)))
+    return shape
+
+
+def make_steps(directory: Path) -> Shape:
+    """Twenty tasks, whose dependencies are more than small steps hold: long
+    labels that cannot be compressed are in the names of tasks.
+    """
+    shape = Shape("steps", directory, bad=frozenset({"first_3"}), extra={"maxRequestLength": 10_000})
+    for number in range(10):
+        noise = hashlib.sha512(b"%d" % number).hexdigest()[:90]
+        first = shape.add(f"first_{number}", f"a{noise}")
+        shape.add(f"second_{number}", f"b{noise}", (first,))
+    return shape
+
+
+SHAPES: dict[str, Callable[[Path], Shape]] = {
+    "fan": make_fan,
+    "chain": make_chain,
+    "group": partial(make_strict, blocking=True),
+    "noop": partial(make_strict, implementation="noop"),
+    "loose": make_loose,
+    "chunks": make_chunks,
+    "packed": make_packed,
+    "diamond": make_diamond,
+    "cluster": make_cluster,
+}
+
+
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("panda")
+    yield instance.start(directory, slots=4)
+    instance.stop(directory)
+
+
+@pytest.fixture(scope="module")
+def runs(endpoint, tmp_path_factory):
+    """All shapes, submitted; gives one with its workflow, and its report
+    when it has ended.
+    """
+    directory = tmp_path_factory.mktemp("shapes")
+    site = Site(endpoint, directory)
+    shapes = {name: make(directory / name) for name, make in SHAPES.items()}
+    submitted = {name: site.submit(shape) for name, shape in shapes.items()}
+
+    def ended(name: str):
+        report = site.wait(submitted[name].run_id)
+        assert all(code == 17 for codes in report.exit_code_summary.values() for code in codes)
+        return shapes[name], submitted[name].plan, report
+
+    return ended
+
+
+def check_counts(shape: Shape, report, *, barriers: int = 0) -> None:
+    """What the report counts is what the workflow's definition says."""
+    good, failed, pruned = shape.expected()
+    counts = report.job_state_counts
+    assert counts[WmsStates.FAILED] == len(failed)
+    assert counts[WmsStates.PRUNED] + counts[WmsStates.SUCCEEDED] == len(pruned) + len(good) + 1 + barriers
+    assert counts[WmsStates.PRUNED] >= len(pruned)
+
+
+# --- what becomes of them --------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["chain", "diamond", "fan"])
+def test_each_job_runs_once_after_its_parents(runs, name) -> None:
+    shape, _, report = runs(name)
+    check_counts(shape, report)
+    shape.check_order()
+
+
+def test_chunks_of_a_label_that_depends_on_itself(runs) -> None:
+    shape, plan, report = runs("chunks")
+    check_counts(shape, report)
+    shape.check_order()
+    assert [len(task.jobs) for task in plan.tasks] == [3, 3, 2]
+
+
+def test_groups_that_do_not_block_follow_each_other_whatever_fails(runs) -> None:
+    shape, plan, report = runs("loose")
+    check_counts(shape, report)
     shape.check_order()
     assert len(plan.conditions) == 2
     lines = shape.lines()
@@ -235,54 +394,36 @@ def test_groups_that_do_not_block_follow_each_other_whatever_fails(site, tmp_pat
         assert max(before) < min(mine)
 
 
-@pytest.mark.parametrize("section", [{"blocking": True}, {"implementation": "noop"}], ids=["group", "noop"])
-def test_groups_that_block_prune_what_follows(site, tmp_path, section) -> None:
-    """Joins of 33 with 33 go through barriers; jobs before and behind one are
-    in different tasks, since iDDS starts nothing of tasks in a circle.
+@pytest.mark.parametrize("name", ["group", "noop"])
+def test_groups_that_block_prune_what_follows(runs, name) -> None:
+    """Jobs before and behind a barrier are in different tasks, since iDDS
+    starts nothing of tasks in a circle.
     """
-    shape = Shape("strict", tmp_path / "strict", bad=frozenset({"cal_0_1"}))
-    ordered(shape, 33, **section)
-    for name in list(shape.parents):
-        label, _, visit = name.split("_")
-        if int(visit) and label == "isr":
-            shape.parents[name] |= {n for n in shape.parents if n.endswith(f"_{int(visit) - 1}")}
-    workflow = site.submit(shape)
-    report = site.wait(workflow.run_id)
+    shape, plan, report = runs(name)
+    check_counts(shape, report, barriers=1)
     shape.check_order()
-    counts = report.job_state_counts
-    assert counts[WmsStates.FAILED] == 1
     # The jobs of the last visit, and the barrier in front of it.
-    assert counts[WmsStates.PRUNED] == 66 + 1
-    labels = dict(workflow.plan.labels)
-    assert labels["visitsBarrier"] == 2
+    assert report.job_state_counts[WmsStates.PRUNED] == 66 + 1
+    assert dict(plan.labels)["visitsBarrier"] == 1
 
 
-def test_event_service_with_a_payload_that_fails(site, tmp_path) -> None:
-    shape = Shape("packed", tmp_path / "packed", bad=frozenset({"pack_5"}))
-    shape.extra["enableEventService"] = "pack:4"
-    for number in range(8):
-        shape.add(f"pack_{number}", "pack")
-        shape.add(f"after_{number}", "after", (f"pack_{number}",))
-    workflow = site.submit(shape)
-    report = site.wait(workflow.run_id)
+def test_event_service_with_a_payload_that_fails(runs) -> None:
+    shape, _, report = runs("packed")
     lines = shape.lines()
     started = {line.split()[1] for line in lines if line.startswith("start")}
-    packed = {f"pack_{number}" for number in range(8)}
     counts = report.job_state_counts
     # Where PanDA does not say which payload of a job failed, all four count as failed.
     assert counts[WmsStates.FAILED] in (1, 4)
     assert counts[WmsStates.PRUNED] == counts[WmsStates.FAILED]
-    assert packed <= started
+    assert {f"pack_{number}" for number in range(8)} <= started
     assert "after_5" not in started
     assert {f"after_{number}" for number in range(4)} <= started
     assert lines[-1] == "over last"
 
 
-def test_a_cluster_of_5000_quanta_runs(site, tmp_path) -> None:
-    shape = Shape("cluster", tmp_path / "cluster")
-    nodes = ",".join(str(uuid.UUID(int=number)) for number in range(5000))
-    shape.add("big", "cluster", qgraphNodeId=nodes)
-    _, (plan,) = site.run(shape)
+def test_a_cluster_of_5000_quanta_runs(runs) -> None:
+    shape, plan, report = runs("cluster")
+    check_counts(shape, report)
     shape.check_order()
     assert len(plan.tasks[0].jobs[0].pseudo_input) < 64
     assert len(plan.tasks[0].command) < 10_000
@@ -291,3 +432,23 @@ def test_a_cluster_of_5000_quanta_runs(site, tmp_path) -> None:
     parts = words // 2  # `--qgraphNodeId` and its part of the list
     assert parts > 1
     assert commas + parts == 5000
+
+
+def test_a_request_in_steps_goes_on_after_an_interruption(endpoint, tmp_path) -> None:
+    shape = make_steps(tmp_path / "steps")
+    with RefusingProxy(endpoint.url.removesuffix("/server/panda")) as proxy:
+        proxy.refused_from = 2
+        there = replace(endpoint, url=f"http://127.0.0.1:{proxy.server_address[1]}/server/panda")
+        site = Site(there, tmp_path)
+        service, workflow = site.prepare(shape)
+        assert len(workflow.submission.steps) == 2
+        with pytest.raises(TransportError, match=r"Step 2 of \d+ .* nothing runs"):
+            service.submit(workflow)
+        assert workflow.run_id is None
+        assert service.report(workflow.name)[0] == []
+        proxy.refused_from = 0
+        service.submit(workflow)
+        report = site.wait(workflow.run_id)
+        proxy.shutdown()
+    check_counts(shape, report)
+    shape.check_order()

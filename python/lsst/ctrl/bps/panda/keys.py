@@ -57,7 +57,7 @@ KEYS: dict[str, Key] = {
         _key("computeSite", "text", "", "Computing site; also selects the site profile.", per_label=True),
         _key("computeCloud", "text", "US", "PanDA cloud.", per_label=True),
         _key("queue", "text", "", "PanDA queue; empty lets PanDA choose.", per_label=True),
-        _key("priority", "whole number", 900, "Priority of the tasks.", per_label=True),
+        _key("priority", "whole number", 500, "Priority of the tasks.", per_label=True),
         _key(
             "processingType",
             "text",

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 __all__ = ["Submission", "estimate_length", "make_submission", "make_workflow", "render_call"]
 
-import base64
+import math
 import os
-import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -19,20 +18,15 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..plan.collection import without_collection
-from ..plan.model import ConditionPlan, TaskPlan, WorkflowPlan
+from ..plan.model import ConditionPlan, Resources, TaskPlan, WorkflowPlan
 from .attributes import RunAttributes, render_attributes
+from .dependency_maps import DependencyMap, list_dependencies, render_dependency_maps
 
 STORAGE_NAME = "IDDS_WORKFLOW_ADDITIONAL_STORAGE"
 """What iDDS's REST server replaces by its own storage directory."""
 
 BYTES_PER_TASK = 6500
 """Size of a work without jobs, bytes (6 kB measured, and the command)."""
-
-_COMPRESSION = 4
-"""Level of zlib: level 6 takes a third longer for a tenth less."""
-
-_JOBS_PER_PIECE = 2000
-"""Jobs whose dependencies are compressed at a time."""
 
 _TASK_LOG = {
     "destination": "local",
@@ -99,10 +93,10 @@ def make_workflow(plan: WorkflowPlan) -> Any:
         All works, with the conditions that start groups and the final job.
     """
     with without_collection():
-        return _make_workflow(plan, _render_dependencies(plan))
+        return _make_workflow(plan, render_dependency_maps(plan))
 
 
-def _make_workflow(plan: WorkflowPlan, maps: dict[str, _DependencyMap]) -> Any:
+def _make_workflow(plan: WorkflowPlan, maps: dict[str, DependencyMap]) -> Any:
     """Make the workflow, given each task's dependencies."""
     idds = _idds()
     workflow = idds.Workflow(name=plan.run.name)
@@ -159,10 +153,10 @@ def _set_attributes(workflow: Any, plan: WorkflowPlan) -> None:
         setattr(workflow, name, value)
 
 
-def _make_work(task: TaskPlan, number: int, plan: WorkflowPlan, packed: _DependencyMap | None) -> Any:
+def _make_work(task: TaskPlan, number: int, plan: WorkflowPlan, packed: DependencyMap | None) -> Any:
     """Make the work of a task."""
     needs, accounting, placement = task.resources, task.accounting, task.placement
-    growth = int(needs.memory * needs.memory_growth) if needs.memory_growth > 1 else 0
+    growth = _second_memory(needs)
     event_service = task.packing.event_service
     work = _idds().DomaPanDAWork(
         executable=task.command,
@@ -170,7 +164,7 @@ def _make_work(task: TaskPlan, number: int, plan: WorkflowPlan, packed: _Depende
         primary_input_collection={"scope": "pseudo_dataset", "name": f"pseudo_input_collection#{number}"},
         output_collections=[{"scope": "pseudo_dataset", "name": f"pseudo_output_collection#{number}"}],
         log_collections=[],
-        dependency_map=_dependency_list(task, plan) if packed is None else [],
+        dependency_map=list_dependencies(task, plan) if packed is None else [],
         task_log=dict(_TASK_LOG),
         encode_command_line=True,
         task_queue=placement.queue or None,
@@ -204,95 +198,21 @@ def _make_work(task: TaskPlan, number: int, plan: WorkflowPlan, packed: _Depende
     return work
 
 
+def _second_memory(needs: Resources) -> int:
+    """Memory of the second attempt, never less than BPS's, MB; 0 if memory
+    does not grow.
+
+    JEDI multiplies the memory of an attempt by the ratio of this to the
+    first one's, and cuts it at the largest (panda-server 1.0.4).
+    """
+    return math.ceil(round(needs.memory * needs.memory_growth, 6)) if needs.memory_growth > 1 else 0
+
+
 def _es_label(task: TaskPlan) -> str:
     """Form of the label in names of event service files, as in the task's
     pseudo-inputs.
     """
     return task.jobs[0].pseudo_input.partition(":")[0]
-
-
-# --- dependencies ----------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _DependencyMap:
-    """What the jobs of a task depend on, as a work holds it."""
-
-    text: str
-    """Compressed as ``idds.common.dict_class.DictClass.zip_data`` does it:
-    zlib, base64 and a mark in front."""
-
-    tasks: tuple[str, ...]
-    """Names of the tasks that the jobs depend on."""
-
-    edges: int
-
-
-def _render_dependencies(plan: WorkflowPlan) -> dict[str, _DependencyMap]:
-    """Render each task's map of dependencies.
-
-    An event service task is left out: iDDS works out its files when the map
-    is set.
-    """
-    tasks = [*plan.tasks, *plan.final]
-    ends = [f'{task.name}","inputname":"{job.pseudo_input}' for task in tasks for job in task.jobs]
-    owners = [task.name for task in tasks for _ in task.jobs]
-    return {task.name: _pack(task, ends, owners) for task in tasks if not task.packing.event_service}
-
-
-def _pack(task: TaskPlan, ends: Sequence[str], owners: Sequence[str]) -> _DependencyMap:
-    """Compress the map of one task piece by piece.
-
-    Parameters
-    ----------
-    task : `TaskPlan`
-        The task.
-    ends : sequence of `str`
-        Each job of the run as the end of an edge.
-    owners : sequence of `str`
-        Name of each job's task.
-    """
-    compressor = zlib.compressobj(_COMPRESSION)
-    packed = bytearray(compressor.compress(b"["))
-    parent_tasks: dict[str, int] = {}
-    edges = 0
-    for start in range(0, len(task.jobs), _JOBS_PER_PIECE):
-        lines = []
-        for job in task.jobs[start : start + _JOBS_PER_PIECE]:
-            if not job.parents:
-                lines.append(f'{{"name":"{job.pseudo_input}","dependencies":[]}}')
-                continue
-            parents = job.parents
-            edges += len(parents)
-            # Parents are sorted, and the jobs of a task follow each other.
-            if owners[parents[0]] == owners[parents[-1]]:
-                parent_tasks.setdefault(owners[parents[0]], parents[0])
-            else:
-                for parent in parents:
-                    parent_tasks.setdefault(owners[parent], parent)
-            listed = '"},{"task":"'.join([ends[parent] for parent in parents])
-            lines.append(f'{{"name":"{job.pseudo_input}","dependencies":[{{"task":"{listed}"}}]}}')
-        comma = "," if start else ""
-        packed += compressor.compress((comma + ",".join(lines)).encode())
-    packed += compressor.compress(b"]") + compressor.flush()
-    text = "idds_zip:" + base64.b64encode(packed).decode("ascii")
-    return _DependencyMap(text, tuple(sorted(parent_tasks, key=parent_tasks.__getitem__)), edges)
-
-
-def _dependency_list(task: TaskPlan, plan: WorkflowPlan) -> list[dict[str, Any]]:
-    """Return the map of one task as objects."""
-    jobs = {job_number: (t, job) for t in plan.tasks for job_number, job in enumerate(t.jobs, t.first)}
-    result = []
-    for job in task.jobs:
-        parents = [jobs[parent] for parent in job.parents]
-        result.append(
-            {
-                "name": job.pseudo_input,
-                "order_id": job.order_id,
-                "dependencies": [{"task": t.name, "inputname": parent.pseudo_input} for t, parent in parents],
-            }
-        )
-    return result
 
 
 # --- what is sent ----------------------------------------------------------
@@ -340,11 +260,11 @@ def make_submission(plan: WorkflowPlan, *, max_length: int) -> Submission:
         Steps first, each with whole tasks.
     """
     with without_collection():
-        maps = _render_dependencies(plan)
+        maps = render_dependency_maps(plan)
         return _make_submission(plan, maps, max_length)
 
 
-def _make_submission(plan: WorkflowPlan, maps: dict[str, _DependencyMap], max_length: int) -> Submission:
+def _make_submission(plan: WorkflowPlan, maps: dict[str, DependencyMap], max_length: int) -> Submission:
     """Make what is sent, given each task's dependencies."""
     keywords: str = _idds().json_dumps({"username": None, "use_dataset_name": False})
     workflow = _make_workflow(plan, maps)
