@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from lsst.daf.butler import Butler, DatasetType
 
 from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig
@@ -22,8 +25,10 @@ from lsst.ctrl.bps.panda.campaign.record import (
 )
 from lsst.ctrl.bps.panda.campaign.section import read_section
 from lsst.ctrl.bps.panda.campaign.values import ask_butler, check_values, fixed_in
+from lsst.ctrl.bps.panda.cli.panda_bps import main
 from lsst.ctrl.bps.panda.errors import PandaBpsError, RunNotFoundError, SettingsError
 from lsst.ctrl.bps.panda.preflight import check_configuration
+from lsst.ctrl.bps.panda.remote_build import make_archive
 
 SERVICE = "lsst.ctrl.bps.panda.PanDAService"
 STAMP = "20261120T120000Z"
@@ -72,7 +77,8 @@ def write(directory, **changes):
 
 def prepared(directory, **changes):
     config = read_configuration(str(write(directory, **changes)), timestamp=STAMP, user="bob")
-    return prepare_campaign(config, {"PATH": "/bin:/usr/bin"})
+    done = prepare_campaign(config, {"PATH": "/bin:/usr/bin"})
+    return done.record if done.problems else done.write(), list(done.problems), list(done.outside)
 
 
 # --- the files ---------------------------------------------------------------
@@ -392,3 +398,70 @@ def test_the_configuration_may_leave_values_to_the_butler(butler, tmp_path):
 def test_a_butler_that_cannot_be_asked(tmp_path, payload, words):
     with pytest.raises(SettingsError, match=words):
         prepared(tmp_path, payload={**content()["payload"], **payload}, section={"values": None})
+
+
+# --- the command, and builds at the site -------------------------------------
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    """Call ``panda_bps campaign``; PanDA is nowhere."""
+
+    def run(*words):
+        env = {"XDG_STATE_HOME": str(tmp_path / "state"), "PANDA_URL_SSL": None, "PANDA_URL": None}
+        return CliRunner().invoke(main, ["campaign", *map(str, words)], env={**env, "PANDA_LOCAL_DIR": None})
+
+    return run
+
+
+def test_prepare_says_what_goes_where(call, tmp_path):
+    done = call("prepare", write(tmp_path))
+    assert done.exit_code == 0, done.output
+    lines = [line.split() for line in done.output.splitlines()]
+    assert lines[1] == ["site", "computeSite", "configuration", "share", "tract"]
+    assert [(line[0], line[1], line[3], line[4]) for line in lines[2:5]] == [
+        ("CC-IN2P3", "CC-IN2P3", "40", "8"), ("LANCS", "LANCS", "25", "5"), ("SLAC", "SLAC", "35", "7"),
+    ]  # fmt: skip
+    assert "panda_bps campaign submit" in done.output
+
+
+def test_all_sites_without_runs_are_a_campaign_too(call, tmp_path):
+    assert call("prepare", write(tmp_path)).exit_code == 0
+    done = call("status", tmp_path / "run.yaml")
+    assert done.exit_code == 1
+    assert "PANDA_URL_SSL and PANDA_URL are not set" in done.output
+
+
+def test_problems_are_said_and_nothing_is_sent(call, tmp_path):
+    for sites, words in (({"A": {"share": 0}}, "sites.A.share is 0"), ({"A": 1}, "fileDistributionEndPoint")):
+        config = write(tmp_path, section={"sites": sites}, fileDistributionEndPoint="")
+        done = call("submit", config)
+        assert done.exit_code == 1
+        assert words in done.output
+    assert not (tmp_path / "submit").exists()
+
+
+def test_a_campaign_that_nobody_knows(call, tmp_path):
+    for command in ("report", "status", "cancel", "restart"):
+        done = call(command, tmp_path / "none.yaml")
+        assert done.exit_code == 1
+        assert "No campaign was prepared from" in done.output
+
+
+def test_a_part_that_is_built_at_its_site_takes_all_it_needs_along(tmp_path):
+    record, *_ = prepared(tmp_path)
+    part = record.parts[0]
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("")
+    make_archive(tmp_path / "jobO.tar.gz", [part.file], overlay)
+    place = tmp_path / "site"
+    place.mkdir()
+    with tarfile.open(tmp_path / "jobO.tar.gz") as archive:
+        for name in archive.getnames():
+            (place / name).write_bytes(archive.extractfile(name).read())
+    shutil.rmtree(record.directory)
+    config = BpsConfig(
+        str(place / Path(part.file).name), search_order=BPS_SEARCH_ORDER, defaults=BPS_DEFAULTS
+    )
+    assert config["payloadName"] == "drp"
+    assert config["dataQuery"].endswith("tract IN (1..8)")

@@ -4,11 +4,12 @@ and look for what would keep the runs from working.
 
 from __future__ import annotations
 
-__all__ = ["prepare_campaign"]
+__all__ = ["Preparation", "prepare_campaign"]
 
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,39 @@ from .values import ask_butler
 _LOG = logging.getLogger(__name__)
 
 
-def prepare_campaign(
-    configuration: CampaignConfiguration, environment: Mapping[str, str]
-) -> tuple[CampaignRecord, list[str], list[str]]:
-    """Divide a campaign and write its parts and its record.
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """A campaign that is divided and looked through, and not written yet."""
+
+    configuration: CampaignConfiguration
+    parts: tuple[Part, ...]
+    record: CampaignRecord
+    problems: tuple[str, ...]
+    """What is wrong with the configurations, each with its site."""
+
+    outside: tuple[str, ...]
+    """What is wrong with staging areas."""
+
+    def write(self) -> CampaignRecord:
+        """Write the user's configuration as it is now, the parts, and last
+        the record.
+        """
+        record = self.record
+        directory = Path(record.directory)
+        base = _base_name(record)
+        content: dict[str, Any] = dict(self.configuration.content)
+        head = f"# {record.config} with all that it includes, as of {record.prepared_at}.\n"
+        write_text(directory / base, [head, yaml.safe_dump(content, sort_keys=False, allow_unicode=True)])
+        for part in self.parts:
+            write_text(directory / _file_name(part), [render_part(part, base=base, campaign=record.name)])
+        record.write()
+        for note in find_notes(self.configuration):
+            _LOG.warning("%s", note)
+        return record
+
+
+def prepare_campaign(configuration: CampaignConfiguration, environment: Mapping[str, str]) -> Preparation:
+    """Divide a campaign, and look for what would keep its runs from working.
 
     Parameters
     ----------
@@ -39,15 +69,6 @@ def prepare_campaign(
         The campaign.
     environment : mapping of `str` to `str`
         The environment, for the checks.
-
-    Returns
-    -------
-    record : `CampaignRecord`
-        What was written; nothing if there are problems.
-    problems : `list` [`str`]
-        What is wrong with the configurations, each with its site.
-    outside : `list` [`str`]
-        What is wrong with staging areas.
 
     Raises
     ------
@@ -68,11 +89,7 @@ def prepare_campaign(
         prepared_at=datetime.now(UTC).isoformat(timespec="seconds"),
         parts=[_record(part, directory) for part in parts],
     )
-    if not problems:
-        _write(configuration, parts, record)
-    for note in find_notes(configuration):
-        _LOG.warning("%s", note)
-    return record, problems, outside
+    return Preparation(configuration, parts, record, tuple(problems), tuple(outside))
 
 
 def _directory(configuration: CampaignConfiguration) -> str:
@@ -142,18 +159,6 @@ def _base_name(record: CampaignRecord) -> str:
     not be a name that another campaign uses.
     """
     return f"{record.name}_campaign.yaml"
-
-
-def _write(configuration: CampaignConfiguration, parts: Sequence[Part], record: CampaignRecord) -> None:
-    """Write the user's configuration as it is now, the parts, the record."""
-    directory = Path(record.directory)
-    base = _base_name(record)
-    content: dict[str, Any] = dict(configuration.content)
-    head = f"# {configuration.path} with all that it includes, as of {record.prepared_at}.\n"
-    write_text(directory / base, [head, yaml.safe_dump(content, sort_keys=False, allow_unicode=True)])
-    for part in parts:
-        write_text(directory / _file_name(part), [render_part(part, base=base, campaign=record.name)])
-    record.write()
 
 
 def _file_name(part: Part) -> str:

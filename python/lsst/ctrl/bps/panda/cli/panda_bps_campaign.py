@@ -92,10 +92,11 @@ def _prepare(configuration: Any) -> Any:
     from lsst.ctrl.bps.panda.settings import read_service_settings
 
     settings = read_service_settings(None)
-    record, problems, outside = prepare_campaign(configuration, settings.environment)
-    if not is_dry_run():
-        outside += check_service(_service(record.service_class).settings())
-    report_problems(problems, outside)
+    prepared = prepare_campaign(configuration, settings.environment)
+    service = _service(prepared.record.service_class)
+    missing = [] if is_dry_run() else check_service(service.settings())
+    report_problems(prepared.problems, [*prepared.outside, *missing])
+    record = prepared.write()
     rows = [
         (part.site, part.compute_site, part.file, f"{part.share:g}", len(part.values))
         for part in record.parts
