@@ -201,6 +201,33 @@ def test_a_failure_prunes_and_a_restart_completes_with_the_final_job(site):
     assert site.service.restart(new_id)[0] is None
 
 
+def test_registration_waits_for_success_or_does_not(site):
+    flag = site.directory / "mended"
+    build = three_levels(site, middle=lambda i: f'test {i} -ne 1 -o -e "{flag}" || exit 17;')
+    ids = {}
+    for when in ("SUCCESS", "ALWAYS"):
+        # No Rucio: what matters here is whether the step's command runs.
+        section = {
+            "enabled": True, "when": when, "datasetTypes": ["image"], "scope": "s", "rse": "R",
+            "rseRoot": "/r", "dtnUrl": "file://localhost:0/r", "python": f"echo {when} >> '{site.directory}/steps' ;:",
+        }  # fmt: skip
+        ids[when], _ = site.submit(build, rucio=section, butlerConfig="/repo")
+    reports = {when: site.wait(run_id) for when, run_id in ids.items()}
+    assert {report.state for report in reports.values()} == {WmsStates.FAILED}
+    assert counts(reports["SUCCESS"], "finalJob") == {"SUCCEEDED": 1}
+    assert counts(reports["SUCCESS"], "rucioRegister") == {"PRUNED": 1}
+    assert counts(reports["ALWAYS"], "rucioRegister") == {"SUCCEEDED": 1}
+    assert site.lines("steps") == ["ALWAYS"]
+
+    flag.touch()
+    new_id, _, message = site.service.restart(ids["SUCCESS"])
+    assert "1 rucioRegister" in message
+    rescued = site.wait(new_id)
+    assert rescued.state is WmsStates.SUCCEEDED
+    assert counts(rescued, "rucioRegister") == {"SUCCEEDED": 1}
+    assert site.lines("steps") == ["ALWAYS", "SUCCESS"]
+
+
 def test_a_cancelled_run_publishes_nothing_and_can_be_restarted(site):
     flag = site.directory / "go"
     middle = lambda i: f'while [ ! -e "{flag}" ]; do sleep 0.2; done;'  # noqa: E731

@@ -1,0 +1,95 @@
+"""The command ``panda_bps rucio``, started like a user starts it, about runs
+whose submit directories are at hand.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from lsst.ctrl.bps.panda.insight.documents import read_schema
+from lsst.ctrl.bps.panda.rucio.program import RuleWanted
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def site(rucio_server, tmp_path_factory):
+    from panda_servers.rucio_site import RucioSite
+
+    return RucioSite(rucio_server, tmp_path_factory.mktemp("rse"), scope="command", rse="COMMAND_DISK")
+
+
+def call(site, *arguments, code=0, **variables):
+    """Run the command without any PanDA."""
+    base = {n: v for n, v in os.environ.items() if not n.startswith(("RUCIO_", "PANDA", "BPS_"))}
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "panda_bps"), "rucio", *map(str, arguments)],
+        env={**base, **site.server.client_environment(), **variables},
+        cwd=site.folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout if code == 0 or done.stdout else done.stderr
+
+
+def make_directory(folder, registration=None):
+    folder.mkdir()
+    content = {"request_id": 7, "run": {"name": "u_me_run", "submit_path": str(folder)}}
+    (folder / "panda_run.json").write_text(json.dumps(content))
+    if registration is not None:
+        (folder / "panda_rucio.json").write_text(registration.to_json())
+    return folder
+
+
+def test_a_run_is_registered_by_hand(site, tmp_path):
+    (first, *_) = site.fill("u/me/byhand", "image", range(3))
+    registration = site.registration("u/me/byhand", rule=RuleWanted("COMMAND_DISK"), close=True)
+    directory = make_directory(tmp_path / "submit", registration)
+    forecast = call(site, "--dry-run", directory)
+    assert f"command:{first.relative_to(site.repo)}" in forecast
+    assert f"file://localhost:0{first}" in forecast
+    assert str(first.stat().st_size) in forecast
+    assert "The run has no dataset of type table." in forecast
+    assert "dataset: command:u/me/byhand (new)" in forecast
+    assert "rule: 1 of COMMAND_DISK\nclose: yes" in forecast
+    assert "missing: 3 of 3" in call(site, "status", directory, code=1)
+
+    said = call(site, "register", directory)
+    assert "3 files registered in command:u/me/byhand at COMMAND_DISK" in said
+    assert "dataset closed" in said
+    document = json.loads(call(site, "status", directory, "--json"))
+    Draft202012Validator(read_schema()).validate(document)
+    assert (document["request_id"], document["run"], document["complete"]) == (7, "u_me_run", True)
+    text = call(site, "status", directory)
+    assert "dataset command:u/me/byhand: closed, 3 files" in text
+    assert "OK, 1 of COMMAND_DISK, account root" in text
+
+    site.fill("u/me/byhand", "table", [5])
+    assert "(exists, closed: nothing can be added)" in call(site, "--dry-run", directory)
+    assert "is closed, and 1 of 4 files are not in it" in call(site, "register", directory, code=1)
+    assert "missing: 1 of 4" in call(site, "status", directory, code=1)
+
+
+def test_a_run_without_the_step_is_told_so(site, tmp_path):
+    directory = make_directory(tmp_path / "plain")
+    assert "the run has no registration step" in call(site, "status", directory, code=1)
+
+
+def test_without_rucio_the_forecast_says_that_it_was_not_asked(site, tmp_path):
+    site.fill("u/me/alone", "image", [0])
+    directory = make_directory(tmp_path / "alone", site.registration("u/me/alone"))
+    forecast = call(site, "register", "--dry-run", directory, RUCIO_CONFIG="/not/there.cfg")
+    assert "to add: 1" in forecast
+    assert "(Rucio was not asked)" in forecast
+    refusal = call(site, "register", directory, code=1, RUCIO_CONFIG="/not/there.cfg")
+    assert "Set RUCIO_CONFIG to a rucio.cfg" in refusal
