@@ -209,7 +209,8 @@ def test_registration_waits_for_success_or_does_not(site):
         # No Rucio: what matters here is whether the step's command runs.
         section = {
             "enabled": True, "when": when, "datasetTypes": ["image"], "scope": "s", "rse": "R",
-            "rseRoot": "/r", "dtnUrl": "file://localhost:0/r", "python": f"echo {when} >> '{site.directory}/steps' ;:",
+            "rseRoot": "/r", "dtnUrl": "file://localhost:0/r",
+            "python": f"echo {when} >> '{site.directory}/steps' ;:",
         }  # fmt: skip
         ids[when], _ = site.submit(build, rucio=section, butlerConfig="/repo")
     reports = {when: site.wait(run_id) for when, run_id in ids.items()}
