@@ -41,6 +41,14 @@ def pytest_addoption(parser):
     parser.addoption("--update-plans", action="store_true", help="write tests/data/plans anew")
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with the files that hold slow tests, so that several workers end
+    at about the same time.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture
 def resources_environment(monkeypatch):
     """Let ``lsst.resources`` see a clean environment, and give up soon.

@@ -21,6 +21,7 @@ import tempfile
 import time
 import tomllib
 import xml.etree.ElementTree as ElementTree
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +30,10 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parent.parent
 EXTRAS = "local,demo,rucio,test,dev"
 NEWEST = "3.13"
+
+# How many of the longest files are named after a pass, and from which length on.
+_FILES_SHOWN = 12
+_SECONDS_SHOWN = 5.0
 
 SYSTEM_AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 
@@ -94,6 +99,7 @@ class Run:
             results.append(status == 0)
             if not self.add_counts(report) and status != 0:
                 self.counts["error"] += 1
+            self.add_times(report)
 
     def add_counts(self, report: Path) -> bool:
         """Add the counts of one JUnit file; whether it names a failure."""
@@ -110,6 +116,18 @@ class Run:
             self.counts["passed"] += tests - failed - errors - skipped
             wrong += failed + errors
         return wrong > 0
+
+    def add_times(self, report: Path) -> None:
+        """Print which files took longest, from a JUnit file."""
+        if not report.exists():
+            return
+        seconds: dict[str, float] = defaultdict(float)
+        for case in ElementTree.parse(report).getroot().iter("testcase"):
+            seconds[case.get("classname", "?")] += float(case.get("time", "0"))
+        longest = sorted(seconds.items(), key=lambda item: -item[1])[:_FILES_SHOWN]
+        for name, time_of_file in longest:
+            if time_of_file >= _SECONDS_SHOWN:
+                say(f"{time_of_file:15.1f} s  {name}")
 
     def close(self) -> int:
         """Print the phases and the counts; the exit code."""
@@ -336,10 +354,11 @@ def main(argv: Sequence[str]) -> int:
     with run.phase(f"environment, Python {version_of(base)}") as results:
         python = make_environment(base, run.environment)
         results.append(True)
-    parallel = ["-q", "-n", "2", "--dist", "loadfile", "--timeout", "900"]
+    # A file is run as a whole, those with slow tests first (see conftest.py).
+    parallel = ["-q", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "--timeout", "900"]
+    few = ["--hypothesis-profile", "quick"]
     if options.quick:
         check_source(run, python)
-        few = ["--hypothesis-profile", "quick"]
         run.pytest("tests not marked slow", python, [*parallel, *few, "-m", "not slow", *rest])
         return run.close()
     if rest:
@@ -354,7 +373,7 @@ def main(argv: Sequence[str]) -> int:
         with run.phase(f"environment, Python {version_of(newest)}") as results:
             other = make_environment(newest, run.environment)
             results.append(True)
-        run.pytest(f"tests on Python {NEWEST}", other, [*parallel, "-m", "not slow or newest"])
+        run.pytest(f"tests on Python {NEWEST}", other, [*parallel, *few, "-m", "not slow or newest"])
     else:
         say(f"run-tests: no second pass, as Python {NEWEST} is not here or is the one used")
     await_rucio_environment(run, rucio)
