@@ -56,6 +56,7 @@ def test_life_of_an_instance_by_the_command(directory):
     variables = _tool(directory, "env").stdout
     assert f"export PANDA_URL={endpoint.url}\n" in variables
     assert "unset PANDA_AUTH\n" in variables
+    assert "export BPS_WMS_SERVICE_CLASS=lsst.ctrl.bps.panda.LocalPanDAService\n" in variables
     assert "status finished" in _tool(directory, "logs", "1000001").stdout
     assert (directory / "work" / "PandaJob_1000001").is_dir()
     assert "no logs of a job 7" in _tool(directory, "logs", "7").stderr

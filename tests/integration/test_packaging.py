@@ -234,18 +234,34 @@ def tutorial_commands() -> list[str]:
     return blocks[1:]
 
 
+def shown_about_runs(*pages: str) -> list[str]:
+    """Return the commands that pages show on runs, for the tutorial's run."""
+    found: dict[str, None] = {}
+    for page in pages:
+        text = (CHECKOUT / "doc" / "lsst.ctrl.bps.panda" / f"{page}.rst").read_text(encoding="utf-8")
+        for line in re.findall(r"^   \$ (panda_bps \w+ \d+.*)$", text, re.M):
+            found[re.sub(r"^(panda_bps \w+) \d+", r"\1 1", line)] = None
+    # The numbers of the embedded PanDA's jobs start with 1000001.
+    return [re.sub(r"--job \d+", "--job 1000005", line) for line in found]
+
+
 def test_the_tutorial_works_as_it_is_written(installation, tmp_path):
     """From the wheel, in an empty home, command by command; all that is added
-    is to wait for the end of the run before it is looked at.
+    is to wait for the end of the run before it is looked at, and what other
+    pages show on runs.
     """
     blocks = tutorial_commands()
     (look,) = (number for number, block in enumerate(blocks) if block.startswith("bps report\n"))
     blocks.insert(look, WAIT)
-    lines = ["set -ex", f"cd '{tmp_path}'", "trap 'panda_local stop' EXIT", "export USER=someone", *blocks]
+    assert blocks[-1] == "panda_local stop\n\n"
+    blocks[-1:-1] = shown_about_runs("failures", "memory")
+    lines = ["set -ex", f"cd '{tmp_path}'", "trap 'panda_local stop' EXIT", *blocks]
     script = tmp_path / "tutorial.sh"
     script.write_text("\n".join([*lines, "bps status --id 1"]))
     done = in_environment(installation.folder, "bash", str(script), timeout=1500)
-    assert re.search(r"^ +SUCCEEDED 100 +1 +someone", done.stdout, re.M), done.stdout
+    assert re.search(r"^ +SUCCEEDED 100 +1 ", done.stdout, re.M), done.stdout
+    assert re.search(r"^isr +6 +6 ", done.stdout, re.M), "panda_bps resources"
+    assert (tmp_path / "run41.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert "objects" in done.stdout
     assert (tmp_path / "coadd.png").read_bytes().startswith(b"\x89PNG")
 

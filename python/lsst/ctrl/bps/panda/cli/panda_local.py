@@ -99,6 +99,14 @@ def _running(directory: Path | None) -> instance.Endpoint:
     return endpoint
 
 
+def _client_environment(endpoint: instance.Endpoint) -> dict[str, str]:
+    """Give the variables of clients, with BPS's own: without it commands such
+    as "bps report" look for HTCondor.
+    """
+    service = "lsst.ctrl.bps.panda.LocalPanDAService"
+    return {**instance.environment(endpoint), "BPS_WMS_SERVICE_CLASS": service}
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Run a PanDA on this machine, to try a BPS run before it uses a facility.
@@ -200,7 +208,7 @@ def env(directory: Path | None) -> None:
     \b
       eval "$(panda_local env)"
     """  # noqa: D301
-    for name, value in instance.environment(_running(directory)).items():
+    for name, value in _client_environment(_running(directory)).items():
         click.echo(f"export {name}={shlex.quote(value)}" if value else f"unset {name}")
 
 
@@ -238,7 +246,7 @@ def run(directory: Path | None, command: tuple[str, ...], **options: Any) -> Non
 def _variables(endpoint: instance.Endpoint) -> dict[str, str]:
     """Make the environment of a command that uses the embedded PanDA."""
     variables = dict(os.environ)
-    for name, value in instance.environment(endpoint).items():
+    for name, value in _client_environment(endpoint).items():
         if value:
             variables[name] = value
         else:
