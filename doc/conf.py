@@ -12,6 +12,8 @@ release = version = _version_of("lsst-ctrl-bps-panda")
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc", "panda_keys", "sphinx_click"]
 exclude_patterns = ["_build", "changes"]
+# The captions of this page, and not of the one above it, structure the navigation.
+root_doc = "lsst.ctrl.bps.panda/index"
 nitpicky = True
 default_role = "py:obj"
 add_module_names = False

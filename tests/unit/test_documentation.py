@@ -76,6 +76,21 @@ def test_pages_that_are_referred_to_exist(page):
     assert missing == []
 
 
+@pytest.mark.parametrize("page", RST, ids=lambda page: page.name)
+def test_no_row_of_a_table_is_torn(page):
+    """In a simple table, a line that has something in the first column begins
+    a new row, so a first cell cannot go on in the next line.
+    """
+    torn, second, rules = [], 0, 0
+    for line in page.read_text(encoding="utf-8").splitlines():
+        if rule := re.fullmatch(r"(=+ +)=[= ]*", line):
+            # A table has three: above and below its head, and at its end.
+            second, rules = rule.end(1), (rules + 1) % 3
+        elif rules == 2 and line[:1].strip() and not line[second:].strip():
+            torn.append(line)
+    assert torn == []
+
+
 @pytest.mark.parametrize("page", [*MARKDOWN, DOC / "changes" / "README.md"], ids=lambda page: page.name)
 def test_links_of_markdown_pages_resolve(page):
     targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
