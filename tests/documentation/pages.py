@@ -149,15 +149,16 @@ def load_command(program: str) -> click.Command:
 
 
 def all_commands(program: str) -> Iterator[tuple[str, click.Command]]:
-    """Yield a program and its sub-commands, with their full names."""
-    command = load_command(program)
-    yield program, command
-    if isinstance(command, click.Group):
-        context = click.Context(command, info_name=program)
-        for name in command.list_commands(context):
-            inner = command.get_command(context, name)
-            assert inner is not None
-            yield f"{program} {name}", inner
+    """Yield a program and its sub-commands at any depth, with full names."""
+    yield from _below(load_command(program), click.Context(load_command(program), info_name=program))
+
+
+def _below(command: click.Command, context: click.Context) -> Iterator[tuple[str, click.Command]]:
+    yield context.command_path, command
+    for name in command.list_commands(context) if isinstance(command, click.Group) else ():
+        inner = command.get_command(context, name)
+        assert inner is not None
+        yield from _below(inner, click.Context(inner, info_name=name, parent=context))
 
 
 def problem(shown: Shown) -> str:

@@ -7,6 +7,7 @@ Sphinx checks its own syntax and references (``bin/run-tests`` builds with
 from __future__ import annotations
 
 import ast
+import configparser
 import fnmatch
 import inspect
 import re
@@ -227,6 +228,13 @@ def test_each_setting_is_on_the_page_of_settings():
     assert re.search(r"^\.\. panda-keys::", (PAGES / "settings.rst").read_text(encoding="utf-8"), re.M)
     for key in KEYS.values():
         assert key.meaning.endswith("."), key.name
+
+
+def test_each_extra_is_documented():
+    parser = configparser.ConfigParser()
+    parser.read(CHECKOUT / "setup.cfg")
+    documented = {row[0].strip("`") for row in table("install", "extra        what it adds")}
+    assert documented == {*parser["options.extras_require"], "(none)"}
 
 
 def test_each_site_with_a_profile_is_documented():
