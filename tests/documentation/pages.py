@@ -124,13 +124,14 @@ def commands(page: Path) -> Iterator[Shown]:
     """
     for line in _lines(page):
         for part in re.split(r"&&|\|\||;|\s--\s|-c '", line):
-            yield from _command(page, part.strip().strip("'"))
+            yield from _command(page, part.strip().rstrip("'"))
 
 
 def _command(page: Path, line: str) -> Iterator[Shown]:
     for program in PROGRAMS:
         if line.startswith(program + " ") and "..." not in line:
-            words = shlex.split(line[len(program) :], comments=True)
+            plain = re.sub(r"\$\([^)]*\)", "VALUE", line[len(program) :])
+            words = shlex.split(plain, comments=True)
             end = next((i for i, word in enumerate(words) if word in _ENDS), None)
             yield Shown(page, program, tuple(words[:end]))
 

@@ -82,12 +82,12 @@ def test_no_row_of_a_table_is_torn(page):
     """In a simple table, a line that has something in the first column begins
     a new row, so a first cell cannot go on in the next line.
     """
-    torn, second, rules = [], 0, 0
-    for line in page.read_text(encoding="utf-8").splitlines():
+    torn, second, inside = [], 0, False
+    lines = page.read_text(encoding="utf-8").splitlines()
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
         if rule := re.fullmatch(r"(=+ +)=[= ]*", line):
-            # A table has three: above and below its head, and at its end.
-            second, rules = rule.end(1), (rules + 1) % 3
-        elif rules == 2 and line[:1].strip() and not line[second:].strip():
+            second, inside = rule.end(1), bool(following.strip())
+        elif inside and line[:1].strip() and not line[second:].strip():
             torn.append(line)
     assert torn == []
 

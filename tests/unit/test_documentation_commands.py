@@ -112,11 +112,11 @@ def test_exit_codes_of_the_quickstart():
 
 
 def test_each_exit_of_our_commands_is_in_the_table():
-    """A new number that a command exits with wants a line."""
+    """A new number that a command exits with wants a line; 130 has a sentence."""
     known = {code for codes in exit_codes().values() for code in codes}
     for path in (CHECKOUT / "python/lsst/ctrl/bps/panda/cli").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "sys.exit" and node.args:
                 value = node.args[0]
-                if isinstance(value, ast.Constant):
+                if isinstance(value, ast.Constant) and value.value != 130:
                     assert any(str(value.value) in text.split(", ") for text in known), path.name
