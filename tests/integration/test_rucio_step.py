@@ -118,7 +118,7 @@ def filled(site):
     [
         ({"rse_root": "/somewhere/else"}, "is not below /somewhere/else/step/"),
         ({"collection": "u/me/none"}, "has no collection u/me/none"),
-        ({"dataset_types": ("nothing*",)}, "holds nothing to register"),
+        ({"dataset_types": ("nothing*", "nosuchtype")}, "holds nothing to register"),
     ],
     ids=["wrong prefix", "no collection", "no outputs"],
 )

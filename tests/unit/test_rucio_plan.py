@@ -52,7 +52,7 @@ def make_generic(final):
     return workflow
 
 
-def make(tmp_path, final="job", **section):
+def make(tmp_path, final="job", *, attributes=None, **section):
     area = tmp_path / "area"
     config = BpsConfig(
         {
@@ -63,7 +63,9 @@ def make(tmp_path, final="job", **section):
         search_order=BPS_SEARCH_ORDER,
         defaults={},
     )  # fmt: skip
-    return PandaBpsWmsWorkflow.from_generic_workflow(config, make_generic(final), str(tmp_path), "service")
+    generic = make_generic(final)
+    generic.run_attrs.update(attributes or {})
+    return PandaBpsWmsWorkflow.from_generic_workflow(config, generic, str(tmp_path), "service")
 
 
 def parents_of(plan, label):
@@ -99,6 +101,10 @@ def test_without_the_section_there_is_no_step(tmp_path):
     workflow.write(str(tmp_path))
     assert [task.label for task in workflow.plan.final] == ["finalJob"]
     assert not (tmp_path / "panda_rucio.json").exists()
+
+
+def test_a_command_has_nothing_to_register(tmp_path):
+    assert make(tmp_path, "none", attributes={"bps_iscustom": "True"}).plan.final == ()
 
 
 def test_what_the_step_needs_is_staged_and_its_command_names_it(tmp_path):

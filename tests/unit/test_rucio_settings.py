@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import yaml
 
@@ -63,9 +65,11 @@ def test_every_key_has_its_effect():
         round="r7",
         environment={"A": "common", "B": "common"},
     )  # fmt: skip
-    assert settings.registration == registration(
+    # As BPS writes it, which differs between its versions.
+    assert settings.registration.butler in ("$SITE_REPO/main", "${SITE_REPO}/main")
+    assert replace(settings.registration, butler="/repo") == registration(
         dataset_types=("a*", "b"), dtn_url="davs://dtn:1094/rucio", dataset="Dataset/u/me/run/r7",
-        collection="u/me/run/x", where="tract = 1", butler="$SITE_REPO/main", close=True, chunk=5,
+        collection="u/me/run/x", where="tract = 1", close=True, chunk=5,
         rule=RuleWanted("tier=1", 2, 60),
     )  # fmt: skip
     assert (settings.always, settings.quantum_graph) == (True, True)

@@ -62,7 +62,9 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
         workflow.run_attrs = dict(generic_workflow.run_attrs)
         workflow._outputs = find_outputs(generic_workflow)
         environment = read_service_settings(config).environment
-        registration = read_registration_settings(config, environment)
+        # A command (bps submitcmd) leaves nothing in a Butler.
+        is_command = bool(workflow.run_attrs.get("bps_iscustom"))
+        registration = None if is_command else read_registration_settings(config, environment)
         if registration is not None:
             workflow._registration = registration
             add_step(generic_workflow, registration, submit_path=submit_path)

@@ -51,6 +51,9 @@ REFUSED = 3
 FAILED = 4
 """Exit code: the Butler or Rucio said no, or was not there."""
 
+_DATASETS_AT_ONCE = 1000
+"""Datasets whose places the Butler is asked for at a time."""
+
 INCOMPLETE_ENVIRONMENT = 5
 """Exit code: this Python lacks what the program needs."""
 
@@ -165,7 +168,6 @@ class Dataset:
     """A dataset of Rucio."""
 
     is_open: bool
-    account: str
 
 
 @dataclass(frozen=True)
@@ -242,22 +244,19 @@ def find_outputs(butler: Any, registration: Registration) -> Found:
             f"The Butler {registration.butler} has no collection {registration.collection}: no job has put "
             "its outputs there, or the final job did not run."
         ) from None
-    outputs: list[Output] = []
+    outputs: dict[str, Output] = {}
     absent = []
     without_file = 0
     for wanted in registration.dataset_types:
-        count = 0
-        for ref in _query(butler, wanted, registration):
-            count += 1
-            uri = _locate(butler, ref)
-            if uri is None:
-                without_file += 1
-                continue
-            outputs.append(Output(ref.datasetType.name, name_of(uri.unquoted_path, registration), uri, ref))
-        if not count:
+        refs = list(_query(butler, wanted, registration))
+        if not refs:
             absent.append(wanted)
-    unique = {output.name: output for output in outputs}
-    return Found(tuple(unique[name] for name in sorted(unique)), tuple(absent), without_file)
+        located = _locate(butler, refs)
+        without_file += len(refs) - len(located)
+        for ref, uri in located:
+            name = name_of(uri.unquoted_path, registration)
+            outputs[name] = Output(ref.datasetType.name, name, uri, ref)
+    return Found(tuple(outputs[name] for name in sorted(outputs)), tuple(absent), without_file)
 
 
 def _query(butler: Any, wanted: str, registration: Registration) -> Iterator[Any]:
@@ -274,18 +273,22 @@ def _query(butler: Any, wanted: str, registration: Registration) -> Iterator[Any
         )
 
 
-def _locate(butler: Any, ref: Any) -> Any:
-    """Return where the file of a dataset is; `None` if it has none."""
-    try:
-        uris = butler.getURIs(ref)
-    except FileNotFoundError:
-        return None
-    if uris.primaryURI is None:
-        raise Refused(
-            f"{ref} is in several files (a disassembled composite); lsst-rucio-register cannot register "
-            "such datasets. Take its dataset type out of datasetTypes."
-        )
-    return uris.primaryURI
+def _locate(butler: Any, refs: Sequence[Any]) -> list[tuple[Any, Any]]:
+    """Return the datasets that have a file, with where it is."""
+    located = []
+    for start in range(0, len(refs), _DATASETS_AT_ONCE):
+        part = refs[start : start + _DATASETS_AT_ONCE]
+        uris = butler.get_many_uris(part, allow_missing=True)
+        for ref in part:
+            if ref not in uris:
+                continue
+            if uris[ref].primaryURI is None:
+                raise Refused(
+                    f"{ref} is in several files (a disassembled composite); lsst-rucio-register cannot "
+                    "register such datasets. Take its dataset type out of datasetTypes."
+                )
+            located.append((ref, uris[ref].primaryURI))
+    return located
 
 
 # --- Rucio ------------------------------------------------------------------
@@ -317,7 +320,7 @@ def look_at_rucio(client: Any, registration: Registration) -> Held:
         [{"scope": scope, "name": dataset}], rse_expression=registration.rse, all_states=True
     )
     there = {replica["name"] for replica in replicas if registration.rse in replica["states"]}
-    return Held(Dataset(bool(did["open"]), did["account"]), attached, attached & there)
+    return Held(Dataset(bool(did["open"])), attached, attached & there)
 
 
 def _interface(butler: Any, registration: Registration) -> Any:
