@@ -7,12 +7,15 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
+import lsst.ctrl.bps
 from lsst.ctrl.bps.panda.demo.repository import create_repo
+from lsst.ctrl.bps.panda.local import instance
 
 pytestmark = [pytest.mark.slow, pytest.mark.newest]
 
@@ -168,3 +171,109 @@ def test_jobs_that_fit_no_queue(newcomer):
 def test_a_misspelt_key(newcomer):
     said = newcomer.run("bps", "prepare", newcomer.write(maxJobPerTask=5), code=0)
     assert "did you mean maxJobsPerTask?" in said
+
+
+def test_misspelt_keys_below_the_top(newcomer):
+    config = newcomer.write(
+        pipetask={"isr": {"requestMemroy": 5000}}, site={"SLAC": {"queu": "Q"}}, computesite="SLAC"
+    )
+    said = newcomer.run(*CHECK, config, code=1)
+    for path, meant in (
+        ("pipetask.isr.requestMemroy", "requestMemory"),
+        ("site.SLAC.queu", "queue"),
+        ("computesite", "computeSite"),
+    ):
+        assert f"Hint: Key {path} of the configuration is not known; did you mean {meant}?" in said
+
+
+def test_a_wrong_value_is_shown_where_it_stands(newcomer):
+    (newcomer.directory / "parts.yaml").write_text("# mine\npipetask:\n  isr:\n    priority: high\n")
+    config = newcomer.write(includeConfigs="parts.yaml", maxCopyWorkers="0")
+    said = newcomer.run(*CHECK, config, code=1)
+    line = Path(config).read_text().splitlines().index("maxCopyWorkers: '0'") + 1
+    assert f"- maxCopyWorkers is '0' ({config}, line {line}); it must be at least 1." in said
+    place = f"{newcomer.directory}/parts.yaml, line 4"
+    assert f"- priority is 'high' (label isr, {place}); it must be a whole number." in said
+
+
+def test_variables_of_the_graph_that_are_not_set(newcomer):
+    config = newcomer.write(payload={"butlerConfig": str(newcomer.repo)}, pipelineYaml=None)
+    said = newcomer.run("bps", "prepare", config, code=1)
+    assert "inCollection (in pipetaskInput)" in said
+    assert "payloadName (in output)" in said
+    assert "pipelineYaml (in createQuantumGraph)" in said
+    assert not (newcomer.directory / "submit").exists()
+
+
+@pytest.mark.parametrize("name", ["it's", "a b", 'a"b', "a\\b"])
+def test_a_submit_directory_that_breaks_bps(newcomer, name):
+    config = newcomer.write(submitPath=f"{newcomer.directory}/{name}/{{outputRun}}")
+    said = newcomer.run("bps", "submit", config, code=1)
+    assert "BPS cannot make a quantum graph in a directory whose name holds" in said
+    assert sorted(path.name for path in newcomer.directory.iterdir()) == ["first.yaml"]
+
+
+def decode(command: str) -> str:
+    """Return what the runner is to run, which stands in the command in
+    hexadecimal.
+    """
+    return bytes.fromhex(max(re.findall("[0-9a-f]{40,}", command), key=len)).decode()
+
+
+def test_the_environment_of_a_job_is_what_bps_makes_of_all_sections(newcomer):
+    """BPS 30.2026.4300 merges the sections, and BPS_NONE removes; before, one
+    section counts.
+    """
+    config = newcomer.write(
+        environment={"TOP": "top it's", "BOTH": "top"},
+        pipetask={"isr": {"environment": {"BOTH": "isr", "TOP": "BPS_NONE", "OWN": "${HOME}/x"}}},
+        site={"SLAC": {"environment": {"SITE": "slac"}}},
+    )
+    newcomer.run("bps", "prepare", config, code=0)
+    plan = yaml.safe_load((newcomer.submit_path() / "panda_plan.json").read_text())
+    commands = {task["label"]: task["command"] for task in plan["tasks"]}
+    isr = decode(commands["isr"])
+    assert "BOTH=isr" in isr
+    assert "OWN=" in isr
+    if hasattr(lsst.ctrl.bps, "GenericWorkflowLazyGroup"):
+        assert "TOP=" not in isr
+        assert "SITE=slac" in isr
+        assert "SITE=slac" in decode(commands["characterize"])
+        assert "TOP=" in decode(commands["characterize"])
+    else:
+        assert "SITE=slac" not in isr
+
+
+def test_six_lines_run_on_the_embedded_panda(tmp_path):
+    """Nobody says where, with which software, how much, or under which name."""
+    create_repo(tmp_path / "repo", visits_per_band=1, detectors=4, bands=("r",), patches=1)
+    stranger = Newcomer(tmp_path, tmp_path / "repo")
+    six = [
+        "wmsServiceClass: lsst.ctrl.bps.panda.LocalPanDAService",
+        "pipelineYaml: resource://lsst.ctrl.bps.panda.demo/pipeline.yaml",
+        "payload:",
+        "  payloadName: first",
+        f"  butlerConfig: {tmp_path}/repo",
+        "  inCollection: StarCam/defaults",
+    ]
+    (tmp_path / "six.yaml").write_text("\n".join(six) + "\n")
+    panda = tmp_path / ".local" / "state" / "panda_local"
+    try:
+        said = stranger.run("bps", "submit", "six.yaml", code=1)
+        assert "but the environment variable PWD is not set" in said  # any shell sets it
+        said = stranger.run("bps", "submit", "six.yaml", code=0, PWD=str(tmp_path))
+        # What is told is enough to go on.
+        told = re.search(r"export BPS_WMS_SERVICE_CLASS=(\S+); bps report --id (\d+)", said)
+        service, run_id = told.groups()
+        end = time.monotonic() + 300
+        while True:
+            report = stranger.run("bps", "report", "--id", run_id, code=0, BPS_WMS_SERVICE_CLASS=service)
+            if re.search(r"^ +(F +)?(SUCCEEDED|FAILED) +\d", report, re.MULTILINE):
+                break
+            assert time.monotonic() < end, report
+            time.sleep(1)
+        assert re.search(r"^finalJob( +0){8} +1 +0 +0 +1$", report, re.MULTILINE), report
+        collections = stranger.run(str(BIN / "butler"), "query-collections", f"{tmp_path}/repo", code=0)
+        assert re.search(r"u/\S+/first/\d{8}T\d{6}Z", collections)
+    finally:
+        instance.stop(panda)

@@ -20,8 +20,8 @@ from lsst.ctrl.bps.panda.demo.repository import create_repo
 from lsst.ctrl.bps.panda.local import instance
 from lsst.ctrl.bps.panda.local.endpoint import environment
 
-# One of them runs in the second pass, too: the way to it is in BPS's drivers.
-pytestmark = [pytest.mark.slow, pytest.mark.newest]
+# Some run in the second pass, too: the way to a build is in BPS's drivers.
+pytestmark = pytest.mark.slow
 
 BIN = Path(sys.executable).parent
 CHECKOUT = Path(__file__).parents[2]
@@ -115,6 +115,7 @@ def submit(place: Place, config: str, *options: str) -> tuple[str, Path]:
     return found["Run Id"], Path(found["Submit dir"])
 
 
+@pytest.mark.newest
 def test_a_run_that_is_planned_at_the_site(place):
     """Up to its restart: warps fail as long as a file is not there."""
     (place.directory / "data.txt").write_text("goes along")
@@ -183,6 +184,7 @@ def test_not_enabled_is_an_ordinary_run(place):
     assert place.call("bps", "cancel", "--id", run_id)
 
 
+@pytest.mark.newest
 def test_bps_knows_one_class_only(place):
     """With any other class, BPS trips over the section: its drivers compare
     the class with one name.  `panda_bps build` is the way for those.
@@ -216,6 +218,7 @@ def wait_for_plan(place: Place, run_id: str) -> str:
         time.sleep(0.5)
 
 
+@pytest.mark.newest
 @pytest.mark.skipif(
     not hasattr(lsst.ctrl.bps, "GenericWorkflowLazyGroup"), reason="bpsBatchSubmission is of newer BPS"
 )
@@ -229,5 +232,6 @@ def test_bps_batch_submission_is_a_build(place):
     run_id, submit_path = submit(place, config)
     report = wait_for_plan(place, run_id)
     assert re.search(r"^finalJob( +\d+){11} +1$", report, re.MULTILINE), report
+    assert re.search(r"^ +X .* SITE .*\n.*\n.* local ", report, re.MULTILINE), report
     assert not list(submit_path.glob("*.qg"))
     assert place.call("bps", "cancel", "--id", run_id)

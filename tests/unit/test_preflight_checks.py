@@ -171,7 +171,7 @@ def test_a_graph_needs_its_variables(make_config, env):
         ("/it's/x", "holds \"'\"."),
         ('/a"b/x', "holds '\"'."),
         ("/a\\b/x", "holds '\\\\'."),
-        ("/a$b/x", "holds '$'."),
+        ("/a$/x", "holds '$'."),
     ],
 )
 def test_a_submit_directory_that_breaks_the_command_of_bps(make_config, env, directory, words):
@@ -182,6 +182,11 @@ def test_a_submit_directory_that_breaks_the_command_of_bps(make_config, env, dir
     # Whoever quotes it in the command may have blanks.
     quoted = make_config(submitPath="/a b/x", createQuantumGraph="pipetask qgraph -q '{qgraphFile}'")
     assert check_configuration(quoted, env)[0] == []
+
+
+def test_a_submit_directory_with_a_variable_that_is_not_set(make_config, env):
+    (problem,) = check_configuration(make_config(submitPath="${NO_SUCH_DIR}/x"), env)[0]
+    assert problem.startswith("submitPath is '${NO_SUCH_DIR}/x', but the environment variable NO_SUCH_DIR is")
 
 
 @pytest.mark.parametrize("path", ["/plain/x", "/a+b:c/é&*;~!()[]<>|/x"])

@@ -18,7 +18,7 @@ from typing import Any
 from lsst.ctrl.bps import BpsConfig
 
 from . import sites
-from .areas import expand_area
+from .areas import expand_area, variables_in
 from .build_settings import is_remote_build, read_build_settings
 from .campaign.section import SECTION, is_divided
 from .command_line import is_dry_run
@@ -166,6 +166,11 @@ def _graph_problems(config: BpsConfig) -> list[str]:
     that makes it: BPS puts it in and splits the line like a shell.
     """
     directory = str(config.get("submitPath") or "")
+    if unset := sorted(variables_in(directory)):
+        return [
+            f"submitPath is {directory!r}, but the environment variable {unset[0]} is not set. Set it, or "
+            "set submitPath to another directory."
+        ]
     graph = os.path.join(directory, str(config.get("qgraphFileTemplate") or "x.qg"))
     key = _graph_command(config)
     values = {"qgraphFile": graph, "inputQgraphFile": graph}

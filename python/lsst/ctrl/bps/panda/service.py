@@ -151,7 +151,9 @@ class PanDAService(BaseWmsService):
     def submit(self, workflow: BaseWmsWorkflow, **kwargs: Any) -> BaseWmsWorkflow | None:
         # Docstring inherited.
         if kwargs.get("remote_build"):
-            return submit_build(self._connect(), **kwargs)
+            built = submit_build(self._connect(), **kwargs)
+            self._tell_how_to_ask(built)
+            return built
         if not isinstance(workflow, PandaBpsWmsWorkflow):
             raise SettingsError(
                 "BPS prepared no workflow of this plugin. For a remote build it knows the service class "
@@ -161,6 +163,7 @@ class PanDAService(BaseWmsService):
             file = configuration_file() or str(workflow.config["configFile"])
             built = submit_build(self._connect(), config=workflow.config, config_file=file)
             workflow.run_id, workflow.submit_path = built.run_id, built.submit_path
+            self._tell_how_to_ask(workflow)
             return None
         connection = self._connect()
         progress = ProgressLine(sys.stderr)
@@ -170,7 +173,18 @@ class PanDAService(BaseWmsService):
         workflow.run_id = str(request_id)
         self._write_down(workflow, request_id, connection, submission.length)
         _LOG.info("Submitted run %s as request %d to %s", workflow.name, request_id, connection.settings.url)
+        self._tell_how_to_ask(workflow)
         return None
+
+    def _tell_how_to_ask(self, workflow: BaseWmsWorkflow) -> None:
+        """Say what ``bps report`` needs: it reads no configuration, and takes
+        another plugin's class by default.
+        """
+        name = f"{type(self).__module__}.{type(self).__name__}".replace(".service.", ".")
+        known = self.settings().environment.get("BPS_WMS_SERVICE_CLASS", "").replace(".service.", ".")
+        if known != name:
+            command = f"export BPS_WMS_SERVICE_CLASS={name}; bps report --id {workflow.run_id}"
+            _LOG.info("To follow the run: %s", command)
 
     def _write_down(
         self, workflow: PandaBpsWmsWorkflow, request_id: int, connection: Connection, length: int

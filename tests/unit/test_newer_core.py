@@ -1,0 +1,52 @@
+"""What newer BPS has and older has not: each test is about both."""
+
+import dataclasses
+import importlib
+
+import pytest
+from lsst.ctrl.bps.wms_service import WmsRunReport
+
+from lsst.ctrl import bps
+from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig, GenericWorkflow
+from lsst.ctrl.bps.panda import PandaBpsWmsWorkflow, PanDAService
+from lsst.ctrl.bps.panda.errors import PlanError
+from lsst.ctrl.bps.panda.plan.labels import PlanSettings
+from lsst.ctrl.bps.panda.plan.model import RunIdentity
+from lsst.ctrl.bps.panda.plan.planner import make_plan
+from lsst.ctrl.bps.panda.report import make_run_list
+
+HAS_LAZY_GROUPS = hasattr(bps, "GenericWorkflowLazyGroup")
+newer = pytest.mark.skipif(not HAS_LAZY_GROUPS, reason="BPS without lazy groups")
+
+
+@newer
+def test_a_lazy_group_that_no_submission_made_is_refused():
+    examples = importlib.import_module("lsst.ctrl.bps.tests.gw_test_utils")
+    workflow = examples.make_lazy_workflow("run", final=True)
+    run = RunIdentity("run", "", "", "", "", "", "", "", "", "", "")
+    with pytest.raises(PlanError, match="'lazy2' of workflow 'run' is of kind LAZY_GROUP, which"):
+        make_plan(workflow, PlanSettings(run=run, labels={}))
+
+
+def test_adding_to_a_run_that_goes_on_says_what_works():
+    with pytest.raises(NotImplementedError, match="no tasks can be added to a run. bpsBatchSubmission does"):
+        PandaBpsWmsWorkflow("run", BpsConfig({})).add_to_parent_workflow(BpsConfig({}))
+
+
+def test_the_stages_of_a_batch_submission_become_no_plan(tmp_path):
+    config = BpsConfig(
+        {"uniqProcName": "run", "submitPath": str(tmp_path), "bpsBatchSubmission": True},
+        search_order=BPS_SEARCH_ORDER,
+        defaults=BPS_DEFAULTS,
+        wms_service_class_fqn="lsst.ctrl.bps.panda.PanDAService",
+    )
+    if HAS_LAZY_GROUPS:
+        workflow = PanDAService(config).prepare(config, GenericWorkflow("run_ctrl"), str(tmp_path))
+        assert (workflow.name, workflow.planned_by_task) == ("run", True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_site_is_told_where_bps_can_show_it():
+    assert make_run_list([]) == []
+    fields = {field.name for field in dataclasses.fields(WmsRunReport)}
+    assert ("site" in fields) == HAS_LAZY_GROUPS
