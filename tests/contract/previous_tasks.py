@@ -8,6 +8,7 @@ plugin and BPS: it may use nothing else::
 
 import json
 import os
+import re
 import sys
 
 os.environ["IDDS_CLIENT_MODE"] = "1"
@@ -23,12 +24,10 @@ from lsst.ctrl.bps import (
     GenericWorkflowJob,
 )
 
-FIELDS = (
-    "task_name", "task_queue", "task_cloud", "task_site", "task_rss", "task_rss_retry_offset",
-    "task_rss_retry_step", "task_rss_max", "task_priority", "core_count", "working_group", "processingType",
-    "task_type", "prodSourceLabel", "vo", "maxAttempt", "maxWalltime", "encode_command_line", "task_log",
-    "es", "max_events_per_job",
-)  # fmt: skip
+# Differ from one run to the next, or are told by `describe` in other words.
+LEFT_OUT = {"internal_id", "template_work_id", "dependency_map", "executable"}
+
+HEXADECIMAL = re.compile(r"\b(?:[0-9a-f]{2}){8,}\b")
 
 
 def make_job(config, name, label):
@@ -68,6 +67,29 @@ def make_workflow(config):
     return workflow
 
 
+def type_of(value):
+    """Stand for what JSON does not know: iDDS's own objects."""
+    return f"a {type(value).__name__}"
+
+
+def describe(work):
+    """Write a work down: all its plain attributes, and what it runs when."""
+    jobs = work.dependency_map
+    fields = {name: getattr(work, name, None) for name in dir(work) if name[0] != "_"}
+    plain = {
+        name: value
+        for name, value in fields.items()
+        if name not in LEFT_OUT and isinstance(value, (int, float, str, list, tuple, type(None)))
+    }
+    command = max(HEXADECIMAL.findall(work.executable), key=len)
+    return plain | {
+        "command": bytes.fromhex(command).decode(),
+        "jobs": len(jobs),
+        "parents": sorted(len(job["dependencies"]) for job in jobs),
+        "parent_tasks": sorted({parent["task"] for job in jobs for parent in job["dependencies"]}),
+    }
+
+
 def main(path, submit_path, result):
     try:
         from lsst.ctrl.bps.panda.workflow import PandaBpsWmsWorkflow
@@ -89,20 +111,10 @@ def main(path, submit_path, result):
     )
     workflow = made.idds_client_workflow
     template = getattr(workflow, "template", workflow)
-    tasks = []
-    for work in template.works.values():
-        jobs = work.dependency_map
-        tasks.append(
-            {field: getattr(work, field, None) for field in FIELDS}
-            | {
-                "jobs": len(jobs),
-                "parents": sorted(len(job["dependencies"]) for job in jobs),
-                "parent_tasks": sorted({parent["task"] for job in jobs for parent in job["dependencies"]}),
-            }
-        )
+    tasks = [describe(work) for work in template.works.values()]
     conditions = [len(condition.conditions) for condition in template.conditions.values()]
     with open(result, "w") as stream:  # the previous plugin writes to standard output itself
-        json.dump({"name": workflow.name, "tasks": tasks, "conditions": conditions}, stream)
+        json.dump({"name": workflow.name, "tasks": tasks, "conditions": conditions}, stream, default=type_of)
 
 
 if __name__ == "__main__":

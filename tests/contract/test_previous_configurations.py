@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+
+from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig
+from lsst.ctrl.bps.panda.preflight import check_configuration
 
 pytestmark = pytest.mark.slow
 
@@ -26,6 +30,22 @@ EXPLAINED = {
     "maxAttempt": (
         "numberOfRetries are attempts after the first one; the previous plugin had one attempt less",
         lambda before, now: now == before + 1,
+    ),
+    "command": (
+        "what all jobs of a task share stands in its command; the previous plugin gave each job its own copy",
+        lambda before, now: before == "/bin/true --node {qgraphNodeId}" and "--node 0190" in now,
+    ),
+    "dependency_tasks": (
+        "tasks that a task's jobs wait for, which iDDS works out when it is asked: none",
+        lambda before, now: (before, now) == (None, []),
+    ),
+    "num_inputs": (
+        "jobs of the final task as its own record counts them; the previous plugin's did not count it",
+        lambda before, now: (before, now) == (0, 1),
+    ),
+    "es_label": (
+        "the label for the monitor's pages on event service, which only tasks with event service get",
+        lambda before, now: before and now is None,
     ),
     "max_events_per_job": (
         "number of payloads in a PanDA job, of which iDDS takes no notice without event service",
@@ -46,12 +66,13 @@ EXPLAINED = {
     ),
 }
 
-# test_idf.yaml of the same folder includes bps_idf_new.yaml, which is nowhere.
+ALWAYS = {"maxAttempt", "max_events_per_job", "es_label", "command", "dependency_tasks", "num_inputs"}
+
 EXAMPLES = {
-    "example_panda_SLAC": {"maxAttempt", "max_events_per_job", "task_priority"},
-    "test_usdf": {"maxAttempt", "max_events_per_job", "task_queue"},
-    "test_sdf": {"maxAttempt", "max_events_per_job"},
-    "pipelines_check_idf": {"maxAttempt", "max_events_per_job", "task_queue", "task_cloud"},
+    "example_panda_SLAC": {*ALWAYS, "task_priority"},
+    "test_usdf": {*ALWAYS, "task_queue"},
+    "test_sdf": ALWAYS,
+    "pipelines_check_idf": {*ALWAYS, "task_queue", "task_cloud"},
 }
 
 
@@ -123,3 +144,46 @@ def test_the_same_tasks(example, previous, tmp_path):
             assert EXPLAINED[field][1](value, new[field]), (old["task_name"], field, value, new[field])
     # A difference that is gone is to be taken off the list.
     assert seen == EXAMPLES[example]
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_the_checks_let_them_pass(example, previous, tmp_path, monkeypatch):
+    """What worked is not refused for being unusual."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "pipetask").write_text("#!/bin/sh\n")
+    (tmp_path / "bin" / "pipetask").chmod(0o755)
+    # BPS looks variables up by itself.
+    monkeypatch.setenv("CTRL_MPEXEC_DIR", str(tmp_path))
+    monkeypatch.setenv("CTRL_BPS_PANDA_DIR", str(CHECKOUT / "python" / "lsst" / "ctrl" / "bps" / "panda"))
+    monkeypatch.setenv("PWD", str(tmp_path))
+    monkeypatch.setenv("LSST_RUN_TEMP_SPACE", str(tmp_path))
+    config = BpsConfig(
+        str(previous[1] / f"{example}.yaml"),
+        search_order=BPS_SEARCH_ORDER,
+        defaults=BPS_DEFAULTS,
+        wms_service_class_fqn="lsst.ctrl.bps.panda.PanDAService",
+    )
+    config[".bps_defined.timestamp"] = "20260101T000000Z"
+    config[".bps_defined.operator"] = "ann"
+    config[".bps_defined.uniqProcName"] = str(config["outputRun"]).replace("/", "_")
+    problems, _ = check_configuration(config, {**os.environ, "PATH": "/nowhere"})
+    assert problems == []
+
+
+def test_an_include_that_is_nowhere_is_named(previous, tmp_path):
+    """test_idf.yaml includes a file that no release of the plugin has."""
+    script = CHECKOUT / "bin" / "panda_bps"
+    env = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(tmp_path),
+        "CTRL_BPS_PANDA_DIR": str(CHECKOUT / "python" / "lsst" / "ctrl" / "bps" / "panda"),
+    }
+    command = [sys.executable, script, "check", previous[1] / "test_idf.yaml"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "bps_idf_new.yaml" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_no_example_is_left_out(previous):
+    assert {path.stem for path in previous[1].glob("*.yaml")} == {*EXAMPLES, "test_idf"}

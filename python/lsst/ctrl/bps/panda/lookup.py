@@ -118,7 +118,9 @@ class KeyLookup:
             place = "profile of the site or packaged base"
         return ", ".join(filter(None, (f"label {label}" if label else "", place))) or "BPS configuration"
 
-    def check_variables(self, name: str, labels: Iterable[str] = (), *, known: Iterable[str] = ()) -> None:
+    def check_variables(
+        self, name: str, labels: Iterable[str] = (), *, optional: re.Pattern[str] | None = None
+    ) -> None:
         """Check that all ``{variables}`` in a value have a value themselves.
 
         Parameters
@@ -127,8 +129,9 @@ class KeyLookup:
             Key, of this plugin or of BPS.
         labels : iterable of `str`, optional
             Labels to search it for, too.
-        known : iterable of `str`, optional
-            Variables that get a value later, or that may have none.
+        optional : `re.Pattern`, optional
+            What variables are called that get a value later, or may have
+            none.
 
         Raises
         ------
@@ -138,7 +141,7 @@ class KeyLookup:
         missing: dict[str, str] = {}
         for label in ["", *labels]:
             layers = self._merged.layers(self._current(label), self._section(label, name))
-            pending, seen = [name], {name, *known}
+            pending, seen = [name], {name}
             while pending:
                 key = pending.pop()
                 text = find_first(key, layers)
@@ -148,7 +151,7 @@ class KeyLookup:
                     seen.add(variable)
                     if any(variable in layer for layer in layers):
                         pending.append(variable)
-                    else:
+                    elif optional is None or not optional.fullmatch(variable):
                         missing.setdefault(variable, key)
         if missing:
             listed = ", ".join(f"{variable} (in {key})" for variable, key in sorted(missing.items()))

@@ -8,6 +8,7 @@ __all__ = ["check_configuration", "check_run", "check_service", "report_problems
 
 import logging
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -41,9 +42,7 @@ MAX_NAME = 255
 _UNSAFE_IN_NAME = frozenset("?#%*^/")
 
 # Variables of the commands for quantum graphs that BPS sets later, or leaves out if they are not set.
-_KNOWN_LATER = frozenset(
-    {"qgraphFile", "inputQgraphFile", "dataQuery", "extraQgraphOptions", "extraUpdateQgraphOptions"}
-)
+_OPTIONAL = re.compile(r"qgraphFile|inputQgraphFile|dataQuery|\w+(?:Options|Opts)")
 
 
 def report_problems(problems: Sequence[str], outside: Sequence[str]) -> None:
@@ -123,13 +122,13 @@ def check_configuration(config: BpsConfig, environment: Mapping[str, str]) -> tu
     if is_remote_build(config) and not is_dry_run():
         # Graph, plan and staging are the site's business.
         return [*problems, *_complaints(lambda: read_build_settings(config, environment))], []
-    for key, names, known in (
-        ("runnerCommand", labels, ()),
-        ("fileDistributionEndPoint", (), ()),
-        (_graph_command(config), (), _KNOWN_LATER),
+    for key, names, optional in (
+        ("runnerCommand", labels, None),
+        ("fileDistributionEndPoint", (), None),
+        (_graph_command(config), (), _OPTIONAL),
     ):
         if not _is_evaluated(config, key):
-            problems += _complaints(partial(lookup.check_variables, key, names, known=known))
+            problems += _complaints(partial(lookup.check_variables, key, names, optional=optional))
     problems += _divided(config)
     problems += _missing_commands(config, environment)
     problems += _graph_problems(config)
