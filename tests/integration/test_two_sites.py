@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from click.testing import CliRunner
 from jsonschema import Draft202012Validator
 from lsst.ctrl.bps.wms_service import WmsStates
 from lsst.daf.butler import Butler
@@ -28,6 +29,7 @@ from panda_servers.ingest_daemon import IngestDaemon
 from lsst.ctrl.bps.panda import demo
 from lsst.ctrl.bps.panda.campaign.record import read_campaign
 from lsst.ctrl.bps.panda.campaign.runs import look
+from lsst.ctrl.bps.panda.cli.panda_bps import main
 from lsst.ctrl.bps.panda.demo.repository import INPUTS, SKYMAP, create_repo
 from lsst.ctrl.bps.panda.demo.workplace import Workplace
 from lsst.ctrl.bps.panda.inquiry import connect
@@ -153,6 +155,13 @@ class Facilities:
         assert done.returncode == code, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
         return done.stdout
 
+    def ask(self, *words: str) -> str:
+        """Call ``panda_bps`` in this process, which is quicker."""
+        environment = {**dict.fromkeys(os.environ), **self.host.environment()}
+        done = CliRunner().invoke(main, words, env=environment)
+        assert done.exit_code == 0, (words, done.output, done.exception)
+        return done.stdout
+
     def errors(self) -> str:
         """What jobs wrote, for a failed test to show."""
         logs = sorted((self.host.panda / "logs").glob("*/payload.stderr"))
@@ -186,7 +195,7 @@ def campaign(facilities):
 
 
 def test_each_site_ran_its_part(facilities, campaign):
-    document = json.loads(facilities.call("panda_bps", "campaign", "report", campaign.directory, "--json"))
+    document = json.loads(facilities.ask("campaign", "report", campaign.directory, "--json"))
     Draft202012Validator(read_schema()).validate(document)
     assert (document["state"], document["ended"], document["problems"]) == ("SUCCEEDED", True, [])
     done = {label: counts["SUCCEEDED"] for label, counts in document["labels"].items()}
@@ -197,14 +206,14 @@ def test_each_site_ran_its_part(facilities, campaign):
         ("NORTH", 2, 5), ("SOUTH", 1, 4),
     ]  # fmt: skip
     assert [part.values for part in campaign.parts] == list(VISITS.values())
-    facilities.call("panda_bps", "campaign", "status", campaign.directory)
+    facilities.ask("campaign", "status", campaign.directory)
     # Each run is one of BPS's own.
     report = ("bps", "report", "--wms-service-class", "lsst.ctrl.bps.panda.LocalPanDAService", "--id")
     assert campaign.parts[1].run in facilities.call(*report, campaign.parts[1].submit_path)
 
 
 def test_labels_went_to_the_sites_and_queues_they_name(facilities, campaign):
-    shown = facilities.call("panda_bps", "show", campaign.parts[0].submit_path, "--local", "--jobs", "--json")
+    shown = facilities.ask("show", campaign.parts[0].submit_path, "--local", "--jobs", "--json")
     places = {(job["label"], job["site"]) for job in json.loads(shown)["jobs"]}
     assert places == {
         ("pipetaskInit", "EAST_INIT"), ("visits", "EAST_QUEUE"), ("finalJob", "NORTH_QUEUE"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 __all__ = ["CampaignOverview", "SiteOverview", "combine_state", "look_at_campaign", "merge_restarts"]
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 
 from lsst.ctrl.bps.wms_service import WmsStates
@@ -20,6 +20,10 @@ from ..wire.tally import RunEvidence, RunTally, tally_run
 from .record import CampaignRecord, PartRecord, PartState
 
 _GOING = (WmsStates.RUNNING, WmsStates.PENDING, WmsStates.READY, WmsStates.HELD, WmsStates.UNREADY)
+_NOT_SUBMITTED = {
+    PartState.PREPARED: "not submitted yet",
+    PartState.SUBMITTING: "its submission goes on, or was interrupted",
+}
 _OVER = (WmsStates.FAILED, WmsStates.DELETED, WmsStates.PRUNED, WmsStates.SUCCEEDED)
 
 
@@ -65,7 +69,7 @@ class CampaignOverview:
     partition: str
     moment: datetime
     sites: tuple[SiteOverview, ...] = ()
-    problems: tuple[str, ...] = field(default=())
+    problems: tuple[str, ...] = ()
 
     @property
     def state(self) -> WmsStates:
@@ -171,7 +175,7 @@ def _look_at_part(
             state, problem = get_status_of(evidences[-1])
             ended, labels = tallies[-1].ended, merge_restarts(tallies)
     elif not problem:
-        problem = "not submitted yet"
+        problem = _NOT_SUBMITTED.get(part.state, "")
     return SiteOverview(
         site=part.site,
         share=part.share,

@@ -47,11 +47,10 @@ class Action:
 
     site: str
     done: bool
+    """Also if there was nothing to do."""
+
     text: str
     """What was done, or why not."""
-
-    needless: bool = False
-    """Whether there was nothing to do."""
 
 
 def cancel_campaign(
@@ -73,9 +72,9 @@ def cancel_campaign(
     """
     for site in overview.sites:
         if site.request_id is None:
-            yield Action(site.site, True, "has no run", needless=True)
+            yield Action(site.site, True, "has no run")
         elif site.ended:
-            yield Action(site.site, True, f"run {site.request_id} is over ({site.state.name})", needless=True)
+            yield Action(site.site, True, f"run {site.request_id} is over ({site.state.name})")
         else:
             done, text = cancel(str(site.request_id))
             yield Action(site.site, done, text or f"run {site.request_id} is cancelled")
@@ -111,7 +110,7 @@ def _why_not(site: SiteOverview) -> Action | None:
     if site.request_id is None:
         return Action(site.site, False, "has no run yet; panda_bps campaign submit goes on with it")
     if site.state is WmsStates.SUCCEEDED:
-        return Action(site.site, True, f"run {site.request_id} has succeeded", needless=True)
+        return Action(site.site, True, f"run {site.request_id} has succeeded")
     if not site.ended and site.state is not WmsStates.UNKNOWN:
-        return Action(site.site, True, f"run {site.request_id} still goes on", needless=True)
+        return Action(site.site, True, f"run {site.request_id} still goes on")
     return None
