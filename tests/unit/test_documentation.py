@@ -19,8 +19,10 @@ import pytest
 from panda_documentation.pages import CHECKOUT, DOC, MARKDOWN, PAGES, RST, table
 
 from lsst.ctrl.bps.panda import errors
+from lsst.ctrl.bps.panda.campaign.record import RECORD_NAME as CAMPAIGN_NAME
 from lsst.ctrl.bps.panda.edgenode.cmd_line_decoder import ATTEMPTS_FOLDER
 from lsst.ctrl.bps.panda.keys import KEYS
+from lsst.ctrl.bps.panda.rucio.step import REGISTRATION_NAME
 from lsst.ctrl.bps.panda.runrecord import RECORD_NAME
 from lsst.ctrl.bps.panda.sites import site_names
 from lsst.ctrl.bps.panda.staging.manifest import (
@@ -178,7 +180,8 @@ def test_the_page_of_the_protocol_has_each_call(source, methods):
 def test_the_page_of_files_has_each_name():
     text = (PAGES / "files.rst").read_text(encoding="utf-8")
     staged = (MANIFEST_NAME, PARTIAL_NAME, TEMPORARY_FOLDER, CANCELLED_NAME, f"{ATTEMPTS_FOLDER}/")
-    names = (PLAN_NAME, RECORD_NAME, f"{PARAMETERS_DIRECTORY}/", *staged, KEYS["orderIdMapFilename"].default)
+    own = (PLAN_NAME, RECORD_NAME, CAMPAIGN_NAME, REGISTRATION_NAME, f"{PARAMETERS_DIRECTORY}/")
+    names = (*own, *staged, KEYS["orderIdMapFilename"].default)
     assert [name for name in names if f"``{name}``" not in text] == []
 
 
