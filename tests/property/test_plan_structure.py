@@ -32,6 +32,7 @@ from lsst.ctrl.bps import (
     GenericWorkflowGroup,
     GenericWorkflowJob,
     GenericWorkflowNoopJob,
+    generic_workflow,
 )
 from lsst.ctrl.bps.panda.edgenode import cmd_line_decoder as runner
 from lsst.ctrl.bps.panda.errors import PlanError
@@ -564,8 +565,8 @@ def test_a_parent_that_does_not_exist_is_an_error() -> None:
         make_plan(workflow, SETTINGS)
 
 
-def test_a_lazy_group_is_an_error_where_core_has_it() -> None:
-    """Stands for `GenericWorkflowLazyGroup`, which only newer cores have."""
+def lazy_group(name: str) -> GenericWorkflowJob:
+    """A lazy group of core, or what stands for one where core has none."""
 
     class Kind(enum.IntEnum):
         LAZY_GROUP = 4
@@ -573,8 +574,13 @@ def test_a_lazy_group_is_an_error_where_core_has_it() -> None:
     class LazyGroup(GenericWorkflowJob):
         node_type = Kind.LAZY_GROUP
 
+    made: GenericWorkflowJob = getattr(generic_workflow, "GenericWorkflowLazyGroup", LazyGroup)(name, "isr")
+    return made
+
+
+def test_a_lazy_group_is_an_error() -> None:
     workflow = build(Spec((JobSpec("a", "isr"),), frozenset()))
-    workflow.add_job(LazyGroup("lazy", "isr"))
+    workflow.add_job(lazy_group("lazy"))
     with pytest.raises(PlanError, match="'lazy'.*LAZY_GROUP"):
         make_plan(workflow, SETTINGS)
 
