@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import stat
 import subprocess
@@ -61,6 +60,7 @@ class Place:
             capture_output=True,
             text=True,
             timeout=LIMIT,
+            umask=0o022,
             check=False,
         )
         assert code is None or done.returncode == code, done.stdout + done.stderr
@@ -262,16 +262,42 @@ def test_a_dry_run_needs_no_server(place):
     assert "This run cannot be submitted:\n- The connection to 127.0.0.1:9 was refused" in said
 
 
-def test_the_environment_that_bps_writes_down_holds_no_secret(place):
-    job = write_job(place.work / "secret", "#!/bin/sh\n")
-    secrets = {"PANDA_AUTH_ID_TOKEN": "geheim-1", "AWS_SECRET_ACCESS_KEY": "geheim-2"}
-    place.bps("submitcmd", "--dry-run", str(job), **secrets)
-    (submit,) = (place.work / "secret" / "submit").iterdir()
-    (dump,) = submit.glob("*.env.info.yaml")
-    content = yaml.safe_load(dump.read_text())
-    assert [content[name] for name in secrets] == ["[hidden]", "[hidden]"]
-    assert content["USER"] == "ann"
-    assert stat.S_IMODE(dump.stat().st_mode) == 0o600
-    for path in submit.rglob("*"):
-        assert path.is_dir() or b"geheim" not in path.read_bytes(), path
-    assert os.listdir(submit)
+JWT = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJnZWhlaW0ifQ.Z2VoZWltLXNpZ25hdHVyZQ"
+
+
+def test_no_file_holds_a_secret(place):
+    """Of a submission, its report and its restart: in the submit directory,
+    the staging area, the list of own runs, the logs of jobs and PanDA's own
+    files.
+    """
+    directory = place.work / "secret"
+    job = write_job(directory, "#!/bin/sh\nenv\nexit 4\n", numberOfRetries=0)
+    secrets = {
+        "PANDA_AUTH_ID_TOKEN": JWT,
+        "AWS_SECRET_ACCESS_KEY": "geheim-2",
+        "DATABASE_URL": "postgresql://ann:geheim-3@host/db",
+        "ANYTHING": f"Bearer {JWT}",
+    }
+    run_id = submitted(place.bps("submitcmd", str(job), **secrets))
+    assert place.wait(run_id, **secrets) == "FAILED"
+    place.bps("report", "--id", run_id, **secrets)
+    (submit,) = (directory / "submit").iterdir()
+    # By directory, BPS writes the environment once more when the plugin has done its part.
+    assert "Run Id: " in place.bps("restart", "--id", str(submit), **secrets)
+    dumps = list(submit.glob("*.env.info.yaml"))
+    assert len(dumps) == 2
+    for dump in dumps:
+        content = yaml.safe_load(dump.read_text())
+        assert content["PANDA_AUTH_ID_TOKEN"] == content["AWS_SECRET_ACCESS_KEY"] == "[hidden]"
+        assert content["USER"] == "ann"
+        assert stat.S_IMODE(dump.stat().st_mode) == 0o600
+    searched = 0
+    for top in (submit, place.panda, place.home / ".local"):
+        for path in (found for found in top.rglob("*") if found.is_file() and not found.is_symlink()):
+            data = path.read_bytes()
+            searched += 1
+            assert b"geheim" not in data, path
+            assert JWT.encode() not in data, path
+            if top == submit:
+                assert not stat.S_IMODE(path.stat().st_mode) & 0o022, path
+    assert searched > 20

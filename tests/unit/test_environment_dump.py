@@ -5,7 +5,7 @@ import stat
 import pytest
 import yaml
 
-from lsst.ctrl.bps.panda.environment_dump import hide_secrets, protect_dumps, reserve_dump
+from lsst.ctrl.bps.panda.environment_dump import hide_secrets, protect_dumps, reserve_dump, settle_dump
 
 JWT = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbm4ifQ.c2lnbmF0dXJl"
 
@@ -83,5 +83,17 @@ def test_what_bps_writes_later_is_private(tmp_path):
     reserve_dump(tmp_path, "run_r1")
     path = tmp_path / "run_r1.env.info.yaml"
     with open(path, "w") as stream:
-        stream.write("LANG: C\n")
+        stream.write(f"LANG: C\nBEARER_TOKEN: {JWT}\n")
     assert mode(path) == 0o600
+    settle_dump(path)
+    assert yaml.safe_load(path.read_text()) == {"LANG": "C", "BEARER_TOKEN": "[hidden]"}
+    assert mode(path) == 0o600
+
+
+def test_a_reserved_file_that_bps_did_not_need_goes(tmp_path, caplog):
+    reserve_dump(tmp_path, "run_r1")
+    path = tmp_path / "run_r1.env.info.yaml"
+    settle_dump(path)
+    settle_dump(path)
+    assert not path.exists()
+    assert caplog.text == ""

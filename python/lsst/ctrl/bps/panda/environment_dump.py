@@ -7,8 +7,9 @@ restart after it; see `protect_dumps` and `reserve_dump`.
 
 from __future__ import annotations
 
-__all__ = ["hide_secrets", "protect_dumps", "reserve_dump"]
+__all__ = ["hide_secrets", "protect_dumps", "reserve_dump", "settle_dump"]
 
+import atexit
 import logging
 import os
 import re
@@ -82,7 +83,8 @@ def protect_dumps(directory: str | os.PathLike[str]) -> None:
 
 def reserve_dump(directory: str | os.PathLike[str], name: str) -> None:
     """Make an empty private file where BPS is about to write a dump: it keeps
-    the permissions of a file that is there.
+    the permissions of a file that is there.  When the program ends, secrets
+    in it are hidden, or it is removed if BPS wrote nothing.
 
     Parameters
     ----------
@@ -91,9 +93,26 @@ def reserve_dump(directory: str | os.PathLike[str], name: str) -> None:
     name : `str`
         Name of the run.
     """
-    path = Path(directory) / f"{name}{_SUFFIX}"
+    path = Path(directory).absolute() / f"{name}{_SUFFIX}"
+    atexit.register(settle_dump, path)
     try:
         path.touch(mode=0o600)
         path.chmod(0o600)
     except OSError as error:
         _LOG.warning("%s cannot be made private: %s", path, error)
+
+
+def settle_dump(path: Path) -> None:
+    """End what `reserve_dump` began.
+
+    Parameters
+    ----------
+    path : `~pathlib.Path`
+        The reserved file.
+    """
+    try:
+        if not path.stat().st_size:
+            path.unlink()
+    except OSError:
+        return  # somebody has removed it
+    protect_dumps(path.parent)
