@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import replace
-from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-with mock.patch.dict(os.environ, IDDS_CLIENT_MODE="1"):
-    from idds.common.utils import json_loads
-    from idds.rest.v1 import utils as server
 
 from lsst.ctrl.bps import GenericWorkflow, GenericWorkflowExec, GenericWorkflowJob
 from lsst.ctrl.bps.panda.plan.labels import LabelSettings, PlanSettings
 from lsst.ctrl.bps.panda.plan.model import RunIdentity
 from lsst.ctrl.bps.panda.plan.planner import make_plan
 from lsst.ctrl.bps.panda.wire.attributes import parse_attributes
-from lsst.ctrl.bps.panda.wire.idds_workflow import make_submission, make_workflow
+from lsst.ctrl.bps.panda.wire.idds_workflow import client_mode, make_submission, make_workflow
 from lsst.ctrl.bps.panda.wire.record_types import RequestRecord
+
+with client_mode():
+    from idds.common.utils import json_loads
+    from idds.rest.v1 import utils as server
 
 LOG = logging.getLogger(__name__)
 LABEL = LabelSettings(

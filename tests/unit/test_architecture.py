@@ -534,7 +534,9 @@ def test_tests_replace_nothing(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
             assert node.module not in {"unittest.mock", "mock"}
+            assert "unittest.mock" not in names
         elif isinstance(node, ast.Import):
             assert not {"unittest.mock", "mock"} & {alias.name for alias in node.names}
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):

@@ -6,11 +6,12 @@ is set here follows iDDS 2.6.21 (``idds.doma.workflowv2.domapandawork``).
 
 from __future__ import annotations
 
-__all__ = ["Submission", "estimate_length", "make_submission", "make_workflow", "render_call"]
+__all__ = ["client_mode", "Submission", "estimate_length", "make_submission", "make_workflow", "render_call"]
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -38,26 +39,32 @@ _TASK_LOG = {
 }
 
 
-@lru_cache(maxsize=1)
-def _idds() -> SimpleNamespace:
-    """Import iDDS's client classes.
+@contextmanager
+def client_mode() -> Iterator[None]:
+    """Set ``IDDS_CLIENT_MODE`` while iDDS is imported.
 
     Where ``idds-server`` is installed too, iDDS looks for a server's
-    configuration file on import and fails without one, unless
-    ``IDDS_CLIENT_MODE`` is set; it is needed during the import only.
+    configuration file on import and fails without one, unless that is set.
     """
     variable = "IDDS_CLIENT_MODE"
     before = os.environ.get(variable)
     os.environ[variable] = before or "1"
     try:
-        from idds.common.utils import json_dumps
-        from idds.doma.workflowv2.domapandawork import DomaPanDAWork
-        from idds.workflowv2.workflow import AndCondition, Workflow
+        yield
     finally:
         if before is None:
             del os.environ[variable]
         else:
             os.environ[variable] = before
+
+
+@lru_cache(maxsize=1)
+def _idds() -> SimpleNamespace:
+    """Import iDDS's client classes."""
+    with client_mode():
+        from idds.common.utils import json_dumps
+        from idds.doma.workflowv2.domapandawork import DomaPanDAWork
+        from idds.workflowv2.workflow import AndCondition, Workflow
     return SimpleNamespace(
         json_dumps=json_dumps, DomaPanDAWork=DomaPanDAWork, AndCondition=AndCondition, Workflow=Workflow
     )
