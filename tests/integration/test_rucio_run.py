@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 _BIN = Path(sys.executable).parent
 _ENDED = (WmsStates.SUCCEEDED, WmsStates.FAILED, WmsStates.DELETED)
-_TYPES = ("post_isr_image", "calibrated_image")
+_TYPES = ("post_isr_image", "isr_metadata")
 
 
 class Campaign:
@@ -43,7 +43,7 @@ class Campaign:
         server.add_rse("DEMO_FAR", self.far)
         self.place.write_files()
         config = yaml.safe_load(self.place.config.read_text())
-        config["pipelineYaml"] = "resource://lsst.ctrl.bps.panda.demo/pipeline.yaml#singleFrame"
+        config["pipelineYaml"] = "resource://lsst.ctrl.bps.panda.demo/pipeline.yaml#isr"
         config["rucio"] = {
             "enabled": True,
             "datasetTypes": list(_TYPES),
@@ -132,7 +132,6 @@ def test_step_that_failed_is_done_by_a_restart(campaign, rucio_server):
     run = campaign.place.output_run(directory)
     assert "does not exist, 0 files" in campaign.call("panda_bps", "rucio", "status", run_id, code=1)
     forecast = campaign.call("panda_bps", "rucio", "--dry-run", run_id)
-    assert forecast == campaign.call("panda_bps", "rucio", "register", "--dry-run", str(directory))
     assert forecast.count("add  ") == 8
     assert f"dataset: repo:{run} (new)" in forecast
     assert "rule: 1 of DEMO_FAR" in forecast
@@ -177,6 +176,3 @@ def test_step_that_failed_is_done_by_a_restart(campaign, rucio_server):
         ("DEMO_DISK", 9),
         ("DEMO_FAR", 9),
     ]
-    forecast = campaign.call("panda_bps", "rucio", "--dry-run", run_id)
-    assert "to add: 0, 0 bytes" in forecast
-    assert "(is there)" in forecast

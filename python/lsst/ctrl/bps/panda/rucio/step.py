@@ -32,9 +32,9 @@ def add_step(
 ) -> None:
     """Add the step after the final job, or as the final job if there is none.
 
-    Behind it, nothing; a final workflow gets it behind all of its jobs.  The
-    step needs the final job to succeed, as that one brings the outputs into
-    the Butler.  Twice is the same as once.
+    A final workflow gets it behind all of its jobs.  The step needs the final
+    job to succeed, as that one brings the outputs into the Butler.  Twice is
+    the same as once.
 
     Parameters
     ----------
