@@ -81,7 +81,7 @@ def test_the_display_is_renewed_until_the_run_has_ended(tmp_path):
     assert f"Run {REQUEST_ID}  {RUN}" in first
     assert re.search(r"label_1 +#{12}\S* +40 +20 ", first), first
     assert "FAILED (over)" in others[0]
-    assert re.search(r"total +#{22}x{2} +80 +72 .* 8 ", others[0]), others[0]
+    assert re.search(r"total +#{22}x{2} +80 +72 .* 8\s", others[0]), others[0]
     assert "jobs/min" in others[0]
     assert "payload 17 in label_1, label_2" in others[0]
     # The cursor goes up as many lines as were written, so nothing of the first display is left.

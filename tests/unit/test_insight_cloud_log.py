@@ -1,10 +1,12 @@
 """Google's own client against a server that answers ``entries:list``."""
 
+import json
 import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from click.testing import CliRunner
+from jsonschema import Draft202012Validator
 from panda_servers.cloud_log import CloudLogServer, make_entry
 from panda_servers.recorded_panda import REQUEST_ID, RecordedPanda, RecordedRun
 
@@ -19,6 +21,7 @@ from lsst.ctrl.bps.panda.insight.cloud_log import (
     render_filter,
     since_of,
 )
+from lsst.ctrl.bps.panda.insight.documents import read_schema
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)  # longer ago than the client looks back by itself
 
@@ -164,3 +167,97 @@ def test_the_command_reads_the_cloud_where_jobs_have_no_log_area(server, tmp_pat
             "ERROR in 101", "ERROR in 102", "CRITICAL in 101", "CRITICAL in 102",
         ]  # fmt: skip
         assert lines("--label", "label_2", "--grep", "^(INFO|ERROR)") == ["INFO in 102", "ERROR in 102"]
+
+
+@pytest.fixture
+def command(server, tmp_path):
+    """The command, on a run of two tasks whose logs are in the cloud; one
+    entry in the name of each attempt that failed, and of one that finished.
+    """
+    recent = (datetime.now(UTC) - timedelta(hours=30)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    number = 0
+    for task in (1, 2):
+        for job, level in (
+            (1_000_001, "ERROR"),
+            (1_000_002, "CRITICAL"),
+            (1_000_011, "INFO"),
+            (1_000_021, "INFO"),
+        ):
+            panda_id = job + (task - 1) * 1_000_000
+            number += 1
+            server.entries.append(
+                make_entry(
+                    number, moment=recent, task=str(100 + task), job=str(panda_id), request=REQUEST_ID,
+                    level=level, message=f"{level} of {panda_id}",
+                )
+            )  # fmt: skip
+    run = RecordedRun(tasks=2, jobs=20)
+    original = run.detail
+    start = (datetime.now(UTC) - timedelta(hours=31)).strftime("%a, %d %b %Y %H:%M:%S UTC")
+    run.detail = lambda: (row | {"created_at": start} for row in original())
+    with RecordedPanda(run) as panda:
+        env = {"PANDA_URL_SSL": panda.url, "PANDA_LOG_ENDPOINT": server.url, "PANDA_LOG_PROJECT": "proj"}
+        env |= {"XDG_STATE_HOME": str(tmp_path), "USER": "ann", "PANDA_AUTH": None}
+
+        def call(*words, code=0):
+            result = CliRunner().invoke(main, ["logs", str(REQUEST_ID), *map(str, words)], env=env)
+            assert result.exit_code == code, result.output
+            return result
+
+        yield call
+
+
+def test_every_option_that_chooses_lines_works_on_the_cloud(command):
+    def jobs(*words):
+        return [int(line[1:8]) for line in command(*words).stdout.splitlines()]
+
+    everything = [1_000_001, 1_000_002, 1_000_011, 1_000_021, 2_000_001, 2_000_002, 2_000_011, 2_000_021]
+    # The entries are older than the day that Google's client looks back by itself.
+    assert jobs("--source", "cloud") == everything
+    assert jobs("--failed") == [n for n in everything if n % 100 != 21]
+    assert jobs("--label", "label_2") == everything[4:]
+    assert jobs("--label", "label_2", "--failed") == everything[4:7]
+    assert jobs("--label", "label_2", "--failed", "--level", "ERROR") == everything[4:6]
+    assert jobs("--job", 1_000_002) == [1_000_002]
+    assert jobs("--job", "job:1", "--grep", "of 2") == [2_000_011]
+    assert jobs("--grep", "of .*21$", "--label", "label_1") == [1_000_021]
+    nothing = command("--grep", "there is no such text")
+    assert (nothing.stdout, "No line was found" in nothing.stderr) == ("", True)
+
+
+def test_the_query_says_what_the_options_say(command):
+    def conditions(*words):
+        return command(*words, "--query").stdout.splitlines()[0].split(" AND ")
+
+    assert conditions()[1] == f"jsonPayload.RequestID={REQUEST_ID}"
+    assert conditions("--label", "label_2")[1] == 'jsonPayload.TaskID="102"'
+    assert conditions("--job", 1_000_002)[1] == 'jsonPayload.PandaJobID="1000002"'
+    found = conditions("--level", "WARN", "--grep", 'say "no"')
+    assert found[2] == 'jsonPayload.levelname=("WARNING" OR "ERROR" OR "CRITICAL")'
+    assert found[3] == r'jsonPayload.message=~"say \"no\""'
+    assert found[-1].startswith('timestamp>="20')
+    assert "8 more jobs" in command("--failed", "--limit", "4", "--query").stderr
+    document = json.loads(command("--query", "--json").stdout)
+    Draft202012Validator(read_schema()).validate(document)
+    assert document["kind"] == "query"
+    assert document["address"].startswith("https://console.cloud.google.com/")
+
+
+def test_lines_as_documents(command):
+    document = json.loads(command("--job", 1_000_002, "--json").stdout)
+    Draft202012Validator(read_schema()).validate(document)
+    assert [line["message"] for line in document["lines"]] == ["CRITICAL of 1000002"]
+    # Followed, each line is a document of its own, as it comes.
+    followed = [
+        json.loads(text) for text in command("--follow", "--level", "ERROR", "--json").stdout.splitlines()
+    ]
+    assert [len(one["lines"]) for one in followed] == [1, 1, 1, 1]
+    for one in followed:
+        Draft202012Validator(read_schema()).validate(one)
+
+
+def test_what_google_refuses_is_one_sentence(command, server):
+    server.refuse = 403
+    result = command(code=1)
+    assert result.stdout == ""
+    assert re.search(r"^Error: Google Cloud Logging could not be read: 403 .*$", result.stderr, re.MULTILINE)

@@ -12,6 +12,7 @@ import click
 from lsst.ctrl.bps.panda.errors import PandaBpsError
 from lsst.ctrl.bps.panda.inquiry import Inquiry
 from lsst.ctrl.bps.panda.insight.digest import digest_errors, judge_groups
+from lsst.ctrl.bps.panda.insight.documents import make_document
 from lsst.ctrl.bps.panda.insight.log_area import make_log_transport
 from lsst.ctrl.bps.panda.insight.logs import TailReader
 from lsst.ctrl.bps.panda.insight.observation import Observation, observe
@@ -25,7 +26,7 @@ from lsst.ctrl.bps.panda.runrecord import write_text
 from lsst.ctrl.bps.panda.version import __version__
 from lsst.ctrl.bps.panda.workflow import read_plan
 
-from .panda_bps_run import Asked, run_command
+from .panda_bps_run import Asked, json_option, run_command, write_json
 
 _MOST_ERRORS = 30
 
@@ -40,7 +41,8 @@ _MOST_ERRORS = 30
 )
 @click.option("--rules", envvar="PANDA_BPS_VERDICTS", type=click.Path(exists=True, dir_okay=False),
               help="Rules of your own for the verdicts  [env: PANDA_BPS_VERDICTS].")  # fmt: skip
-def html(asked: Asked, output: Path | None, rules: str | None) -> None:
+@json_option
+def html(asked: Asked, output: Path | None, rules: str | None, as_json: bool) -> None:
     r"""Write a run as one web page.  RUN is its id, name or submit directory.
 
     The page holds everything and loads nothing, so it can be mailed or kept.
@@ -73,7 +75,12 @@ def html(asked: Asked, output: Path | None, rules: str | None) -> None:
         write_text(path.absolute(), [render_page(page)])
     except OSError as error:
         raise PandaBpsError(f"{path} cannot be written: {error}.") from error
-    click.echo(f"Wrote {path}")
+    if as_json:
+        found = {"path": str(path.absolute())}
+        name, problems = observation.name, observation.problems
+        write_json(make_document(found, request_id=request_id, name=name, kind="page", problems=problems))
+    else:
+        click.echo(f"Wrote {path}")
 
 
 def _graph(observation: Observation) -> TaskGraph:

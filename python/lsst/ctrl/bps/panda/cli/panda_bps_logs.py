@@ -114,34 +114,44 @@ def logs(
     )
     observation = _look(asked, wish)
     if query:
-        _print_query(observation, wish, grep)
+        _print_query(observation, wish, grep, as_json)
         return
     lines = _choose_source(source, observation, wish)(asked, observation, wish)
     if as_json:
-        write_json(
-            make_document(
-                list(lines),
-                request_id=observation.request_id,
-                name=observation.name,
-                kind="logs",
-                problems=observation.problems,
-            )  # fmt: skip
-        )
+        _write_lines(observation, lines, one_by_one=follow)
         return
     found = False
     for line in lines:
         found = True
         click.echo(_render(line))
-    if not found:
+    if observation.jobs and not found:
         click.echo("No line was found that --level, --grep, --file and the like ask for.", err=True)
     print_problems(observation.problems)
 
 
-def _print_query(observation: Observation, wish: _Wish, grep: str) -> None:
+def _write_lines(observation: Observation, lines: Iterable[LogLine], *, one_by_one: bool) -> None:
+    """Write lines as one document, or one for each as they come."""
+    for some in ([line] for line in lines) if one_by_one else [list(lines)]:
+        document = make_document(
+            some,
+            request_id=observation.request_id,
+            name=observation.name,
+            kind="logs",
+            problems=observation.problems,
+        )
+        write_json(document, line=one_by_one)
+
+
+def _print_query(observation: Observation, wish: _Wish, grep: str, as_json: bool) -> None:
     """Print the query for the console, of which Google does the grepping."""
     text = render_filter(replace(_cloud_query(observation, wish), pattern=grep), wish.cloud)
-    click.echo(text)
-    click.echo(console_url(text, wish.cloud))
+    found = {"filter": text, "address": console_url(text, wish.cloud)}
+    if as_json:
+        request_id, name = observation.request_id, observation.name
+        write_json(make_document(found, request_id=request_id, name=name, kind="query"))
+    else:
+        for words in found.values():
+            click.echo(words)
     if not wish.cloud.project:
         words = "PROJECT stands for the Google project: give --project or set PANDA_LOG_PROJECT."
         click.echo(words, err=True)
@@ -188,10 +198,10 @@ def _from_areas(asked: Asked, observation: Observation, wish: _Wish) -> Iterator
 
 
 def _why_nothing(observation: Observation, jobs: Sequence[JobDetail], wish: _Wish) -> str:
-    if not observation.jobs:
-        return "PanDA has no job of this run yet."
     if not jobs and wish.choice.failed:
         return "No attempt has failed."
+    if not observation.jobs:
+        return "PanDA has no job of this run yet."
     return "No job has a log yet."
 
 

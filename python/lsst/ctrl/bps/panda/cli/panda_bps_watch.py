@@ -69,6 +69,8 @@ def watch(asked: Asked, interval: float, poll: bool, as_json: bool) -> int:
     """
     inquiry = Inquiry(asked.connection)
     request_id, _ = inquiry.identify(asked.run)
+    # A server that does not answer now is an error; later on it is borne with.
+    inquiry.request(request_id)
     look, look_closer = partial(inquiry.status, request_id), partial(inquiry.detail, request_id)
     broker = None if poll else find_broker_settings(asked.settings)
     if broker is None:

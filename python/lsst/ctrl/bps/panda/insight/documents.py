@@ -39,7 +39,7 @@ _PAIRS = frozenset({"suggestions", "links", "sites", "nodes"})
 
 
 def make_document(
-    value: Overview | Progress | list[Any] | tuple[Any, ...],
+    value: Overview | Progress | Mapping[str, Any] | list[Any] | tuple[Any, ...],
     *,
     request_id: int,
     name: str = "",
@@ -50,15 +50,15 @@ def make_document(
 
     Parameters
     ----------
-    value : `Overview`, `Progress`, or a sequence of records
-        What was found out.
+    value : `Overview`, `Progress`, a mapping, or a sequence of records
+        What was found out; a mapping holds the document's own keys.
     request_id : `int`
         Number of the run.
     name : `str`, optional
         Name of the run.
     kind : `str`, optional
-        Kind of the document where ``value`` may be an empty sequence:
-        ``errors``, ``resources``, ``logs``, ``jobs``.
+        Kind of the document where ``value`` does not say:
+        ``errors``, ``resources``, ``logs``, ``jobs``, ``query``, ``page``.
     problems : `tuple` [`str`, ...], optional
         What could not be found out.
 
@@ -78,6 +78,8 @@ def make_document(
     if isinstance(value, Overview | Progress):
         head["kind"] = "show" if isinstance(value, Overview) else "watch"
         return {**make_plain(value), **head, "problems": list(getattr(value, "problems", problems))}
+    if isinstance(value, Mapping):
+        return {**head, **make_plain(value)}
     keys = dict(_LISTS.values())
     return {**head, keys[kind]: [make_plain(item) for item in value]}
 
