@@ -18,7 +18,9 @@ LIMIT = 120.0
 
 
 class GoingRun(RecordedRun):
-    """A run that is half done at the first look."""
+    """A run that is half done at the first look; before it, the command asks
+    whether there is such a run.
+    """
 
     looks = 0
 
@@ -29,7 +31,7 @@ class GoingRun(RecordedRun):
                 "output_failed_files": 0,
                 "transform_status": 2,
             }
-            yield row | (going if self.looks < 1 else {})
+            yield row | (going if self.looks < 2 else {})
 
     def command(self, name, keywords):
         rows = super().command(name, keywords)

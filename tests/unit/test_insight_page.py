@@ -194,3 +194,36 @@ def test_plots(page, tmp_path, form, start):
     assert [path.name for path in paths] == [f"resources_isr.{form}", f"timeline.{form}"]
     assert all(path.read_bytes().startswith(start) for path in paths)
     assert sorted(tmp_path.glob("new/*")) == sorted(paths)
+
+
+def test_a_hundred_labels_on_the_page(page):
+    one, seen = page
+    labels = {f"label_{n}": dict.fromkeys(WmsStates, 0) | {WmsStates.FAILED: n} for n in range(100)}
+    overview = replace(
+        one.overview, labels=labels, total=dict.fromkeys(WmsStates, 0) | {WmsStates.FAILED: 4950}
+    )
+    groups = [replace(one.groups[0], label=f"label_{n}", unfinished=n % 2) for n in range(30)]
+    text = render_page(replace(one, overview=overview, groups=groups, left_out=70))
+    states = text[text.index('id="states"') : text.index('id="errors"')]
+    # Nobody would scroll below a hundred labels for the sum.
+    assert states.index("<b>total</b>") < states.index("label_0")
+    assert states.count("<tr>") == 102
+    assert "70 more kinds of errors" in text
+    # The same advice is given once; errors that a retry mended look less urgent.
+    assert text.count('class="advice"') == 1
+    assert (text.count('class="error"'), text.count('class="error mended"')) == (15, 15)
+    assert "1 of which finished in another attempt" in text
+
+
+def test_without_a_plan_many_labels_stand_in_lines():
+    seen = observation(*(transform(n, f"l{n}", "Finished", processed=2) for n in range(1, 11)))
+    places = [(node.column, node.row) for node in make_task_graph(seen, None).nodes]
+    assert places == [(n % 4, n // 4) for n in range(10)]
+
+
+def test_a_run_that_goes_on_is_drawn_until_now():
+    jobs = [a_job(1, 0, 50), a_job(2, 0, None, "running")]
+    series = count_over_time(jobs, steps=11, until=START + timedelta(seconds=100))
+    assert series.end == START + timedelta(seconds=100)
+    assert series.bins["running"][-1] == 1
+    assert "00:01:40" in draw_timeline(jobs, until=START + timedelta(seconds=100))
