@@ -88,6 +88,7 @@ def test_help_teaches(name):
     result = CliRunner().invoke(main, [name, "--help"], prog_name="panda_bps")
     assert result.exit_code == 0
     assert all(len(line) <= 80 for line in result.output.splitlines())
+    assert "\\b" not in result.output
     if name in ("show", "watch", "errors", "logs", "resources", "html"):
         assert f"panda_bps {name} 41" in result.output
         assert "--json" in result.output
@@ -95,4 +96,5 @@ def test_help_teaches(name):
 
 def test_help_begins_with_questions():
     text = CliRunner().invoke(main, ["--help"]).output
+    assert "\\b" not in text
     assert "Why did jobs of it fail?     panda_bps errors 41" in text

@@ -53,7 +53,7 @@ class _LazyGroup(click.Group):
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    r"""Look into runs on PanDA, and into configurations before they run.
+    """Look into runs on PanDA, and into configurations before they run.
 
     \b
     What is run 41 doing?        panda_bps watch 41
@@ -63,7 +63,7 @@ def main() -> None:
     One file to send around?     panda_bps html 41
 
     Each command has a --help of its own.
-    """
+    """  # noqa: D301 (click's mark)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ _WIDTH = 100
 def errors(
     asked: Asked, label: str, limit: int, tail: int, rules: str | None, recovered: bool, as_json: bool
 ) -> None:
-    r"""Show why jobs of a run failed, and what to do.  RUN is its id, name or
+    """Show why jobs of a run failed, and what to do.  RUN is its id, name or
     submit directory.
 
     Attempts with the same error are put together; those that cost most jobs
@@ -51,7 +51,7 @@ def errors(
     panda_bps errors 41
     panda_bps errors 41 --label isr --tail 40   one label, more of the log
     panda_bps errors 41 --recovered             also what retries mended
-    """
+    """  # noqa: D301 (click's mark)
     rulebook = read_rulebook(rules)
     scope = JobScope.UNSUCCESSFUL if recovered else JobScope.FAILED
     observation = observe(asked.connection, asked.run, scope=scope, label=label)

@@ -43,13 +43,13 @@ _MOST_ERRORS = 30
               help="Rules of your own for the verdicts  [env: PANDA_BPS_VERDICTS].")  # fmt: skip
 @json_option
 def html(asked: Asked, output: Path | None, rules: str | None, as_json: bool) -> None:
-    r"""Write a run as one web page.  RUN is its id, name or submit directory.
+    """Write a run as one web page.  RUN is its id, name or submit directory.
 
     The page holds everything and loads nothing, so it can be mailed or kept.
 
     \b
     panda_bps html 41 -o run41.html
-    """
+    """  # noqa: D301 (click's mark)
     request_id, record = Inquiry(asked.connection).identify(asked.run)
     rulebook = read_rulebook(rules)
     observation = observe(asked.connection, request_id)

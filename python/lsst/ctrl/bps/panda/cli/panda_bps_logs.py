@@ -88,7 +88,7 @@ def logs(
     credentials: str,
     as_json: bool,
 ) -> None:
-    r"""Show the logs of a run's jobs.  RUN is its id, name or submit directory.
+    """Show the logs of a run's jobs.  RUN is its id, name or submit directory.
 
     Without --label, --job or --failed it is those of failed attempts, or of
     all if none failed.  Lines start with PanDA's number of the job; where they
@@ -99,7 +99,7 @@ def logs(
     panda_bps logs 41 --job isr:12 --file pilotlog.txt
     panda_bps logs 41 --label isr --grep "detector 12" --follow
     panda_bps logs 41 --query --level ERROR     for Google's console
-    """
+    """  # noqa: D301 (click's mark)
     named = {"project": project, "log": log_name, "credentials": credentials}
     cloud = replace(
         find_cloud_settings(asked.settings.environment),

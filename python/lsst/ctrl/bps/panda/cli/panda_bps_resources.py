@@ -43,7 +43,7 @@ _LESS = ("95% s", "95% MB", "attempts", "CPU 50%", "RSS 50% MB", "wall 50% s")
 )
 @json_option
 def resources(asked: Asked, label: str, plots: Path | None, form: str, as_json: bool) -> None:
-    r"""Show what the jobs of a run used against what was asked for, and
+    """Show what the jobs of a run used against what was asked for, and
     suggest values.  RUN is its id, name or submit directory.
 
     "50%" is the median, "95%" what 95 of 100 jobs do not exceed, RSS the
@@ -53,7 +53,7 @@ def resources(asked: Asked, label: str, plots: Path | None, form: str, as_json: 
     \b
     panda_bps resources 41
     panda_bps resources 41 --plots plots --format svg
-    """
+    """  # noqa: D301 (click's mark)
     observation = observe(asked.connection, asked.run, label=label, errors=False)
     labels = measure_resources(observation.jobs, observation.tally.by_label, read_rulebook())
     written: list[Path] = []

@@ -27,14 +27,14 @@ _LESS = ("started", "queue", "RSS MB", "wall s", "attempt")
 @click.option("-l", "--label", default="", help="List the PanDA jobs of this label only.")
 @json_option
 def show(asked: Asked, with_jobs: bool, label: str, as_json: bool) -> None:
-    r"""Show a run: its tasks, files, links.  RUN is its id, name or submit
+    """Show a run: its tasks, files, links.  RUN is its id, name or submit
     directory.
 
     \b
     panda_bps show 41
     panda_bps show 41 --jobs               each attempt of each job
     panda_bps show u_ann_isr --label isr   those of one label
-    """
+    """  # noqa: D301 (click's mark)
     if with_jobs or label:
         _show_jobs(asked, label, as_json)
         return

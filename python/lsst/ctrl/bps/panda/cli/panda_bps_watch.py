@@ -55,7 +55,7 @@ _UP_AND_CLEAR = "\x1b[{}A\x1b[J"
 @click.option("--poll", is_flag=True, help="Ask the servers, even if PanDA's messages could be followed.")
 @json_option
 def watch(asked: Asked, interval: float, poll: bool, as_json: bool) -> int:
-    r"""Watch a run until it has ended; the exit code is that of 'bps status'.
+    """Watch a run until it has ended; the exit code is that of 'bps status'.
 
     On a terminal the display is renewed; into a file goes a line for each
     change.  RUN is its id, name or submit directory.
@@ -66,7 +66,7 @@ def watch(asked: Asked, interval: float, poll: bool, as_json: bool) -> int:
     \b
     panda_bps watch 41
     panda_bps watch 41 --interval 300 > watch.log &
-    """
+    """  # noqa: D301 (click's mark)
     inquiry = Inquiry(asked.connection)
     request_id, _ = inquiry.identify(asked.run)
     # A server that does not answer now is an error; later on it is borne with.
