@@ -46,9 +46,10 @@ def browse(page, *options):
     return done.stdout
 
 
-def test_the_picture_shows_the_states(page):
+def colours_of(page, *options):
+    """Take a picture; give a function that counts the pixels of a colour."""
     picture = page.with_suffix(".png")
-    browse(page, f"--screenshot={picture}")
+    browse(page, f"--screenshot={picture}", *options)
     pixels = (matplotlib.image.imread(picture)[:, :, :3] * 255).round().astype(int)
     assert pixels.shape == (SIZE[1], SIZE[0], 3)
 
@@ -56,11 +57,24 @@ def test_the_picture_shows_the_states(page):
         wanted = np.array([int(colour[n : n + 2], 16) for n in (1, 3, 5)])
         return int((np.abs(pixels - wanted).max(axis=2) <= 2).sum())
 
+    return count
+
+
+def test_the_picture_shows_the_states(page):
+    count = colours_of(page)
     # Boxes of tasks have a bar of each state; four in ten jobs failed at least once.
     assert count(STATE_COLOURS[WmsStates.FAILED]) > 300
     assert count(STATE_COLOURS[WmsStates.SUCCEEDED]) > 1000
     assert count("#fff8e1") > 5000, "advice"
     assert count("#ffffff") > SIZE[0] * SIZE[1] / 2, "tables on white"
+
+
+def test_the_page_is_dark_where_the_screen_is(page):
+    count = colours_of(page, "--blink-settings=preferredColorScheme=0")
+    assert count("#1e2327") > SIZE[0] * SIZE[1] / 2, "tables on dark grey"
+    assert count("#ffffff") < 5000
+    assert count("#3a3420") > 5000, "advice"
+    assert count(STATE_COLOURS[WmsStates.SUCCEEDED]) > 1000
 
 
 def test_the_browser_understands_all_of_it(page):
