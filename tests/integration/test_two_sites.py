@@ -2,9 +2,10 @@
 
 Each site has a folder, a Butler with the raw images of its visits only, a
 staging area and a queue of the embedded PanDA; its outputs are registered in
-a real Rucio by the step of its run.  What the south has made is copied to the
-north as a transfer would, and entered there as Rubin's ingest daemon does.
-The north then makes the coadds from the outputs of both runs.
+a real Rucio by the step of its run.  The south makes its quantum graph and
+its plan itself, in a task (a remote build).  What it has made is copied to
+the north as a transfer would, and entered there as Rubin's ingest daemon
+does.  The north then makes the coadds from the outputs of both runs.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ pytestmark = pytest.mark.slow
 
 LIMIT = 900.0
 SCOPE = "two_sites"
+SERVICE = "lsst.ctrl.bps.panda.PanDAService"
 VISITS = {"NORTH": [260315001, 260315002], "SOUTH": [260315003]}
 QUEUES = {"NORTH_QUEUE": "NORTH", "SOUTH_QUEUE": "SOUTH", "EAST_QUEUE": "EAST", "EAST_INIT": "EAST"}
 DEMO = Path(demo.__file__).parent / "bps_demo.yaml"
@@ -92,7 +94,7 @@ class Facilities:
                     "equalDimensions": "visit:exposure",
                 },
             },
-            "wmsServiceClass": "lsst.ctrl.bps.panda.LocalPanDAService",
+            "wmsServiceClass": SERVICE,
             "operator": "ann",
             "submitPath": f"{self.host.directory}/submit/{{outputRun}}",
             "pipelineYaml": f"{PIPELINE}#singleFrame,visits",
@@ -131,7 +133,8 @@ class Facilities:
             "sitesShareFiles": True,
         }
         if site == "SOUTH":
-            labels = {}
+            # The host that submits does not see the south's Butler.
+            labels = {"remoteBuild": {"enabled": True, "requestMemory": 1500}}
             rucio["rule"] = {"rseExpression": "NORTH_DISK"}
         return {
             **labels,
@@ -142,11 +145,18 @@ class Facilities:
             "rucio": rucio,
         }
 
+    def environment(self) -> dict[str, str]:
+        """That of commands: PanDA is a server like any other."""
+        endpoint = instance.find(self.host.panda)
+        assert endpoint is not None
+        found = {name: value for name, value in environment(endpoint).items() if value}
+        return {**self.host.environment(), **found, "BPS_WMS_SERVICE_CLASS": SERVICE}
+
     def call(self, *command: str, code: int = 0) -> str:
         done = subprocess.run(
             [str(_BIN / command[0]), *command[1:]],
             cwd=self.host.directory,
-            env={**self.host.environment(), "RUCIO_CONFIG": "/nowhere"},
+            env={**self.environment(), "RUCIO_CONFIG": "/nowhere"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -157,8 +167,7 @@ class Facilities:
 
     def ask(self, *words: str) -> str:
         """Call ``panda_bps`` in this process, which is quicker."""
-        environment = {**dict.fromkeys(os.environ), **self.host.environment()}
-        done = CliRunner().invoke(main, words, env=environment)
+        done = CliRunner().invoke(main, words, env={**dict.fromkeys(os.environ), **self.environment()})
         assert done.exit_code == 0, (words, done.output, done.exception)
         return done.stdout
 
@@ -184,8 +193,7 @@ def campaign(facilities):
     facilities.call("panda_bps", "campaign", "submit", str(facilities.config))
     (path,) = facilities.host.directory.glob("submit/u/ann/both/*/panda_campaign.json")
     record = read_campaign(path)
-    endpoint = instance.find(facilities.host.panda)
-    settings = read_service_settings(None, {**facilities.host.environment(), **environment(endpoint)})
+    settings = read_service_settings(None, facilities.environment())
     end = time.monotonic() + LIMIT
     while not (found := look(record, connect(settings))).ended:
         assert time.monotonic() < end, (found.state, found.total)
@@ -200,20 +208,19 @@ def test_each_site_ran_its_part(facilities, campaign):
     assert (document["state"], document["ended"], document["problems"]) == ("SUCCEEDED", True, [])
     done = {label: counts["SUCCEEDED"] for label, counts in document["labels"].items()}
     assert done == {
-        "pipetaskInit": 2, "visits": 3, "finalJob": 2, "rucioRegister": 2,
+        "buildTask": 1, "pipetaskInit": 2, "visits": 3, "finalJob": 2, "rucioRegister": 2,
     }  # fmt: skip
     assert [(site["site"], site["values"], site["jobs"]) for site in document["sites"]] == [
-        ("NORTH", 2, 5), ("SOUTH", 1, 4),
+        ("NORTH", 2, 5), ("SOUTH", 1, 5),
     ]  # fmt: skip
     assert [part.values for part in campaign.parts] == list(VISITS.values())
     facilities.ask("campaign", "status", campaign.directory)
     # Each run is one of BPS's own.
-    report = ("bps", "report", "--wms-service-class", "lsst.ctrl.bps.panda.LocalPanDAService", "--id")
-    assert campaign.parts[1].run in facilities.call(*report, campaign.parts[1].submit_path)
+    assert campaign.parts[1].run in facilities.call("bps", "report", "--id", campaign.parts[1].submit_path)
 
 
 def test_labels_went_to_the_sites_and_queues_they_name(facilities, campaign):
-    shown = facilities.ask("show", campaign.parts[0].submit_path, "--local", "--jobs", "--json")
+    shown = facilities.ask("show", campaign.parts[0].submit_path, "--jobs", "--json")
     places = {(job["label"], job["site"]) for job in json.loads(shown)["jobs"]}
     assert places == {
         ("pipetaskInit", "EAST_INIT"), ("visits", "EAST_QUEUE"), ("finalJob", "NORTH_QUEUE"),
