@@ -16,6 +16,8 @@ import pytest
 from lsst.ctrl.bps.panda.errors import LocalPandaError
 from lsst.ctrl.bps.panda.local import instance
 from lsst.ctrl.bps.panda.local.processes import is_alive, marked_processes
+from lsst.ctrl.bps.panda.local.server_settings import read_settings
+from lsst.ctrl.bps.panda.local.trial import TrialClient, TrialTask
 
 pytestmark = pytest.mark.slow
 
@@ -143,9 +145,52 @@ def test_wrong_option_is_said_in_a_sentence(directory):
         instance.start(directory, pace="slow")
 
 
-def test_many_requests_do_not_use_up_file_descriptors(directory):
-    from lsst.ctrl.bps.panda.local.trial import TrialClient
+def test_failed_start_says_why_and_is_not_remembered(directory):
+    with pytest.raises(LocalPandaError, match="port 1 failed: Connection refused") as refused:
+        instance.start(directory, database="postgresql://nobody@127.0.0.1:1/none", slots=7)
+    assert "sqlalche.me" not in str(refused.value)
+    assert instance.find(directory) is None
+    settings = read_settings(directory)
+    assert (settings.database, settings.slots) == ("", 0)
 
+
+def test_newcomer_finds_everything_in_one_directory_and_quiet_logs(tmp_path):
+    """In an empty home directory, without any variable."""
+    home = tmp_path / "home"
+    home.mkdir()
+    place = home / ".local" / "state" / "panda_local"
+
+    def tool(*arguments):
+        return subprocess.run(
+            [*_TOOL, *arguments],
+            env={"HOME": str(home), "PATH": "/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+
+    try:
+        assert tool("start", "--slots", "2").returncode == 0
+        endpoint = instance.find(place)
+        assert tool("check").returncode == 0
+        client = TrialClient(endpoint)
+        trial = client.submit("u_me_fails", [TrialTask("bad", {"bad:0": (), "bad:1": ()}, "exit 3")])
+        assert client.wait(trial, timeout=200)[0] == "Failed"
+    finally:
+        instance.stop(place)
+    assert sorted(path.name for path in home.iterdir()) == [".local"]
+    assert [path for path in home.rglob("*") if path.is_dir() and not path.is_relative_to(place)] == [
+        home / ".local", home / ".local" / "state",
+    ]  # fmt: skip
+    # iDDS's tracebacks that mean nothing, and what panda-client prints, do not fill the logs.
+    assert (place / "server.out").read_text() == ""
+    log = (place / "server.log").read_text()
+    assert "Traceback" not in log
+    assert len(log) < 5000, log
+    assert sum(path.stat().st_size for path in (place / "idds" / "log").iterdir()) < 5000
+
+
+def test_many_requests_do_not_use_up_file_descriptors(directory):
     endpoint = instance.start(directory)
     client = TrialClient(endpoint)
     for _ in range(20):

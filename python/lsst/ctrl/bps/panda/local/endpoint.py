@@ -113,6 +113,8 @@ def environment(endpoint: Endpoint) -> dict[str, str]:
         # idds.common takes itself for a server where idds-server is
         # installed, and then wants a server's configuration file.
         "IDDS_CLIENT_MODE": "1",
+        # idds.workflowv2 makes ~/.idds when it is imported.
+        "IDDS_LOCAL_CONFIG_ROOT": str(Path(endpoint.directory) / "idds" / "client"),
         "PANDA_AUTH": "",
         "PANDA_AUTH_VO": "",
         "PANDA_AUTH_ID_TOKEN": "",

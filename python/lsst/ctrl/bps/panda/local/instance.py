@@ -29,6 +29,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,7 @@ def start(
         return running
     # A parent to end with is never kept for a later start.
     options.setdefault("parent", 0)
+    before = read_settings(directory)
     write_settings(directory, {"slots": slots, "database": database, "pace": pace, **options})
     command = [sys.executable, "-P", str(_LAUNCHER), str(directory)]
     variables = {key: value for key, value in os.environ.items() if not key.startswith(_DROPPED)}
@@ -188,8 +190,10 @@ def start(
         try:
             endpoint = _wait_for_answer(process, directory, end=end, sleep=sleep)
         except BaseException:
-            # Also Ctrl-C: nobody would know of it.
+            # Also Ctrl-C: nobody would know of it.  And what it could not be
+            # started with is not to stay for the next start.
             _abandon(process)
+            write_settings(directory, asdict(before))
             raise
         if endpoint is not None:
             return endpoint
@@ -258,7 +262,9 @@ def _last_lines(directory: Path, count: int = 5) -> str:
         lines = (directory / "server.out").read_text(errors="replace").strip().splitlines()
     except OSError:
         lines = []
-    return "\n".join(lines[-count:]) or f"(see {directory / 'server.log'})"
+    # SQLAlchemy's errors end with a link.
+    lines = [line for line in lines if not line.startswith("(Background on this error")]
+    return "\n".join(lines[-count:]).strip() or f"(see {directory / 'server.log'})"
 
 
 def stop(directory: str | Path, *, timeout: float = 30, sleep: Callable[[float], None] = time.sleep) -> bool:

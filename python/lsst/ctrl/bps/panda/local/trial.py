@@ -18,7 +18,7 @@ from typing import Any
 
 from lsst.ctrl.bps.panda.errors import LocalPandaError
 
-from .endpoint import Endpoint
+from .endpoint import Endpoint, environment
 
 _ENDED = ("Finished", "SubFinished", "Failed", "Cancelled", "Expired", "Broken")
 _HEADERS = {"Content-Type": "application/json", "Accept": "application/json"}
@@ -77,9 +77,11 @@ class TrialClient:
     def __init__(self, endpoint: Endpoint, headers: Mapping[str, str] | None = None) -> None:
         self._endpoint = endpoint
         self._headers = {**_HEADERS, **(headers or {})}
-        # Without it idds.common wants a server's configuration where
-        # idds-server is installed.
-        os.environ.setdefault("IDDS_CLIENT_MODE", "1")
+        # Without the first one idds.common wants a server's configuration
+        # where idds-server is installed; without the other one idds.workflowv2
+        # makes a directory in HOME.
+        for name in ("IDDS_CLIENT_MODE", "IDDS_LOCAL_CONFIG_ROOT"):
+            os.environ.setdefault(name, environment(endpoint)[name])
 
     def post(self, url: str, body: bytes, timeout: float = 120) -> Any:
         """Send a request and decode the reply."""
