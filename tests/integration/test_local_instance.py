@@ -12,7 +12,9 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from lsst.ctrl.bps.panda.cli.panda_local import main
 from lsst.ctrl.bps.panda.errors import LocalPandaError
 from lsst.ctrl.bps.panda.local import instance
 from lsst.ctrl.bps.panda.local.processes import is_alive, marked_processes
@@ -39,34 +41,39 @@ def _tool(directory, *arguments, **options):
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, **options)
 
 
+def _invoke(directory, *arguments):
+    """Call the command in this process, which is quicker."""
+    return CliRunner().invoke(main, list(arguments), env={"PANDA_LOCAL_DIR": str(directory)})
+
+
 def test_life_of_an_instance_by_the_command(directory):
-    assert "start one with: panda_local start" in _tool(directory, "status").stderr
-    started = _tool(directory, "start", "--slots", "3", "--keep-work", "always")
-    assert started.returncode == 0, started.stderr
+    assert "start one with: panda_local start" in _invoke(directory, "status").stderr
+    started = _invoke(directory, "start", "--slots", "3", "--keep-work", "always")
+    assert started.exit_code == 0, started.stderr
     endpoint = instance.find(directory)
     assert endpoint.url in started.stdout
     assert directory.stat().st_mode & 0o777 == 0o700
     assert [path for path in directory.rglob("*") if path.is_file() and path.stat().st_mode & 0o077] == []
-    assert "runs already" in _tool(directory, "start").stdout
-    assert _tool(directory, "start", "--slots", "9").returncode != 0
-    checked = _tool(directory, "check")
+    assert "runs already" in _invoke(directory, "start").stdout
+    assert _invoke(directory, "start", "--slots", "9").exit_code != 0
+    checked = _invoke(directory, "check")
     assert checked.stdout.endswith("all parts work\n"), checked
-    status = _tool(directory, "status").stdout
+    status = _invoke(directory, "status").stdout
     assert "slots: 0 of 3 in use" in status
     assert "6 finished" in status
     assert "panda_local_check_" in status
-    variables = _tool(directory, "env").stdout
+    variables = _invoke(directory, "env").stdout
     assert f"export PANDA_URL={endpoint.url}\n" in variables
     assert "unset PANDA_AUTH\n" in variables
     assert "export BPS_WMS_SERVICE_CLASS=lsst.ctrl.bps.panda.LocalPanDAService\n" in variables
-    assert "status finished" in _tool(directory, "logs", "1000001").stdout
+    assert "status finished" in _invoke(directory, "logs", "1000001").stdout
     assert (directory / "work" / "PandaJob_1000001").is_dir()
-    assert "no logs of a job 7" in _tool(directory, "logs", "7").stderr
-    assert "stop it first" in _tool(directory, "clean", "--yes").stderr
-    assert _tool(directory, "stop").stdout == "stopped\n"
+    assert "no logs of a job 7" in _invoke(directory, "logs", "7").stderr
+    assert "stop it first" in _invoke(directory, "clean", "--yes").stderr
+    assert _invoke(directory, "stop").stdout == "stopped\n"
     assert not is_alive(endpoint.pid, endpoint.started)
-    assert _tool(directory, "stop").stdout == "none was running\n"
-    assert _tool(directory, "clean", "--yes").returncode == 0
+    assert _invoke(directory, "stop").stdout == "none was running\n"
+    assert _invoke(directory, "clean", "--yes").exit_code == 0
     assert not directory.exists()
 
 
@@ -152,6 +159,15 @@ def test_failed_start_says_why_and_is_not_remembered(directory):
     assert instance.find(directory) is None
     settings = read_settings(directory)
     assert (settings.database, settings.slots) == ("", 0)
+
+
+def test_unknown_idds_is_refused_with_what_to_install(directory, tmp_path, monkeypatch):
+    other = tmp_path / "packages" / "idds_server-9.9.9.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: idds-server\nVersion: 9.9.9\n")
+    monkeypatch.setenv("PYTHONPATH", str(other.parent))
+    with pytest.raises(LocalPandaError, match=r"but here idds-server is 9\.9\.9; install .*: pip install"):
+        instance.start(directory)
 
 
 def test_newcomer_finds_everything_in_one_directory_and_quiet_logs(tmp_path):
