@@ -248,3 +248,12 @@ def test_each_typed_key_says_what_is_wrong_and_where(make_config, env, tmp_path,
         problems, _ = check_configuration(make_config(**{key.name: ":wrong"}), env)
     assert len(problems) == 1
     assert problems[0].startswith(f"{key.name} is ':wrong' ({run}, line 2); ")
+
+
+def test_a_command_needs_no_graph(make_config, env):
+    job = {"executable": "/bin/true", "priority": "high"}
+    values = {"submitPath": "/it's/x", "createQuantumGraph": "nope {nothing} {qgraphFile}", "customJob": job}
+    assert check_configuration(make_config(**values), env)[0] == [
+        "priority is 'high' (label customJob); it must be a whole number."
+    ]
+    assert len(check_configuration(make_config(**values, pipelineYaml="p.yaml"), env)[0]) == 4

@@ -122,16 +122,19 @@ def check_configuration(config: BpsConfig, environment: Mapping[str, str]) -> tu
     if is_remote_build(config) and not is_dry_run():
         # Graph, plan and staging are the site's business.
         return [*problems, *_complaints(lambda: read_build_settings(config, environment))], []
-    for key, names, optional in (
+    checked: list[tuple[str, Sequence[str], re.Pattern[str] | None]] = [
         ("runnerCommand", labels, None),
         ("fileDistributionEndPoint", (), None),
-        (_graph_command(config), (), _OPTIONAL),
-    ):
+    ]
+    has_graph = not _is_command(config)
+    if has_graph:
+        checked.append((_graph_command(config), (), _OPTIONAL))
+    for key, names, optional in checked:
         if not _is_evaluated(config, key):
             problems += _complaints(partial(lookup.check_variables, key, names, optional=optional))
     problems += _divided(config)
-    problems += _missing_commands(config, environment)
-    problems += _graph_problems(config)
+    if has_graph:
+        problems += [*_missing_commands(config, environment), *_graph_problems(config)]
     return problems, _area_problems(lookup, environment)
 
 
@@ -144,6 +147,13 @@ def _divided(config: BpsConfig) -> list[str]:
         f"{SECTION} divides this run among {len(section.get('sites') or ())} sites, and BPS would run all of "
         f"it at computeSite. Use panda_bps campaign submit, or set {SECTION}: {{enabled: no}}."
     ]
+
+
+def _is_command(config: BpsConfig) -> bool:
+    """Tell whether the configuration is one for ``bps submitcmd``, which
+    makes no quantum graph.
+    """
+    return "customJob" in config and "pipelineYaml" not in config and not config.get("qgraphFile")
 
 
 def _complaints(check: Callable[[], object]) -> list[str]:
