@@ -44,6 +44,7 @@ DEBIAN_PACKAGES: dict[str, tuple[tuple[str, ...], str]] = {
     "xrootd-server": (("/usr/bin/xrootd",), "*xrootd*"),
     "postgresql": (("/usr/lib/postgresql", "/usr/local/bin/initdb"), "*postgres*"),
     "activemq": (("/usr/share/activemq/lib",), "*broker*"),
+    "openssl": (("/usr/bin/openssl",), "*broker*"),
     "chromium": (("/usr/bin/chromium", "/usr/local/bin/chromium"), "*chromium*"),
     "nodejs": (("/usr/bin/node", "/usr/local/bin/node"), "*oidc*"),
     "npm": (("/usr/bin/npm", "/usr/local/bin/npm"), "*oidc*"),

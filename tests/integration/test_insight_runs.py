@@ -26,8 +26,10 @@ from lsst.ctrl.bps import (
 from lsst.ctrl.bps.panda import PanDAService
 from lsst.ctrl.bps.panda.cli.panda_bps import main
 from lsst.ctrl.bps.panda.inquiry import connect
-from lsst.ctrl.bps.panda.insight.documents import read_schema
+from lsst.ctrl.bps.panda.insight.digest import digest_errors, judge_groups
+from lsst.ctrl.bps.panda.insight.documents import make_document, read_schema
 from lsst.ctrl.bps.panda.insight.observation import observe
+from lsst.ctrl.bps.panda.insight.resources import measure_resources
 from lsst.ctrl.bps.panda.insight.verdicts import read_rulebook
 from lsst.ctrl.bps.panda.local import instance
 from lsst.ctrl.bps.panda.local.endpoint import environment
@@ -522,3 +524,14 @@ def test_from_python(place, bad_run):
     assert {job.label for job in observation.jobs if job.failed} == {
         "missing", "crashes", "nocommand", "again", "hungry", "grows",
     }  # fmt: skip
+    # The commands write the same records.
+    head = {"request_id": observation.request_id, "name": observation.name}
+    rulebook = read_rulebook()
+    labels = measure_resources(observation.jobs, observation.tally.by_label, rulebook)
+    groups = judge_groups(digest_errors(observation), rulebook)
+    for words, kind, records in (
+        (("show", bad_run, "--jobs"), "jobs", observation.jobs),
+        (("resources", bad_run), "resources", labels),
+        (("errors", bad_run, "--recovered", "--tail", "0"), "errors", groups),
+    ):
+        assert json.loads(json.dumps(make_document(records, kind=kind, **head))) == place.json(*words)

@@ -257,6 +257,27 @@ def test_a_broker_that_goes_away_and_comes_back():
     assert words[-1] == "following PanDA's messages from b:1"
 
 
+def test_only_a_look_that_messages_follow_asks_for_everything():
+    world = World([(0, RUNNING), (200, DONE)], [(20, ConnectionFailedError("gone"))], away=[(20, 900)])
+    closer = []
+
+    def look_closer():
+        closer.append(world.time)
+        return world.look()
+
+    for _ in follow(
+        world.look,
+        lambda: world,
+        look_closer=look_closer,
+        sleep=world.sleep,
+        clock=world.clock,
+        now=world.now,
+    ):
+        pass
+    assert closer == [0]
+    assert world.looked == [0, 30, 60, 90, 120, 150, 180, 210]
+
+
 def test_servers_that_do_not_answer():
     world = World([(0, TransportError("down")), (200, DONE)])
     assert [progress.ended for _, progress in world.follow()] == [True]

@@ -76,7 +76,7 @@ def watch(asked: Asked, interval: float, poll: bool, as_json: bool) -> int:
     if broker is None:
         looks = watch_run(look, look_closer, interval=interval)
     else:
-        looks = follow(look_closer, partial(Subscription, broker), name=broker.name,
+        looks = follow(look, partial(Subscription, broker), name=broker.name,
                        look_closer=look_closer, interval=interval)  # fmt: skip
     show = _write_json if as_json else _Screen() if sys.stdout.isatty() else _Log()
     state = WmsStates.UNKNOWN

@@ -112,7 +112,7 @@ def follow(
     name : `str`, optional
         Name of the broker.
     look_closer : `~collections.abc.Callable`, optional
-        Asks for errors, too.
+        Asks for errors and for running jobs, too.
     interval : `float`, optional
         Seconds between two looks while there are no messages, at least 5;
         with messages there is one in ten times that, and sooner when a job
@@ -168,7 +168,7 @@ class _Follower:
         while True:
             # Messages first, so that none is missed between the look and them.
             self.broker.connect(self._clock())
-            progress = self._looker.look()
+            progress = self._looker.look(closer=self.broker.source is not None)
             self._looked_at = self._clock()
             if progress is not None:
                 assert self._looker.evidence is not None

@@ -168,8 +168,14 @@ class Looker:
         self.evidence: RunEvidence | None = None
         """What the last look gave."""
 
-    def look(self) -> Progress | None:
+    def look(self, *, closer: bool = False) -> Progress | None:
         """Look at the run.
+
+        Parameters
+        ----------
+        closer : `bool`, optional
+            Whether to ask for all that is known at once: a look that is
+            followed by messages.
 
         Returns
         -------
@@ -182,11 +188,12 @@ class Looker:
             Raised if ten looks in a row failed, or the run is not there.
         """
         try:
-            self.evidence = self._look()
+            asks = self._look_closer if closer and self._look_closer is not None else self._look
+            self.evidence = asks()
             progress = make_progress(self.evidence, self._now())
             failed = progress.total[WmsStates.FAILED]
             if self._look_closer is not None and failed != self._failed:
-                self._errors = tuple(error_lines(self._look_closer()))
+                self._errors = tuple(error_lines(self.evidence if closer else self._look_closer()))
                 self._failed = failed
         except RunNotFoundError:
             raise
