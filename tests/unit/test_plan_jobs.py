@@ -147,3 +147,20 @@ def test_a_long_value_travels_with_the_job_even_if_it_is_the_only_one() -> None:
     (task,) = plan_of(make_job(cmdvals={"value": "x" * 300_000})).tasks
     assert len(task.command) < 1000
     assert task.jobs[0].values == ("x" * 300_000,)
+
+
+def test_many_groups_one_after_another_are_said_to_take_long() -> None:
+    def warnings(groups: int) -> tuple[str, ...]:
+        workflow = GenericWorkflow("u_run")
+        for number in range(groups):
+            job = make_job(f"j{number}")
+            job.tags = {"visit": number}
+            workflow.add_job(job)
+        section = {"labels": "isr", "dimensions": "visit", "blocking": False}
+        workflow.add_special_job_ordering({"visits": section})
+        return make_plan(workflow, SETTINGS).warnings
+
+    assert warnings(101) == ()
+    (text,) = warnings(122)
+    assert "121 non-blocking groups" in text
+    assert "3.0 h" in text

@@ -30,8 +30,12 @@ from .tasks import TaskMaker
 from .values import Part, split_values
 
 MANY_CONDITIONS = 100
-"""Number of groups behind conditions from which the server gets slow: it
-looks at all works that wait, each time one ends."""
+"""Number of groups behind conditions from which a run takes hours for its
+borders alone."""
+
+BORDER_MINUTES = 1.5
+"""From the end of a group to the start of the next, minutes: JEDI finalises
+tasks once a minute, 45 to 120 s after their last job."""
 
 MANY_JOBS_PER_TASK = 100_000
 
@@ -166,9 +170,11 @@ def _warnings(
     """Say what is not honoured, and what will be slow."""
     yield from NotHonoured.of(jobs).texts()
     if len(conditions) > MANY_CONDITIONS:
+        hours = len(conditions) * BORDER_MINUTES / 60
         yield (
-            f"{len(conditions)} non-blocking groups wait for each other; iDDS looks at all of them each time "
-            f"one ends, which gets slow beyond {MANY_CONDITIONS}. Use fewer, larger groups or blocking: true."
+            f"{len(conditions)} non-blocking groups wait for the end of others. PanDA and iDDS need one to "
+            f"two minutes from the end of a group to the start of the next: one by one, {hours:.1f} h for "
+            "that alone. Larger groups, or blocking: true, are faster."
         )
     largest = max((len(task.jobs) for task in tasks), default=0)
     if largest > MANY_JOBS_PER_TASK:
