@@ -234,6 +234,18 @@ def tutorial_commands() -> list[str]:
     return blocks[1:]
 
 
+def shown_programs(*pages: str) -> list[str]:
+    """Return the first Python program of each page, for the tutorial's run."""
+    programs = []
+    for page in pages:
+        text = (CHECKOUT / "doc" / "lsst.ctrl.bps.panda" / f"{page}.rst").read_text(encoding="utf-8")
+        found = re.search(r"^\.\. code-block:: python\n\n((?:   .*\n|\n)+)", text, re.M)
+        assert found
+        code = re.sub(r"^   ", "", found[1], flags=re.M).replace('"41"', '"1"')
+        programs.append(f"python - <<'PROGRAM'\n{code}\nPROGRAM")
+    return ['eval "$(panda_local env)"', *programs]
+
+
 def shown_about_runs(*pages: str) -> list[str]:
     """Return the commands that pages show on runs, for the tutorial's run."""
     found: dict[str, None] = {}
@@ -256,13 +268,14 @@ def test_the_tutorial_works_as_it_is_written(installation, tmp_path):
     (look,) = (number for number, block in enumerate(blocks) if block.startswith("bps report\n"))
     blocks.insert(look, WAIT)
     assert blocks[-1] == "panda_local stop\n\n"
-    blocks[-1:-1] = shown_about_runs("failures", "memory")
+    blocks[-1:-1] = [*shown_about_runs("failures", "memory"), *shown_programs("program", "insight")]
     lines = ["set -ex", f"cd '{tmp_path}'", "trap 'panda_local stop' EXIT", *blocks]
     script = tmp_path / "tutorial.sh"
     script.write_text("\n".join([*lines, "bps status --id 1"]))
     done = in_environment(installation.folder, "bash", str(script), timeout=1500)
     assert re.search(r"^ +SUCCEEDED 100 +1 ", done.stdout, re.M), done.stdout
     assert re.search(r"^isr +6 +6 ", done.stdout, re.M), "panda_bps resources"
+    assert re.search(r"^isr 6 of 6$", done.stdout, re.M), "the program of the page on programs"
     assert (tmp_path / "run41.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert "objects" in done.stdout
     assert (tmp_path / "coadd.png").read_bytes().startswith(b"\x89PNG")
