@@ -66,9 +66,11 @@ def compare(sizes: tuple[int, ...], previous: str, turns: int) -> Iterator[dict[
         results: dict[str, list[dict[str, Any]]] = {name: [] for name in plugins}
         for _ in range(turns):
             for name, (python, extra) in plugins.items():
-                results[name].append(measure(python, size, extra))
-        for name, figures in results.items():
-            yield {"plugin": name, "size": size, **best(figures)}
+                figures = measure(python, size, extra)
+                results[name].append(figures)
+                sys.stderr.write(f"{name}, {size:,} jobs: {figures['total_s']:.2f} s\n")
+        for name, turns_of_it in results.items():
+            yield {"plugin": name, "size": size, **best(turns_of_it)}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
