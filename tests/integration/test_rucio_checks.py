@@ -158,6 +158,18 @@ def test_status_and_forecast_from_nothing_to_complete(site, found, rucio_server,
     assert not find_status(client, registration, None).is_complete
 
 
+def test_a_stuck_rule_is_shown_as_such(site, rucio_server):
+    client = rucio_server.client()
+    registration = site.registration(RUN, dataset="stuck")
+    (site.repo / "stuck.txt").write_bytes(b"stuck")
+    add_file(client, registration, "stuck.txt", b"stuck")
+    (number,) = client.add_replication_rule([{"scope": "checked", "name": "stuck"}], 1, "CHECKED_FAR")
+    client.update_replication_rule(number, {"state": "STUCK"})
+    status = find_status(client, registration, None)
+    assert [(rule.rule_id, rule.state) for rule in status.rules] == [(number, "STUCK")]
+    assert not status.is_complete
+
+
 def add_file(client, registration, name, content):
     did = {"scope": registration.scope, "name": name}
     facts = {"bytes": len(content), "adler32": f"{zlib.adler32(content):08x}"}
