@@ -149,6 +149,16 @@ def test_an_early_terminal_status_is_told_as_such():
     assert "bps restart --id 41 runs again what failed, was" not in text
 
 
+def test_the_way_to_look_closer_is_told():
+    text = str(make_run_report(EVIDENCE).specific_info)
+    assert "panda_bps errors 41" in text
+    assert "panda_bps watch" not in text, "it is over"
+    going = (transform(1, "isr", FileCounts(total=4, processed=1, activated=3), "Transforming"),)
+    evidence = RunEvidence(request(status="Transforming"), going, asked_at=NOW)
+    text = str(make_run_report(evidence).specific_info)
+    assert "Next: panda_bps watch 41 shows the run live" in text
+
+
 def test_what_could_not_be_fetched_is_said():
     problems = ("contents of isr: {timed out}", "PanDA: 403")
     report = make_run_report(dataclasses.replace(EVIDENCE, contents={}, problems=problems))

@@ -199,6 +199,10 @@ def _has_failed(evidence: RunEvidence, tally: RunTally, failures: Sequence[Failu
     return tally.total[WmsStates.FAILED] > 0
 
 
+def _goes_on(evidence: RunEvidence, tally: RunTally, failures: Sequence[Failure]) -> bool:
+    return not tally.ended
+
+
 def _still_fails(evidence: RunEvidence, tally: RunTally, failures: Sequence[Failure]) -> bool:
     return not tally.ended and tally.total[WmsStates.FAILED] > 0
 
@@ -211,6 +215,7 @@ _ADVICE: tuple[tuple[_Condition, str], ...] = (
         _is_infrastructure,
         "some errors are not the payload's: if they come again, ask those who run the site or PanDA.",
     ),
+    (_goes_on, "panda_bps watch {id} shows the run live, until it has ended."),
     (_has_failed, "panda_bps errors {id} says why jobs failed, with the ends of their logs and what to do."),
     (_still_fails, "let the run end; then bps restart --id {id} runs again what failed."),
     (_is_dying, "wait until the last job has ended; then bps restart --id {id} runs again what was deleted."),

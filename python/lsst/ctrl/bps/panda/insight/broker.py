@@ -32,6 +32,7 @@ _HEARTBEAT = 10_000
 _OWN_QUEUE = "/queue/Consumer."
 # More than this waits for us only if we are asleep; a later look at the servers mends what is dropped.
 _LONGEST_QUEUE = 100_000
+_MOST_AT_ONCE = 10_000
 _LIBRARY_LOG = "stomp.py"
 _RECEIPT = "subscribed"
 
@@ -263,7 +264,7 @@ class Subscription:
         Returns
         -------
         bodies : `list` [`str`]
-            All that are there.
+            All that are there, ten thousand at most.
 
         Raises
         ------
@@ -287,6 +288,8 @@ class Subscription:
                     + (f": {self._refusal}" if self._refusal else "")
                 )
             found.append(body)
+            if len(found) >= _MOST_AT_ONCE:
+                return found
 
     def close(self) -> None:
         """Leave; the broker forgets us."""
