@@ -17,7 +17,7 @@ import lsst.ctrl.bps
 from lsst.ctrl.bps.panda.demo.repository import create_repo
 from lsst.ctrl.bps.panda.local import instance
 
-pytestmark = [pytest.mark.slow, pytest.mark.newest]
+pytestmark = pytest.mark.slow
 
 BIN = Path(sys.executable).parent
 CHECK = (sys.executable, str(Path(__file__).parents[2] / "bin" / "panda_bps"), "check")
@@ -87,6 +87,7 @@ def newcomer(repo, tmp_path):
     return Newcomer(tmp_path, repo)
 
 
+@pytest.mark.newest
 def test_1_an_include_by_a_variable_of_the_stack(newcomer):
     config = newcomer.write(includeConfigs="${CTRL_BPS_PANDA_DIR}/config/bps_usdf.yaml")
     said = newcomer.run(*CHECK, config, code=1)
@@ -96,6 +97,7 @@ def test_1_an_include_by_a_variable_of_the_stack(newcomer):
     assert "PANDA_URL" in newcomer.run(*CHECK, config, code=1)
 
 
+@pytest.mark.newest
 def test_2_3_4_6_10_prepare_works_offline_without_any_variable(newcomer):
     """No checkout, no look-up of a host, no server, no *_DIR, no USER."""
     said = newcomer.run("bps", "prepare", newcomer.write(), code=0)
@@ -108,6 +110,7 @@ def test_2_3_4_6_10_prepare_works_offline_without_any_variable(newcomer):
     assert not (newcomer.directory / "area").exists()
 
 
+@pytest.mark.newest
 def test_4_submit_stops_at_once_without_a_server(newcomer):
     said = newcomer.run("bps", "submit", newcomer.write(), code=1, PANDA_URL_SSL=NOBODY)
     assert "This run cannot be submitted:\n- The connection to 127.0.0.1:9 was refused" in said
@@ -115,6 +118,7 @@ def test_4_submit_stops_at_once_without_a_server(newcomer):
     assert not (newcomer.directory / "area").exists()
 
 
+@pytest.mark.newest
 def test_5_a_log_in_that_is_not_there(newcomer):
     login = {"PANDA_URL_SSL": NOBODY, "PANDA_AUTH": "oidc", "PANDA_AUTH_VO": "Rubin"}
     said = newcomer.run("bps", "submit", newcomer.write(), code=1, **login)
@@ -122,6 +126,7 @@ def test_5_a_log_in_that_is_not_there(newcomer):
     assert "panda_auth" in said
 
 
+@pytest.mark.newest
 def test_7_the_default_staging_area_is_that_of_the_payload_too(newcomer):
     config = newcomer.write(
         fileDistributionEndPoint="${LSST_RUN_TEMP_SPACE}/box/{uniqProcName}/",
@@ -135,6 +140,7 @@ def test_7_the_default_staging_area_is_that_of_the_payload_too(newcomer):
     assert "environment variable LSST_RUN_TEMP_SPACE is not set" in newcomer.run(*CHECK, without, code=1)
 
 
+@pytest.mark.newest
 def test_8_large_clusters_have_short_names(newcomer):
     config = newcomer.write(
         clusterAlgorithm="lsst.ctrl.bps.quantum_clustering_funcs.dimension_clustering",
@@ -147,6 +153,7 @@ def test_8_large_clusters_have_short_names(newcomer):
     assert max(map(len, inputs)) < 64
 
 
+@pytest.mark.newest
 def test_all_problems_of_a_yaml_at_once(newcomer):
     config = newcomer.write(LSST_VERSION=None, maxJobsPerTask="lots", fileDistributionEndPoint="/proc/no/")
     said = newcomer.run(*CHECK, config, code=1, PATH="/nowhere")
@@ -161,6 +168,7 @@ def test_all_problems_of_a_yaml_at_once(newcomer):
         assert words in said
 
 
+@pytest.mark.newest
 def test_jobs_that_fit_no_queue(newcomer):
     config = newcomer.write(pipetask={"isr": {"requestMemory": 600000}})
     said = newcomer.run("bps", "prepare", config, code=1)
@@ -168,11 +176,13 @@ def test_jobs_that_fit_no_queue(newcomer):
     assert "requestMemory 600000 is more than 512000 MB" in said
 
 
+@pytest.mark.newest
 def test_a_misspelt_key(newcomer):
     said = newcomer.run("bps", "prepare", newcomer.write(maxJobPerTask=5), code=0)
     assert "did you mean maxJobsPerTask?" in said
 
 
+@pytest.mark.newest
 def test_misspelt_keys_below_the_top(newcomer):
     config = newcomer.write(
         pipetask={"isr": {"requestMemroy": 5000}}, site={"SLAC": {"queu": "Q"}}, computesite="SLAC"
@@ -186,6 +196,7 @@ def test_misspelt_keys_below_the_top(newcomer):
         assert f"Hint: Key {path} of the configuration is not known; did you mean {meant}?" in said
 
 
+@pytest.mark.newest
 def test_a_wrong_value_is_shown_where_it_stands(newcomer):
     (newcomer.directory / "parts.yaml").write_text("# mine\npipetask:\n  isr:\n    priority: high\n")
     config = newcomer.write(includeConfigs="parts.yaml", maxCopyWorkers="0")
@@ -196,6 +207,7 @@ def test_a_wrong_value_is_shown_where_it_stands(newcomer):
     assert f"- priority is 'high' (label isr, {place}); it must be a whole number." in said
 
 
+@pytest.mark.newest
 def test_variables_of_the_graph_that_are_not_set(newcomer):
     config = newcomer.write(payload={"butlerConfig": str(newcomer.repo)}, pipelineYaml=None)
     said = newcomer.run("bps", "prepare", config, code=1)
@@ -206,6 +218,7 @@ def test_variables_of_the_graph_that_are_not_set(newcomer):
 
 
 @pytest.mark.parametrize("name", ["it's", "a b", 'a"b', "a\\b"])
+@pytest.mark.newest
 def test_a_submit_directory_that_breaks_bps(newcomer, name):
     config = newcomer.write(submitPath=f"{newcomer.directory}/{name}/{{outputRun}}")
     said = newcomer.run("bps", "submit", config, code=1)
@@ -220,6 +233,7 @@ def decode(command: str) -> str:
     return bytes.fromhex(max(re.findall("[0-9a-f]{40,}", command), key=len)).decode()
 
 
+@pytest.mark.newest
 def test_the_environment_of_a_job_is_what_bps_makes_of_all_sections(newcomer):
     """BPS 30.2026.4300 merges the sections, and BPS_NONE removes; before, one
     section counts.

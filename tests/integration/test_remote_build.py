@@ -232,6 +232,7 @@ def test_bps_batch_submission_is_a_build(place):
     run_id, submit_path = submit(place, config)
     report = wait_for_plan(place, run_id)
     assert re.search(r"^finalJob( +\d+){11} +1$", report, re.MULTILINE), report
-    assert re.search(r"^ +X .* SITE .*\n.*\n.* local ", report, re.MULTILINE), report
+    assert re.search(r"CAMPAIGN +SITE +PAYLOAD +RUN", report), report
+    assert re.search(r" included +local +batch +", report), report
     assert not list(submit_path.glob("*.qg"))
     assert place.call("bps", "cancel", "--id", run_id)
