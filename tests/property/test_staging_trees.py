@@ -46,7 +46,7 @@ def write_tree(folder: Path, tree: dict[str, bytes]) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=min(40, settings().max_examples))
 @given(tree=trees, more=trees)
 def test_tree_is_staged_as_it_is_and_only_changes_are_copied_again(tree, more):
     with tempfile.TemporaryDirectory() as scratch:
@@ -90,7 +90,7 @@ def test_no_accepted_name_leads_out_of_the_area(name):
     assert os.path.normpath("/area/" + name) == "/area/" + name
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=min(25, settings().max_examples))
 @given(names=st.lists(names, min_size=2, max_size=4))
 def test_colliding_names_are_always_refused(names):
     files = [StagedFile(str(index), f"/in/{index}", name) for index, name in enumerate([*names, names[0]])]

@@ -224,7 +224,7 @@ def test_an_exit_code_for_each_failure(evidence):
 
 
 @given(evidences(counts_strategy(any_number)))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=min(40, settings().max_examples))
 def test_bps_prints_anything(evidence):
     """Counters that contradict each other, texts with braces."""
     report = make_run_report(evidence, monitor_url="https://monitor")
