@@ -279,7 +279,7 @@ def test_six_lines_run_on_the_embedded_panda(tmp_path):
         # What is told is enough to go on.
         told = re.search(r"export BPS_WMS_SERVICE_CLASS=(\S+); bps report --id (\d+)", said)
         service, run_id = told.groups()
-        end = time.monotonic() + 300
+        end = time.monotonic() + 600
         while True:
             report = stranger.run("bps", "report", "--id", run_id, code=0, BPS_WMS_SERVICE_CLASS=service)
             if re.search(r"^ +(F +)?(SUCCEEDED|FAILED) +\d", report, re.MULTILINE):
