@@ -259,6 +259,9 @@ def test_faults_by_rule(own):
             {"action": "delay", "match": "left:1", "seconds": 1},
             {"action": "duplicate", "target": "to_idds", "match": "job_status"},
             {"action": "duplicate", "target": "to_panda", "match": "file_processing"},
+            # The first ones are lost: iDDS learns of these jobs when it asks.
+            {"action": "drop", "target": "to_idds", "match": "job_status", "times": 5},
+            {"action": "drop", "target": "to_idds", "match": "task_status"},
         ],
     )
     client = TrialClient(endpoint)
