@@ -173,7 +173,7 @@ def test_jobs_that_fit_no_queue(newcomer):
     config = newcomer.write(pipetask={"isr": {"requestMemory": 600000}})
     said = newcomer.run("bps", "prepare", config, code=1)
     assert "Label isr: no queue of SLAC takes its jobs; for the largest, SLAC_Rubin_Extra_Himem" in said
-    assert "requestMemory 600000 is more than 512000 MB" in said
+    assert "requestMemory 600000 is more than 500000 MB" in said
 
 
 @pytest.mark.newest
