@@ -117,6 +117,16 @@ def test_payload_has_fresh_directories_and_its_output_is_kept(places):
     assert logs.exists()
 
 
+def test_files_of_a_job_have_the_permissions_that_the_user_wants(places):
+    environment = {"PATH": os.environ["PATH"]}
+    payload = Payload(_order(), places, environment, umask=0o027)
+    payload.prepare()
+    assert payload.run("touch made; mkdir below") == 0
+    work = places.work_directory(1000001)
+    assert (work / "made").stat().st_mode & 0o777 == 0o640
+    assert (work / "below").stat().st_mode & 0o777 == 0o750
+
+
 def test_payload_killed_by_a_signal(places):
     assert _payload(places).run("kill -SEGV $$") == 139
 

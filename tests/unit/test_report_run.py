@@ -219,7 +219,13 @@ def test_labels_that_become_the_same_are_added_up():
 
 def test_the_list_says_which_run_completes_which():
     runs = [RunEvidence(request(42, origin=41), ()), RunEvidence(request(41), (), problems=("PanDA: 403",))]
-    assert list_notes(runs) == ["Run 41: PanDA: 403", "Run 42 completes run 41."]
+    assert list_notes(runs, days=2.0) == ["Run 41: PanDA: 403", "Run 42 completes run 41."]
+
+
+def test_an_empty_list_says_where_else_to_look():
+    (note,) = list_notes([], days=0.5, user="ada")
+    assert note.startswith("No runs of ada in the last 0.5 days. ")
+    assert "--hist" in note
 
 
 def test_status_does_not_believe_an_early_end():

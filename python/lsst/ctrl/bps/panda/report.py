@@ -17,7 +17,7 @@ __all__ = [
 ]
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from lsst.ctrl.bps.wms_service import WmsRunReport, WmsSpecificInfo, WmsStates
 
@@ -120,19 +120,30 @@ def make_run_list(
     return reports
 
 
-def list_notes(evidences: Iterable[RunEvidence]) -> list[str]:
+def list_notes(evidences: Sequence[RunEvidence], *, days: float, user: str | None = None) -> list[str]:
     """Say what the columns of the list of runs have no room for.
 
     Parameters
     ----------
-    evidences : `~collections.abc.Iterable` [`RunEvidence`]
+    evidences : `~collections.abc.Sequence` [`RunEvidence`]
         What is known of each run.
+    days : `float`
+        How far back was looked.
+    user : `str`, optional
+        Whose runs were asked for.
 
     Returns
     -------
     notes : `list` [`str`]
-        Which run completes which, and what could not be found out.
+        Which run completes which, and what could not be found out; where to
+        look further if there are no runs.
     """
+    if not evidences:
+        whose = f" of {user}" if user else ""
+        return [
+            f"No runs{whose} in the last {days:g} days. Look further back with --hist DAYS, for one run with "
+            "--id, for those of others with --user or --global."
+        ]
     notes = []
     for evidence in sorted(evidences, key=lambda item: item.request.request_id):
         number = evidence.request.request_id

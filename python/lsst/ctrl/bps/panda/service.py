@@ -225,8 +225,11 @@ class PanDAService(BaseWmsService):
                     return_exit_codes=return_exit_codes,
                 )
                 return [report], "\n".join(self._collect(connection, report.wms_id, report.state))
-            runs, problems = inquiry.recent(days=hist or DEFAULT_DAYS, user=user, everybody=is_global)
-            notes = [*problems, *list_notes(runs)]
+            days = hist or DEFAULT_DAYS
+            runs, problems = inquiry.recent(days=days, user=user, everybody=is_global)
+            notes = [*problems]
+            if runs or not problems:
+                notes += list_notes(runs, days=days, user=user)
             return make_run_list(runs, filters=filters), "\n".join(dict.fromkeys(notes))
         except PandaBpsError as error:
             return [], str(error)

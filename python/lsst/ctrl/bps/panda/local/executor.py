@@ -56,6 +56,9 @@ class ExecutorSettings:
     keep_work: str = "failed"
     """Work directories to keep: ``never``, ``failed`` or ``always``."""
 
+    umask: int = 0o022
+    """Permissions that files of jobs do not get."""
+
     version: str = ""
 
 
@@ -172,7 +175,7 @@ class Executor:
             path=self._settings.path,
             extra=self._settings.extra,
         )
-        payload = Payload(order, places, environment)
+        payload = Payload(order, places, environment, umask=self._settings.umask)
         with self._lock:
             self._running[order.panda_id] = payload
         payload.prepare()

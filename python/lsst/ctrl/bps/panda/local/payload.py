@@ -141,10 +141,15 @@ class Payload:
         Where it runs.
     environment : `dict`
         Its variables.
+    umask : `int`, optional
+        Permissions that its files do not get.
     """
 
-    def __init__(self, order: JobOrder, places: JobPlaces, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, order: JobOrder, places: JobPlaces, environment: Mapping[str, str], *, umask: int = 0o022
+    ) -> None:
         self.order = order
+        self._umask = umask
         self.work = places.work_directory(order.panda_id)
         self.logs = places.log_directory(order.panda_id)
         self._environment = dict(environment)
@@ -216,6 +221,7 @@ class Payload:
             stdout=stdout,
             stderr=stderr,
             start_new_session=True,
+            umask=self._umask,
         )
 
     def _sweep(self) -> None:

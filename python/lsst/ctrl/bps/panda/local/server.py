@@ -88,10 +88,16 @@ class Server:
         What it was started with.
     listener : `socket.socket`
         Bound socket.
+    umask : `int`
+        Permissions that files of jobs do not get.  The server's own files are
+        private; what a job puts into a Butler is as the user wants files.
     """
 
-    def __init__(self, directory: Path, settings: ServerSettings, listener: socket.socket) -> None:
+    def __init__(
+        self, directory: Path, settings: ServerSettings, listener: socket.socket, *, umask: int
+    ) -> None:
         self._directory = directory
+        self._umask = umask
         self._settings = settings
         self._listener = listener
         self._stop = threading.Event()
@@ -177,6 +183,7 @@ class Server:
             path=str(Path(sys.executable).parent),
             extra={**variables, MARKER: str(self._directory)},
             keep_work=self._settings.keep_work,
+            umask=self._umask,
             version=__version__,
         )
         return Executor(self._desk, settings, pace=self._pace, faults=self._faults)
@@ -304,14 +311,14 @@ def main(arguments: list[str]) -> int:
         The state directory.
     """
     directory = Path(arguments[0])
-    os.umask(0o077)
+    umask_of_user = os.umask(0o077)
     lock = take_lock(directory, patience=1.0)
     if lock is None:
         return EXIT_BUSY
     settings = read_settings(directory).checked()
     set_up_log(directory, settings.loglevel)
     listener = _listen(settings.host, (settings.port, 0))
-    server = Server(directory, settings, listener)
+    server = Server(directory, settings, listener, umask=umask_of_user)
     server.catch_signals()
     terminal, said = sys.stdout, sys.stderr
     catch_prints()
