@@ -49,6 +49,18 @@ def test_nothing_is_wrong_and_nothing_is_left(make_config, env, tmp_path):
     assert not (tmp_path / "area").exists()
 
 
+@pytest.mark.parametrize("build", [False, True])
+def test_a_run_that_is_to_be_divided_is_not_run_at_one_site(build, make_config, env):
+    sites = {"partition": "tract", "sites": {"SLAC": {"share": 60}, "LANCS": {"share": 40}}}
+    remote = {"remoteBuild": {"enabled": True}, "computeSite": "local"} if build else {}
+    problems, _ = check_configuration(make_config(campaignSites=sites, **remote), env)
+    (told,) = [text for text in problems if "campaignSites" in text]
+    assert told.startswith("campaignSites divides this run among 2 sites")
+    assert "panda_bps campaign submit" in told
+    whole = check_configuration(make_config(campaignSites={**sites, "enabled": False}, **remote), env)[0]
+    assert "campaignSites" not in "\n".join(whole)
+
+
 def test_all_problems_at_once(make_config, env, tmp_path):
     (tmp_path / "file").touch()
     config = make_config(

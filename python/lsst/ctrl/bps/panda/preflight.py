@@ -118,7 +118,11 @@ def check_configuration(config: BpsConfig, environment: Mapping[str, str]) -> tu
     lookup = KeyLookup(config, environment)
     labels = [str(label) for section in ("pipetask", "cluster") for label in config.get(section) or ()]
     labels += [section for section in ("finalJob", "customJob") if section in config]
-    problems = [*_wrong_values(lookup, labels), *_name_problems(str(config.get("uniqProcName") or ""))]
+    problems = [
+        *_wrong_values(lookup, labels),
+        *_name_problems(str(config.get("uniqProcName") or "")),
+        *_divided(config),
+    ]
     if is_remote_build(config) and not is_dry_run():
         # Graph, plan and staging are the site's business.
         return [*problems, *_complaints(lambda: read_build_settings(config, environment))], []
@@ -132,7 +136,6 @@ def check_configuration(config: BpsConfig, environment: Mapping[str, str]) -> tu
     for key, names, optional in checked:
         if not _is_evaluated(config, key):
             problems += _complaints(partial(lookup.check_variables, key, names, optional=optional))
-    problems += _divided(config)
     if has_graph:
         problems += [*_missing_commands(config, environment), *_graph_problems(config)]
     return problems, _area_problems(lookup, environment)
