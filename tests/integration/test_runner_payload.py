@@ -610,8 +610,14 @@ echo "{\\"watched\\": $p, \\"interval\\": $i}" > "$j"
         assert list(worker.work.iterdir()) == []
 
     def test_not_if_the_site_watches_the_runner(self, worker, path, tmp_path):
-        """As sites' command lines do it: the runner in the background, prmon for its process."""
-        script = '"$@" & p=$!; prmon -i 5 -f ../o -j ../j -p $p & wait $p; r=$?; wait; exit $r'
+        """As sites' command lines do it: the runner in the background, prmon for its process.
+
+        The runner waits here until prmon is there; on a busy machine it could be the faster one.
+        """
+        script = (
+            '{ while [ ! -s ../o ]; do sleep 0.02; done; exec "$@"; } & p=$!; '
+            "prmon -i 5 -f ../o -j ../j -p $p & wait $p; r=$?; wait; exit $r"
+        )
         argv = worker.argv("sleep 0.3; exit 6")
         result = subprocess.run(
             ["/bin/bash", "-c", script, "bash", *argv], cwd=worker.work, env=path, timeout=60
