@@ -314,6 +314,7 @@ def await_rucio_environment(run: Run, making: subprocess.Popen[bytes]) -> None:
 def check_source(run: Run, python: Path) -> None:
     """Lint and types."""
     run.command("ruff", [python, "-m", "ruff", "check", "--quiet", "."])
+    run.command("ruff format", [python, "-m", "ruff", "format", "--quiet", "--check", "."])
     run.command("mypy --strict", [python, "-m", "mypy", "-p", "lsst.ctrl.bps.panda"])
 
 

@@ -455,6 +455,7 @@ def imported(tmp_path_factory):
     return told | {"": sorted(str(path.relative_to(home)) for path in home.rglob("*"))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", IMPORTABLE, ids=lambda module: module.name or "package")
 def test_importing_has_no_effect(module, imported):
     told = imported[dotted(module)]
@@ -463,6 +464,7 @@ def test_importing_has_no_effect(module, imported):
     assert told["changed"] == []
 
 
+@pytest.mark.slow
 def test_importing_leaves_no_file(imported):
     assert imported[""] == []
 

@@ -180,7 +180,7 @@ def test_a_graph_needs_its_variables(make_config, env):
     ("directory", "words"),
     [
         ("/a b/x", "holds ' '."),
-        ("/it's/x", "holds \"'\"."),
+        ("/it's/x", 'holds "\'".'),
         ('/a"b/x', "holds '\"'."),
         ("/a\\b/x", "holds '\\\\'."),
         ("/a$/x", "holds '$'."),

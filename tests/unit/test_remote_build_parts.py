@@ -156,6 +156,7 @@ def run_launcher(*arguments, **env):
     )
 
 
+@pytest.mark.slow
 def test_the_launcher_says_what_it_needs(tmp_path):
     done = run_launcher("https://host/cache/jobO.1.tar.gz", "run.yaml")
     assert done.returncode == 1

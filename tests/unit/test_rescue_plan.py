@@ -22,9 +22,7 @@ RUN = RunIdentity("run", "op", "pr", "ca", "pa", "u/x", "site", "/submit", "/are
 
 
 def make_task(label, first, parents, *, is_sink=False, number=1, payloads=1):
-    jobs = tuple(
-        JobPlan(f"{label}_{i}", i, f"{label}:{i}", tuple(ps)) for i, ps in enumerate(parents)
-    )
+    jobs = tuple(JobPlan(f"{label}_{i}", i, f"{label}:{i}", tuple(ps)) for i, ps in enumerate(parents))
     return TaskPlan(
         name=f"run_{number:02d}_{label}_01",
         label=label,

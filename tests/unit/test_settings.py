@@ -239,7 +239,9 @@ def test_the_user_is_known_without_the_variable():
 
 
 def test_where_panda_is():
-    settings = read_service_settings({}, {"PANDA_URL": "http://a/server/panda", "PANDA_URL_SSL": "https://b/x/"})
+    settings = read_service_settings(
+        {}, {"PANDA_URL": "http://a/server/panda", "PANDA_URL_SSL": "https://b/x/"}
+    )
     assert settings.url == "https://b/x"
     assert settings.require_url() == "https://b/x"
     with pytest.raises(SettingsError, match="PANDA_URL_SSL.*LocalPanDAService"):

@@ -89,11 +89,12 @@ def restart_run(connection: Connection, inquiry: Inquiry, run: str) -> tuple[str
     if tally.state is WmsStates.SUCCEEDED:
         return None, None, f"Run {request_id} has succeeded; there is nothing to run again."
     if is_aborted(evidence.request) and (living := inquiry.running(evidence)):
-        return None, None, (
+        text = (
             f"Run {request_id} was cancelled, but {living} of its jobs still run: pilots hear of it at "
             "their next heartbeat (up to 30 minutes). Restart it when they have ended, so that no job runs "
             "twice at the same time."
         )
+        return None, None, text
     remote = record.content.get("remote")
     if remote and not os.path.exists(os.path.join(record.submit_path, PLAN_NAME)):
         return None, None, _no_plan(request_id, complete=bool(remote.get("complete")))

@@ -54,9 +54,7 @@ class TaskCommands:
         executable = job.executable
         if executable is None or not (executable.src_uri or executable.name):
             raise PlanError(f"Job {job.name!r} (label {job.label!r}) has no executable.")
-        return make_template(
-            job, executable=str(executable.src_uri or executable.name), arguments=arguments
-        )
+        return make_template(job, executable=str(executable.src_uri or executable.name), arguments=arguments)
 
     def files(self) -> tuple[StagedFile, ...]:
         """Return all files that the commands rendered so far need."""
@@ -156,8 +154,7 @@ class TaskCommands:
         if executable is None or not executable.transfer_executable:
             return ""
         return "".join(
-            f"export {name}={quote(value)}; "
-            for name, value in sorted(self._settings.area_variables.items())
+            f"export {name}={quote(value)}; " for name, value in sorted(self._settings.area_variables.items())
         )
 
     def _options(
