@@ -318,12 +318,18 @@ def check_source(run: Run, python: Path) -> None:
     run.command("mypy --strict", [python, "-m", "mypy", "-p", "lsst.ctrl.bps.panda"])
 
 
-def build_documentation(run: Run, python: Path) -> None:
-    """Build the documentation, warnings being errors."""
-    run.command(
-        "documentation",
-        [python, "-m", "sphinx", "-q", "-W", "-n", "--keep-going", "-b", "html", "doc", "doc/_build/html"],
-    )
+def start_documentation(run: Run, python: Path) -> subprocess.Popen[bytes]:
+    """Begin to build the documentation, warnings being errors."""
+    build = [python, "-m", "sphinx", "-q", "-W", "-n", "--keep-going", "-b", "html", "doc", "doc/_build/html"]
+    return subprocess.Popen(build, cwd=CHECKOUT, env=run.environment)
+
+
+def await_documentation(run: Run, building: subprocess.Popen[bytes]) -> None:
+    """Wait until the documentation is built."""
+    with run.phase("documentation (what was left of it)") as results:
+        results.append(building.wait() == 0)
+    if not results[0]:
+        run.counts["error"] += 1
 
 
 def arguments_of(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -335,6 +341,9 @@ def arguments_of(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         allow_abbrev=False,
     )
     parser.add_argument("--quick", action="store_true", help="lint, types and the tests not marked slow")
+    parser.add_argument(
+        "--all", action="store_true", help="also the tests marked long, and those marked once on both Pythons"
+    )
     parser.add_argument(
         "--python", default="", metavar="VERSION", help="version (3.13) or path of the Python to use"
     )
@@ -357,7 +366,8 @@ def main(argv: Sequence[str]) -> int:
         python = make_environment(base, run.environment)
         results.append(True)
     # A file is run as a whole, those with slow tests first (see conftest.py).
-    parallel = ["-q", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "--timeout", "900"]
+    # One worker more than there are cores, as most tests wait for servers now and then.
+    parallel = ["-q", "-n", "3", "--dist", "loadfile", "--no-loadscope-reorder", "--timeout", "900"]
     few = ["--hypothesis-profile", "quick"]
     if options.quick:
         check_source(run, python)
@@ -368,18 +378,23 @@ def main(argv: Sequence[str]) -> int:
         return run.close()
     provide_servers(run)
     rucio = start_rucio_environment(run, python)
+    documentation = start_documentation(run, python)
     check_source(run, python)
-    build_documentation(run, python)
     newest = find_python(NEWEST)
+    unwanted = [] if options.all else ["not long"]
     if newest is not None and not version_of(python).startswith(NEWEST + "."):
         with run.phase(f"environment, Python {version_of(newest)}") as results:
             other = make_environment(newest, run.environment)
             results.append(True)
+        await_documentation(run, documentation)
         run.pytest(f"tests on Python {NEWEST}", other, [*parallel, *few, "-m", "not slow or newest"])
+        unwanted += [] if options.all else ["not once"]
     else:
+        await_documentation(run, documentation)
         say(f"run-tests: no second pass, as Python {NEWEST} is not here or is the one used")
     await_rucio_environment(run, rucio)
-    run.pytest("all tests", python, parallel)
+    chosen = ["-m", " and ".join(unwanted)] if unwanted else []
+    run.pytest("all tests" if options.all else "tests", python, [*parallel, *chosen])
     return run.close()
 
 

@@ -129,6 +129,7 @@ def _counts(report: WmsRunReport) -> dict[str, dict[str, int]]:
 
 
 @pytest.mark.newest
+@pytest.mark.once
 def test_every_job_succeeds(site: Site, good: Run) -> None:
     expected = {label: {"SUCCEEDED": number} for label, number in _JOBS.items()}
     assert _counts(good.report) == expected, site.errors()
@@ -137,6 +138,7 @@ def test_every_job_succeeds(site: Site, good: Run) -> None:
 
 
 @pytest.mark.newest
+@pytest.mark.once
 def test_all_outputs_are_in_the_butler(site: Site, good: Run) -> None:
     assert missing_outputs(site.place.repo, good.collection) == ()
     assert count_outputs(site.place.repo, good.collection) == {
@@ -147,6 +149,8 @@ def test_all_outputs_are_in_the_butler(site: Site, good: Run) -> None:
         assert butler.find_dataset("object_table", skymap=SKYMAP, tract=0).run == good.collection
 
 
+@pytest.mark.newest
+@pytest.mark.once
 def test_the_objects_are_the_simulated_stars(site: Site, good: Run) -> None:
     summary = read_summary(site.place.repo, [good.collection, INPUTS])
     assert summary.objects > 100
@@ -160,6 +164,7 @@ def test_the_objects_are_the_simulated_stars(site: Site, good: Run) -> None:
 
 
 @pytest.mark.newest
+@pytest.mark.once
 def test_the_object_table_equals_that_of_pipetask_row_by_row(site: Site, good: Run) -> None:
     (graph,) = good.submit_directory.glob("*.qg")
     repo = site.untouched.as_uri()
@@ -203,6 +208,7 @@ _FAILING = {
 }
 
 
+@pytest.mark.long
 def test_what_failed_and_what_was_pruned_is_told_by_label(failing: Run) -> None:
     assert _counts(failing.report) == _FAILING
     assert failing.report.state == WmsStates.FAILED
@@ -210,6 +216,7 @@ def test_what_failed_and_what_was_pruned_is_told_by_label(failing: Run) -> None:
     assert totals == {"SUCCEEDED": 16, "FAILED": 1, "PRUNED": 5}
 
 
+@pytest.mark.long
 def test_what_succeeded_is_in_the_butler(site: Site, failing: Run) -> None:
     counts = count_outputs(site.place.repo, failing.collection)
     # The quanta of the failed job that were not chosen to fail did their work.
@@ -217,6 +224,7 @@ def test_what_succeeded_is_in_the_butler(site: Site, failing: Run) -> None:
     assert (counts["warp"], counts["coadd"], counts["object_table"]) == (3, 1, 0)
 
 
+@pytest.mark.long
 def test_bps_report_prints_the_same_numbers(site: Site, failing: Run) -> None:
     lines = [line.split() for line in site.call("bps", "report", "--id", failing.run_id).splitlines()]
     (header,) = (words for words in lines if {"UNKNOWN", "PRUNED", "EXPECTED"} <= set(words))

@@ -115,7 +115,6 @@ def submit(place: Place, config: str, *options: str) -> tuple[str, Path]:
     return found["Run Id"], Path(found["Submit dir"])
 
 
-@pytest.mark.newest
 def test_a_run_that_is_planned_at_the_site(place):
     """Up to its restart: warps fail as long as a file is not there."""
     (place.directory / "data.txt").write_text("goes along")

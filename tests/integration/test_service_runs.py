@@ -37,7 +37,7 @@ class Service(PanDAService):
         return read_service_settings(self.config, self.env)
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgresql", marks=pytest.mark.long)])
 def panda(request, tmp_path_factory):
     """An embedded PanDA; PostgreSQL enforces lengths that SQLite does not."""
     url = request.getfixturevalue("postgresql_url") if request.param == "postgresql" else None

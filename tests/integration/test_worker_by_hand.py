@@ -69,6 +69,7 @@ def test_the_staging_area_is_the_profiles(prepared, monkeypatch):
     assert plan.run.staging_area == site_staging_area("local", "payload", plan.run.name)
 
 
+@pytest.mark.long
 def test_all_jobs_by_hand_make_all_outputs(prepared):
     place, plan = prepared
     labels = set()
