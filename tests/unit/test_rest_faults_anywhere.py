@@ -94,6 +94,23 @@ class FaultsAnywhere(RuleBasedStateMachine):
             assert set(found.values()) == {run.request_id for run in self.server.named("run_1")}
 
 
+def test_a_refusal_does_not_hide_an_attempt_before_it():
+    machine = FaultsAnywhere()
+    try:
+        machine.submit(broken=[])
+        machine.prepare(["cut reply", "idds refuses"])
+        with pytest.raises(TransportError) as caught:
+            machine.relay.abort(1)
+        assert machine.server.runs[1].aborts == 1
+        assert caught.value.maybe_sent
+        machine.prepare(["idds refuses"])
+        with pytest.raises(TransportError) as caught:
+            machine.relay.abort(1)
+        assert not caught.value.maybe_sent
+    finally:
+        machine.teardown()
+
+
 @pytest.mark.slow
 def test_faults_anywhere():
     FaultsAnywhere.TestCase.settings = settings(

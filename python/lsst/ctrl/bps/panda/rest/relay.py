@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from ..errors import SettingsError
 from .faults import Fault
-from .replies import parse_json, shape_error, unwrap_relay
+from .replies import parse_json, recall_attempts, shape_error, unwrap_relay
 from .transport import Transport
 
 # iDDS puts the name into a URL without quoting it.
@@ -117,7 +117,8 @@ class Relay:
             safe=safe,
             what=what,
         )
-        return unwrap_relay(parse_json(reply, what), endpoint=self._endpoint, what=what)
+        with recall_attempts(reply):
+            return unwrap_relay(parse_json(reply, what), endpoint=self._endpoint, what=what)
 
     def ping(self) -> None:
         """Ask whether relay and iDDS are alive; return if so."""

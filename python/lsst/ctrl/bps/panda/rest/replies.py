@@ -2,9 +2,11 @@
 and iDDS put around values, where failures hide inside success.
 """
 
-__all__ = ["parse_json", "shape_error", "unwrap_api", "unwrap_relay"]
+__all__ = ["parse_json", "recall_attempts", "shape_error", "unwrap_api", "unwrap_relay"]
 
+import contextlib
 import json
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from ..errors import RefusedError, ReplyError, TransportError
@@ -66,6 +68,25 @@ def parse_json(reply: Reply, what: str) -> Any:
     except (UnicodeDecodeError, RecursionError) as error:
         words = f"The reply is not JSON ({type(error).__name__})."
     _misunderstood(words, Fault.NOT_JSON, reply, what)
+
+
+@contextlib.contextmanager
+def recall_attempts(reply: Reply) -> Iterator[None]:
+    """Let what is raised inside know of attempts before this reply.
+
+    A refusal says that this attempt had no effect; one before it, whose reply
+    was lost, may have had it.
+
+    Parameters
+    ----------
+    reply : `Reply`
+        What came back at last.
+    """
+    try:
+        yield
+    except TransportError as error:
+        error.maybe_sent = error.maybe_sent or reply.maybe_sent
+        raise
 
 
 def unwrap_relay(value: Any, *, endpoint: str, what: str) -> Any:

@@ -13,7 +13,7 @@ import random
 import time
 import warnings
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -64,12 +64,16 @@ class Reply:
         The reply, with transfer and content encoding undone.
     url : `str`
         What was asked.
+    maybe_sent : `bool`, optional
+        Whether an earlier attempt, whose reply was lost, may have had its
+        effect.
     """
 
     status: int
     headers: Mapping[str, str]
     body: bytes
     url: str
+    maybe_sent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +242,7 @@ class Transport:
             number += 1
             outcome = self._send(request)
             if isinstance(outcome, Reply):
-                return outcome
+                return replace(outcome, maybe_sent=maybe_sent)
             maybe_sent |= not outcome.fault.not_executed
             if outcome.status == 401 and not renewed and self._credentials.renew():
                 renewed = True
