@@ -90,15 +90,20 @@ def test_tasks_are_finalised_late_and_done_tasks_refuse_a_retry(client, tmp_path
 def test_abort_reaches_running_payloads_with_the_heartbeat(client, tmp_path):
     command = f'echo $(date +%s.%N) >> {tmp_path}/"${{IN/L}}"; sleep 600'
     short = f"touch {tmp_path}/began; while ! test -e {tmp_path}/gate; do sleep 0.1; done"
-    # The short one ends before its pilot hears of the abort; the third one is queued.
+    # The short one ends before its pilot hears of the abort.  Of the long ones one runs and one is
+    # queued, since they wait until the short one has its slot.
+    first = (("first", "first:0"),)
     trial = client.submit(
         "u_me_abort_late",
         [
+            TrialTask("first", {"first:0": ()}, f"while ! test -e {tmp_path}/began; do sleep 0.1; done"),
             TrialTask("short", {"short:0": ()}, short),
-            TrialTask("long", {"long:0": (), "long:1": ()}, command),
+            TrialTask("long", {"long:0": first, "long:1": first}, command),
         ],
     )
-    _wait_for(lambda: (tmp_path / "began").exists() and (tmp_path / "long:0").exists(), "running jobs")
+    _wait_for(lambda: list(tmp_path.glob("long:*")), "running jobs")
+    (running,) = (path.name for path in tmp_path.glob("long:*"))
+    (queued,) = {"long:0", "long:1"} - {running}
     asked = time.time()
     assert client.relay("abort", request_id=trial.request_id)[0][0] == 0
     _wait_for(lambda: _task(client, trial, "short")["status"] == "aborting", "aborting task")
@@ -108,9 +113,9 @@ def test_abort_reaches_running_payloads_with_the_heartbeat(client, tmp_path):
     _wait_for(lambda: _task(client, trial, "long")["status"] == "aborted", "aborted task")
     records = _jobs(client, _task(client, trial, "long"))
     jobs = {job["Files"][0]["lfn"].partition(":")[2]: job for job in records}
-    assert (jobs["long:1"]["jobStatus"], jobs["long:1"]["taskBufferErrorCode"]) == ("cancelled", 100)
-    assert not (tmp_path / "long:1").exists()
-    assert jobs["long:0"]["pilotErrorCode"] == 1144
+    assert (jobs[queued]["jobStatus"], jobs[queued]["taskBufferErrorCode"]) == ("cancelled", 100)
+    assert not (tmp_path / queued).exists()
+    assert jobs[running]["pilotErrorCode"] == 1144
     # Not before its pilot's next heartbeat.
     assert time.time() - asked > 10
     assert [job["jobStatus"] for job in _jobs(client, _task(client, trial, "short"))] == ["finished"]
