@@ -366,8 +366,7 @@ def main(argv: Sequence[str]) -> int:
         python = make_environment(base, run.environment)
         results.append(True)
     # A file is run as a whole, those with slow tests first (see conftest.py).
-    # One worker more than there are cores, as most tests wait for servers now and then.
-    parallel = ["-q", "-n", "3", "--dist", "loadfile", "--no-loadscope-reorder", "--timeout", "900"]
+    parallel = ["-q", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "--timeout", "900"]
     few = ["--hypothesis-profile", "quick"]
     if options.quick:
         check_source(run, python)

@@ -247,6 +247,7 @@ def test_the_environment_of_a_job_is_what_bps_makes_of_all_sections(newcomer):
         assert "SITE=slac" not in isr
 
 
+@pytest.mark.long
 def test_six_lines_run_on_the_embedded_panda(tmp_path):
     """Nobody says where, with which software, how much, or under which name."""
     create_repo(tmp_path / "repo", visits_per_band=1, detectors=4, bands=("r",), patches=1)
