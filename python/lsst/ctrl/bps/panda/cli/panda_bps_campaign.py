@@ -12,21 +12,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
-from lsst.ctrl.bps.wms_service import WmsStates
 
 from lsst.ctrl.bps.panda.errors import PandaBpsError
+from lsst.ctrl.bps.panda.wire.states import Counts
 
-from .panda_bps_run import json_option, table, write_json
+from .panda_bps_check import make_service
+from .panda_bps_run import STATE_COLUMNS, count_columns, json_option, table, write_json
 
-_COLUMNS = {
-    "done": (WmsStates.SUCCEEDED,),
-    "running": (WmsStates.RUNNING,),
-    "waiting": (WmsStates.UNREADY, WmsStates.READY, WmsStates.PENDING, WmsStates.HELD),
-    "failed": (WmsStates.FAILED,),
-    "pruned": (WmsStates.PRUNED,),
-    "deleted": (WmsStates.DELETED,),
-    "unknown": (WmsStates.UNKNOWN, WmsStates.MISFIT),
-}
 _service_option = click.option(
     "--wms-service-class", help="Service class to use instead of the configuration's."
 )
@@ -56,20 +48,6 @@ def _command(function: Callable[..., int | None]) -> Callable[..., None]:
     return call
 
 
-def _service(name: str) -> Any:
-    """Make the service object of a campaign."""
-    from lsst.utils import doImport
-
-    service_class: Any = doImport(name)
-    service = service_class({})
-    if not hasattr(service, "settings"):
-        raise PandaBpsError(
-            f"wmsServiceClass is {name}, which is not a service class of this plugin. Set it to "
-            "lsst.ctrl.bps.panda.PanDAService or lsst.ctrl.bps.panda.LocalPanDAService."
-        )
-    return service
-
-
 def _read(config: str, service_class: str | None) -> Any:
     from lsst.pipe.base import Instrument
 
@@ -93,7 +71,7 @@ def _prepare(configuration: Any) -> Any:
 
     settings = read_service_settings(None)
     prepared = prepare_campaign(configuration, settings.environment)
-    service = _service(prepared.record.service_class)
+    service = make_service(prepared.record.service_class)
     missing = [] if is_dry_run() else check_service(service.settings())
     report_problems(prepared.problems, [*prepared.outside, *missing])
     record = prepared.write()
@@ -121,7 +99,7 @@ def prepare(config: str, wms_service_class: str | None) -> None:
 
     configuration = _read(config, wms_service_class)
     record = _prepare(configuration)
-    CampaignIndex(_service(record.service_class).settings().state_directory).add(record)
+    CampaignIndex(make_service(record.service_class).settings().state_directory).add(record)
     click.echo(f"Submit it: panda_bps campaign submit {record.directory}")
 
 
@@ -147,7 +125,7 @@ def submit(campaign_or_config: str, new: bool, wms_service_class: str | None) ->
     _log("INFO")
     record = _find_or_begin(campaign_or_config, new, wms_service_class)
     complete = submit_campaign(
-        record, connect(_service(record.service_class).settings()), submit=submit_driver, tell=click.echo
+        record, connect(make_service(record.service_class).settings()), submit=submit_driver, tell=click.echo
     )
     if not complete:
         click.echo(f"Some sites have no run; try again: panda_bps campaign submit {record.directory}")
@@ -202,7 +180,7 @@ def _look(name: str) -> tuple[Any, Any]:
     from lsst.ctrl.bps.panda.settings import read_service_settings
 
     record = find_campaign(name, CampaignIndex(read_service_settings(None).state_directory))
-    service = _service(record.service_class)
+    service = make_service(record.service_class)
     return service, look(record, connect(service.settings()))
 
 
@@ -225,17 +203,17 @@ def report(name: str, as_json: bool) -> None:
     ]
     values = sum(site.values for site in found.sites)
     rows.append(("total", found.state.name, "", values, *_numbers(found.total)))
-    for line in table(("site", "state", "run", found.partition, "jobs", *_COLUMNS), rows, left=2):
+    for line in table(("site", "state", "run", found.partition, "jobs", *STATE_COLUMNS), rows, left=2):
         click.echo(line)
     click.echo()
     labels = [(label, *_numbers(counts)) for label, counts in found.labels.items()]
-    for line in table(("label", "jobs", *_COLUMNS), labels):
+    for line in table(("label", "jobs", *STATE_COLUMNS), labels):
         click.echo(line)
     _print_problems(found.problems)
 
 
-def _numbers(counts: Any) -> list[int]:
-    return [sum(counts.values()), *(sum(counts[state] for state in states) for states in _COLUMNS.values())]
+def _numbers(counts: Counts) -> list[int]:
+    return [sum(counts.values()), *count_columns(counts)]
 
 
 def _print_problems(problems: Iterable[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["check"]
+__all__ = ["check", "make_service", "read_configuration"]
 
 import getpass
 import re
@@ -49,6 +49,38 @@ def read_configuration(path: str, *, compute_site: str | None = None, service: s
     return config
 
 
+def make_service(name: str, config: Any = None) -> Any:
+    """Make the service object that a configuration names.
+
+    Parameters
+    ----------
+    name : `str`
+        Full name of the class.
+    config : `~lsst.ctrl.bps.BpsConfig`, optional
+        What it is made with; nothing by default.
+
+    Returns
+    -------
+    service : `~lsst.ctrl.bps.panda.PanDAService`
+        The object.
+
+    Raises
+    ------
+    PandaBpsError
+        Raised if the class is of another plugin.
+    """
+    from lsst.utils import doImport
+
+    service_class: Any = doImport(name)
+    service = service_class({} if config is None else config)
+    if not hasattr(service, "find_problems"):
+        raise PandaBpsError(
+            f"wmsServiceClass is {name}, which is not a service class of this plugin. Set it to "
+            "lsst.ctrl.bps.panda.PanDAService or lsst.ctrl.bps.panda.LocalPanDAService."
+        )
+    return service
+
+
 @click.command()
 @click.argument("config", type=click.Path(exists=True, dir_okay=False))
 @click.option("--compute-site", help="Site to use instead of the configuration's.")
@@ -60,20 +92,11 @@ def check(config: str, compute_site: str | None, wms_service_class: str | None) 
     jobs are checked by "bps prepare".  The exit code is 1 if there is a
     problem.
     """
-    from lsst.utils import doImport
-
     from lsst.ctrl.bps.panda.spelling import find_misspelt_keys
 
     try:
         bps_config = read_configuration(config, compute_site=compute_site, service=wms_service_class)
-        name = str(bps_config["wmsServiceClass"])
-        service_class: Any = doImport(name)
-        service = service_class(bps_config)
-        if not hasattr(service, "find_problems"):
-            raise click.ClickException(
-                f"wmsServiceClass is {name}, which is not a service class of this plugin. Set it to "
-                "lsst.ctrl.bps.panda.PanDAService or lsst.ctrl.bps.panda.LocalPanDAService."
-            )
+        service = make_service(str(bps_config["wmsServiceClass"]), bps_config)
         problems = [problem for some in service.find_problems() for problem in some]
         hints = find_misspelt_keys(bps_config)
     except (PandaBpsError, KeyError, ValueError, OSError, RuntimeError) as error:

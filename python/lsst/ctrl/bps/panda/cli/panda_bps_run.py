@@ -5,8 +5,10 @@ the run they are about, where PanDA is, and how results are written.
 from __future__ import annotations
 
 __all__ = [
+    "STATE_COLUMNS",
     "Asked",
     "connect_for",
+    "count_columns",
     "json_option",
     "print_problems",
     "run_command",
@@ -26,6 +28,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import click
+from lsst.ctrl.bps.wms_service import WmsStates
 
 from lsst.ctrl.bps.panda.errors import PandaBpsError
 from lsst.ctrl.bps.panda.inquiry import Connection, connect
@@ -33,11 +36,24 @@ from lsst.ctrl.bps.panda.local import endpoint as local_endpoint
 from lsst.ctrl.bps.panda.local import instance
 from lsst.ctrl.bps.panda.runrecord import RunIndex, read_record
 from lsst.ctrl.bps.panda.settings import ServiceSettings, read_service_settings
+from lsst.ctrl.bps.panda.wire.states import Counts
 
 _LOCAL_CLASS = "LocalPanDAService"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON, as described in the manual.")
+
+
+STATE_COLUMNS = {
+    "done": (WmsStates.SUCCEEDED,),
+    "running": (WmsStates.RUNNING,),
+    "waiting": (WmsStates.UNREADY, WmsStates.READY, WmsStates.PENDING, WmsStates.HELD),
+    "failed": (WmsStates.FAILED,),
+    "pruned": (WmsStates.PRUNED,),
+    "deleted": (WmsStates.DELETED,),
+    "unknown": (WmsStates.UNKNOWN, WmsStates.MISFIT),
+}
+"""The columns of tables that count jobs: title and the states it holds."""
 
 
 @dataclass(frozen=True)
@@ -201,6 +217,11 @@ def table(
         ).rstrip()
         for row in texts
     ]
+
+
+def count_columns(counts: Counts) -> list[int]:
+    """Count jobs for each of `STATE_COLUMNS`."""
+    return [sum(counts[state] for state in states) for states in STATE_COLUMNS.values()]
 
 
 def terminal_width() -> int:

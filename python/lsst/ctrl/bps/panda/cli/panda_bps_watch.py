@@ -20,17 +20,8 @@ from lsst.ctrl.bps.panda.insight.progress import LEAST_INTERVAL, Progress
 from lsst.ctrl.bps.panda.insight.progress import watch as watch_run
 from lsst.ctrl.bps.panda.wire.states import Counts
 
-from .panda_bps_run import Asked, json_option, run_command, table, write_json
+from .panda_bps_run import STATE_COLUMNS, Asked, count_columns, json_option, run_command, table, write_json
 
-_COLUMNS = {
-    "done": (WmsStates.SUCCEEDED,),
-    "running": (WmsStates.RUNNING,),
-    "waiting": (WmsStates.UNREADY, WmsStates.READY, WmsStates.PENDING, WmsStates.HELD),
-    "failed": (WmsStates.FAILED,),
-    "pruned": (WmsStates.PRUNED,),
-    "deleted": (WmsStates.DELETED,),
-    "unknown": (WmsStates.UNKNOWN, WmsStates.MISFIT),
-}
 _RARE = ("pruned", "deleted", "unknown")
 """Columns that are shown only if they hold something."""
 
@@ -94,10 +85,6 @@ def _write_json(progress: Progress) -> None:
     write_json(make_document(progress, request_id=progress.request_id, name=progress.name), line=True)
 
 
-def _numbers(counts: Counts) -> list[int]:
-    return [sum(counts[state] for state in states) for states in _COLUMNS.values()]
-
-
 def _estimate(progress: Progress) -> str:
     parts = []
     if progress.rate:
@@ -124,7 +111,7 @@ class _Log:
         new_errors = progress.errors if self._last is None or self._last[3] != progress.errors else ()
         self._last = now
         counts = ", ".join(
-            f"{n} {name}" for name, n in zip(_COLUMNS, _numbers(progress.total), strict=True) if n
+            f"{n} {name}" for name, n in zip(STATE_COLUMNS, count_columns(progress.total), strict=True) if n
         )
         rest = ", ".join(part for part in (_estimate(progress), "ended" if progress.ended else "") if part)
         moment = f"{progress.moment:%Y-%m-%dT%H:%M:%SZ}"
@@ -173,10 +160,10 @@ def screen_lines(progress: Progress, columns: int, height: int) -> list[str]:
     shown, left_out = _labels_to_show(progress.labels, height - len(head) - len(foot) - 2)
     rows = [_row(_shorten(label, longest), progress.labels[label]) for label in shown]
     if left_out:
-        rows.append((f"({left_out} more)", "", *([""] * (1 + len(_COLUMNS)))))
+        rows.append((f"({left_out} more)", "", *([""] * (1 + len(STATE_COLUMNS)))))
     rows.append(_row("total", progress.total))
-    names = list(_COLUMNS)
-    numbers = dict(zip(names, _numbers(progress.total), strict=True))
+    names = list(STATE_COLUMNS)
+    numbers = dict(zip(names, count_columns(progress.total), strict=True))
     empty = [n for n, name in enumerate(names, 3) if name in _RARE and not numbers[name]]
     titles = ("label", "", "jobs", *names)
     body = table(
@@ -192,7 +179,7 @@ def _shorten(label: str, length: int) -> str:
 
 
 def _row(label: str, counts: Counts) -> tuple[object, ...]:
-    return (label, _bar(counts), sum(counts.values()), *_numbers(counts))
+    return (label, _bar(counts), sum(counts.values()), *count_columns(counts))
 
 
 def _labels_to_show(labels: dict[str, Counts], room: int) -> tuple[list[str], int]:
@@ -201,7 +188,10 @@ def _labels_to_show(labels: dict[str, Counts], room: int) -> tuple[list[str], in
     """
     if len(labels) <= room:
         return list(labels), 0
-    numbers = {label: dict(zip(_COLUMNS, _numbers(counts), strict=True)) for label, counts in labels.items()}
+    numbers = {
+        label: dict(zip(STATE_COLUMNS, count_columns(counts), strict=True))
+        for label, counts in labels.items()
+    }
     urgency = {label: (not found["failed"], not found["running"]) for label, found in numbers.items()}
     chosen = set(sorted(labels, key=urgency.__getitem__)[: max(1, room - 1)])
     return [label for label in labels if label in chosen], len(labels) - len(chosen)
@@ -212,7 +202,7 @@ def _bar(counts: Counts) -> str:
     total = sum(counts.values())
     if not total:
         return "." * _BAR
-    numbers = dict(zip(_COLUMNS, _numbers(counts), strict=True))
+    numbers = dict(zip(STATE_COLUMNS, count_columns(counts), strict=True))
     bad = numbers["failed"] + numbers["pruned"] + numbers["deleted"]
     # A single failed job of thousands is seen as well.
     failed = max(1, round(_BAR * bad / total)) if bad else 0

@@ -15,7 +15,7 @@ from urllib3.filepost import encode_multipart_formdata
 
 from ..errors import SettingsError
 from .redaction import redact
-from .replies import parse_json, recall_attempts, shape_error, unwrap_api
+from .replies import read_api, shape_error
 from .transport import Transport
 
 # The server sends Python text instead of JSON without it.
@@ -248,8 +248,7 @@ class PandaApi:
             safe=True,
             what=what,
         )
-        with recall_attempts(reply):
-            unwrap_api(parse_json(reply, what), endpoint=reply.url, what=what)
+        read_api(reply, what)
         return self.cache_url(path.name)
 
     def cache_url(self, name: str) -> str:
@@ -290,8 +289,7 @@ class PandaApi:
 
     def _get(self, method: str, what: str, /, **params: Any) -> Any:
         reply = self._transport.get(f"{self._base}/{method}", params=params, headers=_HEADERS, what=what)
-        with recall_attempts(reply):
-            return unwrap_api(parse_json(reply, what), endpoint=reply.url, what=what)
+        return read_api(reply, what)
 
     def _post(self, method: str, what: str, content: Mapping[str, object], *, safe: bool) -> Any:
         reply = self._transport.post(
@@ -302,8 +300,7 @@ class PandaApi:
             safe=safe,
             what=what,
         )
-        with recall_attempts(reply):
-            return unwrap_api(parse_json(reply, what), endpoint=reply.url, what=what)
+        return read_api(reply, what)
 
     def _rows(self, value: Any, what: str) -> list[dict[str, Any]]:
         if value is None:

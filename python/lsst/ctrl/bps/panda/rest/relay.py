@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from ..errors import SettingsError
 from .faults import Fault
-from .replies import parse_json, recall_attempts, shape_error, unwrap_relay
+from .replies import read_relay, shape_error
 from .transport import Transport
 
 # iDDS puts the name into a URL without quoting it.
@@ -117,8 +117,7 @@ class Relay:
             safe=safe,
             what=what,
         )
-        with recall_attempts(reply):
-            return unwrap_relay(parse_json(reply, what), endpoint=self._endpoint, what=what)
+        return read_relay(reply, what)
 
     def ping(self) -> None:
         """Ask whether relay and iDDS are alive; return if so."""

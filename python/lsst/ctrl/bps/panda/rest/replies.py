@@ -2,7 +2,7 @@
 and iDDS put around values, where failures hide inside success.
 """
 
-__all__ = ["parse_json", "recall_attempts", "shape_error", "unwrap_api", "unwrap_relay"]
+__all__ = ["parse_json", "read_api", "read_relay", "shape_error", "unwrap_api", "unwrap_relay"]
 
 import contextlib
 import json
@@ -70,23 +70,54 @@ def parse_json(reply: Reply, what: str) -> Any:
     _misunderstood(words, Fault.NOT_JSON, reply, what)
 
 
-@contextlib.contextmanager
-def recall_attempts(reply: Reply) -> Iterator[None]:
-    """Let what is raised inside know of attempts before this reply.
-
-    A refusal says that this attempt had no effect; one before it, whose reply
-    was lost, may have had it.
+def read_relay(reply: Reply, what: str) -> Any:
+    """Decode a reply of the relay and take iDDS's value out of it.
 
     Parameters
     ----------
     reply : `Reply`
         What came back at last.
+    what : `str`
+        What was asked, for messages.
+
+    Returns
+    -------
+    inner : JSON value
+        As of `unwrap_relay`.
+
+    Raises
+    ------
+    TransportError
+        Raised as by `parse_json` and `unwrap_relay`; ``maybe_sent`` is set
+        also if an attempt before this reply may have had an effect.
     """
-    try:
-        yield
-    except TransportError as error:
-        error.maybe_sent = error.maybe_sent or reply.maybe_sent
-        raise
+    with _recall_attempts(reply):
+        return unwrap_relay(parse_json(reply, what), endpoint=reply.url, what=what)
+
+
+def read_api(reply: Reply, what: str) -> Any:
+    """Decode a reply of PanDA's own API and take the value out of it.
+
+    Parameters
+    ----------
+    reply : `Reply`
+        What came back at last.
+    what : `str`
+        What was asked, for messages.
+
+    Returns
+    -------
+    data : JSON value
+        As of `unwrap_api`.
+
+    Raises
+    ------
+    TransportError
+        Raised as by `parse_json` and `unwrap_api`; ``maybe_sent`` is set also
+        if an attempt before this reply may have had an effect.
+    """
+    with _recall_attempts(reply):
+        return unwrap_api(parse_json(reply, what), endpoint=reply.url, what=what)
 
 
 def unwrap_relay(value: Any, *, endpoint: str, what: str) -> Any:
@@ -204,6 +235,19 @@ def shape_error(
         fault=fault,
         maybe_sent=True,
     )
+
+
+@contextlib.contextmanager
+def _recall_attempts(reply: Reply) -> Iterator[None]:
+    """Let what is raised inside know of attempts before this reply: a refusal
+    says that this attempt had no effect; one before it, whose reply was lost,
+    may have had it.
+    """
+    try:
+        yield
+    except TransportError as error:
+        error.maybe_sent = error.maybe_sent or reply.maybe_sent
+        raise
 
 
 def _is_pair(value: Any, first: type) -> bool:
