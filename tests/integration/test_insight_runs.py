@@ -299,6 +299,9 @@ def test_a_running_and_a_cancelled_run(place):
     assert len(re.findall(r"begun in \d", followed)) == 2
     text, _ = place.call("watch", run_id, "--interval", "5", code=WmsStates.DELETED.value)
     assert "2 deleted" in text.splitlines()[-1]
+    assert "failed" not in text
+    (report,), _ = service.report(run_id)
+    assert report.job_summary["waits"][WmsStates.DELETED] == 2
     # A pilot hears of it a little later.
     groups = []
     while sum(group["attempts"] for group in groups) < 2:

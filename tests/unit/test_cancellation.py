@@ -1,5 +1,6 @@
 """Cancel: three outcomes told apart, lost commands sent again."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,13 @@ from lsst.ctrl.bps.panda.cancellation import CANCELLED_MARKER, cancel_run
 from lsst.ctrl.bps.panda.errors import RefusedError
 from lsst.ctrl.bps.panda.runrecord import RunRecord
 from lsst.ctrl.bps.panda.wire.pipeline import PlanSummary
-from lsst.ctrl.bps.panda.wire.records import FileCounts, RequestRecord, TransformRecord
+from lsst.ctrl.bps.panda.wire.records import (
+    ContentRecord,
+    FileCounts,
+    JobError,
+    RequestRecord,
+    TransformRecord,
+)
 from lsst.ctrl.bps.panda.wire.tally import RunEvidence
 
 PLAN = PlanSummary(
@@ -30,6 +37,7 @@ class Server:
         self.accepted_at = None
         self._lose, self._delay, self._refuse = lose, delay, refuse
         self._ended, self._running = ended, running
+        self.failed, self.contents = 0, {}
 
     # time
     def sleep(self, seconds):
@@ -53,7 +61,7 @@ class Server:
     def identify(self, run):
         return 5, getattr(self, "record", None)
 
-    def status(self, run):
+    def glance(self, run):
         aborted = self.accepted_at is not None and self.now >= self.accepted_at
         quiet = aborted and self.now >= self.accepted_at + 3
         over = self._ended
@@ -64,13 +72,17 @@ class Server:
             substatus="ToCancel" if aborted else "New",
         )
         running = 0 if over or quiet else self._running
-        counts = FileCounts(total=4, processed=4 if over else 2, activated=running)
+        failed = self.failed if quiet else 0
+        counts = FileCounts(total=4, processed=4 if over else 2, activated=running, failed=failed)
         status = "Finished" if over else "SubFinished" if quiet else "Transforming"
         transforms = [TransformRecord(5, 1, "r_01_isr_01", status, "Running", 11, counts)]
         if over:
             one = FileCounts(total=1, processed=1)
             transforms.append(TransformRecord(5, 2, "r_02_finalJob_01", "Finished", "", 12, one))
         return RunEvidence(request, tuple(transforms), plan=PLAN)
+
+    def tell_apart(self, evidence):
+        return replace(evidence, contents=self.contents)
 
 
 def cancel(server, **kwargs):
@@ -84,6 +96,16 @@ def test_a_run_is_cancelled_when_the_server_shows_it():
     assert message.startswith("Run 5 is cancelled: ")
     assert "2 SUCCEEDED" in message
     assert server.commands == [0.0]
+
+
+def test_killed_jobs_are_deleted_though_the_server_counts_them_as_failed():
+    server = Server()
+    server.failed = 2
+    killed = ContentRecord(1, "a", "FinalFailed", job_status="failed", errors=(JobError("pilot", 1144),))
+    own = replace(killed, name="b", errors=(JobError("payload", 1), JobError("pilot", 1305)))
+    server.contents = {1: (killed, own)}
+    _, message = cancel(server)
+    assert "1 DELETED, 2 SUCCEEDED, 1 FAILED." in message
 
 
 @pytest.mark.parametrize("lose", [1, 2, 4])
@@ -151,4 +173,4 @@ def test_the_doubles_have_what_the_code_asks_for():
     from lsst.ctrl.bps.panda.rest.relay import Relay
 
     assert hasattr(Relay, "abort")
-    assert SimpleNamespace(**{name: getattr(Inquiry, name) for name in ("identify", "status")})
+    assert SimpleNamespace(**{name: getattr(Inquiry, name) for name in ("identify", "glance", "tell_apart")})

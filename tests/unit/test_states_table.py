@@ -13,6 +13,7 @@ from lsst.ctrl.bps.panda.wire.pipeline import PlanSummary
 from lsst.ctrl.bps.panda.wire.records import (
     ContentRecord,
     FileCounts,
+    JobError,
     JobRecord,
     RequestRecord,
     TransformRecord,
@@ -26,12 +27,13 @@ from lsst.ctrl.bps.panda.wire.states import (
     refine_by_contents,
     run_state,
     running_by_task,
+    was_killed,
 )
 from lsst.ctrl.bps.panda.wire.tally import UNRELEASED_LABEL, RunEvidence, tally_run
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 OPEN = FileCounts(total=12, processed=1, failed=1, missing=1, new=3, activated=4, processing=2)
-INPUTS = FileCounts(total=12, new=1)
+INPUTS = FileCounts(total=12, new=1, missing=1)
 
 
 def request(status: str = "Transforming", substatus: str = "New") -> RequestRecord:
@@ -119,6 +121,60 @@ def test_contents_tell_killed_from_failed_and_retried_from_failed():
     counts = no_jobs() | {WmsStates.FAILED: 2}
     refine_by_contents(counts, transform(), [content("Failed", "failed")] * 5, aborted=False)
     assert named(counts) == {"PENDING": 2}
+
+
+@pytest.mark.parametrize(
+    ("status", "job_status", "errors", "killed"),
+    [
+        ("FinalFailed", "failed", [("payload", 143), ("pilot", 1144), ("task buffer", 100)], True),
+        ("FinalFailed", "cancelled", [("task buffer", 100)], True),
+        ("FinalFailed", "closed", [], True),
+        # The runner did not start the final job.
+        ("FinalFailed", "failed", [("payload", 76), ("pilot", 1305)], True),
+        # The attempt failed by itself; the cancel took the next one.
+        ("Failed", "failed", [("payload", 1), ("pilot", 1305)], True),
+        # Known to have failed, not yet how.
+        ("FinalFailed", "", [], True),
+        ("FinalFailed", "failed", [("payload", 1), ("pilot", 1305)], False),
+        ("FinalFailed", "failed", [("payload", 137), ("pilot", 1212)], False),
+        ("FinalFailed", "failed", [("dispatcher", 100)], False),
+        ("FinalFailed", "failed", [], False),
+        ("FinalSubAvailable", "finished", [("payload", 1)], False),
+        ("Available", "finished", [], False),
+    ],
+)
+def test_which_jobs_of_a_cancelled_run_did_not_fail_by_themselves(status, job_status, errors, killed):
+    record = ContentRecord(
+        1, "x", status, job_status=job_status, errors=tuple(JobError(*error) for error in errors)
+    )
+    assert was_killed(record) is killed
+
+
+def test_counters_older_than_contents_take_no_failure_away():
+    # When the counters were read one job had failed; when the contents were, two more were killed.
+    counts = no_jobs() | {WmsStates.FAILED: 1, WmsStates.DELETED: 2}
+    rows = [content("FinalFailed", "failed"), *[content("FinalFailed", "cancelled")] * 2]
+    refine_by_contents(counts, transform("SubFinished"), rows, aborted=True)
+    assert named(counts) == {"FAILED": 1, "DELETED": 2}
+
+
+def test_missing_jobs_of_a_cancelled_run_are_pruned_only_with_their_inputs():
+    outputs = FileCounts(total=5, missing=5)
+    inputs = FileCounts(total=5, missing=2, processed=3)
+    record = dataclasses.replace(transform("Failed", outputs), inputs=inputs)
+    assert named(count_task(record, 5, aborted=True, ended=True)) == {"PRUNED": 2, "DELETED": 3}
+    assert named(count_task(record, 5, aborted=False, ended=True)) == {"PRUNED": 5}
+
+
+@pytest.mark.parametrize(("failed", "state"), [(0, "DELETED"), (1, "PRUNED")])
+def test_without_a_failure_nothing_of_a_cancelled_run_is_pruned(failed, state):
+    first = transform("Failed", FileCounts(total=1, failed=failed, activated=1 - failed))
+    missing = FileCounts(total=3, missing=3)
+    second = dataclasses.replace(transform("Failed", missing, 2), inputs=missing)
+    evidence = RunEvidence(request("Failed", "ToCancel"), (first, second), asked_at=NOW)
+    tally = tally_run(evidence)
+    assert tally.total[WmsStates[state]] == 3 + (state == "DELETED")
+    assert named(tally.by_transform[2]) == {state: 3}
 
 
 def test_a_job_killed_by_others_than_an_abort_has_failed():

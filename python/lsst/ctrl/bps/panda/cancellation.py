@@ -61,7 +61,7 @@ def cancel_run(
         runs.
     """
     request_id, record = inquiry.identify(run)
-    evidence = inquiry.status(str(request_id))
+    evidence = inquiry.glance(str(request_id))
     if evidence.ended:
         state = tally_run(evidence).state
         return False, f"Run {request_id} has ended already ({state.name}); there is nothing to cancel."
@@ -83,7 +83,7 @@ def cancel_run(
             f"{request_id}, and "
             "cancel again if the run goes on."
         )
-    return True, _describe(request_id, evidence, marked=marked)
+    return True, _describe(request_id, inquiry.tell_apart(evidence), marked=marked)
 
 
 def _mark(record: RunRecord | None) -> bool:
@@ -120,7 +120,7 @@ class _Watch:
         patience ends.
         """
         while True:
-            evidence = self._inquiry.status(str(self._request_id))
+            evidence = self._inquiry.glance(str(self._request_id))
             if evidence.ended or (is_aborted(evidence.request) and _is_quiet(evidence)):
                 return evidence
             now = self._clock()
@@ -171,4 +171,5 @@ def _describe(request_id: int, evidence: RunEvidence, *, marked: bool) -> str:
             else "The final job still starts and publishes what is there: its staging area could not be "
             "reached from here to tell it."
         )
+    parts += evidence.problems
     return " ".join(parts)

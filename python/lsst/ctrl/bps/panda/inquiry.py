@@ -33,7 +33,7 @@ from .wire.records import (
     parse_transforms,
 )
 from .wire.stand_in import request_from_tasks, tasks_by_request, transforms_from_tasks
-from .wire.states import running_by_task
+from .wire.states import is_aborted, running_by_task
 from .wire.tally import RunEvidence
 
 _LOG = logging.getLogger(__name__)
@@ -53,6 +53,12 @@ MAX_TASKS = 5000
 
 MAX_CONTENTS = 20_000
 """Most rows of contents a report fetches."""
+
+_NOT_FETCHED = {
+    False: "Errors of {} more tasks were not fetched.",
+    True: "Of {} more tasks it was not asked which jobs failed and which were deleted; all count as failed.",
+}
+"""What is said then, by whether the run was cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +187,7 @@ class Inquiry:
         found = parse_contents(self._relay.get_contents(request_id, transform_id))
         return found.get(transform_id, ())
 
-    def status(self, run: str | int) -> RunEvidence:
+    def glance(self, run: str | int) -> RunEvidence:
         """Find out what the state of a run needs: one question.
 
         Parameters
@@ -193,6 +199,50 @@ class Inquiry:
         request, transforms = self._detailed(request_id)
         return RunEvidence(request, transforms, plan=_summary(record), asked_at=datetime.now(UTC))
 
+    def status(self, run: str | int) -> RunEvidence:
+        """Find out what the state of a run and of its jobs needs: one
+        question, and of a cancelled run with failed jobs one a task of
+        theirs.
+
+        Parameters
+        ----------
+        run : `str` or `int`
+            Request id, submit directory or name.
+        """
+        return self.tell_apart(self.glance(run))
+
+    def tell_apart(self, evidence: RunEvidence) -> RunEvidence:
+        """Add what tells the killed jobs of a cancelled run from failed ones.
+
+        Parameters
+        ----------
+        evidence : `RunEvidence`
+            What is known of the run.
+
+        Notes
+        -----
+        iDDS may or may not see how a killed job ends before it closes the
+        task; if it does, it counts the job as failed.
+        """
+        return self._with_contents(evidence) if is_aborted(evidence.request) else evidence
+
+    def _with_contents(self, evidence: RunEvidence) -> RunEvidence:
+        """Add the contents of tasks with jobs that failed."""
+        contents: dict[int, tuple[ContentRecord, ...]] = {}
+        problems: list[str] = []
+        wanted = needs_contents(evidence)
+        rows = 0
+        for number, transform_id in enumerate(wanted):
+            if number >= MAX_TRANSFORMS_WITH_CONTENTS or rows > MAX_CONTENTS:
+                problems.append(_NOT_FETCHED[is_aborted(evidence.request)].format(len(wanted) - number))
+                break
+            try:
+                contents[transform_id] = self.contents(evidence.request.request_id, transform_id)
+                rows += len(contents[transform_id])
+            except TransportError as error:
+                problems.append(f"Errors of transform {transform_id} could not be fetched: {error}")
+        return replace(evidence, contents=contents, problems=(*evidence.problems, *problems))
+
     def detail(self, run: str | int, *, errors: bool = True) -> RunEvidence:
         """Find out all that a report of a run shows.
 
@@ -203,24 +253,14 @@ class Inquiry:
         run : `str` or `int`
             Request id, submit directory or name.
         errors : `bool`, optional
-            Whether iDDS is asked for what is known of failed jobs.
+            Whether iDDS is asked for what is known of failed jobs; of a
+            cancelled run it always is.
         """
-        evidence = self.status(run)
-        contents: dict[int, tuple[ContentRecord, ...]] = {}
-        problems: list[str] = []
-        wanted = needs_contents(evidence) if errors else ()
-        rows = 0
-        for number, transform_id in enumerate(wanted):
-            if number >= MAX_TRANSFORMS_WITH_CONTENTS or rows > MAX_CONTENTS:
-                problems.append(f"Errors of {len(wanted) - number} more tasks were not fetched.")
-                break
-            try:
-                contents[transform_id] = self.contents(evidence.request.request_id, transform_id)
-                rows += len(contents[transform_id])
-            except TransportError as error:
-                problems.append(f"Errors of transform {transform_id} could not be fetched: {error}")
+        evidence = self.glance(run)
+        evidence = self._with_contents(evidence) if errors else self.tell_apart(evidence)
+        problems = [*evidence.problems]
         tasks, jobs = self._panda_side(evidence, problems)
-        return replace(evidence, contents=contents, tasks=tasks, jobs=jobs, problems=tuple(problems))
+        return replace(evidence, tasks=tasks, jobs=jobs, problems=tuple(problems))
 
     def _panda_side(
         self, evidence: RunEvidence, problems: list[str]
@@ -334,7 +374,7 @@ class Inquiry:
                 raise
             request = request_from_tasks(tasks)
             return RunEvidence(request, transforms_from_tasks(tasks), plan=_summary(record), asked_at=now)
-        return RunEvidence(request, transforms, plan=_summary(record), asked_at=now)
+        return self.tell_apart(RunEvidence(request, transforms, plan=_summary(record), asked_at=now))
 
 
 def _summary(record: RunRecord | None) -> PlanSummary | None:

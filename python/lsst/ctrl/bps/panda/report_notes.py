@@ -55,7 +55,7 @@ def add_notes(
     _add_server_state(info, evidence, tally)
     _add_problems(info, evidence)
     _add_errors(info, tally, failures, links)
-    _add_links(info, evidence, links)
+    _add_links(info, evidence, tally, links)
     _add_advice(info, evidence, tally, failures)
 
 
@@ -142,19 +142,19 @@ def _add_digest(info: WmsSpecificInfo, number: int, digest: ErrorDigest, links: 
     info.add_message(_DIGEST_TEMPLATE.replace("{", f"{{error_{number}_"), context)
 
 
-def _add_links(info: WmsSpecificInfo, evidence: RunEvidence, links: MonitorLinks) -> None:
+def _add_links(info: WmsSpecificInfo, evidence: RunEvidence, tally: RunTally, links: MonitorLinks) -> None:
     if not links.base:
         return
     info.add_message("Monitor: {monitor_run}", monitor_run=links.tasks_of_run(evidence.request.request_id))
     failed = [
-        transform
+        (-tally.by_transform[transform.transform_id][WmsStates.FAILED], transform.workload_id)
         for transform in evidence.transforms or ()
-        if transform.workload_id and transform.outputs is not None and transform.outputs.failed
+        if transform.workload_id and tally.by_transform[transform.transform_id][WmsStates.FAILED]
     ]
-    failed.sort(key=lambda transform: -transform.outputs.failed if transform.outputs else 0)
-    for number, transform in enumerate(failed[:_TASK_LIMIT], start=1):
+    failed.sort(key=lambda item: item[0])
+    for number, (_, task_id) in enumerate(failed[:_TASK_LIMIT], start=1):
         key = f"monitor_failed_{number}"
-        info.add_message(f"Failed jobs: {{{key}}}", {key: links.failed_jobs(transform.workload_id)})
+        info.add_message(f"Failed jobs: {{{key}}}", {key: links.failed_jobs(task_id)})
 
 
 def _add_advice(

@@ -103,13 +103,14 @@ def _lines(found: Overview) -> Iterator[str]:
     }
     yield from (f"  {name + ':':<18}{value}" for name, value in facts.items() if value)
     yield ""
-    head = ("label", "iDDS", "PanDA", "transform", "task", "jobs", "finished", "failed")
-    rows = [
+    head = ("label", "iDDS", "PanDA", "transform", "task", "jobs", "finished", "failed", "deleted")
+    deleted = any(task.deleted for task in found.tasks)
+    rows: list[tuple[object, ...]] = [
         (t.label, t.idds_status, t.panda_status or None, t.transform_id, t.task_id or None,
-         t.jobs, t.finished, t.failed)
+         t.jobs, t.finished, t.failed, *([t.deleted] if deleted else ()))
         for t in found.tasks
     ]  # fmt: skip
-    yield from table(head, rows, left=3) if rows else ["No task is there yet."]
+    yield from table(head if deleted else head[:-1], rows, left=3) if rows else ["No task is there yet."]
     for task in found.tasks:
         if task.remark:
             yield f"  task {task.task_id}: {task.remark}"

@@ -49,6 +49,9 @@ class TaskLine:
     jobs: int = 0
     finished: int = 0
     failed: int = 0
+    deleted: int = 0
+    """Jobs that a cancel ended, or kept from running."""
+
     remark: str = ""
     """PanDA's, often the reason of a wait."""
 
@@ -152,7 +155,8 @@ def _task_lines(observation: Observation) -> Iterator[TaskLine]:
     for item in sorted(evidence.transforms or (), key=lambda t: (ordinal_of_task(t.name, run_name), t.name)):
         task = panda.get(item.workload_id)
         outputs = item.outputs
-        failed = outputs.failed if outputs is not None else 0
+        counts = observation.tally.by_transform.get(item.transform_id, {})
+        failed = counts.get(WmsStates.FAILED, 0)
         yield TaskLine(
             label=observation.tally.labels.get(item.transform_id, ""),
             name=item.name,
@@ -163,6 +167,7 @@ def _task_lines(observation: Observation) -> Iterator[TaskLine]:
             jobs=outputs.total if outputs is not None else 0,
             finished=outputs.processed if outputs is not None else 0,
             failed=failed,
+            deleted=counts.get(WmsStates.DELETED, 0),
             remark=_explained(task.dialog) if task is not None else "",
             link=links.task(item.workload_id) if item.workload_id else "",
             failed_link=links.failed_jobs(item.workload_id) if failed and item.workload_id else "",

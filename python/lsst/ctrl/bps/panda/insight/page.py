@@ -295,10 +295,11 @@ def _task_table(found: Overview) -> str:
             str(task.jobs),
             str(task.finished),
             _link(task.failed_link, str(task.failed)) if task.failed_link else str(task.failed),
+            str(task.deleted),
         )
         for task in found.tasks
     ]
-    head = ("label", "task", "iDDS", "PanDA", "number", "jobs", "finished", "failed")
+    head = ("label", "task", "iDDS", "PanDA", "number", "jobs", "finished", "failed", "deleted")
     return _table(head, rows, text=4) if rows else ""
 
 

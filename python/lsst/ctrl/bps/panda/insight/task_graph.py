@@ -86,6 +86,8 @@ def make_task_graph(observation: Observation, plan: WorkflowPlan | None) -> Task
 
 
 def _counts(observation: Observation, transform: TransformRecord | None, planned: int) -> Counts:
+    if transform is not None and (counts := observation.tally.by_transform.get(transform.transform_id)):
+        return counts
     aborted = is_aborted(observation.evidence.request)
     return count_task(transform, planned, aborted=aborted, ended=observation.tally.ended)
 

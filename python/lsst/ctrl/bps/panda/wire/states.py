@@ -86,6 +86,7 @@ _RUNNING_PROCESSINGS = frozenset(
 )
 _RUNNING_JOBS = frozenset({"running", "holding", "transferring", "merging"})
 _KILLED_JOBS = frozenset({"cancelled", "closed"})
+_FAILED_CONTENTS = frozenset({"Failed", "FinalFailed", "SubAvailable", "FinalSubAvailable"})
 
 _KILL_CODES = frozenset(
     {
@@ -202,6 +203,10 @@ def count_task(
     counts[WmsStates.SUCCEEDED] = max(0, outputs.processed)
     counts[WmsStates.FAILED] = max(0, outputs.failed)
     counts[WmsStates.PRUNED] = max(0, outputs.missing)
+    if aborted and transform.inputs is not None:
+        # A job is pruned together with its input; an abort gives up outputs alone.
+        given_up = max(0, counts[WmsStates.PRUNED] - max(0, transform.inputs.missing))
+        _move(counts, given_up, WmsStates.PRUNED, WmsStates.DELETED)
     phase = phase_of(transform.status, aborted)
     states = _LEFTOVERS[phase]
     for kind, number in _open_jobs(transform, planned).items():
@@ -268,18 +273,22 @@ def refine_by_contents(
         Whether the run was aborted: jobs that PanDA then killed are DELETED.
     """
     phase = phase_of(transform.status, aborted)
-    killed = retried = 0
+    killed = retried = failed = 0
     for content in contents:
         if aborted and was_killed(content):
             killed += 1
         elif content.status == "Failed" and phase is Phase.OPEN:
             retried += 1
-    _move(counts, killed, WmsStates.FAILED, WmsStates.DELETED)
+        else:
+            failed += content.status in _FAILED_CONTENTS
+    # The counters may be older than the contents: what has failed stays.
+    _move(counts, min(killed, counts[WmsStates.FAILED] - failed), WmsStates.FAILED, WmsStates.DELETED)
     _move(counts, retried, WmsStates.FAILED, WmsStates.PENDING)
 
 
 def was_killed(content: ContentRecord) -> bool:
-    """Tell whether a failed job was killed on request.
+    """Tell whether a job of a cancelled run that iDDS calls failed did not
+    fail by itself.
 
     Parameters
     ----------
@@ -289,18 +298,21 @@ def was_killed(content: ContentRecord) -> bool:
     Returns
     -------
     killed : `bool`
-        Whether PanDA or the pilot ended its job because it was told to, or
-        the runner did not start it because the run was cancelled.
+        Whether PanDA or the pilot ended its job because it was told to, the
+        runner did not start it because the run was cancelled, the cancel
+        took an attempt from it that was left, or nothing is known of a job
+        that failed: iDDS stores how a job ended together with its failure.
     """
     if content.status not in ("FinalFailed", "Failed"):
         return False
-    return content.job_status in _KILLED_JOBS or any(
-        (error.source, error.code) in _KILL_CODES for error in content.errors
-    )
+    if content.status == "Failed" or content.job_status in _KILLED_JOBS:
+        return True
+    unknown = not content.job_status and not content.errors
+    return unknown or any((error.source, error.code) in _KILL_CODES for error in content.errors)
 
 
 def _move(counts: Counts, number: int, source: WmsStates, target: WmsStates) -> None:
-    number = min(number, counts[source])
+    number = max(0, min(number, counts[source]))
     counts[source] -= number
     counts[target] += number
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 __all__ = ["UNRELEASED_LABEL", "RunEvidence", "RunTally", "tally_run"]
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -91,6 +91,8 @@ class RunTally:
     """Label of each transform, by transform id."""
 
     attributes: RunAttributes
+    by_transform: dict[int, Counts] = field(default_factory=dict)
+    """Counts of each transform, by its id."""
 
     @property
     def total(self) -> Counts:
@@ -124,21 +126,40 @@ def tally_run(evidence: RunEvidence) -> RunTally:
     plain = evidence.jobs is None and not evidence.contents
     coarse: dict[str, Counts] = {label: no_jobs() for label in labels}
     fine = coarse if plain else {label: no_jobs() for label in labels}
+    by_transform: dict[int, Counts] = {}
     for label, transform, planned in expected:
         counts = _count(evidence, transform, planned, ended)
         _add(coarse, label, counts)
         if not plain:
-            _add(fine, label, _refine(evidence, transform, planned, ended, counts))
+            counts = _refine(evidence, transform, planned, ended, counts)
+            _add(fine, label, counts)
+        if transform is not None:
+            by_transform[transform.transform_id] = counts
     _add_missing(evidence, attributes, ended, coarse)
     if not plain:
         _add_missing(evidence, attributes, ended, fine)
+    if is_aborted(evidence.request):
+        _unprune((*fine.values(), *by_transform.values()))
     return RunTally(
         state=run_state(evidence.request, _sum_of(coarse), ended=ended),
         ended=ended,
         by_label=fine,
         labels={item.transform_id: label for label, item, _ in expected if item is not None},
         attributes=attributes,
+        by_transform=by_transform,
     )
+
+
+def _unprune(every: Iterable[Counts]) -> None:
+    """Call pruned jobs of a cancelled run deleted where no job has failed:
+    then it was killed jobs that they waited for.
+    """
+    every = tuple(every)
+    if any(counts[WmsStates.FAILED] for counts in every):
+        return
+    for counts in every:
+        counts[WmsStates.DELETED] += counts[WmsStates.PRUNED]
+        counts[WmsStates.PRUNED] = 0
 
 
 def _planned_tasks(evidence: RunEvidence, attributes: RunAttributes) -> int:
