@@ -23,6 +23,7 @@ import tomllib
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -249,6 +250,26 @@ def make_environment(base: Path, environment: dict[str, str]) -> Path:
     return python
 
 
+def find_newest(base: Path) -> Path | None:
+    """Find the Python of the second pass, unless the first has it already."""
+    newest = find_python(NEWEST)
+    if newest is None or version_of(base).startswith(NEWEST + "."):
+        say(f"run-tests: no second pass, as Python {NEWEST} is not here or is the one used")
+        return None
+    return newest
+
+
+def make_environments(run: Run, bases: Sequence[Path]) -> list[Path]:
+    """Make the environment of each interpreter, all at the same time: much of
+    it is waiting.
+    """
+    versions = ", ".join(version_of(base) for base in bases)
+    with run.phase(f"environment, Python {versions}") as results, ThreadPoolExecutor() as pool:
+        pythons = list(pool.map(lambda base: make_environment(base, run.environment), bases))
+        results.append(True)
+    return pythons
+
+
 def make_venv(base: Path, folder: Path, environment: dict[str, str]) -> None:
     """Make an empty virtual environment.
 
@@ -294,21 +315,40 @@ def provide_servers(run: Run) -> None:
         results.append(install_debian(missing, run.environment))
 
 
-def start_rucio_environment(run: Run, python: Path) -> subprocess.Popen[bytes]:
-    """Begin to make the environment of the Rucio server, if it is not there.
-
-    It takes a minute or two, mostly of waiting, so other phases go on.
+@dataclass
+class Beside:
+    """A command that runs beside the phases, as most of its time is waiting or
+    a core would be idle.
     """
+
+    run: Run
+    name: str
+    process: subprocess.Popen[bytes]
+
+    @classmethod
+    def begin(cls, run: Run, name: str, command: Sequence[str | Path]) -> Beside:
+        """Start the command in the checkout."""
+        process = subprocess.Popen([str(part) for part in command], cwd=CHECKOUT, env=run.environment)
+        return cls(run, name, process)
+
+    def finish(self) -> None:
+        """Wait for its end, as a phase."""
+        with self.run.phase(f"{self.name} (what was left of it)") as results:
+            results.append(self.process.wait() == 0)
+        if not results[0]:
+            self.run.counts["error"] += 1
+
+
+def make_rucio_environment(run: Run, python: Path) -> Beside:
+    """Begin to make the environment of the Rucio server, if it is not there."""
     program = CHECKOUT / "tests" / "servers" / "rucio_environment.py"
-    return subprocess.Popen([python, program], env=run.environment, stdout=subprocess.DEVNULL)
+    return Beside.begin(run, "environment of the Rucio server", [python, program])
 
 
-def await_rucio_environment(run: Run, making: subprocess.Popen[bytes]) -> None:
-    """Wait until the environment of the Rucio server is made."""
-    with run.phase("environment of the Rucio server (what was left of it)") as results:
-        results.append(making.wait() == 0)
-    if not results[0]:
-        run.counts["error"] += 1
+def make_documentation(run: Run, python: Path) -> Beside:
+    """Begin to build the documentation, warnings being errors."""
+    build = [python, "-m", "sphinx", "-q", "-W", "-n", "--keep-going", "-b", "html", "doc", "doc/_build/html"]
+    return Beside.begin(run, "documentation", build)
 
 
 def check_source(run: Run, python: Path) -> None:
@@ -316,20 +356,6 @@ def check_source(run: Run, python: Path) -> None:
     run.command("ruff", [python, "-m", "ruff", "check", "--quiet", "."])
     run.command("ruff format", [python, "-m", "ruff", "format", "--quiet", "--check", "."])
     run.command("mypy --strict", [python, "-m", "mypy", "-p", "lsst.ctrl.bps.panda"])
-
-
-def start_documentation(run: Run, python: Path) -> subprocess.Popen[bytes]:
-    """Begin to build the documentation, warnings being errors."""
-    build = [python, "-m", "sphinx", "-q", "-W", "-n", "--keep-going", "-b", "html", "doc", "doc/_build/html"]
-    return subprocess.Popen(build, cwd=CHECKOUT, env=run.environment)
-
-
-def await_documentation(run: Run, building: subprocess.Popen[bytes]) -> None:
-    """Wait until the documentation is built."""
-    with run.phase("documentation (what was left of it)") as results:
-        results.append(building.wait() == 0)
-    if not results[0]:
-        run.counts["error"] += 1
 
 
 def arguments_of(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -362,9 +388,8 @@ def main(argv: Sequence[str]) -> int:
     if base is None:
         raise SystemExit(f"run-tests: no Python {options.python} found in PATH or ~/.pyenv/versions")
     run = Run(clean_environment())
-    with run.phase(f"environment, Python {version_of(base)}") as results:
-        python = make_environment(base, run.environment)
-        results.append(True)
+    newest = None if options.quick or rest else find_newest(base)
+    python, *others = make_environments(run, [base, *([newest] if newest else [])])
     # A file is run as a whole, those with slow tests first (see conftest.py).
     parallel = ["-q", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "--timeout", "900"]
     few = ["--hypothesis-profile", "quick"]
@@ -376,22 +401,14 @@ def main(argv: Sequence[str]) -> int:
         run.pytest("tests " + " ".join(rest), python, ["--timeout", "900", *rest])
         return run.close()
     provide_servers(run)
-    rucio = start_rucio_environment(run, python)
-    documentation = start_documentation(run, python)
+    rucio = make_rucio_environment(run, python)
+    documentation = make_documentation(run, python)
     check_source(run, python)
-    newest = find_python(NEWEST)
-    unwanted = [] if options.all else ["not long"]
-    if newest is not None and not version_of(python).startswith(NEWEST + "."):
-        with run.phase(f"environment, Python {version_of(newest)}") as results:
-            other = make_environment(newest, run.environment)
-            results.append(True)
-        await_documentation(run, documentation)
+    documentation.finish()
+    for other in others:
         run.pytest(f"tests on Python {NEWEST}", other, [*parallel, *few, "-m", "not slow or newest"])
-        unwanted += [] if options.all else ["not once"]
-    else:
-        await_documentation(run, documentation)
-        say(f"run-tests: no second pass, as Python {NEWEST} is not here or is the one used")
-    await_rucio_environment(run, rucio)
+    rucio.finish()
+    unwanted = [] if options.all else ["not long", *(["not once"] if others else [])]
     chosen = ["-m", " and ".join(unwanted)] if unwanted else []
     run.pytest("all tests" if options.all else "tests", python, [*parallel, *chosen])
     return run.close()

@@ -149,6 +149,7 @@ def test_8_large_clusters_have_short_names(newcomer):
 
 
 @pytest.mark.newest
+@pytest.mark.once
 def test_all_problems_of_a_yaml_at_once(newcomer):
     config = newcomer.write(LSST_VERSION=None, maxJobsPerTask="lots", fileDistributionEndPoint="/proc/no/")
     said = newcomer.run(*CHECK, config, code=1, PATH="/nowhere")

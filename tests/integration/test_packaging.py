@@ -214,13 +214,8 @@ def test_runner_is_where_site_configurations_name_it(installation):
     assert (site / PREFIX / "edgenode" / "cmd_line_decoder.py").is_file()
 
 
-WAIT = """
-while :; do
-    state=0
-    bps status --id 1 >/dev/null 2>&1 || state=$?
-    case $state in 12|13|14|15) sleep 1 ;; *) break ;; esac
-done
-"""
+# In one process, as a `bps status` a second would take a core from the run.
+WAIT = "panda_bps watch 1 --interval 5"
 
 
 def tutorial_commands() -> list[str]:

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import pytest
 from lsst.ctrl.bps.wms_service import WmsStates
+from panda_servers.runs import make_service_class
 
 from lsst.ctrl.bps import (
     BPS_DEFAULTS,
@@ -33,11 +34,8 @@ from lsst.ctrl.bps import (
     GenericWorkflowExec,
     GenericWorkflowJob,
 )
-from lsst.ctrl.bps.panda import PanDAService
 from lsst.ctrl.bps.panda.errors import TransportError
 from lsst.ctrl.bps.panda.local import instance
-from lsst.ctrl.bps.panda.local.endpoint import environment
-from lsst.ctrl.bps.panda.settings import read_service_settings
 
 pytestmark = pytest.mark.slow
 
@@ -133,13 +131,7 @@ class Site:
 
     def __init__(self, endpoint, directory: Path) -> None:
         env = {"USER": "someone", "PATH": os.environ["PATH"], "XDG_STATE_HOME": str(directory / "state")}
-        merged = {**env, **environment(endpoint)}
-
-        class Service(PanDAService):
-            def settings(self):
-                return read_service_settings(self.config, merged)
-
-        self.service_class = Service
+        self.service_class = make_service_class(env, endpoint)
 
     def prepare(self, shape: Shape):
         """Return the service and the workflow that it would submit."""

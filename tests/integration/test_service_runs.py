@@ -7,6 +7,7 @@ import time
 
 import pytest
 from lsst.ctrl.bps.wms_service import WmsStates
+from panda_servers.runs import make_service_class
 
 from lsst.ctrl.bps import (
     BPS_DEFAULTS,
@@ -16,25 +17,13 @@ from lsst.ctrl.bps import (
     GenericWorkflowExec,
     GenericWorkflowJob,
 )
-from lsst.ctrl.bps.panda import PanDAService
 from lsst.ctrl.bps.panda.local import instance
-from lsst.ctrl.bps.panda.local.endpoint import environment
-from lsst.ctrl.bps.panda.settings import read_service_settings
 
 pytestmark = pytest.mark.slow
 
 LIMIT = 240.0
 ENDED = {WmsStates.SUCCEEDED, WmsStates.FAILED, WmsStates.DELETED}
 SH = GenericWorkflowExec("sh", "/bin/sh", False)
-
-
-class Service(PanDAService):
-    """The service with an environment of its own."""
-
-    env: dict
-
-    def settings(self):
-        return read_service_settings(self.config, self.env)
 
 
 @pytest.fixture(scope="module", params=["sqlite", pytest.param("postgresql", marks=pytest.mark.long)])
@@ -58,7 +47,7 @@ class Site:
         self.directory = directory
         state = directory / f"state of {user}"
         env = {"USER": user, "PATH": os.environ["PATH"], "XDG_STATE_HOME": str(state)}
-        self.service_class = type("UserService", (Service,), {"env": {**env, **environment(endpoint)}})
+        self.service_class = make_service_class(env, endpoint)
         self.service = self.service_class({})
         self.user = user
         self.count = 0

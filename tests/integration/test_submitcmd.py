@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from panda_servers.runs import await_end
 
 from lsst.ctrl.bps.panda.local import instance
 
@@ -19,7 +20,6 @@ pytestmark = pytest.mark.slow
 BIN = Path(sys.executable).parent
 LIMIT = 240.0
 TOP = {"fileDistributionEndPoint", "submitPath", "custom_lsst_setup"}
-ENDED = {"SUCCEEDED": 0, "FAILED": 19}
 
 # Blanks, quotes, separators of the runner's grammar, of URIs, and of shells.
 HOSTILE = "it's a+b:c%20$HOME #1?&*;é"
@@ -67,15 +67,10 @@ class Place:
         return done.stdout + done.stderr
 
     def wait(self, run_id: str, **env: str) -> str:
-        """Ask ``bps status`` until the run has ended; its state."""
-        end = time.monotonic() + LIMIT
-        while True:
-            said = self.bps("status", "--id", run_id, code=None, **env)
-            state = re.findall(r"status: (\w+)", said)[-1]
-            if state in ENDED:
-                return state
-            assert time.monotonic() < end, said
-            time.sleep(0.5)
+        """Wait until the run has ended; its state, as ``bps status`` has it."""
+        await_end(self.panda, run_id, self.env, limit=LIMIT)
+        said = self.bps("status", "--id", run_id, code=None, **env)
+        return re.findall(r"status: (\w+)", said)[-1]
 
 
 @pytest.fixture(scope="module")
@@ -231,10 +226,8 @@ def test_a_store_that_is_gone_when_the_output_is_to_be_fetched(place, tmp_path_f
         while not [path for path in server.folder.rglob("o.txt") if path.read_text()]:
             assert time.monotonic() < end
             time.sleep(0.2)
-    end = time.monotonic() + LIMIT
-    while "Output result of run" not in (said := place.bps("status", "--id", run_id, code=None)):
-        assert time.monotonic() < end, said
-        time.sleep(0.5)
+    await_end(place.panda, run_id, place.env, limit=LIMIT)
+    said = place.bps("status", "--id", run_id, code=None)
     assert re.search(r"Output result of run cmd_\w+ cannot be fetched from http://127.0.0.1:\d+/", said)
     assert "status: SUCCEEDED" in said
 

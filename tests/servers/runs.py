@@ -1,0 +1,55 @@
+"""Runs on an embedded PanDA, looked at from within the test's process.
+
+A ``bps`` command takes seconds of a core, nearly all of them to start; asked
+again and again, it would keep a core from the run that it waits for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from lsst.ctrl.bps.wms_service import WmsStates
+
+from lsst.ctrl.bps.panda import PanDAService
+from lsst.ctrl.bps.panda.build_reply import complete_record
+from lsst.ctrl.bps.panda.inquiry import Inquiry, connect
+from lsst.ctrl.bps.panda.local import instance
+from lsst.ctrl.bps.panda.local.endpoint import environment
+from lsst.ctrl.bps.panda.report import get_status_of
+from lsst.ctrl.bps.panda.settings import read_service_settings
+
+ENDED = frozenset({WmsStates.SUCCEEDED, WmsStates.FAILED, WmsStates.DELETED})
+
+
+class ServiceOf(PanDAService):
+    """The service with an environment of its own."""
+
+    env: dict[str, str]
+
+    def settings(self):
+        return read_service_settings(self.config, self.env)
+
+
+def make_service_class(env: Mapping[str, str], endpoint) -> type[ServiceOf]:
+    """Make the service class of somebody with an environment, for a PanDA."""
+    return type("Service", (ServiceOf,), {"env": {**env, **environment(endpoint)}})
+
+
+def await_end(panda: Path, run_id: str, env: Mapping[str, str], *, limit: float) -> WmsStates:
+    """Wait until a run has ended; its state.
+
+    Nothing is fetched or written, other than what is known of a run that was
+    planned at its site.
+    """
+    end = time.monotonic() + limit
+    service = make_service_class(env, instance.find(panda))({})
+    connection = connect(service.settings())
+    while True:
+        complete_record(connection, run_id)
+        state, message = get_status_of(Inquiry(connection).status(run_id))
+        if state in ENDED:
+            return state
+        assert time.monotonic() < end, (state, message)
+        time.sleep(0.5)
