@@ -28,7 +28,7 @@ import functools
 import importlib.metadata
 
 from ..pace import Pace
-from . import behaviour, imports, logs, loops, speed, storage, volume
+from . import behaviour, imports, locks, logs, loops, news, speed, storage, volume
 from .behaviour import offer_task_lookup
 from .imports import import_lightly
 from .loops import BELL
@@ -43,6 +43,8 @@ REPAIRS: tuple[Repair, ...] = (
     *imports.REPAIRS,
     *storage.REPAIRS,
     *behaviour.REPAIRS,
+    *locks.REPAIRS,
+    *news.REPAIRS,
     *logs.REPAIRS,
     *loops.REPAIRS,
     *speed.REPAIRS,

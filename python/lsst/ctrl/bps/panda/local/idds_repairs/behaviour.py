@@ -1,22 +1,18 @@
-"""Repairs of what iDDS does wrong: lost commands, requests that are ended too
-early, tasks that cannot be found.
-"""
+"""Repairs of what iDDS does wrong: lost commands, tasks that cannot be found."""
 
 from __future__ import annotations
 
 __all__ = ["REPAIRS", "offer_task_lookup"]
 
 import datetime
-import functools
 import sys
-import threading
 import time
 import types
 from collections.abc import Callable
 from typing import Any
 
 from ..pace import Pace
-from .record import Repair, Stand, module
+from .record import Repair, module
 
 _CLERK = "idds.agents.clerk.clerk"
 _TASK_LOOKUP = "pandaclient.queryPandaMonUtils"
@@ -57,26 +53,6 @@ def _rescue_commands(pace: Pace) -> None:
     clerk.Clerk.get_operation_requests, clerk.Clerk.get_request = select, get
 
 
-def _serialise_request_locks(pace: Pace) -> None:
-    clerk = module("idds.agents.clerk.clerk")
-    core = clerk.core_requests
-    lock = threading.Lock()
-
-    def locked(function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with lock:
-                return function(*args, **kwargs)
-
-        return call
-
-    clerk.core_requests = Stand(
-        core,
-        get_request_by_id_status=locked(core.get_request_by_id_status),
-        get_requests_by_status_type=locked(core.get_requests_by_status_type),
-    )
-
-
 def offer_task_lookup(find: Callable[[int, str], int | None]) -> None:
     """Let iDDS look a task up by its name before it submits it.
 
@@ -109,16 +85,6 @@ REPAIRS = (
             "idds.orm.base.models:Command",
         ),
         _rescue_commands,
-    ),
-    Repair(
-        "two clerks on one request",
-        "timer and event path of the clerk may take one request at once",
-        "a request is stored as ended while new transforms run",
-        (
-            f"{_CLERK}:core_requests.get_request_by_id_status",
-            f"{_CLERK}:core_requests.get_requests_by_status_type",
-        ),
-        _serialise_request_locks,
     ),
     Repair(
         "tasks by name",

@@ -1,0 +1,216 @@
+"""Repairs of iDDS, each with a test that fails without it: in a process of its
+own, with iDDS's tables and without its agents.
+"""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+_BEGIN = """
+import os, sys, threading
+from pathlib import Path
+from lsst.ctrl.bps.panda.local import idds_repairs
+from lsst.ctrl.bps.panda.local.idds_host import IddsHost
+from lsst.ctrl.bps.panda.local.pace import PACES
+
+directory = Path(sys.argv[1])
+host = IddsHost(directory, database=f"sqlite:///{directory}/idds.db", pace=PACES["quick"])
+os.environ.update(host.environment())
+os.environ.pop("IDDS_CLIENT_MODE", None)
+host.prepare()
+
+from idds.common import constants
+from idds.orm import processings, requests, transforms
+from idds.orm.base import models
+from idds.orm.base.session import transactional_session
+
+ROWS = 3
+
+@transactional_session
+def fill(session=None):
+    for number in range(1, ROWS + 1):
+        session.add(models.Request(
+            request_id=number, scope="s", name=f"r{number}", requester="me", status=2, substatus=0, locking=0,
+            request_type=constants.RequestType.Workflow))
+    session.flush()
+    for number in range(1, ROWS + 1):
+        session.add(models.Transform(
+            transform_id=number, request_id=number, name=f"t{number}", status=2, substatus=0, locking=0,
+            transform_type=constants.TransformType.Workflow))
+    session.flush()
+    for number in range(1, ROWS + 1):
+        session.add(models.Processing(
+            processing_id=number, request_id=number, transform_id=number, status=2, substatus=0, locking=0,
+            processing_type=constants.ProcessingType.Workflow,
+            granularity_type=constants.GranularityType.File))
+
+@transactional_session
+def locked(table, session=None):
+    return session.query(table).filter(table.locking != 0).count()
+
+fill()
+"""
+_END = """
+sys.stdout.flush()
+# Threads of agents that were made would go on.
+os._exit(0)
+"""
+
+
+def _run(tmp_path, code):
+    done = subprocess.run(
+        [sys.executable, "-c", _BEGIN + textwrap.dedent(code) + _END, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={key: value for key, value in os.environ.items() if not key.startswith(("IDDS_", "PANDA_"))},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("kind", ["request", "transform", "processing"])
+def test_two_threads_never_take_the_same_row(tmp_path, kind):
+    # Whoever has found rows waits for the other one before it locks them.
+    taken = _run(
+        tmp_path,
+        f"""
+        from idds.core import processings as core_processings, requests as core_requests
+        from idds.core import transforms as core_transforms
+        orm, core = {kind}s, core_{kind}s
+        both = threading.Barrier(2)
+        who = orm.get_process_thread_info
+
+        def wait():
+            try:
+                both.wait(timeout=1)
+            except threading.BrokenBarrierError:
+                pass
+            return who()
+
+        orm.get_process_thread_info = wait
+        status = [constants.{kind.capitalize()}Status(2)]
+
+        def take_many():
+            found = core.get_{kind}s_by_status{"_type" if kind == "request" else ""}(
+                status=status, locking=True, min_request_id=1)
+            print(*[row["{kind}_id"] for row in found])
+
+        def take_one():
+            found = core.get_{kind}_by_id_status({kind}_id=2, locking=True)
+            print(*([found["{kind}_id"]] if found else []))
+
+        threads = [threading.Thread(target=target) for target in (take_many, take_one)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        """,
+    )
+    assert sorted(taken) == ["1", "2", "3"]
+
+
+def test_agents_that_start_leave_the_locks_of_those_that_work(tmp_path):
+    counts = _run(
+        tmp_path,
+        """
+        from idds.agents.clerk.clerk import Clerk
+        from idds.agents.transformer.transformer import Transformer
+        from idds.agents.carrier.poller import Poller
+        from idds.core import processings as core_processings, requests as core_requests
+        from idds.core import transforms as core_transforms
+        assert core_requests.get_request_by_id_status(request_id=1, locking=True)
+        assert core_transforms.get_transform_by_id_status(transform_id=1, locking=True)
+        assert core_processings.get_processing_by_id_status(processing_id=1, locking=True)
+        for kind in (Clerk, Transformer, Poller):
+            kind().clean_locks(force=True)
+        print(*(locked(table) for table in (models.Request, models.Transform, models.Processing)))
+        # What a server that was killed had locked, the next one unlocks.
+        idds_repairs.unlock_everything()
+        print(*(locked(table) for table in (models.Request, models.Transform, models.Processing)))
+        """,
+    )
+    assert counts == ["1", "1", "1", "0", "0", "0"]
+
+
+def test_messages_are_read_after_one_that_failed(tmp_path):
+    said = _run(
+        tmp_path,
+        """
+        from idds.agents.carrier import utils
+
+        def fail(**options):
+            raise RuntimeError("the database is away")
+
+        stock = utils.core_processings.get_processings_by_status
+        utils.core_processings.get_processings_by_status = fail
+        try:
+            utils.get_workload_id_transform_id_map(7)
+        except RuntimeError as error:
+            print("failed")
+        utils.core_processings.get_processings_by_status = lambda **options: []
+        other = threading.Thread(target=lambda: print(utils.get_workload_id_transform_id_map(8)), daemon=True)
+        other.start()
+        other.join(20)
+        print("blocked" if other.is_alive() else "read")
+        """,
+    )
+    assert said == ["failed", "None", "read"]
+
+
+def test_news_of_a_job_do_not_go_back(tmp_path):
+    # A job that is ready and finished within a moment, one whose end is told
+    # before its beginning, and messages that come again after a restart.
+    states = _run(
+        tmp_path,
+        """
+        from idds.core import catalog
+        status = constants.ContentStatus
+
+        def known_as(job):
+            return {"content_metadata": {"panda_id": job}}
+
+        def tell(*news):
+            catalog.add_contents_update([
+                {"content_id": number, "request_id": 1, "transform_id": 1, "workload_id": 1,
+                 "substatus": getattr(status, name), **(known_as(job) if job else {})}
+                for number, name, job in news])
+
+        def show():
+            rows = catalog.get_contents_update(request_id=1)
+            print(*(f"{row['content_id']}{row['substatus'].name}{row['content_metadata']['panda_id']}"
+                    for row in sorted(rows, key=lambda row: row["content_id"])))
+
+        tell((1, "Activated", 11), (2, "Activated", 12))
+        tell((1, "Available", None), (3, "Activated", 13), (3, "Available", None))
+        tell((2, "Activated", 22), (1, "Activated", None))
+        show()
+
+        @transactional_session
+        def finish(session=None):
+            session.query(models.Content_update).delete()
+            session.add(models.Collection(
+                coll_id=1, request_id=1, transform_id=1, name="c", scope="s", status=0, locking=0,
+                relation_type=constants.CollectionRelationType.Output,
+                coll_type=constants.CollectionType.Dataset))
+            session.flush()
+            for number in (1, 2):
+                session.add(models.Content(
+                    content_id=number, request_id=1, transform_id=1, coll_id=1, map_id=number, scope="s",
+                    name=str(number), content_type=constants.ContentType.File, locking=0,
+                    content_relation_type=constants.ContentRelationType.Output,
+                    external_event_status=status.New,
+                    status=status.Available if number == 1 else status.Failed,
+                    substatus=status.Available if number == 1 else status.Failed))
+
+        finish()
+        tell((1, "Activated", 11), (2, "Activated", 32))
+        show()
+        """,
+    )
+    assert states == ["1Available11", "2Activated22", "3Available13", "2Activated32"]
