@@ -27,7 +27,21 @@ pytestmark = pytest.mark.slow
 
 _RUNS = 20
 _JOBS = 6 * _RUNS
-_TIMEOUT = 400
+_TIMEOUT = 900
+_STALL = 120
+"""Seconds in which something has to move, be it slowly."""
+
+_PROGRESS = """
+SELECT 'requests', status, NULL, count(*) FROM requests GROUP BY 2 UNION ALL
+SELECT 'transforms', status, NULL, count(*) FROM transforms GROUP BY 2 UNION ALL
+SELECT 'contents', content_relation_type, substatus, count(*) FROM contents GROUP BY 2, 3
+"""
+_OPEN = """
+SELECT r.request_id, r.status, r.locking, r.updated_at, t.transform_id, t.name, t.status, t.locking,
+    p.processing_id, p.workload_id, p.status, p.substatus, p.locking, p.updated_at, p.errors
+FROM requests r LEFT JOIN transforms t USING (request_id) LEFT JOIN processings p USING (transform_id)
+WHERE r.status NOT IN (3, 4, 5) AND (t.status IS NULL OR t.status NOT IN (3, 4, 5))
+"""
 
 
 class _Soak:
@@ -71,9 +85,53 @@ class _Soak:
                 time.sleep(0.1)
 
     def wait_for(self, condition):
+        """Wait for something, as long as anything moves."""
+        moved, since = None, time.monotonic()
         while not condition():
-            assert time.monotonic() < self._end, (len(self.trials), self.executions("end"))
-            time.sleep(0.02)
+            now = self._movement()
+            if now != moved:
+                moved, since = now, time.monotonic()
+            assert time.monotonic() < self._end, f"too slow\n{self.describe()}"
+            assert time.monotonic() < since + _STALL, f"nothing moves\n{self.describe()}"
+            time.sleep(0.05)
+
+    def _movement(self):
+        return len(self.trials), self._ran.stat().st_size, self._rows("idds.db", _PROGRESS)
+
+    def _rows(self, name, query):
+        connection = sqlite3.connect(self.directory / name, timeout=30)
+        try:
+            return connection.execute(query).fetchall()
+        finally:
+            connection.close()
+
+    def describe(self):
+        """Tell where everything is: what does not move, and why."""
+        try:
+            server = instance.status(self.endpoint)
+            server.pop("runs")
+            # Its threads tell in server.out what they do.
+            os.kill(self.endpoint.pid, signal.SIGUSR1)
+            time.sleep(1)
+        except (LocalPandaError, OSError) as error:
+            server = error
+        parts = {
+            "submitted, ended jobs": [len(self.trials), len(self.executions("end"))],
+            "server": [server],
+            "iDDS, by state": self._rows("idds.db", _PROGRESS),
+            "iDDS, what is open": self._rows("idds.db", _OPEN),
+            "messages of iDDS": self._rows("idds.db", "SELECT status, count(*) FROM messages GROUP BY 1"),
+            "commands": self._rows("idds.db", "SELECT request_id, status, locking FROM commands"),
+            "tasks": self._rows("panda.db", "SELECT task_id, name, status FROM tasks WHERE ended IS NULL"),
+            "inputs": self._rows("panda.db", "SELECT status, count(*) FROM files GROUP BY 1"),
+            "jobs": self._rows("panda.db", "SELECT status, count(*), max(changed) FROM jobs GROUP BY 1"),
+            "messages to iDDS": self._rows(
+                "panda.db", "SELECT taken IS NULL, count(*) FROM messages GROUP BY 1"
+            ),
+            "end of server.log": (self.directory / "server.log").read_text().splitlines()[-30:],
+            "threads": (self.directory / "server.out").read_text().splitlines()[-600:],
+        }
+        return "\n".join(f"{name}:\n" + "\n".join(f"  {row}" for row in rows) for name, rows in parts.items())
 
     def kill(self):
         """Kill the server, note what has finished, and start it again."""
@@ -87,11 +145,14 @@ class _Soak:
         assert again.url == self.endpoint.url
         self.endpoint = again
 
+    def ended(self):
+        """Count the runs that have ended, with all their tasks."""
+        query = "SELECT count(*) FROM requests WHERE status IN (3, 4, 5)"
+        return self._rows("idds.db", query)[0][0]
+
     def finished(self):
         """List the jobs that have finished as PanDA's database says."""
-        with sqlite3.connect(self.directory / "panda.db") as connection:
-            rows = connection.execute("SELECT task_id, lfn FROM files WHERE status = 'finished'").fetchall()
-        connection.close()
+        rows = self._rows("panda.db", "SELECT task_id, lfn FROM files WHERE status = 'finished'")
         return [f"{task_id}/{lfn.partition(':')[2]}" for task_id, lfn in rows]
 
     def check_executions(self):
@@ -108,27 +169,31 @@ def test_twenty_runs_survive_random_kills(tmp_path, record_property):
     seed = int(os.environ.get("PANDA_LOCAL_SOAK_SEED", random.SystemRandom().randrange(10**6)))
     record_property("PANDA_LOCAL_SOAK_SEED", seed)
     chance = random.Random(seed)
+    few, some, most = chance.randrange(2, 10), chance.randrange(10, 80), _JOBS - chance.randrange(1, 10)
+    pauses = chance.uniform(0.0, 0.2), chance.uniform(0.0, 0.5), chance.uniform(0.0, 1.0)
     soak = _Soak(tmp_path)
     try:
         submitting = threading.Thread(target=soak.submit_all, daemon=True)
         submitting.start()
         # While runs are submitted.
-        soak.wait_for(lambda: len(soak.trials) >= chance.randrange(2, 10))
-        time.sleep(chance.uniform(0.0, 0.2))
+        soak.wait_for(lambda: len(soak.trials) >= few)
+        time.sleep(pauses[0])
         soak.kill()
-        submitting.join(_TIMEOUT)
+        soak.wait_for(lambda: not submitting.is_alive())
+        assert len(soak.trials) == _RUNS
         # While jobs of all levels run.
-        soak.wait_for(lambda: len(soak.executions("end")) > chance.randrange(10, 80))
-        time.sleep(chance.uniform(0.0, 0.5))
+        soak.wait_for(lambda: len(soak.executions("end")) > some)
+        time.sleep(pauses[1])
         soak.kill()
         # While the last ones end, and tasks and runs with them.
-        soak.wait_for(lambda: len(soak.executions("end")) > _JOBS - chance.randrange(1, 10))
-        time.sleep(chance.uniform(0.0, 1.0))
+        soak.wait_for(lambda: len(soak.executions("end")) > most)
+        time.sleep(pauses[2])
         soak.kill()
         client = TrialClient(soak.endpoint)
+        soak.wait_for(lambda: soak.ended() == _RUNS)
         for trial in soak.trials:
-            status, counts = client.wait(trial, timeout=_TIMEOUT)
-            assert status == "Finished", (seed, trial, counts)
+            status, counts = client.look(trial)
+            assert status == "Finished", (trial, counts)
             assert [item.finished for item in counts.values()] == [1, 2, 2, 1]
         assert soak.check_executions() > 10
     except AssertionError as error:

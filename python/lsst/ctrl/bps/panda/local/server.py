@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = ["Server", "main"]
 
+import faulthandler
 import gc
 import getpass
 import logging
@@ -262,7 +263,7 @@ class Server:
             self._tick_bell.wait(None if due is None else max(due - time.time(), 0.01))
 
     def catch_signals(self) -> None:
-        """Have signals end `wait`.
+        """Have signals end `wait`, and SIGUSR1 tell what all threads do.
 
         A signal may be delivered to any thread, which does not wake the main
         thread, and a handler may run where the main thread holds a lock: so
@@ -273,6 +274,9 @@ class Server:
         signal.set_wakeup_fd(heard)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: None)
+        # Into server.out, as the last words of an interpreter that crashes.
+        faulthandler.enable(2)
+        faulthandler.register(signal.SIGUSR1, 2)
 
     def wait(self) -> int:
         """Wait until a signal comes or the parent has ended.

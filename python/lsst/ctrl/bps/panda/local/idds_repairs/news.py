@@ -63,7 +63,8 @@ def _keep_newest_news(pace: Pace) -> None:
     stock, update, content = contents.add_contents_update, models.Content_update, models.Content
 
     def look(ids: list[int], session: Any) -> tuple[dict[int, dict[str, Any]], set[int]]:
-        waiting, available = {}, set()
+        waiting: dict[int, dict[str, Any]] = {}
+        available: set[int] = set()
         columns = (update.content_id, update.substatus, update.content_metadata)
         for start in range(0, len(ids), _AT_ONCE):
             some = ids[start : start + _AT_ONCE]
