@@ -392,6 +392,7 @@ def main(argv: Sequence[str]) -> int:
     python, *others = make_environments(run, [base, *([newest] if newest else [])])
     # A file is run as a whole, those with slow tests first (see conftest.py).
     parallel = ["-q", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "--timeout", "900"]
+    parallel += ["--durations=20", "--durations-min=10"]
     few = ["--hypothesis-profile", "quick"]
     if options.quick:
         check_source(run, python)
