@@ -12,6 +12,7 @@ import pytest
 from lsst.ctrl.bps.wms_service import WmsStates
 
 from lsst.ctrl.bps.panda.inquiry import Connection, Inquiry
+from lsst.ctrl.bps.panda.insight.digest import digest_errors
 from lsst.ctrl.bps.panda.insight.jobs import parse_job_details
 from lsst.ctrl.bps.panda.insight.observation import Observation
 from lsst.ctrl.bps.panda.insight.overview import make_overview
@@ -138,6 +139,25 @@ def test_whoever_asks_reads_the_same(inquiry, failed_before):
         assert of_both(progress.labels) == wanted
         assert ("1 FAILED" in describe_counts(evidence)) is failed_before
         assert [line[:17] for line in error_lines(evidence)] == ["1 x payload 17 in"] * failed_before
+
+
+def job_row(panda_id, name, **errors):
+    return {
+        "PandaID": panda_id, "jediTaskID": 10, "jobStatus": "failed", "attemptNr": 1,
+        "Files": [{"type": "pseudo_input", "lfn": f"000000:{name}"}], **errors,
+    }  # fmt: skip
+
+
+def test_what_failed_by_itself_comes_before_what_the_cancel_ended(tmp_path):
+    server = Server(KILLED_RUNNING, failed_before=True)
+    env = {"PANDA_URL": "http://here/server/panda", "USER": "ann", "XDG_STATE_HOME": str(tmp_path)}
+    inquiry = Inquiry(Connection(server, server, read_service_settings({}, env), Anonymous("ann")))
+    evidence = inquiry.status(3)
+    rows = [job_row(n, f"isr_{n}", transExitCode="143", pilotErrorCode=1144) for n in (22, 23)]
+    rows.append(job_row(21, "isr_1", transExitCode="17", pilotErrorCode=1305))
+    observation = Observation(evidence, tally_run(evidence), parse_job_details(rows, {10: "isr"}))
+    groups = digest_errors(observation)
+    assert [(group.error.code, group.unfinished) for group in groups] == [(17, 1), (143, 2)]
 
 
 def test_tasks_are_shown_alike(inquiry, failed_before):

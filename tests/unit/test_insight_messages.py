@@ -11,11 +11,13 @@ from lsst.ctrl.bps.wms_service import WmsStates
 from panda_servers.activemq import job_message, task_message
 
 from lsst.ctrl.bps import BpsConfig
+from lsst.ctrl.bps.panda.cli.panda_bps_run import connect_for
 from lsst.ctrl.bps.panda.errors import ConnectionFailedError, RunNotFoundError, SettingsError, TransportError
 from lsst.ctrl.bps.panda.insight.broker import find_broker_settings
 from lsst.ctrl.bps.panda.insight.following import follow
 from lsst.ctrl.bps.panda.insight.messages import LiveCounts, StatusMessage, parse_message
 from lsst.ctrl.bps.panda.insight.progress import make_progress
+from lsst.ctrl.bps.panda.runrecord import RunIndex, RunRecord
 from lsst.ctrl.bps.panda.settings import read_service_settings
 from lsst.ctrl.bps.panda.wire.records import FileCounts, JobRecord, RequestRecord, TransformRecord
 from lsst.ctrl.bps.panda.wire.tally import RunEvidence
@@ -341,3 +343,28 @@ def test_the_broker_of_a_configuration():
     assert (found.hosts, found.vhost) == ((("mine", 61613),), "v")
     over = {"USER": "ann", "HOME": "/", "PANDA_MESSAGES_URL": "stomp://other"}
     assert find_broker_settings(read_service_settings(config, over)).hosts == (("other", 61613),)
+
+
+def test_the_broker_of_the_runs_own_configuration(tmp_path, monkeypatch):
+    server = "http://127.0.0.1:9/server/panda"
+    state = tmp_path / "state"
+    own = {"pandaMessagesUrl": "stomp+ssl://mine", "pandaMessagesVhost": "v", "other": "x"}
+    for number, content in ((7, {"messages": own}), (8, {})):
+        directory = tmp_path / str(number)
+        record = RunRecord(
+            {"run": {"name": f"r{number}", "submit_path": str(directory)}, "request_id": number, **content}
+        )
+        directory.mkdir()
+        record.write(directory)
+        RunIndex(str(state / "panda_bps")).add(record, server=server)
+    monkeypatch.setenv("PANDA_URL", server)
+    monkeypatch.delenv("PANDA_URL_SSL", raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(state))
+    for run in ("7", "r7", str(tmp_path / "7")):
+        found = find_broker_settings(connect_for(run, local=False).settings)
+        assert (found.hosts, found.tls, found.vhost) == ((("mine", 61614),), True, "v")
+        assert found.destination == "/topic/panda_idds"
+    assert find_broker_settings(connect_for("8", local=False).settings) is None
+    # One's own environment comes before what somebody else's run says.
+    monkeypatch.setenv("PANDA_MESSAGES_URL", "stomp://environment")
+    assert find_broker_settings(connect_for("7", local=False).settings).hosts == (("environment", 61613),)

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import yaml
 
 from lsst.ctrl.bps.panda.insight.jobs import JobDetail, parse_job_details, parse_job_name
 from lsst.ctrl.bps.panda.insight.resources import Quantiles, measure_resources, render_suggestions
@@ -90,6 +91,21 @@ def test_lines_to_paste():
     assert lines[2].startswith("    requestMemory: 1280  # ")
     assert len(lines) == 3
     assert render_suggestions([]) == []
+
+
+def test_each_label_has_its_section_of_the_configuration():
+    labels = ("isr", "visit_cluster", "coadd", "finalJob", "customJob")
+    jobs = [job(n, asked=8192, walltime_limit=1800, label=label) for label in labels for n in range(5)]
+    found = measure_resources(jobs, labels, read_rulebook(), clusters=("visit_cluster",))
+    text = "\n".join(render_suggestions(found))
+    memory = {"requestMemory": 1280}
+    assert yaml.safe_load(text) == {
+        "pipetask": {"isr": memory, "coadd": memory},
+        "cluster": {"visit_cluster": memory},
+        "finalJob": memory,
+        "customJob": memory,
+    }
+    assert [item.section for item in found] == ["pipetask", "cluster", "pipetask", "finalJob", "customJob"]
 
 
 def test_values_that_a_pilot_could_not_read_are_not_figures():

@@ -1,5 +1,6 @@
 """What commands print on terminals of several sizes."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -47,13 +48,27 @@ def test_the_display_fits_and_shows_what_matters(size):
         assert label in text
     assert "2 x payload 17" in text
     assert [line for line in lines if line.startswith("total")]
-    if columns >= 80:
-        # The figures are not cut off, whatever the labels are.
-        (total,) = [line for line in lines if line.startswith("total")]
-        assert total.split()[-1] == "2"
-        assert len(total) < columns
+    # The figures are not cut off, whatever the labels are.
+    (total,) = [line for line in lines if line.startswith("total")]
+    assert total.split()[-1] == "2"
+    assert len(total) < columns
+    assert lines[-1].endswith("Ctrl-C stops watching, not the run")
     shown = sum(line.startswith("label_") for line in lines)
     assert shown == 100 or f"({100 - shown} more)" in text
+
+
+def test_what_went_wrong_is_seen_on_the_narrowest_display():
+    labels = {"a_label_of_some_length": counts(SUCCEEDED=12345, FAILED=678, DELETED=90, RUNNING=4)}
+    head, row, total = screen_lines(a_run(labels), 39, 12)[2:5]
+    assert head.split()[-2:] == ["failed", "deleted"]
+    assert row.split()[-2:] == total.split()[-2:] == ["678", "90"]
+    assert len(head) <= 39
+
+
+def test_there_is_nothing_to_stop_when_the_run_has_ended():
+    run = replace(a_run({"isr": counts(SUCCEEDED=1)}), ended=True)
+    assert screen_lines(run, 80, 24)[-1].startswith("looked at ")
+    assert "Ctrl-C" not in screen_lines(run, 80, 24)[-1]
 
 
 def test_one_failed_job_of_many_is_seen_in_the_bar():

@@ -19,6 +19,7 @@ from lsst.ctrl.bps.panda.keys import KEYS, convert
 from lsst.ctrl.bps.panda.plan.labels import NamingKind
 from lsst.ctrl.bps.panda.settings import (
     default_configuration,
+    own_messages,
     read_run_settings,
     read_service_settings,
     site_staging_area,
@@ -70,6 +71,27 @@ def test_values_come_from_the_run_then_the_site_then_the_base():
     assert label.site == "SLAC"
     assert label.prod_source_label == "managed"
     assert settings.plan.max_jobs_per_task == 10000
+
+
+def test_labels_that_are_clusters_are_known():
+    config = make_config(cluster={"visit": {"pipetasks": "isr,calibrate"}, "other": {"pipetasks": "x"}})
+    assert read(config, labels=("visit", "coadd")).clusters == ("visit",)
+    assert read(make_config(), labels=("visit",)).clusters == ()
+
+
+@pytest.mark.parametrize(
+    ("values", "own"),
+    [
+        ({}, {}),
+        ({"pandaMessagesUrl": "stomp://mine"}, {"pandaMessagesUrl": "stomp://mine"}),
+        ({"pandaMessagesVhost": "v"}, {"pandaMessagesVhost": "v"}),
+        # What holds a password is not written down.
+        ({"pandaMessagesUrl": "stomp://ann:secret@mine", "pandaMessagesVhost": "v"}, {}),
+    ],
+)
+def test_the_broker_that_a_run_brings_itself(values, own):
+    settings = read_service_settings(make_config(**values), {"USER": "ann", "HOME": "/"})
+    assert own_messages(settings, "SLAC") == own
 
 
 def test_a_label_has_its_own_settings():

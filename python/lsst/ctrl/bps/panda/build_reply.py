@@ -81,6 +81,7 @@ def complete_record(connection: Connection, run: str) -> None:
     try:
         sent = json.loads(_download(connection.api, archive + _RECORD_SUFFIX))
         taken = {key: sent[key] for key in _TAKEN}
+        taken["clusters"] = sent.get("clusters", [])
         area = str(sent["run"]["staging_area"])
     except (PandaBpsError, OSError, ValueError, KeyError, TypeError) as error:
         _LOG.debug("The site has not sent the plan of run %s yet: %s", record.name, error)

@@ -33,6 +33,9 @@ _LOG = logging.getLogger(__name__)
 MAX_REQUEST_LENGTH = 400_000_000
 """Longest request that is sent at once, bytes."""
 
+_KEPT = ("staging", "clusters", "messages")
+"""What the record of the new run has of the old one's."""
+
 
 def restart_run(connection: Connection, inquiry: Inquiry, run: str) -> tuple[str | None, str | None, str]:
     """Run again whatever did not succeed, and the final job after it.
@@ -186,8 +189,8 @@ def _submit(connection: Connection, plan: WorkflowPlan, record: RunRecord, direc
     write_text(directory / PLAN_NAME, render_plan(plan))
     new = RunRecord.from_plan(plan, prepared_at=now)
     new.content["origin_path"] = _origin_path(record)
-    new.content["staging"] = record.content.get("staging")
     new.content["outputs"] = record.content.get("outputs", [])
+    new.content.update({key: record.content[key] for key in _KEPT if key in record.content})
     new.content["restarts"] = int(record.content.get("restarts", 0)) + 1
     if remote := record.content.get("remote"):
         # Only the site has the sources of the files, and has staged them.

@@ -41,7 +41,7 @@ from .rescue import restart_run
 from .rest.diagnosis import diagnose
 from .rucio.checks import check_registration
 from .runrecord import RunIndex, read_record
-from .settings import ServiceSettings, default_configuration, read_service_settings
+from .settings import ServiceSettings, default_configuration, own_messages, read_service_settings
 from .staging import stage
 from .staging.progress import ProgressLine
 from .submission import send
@@ -198,6 +198,8 @@ class PanDAService(BaseWmsService):
             submitted_at=datetime.now(UTC).isoformat(timespec="seconds"),
             request_bytes=length,
         )
+        if messages := own_messages(connection.settings, record.content["run"]["site"]):
+            record.content["messages"] = messages
         record.write(workflow.submit_path)
         RunIndex(connection.settings.state_directory).add(record, server=connection.settings.url)
 

@@ -8,6 +8,7 @@ __all__ = [
     "RunSettings",
     "ServiceSettings",
     "default_configuration",
+    "own_messages",
     "read_run_settings",
     "read_service_settings",
     "site_staging_area",
@@ -122,6 +123,27 @@ def read_service_settings(
     )
 
 
+def own_messages(settings: ServiceSettings, site: str) -> dict[str, str]:
+    """Find the settings of the message broker that a run brings itself.
+
+    Parameters
+    ----------
+    settings : `ServiceSettings`
+        As the run's configuration has them.
+    site : `str`
+        The run's site, whose profile may have others.
+
+    Returns
+    -------
+    messages : `dict` [`str`, `str`]
+        What differs from the profile, to be remembered with the run.  An
+        address with a password in it is left out.
+    """
+    profile = read_service_settings(None, settings.environment, site=site).messages
+    own = {name: value for name, value in settings.messages.items() if value != profile[name]}
+    return own if "@" not in own.get("pandaMessagesUrl", "") else {}
+
+
 def _user(env: Mapping[str, str]) -> str:
     """Name of the user, as well as it can be found out."""
     named = env.get("PANDA_LOCAL_USER") or env.get("USER") or env.get("LOGNAME")
@@ -155,6 +177,9 @@ class RunSettings:
 
     sites_share_files: bool = False
     """Whether all sites that labels name see the same files."""
+
+    clusters: tuple[str, ...] = ()
+    """Labels that are clusters, with settings in the section ``cluster``."""
 
 
 def read_run_settings(
@@ -220,6 +245,7 @@ def read_run_settings(
         max_request_length=reader.get("maxRequestLength"),
         hints=(*find_misspelt_keys(config), *sites.notices_of(identity.site)),
         sites_share_files=reader.get("sitesShareFiles"),
+        clusters=tuple(label for label in labels if label in (config.get("cluster") or ())),
     )
 
 

@@ -142,6 +142,8 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
             "max_workers": staging.max_workers,
             "group_permissions": staging.group_permissions,
         }
+        if self.settings.clusters:
+            record.content["clusters"] = list(self.settings.clusters)
         record.content["outputs"] = [list(output) for output in self._outputs]
         record.write(directory)
 

@@ -91,8 +91,8 @@ def _lines(number: int, group: ErrorGroup) -> Iterator[str]:
     if group.sites or group.nodes:
         yield f"   where: {_places(group.sites)}; nodes {_places(group.nodes) or 'not known'}"
     if group.first and group.last:
-        until = f" to {group.last:%Y-%m-%d %H:%M:%S}" if group.last != group.first else ""
-        yield f"   when: {group.first:%Y-%m-%d %H:%M:%S}{until} UTC"
+        first, last = (f"{moment:%Y-%m-%d %H:%M:%S}" for moment in (group.first, group.last))
+        yield f"   when: {first}{f' to {last}' if last != first else ''} UTC"
     if group.example is not None:
         example = group.example
         yield f"   for instance: {example.name}, PanDA job {example.panda_id or 'none'}"

@@ -64,7 +64,12 @@ def html(asked: Asked, output: Path | None, rules: str | None, as_json: bool) ->
         ),
         graph=_graph(observation),
         groups=judge_groups(groups[:_MOST_ERRORS], rulebook, read_tail=reader),
-        labels=measure_resources(observation.jobs, observation.tally.by_label, rulebook),
+        labels=measure_resources(
+            observation.jobs,
+            observation.tally.by_label,
+            rulebook,
+            clusters=observation.evidence.plan.clusters if observation.evidence.plan is not None else (),
+        ),
         jobs=observation.jobs,
         made_at=datetime.now(UTC),
         version=__version__,

@@ -55,7 +55,13 @@ def resources(asked: Asked, label: str, plots: Path | None, form: str, as_json: 
     panda_bps resources 41 --plots plots --format svg
     """  # noqa: D301 (click's mark)
     observation = observe(asked.connection, asked.run, label=label, errors=False)
-    labels = measure_resources(observation.jobs, observation.tally.by_label, read_rulebook())
+    plan = observation.evidence.plan
+    labels = measure_resources(
+        observation.jobs,
+        observation.tally.by_label,
+        read_rulebook(),
+        clusters=plan.clusters if plan is not None else (),
+    )
     written: list[Path] = []
     if plots is not None:
         from lsst.ctrl.bps.panda.insight.plots import write_plots
@@ -70,14 +76,14 @@ def resources(asked: Asked, label: str, plots: Path | None, form: str, as_json: 
         )
         return
     click.echo(f"Run {observation.request_id}  {observation.name}: {observation.tally.state.name}")
-    for line in _lines(labels):
+    for line in _lines(labels, planned=plan is not None):
         click.echo(line)
     for path in written:
         click.echo(f"Wrote {path}")
     print_problems(observation.problems)
 
 
-def _lines(labels: list[LabelResources]) -> Iterator[str]:
+def _lines(labels: list[LabelResources], *, planned: bool) -> Iterator[str]:
     if not labels:
         yield "PanDA has no job of this run yet."
         return
@@ -99,6 +105,8 @@ def _lines(labels: list[LabelResources]) -> Iterator[str]:
     if suggestions:
         yield "Suggested for the next run (BPS configuration; memory in MB, times in s):"
         yield from suggestions
+        if not planned:
+            yield "# The run's record is not at hand: a label that is a cluster belongs below 'cluster:'."
     else:
         yield "What was asked for fits, or fewer than five jobs have finished: nothing to suggest."
 

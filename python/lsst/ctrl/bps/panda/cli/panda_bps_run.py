@@ -34,7 +34,7 @@ from lsst.ctrl.bps.panda.errors import PandaBpsError
 from lsst.ctrl.bps.panda.inquiry import Connection, connect
 from lsst.ctrl.bps.panda.local import endpoint as local_endpoint
 from lsst.ctrl.bps.panda.local import instance
-from lsst.ctrl.bps.panda.runrecord import RunIndex, read_record
+from lsst.ctrl.bps.panda.runrecord import RunIndex, RunRecord, read_record
 from lsst.ctrl.bps.panda.settings import ServiceSettings, read_service_settings
 from lsst.ctrl.bps.panda.wire.states import Counts
 
@@ -73,16 +73,14 @@ def _settings(local: bool, run: str) -> ServiceSettings:
     """Find out where PanDA is: the embedded one if it is asked for, by option
     or as BPS's service class, or if it runs and no other is known.
 
-    Monitor and message broker are those of the site that the run was
-    submitted for, where that is known.
+    Monitor and message broker are those of the run's configuration or of
+    the site that it was submitted for, where that is known.
     """
     environment: dict[str, str] = dict(os.environ)
     named = environment.get("BPS_WMS_SERVICE_CLASS", "").endswith(_LOCAL_CLASS)
     settings = read_service_settings(None, environment)
     if settings.url and not (local or named):
-        if site := _site_of(run, settings):
-            settings = read_service_settings(None, environment, site=site)
-        return _without_foreign_monitor(settings)
+        return _without_foreign_monitor(_as_submitted(run, settings))
     directory = local_endpoint.state_directory(environment)
     found = instance.find(directory)
     if found is None:
@@ -90,22 +88,35 @@ def _settings(local: bool, run: str) -> ServiceSettings:
             raise PandaBpsError(f"No embedded PanDA runs with {directory}. Start it: panda_local start.")
         return settings
     merged: Mapping[str, str] = {**environment, **local_endpoint.environment(found)}
-    return _without_foreign_monitor(read_service_settings(None, merged))
+    return _without_foreign_monitor(_as_submitted(run, read_service_settings(None, merged), profile=False))
 
 
-def _site_of(run: str, settings: ServiceSettings) -> str:
-    """Find a run's site in its record, if that is on this machine."""
+def _as_submitted(run: str, settings: ServiceSettings, *, profile: bool = True) -> ServiceSettings:
+    """Add what the run's record says, if that is on this machine: its site,
+    whose profile is used unless the server is another, and the message broker
+    of its configuration.
+    """
+    record = _record_of(run, settings)
+    if record is None:
+        return settings
+    site = str(record.content["run"].get("site") or "")
+    if site and profile:
+        settings = read_service_settings(None, settings.environment, site=site)
+    messages = record.content.get("messages") or {}
+    own = {name: str(messages[name]) for name in settings.messages if messages.get(name)}
+    return replace(settings, messages={**settings.messages, **own})
+
+
+def _record_of(run: str, settings: ServiceSettings) -> RunRecord | None:
     index = RunIndex(settings.state_directory)
     try:
         if run.isdecimal():
-            record = index.find(settings.url, request_id=int(run))
-        elif os.path.sep in run or os.path.isdir(run):
-            record = read_record(run)
-        else:
-            record = index.find(settings.url, name=run)
+            return index.find(settings.url, request_id=int(run))
+        if os.path.sep in run or os.path.isdir(run):
+            return read_record(run)
+        return index.find(settings.url, name=run)
     except (PandaBpsError, OSError):
-        return ""  # Whoever looks the run up will say what is wrong.
-    return str(record.content["run"].get("site") or "") if record is not None else ""
+        return None  # Whoever looks the run up will say what is wrong.
 
 
 def _without_foreign_monitor(settings: ServiceSettings) -> ServiceSettings:

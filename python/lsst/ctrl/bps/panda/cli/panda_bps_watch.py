@@ -25,6 +25,10 @@ from .panda_bps_run import STATE_COLUMNS, Asked, count_columns, json_option, run
 _RARE = ("pruned", "deleted", "unknown")
 """Columns that are shown only if they hold something."""
 
+_LESS = ("", "waiting", "jobs", "running", "done")
+"""Columns that go one after the other on a narrow terminal: the bar first,
+what went wrong never."""
+
 _BAR = 24
 _SHORT_LABEL = 12
 _FIGURES = 50
@@ -155,7 +159,8 @@ def screen_lines(progress: Progress, columns: int, height: int) -> list[str]:
     head.append(f"{progress.state.name}{' (over)' if progress.ended else ''}  {_estimate(progress)}".rstrip())
     foot = [f"  {error}" for error in progress.errors]
     foot += [text for text in (progress.note, progress.messages) if text]
-    foot.append(f"looked at {progress.moment.astimezone():%H:%M:%S}; Ctrl-C stops watching, not the run")
+    looked = f"looked at {progress.moment.astimezone():%H:%M:%S}"
+    foot.append(looked if progress.ended else f"{looked}; Ctrl-C stops watching, not the run")
     longest = max(_SHORT_LABEL, columns - _FIGURES)
     shown, left_out = _labels_to_show(progress.labels, height - len(head) - len(foot) - 2)
     rows = [_row(_shorten(label, longest), progress.labels[label]) for label in shown]
@@ -169,7 +174,7 @@ def screen_lines(progress: Progress, columns: int, height: int) -> list[str]:
     body = table(
         [title for n, title in enumerate(titles) if n not in empty],
         [[value for n, value in enumerate(row) if n not in empty] for row in rows],
-        left=2, drop=("",), width=columns,
+        left=2, drop=_LESS, width=columns,
     )  # fmt: skip
     return [*head, *body, *foot][:height]
 

@@ -14,7 +14,7 @@ from datetime import datetime
 
 from ..wire.failures import Failure, choose_error, failures_of
 from ..wire.records import JobError
-from ..wire.states import is_aborted
+from ..wire.states import has_kill_code, is_aborted
 from .jobs import JobDetail
 from .observation import Observation
 from .verdicts import Rulebook, Verdict
@@ -102,7 +102,8 @@ def digest_errors(observation: Observation, *, label: str = "") -> list[ErrorGro
     -------
     groups : `list` [`ErrorGroup`]
         Those with most unfinished jobs first, then those with most
-        attempts.  Failures that only iDDS knows are among them.
+        attempts; what the cancel of the run ended, last.  Failures that only
+        iDDS knows are among them.
     """
     bad = [job for job in observation.jobs if (job.failed or job.killed) and label in ("", job.label)]
     finished = {(job.task_id, job.name) for job in observation.jobs if job.finished}
@@ -122,9 +123,17 @@ def digest_errors(observation: Observation, *, label: str = "") -> list[ErrorGro
     several = len({job.node for job in observation.jobs if job.node}) > 1
     found = [_group_of(key[3], jobs, finished, several) for key, jobs in groups.items()]
     order = {name: number for number, name in enumerate(observation.tally.by_label)}
-    return sorted(
-        found, key=lambda group: (-group.unfinished, -group.attempts, order.get(group.label, len(order)))
-    )
+    aborted = is_aborted(observation.evidence.request)
+
+    def rank(group: ErrorGroup) -> tuple[bool, int, int, int]:
+        return (
+            aborted and has_kill_code(group.errors),
+            -group.unfinished,
+            -group.attempts,
+            order.get(group.label, len(order)),
+        )
+
+    return sorted(found, key=rank)
 
 
 def _failures(observation: Observation) -> Iterable[Failure]:

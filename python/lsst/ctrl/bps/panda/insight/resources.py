@@ -12,7 +12,7 @@ __all__ = ["LabelResources", "Quantiles", "measure_resources", "render_suggestio
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from .jobs import JobDetail, number_of
@@ -35,6 +35,7 @@ _PARTS = (0.25, 0.5, 0.75, 0.95)
 _TOLERANCE = 0.15
 _MEMORY_VERDICT = "out of memory"
 _TIME_VERDICT = "out of time"
+_ALONE = ("finalJob", "customJob")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,10 @@ class LabelResources:
     """What the jobs of a label used."""
 
     label: str
+    section: str
+    """Section of the BPS configuration that holds the label's: ``pipetask``
+    or ``cluster``; the label itself where its section stands alone."""
+
     attempts: int
     finished: int
     wall: Quantiles | None
@@ -117,7 +122,7 @@ class LabelResources:
 
 
 def measure_resources(
-    jobs: Iterable[JobDetail], order: Iterable[str], rulebook: Rulebook
+    jobs: Iterable[JobDetail], order: Iterable[str], rulebook: Rulebook, *, clusters: Collection[str] = ()
 ) -> list[LabelResources]:
     """Sum up what the jobs of each label used.
 
@@ -129,6 +134,8 @@ def measure_resources(
         Labels in pipeline order.
     rulebook : `Rulebook`
         Tells which attempts ran out of memory or time.
+    clusters : `~collections.abc.Collection` [`str`], optional
+        Labels that are clusters of the configuration.
 
     Returns
     -------
@@ -138,10 +145,20 @@ def measure_resources(
     groups: dict[str, list[JobDetail]] = {label: [] for label in order}
     for job in jobs:
         groups.setdefault(job.label, []).append(job)
-    return [_measure(label, group, rulebook) for label, group in groups.items() if group]
+    return [
+        _measure(label, group, rulebook, _section_of(label, clusters))
+        for label, group in groups.items()
+        if group
+    ]
 
 
-def _measure(label: str, jobs: Sequence[JobDetail], rulebook: Rulebook) -> LabelResources:
+def _section_of(label: str, clusters: Collection[str]) -> str:
+    if label in clusters:
+        return "cluster"
+    return label if label in _ALONE else "pipetask"
+
+
+def _measure(label: str, jobs: Sequence[JobDetail], rulebook: Rulebook, section: str) -> LabelResources:
     finished = [job for job in jobs if job.finished]
     # Many attempts fail in the same way; each way is judged once.
     ways = Counter(job.errors for job in jobs if job.failed)
@@ -156,6 +173,7 @@ def _measure(label: str, jobs: Sequence[JobDetail], rulebook: Rulebook) -> Label
     first = _first_request(jobs)
     measured = LabelResources(
         label=label,
+        section=section,
         attempts=len(jobs),
         finished=len(finished),
         wall=Quantiles.of(job.wall_seconds for job in finished if job.wall_seconds is not None),
@@ -261,13 +279,18 @@ def render_suggestions(labels: Iterable[LabelResources]) -> list[str]:
     Returns
     -------
     lines : `list` [`str`]
-        YAML, below ``pipetask``; empty if there is nothing to suggest.
+        YAML; empty if there is nothing to suggest.  A label's section is in
+        ``pipetask``, a cluster's in ``cluster``; those of the final job and
+        of a command (bps submitcmd) stand alone.
     """
-    lines: list[str] = []
+    sections: dict[str, list[str]] = {}
     for found in labels:
         if not found.suggestions:
             continue
-        lines.append(f"  {found.label}:")
+        alone = found.section == found.label
+        lines = sections.setdefault(found.section, [])
+        indent = "  " if alone else "    "
+        lines += [] if alone else [f"  {found.label}:"]
         for (key, value), reason in zip(found.suggestions, found.reasons, strict=True):
-            lines.append(f"    {key}: {value}  # {reason}")
-    return ["pipetask:", *lines] if lines else []
+            lines.append(f"{indent}{key}: {value}  # {reason}")
+    return [line for section, lines in sections.items() for line in (f"{section}:", *lines)]

@@ -46,6 +46,9 @@ class PlanSummary:
     path: str = ""
     """Submit directory, if known."""
 
+    clusters: tuple[str, ...] = ()
+    """Labels that BPS's configuration has in its section ``cluster``."""
+
     @property
     def job_count(self) -> int:
         """Number of planned jobs."""
@@ -78,6 +81,7 @@ class PlanSummary:
             tasks = tuple(_task_entry(entry) for entry in record.get("tasks", ()))
             labels = _label_entries(record.get("labels", ())) or _labels_of(tasks)
             final = tuple(str(label) for label in record.get("final_labels", ()))
+            clusters = tuple(str(label) for label in record.get("clusters", ()))
         except (AttributeError, TypeError, ValueError, KeyError) as error:
             raise ValueError(f"The run record's labels or tasks are not understood: {error}") from error
         run = record.get("run", record)
@@ -89,6 +93,7 @@ class PlanSummary:
             attributes=_attributes_of(run, labels, tasks),
             site=str(run.get("site") or ""),
             path=str(run.get("submit_path") or ""),
+            clusters=clusters,
         )
 
 

@@ -14,6 +14,7 @@ __all__ = [
     "Counts",
     "Phase",
     "count_task",
+    "has_kill_code",
     "is_aborted",
     "is_ended",
     "no_jobs",
@@ -31,7 +32,7 @@ from enum import Enum
 
 from lsst.ctrl.bps.wms_service import WmsStates
 
-from .records import ContentRecord, FileCounts, JobRecord, TransformRecord
+from .records import ContentRecord, FileCounts, JobError, JobRecord, TransformRecord
 from .run_states import SETTLE_SECONDS, TERMINAL, is_aborted, is_ended, quiet_seconds, run_state
 
 Counts = dict[WmsStates, int]
@@ -307,8 +308,18 @@ def was_killed(content: ContentRecord) -> bool:
         return False
     if content.status == "Failed" or content.job_status in _KILLED_JOBS:
         return True
-    unknown = not content.job_status and not content.errors
-    return unknown or any((error.source, error.code) in _KILL_CODES for error in content.errors)
+    return has_kill_code(content.errors) or not (content.job_status or content.errors)
+
+
+def has_kill_code(errors: Iterable[JobError]) -> bool:
+    """Tell whether a job's errors say that it was told to end.
+
+    Parameters
+    ----------
+    errors : `~collections.abc.Iterable` [`JobError`]
+        All its errors.
+    """
+    return any((error.source, error.code) in _KILL_CODES for error in errors)
 
 
 def _move(counts: Counts, number: int, source: WmsStates, target: WmsStates) -> None:
