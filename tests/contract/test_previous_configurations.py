@@ -166,6 +166,9 @@ def test_the_checks_let_them_pass(example, previous, tmp_path, monkeypatch):
     config[".bps_defined.timestamp"] = "20260101T000000Z"
     config[".bps_defined.operator"] = "ann"
     config[".bps_defined.uniqProcName"] = str(config["outputRun"]).replace("/", "_")
+    # Pipelines and repositories are not here.
+    config[".bps_cmdline.pipelineYaml"] = "drp"
+    config[".bps_cmdline.butlerConfig"] = "main"
     problems, _ = check_configuration(config, {**os.environ, "PATH": "/nowhere"})
     assert problems == []
 

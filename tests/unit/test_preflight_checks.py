@@ -4,13 +4,16 @@ import stat
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig
+from lsst.ctrl.bps.panda.cli.panda_bps_check import check
 from lsst.ctrl.bps.panda.command_line import configuration_file, is_dry_run
 from lsst.ctrl.bps.panda.errors import PandaBpsError
 from lsst.ctrl.bps.panda.keys import KEYS
 from lsst.ctrl.bps.panda.preflight import check_configuration, check_service, report_problems
 from lsst.ctrl.bps.panda.settings import read_service_settings
+from lsst.ctrl.bps.panda.sites import notices_of
 
 
 @pytest.fixture
@@ -167,6 +170,24 @@ def test_values_for_a_label(make_config, env):
     ]
 
 
+def test_numbers_of_bps_are_looked_at_before_the_graph_is_made(make_config, env):
+    config = make_config(
+        requestMemory="4GB",
+        requestWalltime="1h",
+        numberOfRetries=-1,
+        memoryMultiplier=1.5,
+        pipetask={"isr": {"requestCpus": 0, "requestMemory": 2048.5}},
+        finalJob={"requestDisk": "lots"},
+    )
+    assert check_configuration(config, env)[0] == [
+        "requestMemory is '4GB' (BPS configuration); it must be a number of MB, without a unit.",
+        "requestCpus is 0 (label isr); it must be at least 1.",
+        "requestDisk is 'lots' (label finalJob); it must be a number of MB, without a unit.",
+        "requestWalltime is '1h' (BPS configuration); it must be a number of seconds, without a unit.",
+        "numberOfRetries is -1 (BPS configuration); it must be at least 0.",
+    ]
+
+
 def test_a_graph_needs_its_variables(make_config, env):
     config = make_config(createQuantumGraph="pipetask qgraph {pipetaskInput} -p {pipelineYaml} {dataQuery}")
     (problem,) = check_configuration(config, env)[0]
@@ -269,3 +290,34 @@ def test_a_command_needs_no_graph(make_config, env):
         "priority is 'high' (label customJob); it must be a whole number."
     ]
     assert len(check_configuration(make_config(**values, pipelineYaml="p.yaml"), env)[0]) == 4
+
+
+def test_what_a_graph_is_made_from_is_there(make_config, env, tmp_path):
+    (tmp_path / "isr.yaml").touch()
+    good = {"pipelineYaml": f"{tmp_path}/isr.yaml#isr", "butlerConfig": str(tmp_path)}
+    assert check_configuration(make_config(**good), env)[0] == []
+    # A name in the index of repositories, and what only others can look up.
+    for butler in ("dp1", "s3://bucket/repo", "resource://package/butler.yaml"):
+        assert check_configuration(make_config(**{**good, "butlerConfig": butler}), env)[0] == []
+    bad = {"pipelineYaml": "${NO_PIPE_DIR}/isr.yaml#isr", "payload": {"butlerConfig": "/no/such/repo"}}
+    assert check_configuration(make_config(**bad), env)[0] == [
+        "pipelineYaml is '${NO_PIPE_DIR}/isr.yaml#isr', but the environment variable NO_PIPE_DIR is not set. "
+        "Set it (if it ends in _DIR: setup that product of an LSST stack), or set pipelineYaml to a path.",
+        "butlerConfig is '/no/such/repo', which is not there. Is this the machine that has it?",
+    ]
+    assert check_configuration(make_config(**bad, createQuantumGraph="/bin/sh in.sh"), env)[0] == []
+
+
+def test_a_site_that_is_almost_one_with_a_profile():
+    assert notices_of("SALC") == ("computeSite SALC has no profile; did you mean SLAC?",)
+    assert notices_of("cc-in2p4") == ("computeSite cc-in2p4 has no profile; did you mean CC-IN2P3?",)
+    assert [notices_of(site) for site in ("", "slac", "BNL", "SITE", "TEST_QUEUE")] == [()] * 5
+
+
+def test_a_service_class_that_does_not_exist_is_no_traceback(tmp_path):
+    run = tmp_path / "run.yaml"
+    run.write_text("wmsServiceClass: lsst.ctrl.bps.panda.PandaService\n")
+    done = CliRunner().invoke(check, [str(run)])
+    assert done.exit_code == 1
+    assert "there is no such service class (Could not get attribute 'PandaService'" in done.output
+    assert "Set wmsServiceClass to lsst.ctrl.bps.panda.PanDAService or" in done.output

@@ -7,7 +7,7 @@ documentation is made from.
 
 from __future__ import annotations
 
-__all__ = ["KEYS", "Key", "convert"]
+__all__ = ["CORE_KEYS", "KEYS", "Key", "convert"]
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ class Key:
 
     name: str
     kind: str
-    """``text``, ``whole number``, ``number``, ``yes or no``, ``list``,
-    ``list of labels``."""
+    """``text``, ``whole number``, ``number``, ``MB``, ``seconds``, ``yes or
+    no``, ``list``, ``list of labels``."""
 
     default: Any
     meaning: str
@@ -222,6 +222,22 @@ KEYS: dict[str, Key] = {
 }
 """All keys, by name."""
 
+CORE_KEYS: dict[str, Key] = {
+    key.name: key
+    for key in (
+        _key("requestMemory", "MB", None, "Memory of a job.", per_label=True, least=1),
+        _key("requestMemoryMax", "MB", None, "Most memory of an attempt.", per_label=True, least=0),
+        _key("memoryMultiplier", "number", None, "Growth of the memory.", per_label=True, least=0),
+        _key("requestCpus", "whole number", None, "Cores of a job.", per_label=True, least=1),
+        _key("requestDisk", "MB", None, "Scratch space of a job.", per_label=True, least=0),
+        _key("requestWalltime", "seconds", None, "Longest time of a job.", per_label=True, least=0),
+        _key("numberOfRetries", "whole number", None, "Attempts after the first.", per_label=True, least=0),
+    )
+}
+"""Keys of BPS itself whose values it takes as they are: a wrong one would be
+found only when the quantum graph is there, after hours perhaps.
+"""
+
 
 def _whole(value: Any) -> int:
     """Convert to a whole number, refusing a fraction."""
@@ -262,6 +278,8 @@ _CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "text": str,
     "whole number": _whole,
     "number": float,
+    "MB": float,
+    "seconds": float,
     "yes or no": _yes_or_no,
     "list": _list,
     "list of labels": _labels,
@@ -270,6 +288,8 @@ _CONVERTERS: dict[str, Callable[[Any], Any]] = {
 _WORDS = {
     "list of labels": "a list of labels, each perhaps with a number of at least 1, such as isr:20, calibrate",
     "yes or no": "yes or no",
+    "MB": "a number of MB, without a unit",
+    "seconds": "a number of seconds, without a unit",
 }
 
 

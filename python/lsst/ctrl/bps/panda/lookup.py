@@ -18,7 +18,7 @@ from lsst.ctrl.bps import BpsConfig
 from . import sites
 from .command_line import configuration_file
 from .errors import SettingsError
-from .keys import KEYS, convert
+from .keys import CORE_KEYS, KEYS, convert
 from .layers import LayeredConfig, find_first
 from .origins import find_origin
 
@@ -77,7 +77,7 @@ class KeyLookup:
         Parameters
         ----------
         name : `str`
-            Key.
+            Key, of this plugin or a number of BPS.
         label : `str`, optional
             Label to search it for.
         raw : `bool`, optional
@@ -89,7 +89,7 @@ class KeyLookup:
             Raised if the value cannot be used; names key, value and where it
             stands.
         """
-        key = KEYS[name]
+        key = KEYS.get(name) or CORE_KEYS[name]
         value = self._find(name, label, raw=raw)
         return convert(
             key, key.default if value is None else value, source=lambda: self.source(name, value, label)

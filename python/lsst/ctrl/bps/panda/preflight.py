@@ -25,7 +25,7 @@ from .campaign.section import SECTION, is_divided
 from .command_line import is_dry_run
 from .errors import PandaBpsError, SettingsError
 from .inquiry import connect
-from .keys import KEYS
+from .keys import CORE_KEYS, KEYS
 from .lookup import KeyLookup
 from .placement import find_separated
 from .plan.model import WorkflowPlan
@@ -137,7 +137,11 @@ def check_configuration(config: BpsConfig, environment: Mapping[str, str]) -> tu
         if not _is_evaluated(config, key):
             problems += _complaints(partial(lookup.check_variables, key, names, optional=optional))
     if has_graph:
-        problems += [*_missing_commands(config, environment), *_graph_problems(config)]
+        problems += [
+            *_missing_commands(config, environment),
+            *_graph_problems(config),
+            *_missing_inputs(config, environment),
+        ]
     return problems, _area_problems(lookup, environment)
 
 
@@ -220,7 +224,7 @@ def _is_evaluated(config: BpsConfig, key: str) -> bool:
 def _wrong_values(lookup: KeyLookup, labels: Iterable[str]) -> list[str]:
     """Find values that cannot be used, also those for a label."""
     problems: list[str] = []
-    for name, key in KEYS.items():
+    for name, key in {**KEYS, **CORE_KEYS}.items():
         for label in ["", *labels] if key.per_label else [""]:
             problems += _complaints(partial(lookup.get, name, label, raw=True))
     return list(dict.fromkeys(problems))
@@ -258,6 +262,32 @@ def _missing_commands(config: BpsConfig, environment: Mapping[str, str]) -> list
     if shutil.which(word, path=environment.get("PATH", os.defpath)):
         return []
     return [f"{key} runs {word}, which is not there (PATH is {environment.get('PATH', '')!r})."]
+
+
+def _missing_inputs(config: BpsConfig, environment: Mapping[str, str]) -> list[str]:
+    """Find what the quantum graph is made from and that is not there.
+
+    URIs are left to those who read them, and so are names without a slash:
+    they may be a Butler's in the index of repositories.  What a command of
+    the user's own can see, in a container perhaps, is not known.
+    """
+    problems: list[str] = []
+    if not re.match(r"(\S*/)?pipetask\s", _raw(config, _graph_command(config))):
+        return problems
+    for key in ("qgraphFile" if config.get("qgraphFile") else "pipelineYaml", "butlerConfig"):
+        if _is_evaluated(config, key) or not (raw := _raw(config, key)):
+            continue
+        if unset := sorted(name for name in variables_in(raw) if not environment.get(name)):
+            problems.append(
+                f"{key} is {raw!r}, but the environment variable {unset[0]} is not set. Set it "
+                f"(if it ends in _DIR: setup that product of an LSST stack), or set {key} to a path."
+            )
+            continue
+        _, value = config.search(key, opt={"default": ""})
+        path = os.path.expanduser(str(value).partition("#")[0])
+        if "/" in path and "{" not in path and "://" not in path and not os.path.exists(path):
+            problems.append(f"{key} is {str(value)!r}, which is not there. Is this the machine that has it?")
+    return problems
 
 
 def check_run(plan: WorkflowPlan, settings: RunSettings, config: BpsConfig) -> tuple[list[str], list[str]]:

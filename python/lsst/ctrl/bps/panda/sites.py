@@ -13,6 +13,7 @@ __all__ = [
     "site_names",
 ]
 
+import difflib
 from functools import lru_cache
 from importlib.resources import files as package_files
 from typing import Any
@@ -88,12 +89,17 @@ def profile_of(site: str) -> dict[str, Any]:
 
 
 def notices_of(site: str) -> tuple[str, ...]:
-    """Return what users of a site should know, from its profile.
+    """Return what users of a site should know: from its profile, or that its
+    name looks like a misspelt one.
 
     Parameters
     ----------
     site : `str`
         Value of ``computeSite``.
     """
+    if site and not profile_of(site):
+        folded = {name.upper(): name for name in site_names()}
+        near = difflib.get_close_matches(site.upper(), folded, n=1, cutoff=0.7)
+        return tuple(f"computeSite {site} has no profile; did you mean {folded[name]}?" for name in near)
     notice = str(profile_of(site).get("notice") or "").strip()
     return (f"Site {site}: {notice}",) if notice else ()

@@ -92,13 +92,19 @@ def check(config: str, compute_site: str | None, wms_service_class: str | None) 
     jobs are checked by "bps prepare".  The exit code is 1 if there is a
     problem.
     """
+    from lsst.ctrl.bps.panda.sites import notices_of
     from lsst.ctrl.bps.panda.spelling import find_misspelt_keys
 
     try:
         bps_config = read_configuration(config, compute_site=compute_site, service=wms_service_class)
         service = make_service(str(bps_config["wmsServiceClass"]), bps_config)
         problems = [problem for some in service.find_problems() for problem in some]
-        hints = find_misspelt_keys(bps_config)
+        hints = [*find_misspelt_keys(bps_config), *notices_of(str(bps_config.get("computeSite") or ""))]
+    except ImportError as error:
+        raise click.ClickException(
+            f"{config} cannot be checked: there is no such service class ({error}). Set wmsServiceClass to "
+            "lsst.ctrl.bps.panda.PanDAService or lsst.ctrl.bps.panda.LocalPanDAService."
+        ) from error
     except (PandaBpsError, KeyError, ValueError, OSError, RuntimeError) as error:
         raise click.ClickException(f"{config} cannot be checked: {_reason(error)}") from error
     for hint in hints:
