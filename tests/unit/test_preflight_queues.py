@@ -17,7 +17,7 @@ from lsst.ctrl.bps.panda.plan.model import (
     TaskPlan,
     WorkflowPlan,
 )
-from lsst.ctrl.bps.panda.queues import QueueLimits, find_misfits, read_queues
+from lsst.ctrl.bps.panda.queues import QueueLimits, find_misfits, find_unknown_queues, read_queues
 
 SMALL = QueueLimits("Q_small", memory=4000, cores=1)
 LARGE = QueueLimits("Q_large", memory=500000, walltime=86400)
@@ -56,6 +56,20 @@ def misfits(*tasks, queues=(SMALL, LARGE, MERGE)):
 )
 def test_fits(needs):
     assert misfits(make_task(**needs)) == []
+
+
+def test_a_queue_that_a_site_is_not_known_to_have():
+    def doubts(*tasks):
+        return find_unknown_queues(tasks, lambda site: (SMALL, LARGE) if site == "S" else ())
+
+    assert doubts(make_task(), make_task(queue="Q_small"), make_task(queue="X", site="elsewhere")) == []
+    assert doubts(make_task(queue="Q_smal"), make_task("b", queue="Q_smal"), make_task(queue="Q_smal")) == [
+        "Queue Q_smal (labels isr, b) is not among those known of S; did you mean Q_small?"
+    ]
+    assert doubts(make_task(queue="XYZ")) == [
+        "Queue XYZ (labels isr) is not among those known of S; jobs for a queue that does not exist never "
+        "start."
+    ]
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,13 @@ def test_event_service_by_label():
     assert [plan.of(label).payloads_per_job for label in labels] == [20, 7, 1, 1]
 
 
+def test_labels_of_the_event_service_that_the_run_does_not_have():
+    assert read(make_config(enableEventService="isr;20, isr, wrap:3"), labels=("isr", "warp")).hints == (
+        "enableEventService names isr;20, wrap, which this run does not have; its labels are isr, warp, "
+        "finalJob.",
+    )
+
+
 def test_directories_among_the_inputs_are_found(tmp_path):
     workflow = make_workflow()
     (tmp_path / "d").mkdir()

@@ -29,7 +29,7 @@ from .keys import CORE_KEYS, KEYS
 from .lookup import KeyLookup
 from .placement import find_separated
 from .plan.model import WorkflowPlan
-from .queues import QueueLimits, find_misfits, read_queues
+from .queues import QueueLimits, find_misfits, find_unknown_queues, read_queues
 from .rest.diagnosis import diagnose
 from .settings import RunSettings, ServiceSettings
 from .staging import StagingSettings, check_area
@@ -310,12 +310,14 @@ def check_run(plan: WorkflowPlan, settings: RunSettings, config: BpsConfig) -> t
         What is wrong with its staging area.
     """
     problems = _name_problems(plan.run.name)
+    tasks, unknown = (*plan.tasks, *plan.final), []
     try:
-        problems += find_misfits((*plan.tasks, *plan.final), _QueueSource(config))
+        problems += find_misfits(tasks, _QueueSource(config))
+        unknown = find_unknown_queues(tasks, _QueueSource(config))
     except SettingsError as error:
         problems.append(str(error))
     separated, doubts = find_separated(plan, config, share_files=settings.sites_share_files)
-    for doubt in doubts:
+    for doubt in (*unknown, *doubts):
         _LOG.warning("%s", doubt)
     return [*problems, *separated], list(check_area(settings.staging))
 

@@ -4,8 +4,9 @@ configuration says it, and which tasks fit none of them.
 
 from __future__ import annotations
 
-__all__ = ["QueueLimits", "find_misfits", "read_queues"]
+__all__ = ["QueueLimits", "find_misfits", "find_unknown_queues", "read_queues"]
 
+import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -119,6 +120,40 @@ def find_misfits(tasks: Iterable[TaskPlan], queues_of: Callable[[str], tuple[Que
         if task.label not in problems and queues and (problem := _misfit(task, queues)):
             problems[task.label] = problem
     return list(problems.values())
+
+
+def find_unknown_queues(
+    tasks: Iterable[TaskPlan], queues_of: Callable[[str], tuple[QueueLimits, ...]]
+) -> list[str]:
+    """Find queues that are named and that a site is not known to have.
+
+    Parameters
+    ----------
+    tasks : iterable of `TaskPlan`
+        The tasks of a run.
+    queues_of : callable
+        Gives the known queues of a site, none if they are not known.
+
+    Returns
+    -------
+    doubts : `list` [`str`]
+        One text a queue; it may be a new one, so this is no error.
+    """
+    labels: dict[tuple[str, str], list[str]] = {}
+    for task in tasks:
+        where = task.placement
+        known = [queue.name for queue in queues_of(where.site)]
+        if where.queue and known and where.queue not in known:
+            labels.setdefault((where.site, where.queue), []).append(task.label)
+    doubts = []
+    for (site, name), named_by in labels.items():
+        near = difflib.get_close_matches(name, [queue.name for queue in queues_of(site)], n=1)
+        meant = f"did you mean {near[0]}?" if near else "jobs for a queue that does not exist never start."
+        doubts.append(
+            f"Queue {name} (labels {', '.join(dict.fromkeys(named_by))}) is not among those known of {site}; "
+            f"{meant}"
+        )
+    return doubts
 
 
 _CHANGED = "If that has changed, say so in the YAML: queues: {{{name}: {{maxMemory: {memory}}}}}."

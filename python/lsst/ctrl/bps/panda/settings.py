@@ -243,10 +243,23 @@ def read_run_settings(
         plan=plan,
         staging=staging,
         max_request_length=reader.get("maxRequestLength"),
-        hints=(*find_misspelt_keys(config), *sites.notices_of(identity.site)),
+        hints=(
+            *find_misspelt_keys(config),
+            *sites.notices_of(identity.site),
+            *_no_labels(reader.get("enableEventService") or {}, labels),
+        ),
         sites_share_files=reader.get("sitesShareFiles"),
         clusters=tuple(label for label in labels if label in (config.get("cluster") or ())),
     )
+
+
+def _no_labels(named: Iterable[str], labels: Iterable[str]) -> Iterable[str]:
+    """Say which labels of ``enableEventService`` the run does not have."""
+    if unknown := sorted(set(named) - set(labels)):
+        yield (
+            f"enableEventService names {', '.join(unknown)}, which this run does not have; its labels are "
+            f"{', '.join(labels)}."
+        )
 
 
 def _submit_environment(reader: KeyLookup, env: Mapping[str, str]) -> dict[str, str]:
