@@ -84,7 +84,7 @@ ARROWS: dict[str, frozenset[str]] = {
         # What a run is doing, at length.
         "insight": "build_reply errors inquiry plan report rest runrecord settings wire workflow",
         "cli": "errors version service settings auth rest.credentials local demo workflow report inquiry "
-        "insight runrecord wire preflight spelling command_line campaign rucio rucio.program",
+        "insight runrecord wire preflight sites spelling command_line campaign rucio rucio.program",
         # One configuration, a run at each of several sites.
         "campaign": "errors inquiry insight.documents preflight build_reply report runrecord wire",
         # Apart.

@@ -97,6 +97,43 @@ def test_files_are_read_in_every_way(files, way):
     assert TailReader("", make_log_transport(), count=2)(job) == ["line 28", "line 29"]
 
 
+PIPETASK = """\
+ERROR 2026-11-20T18:12:47.040+00:00 lsst.pipe.base.mp_graph_executor (isr:{detector: 3}) - failed
+Traceback (most recent call last):
+  File "star_task.py", line 41, in runQuantum
+    raise DatasetNotFoundError(text)
+lsst.daf.butler.DatasetNotFoundError: no flat
+of detector 3
+INFO 2026-11-20T18:12:47.902+00:00 lsst.pipe.base.mp_graph_executor - Executed 3 quanta, 1 failed.
+ERROR 2026-11-20T18:12:47.902+00:00 lsst.daf.butler.cli.utils ()(utils.py:218) - Caught an exception
+Traceback (most recent call last):
+  File "mp_graph_executor.py", line 750, in _execute_quanta_in_process
+    raise MPGraphExecutorError("One or more tasks failed during execution.")
+lsst.pipe.base.mp_graph_executor.MPGraphExecutorError: One or more tasks failed during execution.
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        (PIPETASK, ["lsst.daf.butler.DatasetNotFoundError: no flat", "of detector 3"]),
+        (
+            PIPETASK + "runner: exit code 1\n",
+            ["lsst.daf.butler.DatasetNotFoundError: no flat", "of detector 3"],
+        ),
+        # The cause is not in what was read: all there is.
+        (PIPETASK[PIPETASK.index("INFO") :], PIPETASK.splitlines()[-2:]),
+        ("a\nb\nc\n", ["b", "c"]),
+    ],
+)
+def test_the_end_of_a_log_is_the_cause_and_not_what_pipetask_says_of_it(tmp_path, text, end):
+    area = tmp_path / "PandaJob_4"
+    area.mkdir()
+    (area / "payload.stderr").write_text(text)
+    job = a_job(f"{area.as_uri()}/payload.stderr")
+    assert TailReader("", make_log_transport(), count=2)(job) == end
+
+
 def test_a_long_file_is_read_in_pieces_and_lines_stay_whole(tmp_path):
     line = "x" * 99
     with (tmp_path / "payload.stdout").open("w") as stream:

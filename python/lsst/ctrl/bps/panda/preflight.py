@@ -16,6 +16,8 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
+from lsst.resources import ResourcePath
+
 from lsst.ctrl.bps import BpsConfig
 
 from . import sites
@@ -278,6 +280,8 @@ def _missing_inputs(config: BpsConfig, environment: Mapping[str, str]) -> list[s
         if _is_evaluated(config, key) or not (raw := _raw(config, key)):
             continue
         if unset := sorted(name for name in variables_in(raw) if not environment.get(name)):
+            if _is_in_package(raw.partition("#")[0]):
+                continue
             problems.append(
                 f"{key} is {raw!r}, but the environment variable {unset[0]} is not set. Set it "
                 f"(if it ends in _DIR: setup that product of an LSST stack), or set {key} to a path."
@@ -288,6 +292,17 @@ def _missing_inputs(config: BpsConfig, environment: Mapping[str, str]) -> list[s
         if "/" in path and "{" not in path and "://" not in path and not os.path.exists(path):
             problems.append(f"{key} is {str(value)!r}, which is not there. Is this the machine that has it?")
     return problems
+
+
+def _is_in_package(path: str) -> bool:
+    """Find out whether a Python package has what an LSST stack keeps in the
+    directory of a product: `lsst.resources` looks there for
+    ``${PRODUCT_DIR}/...`` where no such variable is set.
+    """
+    try:
+        return bool(ResourcePath(path).exists())
+    except (OSError, ValueError):
+        return False
 
 
 def check_run(plan: WorkflowPlan, settings: RunSettings, config: BpsConfig) -> tuple[list[str], list[str]]:

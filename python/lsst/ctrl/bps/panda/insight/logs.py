@@ -6,6 +6,7 @@ from __future__ import annotations
 
 __all__ = ["JobChoice", "LogReader", "TailReader", "choose_jobs"]
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
@@ -17,8 +18,12 @@ from .log_area import LOG_FILES, LogArea
 from .log_lines import LineFilter, LogLine, parse_json_line, parse_line
 from .observation import Observation
 
-TAIL_BYTES = 8192
+TAIL_BYTES = 32768
 """How much of a log is read for its last lines."""
+
+# What pipetask ends with when a quantum has failed: not why it did.
+_EPILOGUE = re.compile(r"(\w+\.)*MPGraphExecutorError: ")
+_EXCEPTION = re.compile(r"(?!(\w+\.)*MPGraphExecutorError\b)[A-Za-z_][\w.]*(:|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,5 +223,21 @@ class TailReader:
         for name in LOG_FILES[1:]:
             text = area.tail(name, TAIL_BYTES).decode("utf-8", "replace")
             if lines := [line.rstrip() for line in text.splitlines() if line.strip()]:
-                return lines[-self._count :]
+                return _up_to_cause(lines)[-self._count :]
         return []
+
+
+def _up_to_cause(lines: list[str]) -> list[str]:
+    """Leave out what follows the last exception of a quantum, where pipetask
+    has run several and says in the end only that some failed.
+    """
+    if not any(_EPILOGUE.match(line) for line in lines[-5:]):
+        return lines
+    for number in range(len(lines) - 1, 0, -1):
+        # The last line of a traceback follows an indented one.
+        if _EXCEPTION.match(lines[number]) and lines[number - 1].startswith("  "):
+            end = number + 1
+            while end < len(lines) and not parse_line(lines[end]).level:
+                end += 1
+            return lines[:end]
+    return lines
