@@ -458,6 +458,16 @@ def test_bad_settings_are_refused(tmp_path, changes, named):
     assert read_settings(tmp_path) == ServerSettings()
 
 
+def test_a_directory_with_files_of_others_is_not_taken(tmp_path):
+    """It would be made private, and removed by "clean"."""
+    (tmp_path / "precious").touch()
+    tmp_path.chmod(0o755)
+    with pytest.raises(LocalPandaError, match="holds other files"):
+        instance.start(tmp_path)
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
 def test_clean_removes_only_what_is_ours(tmp_path):
     assert instance.clean(tmp_path / "none") is False
     (tmp_path / "precious").touch()

@@ -190,8 +190,8 @@ def test_event_service_by_label():
 
 def test_labels_of_the_event_service_that_the_run_does_not_have():
     assert read(make_config(enableEventService="isr;20, isr, wrap:3"), labels=("isr", "warp")).hints == (
-        "enableEventService names isr;20, wrap, which this run does not have; its labels are isr, warp, "
-        "finalJob.",
+        "enableEventService names isr;20, wrap, which this run does not have; its labels are finalJob, isr, "
+        "warp.",
     )
 
 

@@ -84,10 +84,23 @@ def _canonical(directory: str | Path) -> Path:
     return Path(directory).resolve()
 
 
+# One of these is in each state directory that is not empty.
+_OURS = frozenset(
+    ("endpoint.json", "lock", "panda.db", "server.log", "server.out", "settings.json", "staging")
+)
+
+
 def _prepare_directory(directory: Path) -> Path:
     directory = _canonical(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # "clean" removes all of it, and nobody else may read it.
+        found = set(os.listdir(directory))
+        if found and not found & _OURS:
+            raise LocalPandaError(
+                f"{directory} holds other files and is no state directory of an embedded PanDA; choose an "
+                "empty or a new one"
+            )
         directory.chmod(0o700)
     except OSError as error:
         raise LocalPandaError(f"the state directory {directory} cannot be used: {error}") from error
