@@ -8,6 +8,7 @@ import random
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -135,6 +136,37 @@ def test_payload_that_leaves_a_process_behind(places, tmp_path):
     payload = _payload(places)
     assert payload.run(f"sleep 600 & echo $! > {tmp_path}/pid") == 0
     assert start_ticks(int((tmp_path / "pid").read_text())) == 0
+
+
+def test_payload_that_leaves_a_process_in_a_session_of_its_own(places, tmp_path):
+    other = Payload(_order(panda_id=1000002), places, {"PATH": os.environ["PATH"]})
+    other.prepare()
+    run = threading.Thread(target=other.run, args=(f"echo $$ > {tmp_path}/other; sleep 600",))
+    run.start()
+    payload = _payload(places)
+    assert payload.run(f"setsid sleep 600 & echo $! > {tmp_path}/pid") == 0
+    assert start_ticks(int((tmp_path / "pid").read_text())) == 0
+    # Another job's are left alone.
+    while not (tmp_path / "other").exists() or not (tmp_path / "other").read_text():
+        time.sleep(0.01)
+    assert start_ticks(int((tmp_path / "other").read_text())) > 0
+    other.end(OUT_OF_TIME, grace=0)
+    run.join(60)
+    assert not run.is_alive()
+
+
+def test_payload_that_is_ended_with_a_process_in_a_session_of_its_own(places, tmp_path):
+    payload = _payload(places)
+    # The process that left is all that runs when the job's own is gone.
+    command = f"setsid bash -c 'echo $$ > {tmp_path}/pid; sleep 600' & wait"
+    run = threading.Thread(target=payload.run, args=(command,))
+    run.start()
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        time.sleep(0.01)
+    payload.end(OUT_OF_TIME, grace=5)
+    assert start_ticks(int((tmp_path / "pid").read_text())) == 0
+    run.join(60)
+    assert not run.is_alive()
 
 
 def test_payload_ended_before_it_started_does_not_run(places, tmp_path):

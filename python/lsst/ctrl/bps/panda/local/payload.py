@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from .orders import JobOrder
 from .outcomes import PilotError
-from .processes import SessionUse, end_session, session_members
+from .processes import JOB_MARKER, SessionUse, end_bearers, end_session
 
 _SUMMARY = "memory_monitor_summary.json"
 _KEPT_FILES = ("payload*", "memory_monitor*")
@@ -152,7 +152,8 @@ class Payload:
         self._umask = umask
         self.work = places.work_directory(order.panda_id)
         self.logs = places.log_directory(order.panda_id)
-        self._environment = dict(environment)
+        self._mark = f"{JOB_MARKER}={self.work}"
+        self._environment = {**environment, JOB_MARKER: str(self.work)}
         self._lock = threading.Lock()
         self._started = time.time()
         self._begun = time.monotonic()
@@ -225,14 +226,15 @@ class Payload:
         )
 
     def _sweep(self) -> None:
-        """End what the command left running."""
+        """End what the command left running, in its session or not."""
         session, self._session = self._session, 0
         try:
             os.killpg(session, 0)
         except (ProcessLookupError, PermissionError):
-            return
-        if session_members(session):
+            pass
+        else:
             end_session(session, grace=0.0)
+        end_bearers(self._mark)
 
     def sample(self, use: SessionUse) -> None:
         """Note a measurement of the running processes."""
@@ -258,6 +260,7 @@ class Payload:
             session = self._session
         if session:
             end_session(session, grace=grace)
+        end_bearers(self._mark)
 
     def figures(self) -> dict[str, Any]:
         """Tell what was measured, in the fields of PanDA's job record (kB)."""

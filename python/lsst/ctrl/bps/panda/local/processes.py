@@ -5,9 +5,11 @@ job, how much memory they use, and how to end them.
 from __future__ import annotations
 
 __all__ = [
+    "JOB_MARKER",
     "MARKER",
     "SERVER_MARKER",
     "SessionUse",
+    "end_bearers",
     "end_marked",
     "end_session",
     "is_alive",
@@ -26,6 +28,10 @@ from pathlib import Path
 MARKER = "PANDA_LOCAL_INSTANCE"
 """Environment variable by which all that an instance's jobs have started is
 found; its value is the state directory."""
+
+JOB_MARKER = "PANDA_LOCAL_JOB"
+"""Environment variable by which all that one job has started is found, also
+what has left its session; its value is the job's work directory."""
 
 SERVER_MARKER = "PANDA_LOCAL_SERVER"
 """Environment variable of a server, with a mark of its own."""
@@ -208,14 +214,33 @@ def end_marked(
     markers = [f"{MARKER}={directory}"]
     if dead_server:
         markers.append(f"{SERVER_MARKER}={dead_server}")
-    count = 0
     # A process that ends while it is looked at may just have started another
     # one, which is in no list yet: two looks in a row have to find none.
-    clear = 0 if dead_server else 1
+    return end_bearers(*markers, looks=2 if dead_server else 1, sleep=sleep)
+
+
+def end_bearers(*markers: str, looks: int = 1, sleep: Callable[[float], None] = time.sleep) -> int:
+    """Kill all processes whose environment holds a marker.
+
+    Parameters
+    ----------
+    *markers : `str`
+        See `marked_processes`.
+    looks : `int`, optional
+        How often in a row none has to be found.
+    sleep : callable, optional
+        Time, for tests.
+
+    Returns
+    -------
+    count : `int`
+        Number of processes that were found at once.
+    """
+    count, clear = 0, 0
     for _ in range(100):
         pids = marked_processes(*markers)
         clear = 0 if pids else clear + 1
-        if clear == 2:
+        if clear == looks:
             break
         count = max(count, len(pids))
         _signal(pids, signal.SIGKILL)
