@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sqlite3
 import time
 from pathlib import Path
 
@@ -102,6 +103,29 @@ def test_failure_prunes_children_and_keeps_all_attempts(shared):
     # A task that is done does not take a retry.
     reply = client.api("task/retry", {"task_id": records["right"]["jediTaskID"]})
     assert (reply["success"], reply["data"]) == (False, 4)
+
+
+def test_retry_that_gets_lost_or_comes_twice(shared, tmp_path):
+    client = TrialClient(shared)
+    command = f"echo ran >> {tmp_path}/ran; test -e {tmp_path}/gate"
+    trial = client.submit("u_me_retried", [TrialTask("once", {"once:0": ()}, command)])
+    assert client.wait(trial, timeout=_TIMEOUT)[0] == "Failed"
+    (tmp_path / "gate").touch()
+    instance.set_faults(shared, [{"action": "drop", "target": "command", "match": "^retry$", "times": 1}])
+    registered = client.relay("retry", request_id=trial.request_id)
+    assert registered == [[0, {"status": 0, "message": "Command registered successfully"}]]
+    with sqlite3.connect(Path(shared.directory) / "idds.db") as connection:
+        query = "SELECT count(*) FROM commands WHERE request_id = ?"
+        assert connection.execute(query, (trial.request_id,)).fetchone() == (0,)
+    connection.close()
+    # The rule is used up: the second one takes, and comes twice.
+    instance.set_faults(shared, [{"action": "duplicate", "target": "command", "match": "^retry$"}])
+    try:
+        assert client.relay("retry", request_id=trial.request_id)[0][0] == 0
+    finally:
+        instance.set_faults(shared, [])
+    _wait_for(lambda: client.look(trial)[0] == "Finished", "finished run")
+    assert (tmp_path / "ran").read_text() == "ran\nran\n"
 
 
 def test_abort_reaches_running_payloads_late_and_queued_jobs_at_once(own, tmp_path):
