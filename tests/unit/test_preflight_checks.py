@@ -188,6 +188,16 @@ def test_numbers_of_bps_are_looked_at_before_the_graph_is_made(make_config, env)
     ]
 
 
+def test_a_command_of_the_worker_has_a_place_for_the_job(make_config, env):
+    good = {"runnerCommand": "setup; {inner}", "inner": "python3 _runner_ _cmd_line_"}
+    assert check_configuration(make_config(**good), env)[0] == []
+    bad = make_config(**good, pipetask={"isr": {"runnerCommand": "python3 nothing"}})
+    assert check_configuration(bad, env)[0] == [
+        "runnerCommand holds no _cmd_line_, the place for the job's command; it is 'python3 nothing' for "
+        "label isr."
+    ]
+
+
 def test_a_graph_needs_its_variables(make_config, env):
     config = make_config(createQuantumGraph="pipetask qgraph {pipetaskInput} -p {pipelineYaml} {dataQuery}")
     (problem,) = check_configuration(config, env)[0]

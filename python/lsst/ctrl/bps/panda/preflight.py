@@ -137,7 +137,8 @@ def check_configuration(config: BpsConfig, environment: Mapping[str, str]) -> tu
         checked.append((_graph_command(config), (), _OPTIONAL))
     for key, names, optional in checked:
         if not _is_evaluated(config, key):
-            problems += _complaints(partial(lookup.check_variables, key, names, optional=optional))
+            found = _complaints(partial(lookup.check_variables, key, names, optional=optional))
+            problems += found or (_runner_problems(lookup, labels) if key == "runnerCommand" else [])
     if has_graph:
         problems += [
             *_missing_commands(config, environment),
@@ -145,6 +146,17 @@ def check_configuration(config: BpsConfig, environment: Mapping[str, str]) -> tu
             *_missing_inputs(config, environment),
         ]
     return problems, _area_problems(lookup, environment)
+
+
+def _runner_problems(lookup: KeyLookup, labels: Iterable[str]) -> list[str]:
+    """Find labels whose jobs would run nothing."""
+    commands = {str(lookup.get("runnerCommand", label, raw=True)): label for label in ["", *labels]}
+    return [
+        f"runnerCommand holds no _cmd_line_, the place for the job's command; it is {command!r}"
+        f"{f' for label {label}' if label else ''}."
+        for command, label in commands.items()
+        if command and "_cmd_line_" not in command
+    ]
 
 
 def _divided(config: BpsConfig) -> list[str]:
