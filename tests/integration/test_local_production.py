@@ -2,6 +2,7 @@
 be told from none; and relay commands that get lost or come twice.
 """
 
+import os
 import time
 
 import pytest
@@ -23,7 +24,7 @@ _PACE = (
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     directory = tmp_path_factory.mktemp("production") / "state"
-    yield instance.start(directory, slots=2, pace=_PACE)
+    yield instance.start(directory, slots=2, pace=_PACE, parent=os.getpid())
     instance.stop(directory)
 
 

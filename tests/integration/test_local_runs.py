@@ -20,7 +20,8 @@ _TIMEOUT = 240.0
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
     directory = tmp_path_factory.mktemp("panda") / "state"
-    yield instance.start(directory, slots=4)
+    # It ends with the tests, however these end.
+    yield instance.start(directory, slots=4, parent=os.getpid())
     instance.stop(directory)
 
 

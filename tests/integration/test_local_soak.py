@@ -52,7 +52,7 @@ class _Soak:
         self._ran = tmp_path / "ran"
         self._ran.touch()
         self._end = time.monotonic() + _TIMEOUT
-        self.endpoint = instance.start(self.directory, slots=4)
+        self.endpoint = instance.start(self.directory, slots=4, parent=os.getpid())
         self.trials = []
         self._settled = {}
 
@@ -141,7 +141,7 @@ class _Soak:
         starts = self.executions("start")
         for job in self.finished():
             self._settled.setdefault(job, starts[job])
-        again = instance.start(self.directory)
+        again = instance.start(self.directory, parent=os.getpid())
         assert again.url == self.endpoint.url
         self.endpoint = again
 
