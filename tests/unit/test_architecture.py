@@ -49,6 +49,7 @@ ARROWS: dict[str, frozenset[str]] = {
         # The edges: files, HTTP, log-in.
         "staging": "errors plan.model",
         "runrecord": "errors version plan.model",
+        "run_messages": "settings",
         "rest": "errors version auth.sources auth.store auth.tokens",
         "auth": "errors version rest",
         # What the service class is made of.
@@ -76,7 +77,7 @@ ARROWS: dict[str, frozenset[str]] = {
         "service": "errors version settings sites plan plantable wire wire.idds_workflow rest staging report "
         "runrecord workflow submission inquiry preflight queues cancellation rescue core_repairs "
         "remote_build build_reply build_settings command_line outputs environment_dump hints rucio "
-        "local.endpoint local.instance",
+        "run_messages local.endpoint local.instance",
         "": "service workflow errors version",
         # Registration in Rucio: its program runs alone on a worker.
         "rucio.program": "",
@@ -84,7 +85,8 @@ ARROWS: dict[str, frozenset[str]] = {
         # What a run is doing, at length.
         "insight": "build_reply errors inquiry plan report rest runrecord settings wire workflow",
         "cli": "errors version service settings auth rest.credentials local demo workflow report inquiry "
-        "insight runrecord wire preflight sites spelling command_line campaign rucio rucio.program",
+        "insight run_messages runrecord wire preflight sites spelling command_line campaign rucio "
+        "rucio.program",
         # One configuration, a run at each of several sites.
         "campaign": "errors inquiry insight.documents preflight build_reply report runrecord wire",
         # Apart.

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import click
 import pytest
 from click.testing import CliRunner
 from lsst.ctrl.bps.wms_service import WmsStates
@@ -96,6 +97,17 @@ def test_tables_drop_columns_only_where_they_must():
     ]
     assert table(head, rows, drop=("b", "a"), width=5)[2] == "long_label  5"
     assert table(head, [], drop=("b",), width=5) == ["label  a  c"]
+
+
+def test_ctrl_c_ends_any_command_with_its_exit_code():
+    @click.command()
+    def slow():
+        raise KeyboardInterrupt
+
+    group = type(main)("panda_bps", commands={"slow": slow})
+    group.get_command = lambda ctx, name: slow
+    result = CliRunner().invoke(group, ["slow"])
+    assert (result.exit_code, result.stdout, result.stderr) == (130, "", "interrupted\n")
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))

@@ -17,9 +17,9 @@ from lsst.ctrl.bps.panda import sites
 from lsst.ctrl.bps.panda.errors import SettingsError
 from lsst.ctrl.bps.panda.keys import KEYS, convert
 from lsst.ctrl.bps.panda.plan.labels import NamingKind
+from lsst.ctrl.bps.panda.run_messages import own_messages
 from lsst.ctrl.bps.panda.settings import (
     default_configuration,
-    own_messages,
     read_run_settings,
     read_service_settings,
     site_staging_area,

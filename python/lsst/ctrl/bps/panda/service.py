@@ -40,8 +40,9 @@ from .report_filters import parse_filters
 from .rescue import restart_run
 from .rest.diagnosis import diagnose
 from .rucio.checks import check_registration
+from .run_messages import own_messages
 from .runrecord import RunIndex, read_record
-from .settings import ServiceSettings, default_configuration, own_messages, read_service_settings
+from .settings import ServiceSettings, default_configuration, read_service_settings
 from .staging import stage
 from .staging.progress import ProgressLine
 from .submission import send

@@ -8,7 +8,6 @@ __all__ = [
     "RunSettings",
     "ServiceSettings",
     "default_configuration",
-    "own_messages",
     "read_run_settings",
     "read_service_settings",
     "site_staging_area",
@@ -121,27 +120,6 @@ def read_service_settings(
         environment=env,
         messages={name: reader.get(name) for name in _MESSAGES_KEYS},
     )
-
-
-def own_messages(settings: ServiceSettings, site: str) -> dict[str, str]:
-    """Find the settings of the message broker that a run brings itself.
-
-    Parameters
-    ----------
-    settings : `ServiceSettings`
-        As the run's configuration has them.
-    site : `str`
-        The run's site, whose profile may have others.
-
-    Returns
-    -------
-    messages : `dict` [`str`, `str`]
-        What differs from the profile, to be remembered with the run.  An
-        address with a password in it is left out.
-    """
-    profile = read_service_settings(None, settings.environment, site=site).messages
-    own = {name: value for name, value in settings.messages.items() if value != profile[name]}
-    return own if "@" not in own.get("pandaMessagesUrl", "") else {}
 
 
 def _user(env: Mapping[str, str]) -> str:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 __all__ = ["COMMANDS", "main"]
 
+import sys
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -29,8 +31,21 @@ help.
 """
 
 
+_INTERRUPTED = 130
+
+
 class _LazyGroup(click.Group):
-    """Finds sub-commands in the table and imports them when they are used."""
+    """Finds sub-commands in the table and imports them when they are used;
+    ends with 130 after Ctrl-C.
+    """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        # Docstring inherited.
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            sys.exit(_INTERRUPTED)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         # Docstring inherited.

@@ -34,6 +34,7 @@ from lsst.ctrl.bps.panda.errors import PandaBpsError
 from lsst.ctrl.bps.panda.inquiry import Connection, connect
 from lsst.ctrl.bps.panda.local import endpoint as local_endpoint
 from lsst.ctrl.bps.panda.local import instance
+from lsst.ctrl.bps.panda.run_messages import with_messages
 from lsst.ctrl.bps.panda.runrecord import RunIndex, RunRecord, read_record
 from lsst.ctrl.bps.panda.settings import ServiceSettings, read_service_settings
 from lsst.ctrl.bps.panda.wire.states import Counts
@@ -102,9 +103,7 @@ def _as_submitted(run: str, settings: ServiceSettings, *, profile: bool = True) 
     site = str(record.content["run"].get("site") or "")
     if site and profile:
         settings = read_service_settings(None, settings.environment, site=site)
-    messages = record.content.get("messages") or {}
-    own = {name: str(messages[name]) for name in settings.messages if messages.get(name)}
-    return replace(settings, messages={**settings.messages, **own})
+    return with_messages(settings, record.content.get("messages") or {})
 
 
 def _record_of(run: str, settings: ServiceSettings) -> RunRecord | None:
