@@ -56,7 +56,7 @@ ARROWS: dict[str, frozenset[str]] = {
         "core_repairs": "",
         "outputs": "errors edgenode.cmd_line_decoder runrecord",
         "environment_dump": "rest.redaction runrecord",
-        "workflow": "errors version outputs plan rucio settings runrecord wire.idds_workflow",
+        "workflow": "errors version outputs plan rucio rucio.program settings runrecord wire.idds_workflow",
         "submission": "errors rest wire wire.idds_workflow",
         "inquiry": "errors auth.login report rest runrecord settings wire",
         "queues": "errors plan.model",
@@ -70,7 +70,7 @@ ARROWS: dict[str, frozenset[str]] = {
         "build_settings": "errors lookup",
         "remote_build": "build_settings environment_dump errors inquiry runrecord submission version "
         "wire wire.idds_workflow workflow",
-        "build_reply": "errors inquiry rest runrecord wire.pipeline workflow",
+        "build_reply": "errors inquiry rest rucio runrecord wire.pipeline workflow",
         # It is the program of a task, and uses the line from BPS to iDDS like the service class does.
         "site_build": "build_reply errors inquiry plan.model rest settings staging wire wire.idds_workflow "
         "workflow",
@@ -85,10 +85,10 @@ ARROWS: dict[str, frozenset[str]] = {
         # What a run is doing, at length.
         "insight": "build_reply errors inquiry plan report rest runrecord settings wire workflow",
         "cli": "errors version service settings auth rest.credentials local demo workflow report inquiry "
-        "insight run_messages runrecord wire preflight sites spelling command_line campaign rucio "
+        "insight run_messages runrecord wire preflight sites spelling command_line build_reply campaign rucio "
         "rucio.program",
         # One configuration, a run at each of several sites.
-        "campaign": "errors inquiry insight.documents preflight build_reply report runrecord wire",
+        "campaign": "errors inquiry insight.documents preflight build_reply report rucio runrecord wire",
         # Apart.
         "edgenode": "",
         # Makes a plan on the worker, so it has to find the whole plugin there; says so if it does not.

@@ -287,6 +287,35 @@ def test_all_sites_are_checked_before_anything_is_written(tmp_path):
     assert not Path(record.directory).exists()
 
 
+RUCIO = {
+    "enabled": True, "datasetTypes": "image", "scope": "dp2", "rse": "DISK", "rseRoot": "/rse",
+    "dtnUrl": "davs://host/rse", "askRucio": False,
+}  # fmt: skip
+
+
+def test_the_registration_of_every_site_is_checked(tmp_path, caplog):
+    sites = {"SLAC": 1, "LANCS": {"share": 1, "rucio": {"rse": "lancs_disk"}}}
+    record, problems, _ = prepared(tmp_path, rucio=RUCIO, section={"sites": sites})
+    (problem,) = (text for text in problems if "rucio" in text)
+    assert problem.startswith("Site LANCS: rucio.rse is 'lancs_disk'")
+    assert "Site SLAC: Rucio was not asked" in caplog.text
+    assert not Path(record.directory).exists()
+
+
+def test_a_dataset_of_several_sites_must_not_be_closed_by_one(tmp_path):
+    shared = {**RUCIO, "datasetName": "campaign"}
+    sites = {"SLAC": {"share": 1, "rucio": {"close": True}}, "LANCS": 1}
+    *_, problems, _ = prepared(tmp_path, rucio=shared, section={"sites": sites})
+    (problem,) = (text for text in problems if "closes" in text)
+    assert problem.startswith("Site SLAC closes Rucio's dataset dp2:campaign, into which LANCS and SLAC")
+    for number, rucio in enumerate((shared, {**RUCIO, "close": True})):
+        (tmp_path / str(number)).mkdir()
+        *_, problems, _ = prepared(
+            tmp_path / str(number), rucio=rucio, section={"sites": {"SLAC": 1, "LANCS": 1}}
+        )
+        assert not [text for text in problems if "closes" in text]
+
+
 def test_a_directory_that_is_there_is_not_used_again(tmp_path):
     record, *_ = prepared(tmp_path)
     with pytest.raises(SettingsError, match="continue it: panda_bps campaign submit"):

@@ -195,6 +195,16 @@ def test_an_uncertain_submission_is_looked_up_first(record, panda, exists):
     assert numbers(record)["A"] == (40 if exists else 42)
 
 
+def test_what_another_process_has_submitted_meanwhile_is_not_submitted_again(record, panda):
+    early = read_campaign(record.directory)
+    submit(record, panda)
+    said = []
+    # It waited between reading the record and taking the lock.
+    assert submit_campaign(early, panda, submit=panda.submit, tell=said.append)
+    assert said[0] == "A: submitted before as run 40"
+    assert panda.calls == ["A", "B", "C"]
+
+
 def test_two_processes_do_not_submit_at_once(record, panda):
     with lock_campaign(record.directory), pytest.raises(PandaBpsError, match="Another process works"):
         submit(record, panda)

@@ -24,6 +24,13 @@ PLAN = PlanSummary(
     final_labels=("finalJob",),
 )
 
+LONG_PLAN = replace(
+    PLAN,
+    labels=(*PLAN.labels, ("rucioRegister", 1)),
+    tasks=(*PLAN.tasks, ("r_03_rucioRegister_01", "rucioRegister", 1)),
+    final_labels=("finalJob", "rucioRegister"),
+)
+
 
 class Server:
     """A server that loses so many commands, and takes its time after one.
@@ -165,6 +172,46 @@ def test_a_final_job_that_cannot_be_told_is_said_to_publish():
     accepted, message = cancel(Server())
     assert accepted
     assert "publishes what is there" in message
+
+
+class FinalServer(Server):
+    """A server as iDDS is to a run whose last task wants jobs of the run: its
+    final job ends, and the last task waits for a second command.
+    """
+
+    def status(self, run):
+        evidence = super().status(run)
+        if self.accepted_at is None or self.now < self.accepted_at + 3:
+            return replace(evidence, plan=LONG_PLAN)
+        again = [sent for sent in self.commands if sent >= self.accepted_at + 8]
+        one = FileCounts(total=1, processed=1)
+        finals = [
+            TransformRecord(5, 2, "r_02_finalJob_01", "Failed", "", 12, replace(one, failed=1, processed=0))
+        ]
+        if self.now < self.accepted_at + 8:
+            finals = []
+        else:
+            status = "Failed" if again else "Transforming"
+            finals.append(TransformRecord(5, 3, "r_03_rucioRegister_01", status, "", 13, FileCounts(total=1)))
+        request = replace(evidence.request, status="SubFinished") if again else evidence.request
+        return replace(evidence, request=request, transforms=(*evidence.transforms, *finals), plan=LONG_PLAN)
+
+
+def test_final_tasks_that_wait_for_killed_jobs_are_ended_too():
+    server = FinalServer()
+    accepted, message = cancel(server)
+    assert accepted
+    assert server.status("5").ended
+    assert message.startswith("Run 5 is cancelled: ")
+    assert "UNREADY" not in message
+    assert len(server.commands) == 2
+
+
+def test_that_final_tasks_may_hang_is_said_where_it_is_not_known():
+    server = FinalServer()
+    accepted, message = cancel(server, patience=4)
+    assert accepted
+    assert "for ever; if bps report shows so, end them: bps cancel --id 5" in message
 
 
 def test_the_doubles_have_what_the_code_asks_for():

@@ -159,6 +159,24 @@ def test_the_way_to_look_closer_is_told():
     assert "Next: panda_bps watch 41 shows the run live" in text
 
 
+def test_a_cancelled_run_that_waits_in_vain_is_told_to_be_cancelled_again():
+    counts = FileCounts(total=1)
+    tasks = [transform(1, "isr", counts, "Failed"), transform(2, "finalJob", counts, "Failed")]
+    tasks.append(transform(3, "rucioRegister", counts, "Transforming"))
+    labels = ("isr", "finalJob", "rucioRegister")
+    pairs = list(zip(tasks, labels, strict=True))
+    plan = PlanSummary(
+        tuple((label, 1) for label in labels),
+        tuple((task.name, label, 1) for task, label in pairs),
+        final_labels=labels[1:],
+    )
+    aborted = dataclasses.replace(request(status="Transforming"), substatus="ToCancel")
+    text = str(make_run_report(RunEvidence(aborted, tuple(tasks), plan, asked_at=NOW)).specific_info)
+    assert "Next: bps cancel --id 41 once more: the last task waits for jobs that were killed." in text
+    starting = RunEvidence(aborted, tuple(tasks[:1]), plan, asked_at=NOW)
+    assert "once more" not in str(make_run_report(starting).specific_info)
+
+
 def test_what_could_not_be_fetched_is_said():
     problems = ("contents of isr: {timed out}", "PanDA: 403")
     report = make_run_report(dataclasses.replace(EVIDENCE, contents={}, problems=problems))

@@ -116,6 +116,7 @@ def test_what_the_step_needs_is_staged_and_its_command_names_it(tmp_path):
     text = (tmp_path / "panda_rucio.json").read_text()
     assert sources["rucioRegistration"] == str(tmp_path / "panda_rucio.json")
     assert Registration.from_json(text).collection == "u/me/run"
+    assert Registration.from_json(text).graph_name == "u/me/run/run.qg"
     (task,) = (task for task in workflow.plan.final if task.label == "rucioRegister")
     assert (task.resources.memory, task.resources.attempts, task.placement.queue) == (3000, 5, "TRANSFERS")
     other = workflow.plan.tasks[0]
@@ -144,6 +145,7 @@ def test_preparing_the_same_workflow_twice_adds_one_step(tmp_path):
 def test_the_rescue_plan_has_the_step_and_waits_for_what_is_left(tmp_path, when):
     workflow = make(tmp_path, when=when)
     workflow.write(str(tmp_path))
+    assert Registration.from_json((tmp_path / "panda_rucio.json").read_text()).graph_name == ""
     plan = read_plan(tmp_path)
     done = {
         ordinal

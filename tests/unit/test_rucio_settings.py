@@ -109,6 +109,11 @@ def test_register_config_fills_what_is_not_said(tmp_path):
         ({"enabled": True, "rule": {"copies": 0}}, "rucio.rule.copies is 0"),
         ({"enabled": True, "rule": {"lifetime": "2 days"}}, "rule.lifetime is '2 days'"),
         ({"enabled": True, "chunkSize": 0}, "rucio.chunkSize is 0"),
+        ({"enabled": True, "rule": "FAR_DISK"}, "rucio.rule is 'FAR_DISK'.*must be a section"),
+        ({"enabled": True, "rule": {"copies": 2}}, "rucio.rule sets copies.*no rseExpression"),
+        ({"enabled": True, "environment": "RUCIO_CONFIG=x"}, "rucio.environment is .*must be a section"),
+        ({"enabled": True, "datasetTypes": {"image": 1}}, "rucio.datasetTypes is a section"),
+        ("yes", "rucio is 'yes'.*must be a section"),
         ({"enabled": True, "registerConfig": "/not/there.yaml"}, "cannot be read here"),
     ],
 )
@@ -117,9 +122,25 @@ def test_what_cannot_be_used_is_named(section, words):
         read(section)
 
 
+def test_what_is_no_section_at_a_site_is_named_with_the_site():
+    with pytest.raises(SettingsError, match="site.SLAC.rucio is 'no'"):
+        read({"enabled": True, **PLACE}, site={"SLAC": {"rucio": "no"}})
+
+
+def test_a_site_may_go_without_the_rule_of_the_others():
+    section = {"enabled": True, "datasetTypes": "image", **PLACE, "rule": {"copies": 2, "rseExpression": ""}}
+    assert read(section).registration.rule is None
+    own = {"SLAC": {"rucio": {"rule": {"rseExpression": "FAR_DISK"}}}}
+    assert read(section, site=own).registration.rule == RuleWanted("FAR_DISK", 2)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"dataset_types": ("post isr",)}, "rucio.datasetTypes holds 'post isr'"),
+        ({"dataset_types": ("image", "1")}, "rucio.datasetTypes holds '1'"),
+        ({"collection": ""}, "rucio.collection is ''"),
+        ({"collection": "u/{nobody}"}, "rucio.collection is 'u/{nobody}'"),
         ({"scope": "a b"}, "rucio.scope is 'a b'"),
         ({"scope": "x" * 26}, "1 to 25"),
         ({"scope": ""}, "rucio.scope is not set"),

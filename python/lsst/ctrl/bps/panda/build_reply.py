@@ -1,5 +1,6 @@
 """What the task of a remote build sends back to the submit host, over PanDA's
-file cache: the record of the run, and its plan for a restart.
+file cache: the record of the run with what it registers in Rucio, and its plan
+for a restart.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from lsst.resources import ResourcePath
 from .errors import PandaBpsError
 from .inquiry import Connection
 from .rest.panda_api import PandaApi
+from .rucio.step import REGISTRATION_NAME
 from .runrecord import RunIndex, RunRecord, read_record, write_text
 from .wire.pipeline import BUILD_LABEL, BUILD_TASK
 from .workflow import PLAN_NAME
@@ -30,6 +32,10 @@ _RECORD_SUFFIX = ".record.json"
 _PLAN_SUFFIX = ".plan.json.gz"
 
 _GZIP = b"\x1f\x8b"
+
+_REGISTRATION = "registration"
+"""Key of the record sent: what the run registers in Rucio, as it is written in
+a file of its own."""
 
 _TAKEN = ("labels", "tasks", "final_labels", "outputs", "staging")
 
@@ -46,7 +52,10 @@ def send_reply(api: PandaApi, submit_path: str | os.PathLike[str], archive: str)
     archive : `str`
         Name of the build's archive in the cache.
     """
-    record: dict[str, Any] = read_record(submit_path).content
+    record: dict[str, Any] = dict(read_record(submit_path).content)
+    registration = Path(submit_path, REGISTRATION_NAME)
+    if registration.is_file():
+        record[_REGISTRATION] = registration.read_text(encoding="utf-8")
     plan = Path(submit_path, PLAN_NAME).read_bytes()
     with tempfile.TemporaryDirectory() as folder:
         # The plan first: who finds the record finds both.
@@ -93,6 +102,8 @@ def complete_record(connection: Connection, run: str) -> None:
     record.content["run"]["staging_area"] = area
     record.content["remote"] = {**remote, "complete": True}
     _fetch_plan(connection.api, record, archive)
+    if isinstance(registration := sent.get(_REGISTRATION), str):
+        write_text(Path(record.submit_path, REGISTRATION_NAME), [registration])
     record.write(record.submit_path)
 
 

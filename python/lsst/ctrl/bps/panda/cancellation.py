@@ -15,7 +15,7 @@ from .rest.relay import Relay
 from .runrecord import RunRecord
 from .staging import remove_marker, write_marker
 from .wire.states import is_aborted
-from .wire.tally import RunEvidence, tally_run
+from .wire.tally import RunEvidence, tally_run, waits_in_vain
 
 CANCELLED_MARKER = ".cancelled"
 """File in the staging area by which the final job finds out."""
@@ -121,12 +121,13 @@ class _Watch:
         """
         while True:
             evidence = self._inquiry.glance(str(self._request_id))
-            if evidence.ended or (is_aborted(evidence.request) and _is_quiet(evidence)):
+            quiet = is_aborted(evidence.request) and _is_quiet(evidence)
+            if evidence.ended or (quiet and not _may_wait_in_vain(evidence)):
                 return evidence
             now = self._clock()
             if now >= self._end:
                 return evidence
-            if now - self._last_sent >= RESEND_AFTER:
+            if now - self._last_sent >= RESEND_AFTER and _wants_command(evidence):
                 self._send_again(now)
             self._sleep(1.0)
 
@@ -153,6 +154,19 @@ def _is_quiet(evidence: RunEvidence) -> bool:
     )
 
 
+def _may_wait_in_vain(evidence: RunEvidence) -> bool:
+    """Whether the run has final tasks that wait for more than their start."""
+    return evidence.plan is not None and len(evidence.plan.final_labels) > 1
+
+
+def _wants_command(evidence: RunEvidence) -> bool:
+    """Whether another command helps: the first was lost, or the final tasks,
+    which iDDS starts after it, hang.
+    """
+    quiet = is_aborted(evidence.request) and _is_quiet(evidence)
+    return not quiet or waits_in_vain(evidence, tally_run(evidence))
+
+
 def _describe(request_id: int, evidence: RunEvidence, *, marked: bool) -> str:
     """Say how far the cancellation has come."""
     total = tally_run(evidence).total
@@ -163,6 +177,11 @@ def _describe(request_id: int, evidence: RunEvidence, *, marked: bool) -> str:
         parts.append(
             f"Up to {running} jobs may still run: pilots hear of it at their next heartbeat (up to 30 "
             f"minutes)."
+        )
+    if not evidence.ended and _may_wait_in_vain(evidence):
+        parts.append(
+            "The tasks after its final job may wait for jobs that were killed, for ever; if bps report shows "
+            f"so, end them: bps cancel --id {request_id}."
         )
     if not evidence.ended:
         parts.append(

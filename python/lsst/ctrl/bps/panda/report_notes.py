@@ -19,7 +19,7 @@ from .wire.failures import (
     signal_name,
 )
 from .wire.states import TERMINAL, is_aborted, running_by_task
-from .wire.tally import RunEvidence, RunTally
+from .wire.tally import RunEvidence, RunTally, waits_in_vain
 
 _ERROR_LIMIT = 10
 _TASK_LIMIT = 5
@@ -203,6 +203,10 @@ def _goes_on(evidence: RunEvidence, tally: RunTally, failures: Sequence[Failure]
     return not tally.ended
 
 
+def _waits_in_vain(evidence: RunEvidence, tally: RunTally, failures: Sequence[Failure]) -> bool:
+    return waits_in_vain(evidence, tally)
+
+
 def _still_fails(evidence: RunEvidence, tally: RunTally, failures: Sequence[Failure]) -> bool:
     return not tally.ended and tally.total[WmsStates.FAILED] > 0
 
@@ -215,6 +219,7 @@ _ADVICE: tuple[tuple[_Condition, str], ...] = (
         _is_infrastructure,
         "some errors are not the payload's: if they come again, ask those who run the site or PanDA.",
     ),
+    (_waits_in_vain, "bps cancel --id {id} once more: the last task waits for jobs that were killed."),
     (_goes_on, "panda_bps watch {id} shows the run live, until it has ended."),
     (_has_failed, "panda_bps errors {id} says why jobs failed, with the ends of their logs and what to do."),
     (_still_fails, "let the run end; then bps restart --id {id} runs again what failed."),

@@ -6,7 +6,7 @@ Both are small JSON files; each write is to a temporary name and moved.
 
 from __future__ import annotations
 
-__all__ = ["RECORD_NAME", "RunIndex", "RunRecord", "read_record", "write_text"]
+__all__ = ["RECORD_NAME", "OwnList", "RunIndex", "RunRecord", "read_json", "read_record", "write_text"]
 
 import contextlib
 import fcntl
@@ -121,19 +121,48 @@ def read_record(directory: str | os.PathLike[str]) -> RunRecord:
     PandaBpsError
         Raised if the record is damaged.
     """
-    path = Path(directory)
-    path = path / RECORD_NAME if path.is_dir() else path.parent / RECORD_NAME
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunNotFoundError(
-            f"{directory} holds no {RECORD_NAME}, so it is not the submit directory of a run on PanDA."
-        ) from None
-    except ValueError as error:
-        raise PandaBpsError(f"{path} is damaged: {error}.") from error
+    path, content = read_json(directory, RECORD_NAME, holder="a run on PanDA")
     if not isinstance(content, dict) or not isinstance(content.get("run"), dict):
         raise PandaBpsError(f"{path} is damaged: it describes no run.")
     return RunRecord(content)
+
+
+def read_json(directory: str | os.PathLike[str], name: str, *, holder: str) -> tuple[Path, Any]:
+    """Read a record of a submit directory.
+
+    Parameters
+    ----------
+    directory : path
+        The directory, or a file in it.
+    name : `str`
+        Name of the record.
+    holder : `str`
+        What has such a record, for the text of an error.
+
+    Returns
+    -------
+    path : `~pathlib.Path`
+        The record.
+    content : `~typing.Any`
+        What it holds.
+
+    Raises
+    ------
+    RunNotFoundError
+        Raised if there is none.
+    PandaBpsError
+        Raised if it is no JSON.
+    """
+    given = Path(directory)
+    path = (given if given.is_dir() else given.parent) / name
+    try:
+        return path, json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunNotFoundError(
+            f"{directory} holds no {name}, so it is not the submit directory of {holder}."
+        ) from None
+    except ValueError as error:
+        raise PandaBpsError(f"{path} is damaged: {error}.") from error
 
 
 def write_text(path: Path, pieces: Iterable[str], *, mode: int = 0o666) -> None:
@@ -163,6 +192,54 @@ def write_text(path: Path, pieces: Iterable[str], *, mode: int = 0o666) -> None:
         raise
 
 
+class OwnList:
+    """A list of one's own things that several processes write to, an entry a
+    line.
+
+    Parameters
+    ----------
+    directory : `str`
+        Directory for what is remembered between commands.
+    name : `str`
+        Name of the file.
+    """
+
+    def __init__(self, directory: str, name: str) -> None:
+        self._path = Path(directory) / name
+
+    def append(self, entry: Mapping[str, Any], *, what: str) -> None:
+        """Add an entry; failing to do so is warned about, not an error.
+
+        Parameters
+        ----------
+        entry : mapping
+            JSON-ready.
+        what : `str`
+            What is entered, for the warning.
+        """
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with open(self._path, "a", encoding="utf-8") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX)
+                stream.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            _LOG.warning("The %s is not in the list of own %ss (%s): %s", what, what, self._path, error)
+
+    def entries(self) -> Iterator[dict[str, Any]]:
+        """Yield the entries, oldest first, without what cannot be read."""
+        try:
+            lines = self._path.read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return
+        for line in lines:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(entry, dict):
+                yield entry
+
+
 class RunIndex:
     """The list of one's own runs, across submit directories.
 
@@ -173,7 +250,7 @@ class RunIndex:
     """
 
     def __init__(self, directory: str) -> None:
-        self._path = Path(directory) / "runs.jsonl"
+        self._list = OwnList(directory, "runs.jsonl")
 
     def add(self, record: RunRecord, *, server: str) -> None:
         """Enter a run; failing to do so is warned about, not an error.
@@ -192,13 +269,7 @@ class RunIndex:
             "name": record.name,
             "submitted_at": record.content.get("submitted_at"),
         }
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with open(self._path, "a", encoding="utf-8") as stream:
-                fcntl.flock(stream, fcntl.LOCK_EX)
-                stream.write(json.dumps(entry) + "\n")
-        except OSError as error:
-            _LOG.warning("The run is not in the list of own runs (%s): %s", self._path, error)
+        self._list.append(entry, what="run")
 
     def entries(self, server: str) -> Iterator[Mapping[str, Any]]:
         """Yield what is known of the runs on a server, oldest first.
@@ -208,16 +279,8 @@ class RunIndex:
         server : `str`
             URL of PanDA.
         """
-        try:
-            lines = self._path.read_text(encoding="utf-8").splitlines()
-        except OSError:
-            return
-        for line in lines:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(entry, dict) and entry.get("server") == server and entry.get("request_id"):
+        for entry in self._list.entries():
+            if entry.get("server") == server and entry.get("request_id"):
                 yield entry
 
     def find(self, server: str, *, request_id: int | None = None, name: str = "") -> RunRecord | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["PLAN_NAME", "PandaBpsWmsWorkflow", "read_plan"]
 
 import os
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +19,9 @@ from .plan.document import parse_plan, render_plan
 from .plan.model import StagedFile, WorkflowPlan
 from .plan.planner import make_plan
 from .plan.success import want_success
-from .rucio.settings import LABEL, RegistrationSettings, read_registration_settings
-from .rucio.step import REGISTRATION_NAME, add_step
+from .rucio.program import Registration
+from .rucio.settings import LABEL, read_registration_settings
+from .rucio.step import REGISTRATION_NAME, add_step, find_graph
 from .runrecord import RunRecord, write_text
 from .settings import RunSettings, read_run_settings, read_service_settings
 from .wire.idds_workflow import Submission, make_submission, make_workflow
@@ -44,7 +46,7 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
         self.submit_path: str | None = None
         self._plan: WorkflowPlan | None = None
         self._settings: RunSettings | None = None
-        self._registration: RegistrationSettings | None = None
+        self._registration: Registration | None = None
         self._outputs: tuple[tuple[str, str], ...] = ()
         self.run_attrs: dict[str, str] = {}
         # Of bpsBatchSubmission: there is no plan yet.
@@ -66,7 +68,8 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
         is_command = bool(workflow.run_attrs.get("bps_iscustom"))
         registration = None if is_command else read_registration_settings(config, environment)
         if registration is not None:
-            workflow._registration = registration
+            graph = find_graph(generic_workflow) if registration.quantum_graph else ""
+            workflow._registration = replace(registration.registration, quantum_graph=graph)
             add_step(generic_workflow, registration, submit_path=submit_path)
         workflow._settings = read_run_settings(config, generic_workflow, submit_path=submit_path)
         workflow._plan = make_plan(generic_workflow, workflow._settings.plan)
@@ -134,7 +137,7 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
             write_text(directory / PARAMETERS_DIRECTORY / shard.name, [shard.text])
         write_text(directory / PLAN_NAME, render_plan(self.plan))
         if self._registration is not None:
-            write_text(directory / REGISTRATION_NAME, [self._registration.registration.to_json()])
+            write_text(directory / REGISTRATION_NAME, [self._registration.to_json()])
         now = datetime.now(UTC).isoformat(timespec="seconds")
         record = RunRecord.from_plan(self.plan, prepared_at=now)
         staging = self.settings.staging

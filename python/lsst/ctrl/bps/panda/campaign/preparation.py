@@ -19,6 +19,8 @@ from lsst.daf.butler import Butler
 
 from ..errors import SettingsError
 from ..preflight import check_configuration
+from ..rucio.checks import check_registration
+from ..rucio.settings import read_registration_settings
 from ..runrecord import write_text
 from .configuration import CampaignConfiguration
 from .parts import Part, divide_campaign, find_notes, make_parts, render_part
@@ -146,10 +148,39 @@ def _check(
     problems: list[str] = []
     outside: list[str] = []
     for part in parts:
-        some, areas = check_configuration(configuration.with_settings(part.content), environment)
-        problems += [f"Site {part.site}: {text}" for text in some]
-        outside += [f"Site {part.site}: {text}" for text in areas]
-    return problems, outside
+        config = configuration.with_settings(part.content)
+        some, areas = check_configuration(config, environment)
+        registration = check_registration(config, environment)
+        for note in registration.notes:
+            _LOG.warning("Site %s: %s", part.site, note)
+        problems += [f"Site {part.site}: {text}" for text in (*some, *registration.problems)]
+        outside += [f"Site {part.site}: {text}" for text in (*areas, *registration.outside)]
+    return problems + _closed_too_early(configuration, parts, environment), outside
+
+
+def _closed_too_early(
+    configuration: CampaignConfiguration, parts: Sequence[Part], environment: Mapping[str, str]
+) -> list[str]:
+    """Find sites that register into a dataset which another one closes."""
+    sites: dict[str, list[str]] = {}
+    closing: dict[str, str] = {}
+    for part in parts:
+        try:
+            settings = read_registration_settings(configuration.with_settings(part.content), environment)
+        except SettingsError:
+            continue  # said with the site's other problems
+        if settings is None:
+            continue
+        place = f"{settings.registration.scope}:{settings.registration.dataset}"
+        sites.setdefault(place, []).append(part.site)
+        if settings.registration.close:
+            closing.setdefault(place, part.site)
+    return [
+        f"Site {site} closes Rucio's dataset {place}, into which {' and '.join(sites[place])} register, so "
+        "that whoever ends later registers nothing. Set rucio.close to no, or give each site a datasetName."
+        for place, site in closing.items()
+        if len(sites[place]) > 1
+    ]
 
 
 def _base_name(record: CampaignRecord) -> str:

@@ -21,19 +21,15 @@ __all__ = [
 import contextlib
 import fcntl
 import json
-import logging
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from ..errors import PandaBpsError, RunNotFoundError
-from ..runrecord import write_text
+from ..runrecord import OwnList, read_json, write_text
 from .shares import Value
-
-_LOG = logging.getLogger(__name__)
 
 RECORD_NAME = "panda_campaign.json"
 RECORD_FORMAT = 1
@@ -126,10 +122,8 @@ def read_campaign(directory: str | os.PathLike[str]) -> CampaignRecord:
     PandaBpsError
         Raised if it is damaged, or of a newer version.
     """
-    path = Path(directory)
-    path = path / RECORD_NAME if path.is_dir() else path.parent / RECORD_NAME
+    path, content = read_json(directory, RECORD_NAME, holder="a campaign")
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         number = content["format"]
         if number != RECORD_FORMAT:
             raise PandaBpsError(
@@ -138,10 +132,6 @@ def read_campaign(directory: str | os.PathLike[str]) -> CampaignRecord:
             )
         parts = [PartRecord(**part) for part in content.pop("parts")]
         record = CampaignRecord(**content, parts=parts)
-    except FileNotFoundError:
-        raise RunNotFoundError(
-            f"{directory} holds no {RECORD_NAME}, so it is not the submit directory of a campaign."
-        ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PandaBpsError(f"{path} is damaged: {error}.") from error
     return record
@@ -179,7 +169,7 @@ class CampaignIndex:
     """
 
     def __init__(self, directory: str) -> None:
-        self._path = Path(directory) / "campaigns.jsonl"
+        self._list = OwnList(directory, "campaigns.jsonl")
 
     def add(self, record: CampaignRecord) -> None:
         """Enter a campaign; failing to do so is warned about, not an error.
@@ -190,13 +180,7 @@ class CampaignIndex:
             Its record.
         """
         entry = {"config": record.config, "directory": record.directory, "prepared_at": record.prepared_at}
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with open(self._path, "a", encoding="utf-8") as stream:
-                fcntl.flock(stream, fcntl.LOCK_EX)
-                stream.write(json.dumps(entry) + "\n")
-        except OSError as error:
-            _LOG.warning("The campaign is not in the list of own campaigns (%s): %s", self._path, error)
+        self._list.append(entry, what="campaign")
 
     def latest(self, config: str) -> CampaignRecord | None:
         """Return the latest campaign of a configuration that is still there.
@@ -206,16 +190,12 @@ class CampaignIndex:
         config : `str`
             The user's file, absolute.
         """
-        try:
-            lines = self._path.read_text(encoding="utf-8").splitlines()
-        except OSError:
-            return None
-        for line in reversed(lines):
+        for entry in reversed(list(self._list.entries())):
+            if entry.get("config") != config:
+                continue
             try:
-                entry = json.loads(line)
-                if entry["config"] == config:
-                    return read_campaign(str(entry["directory"]))
-            except (ValueError, KeyError, TypeError, PandaBpsError):
+                return read_campaign(str(entry["directory"]))
+            except (KeyError, PandaBpsError, OSError):
                 continue
         return None
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from ..errors import PandaBpsError, SubmissionUncertainError
 from ..inquiry import Connection
 from ..runrecord import RunIndex, read_record
-from .record import CampaignRecord, PartRecord, PartState, lock_campaign
+from .record import CampaignRecord, PartRecord, PartState, lock_campaign, read_campaign
 
 _LOG = logging.getLogger(__name__)
 
@@ -58,6 +58,8 @@ def submit_campaign(
         Raised if another process submits the same campaign.
     """
     with lock_campaign(record.directory):
+        # What was read before the lock may be older than what another process has submitted since.
+        record.parts = read_campaign(record.directory).parts
         for part in record.parts:
             if part.state is PartState.SUBMITTED:
                 tell(f"{part.site}: submitted before as run {part.request_id}")

@@ -10,22 +10,23 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import click
 
+from lsst.ctrl.bps.panda.campaign.registration import make_registration_document
 from lsst.ctrl.bps.panda.errors import PandaBpsError, RucioError
 from lsst.ctrl.bps.panda.inquiry import Inquiry
-from lsst.ctrl.bps.panda.rucio.client import open_butler, open_client, rucio_errors
+from lsst.ctrl.bps.panda.rucio.client import look_up_outputs, open_butler, open_client, rucio_errors
 from lsst.ctrl.bps.panda.rucio.document import make_status_document
 from lsst.ctrl.bps.panda.rucio.forecast import Forecast, make_forecast
-from lsst.ctrl.bps.panda.rucio.program import Refused, Registration, find_outputs
+from lsst.ctrl.bps.panda.rucio.program import Refused, Registration, graph_name
 from lsst.ctrl.bps.panda.rucio.program import register as run_registration
 from lsst.ctrl.bps.panda.rucio.runs import read_registration
-from lsst.ctrl.bps.panda.rucio.status import RegistrationStatus, find_status
+from lsst.ctrl.bps.panda.rucio.status import RegistrationStatus, look_at_registration
 from lsst.ctrl.bps.panda.runrecord import RunRecord, read_record
 
+from .campaign_registration import campaign_lines, complete, is_campaign, look_at_campaign, rule_line
 from .panda_bps_run import connect_for, json_option, print_problems, table, write_json
 
 _INCOMPLETE = 1
@@ -78,7 +79,12 @@ def rucio(context: click.Context, dry_run: str | None, local: bool) -> None:
 @rucio.command()
 @click.argument("run")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
-@click.option("--quantum-graph", default="", metavar="FILE", help="Register this file along with it.")
+@click.option(
+    "--quantum-graph",
+    default="",
+    metavar="FILE",
+    help="Quantum graph to go along, if not the run's.",
+)
 @click.option("--local", is_flag=True, help="Ask the embedded PanDA of this machine.")
 @_shown
 def register(run: str, dry_run: bool, quantum_graph: str, local: bool) -> None:
@@ -86,14 +92,17 @@ def register(run: str, dry_run: bool, quantum_graph: str, local: bool) -> None:
 
     It works where the run's Butler does.
     """
-    registration = read_registration(_find(run, local=local))
+    registration = read_registration(complete(_find(run, local=local), local=local))
+    graph = quantum_graph or registration.quantum_graph
     with open_butler(registration.butler) as butler:
         if dry_run:
-            _print_forecast(_forecast(butler, registration), quantum_graph)
+            _print_forecast(_forecast(butler, registration), graph)
             return
+        if graph and "://" not in graph and not os.path.isfile(graph):
+            raise PandaBpsError(f"The quantum graph {graph} is not there. Name it: --quantum-graph FILE.")
         client = open_client()
         with rucio_errors("register"):
-            click.echo(_register(butler, client, registration, quantum_graph))
+            click.echo(_register(butler, client, registration, graph))
 
 
 def _register(butler: Any, client: Any, registration: Registration, quantum_graph: str) -> str:
@@ -107,7 +116,7 @@ def _register(butler: Any, client: Any, registration: Registration, quantum_grap
 
 def _forecast(butler: Any, registration: Registration) -> Forecast:
     """Find out what would be done, with or without Rucio."""
-    found = find_outputs(butler, registration)
+    found = look_up_outputs(butler, registration)
     try:
         client = open_client()
     except PandaBpsError as error:
@@ -137,9 +146,9 @@ def _print_forecast(forecast: Forecast, quantum_graph: str) -> None:
     for line in _plan_lines(forecast):
         click.echo(line)
     if quantum_graph:
-        click.echo(
-            f"quantum graph: {registration.scope}:{registration.dataset}/{quantum_graph.split('/')[-1]}"
-        )
+        click.echo(f"quantum graph: {registration.scope}:{graph_name(registration, quantum_graph)}")
+    if not forecast.files:
+        click.echo("There is nothing to register; the step refuses that.")
 
 
 def _plan_lines(forecast: Forecast) -> Iterator[str]:
@@ -178,25 +187,22 @@ def _dataset_words(forecast: Forecast) -> str:
 def status(run: str, as_json: bool, list_missing: bool, local: bool) -> int:
     """Show what is registered of a run, where it is, and what is missing.
 
-    The exit code is 1 unless all outputs are registered and all rules are OK.
+    RUN may also be a campaign, by its directory or its configuration: then it
+    is shown for each site and in sum.  The exit code is 1 unless all outputs
+    are registered and all rules are OK.
     """
-    record = _find(run, local=local)
+    if is_campaign(run):
+        found = look_at_campaign(run, local=local)
+        if as_json:
+            write_json(make_registration_document(found))
+        else:
+            for line in campaign_lines(found, list_missing=list_missing):
+                click.echo(line)
+            print_problems(found.problems)
+        return 0 if found.is_complete else _INCOMPLETE
+    record = complete(_find(run, local=local), local=local)
     registration = read_registration(record)
-    client = open_client()
-    problems: list[str] = []
-    found = None
-    try:
-        opened = open_butler(registration.butler)
-    except RucioError as error:
-        problems.append(f"what is missing. {error}")
-        opened = nullcontext()
-    with opened as butler:
-        if butler is not None:
-            try:
-                found = find_outputs(butler, registration)
-            except Refused as error:
-                problems.append(f"what is missing. {error}")
-    state = find_status(client, registration, found)
+    state, problems = look_at_registration(open_client(), registration)
     if as_json:
         write_json(
             make_status_document(
@@ -216,24 +222,24 @@ def _status_lines(state: RegistrationStatus, *, list_missing: bool) -> Iterator[
     if state.places:
         rows = [(place.rse, place.available, place.others) for place in state.places]
         yield from ("  " + line for line in table(("replicas at", "available", "other"), rows))
-    for rule in state.rules:
-        ends = f", until {rule.expires_at}" if rule.expires_at else ""
-        yield (
-            f"rule {rule.rule_id}: {rule.state}, {rule.copies} of {rule.rse_expression}, account "
-            f"{rule.account}{ends}; locks OK {rule.ok}, replicating {rule.replicating}, stuck {rule.stuck}"
-            + (f"; {rule.error}" if rule.error else "")
-        )
-    if not state.rules:
+    yield from map(rule_line, state.rules)
+    if state.rule_missing:
+        yield f"no rule for {state.rule_missing}, which there should be"
+    elif not state.rules:
         yield "no rule"
+    if state.quantum_graph is not None:
+        yield f"quantum graph: {'registered' if state.quantum_graph else 'missing'}"
     if state.outputs is None:
         return
     if state.by_type:
         rows = [(name, *numbers) for name, numbers in state.by_type.items()]
         yield from ("  " + line for line in table(("dataset type", "in the Butler", "registered"), rows))
+    for name in state.absent:
+        yield f"The run has no dataset of type {name}."
     yield f"missing: {len(state.missing)} of {state.outputs}"
     shown = state.missing if list_missing else state.missing[:5]
     yield from (f"  {name}" for name in shown)
     if len(shown) < len(state.missing):
         yield f"  and {len(state.missing) - len(shown)} more (--missing)"
     if state.foreign:
-        yield f"not of these outputs: {state.foreign} files (a quantum graph, or of another run)"
+        yield f"not of these outputs: {state.foreign} files (of another run, or put there by hand)"

@@ -20,6 +20,10 @@ from .settings import RegistrationSettings, read_registration_settings
 
 _ADMINISTRATOR = ("admin", True)
 
+_PATIENCE = 30
+"""Seconds for an answer: a server that is down must not hold up a
+submission."""
+
 
 @dataclass(slots=True)
 class Verdict:
@@ -39,7 +43,7 @@ def check_registration(
     config: BpsConfig,
     environment: Mapping[str, str],
     *,
-    open_rucio: Callable[[], Any] = open_client,
+    open_rucio: Callable[[], Any] = lambda: open_client(_PATIENCE),
 ) -> Verdict:
     """Check the section ``rucio`` of a configuration.
 
@@ -67,7 +71,7 @@ def check_registration(
     verdict = Verdict(find_name_problems(registration))
     if verdict.problems:
         return verdict
-    _check_roots(registration, verdict)
+    _ask_butler(registration, verdict)
     if settings.ask_rucio:
         _ask_rucio(settings, verdict, open_rucio)
     else:
@@ -75,15 +79,39 @@ def check_registration(
     return verdict
 
 
-def _check_roots(registration: Registration, verdict: Verdict) -> None:
-    """Compare the prefix with where the Butler writes."""
+def _ask_butler(registration: Registration, verdict: Verdict) -> None:
+    """Compare the prefix with where the Butler writes, and have it read the
+    expression.
+    """
+    unknown = "rucio.rseRoot could not be compared with where the Butler writes."
     try:
         with open_butler(registration.butler) as butler:
             roots = [root.unquoted_path for root in butler.get_datastore_roots().values() if root]
+            verdict.problems += _where_problems(butler, registration)
     except RucioError as error:
-        verdict.notes.append(f"rucio.rseRoot could not be compared with where the Butler writes. {error}")
+        verdict.notes.append(f"{unknown} {error}")
+        return
+    if "$" in registration.rse_root:
+        verdict.notes.append(f"{unknown} It is {registration.rse_root!r}, with variables of the worker.")
         return
     verdict.problems += find_prefix_problems(registration, roots)
+
+
+def _where_problems(butler: Any, registration: Registration) -> list[str]:
+    """Find out whether the Butler understands the expression."""
+    from lsst.daf.butler import InvalidQueryError
+
+    where = registration.where
+    # An expression may speak of datasets, and there may be none of that type before the run.
+    if not where or any(wanted.strip("*") in where for wanted in registration.dataset_types):
+        return []
+    try:
+        with butler.query() as query:
+            query.where(where)
+    except InvalidQueryError as error:
+        text = " ".join(str(error).split())
+        return [f"rucio.where is {where!r}, which the Butler does not understand: {text}"]
+    return []
 
 
 def _ask_rucio(settings: RegistrationSettings, verdict: Verdict, open_rucio: Callable[[], Any]) -> None:

@@ -4,7 +4,7 @@ import, and the first is an extra.
 
 from __future__ import annotations
 
-__all__ = ["open_butler", "open_client", "rucio_errors"]
+__all__ = ["PATIENCE", "look_up_outputs", "open_butler", "open_client", "rucio_errors"]
 
 import sys
 from collections.abc import Iterator
@@ -12,6 +12,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..errors import RucioError, SettingsError
+from .program import Found, Refused, Registration, find_outputs
+
+_CONNECT = 10
+"""Seconds until a server that takes no connection counts as away; Rucio's
+client tries three times."""
+
+PATIENCE = 600
+"""Seconds that Rucio's own client waits for an answer: lists may be long."""
 
 _EXTRA = "pip install 'lsst-ctrl-bps-panda[rucio]'"
 
@@ -39,8 +47,13 @@ def rucio_errors(what: str) -> Iterator[None]:
         raise RucioError(f"Rucio did not {what}: {type(error).__name__}: {text}") from error
 
 
-def open_client() -> Any:
+def open_client(patience: int = PATIENCE) -> Any:
     """Log in to the Rucio server that the environment names.
+
+    Parameters
+    ----------
+    patience : `int`, optional
+        Seconds to wait for each answer.
 
     Returns
     -------
@@ -60,11 +73,11 @@ def open_client() -> Any:
         raise SettingsError(f"This needs Rucio's clients (no module {error.name}): {_EXTRA}.") from error
     program = sys.argv[0]
     try:
-        with rucio_errors("take the log-in"):
+        with rucio_errors(f"take the log-in{_host()}"):
             # It reads its configuration when it is imported.
             from rucio.client import Client
 
-            return Client()
+            return Client(timeout=(_CONNECT, patience))  # as requests takes it
     except RucioError as error:
         if isinstance(error.__cause__, ConfigLoadingError | ConfigNotFound | MissingClientParameter):
             raise SettingsError(
@@ -75,6 +88,18 @@ def open_client() -> Any:
     finally:
         # The client cuts the folder off the program's name.
         sys.argv[0] = program
+
+
+def _host() -> str:
+    """Name the server, which errors of the log-in do not."""
+    from rucio.common.config import config_get
+    from rucio.common.exception import ConfigurationError
+
+    try:
+        host = config_get("client", "rucio_host", raise_exception=False, default="")
+    except (ConfigurationError, OSError):
+        return ""
+    return f" at {host}" if host else ""
 
 
 def open_butler(repo: str) -> Any:
@@ -98,4 +123,31 @@ def open_butler(repo: str) -> Any:
         text = " ".join(str(error).split())
         raise RucioError(
             f"The Butler {repo} cannot be opened here: {type(error).__name__}: {text}"
+        ) from error
+
+
+def look_up_outputs(butler: Any, registration: Registration) -> Found:
+    """Find a run's outputs in the Butler.
+
+    Parameters
+    ----------
+    butler : `~lsst.daf.butler.Butler`
+        The site's Butler.
+    registration : `Registration`
+        What is registered of the run.
+
+    Raises
+    ------
+    RucioError
+        Raised if the Butler does not tell, or what it tells must not be
+        registered.
+    """
+    try:
+        return find_outputs(butler, registration)
+    except Refused as error:
+        raise RucioError(str(error)) from error
+    except Exception as error:  # each registry and store has errors of its own
+        text = " ".join(str(error).split())
+        raise RucioError(
+            f"The Butler {registration.butler} did not tell the outputs: {type(error).__name__}: {text}"
         ) from error

@@ -4,7 +4,7 @@ documents of `panda_bps`.
 
 from __future__ import annotations
 
-__all__ = ["make_status_document"]
+__all__ = ["make_status_document", "plain_status"]
 
 from collections.abc import Sequence
 from typing import Any
@@ -29,10 +29,6 @@ def make_status_document(
     problems : sequence of `str`, optional
         What could not be found out.
     """
-    by_type = {
-        dataset_type: {"outputs": outputs, "registered": registered}
-        for dataset_type, (outputs, registered) in status.by_type.items()
-    }
     head = {
         "schema": "panda_bps",
         "version": SCHEMA_VERSION,
@@ -41,4 +37,20 @@ def make_status_document(
         "run": name,
         "problems": list(problems),
     }
-    return {**head, **make_plain(status), "by_type": by_type, "complete": status.is_complete}
+    return {**head, **plain_status(status)}
+
+
+def plain_status(status: RegistrationStatus) -> dict[str, Any]:
+    """Give the document's own keys.
+
+    Parameters
+    ----------
+    status : `RegistrationStatus`
+        What became of the registration.
+    """
+    by_type = {
+        dataset_type: {"outputs": outputs, "registered": registered}
+        for dataset_type, (outputs, registered) in status.by_type.items()
+    }
+    plain: dict[str, Any] = make_plain(status)
+    return {**plain, "by_type": by_type, "complete": status.is_complete}

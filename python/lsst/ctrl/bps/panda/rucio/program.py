@@ -24,6 +24,7 @@ __all__ = [
     "RuleWanted",
     "add_rule",
     "find_outputs",
+    "graph_name",
     "look_at_rucio",
     "main",
     "name_of",
@@ -103,6 +104,15 @@ class Registration:
     close: bool = False
     chunk: int = 200
     """Files that are registered at once."""
+
+    quantum_graph: str = ""
+    """Quantum graph that goes along, where the run was planned; empty if none
+    does."""
+
+    @property
+    def graph_name(self) -> str:
+        """Name of the quantum graph in Rucio; empty if none goes along."""
+        return graph_name(self, self.quantum_graph) if self.quantum_graph else ""
 
     @classmethod
     def from_json(cls, text: str) -> Registration:
@@ -186,6 +196,19 @@ class Held:
     def lacks(self, outputs: Sequence[Output]) -> list[Output]:
         """Return the outputs that are still to be registered."""
         return [output for output in outputs if output.name not in self.at_rse]
+
+
+def graph_name(registration: Registration, path: str) -> str:
+    """Return the name in Rucio of a quantum graph.
+
+    Parameters
+    ----------
+    registration : `Registration`
+        What is to be registered.
+    path : `str`
+        Path of the graph, anywhere.
+    """
+    return f"{registration.dataset}/{os.path.basename(path)}"
 
 
 # --- the Butler -------------------------------------------------------------
@@ -414,13 +437,21 @@ def _register_quantum_graph(butler: Any, client: Any, registration: Registration
     """
     from lsst.resources import ResourcePath
 
-    name = f"{registration.dataset}/{os.path.basename(source)}"
+    name = graph_name(registration, source)
     path = f"/{registration.scope}/{name}"
-    if name in look_at_rucio(client, registration).at_rse:
+    held = look_at_rucio(client, registration)
+    if name in held.at_rse:
         return "the quantum graph was there already"
+    if held.dataset is not None and not held.dataset.is_open:
+        raise Refused(
+            f"Rucio's dataset {registration.scope}:{registration.dataset} is closed, and the quantum graph "
+            "is not in it. Set another datasetName."
+        )
     target = ResourcePath(registration.rse_root.rstrip("/") + path, forceDirectory=False)
-    if not target.exists():
-        target.transfer_from(ResourcePath(source, forceDirectory=False), "copy")
+    original = ResourcePath(source, forceDirectory=False)
+    # An attempt that was killed may have left a piece of it.
+    if not target.exists() or target.size() != original.size():
+        target.transfer_from(original, "copy", overwrite=True)
     size, adler32 = _interface(butler, registration).compute_hashes(target)
     did = {"scope": registration.scope, "name": name, "bytes": size, "adler32": adler32}
     client.add_replicas(registration.rse, [{**did, "pfn": registration.dtn_url.rstrip("/") + path}])
@@ -474,6 +505,7 @@ def _run(arguments: argparse.Namespace) -> int:
         import lsst.rucio.register.rucio_interface  # noqa: F401
         from lsst.daf.butler import Butler
         from rucio.client import Client
+        from rucio.common.config import config_get
     except ImportError as error:
         _LOG.error(
             "%s has no module %s. The step needs the Butler, and: pip install rucio-clients "
@@ -482,8 +514,10 @@ def _run(arguments: argparse.Namespace) -> int:
             error.name,
         )
         return INCOMPLETE_ENVIRONMENT
+    # Before the log-in, as its errors do not name the server.
+    _LOG.info("Rucio %s", config_get("client", "rucio_host", raise_exception=False, default="not set up"))
     client = Client()
-    _LOG.info("Rucio %s as account %s", client.host, client.account)
+    _LOG.info("account %s", client.account)
     with Butler.from_config(registration.butler) as butler:
         summary = register(butler, client, registration, quantum_graph=arguments.quantum_graph)
     _LOG.info("%s", summary)
@@ -510,7 +544,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         _LOG.error("%s", error)
         return REFUSED
     except Exception as error:  # every library has its own
-        _LOG.error("%s: %s", type(error).__name__, error, exc_info=True)
+        _LOG.info("where it happened", exc_info=True)
+        # What is shown of a log is its end.
+        _LOG.error(
+            "%s: %s. What was registered stays; bps restart, or panda_bps rucio register, adds the rest.",
+            type(error).__name__,
+            str(error).rstrip("."),
+        )
         return FAILED
 
 

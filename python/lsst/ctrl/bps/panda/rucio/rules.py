@@ -16,6 +16,9 @@ _MAX_NAME = 500
 _SCOPE = re.compile(r"[a-zA-Z_\-.0-9]{1,25}")
 _NAME = re.compile(r"[\w.\-+/]{1,500}", re.ASCII)
 _RSE = re.compile(r"[A-Z0-9]+([_-][A-Z0-9]+)*")
+# The Butler's own names, the first with its wildcards.
+_DATASET_TYPE = re.compile(r"[A-Za-z_*?\[][\w.*?\[\]!-]*", re.ASCII)
+_COLLECTION = re.compile(r"[^\s{}*?]+")
 
 _KEYS_OF_PLACE = {"scope": "scope", "rse": "rse", "rse_root": "rseRoot", "dtn_url": "dtnUrl"}
 
@@ -37,6 +40,17 @@ def find_name_problems(registration: Registration) -> list[str]:
     problems = [f"rucio.{key} is not set, and neither is it in a registerConfig." for key in missing]
     if not registration.dataset_types:
         problems.append("rucio.datasetTypes is empty; name the dataset types to register.")
+    for wanted in registration.dataset_types:
+        if not _DATASET_TYPE.fullmatch(wanted):
+            problems.append(
+                f"rucio.datasetTypes holds {wanted!r}, which is no name of a dataset type ('*' in it stands "
+                "for anything)."
+            )
+    if not _COLLECTION.fullmatch(registration.collection):
+        problems.append(
+            f"rucio.collection is {registration.collection!r}; it must name one collection, with variables "
+            "that have values."
+        )
     checks = (
         ("scope", registration.scope, _SCOPE, "1 to 25 letters, digits, '_', '-' or '.'"),
         ("rse", registration.rse, _RSE, "capital letters and digits, in parts joined by '_' or '-'"),

@@ -33,12 +33,19 @@ def read_registration(record: RunRecord) -> Registration:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise RunNotFoundError(
-            f"{directory} holds no {REGISTRATION_NAME}: the run has no registration step. It gets one by a "
-            "section rucio with enabled: yes; a run that was planned at its site (remote build) has the file "
-            "there."
-        ) from None
+        raise RunNotFoundError(f"{directory} holds no {REGISTRATION_NAME}: {_why_not(record)}") from None
     try:
         return Registration.from_json(text).expanded()
     except Refused as error:
         raise SettingsError(f"{path}: {error}") from error
+
+
+def _why_not(record: RunRecord) -> str:
+    """Say why a run has no such file."""
+    remote = record.content.get("remote")
+    if remote and not remote.get("complete"):
+        return (
+            "the plan of the run is made at its site (remote build), and the site has not sent it yet. "
+            "bps report with the run's id shows how far it is."
+        )
+    return "the run has no registration step. It gets one by a section rucio with enabled: yes."

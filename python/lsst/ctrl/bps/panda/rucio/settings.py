@@ -108,8 +108,8 @@ def read_registration_settings(
 def _registration(reader: _SectionReader) -> Registration:
     """Read what is to be registered."""
     place = reader.place()
-    where_to = reader.get("rule.rseExpression")
     copies, lifetime = reader.at_least("rule.copies", 1), reader.at_least("rule.lifetime", 0)
+    where_to = reader.place_of_rule()
     return Registration(
         butler=reader.get("butlerConfig") or reader.of_run("butlerConfig"),
         collection=reader.get("collection"),
@@ -143,8 +143,9 @@ class _SectionReader:
         whole = Config(config)
         self._site = str(config.get("computeSite") or "")
         self._section = _section_of(whole, SECTION)
-        if self._site and ("site", self._site, SECTION) in whole:
-            self._section.update(Config(whole["site", self._site, SECTION]))
+        if self._site and ("site", self._site) in whole:
+            own = _section_of(Config(whole["site", self._site]), SECTION, f"site.{self._site}.{SECTION}")
+            self._section.update(own)
 
     def get(self, name: str) -> Any:
         """Return the value of a key, of its kind."""
@@ -152,8 +153,12 @@ class _SectionReader:
         section, leaf = self._section, name
         if "." in name:
             inner, leaf = name.split(".")
-            section = _section_of(section, inner)
+            section = _section_of(section, inner, f"{SECTION}.{inner}")
         value = self._search(leaf, section) if leaf in section else key.default
+        if isinstance(value, Config):
+            raise SettingsError(
+                f"{SECTION}.{name} is a section (BPS configuration); it must be a {key.kind}."
+            )
         if isinstance(value, str) and "{" in value:
             value = self._search(leaf, Config({leaf: value}))
         return convert(key, value, source=f"section {SECTION} of the BPS configuration")
@@ -194,14 +199,29 @@ class _SectionReader:
                 values[name] = values[name] or str(content.get(other) or "")
         return values
 
+    def place_of_rule(self) -> str:
+        """Return where the rule is to have copies; empty for no rule.
+
+        Raises
+        ------
+        SettingsError
+            Raised if a rule is described that has no place.
+        """
+        rule = _section_of(self._section, "rule", f"{SECTION}.rule")
+        if rule and "rseExpression" not in rule:
+            raise SettingsError(
+                f"{SECTION}.rule sets {', '.join(sorted(map(str, rule)))} (BPS configuration) and no "
+                "rseExpression, so there would be no rule. Set it; to '' if there is to be none."
+            )
+        return str(self.get("rule.rseExpression"))
+
     def environment(self) -> dict[str, str]:
         """Return the variables for the step: the run's, and its own."""
         variables: dict[str, str] = {}
         common = self._config.search("environment", opt={"default": None})[1]
-        for section in (common, self._section.get("environment")):
-            if isinstance(section, Config):
-                own = Config(section)
-                variables |= {str(name): str(self._search(str(name), own)) for name in own}
+        section = _section_of(self._section, "environment", f"{SECTION}.environment")
+        for own in (Config(common) if isinstance(common, Config) else Config(), section):
+            variables |= {str(name): str(self._search(str(name), own)) for name in own}
         return variables
 
     def refuse_unknown(self) -> None:
@@ -215,7 +235,8 @@ class _SectionReader:
         known = {name.partition(".")[0] for name in RUCIO_KEYS} | set(JOB_KEYS)
         names = [(str(name), known) for name in self._section]
         rule_keys = {name.removeprefix("rule.") for name in RUCIO_KEYS if name.startswith("rule.")}
-        names += [(str(name), rule_keys) for name in _section_of(self._section, "rule")]
+        rule = _section_of(self._section, "rule", f"{SECTION}.rule")
+        names += [(str(name), rule_keys) for name in rule]
         for name, choices in names:
             if name not in choices:
                 near = difflib.get_close_matches(name, choices, n=1)
@@ -223,10 +244,22 @@ class _SectionReader:
                 raise SettingsError(f"Section {SECTION} of the BPS configuration has a key {name}; {meant}")
 
 
-def _section_of(config: Config, name: str) -> Config:
-    """Return a section; an empty one where there is none."""
+def _section_of(config: Config, name: str, title: str = "") -> Config:
+    """Return a section; an empty one where there is none.
+
+    Raises
+    ------
+    SettingsError
+        Raised if something else stands there, which would be ignored.
+    """
     value = config.get(name)
-    return Config(value) if isinstance(value, Config) else Config()
+    if value is None or value == "":
+        return Config()
+    if not isinstance(value, Config):
+        raise SettingsError(
+            f"{title or name} is {value!r} (BPS configuration); it must be a section of keys."
+        )
+    return Config(value)
 
 
 def _read_yaml(path: str) -> Mapping[str, Any]:

@@ -4,7 +4,7 @@ what is missing against the Butler.
 
 from __future__ import annotations
 
-__all__ = ["Place", "RegistrationStatus", "Rule", "find_status"]
+__all__ = ["Place", "RegistrationStatus", "Rule", "find_status", "look_at_registration"]
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import RucioError
-from .client import rucio_errors
+from .client import look_up_outputs, open_butler, rucio_errors
 from .program import Found, Registration
 
 AVAILABLE = "AVAILABLE"
@@ -50,6 +50,15 @@ class Rule:
     expires_at: str
     """UTC; empty if it does not end."""
 
+    waiting: int
+    """Locks that it is to have and has not yet: of files that came to the
+    dataset after it."""
+
+    @property
+    def is_satisfied(self) -> bool:
+        """Whether it is OK, and counts all files."""
+        return self.state == "OK" and not self.waiting
+
 
 @dataclass(frozen=True, slots=True)
 class RegistrationStatus:
@@ -80,11 +89,27 @@ class RegistrationStatus:
     by_type: Mapping[str, tuple[int, int]]
     """By dataset type: outputs, and those that are registered."""
 
+    absent: tuple[str, ...]
+    """Dataset types of which the Butler has nothing."""
+
+    rule_missing: str
+    """Where copies were to be asked for and no rule asks; empty if that is in
+    order."""
+
+    quantum_graph: bool | None
+    """Whether the quantum graph is registered; `None` if it does not go
+    along."""
+
     @property
     def is_complete(self) -> bool:
         """Whether everything is registered and all rules are satisfied."""
         registered = self.exists and self.outputs is not None and not self.missing
-        return registered and all(rule.state == "OK" for rule in self.rules)
+        return (
+            registered
+            and self.quantum_graph is not False
+            and not self.rule_missing
+            and all(rule.is_satisfied for rule in self.rules)
+        )
 
 
 def find_status(client: Any, registration: Registration, found: Found | None) -> RegistrationStatus:
@@ -112,13 +137,15 @@ def find_status(client: Any, registration: Registration, found: Found | None) ->
         with rucio_errors(f"tell about {scope}:{dataset}"):
             did = client.get_did(scope, dataset)
             replicas = list(client.list_replicas([{"scope": scope, "name": dataset}], all_states=True))
-            rules = tuple(_rule(record) for record in client.list_did_rules(scope, dataset))
+            records = list(client.list_did_rules(scope, dataset))
     except RucioError as error:
         if not isinstance(error.__cause__, DataIdentifierNotFound):
             raise
-        did, replicas, rules = None, [], ()
+        did, replicas, records = None, [], []
+    rules = tuple(_rule(record, files=len(replicas)) for record in records)
     registered = {replica["name"] for replica in replicas if registration.rse in replica["states"]}
     names = {output.name for output in outputs}
+    graph = registration.graph_name
     totals = Counter(output.dataset_type for output in outputs)
     done = Counter(output.dataset_type for output in outputs if output.name in registered)
     return RegistrationStatus(
@@ -132,9 +159,53 @@ def find_status(client: Any, registration: Registration, found: Found | None) ->
         rules=rules,
         outputs=len(outputs) if found is not None else None,
         missing=tuple(sorted(names - registered)),
-        foreign=len({replica["name"] for replica in replicas} - names) if found is not None else 0,
+        foreign=len({replica["name"] for replica in replicas} - names - {graph}) if found is not None else 0,
         by_type={name: (totals[name], done[name]) for name in sorted(totals)},
+        absent=found.absent if found is not None else (),
+        rule_missing=_lacks_rule(registration, rules),
+        quantum_graph=graph in registered if graph else None,
     )
+
+
+def _lacks_rule(registration: Registration, rules: Sequence[Rule]) -> str:
+    """Return where copies were to be asked for and no rule asks."""
+    wanted = registration.rule.rse_expression if registration.rule is not None else ""
+    return "" if wanted in [rule.rse_expression for rule in rules] else wanted
+
+
+def look_at_registration(
+    client: Any, registration: Registration
+) -> tuple[RegistrationStatus, tuple[str, ...]]:
+    """Find out what became of a registration, with the Butler if it can be
+    asked here.
+
+    Parameters
+    ----------
+    client : `rucio.client.Client`
+        Rucio.
+    registration : `Registration`
+        What was to be registered.
+
+    Returns
+    -------
+    status : `RegistrationStatus`
+        What became of it.
+    problems : `tuple` [`str`, ...]
+        What could not be found out.
+
+    Raises
+    ------
+    RucioError
+        Raised if Rucio does not answer.
+    """
+    found: Found | None = None
+    problems: tuple[str, ...] = ()
+    try:
+        with open_butler(registration.butler) as butler:
+            found = look_up_outputs(butler, registration)
+    except RucioError as error:
+        problems = (f"what is missing. {error}",)
+    return find_status(client, registration, found), problems
 
 
 def _places(replicas: Sequence[Mapping[str, Any]]) -> tuple[Place, ...]:
@@ -146,13 +217,14 @@ def _places(replicas: Sequence[Mapping[str, Any]]) -> tuple[Place, ...]:
     return tuple(Place(rse, counts[rse][True], counts[rse][False]) for rse in sorted(counts))
 
 
-def _rule(record: Mapping[str, Any]) -> Rule:
-    """Read a rule as Rucio gives it."""
+def _rule(record: Mapping[str, Any], *, files: int) -> Rule:
+    """Read a rule, of a dataset of some files, as Rucio gives it."""
     ok, replicating, stuck = _numbers(record, ("locks_ok_cnt", "locks_replicating_cnt", "locks_stuck_cnt"))
+    copies = int(record["copies"] or 0)
     return Rule(
         rule_id=str(record["id"]),
         rse_expression=str(record["rse_expression"]),
-        copies=int(record["copies"] or 0),
+        copies=copies,
         account=str(record["account"]),
         state=str(record["state"]),
         ok=ok,
@@ -160,6 +232,7 @@ def _rule(record: Mapping[str, Any]) -> Rule:
         stuck=stuck,
         error=str(record.get("error") or ""),
         expires_at=str(record.get("expires_at") or ""),
+        waiting=max(0, files * copies - ok - replicating - stuck),
     )
 
 

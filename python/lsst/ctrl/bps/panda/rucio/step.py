@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["REGISTRATION_NAME", "add_step"]
+__all__ = ["REGISTRATION_NAME", "add_step", "find_graph"]
 
 import os
 from importlib.resources import files as package_files
@@ -113,10 +113,26 @@ def _make_files(
         GenericWorkflowFile(_REGISTRATION_KEY, src_uri=registration, wms_transfer=True, job_shared=True),
     ]
     if settings.quantum_graph:
-        try:
-            source = workflow.get_file(_GRAPH_OF_BPS).src_uri
-        except KeyError:
-            raise SettingsError("rucio.quantumGraph is yes, but this run has no quantum graph.") from None
+        source = find_graph(workflow)
         # BPS's own entry is for jobs that read it in the staging area; it is to be copied here.
         files.append(GenericWorkflowFile(_GRAPH_KEY, src_uri=source, wms_transfer=True, job_shared=True))
     return files
+
+
+def find_graph(workflow: GenericWorkflow) -> str:
+    """Return the path of the run's quantum graph.
+
+    Parameters
+    ----------
+    workflow : `~lsst.ctrl.bps.GenericWorkflow`
+        Workflow of the run.
+
+    Raises
+    ------
+    SettingsError
+        Raised if there is none.
+    """
+    try:
+        return str(workflow.get_file(_GRAPH_OF_BPS).src_uri)
+    except KeyError:
+        raise SettingsError("rucio.quantumGraph is yes, but this run has no quantum graph.") from None

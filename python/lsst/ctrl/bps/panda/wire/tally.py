@@ -6,7 +6,7 @@ tables of `~.states`.
 
 from __future__ import annotations
 
-__all__ = ["UNRELEASED_LABEL", "RunEvidence", "RunTally", "tally_run"]
+__all__ = ["UNRELEASED_LABEL", "RunEvidence", "RunTally", "tally_run", "waits_in_vain"]
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -160,6 +160,29 @@ def _unprune(every: Iterable[Counts]) -> None:
     for counts in every:
         counts[WmsStates.DELETED] += counts[WmsStates.PRUNED]
         counts[WmsStates.PRUNED] = 0
+
+
+def waits_in_vain(evidence: RunEvidence, tally: RunTally) -> bool:
+    """Tell whether a cancelled run waits for jobs that nobody will do.
+
+    iDDS starts the final tasks of a run that was aborted.  One that wants
+    jobs of the run to have succeeded then waits for good: the server leaves
+    the outputs of killed jobs as they were, neither there nor failed.
+
+    Parameters
+    ----------
+    evidence : `RunEvidence`
+        What is known of the run.
+    tally : `RunTally`
+        Its counts.
+    """
+    finals = set(evidence.plan.final_labels) if evidence.plan is not None else set()
+    if tally.ended or not is_aborted(evidence.request):
+        return False
+    going = (WmsStates.READY, WmsStates.PENDING, WmsStates.RUNNING, WmsStates.HELD)
+    waiting = {label for label, counts in tally.by_label.items() if counts[WmsStates.UNREADY]}
+    under_way = any(counts[state] for counts in tally.by_label.values() for state in going)
+    return not under_way and bool(waiting) and waiting < finals
 
 
 def _planned_tasks(evidence: RunEvidence, attributes: RunAttributes) -> int:
