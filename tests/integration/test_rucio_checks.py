@@ -5,6 +5,7 @@ of it, against a real Rucio server.
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import zlib
@@ -94,6 +95,27 @@ def test_problems_are_of_the_configuration_or_of_the_server(site):
     assert ["no RSE" in text for text in verdict.outside] == [True]
 
 
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("detector = ", "rucio.where is 'detector = ', which the Butler does not understand"),
+        ("nosuchthing = 3", "rucio.where is"),
+        ("instrument = 'Cam' AND detector IN (1..3)", ""),
+        ("image.run = 'x'", ""),
+    ],
+)
+def test_the_butler_reads_the_expression(site, where, words):
+    verdict = check_registration(configuration(site, where=where, askRucio=False), {})
+    assert len(verdict.problems) == bool(words)
+    assert all(words in text for text in verdict.problems)
+
+
+def test_a_prefix_of_the_workers_own_is_left_to_the_worker(site):
+    verdict = check_registration(configuration(site, rseRoot="<ENV:SITE_ROOT>", askRucio=False), {})
+    assert verdict.problems == []
+    assert "with variables of the worker" in verdict.notes[0]
+
+
 def test_what_could_not_be_asked_is_said(site):
     def refuse():
         raise RucioError("Rucio did not take the log-in: the server is away")
@@ -120,6 +142,7 @@ def test_status_and_forecast_from_nothing_to_complete(site, found, rucio_server,
     registration = replace(site.registration(RUN), dataset_types=("image",), rule=RuleWanted("STATUS_FAR"))
     nothing = find_status(client, registration, found)
     assert (nothing.exists, nothing.outputs, len(nothing.missing), nothing.rules) == (False, 4, 4, ())
+    assert nothing.rule_missing == "STATUS_FAR"
     forecast = make_forecast(client, registration, found)
     assert [file.is_registered for file in forecast.files] == [False] * 4
     assert forecast.held.dataset is None
@@ -145,7 +168,10 @@ def test_status_and_forecast_from_nothing_to_complete(site, found, rucio_server,
     done = site.register(registration)
     assert done.returncode == 0, done.stderr
     rucio_server.transfer("checked", RUN, "STATUS_FAR", far)
-    rules = {rule.state for rule in find_status(client, registration, found).rules}
+    early = find_status(client, registration, found)
+    rules = {rule.state for rule in early.rules}
+    assert [rule.waiting for rule in early.rules] == [2]
+    assert (early.missing, early.is_complete) == ((), False)
     # The files that came later have no locks until the server's daemon was there.
     rucio_server.evaluate_rules()
     (rule,) = find_status(client, registration, found).rules
@@ -154,6 +180,8 @@ def test_status_and_forecast_from_nothing_to_complete(site, found, rucio_server,
     rucio_server.transfer("checked", RUN, "STATUS_FAR", far)
     complete = find_status(client, registration, found)
     assert complete.is_complete
+    graph = find_status(client, replace(registration, quantum_graph="/submit/run.qg"), found)
+    assert (graph.quantum_graph, graph.is_complete) == (False, False)
     assert complete.places == (Place("CHECKED_DISK", 5, 0), Place("STATUS_FAR", 5, 0))
     assert not find_status(client, registration, None).is_complete
 
@@ -180,10 +208,16 @@ def add_file(client, registration, name, content):
     client.attach_dids(registration.scope, registration.dataset, [did])
 
 
-def test_without_rucios_set_up_the_error_says_what_to_do(rucio_server):
-    code = "from lsst.ctrl.bps.panda.rucio.client import open_client; open_client()"
+def test_without_rucios_set_up_the_error_says_what_to_do(rucio_server, tmp_path):
+    code = "from lsst.ctrl.bps.panda.rucio.client import open_client; open_client(patience=1)"
     base = {name: value for name, value in os.environ.items() if not name.startswith("RUCIO_")}
+    silent = socket.create_server(("127.0.0.1", 0))
+    text = rucio_server.client_configuration("silent").read_text()
+    path = tmp_path / "silent.cfg"
+    path.write_text(text.replace(rucio_server.url, f"http://127.0.0.1:{silent.getsockname()[1]}"))
     for variables, words in (
+        # It takes connections, and never answers.
+        ({"RUCIO_CONFIG": str(path)}, "RucioError: Rucio did not take the log-in at http://127.0.0.1"),
         ({"RUCIO_CONFIG": "/not/there.cfg"}, "SettingsError: Rucio's clients are not set up"),
         (rucio_server.client_environment("stranger"), "RucioError: Rucio did not take the log-in"),
     ):
@@ -191,3 +225,4 @@ def test_without_rucios_set_up_the_error_says_what_to_do(rucio_server):
             [sys.executable, "-c", code], env=base | variables, capture_output=True, text=True, timeout=120
         )
         assert words in done.stderr
+    silent.close()

@@ -91,3 +91,30 @@ def test_without_rucio_the_forecast_says_that_it_was_not_asked(site, tmp_path):
     assert "(Rucio was not asked)" in forecast
     refusal = call(site, "register", directory, code=1, RUCIO_CONFIG="/not/there.cfg")
     assert "Set RUCIO_CONFIG to a rucio.cfg" in refusal
+
+
+def test_a_campaign_is_shown_for_each_site_and_in_sum(site, tmp_path):
+    parts = []
+    for name, count in (("A", 2), ("B", 3)):
+        paths = site.fill(f"u/me/campaign/{name}", "image", range(count))
+        registration = site.registration(f"u/me/campaign/{name}", dataset_types=("image",))
+        make_directory(tmp_path / name, registration)
+        parts.append({
+            "site": name, "compute_site": name, "share": 1, "values": [1], "file": "", "run": f"run_{name}",
+            "submit_path": str(tmp_path / name), "output_run": "", "butler": "", "state": "submitted",
+            "request_id": 7,
+        })  # fmt: skip
+    content = {
+        "name": "camp", "directory": str(tmp_path), "config": "/run.yaml", "digest": "", "service_class": "x",
+        "partition": "tract", "prepared_at": "", "parts": parts, "format": 1,
+    }  # fmt: skip
+    (tmp_path / "panda_campaign.json").write_text(json.dumps(content))
+    call(site, "register", tmp_path / "A")
+    document = json.loads(call(site, "status", tmp_path, "--json", code=1))
+    Draft202012Validator(read_schema()).validate(document)
+    assert [part["complete"] for part in document["sites"]] == [True, False]
+    total = document["total"]
+    assert (total["outputs"], total["registered"], total["missing"], total["files"]) == (5, 2, 3, 2)
+    text = call(site, "status", tmp_path, "--missing", code=1)
+    assert "Campaign camp: registration complete at 1 of 2 sites" in text
+    assert f"B: missing {paths[0].relative_to(site.repo)}" in text

@@ -134,6 +134,7 @@ def test_step_that_failed_is_done_by_a_restart(campaign, rucio_server):
     forecast = campaign.call("panda_bps", "rucio", "--dry-run", run_id)
     assert forecast.count("add  ") == 8
     assert f"dataset: repo:{run} (new)" in forecast
+    assert f"quantum graph: repo:{run}/" in forecast
     assert "rule: 1 of DEMO_FAR" in forecast
     assert run not in set(rucio.list_dids("repo", {}, did_type="dataset"))
 
@@ -165,7 +166,8 @@ def test_step_that_failed_is_done_by_a_restart(campaign, rucio_server):
     assert rule["state"] == "REPLICATING"
     before = json.loads(campaign.call("panda_bps", "rucio", "status", run_id, "--json", code=1))
     Draft202012Validator(read_schema()).validate(before)
-    assert (before["kind"], before["outputs"], before["missing"], before["foreign"]) == ("rucio", 8, [], 1)
+    assert (before["kind"], before["outputs"], before["missing"], before["foreign"]) == ("rucio", 8, [], 0)
+    assert before["quantum_graph"] is True
     assert before["by_type"] == {name: {"outputs": 4, "registered": 4} for name in _TYPES}
     assert [(r["state"], r["ok"], r["replicating"]) for r in before["rules"]] == [("REPLICATING", 0, 9)]
     assert len(rucio_server.transfer("repo", run, "DEMO_FAR", campaign.far)) == 9

@@ -135,3 +135,30 @@ def test_account_without_rights_is_told_so(site, rucio_server):
     done = site.register(site.registration("u/me/visitor"), account="stepvisitor")
     assert done.returncode == FAILED
     assert "Account stepvisitor can not add file replicas on STEP_DISK" in done.stderr
+    # What is shown of a log is its end.
+    assert "panda_bps rucio register, adds the rest." in done.stderr.splitlines()[-1]
+
+
+def test_a_quantum_graph_is_whole_or_refused(site, rucio_server):
+    site.fill("u/me/graph", "image", range(1))
+    registration = site.registration("u/me/graph")
+    graph = site.folder / "whole.qg"
+    graph.write_bytes(b"a whole graph")
+    # An attempt was killed while it copied.
+    piece = site.repo / "u/me/graph/whole.qg"
+    piece.write_bytes(b"a wh")
+    done = site.register(registration, "--quantum-graph", str(graph))
+    assert done.returncode == 0, done.stderr
+    assert piece.read_bytes() == graph.read_bytes()
+    (entry,) = (
+        entry
+        for entry in rucio_server.client().list_files("step", "u/me/graph")
+        if entry["name"] == "u/me/graph/whole.qg"
+    )
+    assert entry["adler32"] == f"{zlib.adler32(graph.read_bytes()):08x}"
+    rucio_server.client().close("step", "u/me/graph")
+    other = site.folder / "other.qg"
+    other.write_bytes(b"another graph")
+    refused = site.register(registration, "--quantum-graph", str(other))
+    assert refused.returncode == REFUSED
+    assert "is closed, and the quantum graph is not in it" in refused.stderr

@@ -219,6 +219,26 @@ def test_each_site_ran_its_part(facilities, campaign):
     assert campaign.parts[1].run in facilities.call("bps", "report", "--id", campaign.parts[1].submit_path)
 
 
+def test_what_both_sites_registered_is_shown_together(facilities, campaign):
+    environment = {**facilities.environment(), **facilities.rucio.client_environment()}
+    done = subprocess.run(
+        [str(_BIN / "panda_bps"), "rucio", "status", str(facilities.config), "--json"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+    # The rule of the south waits for its transfer.
+    assert done.returncode == 1, done.stderr
+    document = json.loads(done.stdout)
+    Draft202012Validator(read_schema()).validate(document)
+    assert [site["complete"] for site in document["sites"]] == [True, False]
+    total = document["total"]
+    # Two detectors' image and table and a summary a visit.
+    assert (total["outputs"], total["missing"], total["files"]) == (15, 0, 15)
+    assert (total["rules"], total["replicating"]) == ({"REPLICATING": 1}, 5)
+
+
 def test_labels_went_to_the_sites_and_queues_they_name(facilities, campaign):
     shown = facilities.ask("show", campaign.parts[0].submit_path, "--jobs", "--json")
     places = {(job["label"], job["site"]) for job in json.loads(shown)["jobs"]}

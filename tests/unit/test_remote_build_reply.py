@@ -10,7 +10,9 @@ from types import SimpleNamespace
 import pytest
 
 from lsst.ctrl.bps.panda.build_reply import complete_record, send_reply
-from lsst.ctrl.bps.panda.errors import SettingsError, TransportError
+from lsst.ctrl.bps.panda.errors import RunNotFoundError, SettingsError, TransportError
+from lsst.ctrl.bps.panda.rucio.program import Registration
+from lsst.ctrl.bps.panda.rucio.runs import read_registration
 from lsst.ctrl.bps.panda.runrecord import RunRecord, read_record
 
 ARCHIVE = "jobO.1.tar.gz"
@@ -75,6 +77,22 @@ class Hosts:
 @pytest.fixture
 def hosts(tmp_path):
     return Hosts(tmp_path)
+
+
+def test_what_the_run_registers_comes_along(hosts):
+    record = read_record(hosts.submit_path)
+    with pytest.raises(RunNotFoundError, match="the site has not sent it yet"):
+        read_registration(record)
+    registration = Registration("/site/repo", "u/r", ("image",), "dp2", "u/r", "DISK", "/rse", "davs://h/rse")
+    (hosts.site / "panda_rucio.json").write_text(registration.to_json())
+    send_reply(hosts.cache, hosts.site, ARCHIVE)
+    assert read_registration(hosts.complete()) == registration
+
+
+def test_a_run_that_registers_nothing_has_nothing_to_send(hosts):
+    send_reply(hosts.cache, hosts.site, ARCHIVE)
+    with pytest.raises(RunNotFoundError, match="the run has no registration step"):
+        read_registration(hosts.complete())
 
 
 def test_nothing_is_there_yet(hosts):

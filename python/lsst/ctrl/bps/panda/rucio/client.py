@@ -93,11 +93,11 @@ def open_client(patience: int = PATIENCE) -> Any:
 def _host() -> str:
     """Name the server, which errors of the log-in do not."""
     from rucio.common.config import config_get
-    from rucio.common.exception import ConfigurationError
+    from rucio.common.exception import RucioException
 
     try:
         host = config_get("client", "rucio_host", raise_exception=False, default="")
-    except (ConfigurationError, OSError):
+    except (RucioException, OSError):  # the log-in fails of the same, with more words
         return ""
     return f" at {host}" if host else ""
 
