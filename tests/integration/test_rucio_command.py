@@ -69,13 +69,12 @@ def test_a_run_is_registered_by_hand(site, tmp_path):
     document = json.loads(call(site, "status", directory, "--json"))
     Draft202012Validator(read_schema()).validate(document)
     assert (document["request_id"], document["run"], document["complete"]) == (7, "u_me_run", True)
-    text = call(site, "status", directory)
-    assert "dataset command:u/me/byhand: closed, 3 files" in text
-    assert "OK, 1 of COMMAND_DISK, account root" in text
-
     site.fill("u/me/byhand", "table", [5])
     assert "(exists, closed: nothing can be added)" in call(site, "--dry-run", directory)
-    assert "missing: 1 of 4" in call(site, "status", directory, code=1)
+    text = call(site, "status", directory, code=1)
+    assert "missing: 1 of 4" in text
+    assert "dataset command:u/me/byhand: closed, 3 files" in text
+    assert "OK, 1 of COMMAND_DISK, account root" in text
 
 
 def test_a_run_without_the_step_is_told_so(site, tmp_path):
@@ -110,11 +109,10 @@ def test_a_campaign_is_shown_for_each_site_and_in_sum(site, tmp_path):
     }  # fmt: skip
     (tmp_path / "panda_campaign.json").write_text(json.dumps(content))
     call(site, "register", tmp_path / "A")
-    document = json.loads(call(site, "status", tmp_path, "--json", code=1))
-    Draft202012Validator(read_schema()).validate(document)
-    assert [part["complete"] for part in document["sites"]] == [True, False]
-    total = document["total"]
-    assert (total["outputs"], total["registered"], total["missing"], total["files"]) == (5, 2, 3, 2)
     text = call(site, "status", tmp_path, "--missing", code=1)
     assert "Campaign camp: registration complete at 1 of 2 sites" in text
+    rows = {line.split()[0]: line.split()[1:6] for line in text.splitlines()[2:5]}
+    assert rows == {
+        "A": ["7", "2", "2", "0", "2"], "B": ["7", "3", "0", "3", "0"], "total": ["-", "5", "2", "3", "2"],
+    }  # fmt: skip
     assert f"B: missing {paths[0].relative_to(site.repo)}" in text
