@@ -87,6 +87,7 @@ ARROWS: dict[str, frozenset[str]] = {
         "cli": "errors version service settings auth rest.credentials local demo workflow report inquiry "
         "insight run_messages runrecord wire preflight sites spelling command_line build_reply campaign rucio "
         "rucio.program",
+        "rucio.program",
         # One configuration, a run at each of several sites.
         "campaign": "errors inquiry insight.documents preflight build_reply report rucio runrecord wire",
         # Apart.

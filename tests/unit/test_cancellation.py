@@ -179,8 +179,8 @@ class FinalServer(Server):
     final job ends, and the last task waits for a second command.
     """
 
-    def status(self, run):
-        evidence = super().status(run)
+    def glance(self, run):
+        evidence = super().glance(run)
         if self.accepted_at is None or self.now < self.accepted_at + 3:
             return replace(evidence, plan=LONG_PLAN)
         again = [sent for sent in self.commands if sent >= self.accepted_at + 8]
@@ -201,7 +201,7 @@ def test_final_tasks_that_wait_for_killed_jobs_are_ended_too():
     server = FinalServer()
     accepted, message = cancel(server)
     assert accepted
-    assert server.status("5").ended
+    assert server.glance("5").ended
     assert message.startswith("Run 5 is cancelled: ")
     assert "UNREADY" not in message
     assert len(server.commands) == 2
