@@ -234,9 +234,9 @@ def test_what_both_sites_registered_is_shown_together(facilities, campaign):
     Draft202012Validator(read_schema()).validate(document)
     assert [site["complete"] for site in document["sites"]] == [True, False]
     total = document["total"]
-    # Two detectors' image and table and a summary a visit.
-    assert (total["outputs"], total["missing"], total["files"]) == (15, 0, 15)
-    assert (total["rules"], total["replicating"]) == ({"REPLICATING": 1}, 5)
+    # Three files a detector, two detectors, and a summary a visit.
+    assert (total["outputs"], total["missing"], total["files"]) == (21, 0, 21)
+    assert (total["rules"], total["replicating"]) == ({"REPLICATING": 1}, 7)
 
 
 def test_labels_went_to_the_sites_and_queues_they_name(facilities, campaign):
