@@ -85,9 +85,8 @@ ARROWS: dict[str, frozenset[str]] = {
         # What a run is doing, at length.
         "insight": "build_reply errors inquiry plan report rest runrecord settings wire workflow",
         "cli": "errors version service settings auth rest.credentials local demo workflow report inquiry "
-        "insight run_messages runrecord wire preflight sites spelling command_line build_reply campaign rucio "
-        "rucio.program",
-        "rucio.program",
+        "insight run_messages runrecord wire preflight sites spelling command_line build_reply campaign "
+        "rucio rucio.program",
         # One configuration, a run at each of several sites.
         "campaign": "errors inquiry insight.documents preflight build_reply report rucio runrecord wire",
         # Apart.
