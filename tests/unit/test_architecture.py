@@ -45,7 +45,7 @@ ARROWS: dict[str, frozenset[str]] = {
         "spelling": "keys",
         "layers": "",
         "lookup": "command_line errors keys layers origins sites",
-        "settings": "errors version plan staging sites spelling areas lookup",
+        "settings": "errors version plan staging sites spelling areas keys lookup",
         # The edges: files, HTTP, log-in.
         "staging": "errors plan.model",
         "runrecord": "errors version plan.model",
@@ -61,8 +61,9 @@ ARROWS: dict[str, frozenset[str]] = {
         "inquiry": "errors auth.login report rest runrecord settings wire",
         "queues": "errors plan.model",
         "hints": "plan.model plan.resources",
+        "sections": "",
         "preflight": "areas build_settings campaign.section command_line errors inquiry keys lookup "
-        "placement plan.model queues rest settings sites staging",
+        "placement plan.model queues rest sections settings sites staging",
         "placement": "plan.model sites",
         "cancellation": "errors inquiry report rest runrecord settings staging wire",
         "rescue": "errors cancellation environment_dump inquiry plan report rest runrecord settings staging "
@@ -75,7 +76,7 @@ ARROWS: dict[str, frozenset[str]] = {
         "site_build": "build_reply errors inquiry plan.model rest settings staging wire wire.idds_workflow "
         "workflow",
         "service": "errors version settings sites plan plantable wire wire.idds_workflow rest staging report "
-        "runrecord workflow submission inquiry preflight queues cancellation rescue core_repairs "
+        "runrecord workflow submission inquiry preflight sections queues cancellation rescue core_repairs "
         "remote_build build_reply build_settings command_line outputs environment_dump hints rucio "
         "run_messages local.endpoint local.instance",
         "": "service workflow errors version",
@@ -85,8 +86,8 @@ ARROWS: dict[str, frozenset[str]] = {
         # What a run is doing, at length.
         "insight": "build_reply errors inquiry plan report rest runrecord settings wire workflow",
         "cli": "errors version service settings auth rest.credentials local demo workflow report inquiry "
-        "insight run_messages runrecord wire preflight sites spelling command_line build_reply campaign "
-        "rucio rucio.program",
+        "insight run_messages runrecord wire preflight sections sites spelling command_line build_reply "
+        "campaign rucio rucio.program",
         # One configuration, a run at each of several sites.
         "campaign": "errors inquiry insight.documents preflight build_reply report rucio runrecord wire",
         # Apart.

@@ -4,14 +4,22 @@ those that cannot be used.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from lsst.ctrl.bps import GenericWorkflow, GenericWorkflowExec, GenericWorkflowFile, GenericWorkflowJob
+from lsst.ctrl.bps import (
+    GenericWorkflow,
+    GenericWorkflowExec,
+    GenericWorkflowFile,
+    GenericWorkflowGroup,
+    GenericWorkflowJob,
+)
 from lsst.ctrl.bps.panda.edgenode import cmd_line_decoder as runner
 from lsst.ctrl.bps.panda.errors import PlanError
 from lsst.ctrl.bps.panda.plan.files import FileLedger
-from lsst.ctrl.bps.panda.plan.labels import LabelSettings, PlanSettings
-from lsst.ctrl.bps.panda.plan.model import RunIdentity
+from lsst.ctrl.bps.panda.plan.labels import LabelSettings, NamingKind, PlanSettings
+from lsst.ctrl.bps.panda.plan.model import Placement, RunIdentity, StagedFile
 from lsst.ctrl.bps.panda.plan.planner import make_plan
 
 LABEL = LabelSettings("SITE", "US", "", 900, "", "test", "managed", "wlcg", "python3 runner.py _cmd_line_")
@@ -46,6 +54,18 @@ def command_of(task) -> str:
         ({"number_of_retries": -1}, "numberOfRetries of job 'a'.*-1.*at least 0"),
         ({"request_memory": "much"}, "requestMemory of job 'a'.*'much'.*a number"),
         ({"request_memory": float("nan")}, "requestMemory.*nan"),
+        ({"request_memory": float("inf")}, "requestMemory.*inf"),
+        ({"request_memory": True}, "requestMemory.*True"),
+        ({"request_memory": [1, 2]}, r"request_memory of job 'a'.*\[1, 2\].*a single value"),
+        ({"queue": {"a": 1}}, "queue of job 'a'.*'a': 1.*a single value"),
+        ({"request_memory_max": float("inf")}, "requestMemoryMax.*inf"),
+        ({"memory_multiplier": float("inf")}, "memoryMultiplier.*inf"),
+        ({"number_of_retries": float("inf")}, "numberOfRetries.*inf"),
+        ({"request_disk": 10**400}, "requestDisk"),
+        ({"priority": float("inf")}, "priority of label 'isr'.*inf"),
+        ({"environment": "A=1"}, "environment of job 'a'.*'A=1'.*mapping"),
+        ({"label": ""}, "label of job 'a' is ''"),
+        ({"label": 5}, "label of job 'a' is 5"),
         ({"request_cpus": 0}, "requestCpus.*0.*at least 1"),
         ({"request_walltime": "1 h"}, "requestWalltime.*'1 h'"),
         ({"priority": "high"}, "priority of label 'isr'.*'high'"),
@@ -69,6 +89,69 @@ def test_memory_is_a_multiple_of_the_cores_and_never_less(memory: float, cores: 
     needs = plan_of(make_job(request_memory=memory, request_cpus=cores)).tasks[0].resources
     assert (needs.memory, needs.cores) == (planned, cores)
     assert needs.memory_max >= planned
+
+
+def test_a_part_of_a_core_a_megabyte_or_a_second_counts_as_a_whole_one() -> None:
+    needs = plan_of(make_job(request_cpus=1.5, request_disk=0.5, request_walltime="90.2")).tasks[0].resources
+    assert (needs.cores, needs.disk, needs.walltime) == (2, 1, 91)
+
+
+def test_what_yaml_takes_for_a_number_is_a_name_all_the_same() -> None:
+    task = plan_of(make_job(queue=17, compute_site=5, compute_cloud=1.5, accounting_group=3)).tasks[0]
+    assert task.placement == Placement(cloud="1.5", site="5", queue="17")
+    assert task.accounting.working_group == "3"
+
+
+def test_words_of_the_runner_command_may_be_in_a_path() -> None:
+    label = replace(LABEL, runner_command="python3 _runner_ _cmd_line_")
+    run = replace(RUN, staging_area="/a_cmd_line_b/_runner_/")
+    settings = PlanSettings(run=run, labels={"": label}, runner=StagedFile("runner", "/r.py", "r.py"))
+    workflow = GenericWorkflow("u_run")
+    workflow.add_job(make_job())
+    words = make_plan(workflow, settings).tasks[0].command.split()
+    assert words[1] == "/a_cmd_line_b/_runner_/r.py"
+    assert runner.decode_command(words[2]) == "/bin/sh run a"
+
+
+def test_a_map_of_names_refuses_jobs_of_one_name() -> None:
+    """Names differ within a workflow, and BPS compares them with none of the
+    final workflow.
+    """
+    workflow = GenericWorkflow("u_run")
+    workflow.add_job(make_job())
+    final = GenericWorkflow("final")
+    final.add_job(make_job(cmdvals={"value": "other"}))
+    final.add_job(make_job("b", "more"))
+    workflow.add_final(final)
+    assert len(make_plan(workflow, SETTINGS).final) == 2
+    with pytest.raises(PlanError, match="name of another job"):
+        make_plan(workflow, replace(SETTINGS, naming=NamingKind.QNODE_MAP))
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+def test_order_holds_through_a_group_without_jobs(blocking: bool) -> None:
+    workflow = GenericWorkflow("u_run")
+    workflow.add_job(make_job("before"))
+    for name in ("one", "two", "three"):
+        group = GenericWorkflowGroup(name, "order", blocking=blocking)
+        if name != "two":
+            group.add_job(make_job(f"in_{name}"))
+        workflow.add_job(group)
+    workflow.add_job_relationships("before", "two")
+    workflow.add_job_relationships("one", "two")
+    workflow.add_job_relationships("two", "three")
+    plan = make_plan(workflow, SETTINGS)
+    jobs = [job for task in plan.tasks for job in task.jobs]
+    (last,) = [job for job in jobs if job.name == "in_three"]
+    parents = {jobs[parent].name for parent in last.parents}
+    waited = {(c.waits_for, c.starts) for c in plan.conditions}
+    task_of = {job.name: task.name for task in plan.tasks for job in task.jobs}
+    if blocking:
+        assert parents == {"before", "in_one"}
+        assert not waited
+    else:
+        assert parents == {"before"}
+        assert waited == {((task_of["in_one"],), (task_of["in_three"],))}
 
 
 def test_what_is_not_honoured_is_said_once_with_its_labels() -> None:

@@ -1,8 +1,10 @@
 """What would keep a run from working, all in one list."""
 
 import stat
+from datetime import UTC, datetime, timedelta
 
 import click
+import jwt
 import pytest
 from click.testing import CliRunner
 
@@ -11,7 +13,12 @@ from lsst.ctrl.bps.panda.cli.panda_bps_check import check
 from lsst.ctrl.bps.panda.command_line import configuration_file, is_dry_run
 from lsst.ctrl.bps.panda.errors import PandaBpsError
 from lsst.ctrl.bps.panda.keys import KEYS
-from lsst.ctrl.bps.panda.preflight import check_configuration, check_service, report_problems
+from lsst.ctrl.bps.panda.preflight import (
+    check_configuration,
+    check_service,
+    report_problems,
+)
+from lsst.ctrl.bps.panda.sections import find_broken_sections
 from lsst.ctrl.bps.panda.settings import read_service_settings
 from lsst.ctrl.bps.panda.sites import notices_of
 
@@ -279,6 +286,88 @@ def test_where_a_wrong_value_stands(make_config, env, tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("requestMemory", [1], "it must be a number of MB, without a unit."),
+        ("requestMemory", True, "it must be a number of MB, without a unit."),
+        ("requestMemory", float("inf"), "it must be a number of MB, without a unit."),
+        ("requestCpus", 0, "it must be at least 1."),
+        ("memoryMultiplier", "lots", "it must be a number."),
+        ("numberOfRetries", 1.5, "it must be a whole number."),
+        ("retryUnlessExit", "1,2", "it must be a whole number or a list of whole numbers."),
+        ("environment", "A=1", "it must be a section of names with values."),
+        ("preCmdline", ["a"], "it must be a text, in quotes where YAML takes it for something else."),
+        ("queue", {"a": 1}, "it must be a text"),
+        ("computeSite", False, "it must be a text"),
+        ("priority", True, "it must be a whole number."),
+        ("tokenLifetime", float("inf"), "it must be a number."),
+        ("enableEventService", {"isr": 0}, "it must be a list of labels"),
+    ],
+)
+def test_values_of_another_kind_are_found_before_there_is_a_graph(make_config, env, key, value, words):
+    per_label = key not in ("tokenLifetime", "enableEventService")
+    values = {"pipetask": {"isr": {key: value}}} if per_label else {key: value}
+    (problem,) = check_configuration(make_config(**values), env)[0]
+    place = "label isr" if per_label else "BPS configuration"
+    assert problem.startswith(f"{key} is {value!r} ({place}); {words}")
+
+
+@pytest.mark.parametrize("value", [2048, "2048", 1.5, None])
+def test_values_of_the_right_kind(make_config, env, value):
+    config = make_config(pipetask={"isr": {"requestMemory": value}}, environment={"A": "{tract}", "B": None})
+    assert check_configuration(config, env)[0] == []
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"pipetask": None}, "pipetask is None"),
+        ({"pipetask": {"isr": None}}, "pipetask.isr is None"),
+        ({"site": {"SLAC": 5}}, "site.SLAC is 5"),
+        ({"cluster": "x"}, "cluster is 'x'"),
+        ({"finalJob": None}, "finalJob is None"),
+        ({"remoteBuild": True}, "remoteBuild is True"),
+        ({"computeSite": ""}, "computeSite is ''"),
+    ],
+)
+def test_a_section_that_is_none_is_named(values, words):
+    """BPS's own search fails at these, so that nothing can be looked up."""
+    config = BpsConfig(values, search_order=BPS_SEARCH_ORDER)
+    (problem,) = find_broken_sections(config)
+    assert problem.startswith(words)
+    assert check_configuration(config, {}) == ([problem], [])
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"runnerCommand": "echo hello"}, "runnerCommand holds no _cmd_line_"),
+        ({"stageRunner": False}, "runnerCommand asks for the staged runner"),
+        ({"queues": {"Q": 5}}, "queues.Q is 5 (BPS configuration); it must hold limits"),
+        ({"queues": [1]}, "queues is [1]"),
+    ],
+)
+def test_what_would_fail_after_the_graph_is_found_before(make_config, env, values, words):
+    (problem,) = check_configuration(make_config(**values), env)[0]
+    assert problem.startswith(words)
+
+
+def test_a_log_in_that_is_to_last_for_ever(tmp_path):
+    """An absurd number of hours is no reason to fail in date arithmetic."""
+    from panda_servers import hostile
+
+    now = datetime.now(UTC)
+    claims = {"sub": "1", "exp": int((now + timedelta(days=10)).timestamp())}
+    token = jwt.encode(claims, "k" * 64, algorithm="HS256")
+    config = BpsConfig({"tokenLifetime": 1e30}, search_order=BPS_SEARCH_ORDER)
+    with hostile.HostileServer() as server:
+        env = {"HOME": str(tmp_path), "PANDA_URL_SSL": server.url, "PANDA_URL": server.url}
+        env |= {"PANDA_AUTH": "oidc", "PANDA_AUTH_VO": "Rubin", "PANDA_AUTH_ID_TOKEN": token}
+        (problem,) = check_service(read_service_settings(config, env))
+    assert "tokenLifetime" in problem or "expires" in problem
+
+
 TYPED = [key for key in KEYS.values() if key.kind not in ("text", "list") or key.choices]
 
 
@@ -321,7 +410,7 @@ def test_what_a_graph_is_made_from_is_there(make_config, env, tmp_path):
 def test_a_site_that_is_almost_one_with_a_profile():
     assert notices_of("SALC") == ("computeSite SALC has no profile; did you mean SLAC?",)
     assert notices_of("cc-in2p4") == ("computeSite cc-in2p4 has no profile; did you mean CC-IN2P3?",)
-    assert [notices_of(site) for site in ("", "slac", "BNL", "SITE", "TEST_QUEUE")] == [()] * 5
+    assert [notices_of(site) for site in ("slac", "BNL", "SITE", "TEST_QUEUE")] == [()] * 4
 
 
 def test_a_service_class_that_does_not_exist_is_no_traceback(tmp_path):

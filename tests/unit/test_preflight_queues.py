@@ -96,6 +96,14 @@ def test_does_not_fit(needs, words):
     assert problem.startswith("Label isr: ")
 
 
+def test_labels_with_the_same_problem_share_a_line():
+    needs = {"memory": 500001}
+    tasks = [make_task(label, **needs) for label in ("isr", "warp")]
+    first, second = misfits(*tasks, make_task("isr", **needs), make_task("coadd", memory=600000))
+    assert first.startswith("Labels isr, warp: no queue of S")
+    assert second.startswith("Label coadd: ")
+
+
 def test_the_packaged_profiles_are_understood():
     known = {
         name: read_queues(sites.profile_of(name).get("queues"), source=name) for name in sites.site_names()
@@ -154,6 +162,12 @@ def test_many_short_jobs():
     assert "enableEventService: isr:20" in hint
     packed = replace(task, packing=Packing(10))
     assert find_hints(plan(packed, packed)) == ()
+
+
+def test_a_request_that_steps_do_not_make_short_enough():
+    (hint,) = find_hints(plan(make_task()), length=501, most=500)
+    assert hint.startswith("The request has 501 bytes even without the dependencies")
+    assert find_hints(plan(make_task()), length=500, most=500) == ()
 
 
 def test_a_large_task():

@@ -186,10 +186,14 @@ def test_event_service_by_label():
     plan = read(config, labels=("isr", "warp", "coadd")).plan
     labels = ("isr", "warp", "coadd", "finalJob")
     assert [plan.of(label).payloads_per_job for label in labels] == [20, 7, 1, 1]
+    mapping = make_config(enableEventService={"isr": 20, "warp": 3})
+    plan = read(mapping, labels=("isr", "warp", "coadd")).plan
+    assert [plan.of(label).payloads_per_job for label in labels] == [20, 3, 1, 1]
 
 
 def test_labels_of_the_event_service_that_the_run_does_not_have():
-    assert read(make_config(enableEventService="isr;20, isr, wrap:3"), labels=("isr", "warp")).hints == (
+    config = make_config(computeSite="local", enableEventService="isr;20, isr, wrap:3")
+    assert read(config, labels=("isr", "warp")).hints == (
         "enableEventService names isr;20, wrap, which this run does not have; its labels are finalJob, isr, "
         "warp.",
     )
@@ -206,9 +210,41 @@ def test_directories_among_the_inputs_are_found(tmp_path):
 
 
 def test_a_misspelt_key_is_pointed_out():
-    hints = read(make_config(maxJobPerTask=5)).hints
+    hints = read(make_config(computeSite="local", maxJobPerTask=5)).hints
     assert hints == ("Key maxJobPerTask of the configuration is not known; did you mean maxJobsPerTask?",)
-    assert read(make_config()).hints == ()
+    assert read(make_config(computeSite="local")).hints == ()
+
+
+def test_a_key_of_the_whole_run_means_nothing_at_a_label():
+    config = make_config(
+        computeSite="local",
+        pipetask={"isr": {"maxJobsPerTask": 5, "queue": "Q", "environment": {"jobNaming": "x"}}},
+        finalJob={"jobNaming": "plain", "priority": 7},
+        site={"SLAC": {"maxJobsPerTask": 6}},
+        payload={"maxRequestLength": 20000},
+    )
+    assert read(config).hints == tuple(
+        f"Key {path} of the configuration has no effect: {name} is for the whole run. Set it at the top."
+        for path, name in (
+            ("pipetask.isr.maxJobsPerTask", "maxJobsPerTask"),
+            ("finalJob.jobNaming", "jobNaming"),
+        )
+    )
+
+
+def test_a_site_without_a_profile_has_no_set_up():
+    (hint,) = read(make_config(computeSite="NEVERLAND")).hints
+    assert hint.startswith("computeSite NEVERLAND has no profile")
+    assert "SLAC, local. For another site, set setupLSSTEnv." in hint
+    assert read(make_config(computeSite="NEVERLAND", setupLSSTEnv="")).hints == ()
+    (hint,) = read(make_config(computeSite=None)).hints
+    assert hint.startswith("computeSite is not set")
+
+
+@pytest.mark.parametrize("name", ["", "a/b.json", ".."])
+def test_the_map_of_order_ids_is_a_file(name):
+    with pytest.raises(SettingsError, match="orderIdMapFilename is"):
+        read(make_config(orderIdMapFilename=name))
 
 
 def test_misspelt_keys_are_found_in_all_sections():

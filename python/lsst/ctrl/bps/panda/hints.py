@@ -22,20 +22,29 @@ LARGE_TASK = 100_000
 on the processing for DP0.2)."""
 
 
-def find_hints(plan: WorkflowPlan) -> tuple[str, ...]:
+def find_hints(plan: WorkflowPlan, *, length: int = 0, most: int = 0) -> tuple[str, ...]:
     """List what could be better.
 
     Parameters
     ----------
     plan : `WorkflowPlan`
         The plan of a run.
+    length : `int`, optional
+        Length of the request, without what goes in steps before it, bytes.
+    most : `int`, optional
+        Length that it should not exceed, bytes.
 
     Returns
     -------
     hints : `tuple` [`str`]
         One line each.
     """
-    return (*_short_jobs(plan.tasks), *_large_tasks(plan.tasks), *_final_job(plan))
+    return (
+        *_short_jobs(plan.tasks),
+        *_large_tasks(plan.tasks),
+        *_final_job(plan),
+        *_long_request(plan, length, most),
+    )
 
 
 def _short_jobs(tasks: Iterable[TaskPlan]) -> list[str]:
@@ -58,6 +67,15 @@ def _large_tasks(tasks: Iterable[TaskPlan]) -> list[str]:
         f"Label {label} has tasks of {count} jobs; PanDA is slow to start tasks of more than {LARGE_TASK}. "
         "Set maxJobsPerTask lower, 10000 for instance."
         for label, count in large.items()
+    ]
+
+
+def _long_request(plan: WorkflowPlan, length: int, most: int) -> list[str]:
+    if length <= most:
+        return []
+    return [
+        f"The request has {length} bytes even without the dependencies, which go before it; maxRequestLength "
+        f"is {most}. Its {len(plan.tasks)} tasks are the rest: a larger maxJobsPerTask makes fewer."
     ]
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 __all__ = ["CORE_KEYS", "KEYS", "Key", "convert"]
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ class Key:
     name: str
     kind: str
     """``text``, ``whole number``, ``number``, ``MB``, ``seconds``, ``yes or
-    no``, ``list``, ``list of labels``."""
+    no``, ``list``, ``list of labels``, ``mapping``, ``exit codes``."""
 
     default: Any
     meaning: str
@@ -232,6 +233,11 @@ CORE_KEYS: dict[str, Key] = {
         _key("requestDisk", "MB", None, "Scratch space of a job.", per_label=True, least=0),
         _key("requestWalltime", "seconds", None, "Longest time of a job.", per_label=True, least=0),
         _key("numberOfRetries", "whole number", None, "Attempts after the first.", per_label=True, least=0),
+        _key("retryUnlessExit", "exit codes", None, "Codes after which there is none.", per_label=True),
+        _key("environment", "mapping", None, "Variables of a job.", per_label=True),
+        _key("accountingGroup", "text", None, "PanDA working group.", per_label=True),
+        _key("preCmdline", "text", None, "Command before the payload.", per_label=True),
+        _key("postCmdline", "text", None, "Command after the payload.", per_label=True),
     )
 }
 """Keys of BPS itself whose values it takes as they are: a wrong one would be
@@ -239,12 +245,41 @@ found only when the quantum graph is there, after hours perhaps.
 """
 
 
+def _text(value: Any) -> str:
+    """Convert to a text: YAML takes a bare ``no`` for a truth value."""
+    if isinstance(value, list | tuple | Mapping | bool) or (
+        isinstance(value, float) and not math.isfinite(value)
+    ):
+        raise TypeError(value)
+    return str(value)
+
+
+def _number(value: Any) -> float:
+    """Convert to a number that is one."""
+    if isinstance(value, bool) or not math.isfinite(number := float(value)):
+        raise ValueError(value)
+    return number
+
+
 def _whole(value: Any) -> int:
     """Convert to a whole number, refusing a fraction."""
-    number = float(value)
+    number = _number(value)
     if number != int(number):
         raise ValueError(value)
-    return int(number)
+    # A large one is no float.
+    return value if isinstance(value, int) else int(number)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """Take a mapping only."""
+    if not isinstance(value, Mapping):
+        raise TypeError(value)
+    return value
+
+
+def _codes(value: Any) -> list[int]:
+    """Convert to exit codes."""
+    return [_whole(code) for code in (value if isinstance(value, list | tuple) else [value])]
 
 
 def _yes_or_no(value: Any) -> bool:
@@ -260,12 +295,16 @@ def _list(value: Any) -> list[str]:
     """Convert to a list of texts."""
     if isinstance(value, str):
         return [item.strip() for item in value.split(",") if item.strip()]
+    if isinstance(value, Mapping):
+        raise TypeError(value)
     return [str(item) for item in value]
 
 
 def _labels(value: Any) -> dict[str, int | None]:
     """Convert to labels, each perhaps with a number: ``isr:20, calibrate``."""
     numbers: dict[str, int | None] = {}
+    if isinstance(value, Mapping):
+        value = [f"{label}:{value[label]}" for label in value]
     for item in _list(value):
         label, colon, number = (part.strip() for part in item.partition(":"))
         numbers[label] = int(number) if colon else None
@@ -275,14 +314,16 @@ def _labels(value: Any) -> dict[str, int | None]:
 
 
 _CONVERTERS: dict[str, Callable[[Any], Any]] = {
-    "text": str,
+    "text": _text,
     "whole number": _whole,
-    "number": float,
-    "MB": float,
-    "seconds": float,
+    "number": _number,
+    "MB": _number,
+    "seconds": _number,
     "yes or no": _yes_or_no,
     "list": _list,
     "list of labels": _labels,
+    "mapping": _mapping,
+    "exit codes": _codes,
 }
 
 _WORDS = {
@@ -290,6 +331,9 @@ _WORDS = {
     "yes or no": "yes or no",
     "MB": "a number of MB, without a unit",
     "seconds": "a number of seconds, without a unit",
+    "text": "a text, in quotes where YAML takes it for something else",
+    "mapping": "a section of names with values",
+    "exit codes": "a whole number or a list of whole numbers",
 }
 
 
@@ -321,7 +365,8 @@ def convert(key: Key, value: Any, *, source: str | Callable[[], str]) -> Any:
         needed = f"it must be {_WORDS.get(key.kind, 'a ' + key.kind)}"
     if needed:
         where = source if isinstance(source, str) else source()
-        raise SettingsError(f"{key.name} is {value!r} ({where}); {needed}.")
+        shown = dict(value) if isinstance(value, Mapping) else value
+        raise SettingsError(f"{key.name} is {shown!r} ({where}); {needed}.")
     return converted
 
 

@@ -92,7 +92,7 @@ class KeyLookup:
         key = KEYS.get(name) or CORE_KEYS[name]
         value = self._find(name, label, raw=raw)
         return convert(
-            key, key.default if value is None else value, source=lambda: self.source(name, value, label)
+            key, key.default if value is None else value, source=lambda: self.source(key.name, value, label)
         )
 
     def source(self, name: str, value: Any, label: str = "") -> str:

@@ -4,7 +4,12 @@ staged or sent, and say all of it at once.
 
 from __future__ import annotations
 
-__all__ = ["check_configuration", "check_run", "check_service", "report_problems"]
+__all__ = [
+    "check_configuration",
+    "check_run",
+    "check_service",
+    "report_problems",
+]
 
 import logging
 import os
@@ -33,6 +38,7 @@ from .placement import find_separated
 from .plan.model import WorkflowPlan
 from .queues import QueueLimits, find_misfits, find_unknown_queues, read_queues
 from .rest.diagnosis import diagnose
+from .sections import find_broken_sections
 from .settings import RunSettings, ServiceSettings
 from .staging import StagingSettings, check_area
 
@@ -92,7 +98,9 @@ def check_service(settings: ServiceSettings) -> list[str]:
     try:
         connection = connect(settings)
         connection.relay.ping()
-        connection.credentials.ensure_lifetime(timedelta(hours=settings.token_lifetime))
+        # Longer than any log-in lives, and short enough to be added to a date.
+        hours = min(settings.token_lifetime, 1e6)
+        connection.credentials.ensure_lifetime(timedelta(hours=hours))
     except SettingsError as error:
         return [str(error)]
     except PandaBpsError as error:
@@ -117,6 +125,8 @@ def check_configuration(config: BpsConfig, environment: Mapping[str, str]) -> tu
     area_problems : `list` [`str`]
         What is wrong with the staging area.
     """
+    if broken := find_broken_sections(config):
+        return broken, []  # nothing can be looked up, neither here nor by BPS
     lookup = KeyLookup(config, environment)
     labels = [str(label) for section in ("pipetask", "cluster") for label in config.get(section) or ()]
     labels += [section for section in ("finalJob", "customJob") if section in config]
@@ -124,6 +134,7 @@ def check_configuration(config: BpsConfig, environment: Mapping[str, str]) -> tu
         *_wrong_values(lookup, labels),
         *_name_problems(str(config.get("uniqProcName") or "")),
         *_divided(config),
+        *_complaints(partial(_QueueSource, config)),
     ]
     if is_remote_build(config) and not is_dry_run():
         # Graph, plan and staging are the site's business.
@@ -156,6 +167,17 @@ def _runner_problems(lookup: KeyLookup, labels: Iterable[str]) -> list[str]:
         f"{f' for label {label}' if label else ''}."
         for command, label in commands.items()
         if command and "_cmd_line_" not in command
+    ] or _needs_runner(lookup, commands)
+
+
+def _needs_runner(lookup: KeyLookup, commands: Iterable[str]) -> list[str]:
+    """Find out whether the runner is staged, if a command asks for it."""
+    staged = lookup.get("stageRunner") if any("_runner_" in command for command in commands) else True
+    if staged:
+        return []
+    return [
+        "runnerCommand asks for the staged runner (_runner_), and stageRunner is no. Set stageRunner: yes, or a "
+        "runnerCommand with the path of a runner that the workers have."
     ]
 
 

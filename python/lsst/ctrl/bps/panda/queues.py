@@ -87,6 +87,10 @@ def read_queues(section: Any, *, source: str) -> tuple[QueueLimits, ...]:
 
 
 def _read_queue(name: str, limits: Any, source: str) -> QueueLimits:
+    if limits is not None and not isinstance(limits, Mapping):
+        raise SettingsError(
+            f"queues.{name} is {limits!r} ({source}); it must hold limits: {', '.join(sorted(_KEYS))}."
+        )
     values: dict[str, Any] = {}
     for key, value in dict(limits or {}).items():
         if key not in _KEYS:
@@ -112,14 +116,20 @@ def find_misfits(tasks: Iterable[TaskPlan], queues_of: Callable[[str], tuple[Que
     Returns
     -------
     problems : `list` [`str`]
-        One text a label.
+        One text for all labels with the same problem.
     """
     problems: dict[str, str] = {}
     for task in tasks:
         queues = queues_of(task.placement.site)
         if task.label not in problems and queues and (problem := _misfit(task, queues)):
             problems[task.label] = problem
-    return list(problems.values())
+    labels: dict[str, list[str]] = {}
+    for label, problem in problems.items():
+        labels.setdefault(problem, []).append(label)
+    return [
+        f"Label{'s' if len(some) > 1 else ''} {', '.join(some)}: {problem}"
+        for problem, some in labels.items()
+    ]
 
 
 def find_unknown_queues(
@@ -168,7 +178,7 @@ def _misfit(task: TaskPlan, queues: tuple[QueueLimits, ...]) -> str:
         if not misfit:
             return ""
         hint = _CHANGED.format(name=where.queue, memory=task.resources.memory)
-        return f"Label {task.label}: queue {where.queue} does not take its jobs: {misfit}. {hint}"
+        return f"queue {where.queue} does not take its jobs: {misfit}. {hint}"
     brokered = [queue for queue in queues if queue.brokered]
     misfits = [queue.misfit(task) for queue in brokered]
     if not brokered or not all(misfits):
@@ -176,7 +186,7 @@ def _misfit(task: TaskPlan, queues: tuple[QueueLimits, ...]) -> str:
     largest = max(brokered, key=lambda queue: (_takes_cores(queue, task), queue.memory, queue.cores))
     hint = _CHANGED.format(name=largest.name, memory=task.resources.memory)
     return (
-        f"Label {task.label}: no queue of {where.site} takes its jobs; for the largest, {largest.name}, "
+        f"no queue of {where.site} takes its jobs; for the largest, {largest.name}, "
         f"{largest.misfit(task)}. {hint}"
     )
 

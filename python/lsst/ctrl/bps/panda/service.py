@@ -33,7 +33,12 @@ from .hints import find_hints
 from .inquiry import Connection, Inquiry, connect
 from .outputs import collect_outputs
 from .plantable import render_table
-from .preflight import check_configuration, check_run, check_service, report_problems
+from .preflight import (
+    check_configuration,
+    check_run,
+    check_service,
+    report_problems,
+)
 from .remote_build import submit_build
 from .report import describe_counts, get_status_of, list_notes, make_run_list, make_run_report
 from .report_filters import parse_filters
@@ -42,6 +47,7 @@ from .rest.diagnosis import diagnose
 from .rucio.checks import check_registration
 from .run_messages import own_messages
 from .runrecord import RunIndex, read_record
+from .sections import find_broken_sections
 from .settings import ServiceSettings, default_configuration, read_service_settings
 from .staging import stage
 from .staging.progress import ProgressLine
@@ -112,6 +118,8 @@ class PanDAService(BaseWmsService):
         """
         settings = self.settings()
         problems, outside = check_configuration(self.config, settings.environment)
+        if find_broken_sections(self.config):
+            return problems, outside
         registration = check_registration(self.config, settings.environment)
         for note in registration.notes:
             _LOG.warning("%s", note)
@@ -136,7 +144,10 @@ class PanDAService(BaseWmsService):
         workflow.write(out_prefix or "")
         table = render_table(workflow.plan, request_size=workflow.submission.length)
         _LOG.info("Plan of run %s:\n%s", workflow.name, table)
-        for warning in (*workflow.settings.hints, *workflow.plan.warnings, *find_hints(workflow.plan)):
+        hints = find_hints(
+            workflow.plan, length=len(workflow.submission.request), most=workflow.settings.max_request_length
+        )
+        for warning in (*workflow.settings.hints, *workflow.plan.warnings, *hints):
             _LOG.warning("%s", warning)
         return workflow
 

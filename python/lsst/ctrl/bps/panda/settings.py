@@ -17,23 +17,23 @@ import getpass
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version as distribution_version
 from importlib.resources import files as package_files
 from typing import Any
 
 from lsst.daf.butler import Config
 
-from lsst.ctrl.bps import BPS_DEFAULTS, BpsConfig, GenericWorkflow
+from lsst.ctrl.bps import BpsConfig, GenericWorkflow
 
 from . import sites
 from .areas import expand_area, profile_area
 from .errors import SettingsError
+from .keys import KEYS
 from .lookup import KeyLookup
 from .plan.labels import LabelSettings, NamingKind, PlanSettings, labels_of, levels_of
 from .plan.model import RunIdentity, StagedFile
-from .spelling import find_misspelt_keys
+from .spelling import find_misplaced_keys, find_misspelt_keys, find_unknown_labels
 from .staging import StagingSettings
-from .version import __version__
+from .version import __version__, bps_version
 
 RUNNER_KEY = "runner"
 RUNNER_NAME = "cmd_line_decoder.py"
@@ -207,7 +207,7 @@ def read_run_settings(
         placeholder_params=tuple(reader.get("placeholderParams")),
         submit_environment=_submit_environment(reader, env),
         area_variables=area_variables,
-        order_id_map_name=reader.get("orderIdMapFilename"),
+        order_id_map_name=_map_name(reader),
         runner=_runner_file() if stage_runner else None,
         directories=frozenset(_directories(current for current, _ in levels)),
         attempt_codes=reader.get("rememberExitCodes"),
@@ -223,21 +223,13 @@ def read_run_settings(
         max_request_length=reader.get("maxRequestLength"),
         hints=(
             *find_misspelt_keys(config),
-            *sites.notices_of(identity.site),
-            *_no_labels(reader.get("enableEventService") or {}, labels),
+            *find_misplaced_keys(config),
+            *sites.notices_of(identity.site, has_set_up=any(key in config for key in sites.SET_UP_KEYS)),
+            *find_unknown_labels(reader.get("enableEventService") or {}, labels),
         ),
         sites_share_files=reader.get("sitesShareFiles"),
         clusters=tuple(label for label in labels if label in (config.get("cluster") or ())),
     )
-
-
-def _no_labels(named: Iterable[str], labels: Iterable[str]) -> Iterable[str]:
-    """Say which labels of ``enableEventService`` the run does not have."""
-    if unknown := sorted(set(named) - set(labels)):
-        yield (
-            f"enableEventService names {', '.join(unknown)}, which this run does not have; its labels are "
-            f"{', '.join(labels)}."
-        )
 
 
 def _submit_environment(reader: KeyLookup, env: Mapping[str, str]) -> dict[str, str]:
@@ -269,16 +261,8 @@ def _identity(
         submit_path=os.path.abspath(submit_path),
         staging_area=area,
         plugin_version=__version__,
-        bps_version=_bps_version(),
+        bps_version=bps_version(),
     )
-
-
-def _bps_version() -> str:
-    """Version of ``lsst.ctrl.bps``; empty in a checkout without metadata."""
-    try:
-        return distribution_version("lsst-ctrl-bps")
-    except ModuleNotFoundError:
-        return ""
 
 
 def _label_settings(reader: KeyLookup, label: str) -> LabelSettings:
@@ -317,6 +301,17 @@ def _naming(reader: KeyLookup) -> NamingKind:
     if reader.get("enableQnodeMap"):
         return NamingKind.QNODE_MAP
     return NamingKind(reader.get("jobNaming"))
+
+
+def _map_name(reader: KeyLookup) -> str:
+    """File name of the order-id map."""
+    name = str(reader.get("orderIdMapFilename"))
+    if not name or "/" in name or name in (".", ".."):
+        raise SettingsError(
+            f"orderIdMapFilename is {name!r}; it must be the name of a file, such as "
+            f"{KEYS['orderIdMapFilename'].default}."
+        )
+    return name
 
 
 def _directories(workflows: Iterable[GenericWorkflow]) -> Iterable[str]:
@@ -376,16 +371,5 @@ def default_configuration(environment: Mapping[str, str] | None = None) -> Confi
     defaults = Config(sites.defaults())
     for name in ("CTRL_MPEXEC_DIR", "DAF_BUTLER_DIR"):
         if not env.get(name):
-            _drop_variable(defaults, Config(BPS_DEFAULTS), name)
+            sites.drop_variable(defaults, name)
     return defaults
-
-
-def _drop_variable(defaults: Config, core: Config, name: str) -> None:
-    """Take commands from ``PATH`` that the core's defaults look up in an EUPS
-    product.
-    """
-    prefix = f"${{{name}}}/bin/"
-    for names in core.nameTuples():
-        value = core[names]
-        if isinstance(value, str) and prefix in value and names not in defaults:
-            defaults[names] = value.replace(prefix, "")

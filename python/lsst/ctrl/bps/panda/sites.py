@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 __all__ = [
+    "SET_UP_KEYS",
     "base",
     "base_uri",
     "defaults",
     "defaults_uri",
+    "drop_variable",
     "local_defaults",
     "notices_of",
     "profile_of",
@@ -19,11 +21,17 @@ from importlib.resources import files as package_files
 from typing import Any
 
 import yaml
+from lsst.daf.butler import Config
 from lsst.resources import ResourcePath
+
+from lsst.ctrl.bps import BPS_DEFAULTS
 
 from .errors import SettingsError
 
 _PACKAGE = "lsst.ctrl.bps.panda"
+
+SET_UP_KEYS = ("runnerCommand", "payloadCommand", "setupLSSTEnv", "custom_lsst_setup", "jobContainer")
+"""Keys by which a profile, or a user, makes software available to jobs."""
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """The safe loader, the fast one if there is one."""
@@ -88,18 +96,50 @@ def profile_of(site: str) -> dict[str, Any]:
     return dict(_load(f"config/sites/{name}.yaml")) if name else {}
 
 
-def notices_of(site: str) -> tuple[str, ...]:
-    """Return what users of a site should know: from its profile, or that its
-    name looks like a misspelt one.
+def notices_of(site: str, *, has_set_up: bool = True) -> tuple[str, ...]:
+    """Return what users of a site should know: from its profile, that its
+    name looks like a misspelt one, or that there is no profile.
 
     Parameters
     ----------
     site : `str`
         Value of ``computeSite``.
+    has_set_up : `bool`, optional
+        Whether the user has set one of `SET_UP_KEYS`.
     """
-    if site and not profile_of(site):
+    if not site:
+        return (
+            "computeSite is not set, so that PanDA may send jobs to any site. Set it to keep them at one.",
+        )
+    profile = profile_of(site)
+    if not profile:
         folded = {name.upper(): name for name in site_names()}
         near = difflib.get_close_matches(site.upper(), folded, n=1, cutoff=0.7)
-        return tuple(f"computeSite {site} has no profile; did you mean {folded[name]}?" for name in near)
-    notice = str(profile_of(site).get("notice") or "").strip()
+        if near:
+            return (f"computeSite {site} has no profile; did you mean {folded[near[0]]}?",)
+    if not profile and not has_set_up:
+        return (
+            f"computeSite {site} has no profile, so that jobs run without any set-up of software. Sites with "
+            f"a profile: {', '.join(site_names())}. For another site, set setupLSSTEnv.",
+        )
+    notice = str(profile.get("notice") or "").strip()
     return (f"Site {site}: {notice}",) if notice else ()
+
+
+def drop_variable(defaults: Config, name: str) -> None:
+    """Take commands from ``PATH`` that BPS's defaults look up in an EUPS
+    product.
+
+    Parameters
+    ----------
+    defaults : `~lsst.daf.butler.Config`
+        What goes over BPS's defaults; changed.
+    name : `str`
+        Environment variable of the product.
+    """
+    prefix = f"${{{name}}}/bin/"
+    core = Config(BPS_DEFAULTS)
+    for names in core.nameTuples():
+        value = core[names]
+        if isinstance(value, str) and prefix in value and names not in defaults:
+            defaults[names] = value.replace(prefix, "")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["closest_key", "find_misspelt_keys"]
+__all__ = ["closest_key", "find_misplaced_keys", "find_misspelt_keys", "find_unknown_labels"]
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from functools import cache
 from typing import Any
@@ -22,6 +22,9 @@ _LIKENESS = 0.88
 
 # Sections whose entries have names of the user's (labels, sites), and settings below them.
 _BY_NAME = frozenset({"pipetask", "cluster", "site", "cloud"})
+
+# Sections with settings of labels, and the number of dots in the path of one.
+_OF_LABELS = {"pipetask": 2, "cluster": 2, "finalJob": 1, "customJob": 1}
 
 # Sections with settings of their own.
 _PLAIN = frozenset({"payload", "finalJob", "customJob", "remoteBuild"})
@@ -104,6 +107,50 @@ def find_misspelt_keys(config: BpsConfig) -> list[str]:
         if meant is not None:
             hints.append(f"Key {path} of the configuration is not known; did you mean {meant}?")
     return hints
+
+
+def find_misplaced_keys(config: BpsConfig) -> list[str]:
+    """Say which keys of this plugin stand at a label, where they mean nothing.
+
+    Parameters
+    ----------
+    config : `~lsst.ctrl.bps.BpsConfig`
+        Configuration of a run.
+
+    Returns
+    -------
+    hints : `list` [`str`]
+        A text each, in the order of the configuration.
+    """
+    content = Config(config).toDict()
+    return [
+        f"Key {path} of the configuration has no effect: {name} is for the whole run. Set it at the top."
+        for path, name in _keys({section: content[section] for section in _OF_LABELS if section in content})
+        if path.count(".") == _OF_LABELS[path.partition(".")[0]] and name in KEYS and not KEYS[name].per_label
+    ]
+
+
+def find_unknown_labels(named: Iterable[str], labels: Iterable[str]) -> list[str]:
+    """Say which labels of ``enableEventService`` a run does not have.
+
+    Parameters
+    ----------
+    named : iterable of `str`
+        Labels in the configuration.
+    labels : iterable of `str`
+        Labels of the run.
+
+    Returns
+    -------
+    hints : `list` [`str`]
+        One text, or none.
+    """
+    if not (unknown := sorted(set(named) - set(labels))):
+        return []
+    return [
+        f"enableEventService names {', '.join(unknown)}, which this run does not have; its labels are "
+        f"{', '.join(labels)}."
+    ]
 
 
 def _keys(section: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:

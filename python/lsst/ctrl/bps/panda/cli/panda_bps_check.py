@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from lsst.ctrl.bps.panda.errors import PandaBpsError
+from lsst.ctrl.bps.panda.errors import PandaBpsError, SettingsError
 
 
 def read_configuration(path: str, *, compute_site: str | None = None, service: str | None = None) -> Any:
@@ -34,10 +34,13 @@ def read_configuration(path: str, *, compute_site: str | None = None, service: s
     from lsst.pipe.base import Instrument
 
     from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig
+    from lsst.ctrl.bps.panda.sections import find_broken_sections
 
     config = BpsConfig(
         path, search_order=BPS_SEARCH_ORDER, defaults=BPS_DEFAULTS, wms_service_class_fqn=service
     )
+    if broken := find_broken_sections(config):
+        raise SettingsError("; ".join(broken))
     for key, value in (("computeSite", compute_site), ("wmsServiceClass", service)):
         if value:
             config[f".bps_cmdline.{key}"] = value

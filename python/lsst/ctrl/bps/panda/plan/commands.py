@@ -114,6 +114,11 @@ def make_template(job: GenericWorkflowJob, *, executable: str, arguments: str) -
 def _environment(job: GenericWorkflowJob) -> str:
     """Render the variables that a job wants to be set."""
     lines = []
+    if not isinstance(job.environment or {}, Mapping):
+        raise PlanError(
+            f"environment of job {job.name!r} (label {job.label!r}) is {job.environment!r}; it must be a "
+            "mapping of names to values."
+        )
     for name, value in sorted((job.environment or {}).items()):
         if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
             raise PlanError(
@@ -264,8 +269,8 @@ def render_task_command(
         runner.encode_direct(direct),
     ]
     words += [f"--{name}={runner.quote(value)}" for name, value in sorted(options.items())]
-    if "_runner_" in outer:
-        if not runner_path:
-            raise PlanError("runnerCommand asks for the staged runner (_runner_), but none is staged.")
-        outer = outer.replace("_runner_", runner_path)
-    return outer.replace("_cmd_line_", " ".join(words)).strip()
+    if "_runner_" in outer and not runner_path:
+        raise PlanError("runnerCommand asks for the staged runner (_runner_), but none is staged.")
+    places = {"_runner_": runner_path, "_cmd_line_": " ".join(words)}
+    # At once: what is put in, a path perhaps, may hold such a word itself.
+    return re.sub("_runner_|_cmd_line_", lambda match: places[match[0]], outer).strip()

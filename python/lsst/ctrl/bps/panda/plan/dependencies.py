@@ -230,6 +230,9 @@ class _SpecialEdges:
         self._opened_by: dict[str, list[int]] = {name: [index] for name, index in level.jobs.items()}
         """Jobs that must succeed before the edges out of a node are open."""
 
+        self._passed_on: dict[str, frozenset[str]] = {}
+        """Gates of groups without jobs."""
+
     def add(self) -> None:
         """Add all of them."""
         level = self._level
@@ -243,8 +246,9 @@ class _SpecialEdges:
                 group = level.groups[name]
                 self._lead_to(name, group.entries)
                 self._add_gates(name, group)
-                blocked = level.fan_out(name)
-                self._opened_by[name] = self._joined(name, "_exit", group.exits, blocked)
+                # A group without jobs passes on what it waits for.
+                exits = group.exits if group.members else self._waits(name)
+                self._opened_by[name] = self._joined(name, "_exit", exits, level.fan_out(name))
 
     def _waits(self, name: str) -> list[int]:
         """Jobs that must succeed before a node, each once."""
@@ -259,7 +263,9 @@ class _SpecialEdges:
         a non-blocking group to the next of its ``ordering`` section.
         """
         one, other = self._level.groups.get(first), self._level.groups.get(second)
-        return one is not None and other is not None and one.label == other.label and not one.blocking
+        if one is None or other is None or not one.members:
+            return False
+        return one.label == other.label and not one.blocking
 
     def _joined(self, name: str, suffix: str, waits: list[int], children: int) -> list[int]:
         """Return the jobs themselves, or a barrier behind them if there would
@@ -282,11 +288,22 @@ class _SpecialEdges:
 
     def _add_gates(self, name: str, group: _Group) -> None:
         """Let all jobs of a group wait for the groups before it."""
-        before = sorted(self._level.workflow.predecessors(name))
-        paths = frozenset(self._level.groups[p].path for p in before if self._is_gate(p, name))
+        paths = self._gates_of(name)
+        self._passed_on[name] = paths if not group.members else frozenset()
         if paths:
             for member in group.members:
                 self._graph.gates[member] |= paths
+
+    def _gates_of(self, name: str) -> frozenset[str]:
+        """Paths of the groups that must be terminated before a group, seen
+        through groups without jobs.
+        """
+        paths: set[str] = set()
+        for before in self._level.workflow.predecessors(name):
+            paths |= self._passed_on.get(before, frozenset())
+            if self._is_gate(before, name):
+                paths.add(self._level.groups[before].path)
+        return frozenset(paths)
 
     def _add_barrier(self, name: str, label: str, waits: list[int]) -> int:
         """Add a job that does nothing, after some others."""

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 __all__ = ["OWN_FILE", "Family", "Numbering", "chunk_sizes", "group_jobs", "number_jobs", "own_file_key"]
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
 
 from lsst.ctrl.bps import GenericWorkflowJob
 
+from ..errors import PlanError
 from .jobgraph import JobGraph
 
-_SCALARS = attrgetter(
+_SCALAR_NAMES = (
     "label",
     "arguments",
     "environment",
@@ -35,6 +36,11 @@ _SCALARS = attrgetter(
     "post_cmdline",
 )
 """Attributes of a job that make a difference to its task."""
+
+_SCALARS = attrgetter(*_SCALAR_NAMES)
+
+_COMPOUND = frozenset({"environment", "retry_unless_exit"})
+"""Those of them that may hold several values."""
 
 
 @dataclass(slots=True)
@@ -93,7 +99,10 @@ def group_jobs(graph: JobGraph) -> list[Family]:
             known[2].members.append(index)
             continue
         key = make_key(index, job)
-        family = families.get(key)
+        try:
+            family = families.get(key)
+        except TypeError:
+            raise _unusable(job) from None
         if family is None:
             family = Family(label, graph.groups[index], graph.gates[index], _general_arguments(job))
             families[key] = family
@@ -108,6 +117,18 @@ def group_jobs(graph: JobGraph) -> list[Family]:
         return place[family.label], turn[family.gates], family.group, first
 
     return sorted(families.values(), key=order)
+
+
+def _unusable(job: GenericWorkflowJob) -> PlanError:
+    """Make the error that names an attribute with a list or a mapping where a
+    single value belongs.
+    """
+    for name, value in zip(_SCALAR_NAMES, _SCALARS(job), strict=True):
+        if isinstance(value, list | Mapping) and name not in _COMPOUND:
+            return PlanError(
+                f"{name} of job {job.name!r} (label {job.label!r}) is {value!r}; it must be a single value."
+            )
+    return PlanError(f"Job {job.name!r} (label {job.label!r}) has attributes that cannot be compared.")
 
 
 def _turns(families: Iterable[Family]) -> dict[frozenset[str], int]:
@@ -244,7 +265,7 @@ def _frozen(value: Any) -> Any:
     """Make a list or mapping comparable and hashable."""
     if not value:
         return value if isinstance(value, int) else None
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return tuple(sorted((str(k), str(v)) for k, v in value.items()))
     return tuple(value) if isinstance(value, list | tuple) else value
 

@@ -97,12 +97,16 @@ class JobGraph:
         Raises
         ------
         PlanError
-            Raised if two jobs have one name, or if jobs wait for each other
-            in a circle.
+            Raised if two jobs have one name, if a job has no label, or if
+            jobs wait for each other in a circle.
         """
         if len(set(self.names)) < len(self.names):
             twice = sorted(name for name, count in Counter(self.names).items() if count > 1)
             raise PlanError(f"These names are those of several jobs of the workflow: {some_of(twice)}.")
+        for label in set(self.label_of):
+            if not isinstance(label, str) or not label:
+                name = self.names[self.label_of.index(label)]
+                raise PlanError(f"The label of job {name!r} is {label!r}; it must be a text.")
         before = self._labels_before()
         self.labels, straight = _order(before)
         if straight and not any(label in labels for label, labels in before.items()):

@@ -276,8 +276,15 @@ class _QnodeNaming(_PlainNaming):
 
     def files(self, labels: Sequence[NamedJobs]) -> list[ParameterShard]:
         mapping: dict[str, str] = {}
+        count = 0
         for jobs in labels:
             mapping.update(zip(self.pseudo_inputs(jobs), self._plain(jobs), strict=True))
+            count += len(jobs.names)
+        if len(mapping) < count:
+            raise PlanError(
+                "A job of the final workflow has the name of another job, so that the map of names "
+                "(enableQnodeMap, jobNaming: qnodeMap) cannot tell them apart. Use short names, the default."
+            )
         return [ParameterShard(self.map_name, json.dumps(mapping))]
 
     def task_files(self) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["MAX_MEMORY", "NotHonoured", "resources_of", "walltime_of"]
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -39,10 +40,10 @@ def _number(job: GenericWorkflowJob, attribute: str, default: float, *, least: f
     if value is None or value == "":
         return default
     try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = float("nan")
-    if not number >= least:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not least <= number < math.inf:
         raise PlanError(
             f"{_yaml_name(attribute)} of job {job.name!r} (label {job.label!r}) is {value!r}; "
             f"it must be a number of at least {least:g}."
@@ -86,21 +87,21 @@ def resources_of(job: GenericWorkflowJob, *, payloads_per_job: int = 1, max_wall
     memory of attempt n be min(m0 * M**n, max), which is what PanDA does with
     ``retryRamStep = m0 * M`` and ``retryRamMax``.
     """
-    cores = max(1, int(_number(job, "request_cpus", 1, least=1)))
-    memory = int(-(-_number(job, "request_memory", DEFAULT_MEMORY, least=1) // 1))
+    cores = math.ceil(_number(job, "request_cpus", 1, least=1))
+    memory = math.ceil(_number(job, "request_memory", DEFAULT_MEMORY, least=1))
     memory = -(-memory // cores) * cores
     memory_max = int(_number(job, "request_memory_max", 0, least=0)) or MAX_MEMORY
     growth = _number(job, "memory_multiplier", 1.0, least=0)
     retries = job.number_of_retries
     attempts = DEFAULT_ATTEMPTS
     if retries is not None:
-        attempts = int(_number(job, "number_of_retries", DEFAULT_ATTEMPTS - 1, least=0)) + 1
+        attempts = math.ceil(_number(job, "number_of_retries", DEFAULT_ATTEMPTS - 1, least=0)) + 1
     return Resources(
         memory=memory,
         memory_max=max(memory, memory_max),
         memory_growth=growth if growth > 1 else 1.0,
         cores=cores,
-        disk=int(_number(job, "request_disk", 0, least=0)),
+        disk=math.ceil(_number(job, "request_disk", 0, least=0)),
         walltime=_walltime(job, payloads_per_job, max_walltime),
         attempts=attempts,
     )
@@ -114,7 +115,7 @@ def walltime_of(job: GenericWorkflowJob) -> int:
     job : `~lsst.ctrl.bps.GenericWorkflowJob`
         The job.
     """
-    return int(_number(job, "request_walltime", 0, least=0))
+    return math.ceil(_number(job, "request_walltime", 0, least=0))
 
 
 def _walltime(job: GenericWorkflowJob, payloads_per_job: int, max_walltime: int) -> int:

@@ -143,9 +143,9 @@ def _packing(job: GenericWorkflowJob, settings: LabelSettings, max_walltime: int
 def _placement(job: GenericWorkflowJob, settings: LabelSettings) -> Placement:
     """Where the jobs run; what the job says goes before the settings."""
     return Placement(
-        cloud=job.compute_cloud or settings.cloud,
-        site=job.compute_site or settings.site,
-        queue=job.queue or settings.queue,
+        cloud=str(job.compute_cloud or settings.cloud),
+        site=str(job.compute_site or settings.site),
+        queue=str(job.queue or settings.queue),
     )
 
 
@@ -153,12 +153,12 @@ def _accounting(job: GenericWorkflowJob, settings: LabelSettings) -> Accounting:
     """How the jobs are booked."""
     try:
         priority = int(job.priority) if job.priority else settings.priority
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise PlanError(
             f"priority of label {job.label!r} is {job.priority!r}; it must be a whole number."
         ) from None
     return Accounting(
-        working_group=job.accounting_group or "",
+        working_group=str(job.accounting_group or ""),
         priority=priority,
         processing_type=settings.processing_type,
         task_type=settings.task_type,
