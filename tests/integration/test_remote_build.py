@@ -159,7 +159,14 @@ def test_a_build_that_fails_says_why(place):
     run_id, _ = submit(place, config)
     assert place.wait(run_id) == "FAILED"
     assert "/no/such/pipeline.yaml" in place.logs()
-    assert re.search(r"^buildTask .* 1 +0 +1$", place.call("bps", "report", "--id", run_id), re.MULTILINE)
+    said = place.call("bps", "report", "--id", run_id)
+    assert re.search(r"^buildTask .* 1 +0 +1$", said, re.MULTILINE)
+    assert "bps restart" not in said
+    assert "Next: the task that makes the plan of the run did not succeed" in said
+    said = place.call("panda_bps", "errors", run_id)
+    assert "1. buildTask: build" in said
+    assert "| FileNotFoundError: [Errno 2] No such file or directory: '/no/such/pipeline.yaml'" in said
+    assert "submit the run once more" in " ".join(said.split())
     said = place.call("bps", "restart", "--id", run_id, code=None)
     assert "the task that makes the plan did not succeed, so there is nothing to restart" in said
 

@@ -30,6 +30,7 @@ CASES = [
     ([("payload", 1)], "ModuleNotFoundError: No module named 'lsst'", "environment"),
     ([("payload", 1)], "ConflictingDefinitionError: there", "output exists"),
     ([("payload", 1)], "FileNotFoundError: flat", "missing input"),
+    ([("payload", 1)], "ERROR: The remote build failed: no\nFileNotFoundError: p.yaml", "build"),
     ([("payload", 139)], "", "crash"),
     ([("pilot", 1328)], "", "crash"),
     ([("pilot", 1305)], "", "site"),

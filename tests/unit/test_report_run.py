@@ -21,7 +21,13 @@ from lsst.ctrl.bps.panda.report import (
 from lsst.ctrl.bps.panda.report_filters import FILTER_KEYS, parse_filters
 from lsst.ctrl.bps.panda.report_links import MonitorLinks
 from lsst.ctrl.bps.panda.wire.attributes import RunAttributes, parse_attributes, render_attributes
-from lsst.ctrl.bps.panda.wire.pipeline import PlanSummary, label_of_task, ordinal_of_task
+from lsst.ctrl.bps.panda.wire.pipeline import (
+    BUILD_LABEL,
+    BUILD_TASK,
+    PlanSummary,
+    label_of_task,
+    ordinal_of_task,
+)
 from lsst.ctrl.bps.panda.wire.records import (
     ContentRecord,
     FileCounts,
@@ -128,6 +134,22 @@ def test_a_rescue_run_names_its_origin():
     evidence = RunEvidence(request(origin=40), TRANSFORMS, asked_at=NOW)
     assert "completes run 40" in str(make_run_report(evidence).specific_info)
     assert evidence.attributes.origin == 40
+
+
+@pytest.mark.parametrize("built", [False, True])
+def test_a_build_that_failed_leaves_nothing_to_restart(built):
+    counts = FileCounts(total=1, processed=int(built), failed=int(not built))
+    build = TransformRecord(41, 1, BUILD_TASK, "SubFinished", "Finished", 101, counts, None, NOW)
+    others = [dataclasses.replace(item, transform_id=item.transform_id + 1) for item in TRANSFORMS]
+    plan = dataclasses.replace(
+        PLAN,
+        labels=((BUILD_LABEL, 1), *(PLAN.labels if built else ())),
+        tasks=((BUILD_TASK, BUILD_LABEL, 1), *(PLAN.tasks if built else ())),
+    )
+    evidence = RunEvidence(request(), (build, *(others if built else ())), plan, asked_at=NOW)
+    text = str(make_run_report(evidence).specific_info)
+    assert ("Next: bps restart --id 41 runs again what failed" in text) == built
+    assert ("Next: the task that makes the plan of the run did not succeed" in text) != built
 
 
 def test_a_successful_run_has_nothing_to_say():

@@ -18,6 +18,7 @@ from .wire.failures import (
     is_memory_error,
     signal_name,
 )
+from .wire.pipeline import BUILD_LABEL
 from .wire.states import TERMINAL, is_aborted, running_by_task
 from .wire.tally import RunEvidence, RunTally, waits_in_vain
 
@@ -167,7 +168,16 @@ def _add_advice(
 
 
 def _can_restart(evidence: RunEvidence, tally: RunTally, failures: Sequence[Failure]) -> bool:
-    return tally.ended and tally.state is not WmsStates.SUCCEEDED and not _is_dying(evidence, tally, failures)
+    can = tally.ended and tally.state is not WmsStates.SUCCEEDED
+    return can and not (_is_dying(evidence, tally, failures) or _has_no_plan(evidence, tally, failures))
+
+
+def _has_no_plan(evidence: RunEvidence, tally: RunTally, failures: Sequence[Failure]) -> bool:
+    """Tell whether the task that was to make the plan of the run at its site
+    did not succeed.
+    """
+    build = tally.by_label.get(BUILD_LABEL)
+    return tally.ended and build is not None and not build[WmsStates.SUCCEEDED]
 
 
 def _is_dying(evidence: RunEvidence, tally: RunTally, failures: Sequence[Failure]) -> bool:
@@ -224,6 +234,11 @@ _ADVICE: tuple[tuple[_Condition, str], ...] = (
     (_has_failed, "panda_bps errors {id} says why jobs failed, with the ends of their logs and what to do."),
     (_still_fails, "let the run end; then bps restart --id {id} runs again what failed."),
     (_is_dying, "wait until the last job has ended; then bps restart --id {id} runs again what was deleted."),
+    (
+        _has_no_plan,
+        "the task that makes the plan of the run did not succeed, so there is nothing to restart: mend what it "
+        "failed of, and submit the run once more.",
+    ),
     (
         _can_restart,
         "bps restart --id {id} runs again what failed, was pruned or deleted, and then the final job.",

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from lsst.ctrl.bps import BpsSubprocessError
 from lsst.ctrl.bps.drivers import prepare_driver
 
 from .build_reply import send_reply
@@ -33,6 +34,9 @@ _LOG = logging.getLogger(__name__)
 REQUEST_VARIABLE = "IDDS_BUILD_REQUEST_ID"
 SIGNATURE_VARIABLE = "IDDS_BUIL_SIGNATURE"
 """How iDDS spells it."""
+
+LAST_LINES = 8
+"""Lines of a failed command's output that the error repeats."""
 
 _ALREADY = "already has defined workflow"
 
@@ -54,15 +58,34 @@ def main(argv: Sequence[str], environment: MutableMapping[str, str]) -> int:
     code : `int`
         0 if iDDS has the workflow, else 1; the cause is in the log.
     """
+    everything, errors = logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stderr)
+    # The end of stderr is what "panda_bps errors" shows on the submit side.
+    errors.setLevel(logging.ERROR)
+    errors.addFilter(lambda record: record.name == __name__)
     logging.basicConfig(
-        stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s: %(message)s"
+        handlers=[everything, errors],
+        level=logging.INFO,
+        format="%(asctime)s %(name)s %(levelname)s: %(message)s",
     )
     try:
         _build(argv, environment)
-    except (PandaBpsError, OSError, ValueError, KeyError, RuntimeError, tarfile.TarError) as error:
-        _LOG.exception("The build failed: %s", error)
+    except Exception as error:  # whatever BPS, a pipeline or a Butler raises
+        _LOG.info("Where the build failed:", exc_info=True)
+        _LOG.error("The remote build failed: %s%s", error, _last_words(error))
         return 1
     return 0
+
+
+def _last_words(error: Exception) -> str:
+    """Return the last lines of the command that BPS ran, if it failed: BPS
+    names only the file that they are in, and that one is gone with the task.
+    """
+    if not isinstance(error, BpsSubprocessError):
+        return ""
+    written = sorted(Path().rglob("*.out"), key=lambda path: path.stat().st_mtime)
+    text = written[-1].read_text(encoding="utf-8", errors="replace") if written else ""
+    lines = [line for line in text.splitlines() if line.strip()][-LAST_LINES:]
+    return "".join(f"\n{line}" for line in ["It ended with:", *lines]) if lines else ""
 
 
 def _build(argv: Sequence[str], environment: MutableMapping[str, str]) -> None:
