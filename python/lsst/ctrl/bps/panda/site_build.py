@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from lsst.ctrl.bps import BpsSubprocessError
 from lsst.ctrl.bps.drivers import prepare_driver
+
+from lsst.ctrl.bps import BpsSubprocessError
 
 from .build_reply import send_reply
 from .errors import PandaBpsError, RefusedError, SettingsError
