@@ -12,6 +12,7 @@ from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig
 from lsst.ctrl.bps.panda.cli.panda_bps_check import check
 from lsst.ctrl.bps.panda.command_line import configuration_file, is_dry_run
 from lsst.ctrl.bps.panda.errors import PandaBpsError
+from lsst.ctrl.bps.panda.inquiry import connect
 from lsst.ctrl.bps.panda.keys import KEYS
 from lsst.ctrl.bps.panda.preflight import (
     check_configuration,
@@ -135,6 +136,16 @@ def test_a_server_that_cannot_be_used(variables, words, tmp_path):
     env = {"HOME": str(tmp_path), "PANDA_CONFIG_ROOT": str(tmp_path), **variables}
     (problem,) = check_service(read_service_settings(None, env))
     assert words in problem
+
+
+def test_a_server_that_hangs_is_found_out_in_seconds(tmp_path):
+    """Requests may take ten minutes; nobody waits that long for a ping."""
+    settings = read_service_settings(None, {"HOME": str(tmp_path), "PANDA_URL": "http://h/server/panda"})
+    patient, prompt = (connect(settings, prompt=prompt).relay._transport for prompt in (False, True))
+    assert patient._timeouts.read > 600
+    assert max(prompt._timeouts.connect, prompt._timeouts.read, prompt._timeouts.total) <= 20
+    # No attempt begins after that, so that all of them together are 40 s at most.
+    assert prompt._retry.budget <= 20
 
 
 def test_one_error_lists_all():

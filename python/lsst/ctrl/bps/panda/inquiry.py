@@ -15,7 +15,8 @@ from .report import needs_contents
 from .rest.credentials import Credentials, find_credentials, verify_host
 from .rest.panda_api import PandaApi, api_base
 from .rest.relay import Relay
-from .rest.transport import Transport
+from .rest.retries import RetryPolicy
+from .rest.transport import Timeouts, Transport
 from .runrecord import RunIndex, RunRecord, read_record
 from .settings import ServiceSettings
 from .wire.build_task import count_build_job
@@ -71,13 +72,22 @@ class Connection:
     credentials: Credentials
 
 
-def connect(settings: ServiceSettings) -> Connection:
+_PROMPT = Timeouts(connect=10.0, read=20.0, total=20.0)
+_PROMPT_RETRY = RetryPolicy(attempts=3, budget=15.0)
+"""For a ping, which a server answers at once: more than half a minute is never
+needed to find out that one hangs."""
+
+
+def connect(settings: ServiceSettings, *, prompt: bool = False) -> Connection:
     """Make the clients that the settings describe; nothing is sent.
 
     Parameters
     ----------
     settings : `ServiceSettings`
         Where PanDA is and who we are.
+    prompt : `bool`, optional
+        Whether what will be asked has a prompt answer, so that a server that
+        hangs is found out in seconds.
 
     Raises
     ------
@@ -91,7 +101,12 @@ def connect(settings: ServiceSettings) -> Connection:
     url = settings.require_url()
     env = settings.environment
     credentials = find_credentials(env, user=settings.user, uid=os.getuid(), renew=make_renewer(env))
-    transport = Transport(credentials, verify=verify_host(env))
+    transport = Transport(
+        credentials,
+        verify=verify_host(env),
+        timeouts=_PROMPT if prompt else None,
+        retry=_PROMPT_RETRY if prompt else None,
+    )
     return Connection(
         relay=Relay(transport, url, idds_server=settings.idds_server),
         api=PandaApi(transport, api_base(url), cache_base=api_base(settings.cache_url or url)),

@@ -96,7 +96,7 @@ def check_service(settings: ServiceSettings) -> list[str]:
         A text each.
     """
     try:
-        connection = connect(settings)
+        connection = connect(settings, prompt=True)
         connection.relay.ping()
         # Longer than any log-in lives, and short enough to be added to a date.
         hours = min(settings.token_lifetime, 1e6)

@@ -361,7 +361,7 @@ class PanDAService(BaseWmsService):
             What is wrong, and where.
         """
         try:
-            connection = self._connect()
+            connection = connect(self.settings(), prompt=True)
             connection.relay.ping()
         except PandaBpsError as error:
             return 1, diagnose(error)
