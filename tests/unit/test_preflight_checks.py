@@ -354,6 +354,7 @@ def test_a_section_that_is_none_is_named(values, words):
     ("values", "words"),
     [
         ({"runnerCommand": "echo hello"}, "runnerCommand holds no _cmd_line_"),
+        ({"runnerCommand": ["a"]}, "runnerCommand is ['a'] (BPS configuration); it must be a text"),
         ({"stageRunner": False}, "runnerCommand asks for the staged runner"),
         ({"queues": {"Q": 5}}, "queues.Q is 5 (BPS configuration); it must hold limits"),
         ({"queues": [1]}, "queues is [1]"),

@@ -15,8 +15,7 @@ from .report import needs_contents
 from .rest.credentials import Credentials, find_credentials, verify_host
 from .rest.panda_api import PandaApi, api_base
 from .rest.relay import Relay
-from .rest.retries import RetryPolicy
-from .rest.transport import Timeouts, Transport
+from .rest.transport import PROMPT, PROMPT_RETRY, Transport
 from .runrecord import RunIndex, RunRecord, read_record
 from .settings import ServiceSettings
 from .wire.build_task import count_build_job
@@ -72,12 +71,6 @@ class Connection:
     credentials: Credentials
 
 
-_PROMPT = Timeouts(connect=10.0, read=20.0, total=20.0)
-_PROMPT_RETRY = RetryPolicy(attempts=3, budget=15.0)
-"""For a ping, which a server answers at once: more than half a minute is never
-needed to find out that one hangs."""
-
-
 def connect(settings: ServiceSettings, *, prompt: bool = False) -> Connection:
     """Make the clients that the settings describe; nothing is sent.
 
@@ -104,8 +97,8 @@ def connect(settings: ServiceSettings, *, prompt: bool = False) -> Connection:
     transport = Transport(
         credentials,
         verify=verify_host(env),
-        timeouts=_PROMPT if prompt else None,
-        retry=_PROMPT_RETRY if prompt else None,
+        timeouts=PROMPT if prompt else None,
+        retry=PROMPT_RETRY if prompt else None,
     )
     return Connection(
         relay=Relay(transport, url, idds_server=settings.idds_server),

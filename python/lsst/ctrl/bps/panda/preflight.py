@@ -160,24 +160,22 @@ def check_configuration(config: BpsConfig, environment: Mapping[str, str]) -> tu
 
 
 def _runner_problems(lookup: KeyLookup, labels: Iterable[str]) -> list[str]:
-    """Find labels whose jobs would run nothing."""
-    commands = {str(lookup.get("runnerCommand", label, raw=True)): label for label in ["", *labels]}
-    return [
+    """Find labels whose jobs would run nothing, or what nobody stages."""
+    try:
+        commands = {str(lookup.get("runnerCommand", label, raw=True)): label for label in ["", *labels]}
+        staged = lookup.get("stageRunner")
+    except SettingsError:
+        return []  # of another kind, which is in the list already
+    without_place = [
         f"runnerCommand holds no _cmd_line_, the place for the job's command; it is {command!r}"
         f"{f' for label {label}' if label else ''}."
         for command, label in commands.items()
         if command and "_cmd_line_" not in command
-    ] or _needs_runner(lookup, commands)
-
-
-def _needs_runner(lookup: KeyLookup, commands: Iterable[str]) -> list[str]:
-    """Find out whether the runner is staged, if a command asks for it."""
-    staged = lookup.get("stageRunner") if any("_runner_" in command for command in commands) else True
-    if staged:
-        return []
+    ]
+    if without_place or staged or not any("_runner_" in command for command in commands):
+        return without_place
     return [
-        "runnerCommand asks for the staged runner (_runner_), and stageRunner is no. Set stageRunner: yes, or a "
-        "runnerCommand with the path of a runner that the workers have."
+        "runnerCommand asks for the staged runner (_runner_), and stageRunner is no. Set one of them otherwise."
     ]
 
 

@@ -6,7 +6,7 @@ the environment here, except what ``requests`` itself does about proxies and
 certificate bundles.
 """
 
-__all__ = ["Reply", "Timeouts", "Transport"]
+__all__ = ["PROMPT", "PROMPT_RETRY", "Reply", "Timeouts", "Transport"]
 
 import logging
 import random
@@ -48,6 +48,12 @@ class Timeouts:
     connect: float = 20.0
     read: float = 620.0
     total: float = 1200.0
+
+
+PROMPT = Timeouts(connect=10.0, read=20.0, total=20.0)
+PROMPT_RETRY = RetryPolicy(attempts=3, budget=15.0)
+"""For a ping, which is answered at once: it never takes more than 40 seconds to
+find out that a server hangs."""
 
 
 @dataclass(frozen=True, slots=True)
