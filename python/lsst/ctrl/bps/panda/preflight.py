@@ -174,9 +174,7 @@ def _runner_problems(lookup: KeyLookup, labels: Iterable[str]) -> list[str]:
     ]
     if without_place or staged or not any("_runner_" in command for command in commands):
         return without_place
-    return [
-        "runnerCommand asks for the staged runner (_runner_), and stageRunner is no. Set one of them otherwise."
-    ]
+    return ["runnerCommand asks for the staged runner (_runner_), and stageRunner is no. Change one of them."]
 
 
 def _divided(config: BpsConfig) -> list[str]:
