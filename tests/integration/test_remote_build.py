@@ -165,7 +165,7 @@ def test_a_build_that_fails_says_why(place):
     assert "Next: the task that makes the plan of the run did not succeed" in said
     said = place.call("panda_bps", "errors", run_id)
     assert "1. buildTask: build" in said
-    assert "| FileNotFoundError: [Errno 2] No such file or directory: '/no/such/pipeline.yaml'" in said
+    assert re.search(r"\| .*/no/such/pipeline\.yaml", said)
     assert "submit the run once more" in " ".join(said.split())
     said = place.call("bps", "restart", "--id", run_id, code=None)
     assert "the task that makes the plan did not succeed, so there is nothing to restart" in said
