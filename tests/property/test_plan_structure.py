@@ -196,23 +196,31 @@ class Expected:
                 self._enter(node.content)
         graph = nx.DiGraph(spec.edges)
         graph.add_nodes_from(range(len(spec.nodes)))
-        noops = [n for n in graph if isinstance(spec.nodes[n], NoopSpec)]
-        pairs = {pair for pair in spec.edges if not set(pair) & set(noops)}
-        for first, second in itertools.permutations(set(graph) - set(noops), 2):
-            through = graph.subgraph([first, second, *noops]).copy()
-            through.remove_edges_from([(first, second)])
-            if nx.has_path(through, first, second):
-                pairs.add((first, second))
-                self._edge(spec.nodes[first], spec.nodes[second], direct=False)
-        for first, second in pairs & spec.edges:
-            self._edge(spec.nodes[first], spec.nodes[second], direct=True)
+        # What has no jobs only passes on what it waits for.
+        empty = {n for n in graph if not isinstance(spec.nodes[n], JobSpec) and not self._jobs(spec.nodes[n])}
+        for first, second in itertools.permutations(set(graph) - empty, 2):
+            through = graph.subgraph([second, *empty])
+            for begin in graph.successors(first):
+                if begin in through and nx.has_path(through, begin, second):
+                    gate = self._is_gate(spec.nodes[first], spec.nodes[begin])
+                    self._edge(spec.nodes[first], spec.nodes[second], gate=gate)
 
-    def _edge(self, first: object, second: object, *, direct: bool) -> None:
+    @staticmethod
+    def _jobs(node: object) -> frozenset[str]:
+        if isinstance(node, JobSpec):
+            return frozenset({node.name})
+        if isinstance(node, GroupSpec):
+            return frozenset(job.name for job in jobs_of(node.content))
+        return frozenset()
+
+    @staticmethod
+    def _is_gate(first: object, second: object) -> bool:
         groups = isinstance(first, GroupSpec) and isinstance(second, GroupSpec)
-        if groups and direct and first.label == second.label and not first.blocking:
-            before, after = ({job.name for job in jobs_of(n.content)} for n in (first, second))
-            if before and after:
-                self.after.append((frozenset(before), frozenset(after)))
+        return groups and first.label == second.label and not first.blocking
+
+    def _edge(self, first: object, second: object, *, gate: bool) -> None:
+        if gate:
+            self.after.append((self._jobs(first), self._jobs(second)))
             return
         for parent in self._ends(first):
             for child in self._starts(second):

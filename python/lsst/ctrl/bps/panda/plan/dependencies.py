@@ -4,8 +4,8 @@ of jobs.
 Every edge ends up exactly once, as a parent of a job or as a gate:
 
 * job to job: a parent;
-* through a no-op job, and into or out of a group: parents, because one
-  failure must prune what follows.  Where m parents meet n children and m * n
+* through a no-op job or a group without jobs, and into or out of a group:
+  parents, because one failure must prune what follows.  Where m parents meet n children and m * n
   would be large, a *barrier* job (``true``) stands between them, so that m + n
   edges remain;
 * from a *non-blocking* group to the next group of the same ``ordering``
@@ -22,6 +22,7 @@ from __future__ import annotations
 __all__ = ["flatten"]
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from lsst.ctrl.bps import (
@@ -231,24 +232,32 @@ class _SpecialEdges:
         """Jobs that must succeed before the edges out of a node are open."""
 
         self._passed_on: dict[str, frozenset[str]] = {}
-        """Gates of groups without jobs."""
+        """Gates of no-ops and of groups without jobs."""
 
     def add(self) -> None:
         """Add all of them."""
         level = self._level
         for name in level.in_order():
+            gates = self._gates_of(name)
             if name in level.jobs:
                 self._lead_to(name, [level.jobs[name]])
+                self._shut(gates, [level.jobs[name]])
             elif name in level.noops:
-                waits = self._waits(name)
-                self._opened_by[name] = self._joined(name, "", waits, level.fan_out(name))
-            else:
+                self._pass_on(name, "", gates)
+            elif level.groups[name].members:
                 group = level.groups[name]
                 self._lead_to(name, group.entries)
-                self._add_gates(name, group)
-                # A group without jobs passes on what it waits for.
-                exits = group.exits if group.members else self._waits(name)
-                self._opened_by[name] = self._joined(name, "_exit", exits, level.fan_out(name))
+                self._shut(gates, group.members)
+                self._opened_by[name] = self._joined(name, "_exit", group.exits, level.fan_out(name))
+            else:
+                self._pass_on(name, "_exit", gates)
+
+    def _pass_on(self, name: str, suffix: str, gates: frozenset[str]) -> None:
+        """Let what follows a no-op, or a group without jobs, wait for what is
+        before it.
+        """
+        self._opened_by[name] = self._joined(name, suffix, self._waits(name), self._level.fan_out(name))
+        self._passed_on[name] = gates
 
     def _waits(self, name: str) -> list[int]:
         """Jobs that must succeed before a node, each once."""
@@ -286,17 +295,15 @@ class _SpecialEdges:
             known = set(self._graph.parents[entry])
             self._graph.parents[entry].extend([wait for wait in waits if wait not in known])
 
-    def _add_gates(self, name: str, group: _Group) -> None:
-        """Let all jobs of a group wait for the groups before it."""
-        paths = self._gates_of(name)
-        self._passed_on[name] = paths if not group.members else frozenset()
-        if paths:
-            for member in group.members:
-                self._graph.gates[member] |= paths
+    def _shut(self, gates: frozenset[str], jobs: Iterable[int]) -> None:
+        """Let jobs wait for the groups before them."""
+        if gates:
+            for index in jobs:
+                self._graph.gates[index] |= gates
 
     def _gates_of(self, name: str) -> frozenset[str]:
-        """Paths of the groups that must be terminated before a group, seen
-        through groups without jobs.
+        """Paths of the groups that must be terminated before a node, seen
+        through what has no jobs.
         """
         paths: set[str] = set()
         for before in self._level.workflow.predecessors(name):
