@@ -31,6 +31,8 @@ CASES = [
     ([("payload", 1)], "ConflictingDefinitionError: there", "output exists"),
     ([("payload", 1)], "FileNotFoundError: flat", "missing input"),
     ([("payload", 1)], "ERROR: The remote build failed: no\nFileNotFoundError: p.yaml", "build"),
+    ([("payload", 4)], "2026 ERROR rucioRegister: PermissionError: Permission denied. What", "registration"),
+    ([("payload", 4)], "Permission denied", "storage"),
     ([("payload", 139)], "", "crash"),
     ([("pilot", 1328)], "", "crash"),
     ([("pilot", 1305)], "", "site"),

@@ -313,6 +313,20 @@ def test_where_panda_is():
         read_service_settings({}, {}).require_url()
 
 
+@pytest.mark.parametrize(
+    ("variables", "monitor"),
+    [
+        ({"PANDA_URL_SSL": "https://pandaserver:8443/server/panda"}, True),
+        ({"PANDA_URL": "http://127.0.0.1:8080/server/panda"}, False),
+        ({"PANDA_URL": "http://[::1]:8080/server/panda"}, False),
+        ({"PANDA_URL": "http://localhost:8080/server/panda", "PANDA_MONITOR_URL": "https://mine"}, True),
+    ],
+)
+def test_a_facility_s_monitor_does_not_show_a_server_on_this_machine(variables, monitor):
+    settings = read_service_settings(None, {"HOME": "/", "USER": "ann", **variables})
+    assert bool(settings.monitor_url) is monitor
+
+
 def test_defaults_need_no_lsst_stack():
     plain = BpsConfig({}, defaults=BPS_DEFAULTS, wms_service_class_fqn="lsst.ctrl.bps.panda.PanDAService")
     command = plain.search("runQuantumCommand", opt={"replaceVars": False, "expandEnvVars": False})[1]

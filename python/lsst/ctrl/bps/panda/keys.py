@@ -189,7 +189,7 @@ KEYS: dict[str, Key] = {
             "pandaMonitorUrl",
             "text",
             "https://usdf-panda-bigmon.slac.stanford.edu:8443",
-            "Base URL of the PanDA monitor, for links.",
+            "Base URL of the PanDA monitor, for links; it does not show a server on this machine.",
         ),
         _key(
             "pandaMessagesUrl",

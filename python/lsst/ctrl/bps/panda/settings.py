@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files as package_files
 from typing import Any
+from urllib.parse import urlsplit
 
 from lsst.daf.butler import Config
 
@@ -34,6 +35,8 @@ from .plan.model import RunIdentity, StagedFile
 from .spelling import find_misplaced_keys, find_misspelt_keys, find_unknown_labels
 from .staging import StagingSettings
 from .version import __version__, bps_version
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 RUNNER_KEY = "runner"
 RUNNER_NAME = "cmd_line_decoder.py"
@@ -113,7 +116,7 @@ def read_service_settings(
         url=url,
         cache_url=env.get("PANDACACHE_URL", "").rstrip("/"),
         user=_user(env),
-        monitor_url=env.get("PANDA_MONITOR_URL") or reader.get("pandaMonitorUrl"),
+        monitor_url=env.get("PANDA_MONITOR_URL") or _monitor_url(url, reader),
         idds_server=reader.get("iddsServer") or None,
         token_lifetime=reader.get("tokenLifetime"),
         state_directory=_state_directory(env),
@@ -284,6 +287,11 @@ def _label_settings(reader: KeyLookup, label: str) -> LabelSettings:
         prmon=reader.get("prmon", label),
         keep_tokens=reader.get("keepTokens", label),
     )
+
+
+def _monitor_url(url: str, reader: KeyLookup) -> str:
+    """The site's monitor, which does not show a server on this machine."""
+    return "" if urlsplit(url).hostname in _LOOPBACK else str(reader.get("pandaMonitorUrl"))
 
 
 def _payloads_per_job(reader: KeyLookup, label: str) -> int:

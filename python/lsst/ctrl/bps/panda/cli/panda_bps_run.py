@@ -23,9 +23,8 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import click
 from lsst.ctrl.bps.wms_service import WmsStates
@@ -40,7 +39,6 @@ from lsst.ctrl.bps.panda.settings import ServiceSettings, read_service_settings
 from lsst.ctrl.bps.panda.wire.states import Counts
 
 _LOCAL_CLASS = "LocalPanDAService"
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON, as described in the manual.")
 
@@ -81,7 +79,7 @@ def _settings(local: bool, run: str) -> ServiceSettings:
     named = environment.get("BPS_WMS_SERVICE_CLASS", "").endswith(_LOCAL_CLASS)
     settings = read_service_settings(None, environment)
     if settings.url and not (local or named):
-        return _without_foreign_monitor(_as_submitted(run, settings))
+        return _as_submitted(run, settings)
     directory = local_endpoint.state_directory(environment)
     found = instance.find(directory)
     if found is None:
@@ -89,7 +87,7 @@ def _settings(local: bool, run: str) -> ServiceSettings:
             raise PandaBpsError(f"No embedded PanDA runs with {directory}. Start it: panda_local start.")
         return settings
     merged: Mapping[str, str] = {**environment, **local_endpoint.environment(found)}
-    return _without_foreign_monitor(_as_submitted(run, read_service_settings(None, merged), profile=False))
+    return _as_submitted(run, read_service_settings(None, merged), profile=False)
 
 
 def _as_submitted(run: str, settings: ServiceSettings, *, profile: bool = True) -> ServiceSettings:
@@ -116,15 +114,6 @@ def _record_of(run: str, settings: ServiceSettings) -> RunRecord | None:
         return index.find(settings.url, name=run)
     except (PandaBpsError, OSError):
         return None  # Whoever looks the run up will say what is wrong.
-
-
-def _without_foreign_monitor(settings: ServiceSettings) -> ServiceSettings:
-    """Forget the facility's monitor for a server on this machine, which it
-    does not show.
-    """
-    if urlsplit(settings.url).hostname not in _LOOPBACK or settings.environment.get("PANDA_MONITOR_URL"):
-        return settings
-    return replace(settings, monitor_url="")
 
 
 def connect_for(run: str, *, local: bool) -> Connection:
