@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from jsonschema import Draft202012Validator
 from lsst.ctrl.bps.wms_service import WmsStates
+from panda_servers.runs import ENDED, make_service_class
 
 from lsst.ctrl.bps import (
     BPS_DEFAULTS,
@@ -23,7 +24,6 @@ from lsst.ctrl.bps import (
     GenericWorkflowExec,
     GenericWorkflowJob,
 )
-from lsst.ctrl.bps.panda import PanDAService
 from lsst.ctrl.bps.panda.cli.panda_bps import main
 from lsst.ctrl.bps.panda.inquiry import connect
 from lsst.ctrl.bps.panda.insight.digest import digest_errors, judge_groups
@@ -38,18 +38,10 @@ from lsst.ctrl.bps.panda.settings import read_service_settings
 pytestmark = pytest.mark.slow
 
 LIMIT = 300.0
-ENDED = {WmsStates.SUCCEEDED, WmsStates.FAILED, WmsStates.DELETED}
 SH = GenericWorkflowExec("sh", "/bin/sh", False)
 HUNGRY = (
     "import time; block = bytearray(200 * 1024**2); block[::4096] = bytes(len(block[::4096])); time.sleep({})"
 )
-
-
-class Service(PanDAService):
-    env: dict
-
-    def settings(self):
-        return read_service_settings(self.config, self.env)
 
 
 class Place:
@@ -59,7 +51,7 @@ class Place:
         self.directory = directory
         home = {"USER": "ann", "PATH": os.environ["PATH"], "HOME": str(directory)}
         self.env = {**home, "XDG_STATE_HOME": str(directory / "state"), **environment(endpoint)}
-        self.service_class = type("UserService", (Service,), {"env": self.env})
+        self.service_class = make_service_class(self.env, endpoint)
 
     def submit(self, name, build):
         submit_path = self.directory / f"submit {name}"

@@ -7,7 +7,7 @@ import time
 
 import pytest
 from lsst.ctrl.bps.wms_service import WmsStates
-from panda_servers.runs import make_service_class
+from panda_servers.runs import ENDED, make_service_class
 
 from lsst.ctrl.bps import (
     BPS_DEFAULTS,
@@ -22,7 +22,6 @@ from lsst.ctrl.bps.panda.local import instance
 pytestmark = pytest.mark.slow
 
 LIMIT = 240.0
-ENDED = {WmsStates.SUCCEEDED, WmsStates.FAILED, WmsStates.DELETED}
 SH = GenericWorkflowExec("sh", "/bin/sh", False)
 
 

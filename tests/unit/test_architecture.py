@@ -42,7 +42,7 @@ ARROWS: dict[str, frozenset[str]] = {
         "areas": "errors plan.commands sites local.endpoint",
         "command_line": "",
         "origins": "",
-        "spelling": "keys",
+        "spelling": "keys sections",
         "layers": "",
         "lookup": "command_line errors keys layers origins sites",
         "settings": "errors version plan staging sites spelling areas keys lookup",

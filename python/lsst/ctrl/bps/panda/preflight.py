@@ -4,12 +4,7 @@ staged or sent, and say all of it at once.
 
 from __future__ import annotations
 
-__all__ = [
-    "check_configuration",
-    "check_run",
-    "check_service",
-    "report_problems",
-]
+__all__ = ["check_configuration", "check_run", "check_service", "report_problems"]
 
 import logging
 import os

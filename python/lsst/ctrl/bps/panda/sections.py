@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-__all__ = ["find_broken_sections"]
+__all__ = ["PLAIN_SECTIONS", "SECTIONS_BY_NAME", "find_broken_sections"]
 
 from collections.abc import Mapping
 from typing import Any
 
 from lsst.daf.butler import Config
 
-_SECTIONS_BY_NAME = ("pipetask", "cluster", "site", "cloud")
-_SECTIONS = ("payload", "finalJob", "customJob", "remoteBuild")
+SECTIONS_BY_NAME = ("pipetask", "cluster", "site", "cloud")
+"""Sections whose entries have names of the user's (labels, sites), and settings
+below them."""
+
+PLAIN_SECTIONS = ("payload", "finalJob", "customJob", "remoteBuild")
+"""Sections with settings of their own."""
 
 
 def find_broken_sections(config: Mapping[str, Any]) -> list[str]:
@@ -29,10 +33,10 @@ def find_broken_sections(config: Mapping[str, Any]) -> list[str]:
     """
     content = Config(config).toDict()
     problems = []
-    for name in (*_SECTIONS_BY_NAME, *_SECTIONS):
+    for name in (*SECTIONS_BY_NAME, *PLAIN_SECTIONS):
         section = content.get(name, {})
         entries = {name: section}
-        if isinstance(section, Mapping) and name in _SECTIONS_BY_NAME:
+        if isinstance(section, Mapping) and name in SECTIONS_BY_NAME:
             entries = {f"{name}.{key}": value for key, value in section.items()}
         problems += [
             f"{key} is {value!r}; it must be a section of keys with values. Remove it if it is empty."

@@ -33,12 +33,7 @@ from .hints import find_hints
 from .inquiry import Connection, Inquiry, connect
 from .outputs import collect_outputs
 from .plantable import render_table
-from .preflight import (
-    check_configuration,
-    check_run,
-    check_service,
-    report_problems,
-)
+from .preflight import check_configuration, check_run, check_service, report_problems
 from .remote_build import submit_build
 from .report import describe_counts, get_status_of, list_notes, make_run_list, make_run_report
 from .report_filters import parse_filters

@@ -16,18 +16,13 @@ from lsst.daf.butler import Config
 from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig, GenericWorkflowJob
 
 from .keys import KEYS
+from .sections import PLAIN_SECTIONS, SECTIONS_BY_NAME
 
 _LIKENESS = 0.88
 """How much alike two names must be, by `difflib`."""
 
-# Sections whose entries have names of the user's (labels, sites), and settings below them.
-_BY_NAME = frozenset({"pipetask", "cluster", "site", "cloud"})
-
 # Sections with settings of labels, and the number of dots in the path of one.
 _OF_LABELS = {"pipetask": 2, "cluster": 2, "finalJob": 1, "customJob": 1}
-
-# Sections with settings of their own.
-_PLAIN = frozenset({"payload", "finalJob", "customJob", "remoteBuild"})
 
 # Sections in which all names are the user's or the program's.
 _FREE = frozenset(
@@ -56,7 +51,8 @@ def _known_names() -> frozenset[str]:
     for field in fields(GenericWorkflowJob):
         first, *others = field.name.split("_")
         names.add(first + "".join(word.capitalize() for word in others))
-    return frozenset(names | set(KEYS) | set(BPS_SEARCH_ORDER) | _BY_NAME | _PLAIN | _FREE | _MORE)
+    sections = {*BPS_SEARCH_ORDER, *SECTIONS_BY_NAME, *PLAIN_SECTIONS}
+    return frozenset(names | set(KEYS) | sections | _FREE | _MORE)
 
 
 def closest_key(name: str) -> str | None:
@@ -162,9 +158,9 @@ def _keys(section: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, st
         yield above + name, name
         if not isinstance(value, Mapping):
             continue
-        if name in _PLAIN:
+        if name in PLAIN_SECTIONS:
             yield from _keys(value, f"{above}{name}.")
-        elif name in _BY_NAME:
+        elif name in SECTIONS_BY_NAME:
             for label, settings in value.items():
                 if isinstance(settings, Mapping):
                     yield from _keys(settings, f"{above}{name}.{label}.")

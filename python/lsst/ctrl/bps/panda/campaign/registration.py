@@ -7,6 +7,7 @@ from __future__ import annotations
 __all__ = [
     "CampaignRegistration",
     "SiteRegistration",
+    "count_locks",
     "count_rules",
     "look_at_registrations",
     "make_registration_document",
@@ -165,6 +166,22 @@ def count_rules(rules: tuple[Rule, ...]) -> dict[str, int]:
     return dict(sorted(Counter(rule.state for rule in rules).items()))
 
 
+def count_locks(rules: tuple[Rule, ...]) -> dict[str, int]:
+    """Count the locks of rules by their state.
+
+    Parameters
+    ----------
+    rules : `tuple` [`Rule`, ...]
+        Rules.
+    """
+    return {
+        "ok": sum(rule.ok for rule in rules),
+        "replicating": sum(rule.replicating for rule in rules),
+        "stuck": sum(rule.stuck for rule in rules),
+        "waiting": sum(rule.waiting for rule in rules),
+    }
+
+
 def make_registration_document(found: CampaignRegistration) -> dict[str, Any]:
     """Give it as JSON-ready data: kind ``campaign_rucio`` of the documents of
     `panda_bps`.
@@ -190,10 +207,7 @@ def make_registration_document(found: CampaignRegistration) -> dict[str, Any]:
             "files": found.files,
             "size": found.size,
             "rules": count_rules(found.rules),
-            "ok": sum(rule.ok for rule in found.rules),
-            "replicating": sum(rule.replicating for rule in found.rules),
-            "stuck": sum(rule.stuck for rule in found.rules),
-            "waiting": sum(rule.waiting for rule in found.rules),
+            **count_locks(found.rules),
         },
         "places": make_plain(found.places),
         "not_asked": list(found.not_asked),

@@ -15,6 +15,7 @@ from lsst.ctrl.bps.panda.campaign.record import RECORD_NAME, CampaignIndex, find
 from lsst.ctrl.bps.panda.campaign.registration import (
     CampaignRegistration,
     SiteRegistration,
+    count_locks,
     count_rules,
     look_at_registrations,
 )
@@ -119,7 +120,7 @@ def campaign_lines(found: CampaignRegistration, *, list_missing: bool) -> Iterat
             found.outputs - found.missing if asked else None,
             found.missing if asked else None,
             found.files,
-            *_locks(found.rules),
+            *count_locks(found.rules).values(),
             _states(found.rules),
         )
     )
@@ -145,17 +146,8 @@ def _numbers(site: SiteRegistration) -> tuple[object, ...]:
         registered,
         missing,
         status.files,
-        *_locks(status.rules),
+        *count_locks(status.rules).values(),
         _states(status.rules),
-    )
-
-
-def _locks(rules: tuple[Rule, ...]) -> tuple[int, int, int, int]:
-    return (
-        sum(rule.ok for rule in rules),
-        sum(rule.replicating for rule in rules),
-        sum(rule.stuck for rule in rules),
-        sum(rule.waiting for rule in rules),
     )
 
 

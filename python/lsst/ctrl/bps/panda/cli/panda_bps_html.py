@@ -68,7 +68,7 @@ def html(asked: Asked, output: Path | None, rules: str | None, as_json: bool) ->
             observation.jobs,
             observation.tally.by_label,
             rulebook,
-            clusters=observation.evidence.plan.clusters if observation.evidence.plan is not None else (),
+            clusters=observation.clusters,
         ),
         jobs=observation.jobs,
         made_at=datetime.now(UTC),

@@ -55,12 +55,11 @@ def resources(asked: Asked, label: str, plots: Path | None, form: str, as_json: 
     panda_bps resources 41 --plots plots --format svg
     """  # noqa: D301 (click's mark)
     observation = observe(asked.connection, asked.run, label=label, errors=False)
-    plan = observation.evidence.plan
     labels = measure_resources(
         observation.jobs,
         observation.tally.by_label,
         read_rulebook(),
-        clusters=plan.clusters if plan is not None else (),
+        clusters=observation.clusters,
     )
     written: list[Path] = []
     if plots is not None:
@@ -76,7 +75,7 @@ def resources(asked: Asked, label: str, plots: Path | None, form: str, as_json: 
         )
         return
     click.echo(f"Run {observation.request_id}  {observation.name}: {observation.tally.state.name}")
-    for line in _lines(labels, planned=plan is not None):
+    for line in _lines(labels, planned=observation.evidence.plan is not None):
         click.echo(line)
     for path in written:
         click.echo(f"Wrote {path}")

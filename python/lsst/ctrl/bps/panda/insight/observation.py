@@ -66,6 +66,11 @@ class Observation:
         return self.tally.attributes.name or self.evidence.request.name
 
     @property
+    def clusters(self) -> tuple[str, ...]:
+        """Labels that are clusters of the configuration, if that is known."""
+        return self.evidence.plan.clusters if self.evidence.plan is not None else ()
+
+    @property
     def task_labels(self) -> Mapping[int, str]:
         """Label of each PanDA task."""
         return _task_labels(self.evidence, self.tally)

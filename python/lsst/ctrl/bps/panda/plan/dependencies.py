@@ -5,9 +5,9 @@ Every edge ends up exactly once, as a parent of a job or as a gate:
 
 * job to job: a parent;
 * through a no-op job or a group without jobs, and into or out of a group:
-  parents, because one failure must prune what follows.  Where m parents meet n children and m * n
-  would be large, a *barrier* job (``true``) stands between them, so that m + n
-  edges remain;
+  parents, because one failure must prune what follows.  Where m parents meet
+  n children and m * n would be large, a *barrier* job (``true``) stands
+  between them, so that m + n edges remain;
 * from a *non-blocking* group to the next group of the same ``ordering``
   section: a gate.  What follows starts when everything in the group is
   terminated, failed or not (an iDDS condition).
