@@ -9,10 +9,13 @@ from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.util.docutils import SphinxDirective
 
-from lsst.ctrl.bps.panda.keys import KEYS, Key
-from lsst.ctrl.bps.panda.rucio.keys import RUCIO_KEYS
+from lsst.ctrl.bps.panda.settings.keys import KEYS, Key
+from lsst.ctrl.bps.panda.settings.rucio import RUCIO_KEYS
 
-_TABLES = {"": (KEYS, "lsst.ctrl.bps.panda.keys"), "rucio": (RUCIO_KEYS, "lsst.ctrl.bps.panda.rucio.keys")}
+_TABLES = {
+    "": (KEYS, "lsst.ctrl.bps.panda.settings.keys"),
+    "rucio": (RUCIO_KEYS, "lsst.ctrl.bps.panda.settings.rucio"),
+}
 
 
 def _literal(value: object) -> str:

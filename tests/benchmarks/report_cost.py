@@ -100,10 +100,9 @@ def measure_ours(tasks: int, runs: int) -> dict[str, dict[str, float]]:
     tasks, runs : `int`
         Sizes of the replies.
     """
-    from lsst.ctrl.bps.panda.report import make_run_list, make_run_report
-    from lsst.ctrl.bps.panda.wire.records import parse_requests, parse_tasks, parse_transforms
-    from lsst.ctrl.bps.panda.wire.stand_in import tasks_by_request, transforms_from_tasks
-    from lsst.ctrl.bps.panda.wire.tally import RunEvidence
+    from lsst.ctrl.bps.panda.report.report import make_run_list, make_run_report
+    from lsst.ctrl.bps.panda.status.evidence import RunEvidence, tasks_by_request, transforms_from_tasks
+    from lsst.ctrl.bps.panda.status.records import parse_requests, parse_tasks, parse_transforms
 
     detail, brief = detail_reply(tasks), list_replies(runs)
     now = datetime.now(UTC)

@@ -11,17 +11,16 @@ from pathlib import Path
 import pytest
 from lsst.ctrl.bps.wms_service import WmsStates
 
-from lsst.ctrl.bps.panda.inquiry import Connection, Inquiry
 from lsst.ctrl.bps.panda.insight.digest import digest_errors
-from lsst.ctrl.bps.panda.insight.jobs import parse_job_details
-from lsst.ctrl.bps.panda.insight.observation import Observation
-from lsst.ctrl.bps.panda.insight.overview import make_overview
+from lsst.ctrl.bps.panda.insight.overview import Observation, make_overview
 from lsst.ctrl.bps.panda.insight.progress import error_lines, make_progress
 from lsst.ctrl.bps.panda.insight.task_graph import make_task_graph, state_of
-from lsst.ctrl.bps.panda.report import describe_counts, get_status_of, make_run_list, make_run_report
+from lsst.ctrl.bps.panda.report.report import describe_counts, get_status_of, make_run_list, make_run_report
 from lsst.ctrl.bps.panda.rest.credentials import Anonymous
-from lsst.ctrl.bps.panda.settings import read_service_settings
-from lsst.ctrl.bps.panda.wire.tally import tally_run
+from lsst.ctrl.bps.panda.runs.inquiry import Connection, Inquiry
+from lsst.ctrl.bps.panda.settings.run import read_service_settings
+from lsst.ctrl.bps.panda.status.evidence import tally_run
+from lsst.ctrl.bps.panda.status.jobs import parse_job_details
 
 CAPTURES = Path(__file__).parents[1] / "data" / "captures" / "real"
 ISR, CALIBRATE = 10, 11

@@ -14,18 +14,22 @@ from lsst.ctrl.bps.bps_reports import compile_code_summary, compile_job_summary
 from lsst.ctrl.bps.report import display_report
 from lsst.ctrl.bps.wms_service import WmsStates
 
-from lsst.ctrl.bps.panda.report import get_status_of, make_run_list, make_run_report, needs_contents
-from lsst.ctrl.bps.panda.wire.attributes import RunAttributes
-from lsst.ctrl.bps.panda.wire.pipeline import PlanSummary
-from lsst.ctrl.bps.panda.wire.records import (
+from lsst.ctrl.bps.panda.plan.attributes import RunAttributes
+from lsst.ctrl.bps.panda.report.report import get_status_of, make_run_list, make_run_report, needs_contents
+from lsst.ctrl.bps.panda.status.evidence import (
+    RunEvidence,
+    request_from_tasks,
+    tasks_by_request,
+    transforms_from_tasks,
+)
+from lsst.ctrl.bps.panda.status.planned import PlanSummary
+from lsst.ctrl.bps.panda.status.records import (
     parse_contents,
     parse_jobs,
     parse_requests,
     parse_tasks,
     parse_transforms,
 )
-from lsst.ctrl.bps.panda.wire.stand_in import request_from_tasks, tasks_by_request, transforms_from_tasks
-from lsst.ctrl.bps.panda.wire.tally import RunEvidence
 
 CAPTURES = Path(__file__).resolve().parents[1] / "data" / "captures"
 LATER = datetime(2026, 11, 21, tzinfo=UTC)

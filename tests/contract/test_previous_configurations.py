@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig
-from lsst.ctrl.bps.panda.preflight import check_configuration
+from lsst.ctrl.bps.panda.checks.preflight import check_configuration
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import jwt
 import pytest
 
-from lsst.ctrl.bps.panda.auth.store import TokenStore
-from lsst.ctrl.bps.panda.auth.tokens import TokenSet
+from lsst.ctrl.bps.panda.rest.tokens import TokenSet, TokenStore
 
 pytestmark = pytest.mark.slow
 

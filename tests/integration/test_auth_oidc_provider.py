@@ -25,17 +25,8 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 
-from lsst.ctrl.bps.panda.auth.login import (
-    find_login_settings,
-    keep_fresh,
-    log_in,
-    make_renewer,
-    refresh,
-)
-from lsst.ctrl.bps.panda.auth.oidc import await_approval, start_device_login
-from lsst.ctrl.bps.panda.auth.provider import find_provider
-from lsst.ctrl.bps.panda.auth.store import TokenStore
-from lsst.ctrl.bps.panda.auth.tokens import parse_claims
+from lsst.ctrl.bps.panda.auth.login import find_login_settings, keep_fresh, log_in, make_renewer, refresh
+from lsst.ctrl.bps.panda.auth.oidc import await_approval, find_provider, start_device_login
 from lsst.ctrl.bps.panda.errors import (
     LoginError,
     RefreshRefusedError,
@@ -44,6 +35,7 @@ from lsst.ctrl.bps.panda.errors import (
     TransportError,
 )
 from lsst.ctrl.bps.panda.rest.credentials import find_credentials
+from lsst.ctrl.bps.panda.rest.tokens import TokenStore, parse_claims
 
 pytestmark = pytest.mark.slow
 

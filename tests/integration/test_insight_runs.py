@@ -25,15 +25,15 @@ from lsst.ctrl.bps import (
     GenericWorkflowJob,
 )
 from lsst.ctrl.bps.panda.cli.panda_bps import main
-from lsst.ctrl.bps.panda.inquiry import connect
 from lsst.ctrl.bps.panda.insight.digest import digest_errors, judge_groups
 from lsst.ctrl.bps.panda.insight.documents import make_document, read_schema
-from lsst.ctrl.bps.panda.insight.observation import observe
+from lsst.ctrl.bps.panda.insight.overview import observe
 from lsst.ctrl.bps.panda.insight.resources import measure_resources
-from lsst.ctrl.bps.panda.insight.verdicts import read_rulebook
 from lsst.ctrl.bps.panda.local import instance
 from lsst.ctrl.bps.panda.local.endpoint import environment
-from lsst.ctrl.bps.panda.settings import read_service_settings
+from lsst.ctrl.bps.panda.runs.inquiry import connect
+from lsst.ctrl.bps.panda.settings.run import read_service_settings
+from lsst.ctrl.bps.panda.status.verdicts import read_rulebook
 
 pytestmark = pytest.mark.slow
 

@@ -18,7 +18,7 @@ from lsst.ctrl.bps.panda.cli.panda_local import main
 from lsst.ctrl.bps.panda.errors import LocalPandaError
 from lsst.ctrl.bps.panda.local import instance
 from lsst.ctrl.bps.panda.local.processes import is_alive, marked_processes
-from lsst.ctrl.bps.panda.local.server_settings import read_settings
+from lsst.ctrl.bps.panda.local.settings import read_settings
 from lsst.ctrl.bps.panda.local.trial import TrialClient, TrialTask
 
 pytestmark = pytest.mark.slow
@@ -239,7 +239,7 @@ def test_private_parts_of_idds_are_where_the_repairs_expect_them(tmp_path):
         "import os, sys; from pathlib import Path\n"
         "from lsst.ctrl.bps.panda.local import idds_repairs\n"
         "from lsst.ctrl.bps.panda.local.idds_host import IddsHost\n"
-        "from lsst.ctrl.bps.panda.local.pace import PACES\n"
+        "from lsst.ctrl.bps.panda.local.settings import PACES\n"
         "host = IddsHost(Path(sys.argv[1]), database=f'sqlite:///{sys.argv[1]}/x.db', pace=PACES['quick'])\n"
         "os.environ.update(host.environment()); os.environ.pop('IDDS_CLIENT_MODE', None)\n"
         "idds_repairs.before_import()\n"

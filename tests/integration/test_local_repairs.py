@@ -16,7 +16,7 @@ import os, sys, threading
 from pathlib import Path
 from lsst.ctrl.bps.panda.local import idds_repairs
 from lsst.ctrl.bps.panda.local.idds_host import IddsHost
-from lsst.ctrl.bps.panda.local.pace import PACES
+from lsst.ctrl.bps.panda.local.settings import PACES
 
 directory = Path(sys.argv[1])
 host = IddsHost(directory, database=f"sqlite:///{directory}/idds.db", pace=PACES["quick"])

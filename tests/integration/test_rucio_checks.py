@@ -15,11 +15,11 @@ import pytest
 from lsst.daf.butler import Butler
 
 from lsst.ctrl.bps import BPS_SEARCH_ORDER, BpsConfig
+from lsst.ctrl.bps.panda.edgenode.rucio_program import RuleWanted, find_outputs
 from lsst.ctrl.bps.panda.errors import RucioError
 from lsst.ctrl.bps.panda.rucio.checks import check_registration, check_server
-from lsst.ctrl.bps.panda.rucio.forecast import make_forecast
-from lsst.ctrl.bps.panda.rucio.program import RuleWanted, find_outputs
 from lsst.ctrl.bps.panda.rucio.status import Place, find_status
+from lsst.ctrl.bps.panda.rucio.step import make_forecast
 
 pytestmark = pytest.mark.slow
 

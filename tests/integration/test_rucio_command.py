@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
+from lsst.ctrl.bps.panda.edgenode.rucio_program import RuleWanted
 from lsst.ctrl.bps.panda.insight.documents import read_schema
-from lsst.ctrl.bps.panda.rucio.program import RuleWanted
 
 pytestmark = pytest.mark.slow
 

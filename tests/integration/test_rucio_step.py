@@ -8,7 +8,7 @@ import zlib
 
 import pytest
 
-from lsst.ctrl.bps.panda.rucio.program import FAILED, REFUSED, RuleWanted
+from lsst.ctrl.bps.panda.edgenode.rucio_program import FAILED, REFUSED, RuleWanted
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ import pytest
 
 from lsst.ctrl.bps.panda.plan.model import StagedFile
 from lsst.ctrl.bps.panda.staging import StagingSettings, stage
-from lsst.ctrl.bps.panda.staging.manifest import digest_file
+from lsst.ctrl.bps.panda.staging.sources import digest_file
 from lsst.ctrl.bps.panda.staging.stores import open_store
 
 pytestmark = pytest.mark.slow

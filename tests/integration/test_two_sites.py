@@ -33,11 +33,11 @@ from lsst.ctrl.bps.panda.campaign.runs import look
 from lsst.ctrl.bps.panda.cli.panda_bps import main
 from lsst.ctrl.bps.panda.demo.repository import INPUTS, SKYMAP, create_repo
 from lsst.ctrl.bps.panda.demo.workplace import Workplace
-from lsst.ctrl.bps.panda.inquiry import connect
 from lsst.ctrl.bps.panda.insight.documents import read_schema
 from lsst.ctrl.bps.panda.local import instance
 from lsst.ctrl.bps.panda.local.endpoint import environment
-from lsst.ctrl.bps.panda.settings import read_service_settings
+from lsst.ctrl.bps.panda.runs.inquiry import connect
+from lsst.ctrl.bps.panda.settings.run import read_service_settings
 
 pytestmark = pytest.mark.slow
 

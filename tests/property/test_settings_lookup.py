@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lsst.ctrl.bps import BPS_SEARCH_ORDER, BpsConfig
-from lsst.ctrl.bps.panda import sites
-from lsst.ctrl.bps.panda.keys import KEYS
-from lsst.ctrl.bps.panda.lookup import KeyLookup
+from lsst.ctrl.bps.panda.settings import sites
+from lsst.ctrl.bps.panda.settings.keys import KEYS
+from lsst.ctrl.bps.panda.settings.search import KeyLookup
 
 KEY_NAMES = ("queue", "computeCloud", "computeSite", "taskType", "vo")
 LABELS = ("isr", "coadd", "finalJob", "customJob")

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lsst.ctrl.bps.panda.errors import ReplyError
-from lsst.ctrl.bps.panda.report import get_status_of, make_run_report
-from lsst.ctrl.bps.panda.wire.attributes import RunAttributes, parse_attributes, render_attributes
-from lsst.ctrl.bps.panda.wire.records import (
+from lsst.ctrl.bps.panda.plan.attributes import RunAttributes, parse_attributes, render_attributes
+from lsst.ctrl.bps.panda.report.report import get_status_of, make_run_report
+from lsst.ctrl.bps.panda.status.evidence import RunEvidence
+from lsst.ctrl.bps.panda.status.records import (
     RequestRecord,
     parse_contents,
     parse_jobs,
@@ -21,7 +22,6 @@ from lsst.ctrl.bps.panda.wire.records import (
     parse_tasks,
     parse_transforms,
 )
-from lsst.ctrl.bps.panda.wire.tally import RunEvidence
 
 CAPTURES = Path(__file__).resolve().parents[1] / "data" / "captures" / "real"
 json_values = st.recursive(

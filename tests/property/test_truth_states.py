@@ -15,16 +15,17 @@ from lsst.ctrl.bps.bps_reports import compile_code_summary, compile_job_summary
 from lsst.ctrl.bps.report import display_report
 from lsst.ctrl.bps.wms_service import WmsStates
 
-from lsst.ctrl.bps.panda.report import get_status_of, make_run_list, make_run_report, needs_contents
-from lsst.ctrl.bps.panda.wire.attributes import RunAttributes, render_attributes
-from lsst.ctrl.bps.panda.wire.fields import (
+from lsst.ctrl.bps.panda.plan.attributes import RunAttributes, render_attributes
+from lsst.ctrl.bps.panda.report.report import get_status_of, make_run_list, make_run_report, needs_contents
+from lsst.ctrl.bps.panda.status.evidence import UNRELEASED_LABEL, RunEvidence, tally_run
+from lsst.ctrl.bps.panda.status.fields import (
     CONTENT_STATUSES,
     PROCESSING_STATUSES,
     REQUEST_STATUSES,
     TRANSFORM_STATUSES,
 )
-from lsst.ctrl.bps.panda.wire.pipeline import PlanSummary
-from lsst.ctrl.bps.panda.wire.records import (
+from lsst.ctrl.bps.panda.status.planned import PlanSummary
+from lsst.ctrl.bps.panda.status.records import (
     ContentRecord,
     FileCounts,
     JobError,
@@ -32,8 +33,7 @@ from lsst.ctrl.bps.panda.wire.records import (
     RequestRecord,
     TransformRecord,
 )
-from lsst.ctrl.bps.panda.wire.states import TERMINAL, count_task
-from lsst.ctrl.bps.panda.wire.tally import UNRELEASED_LABEL, RunEvidence, tally_run
+from lsst.ctrl.bps.panda.status.states import TERMINAL, count_task
 
 RUN = "u_tester_run_20261120T000000Z"
 START = datetime(2026, 11, 20, tzinfo=UTC)

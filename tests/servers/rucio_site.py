@@ -9,8 +9,8 @@ from pathlib import Path
 
 from lsst.daf.butler import Butler, DatasetType
 
-from lsst.ctrl.bps.panda.rucio import program
-from lsst.ctrl.bps.panda.rucio.program import Registration, RuleWanted
+from lsst.ctrl.bps.panda.edgenode import rucio_program as program
+from lsst.ctrl.bps.panda.edgenode.rucio_program import Registration, RuleWanted
 
 PROGRAM = Path(program.__file__)
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from lsst.ctrl.bps.wms_service import WmsStates
 
 from lsst.ctrl.bps.panda import PanDAService
-from lsst.ctrl.bps.panda.build_reply import complete_record
-from lsst.ctrl.bps.panda.inquiry import Inquiry, connect
 from lsst.ctrl.bps.panda.local import instance
 from lsst.ctrl.bps.panda.local.endpoint import environment
-from lsst.ctrl.bps.panda.report import get_status_of
-from lsst.ctrl.bps.panda.settings import read_service_settings
+from lsst.ctrl.bps.panda.report.report import get_status_of
+from lsst.ctrl.bps.panda.runs.build_reply import complete_record
+from lsst.ctrl.bps.panda.runs.inquiry import Inquiry, connect
+from lsst.ctrl.bps.panda.settings.run import read_service_settings
 
 ENDED = frozenset({WmsStates.SUCCEEDED, WmsStates.FAILED, WmsStates.DELETED})
 

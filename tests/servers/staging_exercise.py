@@ -14,7 +14,7 @@ from lsst.ctrl.bps.panda.staging import (
     stage,
     write_marker,
 )
-from lsst.ctrl.bps.panda.staging.manifest import digest_file
+from lsst.ctrl.bps.panda.staging.sources import digest_file
 from lsst.ctrl.bps.panda.staging.stores import open_store
 
 HOSTILE_NAMES = (

@@ -21,32 +21,31 @@ from lsst.resources import ResourcePath
 
 from lsst.ctrl.bps import BaseWmsService, BaseWmsWorkflow, BpsConfig, GenericWorkflow
 
-from . import sites
-from .build_reply import complete_record
-from .build_settings import is_batch_submission
-from .cancellation import cancel_run
-from .command_line import configuration_file
-from .core_repairs import accept_service_names
-from .environment_dump import protect_dumps
+from .checks.plan import find_hints
+from .checks.preflight import check_configuration, check_run, check_service, report_problems
 from .errors import PandaBpsError, RunNotFoundError, SettingsError
-from .hints import find_hints
-from .inquiry import Connection, Inquiry, connect
-from .outputs import collect_outputs
-from .plantable import render_table
-from .preflight import check_configuration, check_run, check_service, report_problems
-from .remote_build import submit_build
-from .report import describe_counts, get_status_of, list_notes, make_run_list, make_run_report
-from .report_filters import parse_filters
-from .rescue import restart_run
-from .rest.diagnosis import diagnose
+from .plan.document import render_table
+from .remote.request import submit_build
+from .report.filters import parse_filters
+from .report.report import describe_counts, get_status_of, list_notes, make_run_list, make_run_report
+from .rest.faults import diagnose
 from .rucio.checks import check_registration
-from .run_messages import own_messages
-from .runrecord import RunIndex, read_record
-from .sections import find_broken_sections
-from .settings import ServiceSettings, default_configuration, read_service_settings
+from .runs.build_reply import complete_record
+from .runs.cancel import cancel_run
+from .runs.environment_dump import protect_dumps
+from .runs.inquiry import Connection, Inquiry, connect
+from .runs.outputs import collect_outputs
+from .runs.record import RunIndex, read_record
+from .runs.restart import restart_run
+from .runs.submit import send
+from .settings import sites
+from .settings.bps_command import accept_service_names, configuration_file
+from .settings.messages import own_messages
+from .settings.remote import is_batch_submission
+from .settings.run import ServiceSettings, default_configuration, read_service_settings
+from .settings.search import find_broken_sections
 from .staging import stage
 from .staging.progress import ProgressLine
-from .submission import send
 from .workflow import PandaBpsWmsWorkflow
 
 _LOG = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["PLAN_NAME", "PandaBpsWmsWorkflow", "read_plan"]
+__all__ = ["PandaBpsWmsWorkflow"]
 
 import os
 from dataclasses import replace
@@ -13,21 +13,17 @@ from typing import Any
 
 from lsst.ctrl.bps import BaseWmsWorkflow, BpsConfig, GenericWorkflow
 
-from .errors import PandaBpsError, RunNotFoundError
-from .outputs import find_outputs
-from .plan.document import parse_plan, render_plan
+from .edgenode.rucio_program import Registration
+from .errors import PandaBpsError
+from .idds.workflow import Submission, make_submission, make_workflow
+from .plan.document import render_plan
 from .plan.model import StagedFile, WorkflowPlan
-from .plan.planner import make_plan
-from .plan.success import want_success
-from .rucio.program import Registration
-from .rucio.settings import LABEL, read_registration_settings
-from .rucio.step import REGISTRATION_NAME, add_step, find_graph
-from .runrecord import RunRecord, write_text
-from .settings import RunSettings, read_run_settings, read_service_settings
-from .wire.idds_workflow import Submission, make_submission, make_workflow
-
-PLAN_NAME = "panda_plan.json"
-PARAMETERS_DIRECTORY = "panda_files"
+from .plan.planner import make_plan, want_success
+from .rucio.step import add_step, find_graph
+from .runs.outputs import find_outputs
+from .runs.record import PARAMETERS_DIRECTORY, PLAN_NAME, REGISTRATION_NAME, RunRecord, write_text
+from .settings.rucio import LABEL, read_registration_settings
+from .settings.run import RunSettings, read_run_settings, read_service_settings
 
 
 class PandaBpsWmsWorkflow(BaseWmsWorkflow):
@@ -149,28 +145,3 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
             record.content["clusters"] = list(self.settings.clusters)
         record.content["outputs"] = [list(output) for output in self._outputs]
         record.write(directory)
-
-
-def read_plan(directory: str | os.PathLike[str]) -> WorkflowPlan:
-    """Read the plan of a submit directory.
-
-    Parameters
-    ----------
-    directory : path
-        The directory.
-
-    Raises
-    ------
-    RunNotFoundError
-        Raised if it holds none.
-    PlanError
-        Raised if the plan is not understood.
-    """
-    path = Path(directory) / PLAN_NAME
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise RunNotFoundError(
-            f"{directory} holds no {PLAN_NAME}, which is needed to restart a run."
-        ) from None
-    return parse_plan(text, source=os.fspath(path))

@@ -21,11 +21,9 @@ from datetime import UTC, datetime, timedelta
 from ..errors import AuthenticationError, SettingsError, TransportError
 from ..rest.credentials import Anonymous, verify_host
 from ..rest.retries import RetryPolicy
+from ..rest.tokens import Claims, TokenStore, parse_claims
 from ..rest.transport import Timeouts, Transport
-from .oidc import DeviceGrant, await_approval, refresh_tokens, start_device_login
-from .provider import find_provider
-from .store import TokenStore
-from .tokens import Claims, parse_claims
+from .oidc import DeviceGrant, await_approval, find_provider, refresh_tokens, start_device_login
 
 _LOG = logging.getLogger(__name__)
 

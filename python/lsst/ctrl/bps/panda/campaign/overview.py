@@ -1,22 +1,31 @@
-"""A campaign at one moment: each site's run, and all of them together.
+"""A campaign at one moment: each site's run, and all of them together; as values and as a document.
 
 Pure, but for asking with the function it is given.
 """
 
 from __future__ import annotations
 
-__all__ = ["CampaignOverview", "SiteOverview", "combine_state", "look_at_campaign", "merge_restarts"]
+__all__ = [
+    "CampaignOverview",
+    "SiteOverview",
+    "combine_state",
+    "look_at_campaign",
+    "make_campaign_document",
+    "merge_restarts",
+]
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from lsst.ctrl.bps.wms_service import WmsStates
 
 from ..errors import PandaBpsError
-from ..report import get_status_of
-from ..wire.states import Counts, no_jobs
-from ..wire.tally import RunEvidence, RunTally, tally_run
+from ..insight.documents import SCHEMA_VERSION, make_plain
+from ..report.report import get_status_of
+from ..status.evidence import RunEvidence, RunTally, tally_run
+from ..status.states import Counts, no_jobs
 from .record import CampaignRecord, PartRecord, PartState
 
 _GOING = (WmsStates.RUNNING, WmsStates.PENDING, WmsStates.READY, WmsStates.HELD, WmsStates.UNREADY)
@@ -212,3 +221,36 @@ def merge_restarts(tallies: Sequence[RunTally]) -> dict[str, Counts]:
             # None of it was left to do.
             merged[label] = {**no_jobs(), WmsStates.SUCCEEDED: sum(merged[label].values())}
     return merged
+
+
+def make_campaign_document(overview: CampaignOverview) -> dict[str, Any]:
+    """Give a campaign as JSON-ready data.
+
+    Parameters
+    ----------
+    overview : `CampaignOverview`
+        The campaign.
+    """
+    return {
+        "schema": "panda_bps",
+        "version": SCHEMA_VERSION,
+        "kind": "campaign",
+        "request_id": 0,
+        "run": overview.name,
+        "problems": list(overview.problems),
+        "path": overview.path,
+        "partition": overview.partition,
+        "moment": make_plain(overview.moment),
+        "state": overview.state.name,
+        "ended": overview.ended,
+        "jobs": sum(overview.total.values()),
+        "labels": make_plain(overview.labels),
+        "total": make_plain(overview.total),
+        "sites": [_site(site) for site in overview.sites],
+    }
+
+
+def _site(site: SiteOverview) -> dict[str, Any]:
+    plain: dict[str, Any] = make_plain(site)
+    jobs = sum(site.total.values())
+    return {**plain, "request_id": site.request_id, "jobs": jobs, "total": make_plain(site.total)}

@@ -17,15 +17,14 @@ from typing import Any
 import yaml
 from lsst.daf.butler import Butler
 
+from ..checks.preflight import check_configuration
 from ..errors import SettingsError
-from ..preflight import check_configuration
 from ..rucio.checks import check_registration
-from ..rucio.settings import read_registration_settings
-from ..runrecord import write_text
-from .configuration import CampaignConfiguration
-from .parts import Part, divide_campaign, find_notes, make_parts, render_part
+from ..runs.record import write_text
+from ..settings.campaign import Value
+from ..settings.rucio import read_registration_settings
+from .parts import CampaignConfiguration, Part, divide_campaign, find_notes, make_parts, render_part
 from .record import CampaignRecord, PartRecord
-from .shares import Value
 from .values import ask_butler
 
 _LOG = logging.getLogger(__name__)

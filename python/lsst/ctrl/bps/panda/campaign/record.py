@@ -28,8 +28,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from ..errors import PandaBpsError, RunNotFoundError
-from ..runrecord import OwnList, read_json, write_text
-from .shares import Value
+from ..runs.record import OwnList, read_json, write_text
+from ..settings.campaign import Value
 
 RECORD_NAME = "panda_campaign.json"
 RECORD_FORMAT = 1

@@ -20,8 +20,7 @@ from typing import Any
 
 from ..errors import PandaBpsError
 from ..insight.documents import SCHEMA_VERSION, make_plain
-from ..rucio.document import plain_status
-from ..rucio.status import Place, RegistrationStatus, Rule
+from ..rucio.status import Place, RegistrationStatus, Rule, plain_status
 from .record import CampaignRecord, PartRecord, PartState
 
 

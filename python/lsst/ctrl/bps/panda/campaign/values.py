@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from lsst.daf.butler import Butler, DimensionUniverse
 
 from ..errors import SettingsError
-from .shares import Value, sort_key
+from ..settings.campaign import Value, sort_key
 
 _QUOTED = re.compile(r"'[^']*'")
 

@@ -39,9 +39,6 @@ from lsst.daf.butler.cli.opt import (
 from ..auth.login import RefreshOutcome, find_login_settings, keep_fresh, log_in
 from ..auth.login import refresh as refresh_login
 from ..auth.oidc import DeviceGrant
-from ..auth.sources import find_proxy, find_token_source, read_proxy
-from ..auth.store import TokenStore, token_directory
-from ..auth.tokens import Claims, ensure_lifetime, parse_claims, render_span
 from ..errors import (
     AuthenticationError,
     LoginError,
@@ -52,6 +49,8 @@ from ..errors import (
     TokenMissingError,
     TransportError,
 )
+from ..rest.credentials import find_proxy, find_token_source, read_proxy
+from ..rest.tokens import Claims, TokenStore, ensure_lifetime, parse_claims, render_span, token_directory
 
 _CANCELLED = 130
 

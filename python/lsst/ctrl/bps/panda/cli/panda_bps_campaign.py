@@ -14,10 +14,10 @@ from typing import Any
 import click
 
 from lsst.ctrl.bps.panda.errors import PandaBpsError
-from lsst.ctrl.bps.panda.wire.states import Counts
+from lsst.ctrl.bps.panda.status.states import Counts
 
 from .panda_bps_check import make_service
-from .panda_bps_run import STATE_COLUMNS, count_columns, json_option, table, write_json
+from .run_argument import STATE_COLUMNS, count_columns, json_option, table, write_json
 
 _service_option = click.option(
     "--wms-service-class", help="Service class to use instead of the configuration's."
@@ -51,8 +51,8 @@ def _command(function: Callable[..., int | None]) -> Callable[..., None]:
 def _read(config: str, service_class: str | None) -> Any:
     from lsst.pipe.base import Instrument
 
-    from lsst.ctrl.bps.panda.campaign.configuration import read_configuration
-    from lsst.ctrl.bps.panda.settings import read_service_settings
+    from lsst.ctrl.bps.panda.campaign.parts import read_configuration
+    from lsst.ctrl.bps.panda.settings.run import read_service_settings
 
     return read_configuration(
         config,
@@ -65,9 +65,9 @@ def _read(config: str, service_class: str | None) -> Any:
 def _prepare(configuration: Any) -> Any:
     """Divide and check; nothing is sent."""
     from lsst.ctrl.bps.panda.campaign.preparation import prepare_campaign
-    from lsst.ctrl.bps.panda.command_line import is_dry_run
-    from lsst.ctrl.bps.panda.preflight import check_service, report_problems
-    from lsst.ctrl.bps.panda.settings import read_service_settings
+    from lsst.ctrl.bps.panda.checks.preflight import check_service, report_problems
+    from lsst.ctrl.bps.panda.settings.bps_command import is_dry_run
+    from lsst.ctrl.bps.panda.settings.run import read_service_settings
 
     settings = read_service_settings(None)
     prepared = prepare_campaign(configuration, settings.environment)
@@ -118,8 +118,8 @@ def submit(campaign_or_config: str, new: bool, wms_service_class: str | None) ->
     """
     from lsst.ctrl.bps.drivers import submit_driver
 
-    from lsst.ctrl.bps.panda.campaign.submission import submit_campaign
-    from lsst.ctrl.bps.panda.inquiry import connect
+    from lsst.ctrl.bps.panda.campaign.runs import submit_campaign
+    from lsst.ctrl.bps.panda.runs.inquiry import connect
 
     # As bps submit does: a quantum graph may take hours.
     _log("INFO")
@@ -147,7 +147,7 @@ def _find_or_begin(name: str, new: bool, service_class: str | None) -> Any:
     import os
 
     from lsst.ctrl.bps.panda.campaign.record import CampaignIndex, read_campaign
-    from lsst.ctrl.bps.panda.settings import read_service_settings
+    from lsst.ctrl.bps.panda.settings.run import read_service_settings
 
     if os.path.isdir(name):
         return read_campaign(name)
@@ -176,8 +176,8 @@ def _look(name: str) -> tuple[Any, Any]:
     """Find a campaign and ask about its runs."""
     from lsst.ctrl.bps.panda.campaign.record import CampaignIndex, find_campaign
     from lsst.ctrl.bps.panda.campaign.runs import look
-    from lsst.ctrl.bps.panda.inquiry import connect
-    from lsst.ctrl.bps.panda.settings import read_service_settings
+    from lsst.ctrl.bps.panda.runs.inquiry import connect
+    from lsst.ctrl.bps.panda.settings.run import read_service_settings
 
     record = find_campaign(name, CampaignIndex(read_service_settings(None).state_directory))
     service = make_service(record.service_class)
@@ -190,7 +190,7 @@ def _look(name: str) -> tuple[Any, Any]:
 @_command
 def report(name: str, as_json: bool) -> None:
     """Show the jobs of all sites by state, for each site and each label."""
-    from lsst.ctrl.bps.panda.campaign.document import make_campaign_document
+    from lsst.ctrl.bps.panda.campaign.overview import make_campaign_document
 
     _, found = _look(name)
     if as_json:

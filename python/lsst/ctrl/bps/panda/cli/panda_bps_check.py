@@ -34,7 +34,7 @@ def read_configuration(path: str, *, compute_site: str | None = None, service: s
     from lsst.pipe.base import Instrument
 
     from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig
-    from lsst.ctrl.bps.panda.sections import find_broken_sections
+    from lsst.ctrl.bps.panda.settings.search import find_broken_sections
 
     config = BpsConfig(
         path, search_order=BPS_SEARCH_ORDER, defaults=BPS_DEFAULTS, wms_service_class_fqn=service
@@ -95,8 +95,8 @@ def check(config: str, compute_site: str | None, wms_service_class: str | None) 
     jobs are checked by "bps prepare".  The exit code is 1 if there is a
     problem.
     """
-    from lsst.ctrl.bps.panda.sites import notices_of
-    from lsst.ctrl.bps.panda.spelling import find_misspelt_keys
+    from lsst.ctrl.bps.panda.settings.sites import notices_of
+    from lsst.ctrl.bps.panda.settings.spelling import find_misspelt_keys
 
     try:
         bps_config = read_configuration(config, compute_site=compute_site, service=wms_service_class)

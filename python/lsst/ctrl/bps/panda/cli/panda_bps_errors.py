@@ -11,14 +11,13 @@ import click
 
 from lsst.ctrl.bps.panda.insight.digest import ErrorGroup, digest_errors, judge_groups
 from lsst.ctrl.bps.panda.insight.documents import make_document
-from lsst.ctrl.bps.panda.insight.jobs import number_of
-from lsst.ctrl.bps.panda.insight.log_area import make_log_transport
-from lsst.ctrl.bps.panda.insight.logs import TailReader
-from lsst.ctrl.bps.panda.insight.observation import JobScope, observe
-from lsst.ctrl.bps.panda.insight.verdicts import read_rulebook
+from lsst.ctrl.bps.panda.insight.logs import TailReader, make_log_transport
+from lsst.ctrl.bps.panda.insight.overview import JobScope, observe
 from lsst.ctrl.bps.panda.rest.credentials import verify_host
+from lsst.ctrl.bps.panda.status.jobs import number_of
+from lsst.ctrl.bps.panda.status.verdicts import read_rulebook
 
-from .panda_bps_run import Asked, json_option, print_problems, run_command, write_json
+from .run_argument import Asked, json_option, print_problems, run_command, write_json
 
 _WIDTH = 100
 

@@ -10,23 +10,20 @@ from pathlib import Path
 import click
 
 from lsst.ctrl.bps.panda.errors import PandaBpsError
-from lsst.ctrl.bps.panda.inquiry import Inquiry
 from lsst.ctrl.bps.panda.insight.digest import digest_errors, judge_groups
 from lsst.ctrl.bps.panda.insight.documents import make_document
-from lsst.ctrl.bps.panda.insight.log_area import make_log_transport
-from lsst.ctrl.bps.panda.insight.logs import TailReader
-from lsst.ctrl.bps.panda.insight.observation import Observation, observe
-from lsst.ctrl.bps.panda.insight.overview import make_overview
-from lsst.ctrl.bps.panda.insight.page import RunPage, render_page
+from lsst.ctrl.bps.panda.insight.logs import TailReader, make_log_transport
+from lsst.ctrl.bps.panda.insight.overview import Observation, make_overview, observe
 from lsst.ctrl.bps.panda.insight.resources import measure_resources
 from lsst.ctrl.bps.panda.insight.task_graph import TaskGraph, make_task_graph
-from lsst.ctrl.bps.panda.insight.verdicts import read_rulebook
 from lsst.ctrl.bps.panda.rest.credentials import verify_host
-from lsst.ctrl.bps.panda.runrecord import write_text
+from lsst.ctrl.bps.panda.runs.inquiry import Inquiry
+from lsst.ctrl.bps.panda.runs.record import read_plan, write_text
+from lsst.ctrl.bps.panda.status.verdicts import read_rulebook
 from lsst.ctrl.bps.panda.version import __version__
-from lsst.ctrl.bps.panda.workflow import read_plan
+from lsst.ctrl.bps.panda.web.page import RunPage, render_page
 
-from .panda_bps_run import Asked, json_option, run_command, write_json
+from .run_argument import Asked, json_option, run_command, write_json
 
 _MOST_ERRORS = 30
 

@@ -24,14 +24,13 @@ from lsst.ctrl.bps.panda.insight.cloud_log import (
     since_of,
 )
 from lsst.ctrl.bps.panda.insight.documents import make_document
-from lsst.ctrl.bps.panda.insight.jobs import JobDetail, number_of
-from lsst.ctrl.bps.panda.insight.log_area import make_log_transport
 from lsst.ctrl.bps.panda.insight.log_lines import LineFilter, LogLine
-from lsst.ctrl.bps.panda.insight.logs import JobChoice, LogReader, choose_jobs
-from lsst.ctrl.bps.panda.insight.observation import JobScope, Observation, observe
+from lsst.ctrl.bps.panda.insight.logs import JobChoice, LogReader, choose_jobs, make_log_transport
+from lsst.ctrl.bps.panda.insight.overview import JobScope, Observation, observe
 from lsst.ctrl.bps.panda.rest.credentials import verify_host
+from lsst.ctrl.bps.panda.status.jobs import JobDetail, number_of
 
-from .panda_bps_run import Asked, json_option, print_problems, run_command, write_json
+from .run_argument import Asked, json_option, print_problems, run_command, write_json
 
 _INTERVAL = 5.0
 

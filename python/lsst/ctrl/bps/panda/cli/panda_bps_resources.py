@@ -10,12 +10,12 @@ from pathlib import Path
 import click
 
 from lsst.ctrl.bps.panda.insight.documents import make_document
-from lsst.ctrl.bps.panda.insight.jobs import number_of
-from lsst.ctrl.bps.panda.insight.observation import observe
+from lsst.ctrl.bps.panda.insight.overview import observe
 from lsst.ctrl.bps.panda.insight.resources import LabelResources, measure_resources, render_suggestions
-from lsst.ctrl.bps.panda.insight.verdicts import read_rulebook
+from lsst.ctrl.bps.panda.status.jobs import number_of
+from lsst.ctrl.bps.panda.status.verdicts import read_rulebook
 
-from .panda_bps_run import Asked, json_option, print_problems, run_command, table, terminal_width, write_json
+from .run_argument import Asked, json_option, print_problems, run_command, table, terminal_width, write_json
 
 _HEAD = (
     "label", "finished", "attempts", "wall 50% s", "95% s", "max s", "CPU 50%", "RSS 50% MB", "95% MB",

@@ -8,13 +8,12 @@ from collections.abc import Iterator
 
 import click
 
-from lsst.ctrl.bps.panda.inquiry import Inquiry
 from lsst.ctrl.bps.panda.insight.documents import make_document
-from lsst.ctrl.bps.panda.insight.jobs import JobDetail
-from lsst.ctrl.bps.panda.insight.observation import JobScope, observe
-from lsst.ctrl.bps.panda.insight.overview import Overview, make_overview
+from lsst.ctrl.bps.panda.insight.overview import JobScope, Overview, make_overview, observe
+from lsst.ctrl.bps.panda.runs.inquiry import Inquiry
+from lsst.ctrl.bps.panda.status.jobs import JobDetail
 
-from .panda_bps_run import Asked, json_option, print_problems, run_command, table, terminal_width, write_json
+from .run_argument import Asked, json_option, print_problems, run_command, table, terminal_width, write_json
 
 _JOB_HEAD = ("label", "job", "state", "queue", "PanDA job", "attempt", "started", "wall s", "RSS MB", "error")
 # Left out one after the other on a narrow terminal.

@@ -12,15 +12,15 @@ from typing import Any
 import click
 from lsst.ctrl.bps.wms_service import WmsStates
 
-from lsst.ctrl.bps.panda.inquiry import Inquiry
 from lsst.ctrl.bps.panda.insight.broker import Subscription, find_broker_settings
 from lsst.ctrl.bps.panda.insight.documents import make_document
-from lsst.ctrl.bps.panda.insight.following import follow
+from lsst.ctrl.bps.panda.insight.messages import follow
 from lsst.ctrl.bps.panda.insight.progress import LEAST_INTERVAL, Progress
 from lsst.ctrl.bps.panda.insight.progress import watch as watch_run
-from lsst.ctrl.bps.panda.wire.states import Counts
+from lsst.ctrl.bps.panda.runs.inquiry import Inquiry
+from lsst.ctrl.bps.panda.status.states import Counts
 
-from .panda_bps_run import STATE_COLUMNS, Asked, count_columns, json_option, run_command, table, write_json
+from .run_argument import STATE_COLUMNS, Asked, count_columns, json_option, run_command, table, write_json
 
 _RARE = ("pruned", "deleted", "unknown")
 """Columns that are shown only if they hold something."""

@@ -1,6 +1,6 @@
 """Run the demo's command: ``python -m lsst.ctrl.bps.panda.demo``."""
 
-from lsst.ctrl.bps.panda.cli.demo import main
+from lsst.ctrl.bps.panda.demo.command import main
 
 __all__: list[str] = []
 

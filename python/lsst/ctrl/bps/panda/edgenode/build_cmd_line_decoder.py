@@ -19,7 +19,7 @@ import sys
 def main() -> int:
     """Build the run; the exit code."""
     try:
-        from lsst.ctrl.bps.panda.site_build import main as build
+        from lsst.ctrl.bps.panda.remote.site import main as build
     except ImportError as error:
         sys.stderr.write(
             "a remote build needs lsst.ctrl.bps.panda at the site (%s); %s does not have it: set up "

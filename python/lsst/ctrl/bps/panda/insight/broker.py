@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from ..errors import AuthenticationError, ConnectionFailedError, PandaBpsError, SettingsError
 from ..rest.credentials import verify_host
-from ..settings import ServiceSettings
+from ..settings.run import ServiceSettings
 
 _TLS_SCHEMES = ("stomp+ssl", "stomps", "ssl")
 _SCHEMES = ("stomp", "tcp", *_TLS_SCHEMES)

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from ..wire.failures import Failure, choose_error, failures_of
-from ..wire.records import JobError
-from ..wire.states import has_kill_code, is_aborted
-from .jobs import JobDetail
-from .observation import Observation
-from .verdicts import Rulebook, Verdict
+from ..status.failures import Failure, choose_error, failures_of
+from ..status.jobs import JobDetail
+from ..status.records import JobError
+from ..status.states import has_kill_code, is_aborted
+from ..status.verdicts import Rulebook, Verdict
+from .overview import Observation
 
 _TEXT_LIMIT = 300
 _PLACES = 5

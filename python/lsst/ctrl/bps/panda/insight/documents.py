@@ -18,8 +18,8 @@ from typing import Any
 
 import yaml
 
+from ..status.jobs import JobDetail
 from .digest import ErrorGroup
-from .jobs import JobDetail
 from .log_lines import LogLine
 from .overview import Overview
 from .progress import Progress

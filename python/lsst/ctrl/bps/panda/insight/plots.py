@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PandaBpsError
-from .drawing import count_over_time
-from .observation import Observation
+from .overview import Observation
 from .resources import LabelResources
+from .task_graph import count_over_time
 
 _COLOURS = {"running": "#2f7fd1", "finished": "#2a9d5c", "failed": "#d1433f"}
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")

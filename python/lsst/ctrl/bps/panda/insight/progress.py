@@ -18,10 +18,10 @@ from datetime import UTC, datetime, timedelta
 from lsst.ctrl.bps.wms_service import WmsStates
 
 from ..errors import PandaBpsError, RunNotFoundError
-from ..report import get_status_of
-from ..wire.failures import digest_failures, failures_of
-from ..wire.states import Counts, is_aborted
-from ..wire.tally import RunEvidence, tally_run
+from ..report.report import get_status_of
+from ..status.evidence import RunEvidence, tally_run
+from ..status.failures import digest_failures, failures_of
+from ..status.states import Counts, is_aborted
 
 _LOG = logging.getLogger(__name__)
 

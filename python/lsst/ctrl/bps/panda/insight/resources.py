@@ -15,8 +15,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from .jobs import JobDetail, number_of
-from .verdicts import Rulebook
+from ..status.jobs import JobDetail, number_of
+from ..status.verdicts import Rulebook
 
 NEAR_LIMIT = 0.9
 """Part of the request from which on a job is near its limit."""

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from .orders import JobOrder
+from .pilot import JobOrder
 
 _T = TypeVar("_T")
 _JOB_ACTIONS = ("fail", "lose", "delay")

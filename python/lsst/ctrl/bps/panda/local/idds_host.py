@@ -1,28 +1,162 @@
-"""iDDS inside this process: its configuration, its tables, its REST
-application without a port, and its agents.
-"""
+"""The iDDS that runs in this process: its agents, its plugins for PanDA, and PanDA's relay to it."""
 
 from __future__ import annotations
 
-__all__ = ["IddsHost"]
+__all__ = ["IddsHost", "Notifier", "Receiver", "Relay", "connect"]
 
+import gzip
 import importlib
 import io
+import json
 import logging
 import os
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from queue import Empty, Queue
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import requests
 from requests.adapters import BaseAdapter
 
 from . import idds_repairs
-from .pace import Pace
+from .database import Outbox
+from .faults import Faults
+from .idds_repairs import BELL
+from .identity import Identity
+from .jedi import Jedi
+from .settings import Pace
 
 _LOG = logging.getLogger(__name__)
+
+_LONGEST_BATCH = 1.5
+_BATCH_PER_INPUT = 0.001
+
+
+class _Wires:
+    """What the plug-ins connect; iDDS makes them without arguments."""
+
+    jedi: Jedi
+    outbox: Outbox
+    faults: Faults
+
+
+def connect(jedi: Jedi, outbox: Outbox, faults: Faults) -> None:
+    """Set what the plug-ins connect, before iDDS's agents are started."""
+    _Wires.jedi, _Wires.outbox, _Wires.faults = jedi, outbox, faults
+
+
+class _Plugin(threading.Thread):
+    """A thread with the methods that iDDS calls on its messaging plug-ins."""
+
+    def __init__(self, logger: Any = None, **attributes: Any) -> None:
+        super().__init__(daemon=True)
+        self._stopped = threading.Event()
+        self._suspended = threading.Event()
+        self._requests: Queue[Any] = Queue()
+        self._responses: Queue[Any] = Queue()
+        self._output: Queue[Any] = Queue()
+
+    def set_logger(self, logger: Any) -> None:
+        """Accept a logger; ours is used."""
+
+    def set_request_queue(self, queue: Queue[Any]) -> None:
+        """Set where messages to send come from."""
+        self._requests = queue
+
+    def set_response_queue(self, queue: Queue[Any]) -> None:
+        """Set where sent messages go."""
+        self._responses = queue
+
+    def set_output_queue(self, queue: Queue[Any]) -> None:
+        """Set where received messages go."""
+        self._output = queue
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopped.set()
+
+    def suspend(self) -> None:
+        """Pause."""
+        self._suspended.set()
+
+    def resume(self) -> None:
+        """Go on."""
+        self._suspended.clear()
+
+    def is_processing(self) -> bool:
+        """Tell whether messages are handled."""
+        return not self._stopped.is_set() and not self._suspended.is_set()
+
+    def _repeat(self, action: Callable[[], None]) -> None:
+        while not self._stopped.is_set():
+            try:
+                action()
+            except Exception:
+                _LOG.exception("%s: a message could not be passed on", type(self).__name__)
+                time.sleep(1)
+
+
+class Notifier(_Plugin):
+    """Takes messages from iDDS to PanDA: releases of inputs."""
+
+    def run(self) -> None:
+        """Pass messages on until stopped."""
+        self._repeat(self._pass_one)
+
+    def _pass_one(self) -> None:
+        try:
+            message = self._requests.get(timeout=1)
+        except Empty:
+            return
+        try:
+            self.deliver(message["msg_content"])
+        except Exception:
+            self._requests.put(message)
+            raise
+        # iDDS marks it as delivered now, after PanDA has stored its effect.
+        self._responses.put(message)
+
+    @staticmethod
+    def deliver(content: Any) -> None:
+        """Pass one message on; all but releases of inputs are ignored, as
+        JEDI does.
+        """
+        if not isinstance(content, dict) or content.get("msg_type") != "file_processing":
+            return
+        if content.get("relation_type") != "input" or not content.get("workload_id"):
+            return
+        for copy in _Wires.faults.flow("to_panda", "file_processing", content):
+            _Wires.jedi.release(int(copy["workload_id"]), copy.get("files") or [])
+
+
+class Receiver(_Plugin):
+    """Takes messages from PanDA to iDDS: states of jobs and tasks."""
+
+    def run(self) -> None:
+        """Pass messages on until stopped."""
+        self._repeat(self._pass_some)
+
+    def _pass_some(self) -> None:
+        if self._suspended.is_set():
+            time.sleep(0.1)
+            return
+        bodies = _Wires.outbox.take(timeout=1)
+        for body in bodies:
+            for copy in _Wires.faults.flow("to_idds", str(body.get("msg_type")), body):
+                headers = {"persistent": "true", "from_idds": "false"}
+                self._output.put(
+                    {"name": "default", "from_idds": "false", "msg": {"headers": headers, "body": copy}}
+                )
+        if bodies:
+            BELL.ring()
+        # iDDS goes through all inputs of a task for each batch of messages:
+        # the larger the task, the larger the batches, up to a second's worth.
+        size = _Wires.outbox.largest_task({int(body["taskid"]) for body in bodies})
+        self._stopped.wait(min(_LONGEST_BATCH, size * _BATCH_PER_INPUT))
+
 
 _HOST = "http://idds.invalid"
 """Name under which the relay reaches the REST application; never resolved."""
@@ -32,7 +166,7 @@ _CLIENTS = 20
 """Clients that a thread keeps: one a user and kind."""
 
 _AGENTS = ("clerk", "transformer", "submitter", "poller", "receiver", "trigger", "finisher", "conductor")
-_PLUGINS = "lsst.ctrl.bps.panda.local.idds_plugins"
+_PLUGINS = "lsst.ctrl.bps.panda.local.idds_host"
 
 _AUTH = f"""[common]
 allow_vos = local
@@ -282,3 +416,98 @@ class IddsHost:
         client.set_original_user(user_name=user)
         idds_repairs.settle_client(client)
         return client
+
+
+_COMMANDS = ("abort", "retry", "close", "abort_task")
+
+
+def decode_body(body: bytes) -> dict[str, Any]:
+    """Decode the body of a request to the relay.
+
+    Parameters
+    ----------
+    body : `bytes`
+        JSON, or JSON packed with gzip (which the client does not say in a
+        header), or a URL-encoded form.
+
+    Raises
+    ------
+    ValueError
+        Raised for anything else.
+    """
+    if body[:2] == b"\x1f\x8b":
+        body = gzip.decompress(body)
+    try:
+        value = json.loads(body)
+    except ValueError:
+        value = {key: values[-1] for key, values in parse_qs(body.decode()).items()}
+    if not isinstance(value, dict) or "command_name" not in value:
+        raise ValueError("the body holds no command_name")
+    return value
+
+
+class Relay:
+    """The relay.
+
+    Parameters
+    ----------
+    host : `IddsHost`
+        Where commands go.
+    faults : `Faults`
+        Faults to inject.
+    """
+
+    def __init__(self, host: IddsHost, faults: Faults) -> None:
+        self._host = host
+        self._faults = faults
+
+    def call(self, body: dict[str, Any], identity: Identity) -> tuple[bool, Any]:
+        """Send a command.
+
+        Parameters
+        ----------
+        body : `dict`
+            ``command_name``, ``args`` and ``kwargs`` (JSON texts of iDDS's
+            own kind), ``manager``, ``json_outputs``.
+        identity : `Identity`
+            In whose name.
+
+        Returns
+        -------
+        success : `bool`
+            Whether a client could be called; its reply may still be an
+            error.
+        reply : object
+            Reply, or what went wrong.
+        """
+        # "command+http://host" asks for another iDDS server: there is one.
+        command = str(body["command_name"]).partition("+")[0]
+        manager = str(body.get("manager", "")).lower() == "true"
+        codec = importlib.import_module("idds.common.utils")
+        try:
+            client = self._host.client(identity.user, manager=manager)
+            if command.startswith("_") or not callable(getattr(client, command, None)):
+                return False, f"{command} is not a command of iDDS {type(client).__name__}"
+            args = codec.json_loads(body["args"]) if body.get("args") else []
+            kwargs = codec.json_loads(body["kwargs"]) if body.get("kwargs") else {}
+            if str(body.get("json_outputs", "")).lower() == "true" and manager:
+                client.setup_json_outputs()
+                self._host.forget_clients()
+            function = getattr(client, command)
+            if command not in _COMMANDS:
+                return True, function(*args, **kwargs)
+            # A dropped command is registered, as far as the client can see.
+            reply: Any = [[0, {"status": 0, "message": "Command registered successfully"}]]
+            for _ in self._faults.flow("command", command, None):
+                reply = function(*args, **kwargs)
+            return True, reply
+        except Exception as error:
+            _LOG.exception("the relay could not execute %s", command)
+            return False, f"failed to execute command with {error}"
+
+    def render(self, value: Any) -> str:
+        """Render a reply as JSON; objects of iDDS in iDDS's own way."""
+        try:
+            return json.dumps(value)
+        except (TypeError, ValueError):
+            return str(importlib.import_module("idds.common.utils").json_dumps(value))

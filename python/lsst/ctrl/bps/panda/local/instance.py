@@ -37,8 +37,7 @@ from lsst.ctrl.bps.panda.errors import LocalPandaError
 
 from .endpoint import ENDPOINT_FILE, Endpoint, environment, read_endpoint, state_directory
 from .processes import SERVER_MARKER, end_marked, is_alive
-from .server_settings import read_settings, write_settings
-from .state_lock import take_lock
+from .settings import read_settings, take_lock, write_settings
 
 _LAUNCHER = Path(__file__).resolve().with_name("launch.py")
 _EXIT_BUSY = 75

@@ -1,4 +1,4 @@
-"""The server process, see `~lsst.ctrl.bps.panda.local.launch`.
+"""The server process, see `~lsst.ctrl.bps.panda.local.launch`, and its log.
 
 It holds everything together: PanDA's side, iDDS, the executor, and the web
 server.  Started by `~.instance.start`; ends by a signal.
@@ -6,12 +6,14 @@ server.  Started by `~.instance.start`; ends by a signal.
 
 from __future__ import annotations
 
-__all__ = ["Server", "main"]
+__all__ = ["PrintedLines", "Server", "catch_prints", "main", "set_up_log"]
 
 import faulthandler
 import gc
 import getpass
+import io
 import logging
+import logging.handlers
 import os
 import secrets
 import select
@@ -26,33 +28,97 @@ from typing import Any
 
 from waitress import create_server  # type: ignore[import-untyped]
 
-from lsst.ctrl.bps.panda.version import __version__
-
-from . import idds_plugins, idds_repairs
-from .api import Api
-from .database import Database
+from ..version import __version__
+from . import idds_host as idds_plugins
+from . import idds_repairs
+from .api import Api, FileCache
+from .database import Database, Outbox
+from .dispatcher import JobDesk
 from .endpoint import ENDPOINT_FILE, Endpoint, environment, read_endpoint, write_endpoint
-from .executor import Executor, ExecutorSettings
+from .executor import Executor, ExecutorSettings, JobPlaces
 from .faults import Faults, read_faults
-from .file_cache import FileCache
-from .idds_host import IddsHost
-from .identity import IdentityRules
+from .idds_host import IddsHost, Relay
+from .identity import IdentityRules, TokenCheck
 from .jedi import Jedi
-from .job_desk import JobDesk
 from .job_store import JobStore
-from .outbox import Outbox
-from .overview import runs
-from .pace import parse_pace
-from .payload import JobPlaces
 from .processes import MARKER, SERVER_MARKER, end_marked, is_alive, start_ticks
-from .queues import Queues, read_queues
-from .relay import Relay
-from .server_log import catch_prints, set_up_log
-from .server_settings import ServerSettings, read_settings
-from .state_lock import take_lock
-from .token_check import TokenCheck
-from .views import Views
+from .settings import Queues, ServerSettings, parse_pace, read_queues, read_settings, take_lock
+from .views import Views, runs
 from .web import WebParts, make_application
+
+_SIZE = 5_000_000
+_FILES = 3
+
+
+def set_up_log(directory: Path, level: str, *, size: int = _SIZE) -> logging.Handler:
+    """Log to ``server.log``, and to ``server.log.1`` and so on what is older.
+
+    Parameters
+    ----------
+    directory : `~pathlib.Path`
+        State directory.
+    level : `str`
+        Level of iDDS's messages.
+    size : `int`, optional
+        Largest size of a file, bytes.
+
+    Returns
+    -------
+    handler : `logging.Handler`
+        The root logger's new handler.
+    """
+    handler = logging.handlers.RotatingFileHandler(
+        directory / "server.log", maxBytes=size, backupCount=_FILES - 1
+    )
+    handler.setFormatter(logging.Formatter("%(asctime)s %(threadName)s %(name)s %(levelname)s %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(level)
+    logging.getLogger("lsst.ctrl.bps.panda").setLevel(logging.INFO)
+    # Tells at every call where its token comes from, and sets its level anew.
+    logging.getLogger("panda-client").disabled = True
+    logging.captureWarnings(True)
+    return handler
+
+
+class PrintedLines(io.TextIOBase):
+    """A stream whose lines go to a logger.
+
+    Parameters
+    ----------
+    logger : `logging.Logger`
+        Where to.
+    level : `int`
+        With which level.
+    """
+
+    _LONGEST = 2000
+
+    def __init__(self, logger: logging.Logger, level: int) -> None:
+        super().__init__()
+        self._logger = logger
+        self._level = level
+
+    def writable(self) -> bool:
+        """Tell that it can be written."""
+        return True
+
+    def write(self, text: str) -> int:
+        """Log the text, unless it is empty."""
+        if text.strip():
+            self._logger.log(self._level, "%s", text.rstrip()[: self._LONGEST])
+        return len(text)
+
+
+def catch_prints() -> None:
+    """Have the log get what libraries print from now on.
+
+    panda-client prints whole replies of the server, as iDDS asks it to.
+    """
+    logger = logging.getLogger("printed")
+    sys.stdout = PrintedLines(logger, logging.DEBUG)
+    sys.stderr = PrintedLines(logger, logging.WARNING)
+
 
 _LOG = logging.getLogger(__name__)
 

@@ -1,10 +1,8 @@
-"""The web server: URLs of PanDA, of the relay, of the file cache and of the
-job logs, with who may ask.
-"""
+"""The web server: URLs of PanDA, of the relay, of the file cache and of the job logs, with who may ask."""
 
 from __future__ import annotations
 
-__all__ = ["WebParts", "make_application"]
+__all__ = ["WebParts", "make_application", "owner_of_peer"]
 
 import gzip
 import json
@@ -19,12 +17,46 @@ from typing import Any
 import flask
 from werkzeug.exceptions import RequestEntityTooLarge
 
-from .api import Api, ApiError
+from .api import Api, ApiError, CacheError, FileCache
 from .faults import Faults, parse_faults
-from .file_cache import CacheError, FileCache
+from .idds_host import Relay, decode_body
 from .identity import Identity, IdentityRules, NotAllowedError, identify
-from .peers import owner_of_peer
-from .relay import Relay, decode_body
+
+_TABLES = (("/proc/net/tcp", "0100007F"), ("/proc/net/tcp6", "0000000000000000FFFF00000100007F"))
+
+
+def owner_of_peer(
+    peer_port: int, own_port: int, *, tables: tuple[tuple[str, str], ...] = _TABLES
+) -> int | None:
+    """Tell the user id that owns the client's end of a connection.
+
+    Parameters
+    ----------
+    peer_port, own_port : `int`
+        Ports of the client's and of our end, both on 127.0.0.1.
+    tables : `tuple`, optional
+        Files of the kernel's connection tables with the notation of the
+        loopback address in each.
+
+    Returns
+    -------
+    uid : `int` or `None`
+        `None` if the connection is not found, for instance because the
+        client has closed it already.
+    """
+    for path, loopback in tables:
+        local = f"{loopback}:{peer_port:04X}"
+        remote = f"{loopback}:{own_port:04X}"
+        try:
+            lines = Path(path).read_text().splitlines()
+        except OSError:
+            continue
+        for line in lines[1:]:
+            fields = line.split()
+            if fields[1] == local and fields[2] == remote:
+                return int(fields[7])
+    return None
+
 
 _LOG = logging.getLogger(__name__)
 

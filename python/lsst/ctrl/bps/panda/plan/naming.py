@@ -7,7 +7,17 @@ the parameters of the jobs.  iDDS and JEDI accept ``[A-Za-z0-9_.:-]`` for sure;
 
 from __future__ import annotations
 
-__all__ = ["MAX_NAME", "NamedJobs", "Naming", "make_naming", "task_name"]
+__all__ = [
+    "BUILD_LABEL",
+    "BUILD_TASK",
+    "MAX_NAME",
+    "NamedJobs",
+    "Naming",
+    "label_of_task",
+    "make_naming",
+    "ordinal_of_task",
+    "task_name",
+]
 
 import hashlib
 import json
@@ -35,6 +45,18 @@ SHARD_SIZE = 100_000
 """Size that a shard of parameters aims at, bytes."""
 
 MAX_JOBS_PER_SHARD = 5000
+
+BUILD_TASK = "build_task"
+"""Name of the task of a remote build."""
+
+BUILD_LABEL = "buildTask"
+"""Label of its job."""
+
+_TASK = re.compile(r"(?P<ordinal>\d{2,})_(?P<label>.+)_(?P<chunk>\d{2,})")
+# A run's name that a task's name holds in another form (with characters
+# replaced, and then a hash) is recognised by BPS's time stamp at its end.
+_STAMPED_RUN = re.compile(r".*?\d{8}T\d{6}Z(?:_r\d+)?(?:_[0-9a-f]{8})?_")
+_FORBIDDEN = str.maketrans({":": "_", ";": "_"})
 
 
 Row = tuple[str, ...]
@@ -158,6 +180,65 @@ def task_name(run: str, number: int, label: str, chunk: int) -> str:
     """
     tail = f"_{number:02d}_{_safe(label, 100)}_{chunk:02d}"
     return _safe(run, MAX_TASK_NAME - len(tail)) + tail
+
+
+def _body_of(name: str, run_name: str, suffix: str) -> str:
+    """Strip a task's name of the run's in front and PanDA's ids behind."""
+    if suffix and name.endswith(suffix):
+        name = name[: -len(suffix)]
+    if run_name and name.startswith(f"{run_name}_"):
+        return name[len(run_name) + 1 :]
+    stamped = _STAMPED_RUN.match(name)
+    return name[stamped.end() :] if stamped else name
+
+
+def label_of_task(name: str, run_name: str, *, suffix: str = "") -> str:
+    """Find the label in the name of a task.
+
+    Parameters
+    ----------
+    name : `str`
+        ``<run>_<nn>_<label>_<chunk>``, as iDDS has it.
+    run_name : `str`
+        Name of the run.
+    suffix : `str`, optional
+        What PanDA's name has in addition, ``_<request>_<transform>``.
+
+    Returns
+    -------
+    label : `str`
+        The label, which may hold digits and underscores; the name itself if
+        it is built in another way.  A ``:`` or ``;`` becomes ``_``, since BPS
+        separates labels by them.
+    """
+    body = _body_of(name, run_name, suffix)
+    if body == BUILD_TASK or name == BUILD_TASK:
+        return BUILD_LABEL
+    match = _TASK.fullmatch(body)
+    return (match["label"] if match else body or "unknown").translate(_FORBIDDEN)
+
+
+def ordinal_of_task(name: str, run_name: str) -> int:
+    """Find a task's ordinal in its name.
+
+    Parameters
+    ----------
+    name : `str`
+        ``<run>_<nn>_<label>_<chunk>``, as iDDS has it.
+    run_name : `str`
+        Name of the run.
+
+    Returns
+    -------
+    ordinal : `int`
+        ``nn``, or -1 for the build task, which comes first, and a number
+        beyond all others for a name built in another way.
+    """
+    body = _body_of(name, run_name, "")
+    if BUILD_TASK in (body, name):
+        return -1
+    match = _TASK.fullmatch(body)
+    return int(match["ordinal"]) if match else 10**9
 
 
 def _safe(text: str, most: int) -> str:

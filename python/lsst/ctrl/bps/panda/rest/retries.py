@@ -8,8 +8,7 @@ __all__ = ["Attempt", "RetryPolicy", "plan_retry"]
 
 from dataclasses import dataclass
 
-from .failures import Failure
-from .faults import Fault
+from .faults import Failure, Fault
 
 # Worth another attempt; everything else will be the same a moment later.
 _TRANSIENT = frozenset(

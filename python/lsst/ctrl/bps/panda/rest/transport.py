@@ -21,8 +21,7 @@ import requests
 import urllib3.exceptions
 
 from .credentials import Credentials
-from .failures import Failure, describe_exception, describe_reply, make_error
-from .faults import Fault, classify_status
+from .faults import Failure, Fault, classify_status, describe_exception, describe_reply, make_error
 from .retries import Attempt, RetryPolicy, plan_retry
 
 _LOG = logging.getLogger(__name__)

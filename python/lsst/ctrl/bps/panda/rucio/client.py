@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ..edgenode.rucio_program import Found, Refused, Registration, find_outputs
 from ..errors import RucioError, SettingsError
-from .program import Found, Refused, Registration, find_outputs
 
 _CONNECT = 10
 """Seconds until a server that takes no connection counts as away; Rucio's

@@ -1,19 +1,28 @@
-"""What became of a registration: files, where their replicas are, rules, and
-what is missing against the Butler.
+"""What became of a registration: files, where their replicas are, rules, and what is missing against the
+Butler.
 """
 
 from __future__ import annotations
 
-__all__ = ["Place", "RegistrationStatus", "Rule", "find_status", "look_at_registration"]
+__all__ = [
+    "Place",
+    "RegistrationStatus",
+    "Rule",
+    "find_status",
+    "look_at_registration",
+    "make_status_document",
+    "plain_status",
+]
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..edgenode.rucio_program import Found, Registration
 from ..errors import RucioError
+from ..insight.documents import SCHEMA_VERSION, make_plain
 from .client import look_up_outputs, open_butler, rucio_errors
-from .program import Found, Registration
 
 AVAILABLE = "AVAILABLE"
 
@@ -238,3 +247,46 @@ def _rule(record: Mapping[str, Any], *, files: int) -> Rule:
 
 def _numbers(record: Mapping[str, Any], names: Iterable[str]) -> list[int]:
     return [int(record.get(name) or 0) for name in names]
+
+
+def make_status_document(
+    status: RegistrationStatus, *, request_id: int, name: str, problems: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Give a registration's status as JSON-ready data.
+
+    Parameters
+    ----------
+    status : `RegistrationStatus`
+        What became of the registration.
+    request_id : `int`
+        Number of the run; 0 if it was not submitted.
+    name : `str`
+        Name of the run.
+    problems : sequence of `str`, optional
+        What could not be found out.
+    """
+    head = {
+        "schema": "panda_bps",
+        "version": SCHEMA_VERSION,
+        "kind": "rucio",
+        "request_id": request_id,
+        "run": name,
+        "problems": list(problems),
+    }
+    return {**head, **plain_status(status)}
+
+
+def plain_status(status: RegistrationStatus) -> dict[str, Any]:
+    """Give the document's own keys.
+
+    Parameters
+    ----------
+    status : `RegistrationStatus`
+        What became of the registration.
+    """
+    by_type = {
+        dataset_type: {"outputs": outputs, "registered": registered}
+        for dataset_type, (outputs, registered) in status.by_type.items()
+    }
+    plain: dict[str, Any] = make_plain(status)
+    return {**plain, "by_type": by_type, "complete": status.is_complete}

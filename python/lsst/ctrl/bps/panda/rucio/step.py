@@ -1,11 +1,22 @@
-"""The registration step as a job of the generic workflow."""
+"""The registration step as a job of the generic workflow; what it would register if it ran now."""
 
 from __future__ import annotations
 
-__all__ = ["REGISTRATION_NAME", "add_step", "find_graph"]
+__all__ = [
+    "Forecast",
+    "ForecastFile",
+    "add_step",
+    "find_graph",
+    "make_forecast",
+    "read_registration",
+]
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.resources import files as package_files
+from pathlib import Path
+from typing import Any
 
 from lsst.ctrl.bps import (
     GenericWorkflow,
@@ -14,11 +25,20 @@ from lsst.ctrl.bps import (
     GenericWorkflowJob,
 )
 
-from ..errors import SettingsError
-from .program import INCOMPLETE_ENVIRONMENT, REFUSED
-from .settings import LABEL, RegistrationSettings
+from ..edgenode.rucio_program import (
+    INCOMPLETE_ENVIRONMENT,
+    REFUSED,
+    Found,
+    Held,
+    Refused,
+    Registration,
+    look_at_rucio,
+)
+from ..errors import RucioError, RunNotFoundError, SettingsError
+from ..runs.record import REGISTRATION_NAME, RunRecord
+from ..settings.rucio import LABEL, RegistrationSettings
+from .client import rucio_errors
 
-REGISTRATION_NAME = "panda_rucio.json"
 """File of the submit directory that says what is to be registered."""
 
 _PROGRAM_KEY = "rucioProgram"
@@ -107,7 +127,7 @@ def _make_files(
     workflow: GenericWorkflow, settings: RegistrationSettings, registration: str
 ) -> list[GenericWorkflowFile]:
     """Return the files that the step needs on its worker."""
-    program = str(package_files(__package__).joinpath("program.py"))
+    program = str(package_files("lsst.ctrl.bps.panda.edgenode").joinpath("rucio_program.py"))
     files = [
         GenericWorkflowFile(_PROGRAM_KEY, src_uri=program, wms_transfer=True, job_shared=True),
         GenericWorkflowFile(_REGISTRATION_KEY, src_uri=registration, wms_transfer=True, job_shared=True),
@@ -136,3 +156,136 @@ def find_graph(workflow: GenericWorkflow) -> str:
         return str(workflow.get_file(_GRAPH_OF_BPS).src_uri)
     except KeyError:
         raise SettingsError("rucio.quantumGraph is yes, but this run has no quantum graph.") from None
+
+
+def read_registration(record: RunRecord) -> Registration:
+    """Read what is to be registered of a run.
+
+    Parameters
+    ----------
+    record : `RunRecord`
+        Record of the run, or of one that completes it.
+
+    Raises
+    ------
+    RunNotFoundError
+        Raised if the run has no registration step.
+    SettingsError
+        Raised if the file is damaged.
+    """
+    # A restart has its own directory below that of the run.
+    directory = Path(str(record.content.get("origin_path") or record.submit_path))
+    path = directory / REGISTRATION_NAME
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RunNotFoundError(f"{directory} holds no {REGISTRATION_NAME}: {_why_not(record)}") from None
+    try:
+        return Registration.from_json(text).expanded()
+    except Refused as error:
+        raise SettingsError(f"{path}: {error}") from error
+
+
+def _why_not(record: RunRecord) -> str:
+    """Say why a run has no such file."""
+    remote = record.content.get("remote")
+    if remote and not remote.get("complete"):
+        return (
+            "the plan of the run is made at its site (remote build), and the site has not sent it yet. "
+            "bps report with the run's id shows how far it is."
+        )
+    return "the run has no registration step. It gets one by a section rucio with enabled: yes."
+
+
+@dataclass(frozen=True, slots=True)
+class ForecastFile:
+    """A file that would be registered, or is."""
+
+    name: str
+    """Without the scope."""
+
+    dataset_type: str
+    size: int
+    """Bytes."""
+
+    pfn: str
+    """Where transfers would find it."""
+
+    is_registered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What would be registered."""
+
+    registration: Registration
+    files: tuple[ForecastFile, ...]
+    absent: tuple[str, ...]
+    """Dataset types of which the run has nothing."""
+
+    without_file: int
+    held: Held | None
+    """What Rucio holds; `None` if it was not asked."""
+
+    rule_exists: bool
+
+    @property
+    def new(self) -> tuple[ForecastFile, ...]:
+        """Files that would be added."""
+        return tuple(file for file in self.files if not file.is_registered)
+
+
+def make_forecast(
+    client: Any | None,
+    registration: Registration,
+    found: Found,
+    *,
+    measure: Callable[[Any], int] = lambda uri: int(uri.size()),
+) -> Forecast:
+    """Find out what the step would do.
+
+    Parameters
+    ----------
+    client : `rucio.client.Client` or `None`
+        Rucio; without it, nothing is taken to be registered.
+    registration : `Registration`
+        What is to be registered.
+    found : `Found`
+        What the Butler has.
+    measure : callable, optional
+        Gives the size of a file, bytes.
+
+    Raises
+    ------
+    RucioError
+        Raised if Rucio does not answer, or a file is not there.
+    """
+    held, rule_exists = None, False
+    if client is not None:
+        with rucio_errors(f"tell about {registration.scope}:{registration.dataset}"):
+            held = look_at_rucio(client, registration)
+            rule_exists = held.dataset is not None and _has_rule(client, registration)
+    base = f"{registration.dtn_url.rstrip('/')}/{registration.scope}"
+    try:
+        files = tuple(
+            ForecastFile(
+                name=output.name,
+                dataset_type=output.dataset_type,
+                size=measure(output.uri),
+                pfn=f"{base}/{output.name}",
+                is_registered=held is not None and output.name in held.at_rse,
+            )
+            for output in found.outputs
+        )
+    except OSError as error:
+        raise RucioError(f"A file that the Butler names is not there: {error}") from error
+    return Forecast(registration, files, found.absent, found.without_file, held, rule_exists)
+
+
+def _has_rule(client: Any, registration: Registration) -> bool:
+    """Whether the wanted rule is there already."""
+    wanted = registration.rule
+    rules = client.list_did_rules(registration.scope, registration.dataset)
+    return wanted is not None and any(
+        (rule["rse_expression"], rule["account"]) == (wanted.rse_expression, client.account) for rule in rules
+    )

@@ -2,9 +2,16 @@
 whole, verified, and with a manifest that is written last.
 """
 
-from .area import check_area, read_manifest, remove_marker, stage, write_marker
-from .manifest import Digest, Manifest
-from .session import StagingReport, StagingSettings
+from ..settings.run import StagingSettings
+from .area import (
+    StagingReport,
+    check_area,
+    read_manifest,
+    remove_marker,
+    stage,
+    write_marker,
+)
+from .sources import Digest, Manifest
 
 __all__ = [
     "Digest",

@@ -1,10 +1,13 @@
-"""Staging areas that are not in a file system: object stores (S3, Google
-Cloud Storage) and WebDAV servers, through ``lsst.resources``.
+"""Staging areas that are not in a file system: object stores (S3, Google Cloud Storage) and WebDAV
+servers, through ``lsst.resources``.
+
+The libraries below ``lsst.resources`` repeat a request to a host that is
+down, or whose certificate is not trusted, for one to three minutes.
 """
 
 from __future__ import annotations
 
-__all__ = ["RemoteStore", "compare_checksums"]
+__all__ = ["RemoteStore", "check_connection", "compare_checksums"]
 
 import base64
 import hashlib
@@ -12,6 +15,8 @@ import logging
 import os
 import posixpath
 import re
+import socket
+import ssl
 import threading
 import uuid
 import zlib
@@ -19,13 +24,77 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote, urlsplit
+from urllib.request import getproxies
 
 from lsst.resources import ResourcePath
 
 from ..errors import StagingError
-from .causes import VerificationError
-from .contact import check_connection
-from .manifest import TEMPORARY_FOLDER, Digest, digest_file
+from .sources import TEMPORARY_FOLDER, Digest, digest_file
+from .transfers import VerificationError
+
+_SECONDS = 10.0
+
+_PORTS = {"http": 80, "dav": 80, "https": 443, "davs": 443}
+
+
+def check_connection(uri: Any, *, seconds: float = _SECONDS) -> None:
+    """Connect to the host of a store, and disconnect.
+
+    Nothing is checked where that would need more than is known here: behind
+    a proxy, or for a store whose end point is not known.
+
+    Parameters
+    ----------
+    uri : `lsst.resources.ResourcePath`
+        Any URI of the store.
+    seconds : `float`, optional
+        How long to wait for the connection.
+
+    Raises
+    ------
+    OSError
+        Raised if the host is not known, refuses, does not answer, or has a
+        certificate that is not trusted.
+    """
+    parts = urlsplit(_end_point(uri))
+    port = parts.port or _PORTS.get(parts.scheme, 0)
+    if not parts.hostname or not port or getproxies():
+        return
+    with socket.create_connection((parts.hostname, port), timeout=seconds) as plain:
+        if parts.scheme == "https" and uri.scheme == "https" and (context := _trust(uri)):
+            try:
+                context.wrap_socket(plain, server_hostname=parts.hostname).close()
+            except ssl.SSLCertVerificationError:
+                raise
+            except OSError:
+                # It may want a certificate of ours, or something else that
+                # only the library below knows how to give.
+                return
+
+
+def _end_point(uri: Any) -> str:
+    if uri.scheme == "s3":
+        return str(uri.client.meta.endpoint_url)
+    return str(uri.geturl()) if uri.scheme in _PORTS else ""
+
+
+def _trust(uri: Any) -> ssl.SSLContext | None:
+    """The authorities that the HTTP backend trusts, `None` if not known."""
+    with suppress(Exception):
+        # The one thing that knows for sure is the session that will be used.
+        session = uri.metadata_session._session
+        verify = session.merge_environment_settings(uri.geturl(), {}, None, None, None)["verify"]
+        if verify is True:
+            import certifi
+
+            verify = certifi.where()
+        if isinstance(verify, str):
+            folder = os.path.isdir(verify)
+            return ssl.create_default_context(
+                cafile=None if folder else verify, capath=verify if folder else None
+            )
+    return None
+
 
 _LOG = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from typing import BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
 from ..errors import StagingError
-from .causes import VerificationError
-from .manifest import TEMPORARY_FOLDER, Digest, digest_file
+from .sources import TEMPORARY_FOLDER, Digest, digest_file
+from .transfers import VerificationError
 
 _BLOCK = 1 << 20
 

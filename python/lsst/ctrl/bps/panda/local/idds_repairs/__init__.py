@@ -27,28 +27,20 @@ __all__ = [
 import functools
 import importlib.metadata
 
-from ..pace import Pace
-from . import behaviour, imports, locks, logs, loops, news, speed, storage, volume
-from .behaviour import offer_task_lookup
-from .imports import import_lightly
-from .loops import BELL
-from .record import Repair, module
-from .speed import settle_client, tune
-from .storage import prepare_sqlalchemy, unlock_everything
+from ..settings import Pace
+from . import correctness, embedding, speed
+from .correctness import offer_task_lookup
+from .embedding import import_lightly, prepare_sqlalchemy, unlock_everything
+from .repair import Repair, module
+from .speed import BELL, settle_client, tune
 
 IDDS_VERSION = "2.6.21"
 """The version whose private parts are known."""
 
 REPAIRS: tuple[Repair, ...] = (
-    *imports.REPAIRS,
-    *storage.REPAIRS,
-    *behaviour.REPAIRS,
-    *locks.REPAIRS,
-    *news.REPAIRS,
-    *logs.REPAIRS,
-    *loops.REPAIRS,
+    *embedding.REPAIRS,
+    *correctness.REPAIRS,
     *speed.REPAIRS,
-    *volume.REPAIRS,
 )
 """All repairs."""
 

@@ -1,15 +1,15 @@
-"""Repairs of delays that are fixed in iDDS, for a pace that wants less."""
+"""Repairs of delays and of work that grows with the number of jobs of a task."""
 
 from __future__ import annotations
 
-__all__ = ["REPAIRS", "settle_client", "tune"]
+__all__ = ["BELL", "Bell", "BelledEvent", "REPAIRS", "settle_client", "tune"]
 
 import threading
 import time
 from typing import Any
 
-from ..pace import Pace
-from .record import Repair, Stand, module
+from ..settings import Pace
+from .repair import Repair, Stand, module
 
 _STOCK_TIMER = 10
 _STOCK_MESSAGE_AGE = 60
@@ -127,7 +127,7 @@ def settle_client(client: Any) -> None:
     client.setup_client = lambda *args, **kwargs: None
 
 
-REPAIRS = (
+_SPEED = (
     Repair(
         "client's configuration",
         "the client that the relay uses reads its configuration files at each call",
@@ -167,3 +167,296 @@ REPAIRS = (
         _start_poller_at_once,
     ),
 )
+
+
+_SCHEDULER = "idds.agents.common.timerscheduler:TimerScheduler"
+_POOL = "idds.agents.common.timerscheduler:IDDSThreadPoolExecutor"
+
+_SHORTEST = 0.02
+"""Seconds between two looks of a loop at least."""
+
+_LONGEST = 0.25
+"""Seconds between two looks of a loop without a reason: timers are exact to
+that, and nothing depends on the bell being rung."""
+
+
+class Bell:
+    """Wakes all loops: there is an event, or a worker for one has become
+    free.
+    """
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._rings = 0
+        self._heard = threading.local()
+
+    def ring(self, *_: object) -> None:
+        """Wake everybody."""
+        with self._condition:
+            self._rings += 1
+            self._condition.notify_all()
+
+    def wait(self, timeout: float) -> None:
+        """Wait until the bell has been rung since this thread heard it
+        last.
+        """
+        heard = getattr(self._heard, "rings", -1)
+        with self._condition:
+            if self._rings == heard:
+                self._condition.wait(timeout)
+            self._heard.rings = self._rings
+
+
+BELL = Bell()
+"""The bell of all agents in this process."""
+
+
+class BelledEvent(threading.Event):
+    """The event that ends a loop, whose `wait` ends with the bell too.
+
+    Parameters
+    ----------
+    bell : `Bell`
+        The bell.
+    """
+
+    def __init__(self, bell: Bell) -> None:
+        super().__init__()
+        self._bell = bell
+
+    def set(self) -> None:
+        """End the loop, now."""
+        super().set()
+        self._bell.ring()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait, at most for a moment."""
+        if timeout is None or timeout > _LONGEST:
+            return super().wait(timeout)
+        if not self.is_set():
+            time.sleep(_SHORTEST)
+            self._bell.wait(_LONGEST - _SHORTEST)
+        return self.is_set()
+
+
+def _calm_loops(pace: Pace) -> None:
+    scheduler = module(_SCHEDULER.partition(":")[0])
+    bus = module("idds.agents.common.eventbus.eventbus").EventBus
+    stock, stock_submit = scheduler.TimerScheduler.__init__, scheduler.IDDSThreadPoolExecutor.submit
+    stock_publish = bus.publish_event
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        stock(self, *args, **kwargs)
+        self.graceful_stop = BelledEvent(BELL)
+
+    def submit(self: Any, *args: Any, **kwargs: Any) -> Any:
+        future = stock_submit(self, *args, **kwargs)
+        if not self._thread_name_prefix.endswith("_Timer"):
+            # An event may be waiting for the worker.
+            future.add_done_callback(BELL.ring)
+        return future
+
+    def publish(self: Any, event: Any) -> Any:
+        answer = stock_publish(self, event)
+        BELL.ring()
+        return answer
+
+    scheduler.TimerScheduler.__init__ = init
+    scheduler.IDDSThreadPoolExecutor.submit = submit
+    bus.publish_event = publish
+
+
+def _set_timers(pace: Pace) -> None:
+    scheduler = module(_SCHEDULER.partition(":")[0]).TimerScheduler
+    stock = scheduler.create_task
+
+    def create_task(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("delay_time", _STOCK_TIMER) == _STOCK_TIMER:
+            kwargs["delay_time"] = pace.timer
+        return stock(self, *args, **kwargs)
+
+    scheduler.create_task = create_task
+
+
+_LOOPS = (
+    Repair(
+        "busy loops",
+        "main loops wait for 0.01 ms",
+        "a whole core is used when nothing runs",
+        (
+            f"{_SCHEDULER}.__init__",
+            f"{_POOL}.submit",
+            "idds.agents.common.eventbus.eventbus:EventBus.publish_event",
+        ),
+        _calm_loops,
+    ),
+    Repair(
+        "timers",
+        "work is looked for every 10 s, which is not configurable",
+        "each level of a workflow takes ten seconds longer",
+        (f"{_SCHEDULER}.create_task",),
+        _set_timers,
+    ),
+)
+
+
+_CARRIER = "idds.agents.carrier"
+_LARGE_TASK = 300
+
+_KEPT_AS_OBJECTS = ("transform_jobid_contentid_map_", "transform_input_contentid_map_")
+"""Keys of the cache whose values map texts to lists of numbers, which JSON
+does not change."""
+
+_MAPS = 200
+"""Maps of jobs to keep; what is dropped is made again from the database."""
+
+_UNKNOWN_FOR = 0.3
+"""Seconds; a task that was just submitted is known soon after."""
+
+
+def _keep_maps_of_jobs(pace: Pace) -> None:
+    cache = module("idds.agents.common.cache.redis").RedisCache
+    stock_get, stock_set = cache.get, cache.set
+    maps: dict[str, Any] = {}
+
+    def get(self: Any, key: str, default: Any = None) -> Any:
+        if key.startswith(_KEPT_AS_OBJECTS):
+            return maps.get(key) or default
+        return stock_get(self, key, default=default)
+
+    def put(self: Any, key: str, value: Any, expire_seconds: float = 21600) -> None:
+        if not key.startswith(_KEPT_AS_OBJECTS):
+            stock_set(self, key, value, expire_seconds=expire_seconds)
+            return
+        maps.pop(key, None)
+        maps[key] = value
+        while len(maps) > _MAPS:
+            maps.pop(next(iter(maps)))
+
+    cache.get, cache.set = get, put
+
+
+def _remember_unknown_tasks(pace: Pace) -> None:
+    carrier = module(f"{_CARRIER}.utils")
+    stock = carrier.get_workload_id_transform_id_map
+    unknown: dict[int, float] = {}
+
+    def find(workload_id: int, *args: Any, **kwargs: Any) -> Any:
+        now = time.monotonic()
+        if unknown.get(workload_id, 0.0) > now:
+            return None
+        found = stock(workload_id, *args, **kwargs)
+        if not found:
+            if len(unknown) > _MAPS:
+                unknown.clear()
+            unknown[workload_id] = now + _UNKNOWN_FOR
+        return found
+
+    carrier.get_workload_id_transform_id_map = find
+
+
+def _contents_of_changed_jobs(request_id: int, transform_id: int) -> list[dict[str, Any]]:
+    """List inputs and outputs of the jobs of a transform that have news."""
+    models = module("idds.orm.base.models")
+    content = models.Content
+    kinds = module("idds.common.constants").ContentRelationType
+
+    @module("idds.orm.base.session").read_session  # type: ignore[untyped-decorator]
+    def look(session: Any = None) -> list[dict[str, Any]]:
+        own = (
+            content.request_id == request_id,
+            content.transform_id == transform_id,
+            content.content_relation_type != kinds.InputDependency,
+        )
+        changed = session.query(content.map_id).filter(*own, content.status != content.substatus).distinct()
+        query = session.query(content).filter(*own, content.map_id.in_(changed)).order_by(content.map_id)
+        return [row.to_dict() for row in query.all()]
+
+    return list(look())
+
+
+def _trigger_changed_jobs_only(pace: Pace) -> None:
+    trigger = module(f"{_CARRIER}.trigger")
+    contents = module("idds.core.transforms").orm_contents
+    stock_handle, stock_get = trigger.handle_trigger_processing, contents.get_contents_by_request_transform
+    inside = threading.local()
+
+    def handle(*args: Any, **kwargs: Any) -> Any:
+        inside.trigger = True
+        try:
+            return stock_handle(*args, **kwargs)
+        finally:
+            inside.trigger = False
+
+    def get(*args: Any, **kwargs: Any) -> Any:
+        # As handle_trigger_processing calls it: all contents but dependencies.
+        given = {key for key, value in kwargs.items() if value} - {"session"}
+        if getattr(inside, "trigger", False) and not args and given == {"request_id", "transform_id"}:
+            return _contents_of_changed_jobs(kwargs["request_id"], kwargs["transform_id"])
+        return stock_get(*args, **kwargs)
+
+    trigger.handle_trigger_processing = handle
+    contents.get_contents_by_request_transform = get
+
+
+def _poll_large_tasks_less(pace: Pace) -> None:
+    poller = module(f"{_CARRIER}.poller").Poller
+    stock = poller.load_poll_period
+
+    def load(self: Any, processing: Any, parameters: Any, *args: Any, **kwargs: Any) -> Any:
+        answer = stock(self, processing, parameters, *args, **kwargs)
+        inner = (processing.get("processing_metadata") or {}).get("processing")
+        size = getattr(getattr(inner, "work", None), "num_inputs", None) or 0
+        if size > _LARGE_TASK:
+            period = max(pace.poll, min(size // _LARGE_TASK, 30))
+            answer["update_poll_period"] = period
+        return answer
+
+    poller.load_poll_period = load
+
+
+_VOLUME = (
+    Repair(
+        "maps of jobs as JSON",
+        "for each message about a job, a map of all jobs of its task is read from JSON and written to it",
+        "messages about a task of thousands of jobs take more time than the jobs",
+        (
+            "idds.agents.common.cache.redis:RedisCache.get",
+            "idds.agents.common.cache.redis:RedisCache.set",
+            f"{_CARRIER}.utils:get_jobid_content_id_map",
+            f"{_CARRIER}.utils:get_input_name_content_id_map",
+        ),
+        _keep_maps_of_jobs,
+    ),
+    Repair(
+        "messages about unknown tasks",
+        "for each message about a task that has ended, or is not known yet, all running tasks are read from "
+        "the database; what is remembered of unknown tasks is used only after ten minutes",
+        "a tenth of a core and more for minutes after a restart, or when a large task is submitted",
+        (f"{_CARRIER}.utils:get_workload_id_transform_id_map",),
+        _remember_unknown_tasks,
+    ),
+    Repair(
+        "trigger of all jobs",
+        "when a job has news, the trigger reads inputs and outputs of all jobs of its task, and then skips "
+        "those without news",
+        "a third of a core for a task of thousands of jobs",
+        (
+            f"{_CARRIER}.trigger:handle_trigger_processing",
+            f"{_CARRIER}.utils:get_updated_contents_by_input_output_maps",
+            "idds.core.transforms:orm_contents.get_contents_by_request_transform",
+            "idds.orm.base.models:Content.substatus",
+            "idds.orm.base.models:Content.map_id",
+        ),
+        _trigger_changed_jobs_only,
+    ),
+    Repair(
+        "polls of large tasks",
+        "all jobs of a task are asked for and gone through at every poll; messages tell most of it before",
+        "a task of thousands of jobs takes a whole core for its polls",
+        (f"{_CARRIER}.poller:Poller.load_poll_period",),
+        _poll_large_tasks_less,
+    ),
+)
+
+REPAIRS = (*_SPEED, *_LOOPS, *_VOLUME)

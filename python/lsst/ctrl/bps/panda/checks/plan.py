@@ -1,0 +1,388 @@
+"""Checks of a plan: what no queue of its site takes, files that its sites cannot share, and what would
+make it run faster.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "LARGE_TASK",
+    "MANY_JOBS",
+    "QueueLimits",
+    "find_hints",
+    "find_misfits",
+    "find_separated",
+    "find_unknown_queues",
+    "read_queues",
+]
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lsst.ctrl.bps import BpsConfig
+
+from ..errors import SettingsError
+from ..plan.model import TaskPlan, WorkflowPlan
+from ..plan.resources import DEFAULT_WALLTIME
+from ..settings import sites
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """What a queue takes; 0 means that no limit is known."""
+
+    name: str
+    memory: int = 0
+    """Memory of a job, MB."""
+
+    cores: int = 0
+    """Cores of a job."""
+
+    min_cores: int = 0
+    """Cores that a job has at least."""
+
+    walltime: int = 0
+    """Longest run of a job, seconds."""
+
+    brokered: bool = True
+    """Whether PanDA sends it jobs that do not name it."""
+
+    def misfit(self, task: TaskPlan) -> str:
+        """Say what of a task is too much for the queue; empty if nothing."""
+        needs = task.resources
+        checks = (
+            ("requestMemory", needs.memory, self.memory, "MB"),
+            ("requestCpus", needs.cores, self.cores, "cores"),
+            ("requestWalltime", needs.walltime, self.walltime, "seconds"),
+        )
+        reasons = [
+            f"{key} {wanted} is more than {limit} {unit}"
+            for key, wanted, limit, unit in checks
+            if 0 < limit < wanted
+        ]
+        if needs.cores < self.min_cores:
+            reasons.append(f"requestCpus {needs.cores} is less than {self.min_cores} cores")
+        return " and ".join(reasons)
+
+
+_KEYS = {
+    "maxMemory": "memory",
+    "cores": "cores",
+    "minCores": "min_cores",
+    "maxWalltime": "walltime",
+    "brokered": "brokered",
+}
+
+
+def read_queues(section: Any, *, source: str) -> tuple[QueueLimits, ...]:
+    """Read a section ``queues``.
+
+    Parameters
+    ----------
+    section : mapping or `None`
+        Limits by the queue's name: ``maxMemory`` (MB), ``cores`` and
+        ``minCores`` (most and least), ``maxWalltime`` (seconds), ``brokered``
+        (yes or no).
+    source : `str`
+        Where it is from, for the error.
+
+    Raises
+    ------
+    SettingsError
+        Raised if it is not understood.
+    """
+    if section is None or section == "":
+        return ()
+    if not isinstance(section, Mapping):
+        raise SettingsError(f"queues is {section!r} ({source}); it must map names of queues to their limits.")
+    return tuple(_read_queue(str(name), section[name], source) for name in section)
+
+
+def _read_queue(name: str, limits: Any, source: str) -> QueueLimits:
+    if limits is not None and not isinstance(limits, Mapping):
+        raise SettingsError(
+            f"queues.{name} is {limits!r} ({source}); it must hold limits: {', '.join(sorted(_KEYS))}."
+        )
+    values: dict[str, Any] = {}
+    for key, value in dict(limits or {}).items():
+        if key not in _KEYS:
+            raise SettingsError(
+                f"queues.{name} holds {key!r} ({source}); known are {', '.join(sorted(_KEYS))}."
+            )
+        if key != "brokered" and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+            raise SettingsError(f"queues.{name}.{key} is {value!r} ({source}); it must be a whole number.")
+        values[_KEYS[key]] = value if key != "brokered" else value not in (False, "no", "false", "off")
+    return QueueLimits(name, **values)
+
+
+def find_misfits(tasks: Iterable[TaskPlan], queues_of: Callable[[str], tuple[QueueLimits, ...]]) -> list[str]:
+    """Find labels whose jobs fit no queue.
+
+    Parameters
+    ----------
+    tasks : iterable of `TaskPlan`
+        The tasks of a run.
+    queues_of : callable
+        Gives the known queues of a site, none if they are not known.
+
+    Returns
+    -------
+    problems : `list` [`str`]
+        One text for all labels with the same problem.
+    """
+    problems: dict[str, str] = {}
+    for task in tasks:
+        queues = queues_of(task.placement.site)
+        if task.label not in problems and queues and (problem := _misfit(task, queues)):
+            problems[task.label] = problem
+    labels: dict[str, list[str]] = {}
+    for label, problem in problems.items():
+        labels.setdefault(problem, []).append(label)
+    return [
+        f"Label{'s' if len(some) > 1 else ''} {', '.join(some)}: {problem}"
+        for problem, some in labels.items()
+    ]
+
+
+def find_unknown_queues(
+    tasks: Iterable[TaskPlan], queues_of: Callable[[str], tuple[QueueLimits, ...]]
+) -> list[str]:
+    """Find queues that are named and that a site is not known to have.
+
+    Parameters
+    ----------
+    tasks : iterable of `TaskPlan`
+        The tasks of a run.
+    queues_of : callable
+        Gives the known queues of a site, none if they are not known.
+
+    Returns
+    -------
+    doubts : `list` [`str`]
+        One text a queue; it may be a new one, so this is no error.
+    """
+    labels: dict[tuple[str, str], list[str]] = {}
+    for task in tasks:
+        where = task.placement
+        known = [queue.name for queue in queues_of(where.site)]
+        if where.queue and known and where.queue not in known:
+            labels.setdefault((where.site, where.queue), []).append(task.label)
+    doubts = []
+    for (site, name), named_by in labels.items():
+        near = difflib.get_close_matches(name, [queue.name for queue in queues_of(site)], n=1)
+        meant = f"did you mean {near[0]}?" if near else "jobs for a queue that does not exist never start."
+        doubts.append(
+            f"Queue {name} (labels {', '.join(dict.fromkeys(named_by))}) is not among those known of {site}; "
+            f"{meant}"
+        )
+    return doubts
+
+
+_CHANGED = "If that has changed, say so in the YAML: queues: {{{name}: {{maxMemory: {memory}}}}}."
+
+
+def _misfit(task: TaskPlan, queues: tuple[QueueLimits, ...]) -> str:
+    """Say why no queue takes a task; empty if one does."""
+    where = task.placement
+    if where.queue:
+        named = [queue for queue in queues if queue.name == where.queue]
+        misfit = named[0].misfit(task) if named else ""
+        if not misfit:
+            return ""
+        hint = _CHANGED.format(name=where.queue, memory=task.resources.memory)
+        return f"queue {where.queue} does not take its jobs: {misfit}. {hint}"
+    brokered = [queue for queue in queues if queue.brokered]
+    misfits = [queue.misfit(task) for queue in brokered]
+    if not brokered or not all(misfits):
+        return ""
+    largest = max(brokered, key=lambda queue: (_takes_cores(queue, task), queue.memory, queue.cores))
+    hint = _CHANGED.format(name=largest.name, memory=task.resources.memory)
+    return (
+        f"no queue of {where.site} takes its jobs; for the largest, {largest.name}, "
+        f"{largest.misfit(task)}. {hint}"
+    )
+
+
+def _takes_cores(queue: QueueLimits, task: TaskPlan) -> bool:
+    """Whether a queue is for jobs of as many cores."""
+    return queue.min_cores <= task.resources.cores <= (queue.cores or task.resources.cores)
+
+
+_AREA_KEYS = ("stagingArea", "stagingAreaDefault")
+
+
+def find_separated(
+    plan: WorkflowPlan, config: BpsConfig, *, share_files: bool
+) -> tuple[list[str], list[str]]:
+    """Find labels that go to another site than the run, where its files may
+    not be.
+
+    A run has one staging area and one Butler: its quantum graph is made from
+    that Butler, a job reads there what jobs of other labels have written, and
+    the final job registers all of it.  PanDA and iDDS release a job at one
+    site by the end of a job at another, but move no data.
+
+    Parameters
+    ----------
+    plan : `WorkflowPlan`
+        The plan.
+    config : `~lsst.ctrl.bps.BpsConfig`
+        Configuration of the run.
+    share_files : `bool`
+        Whether the configuration says that all sites see the same files.
+
+    Returns
+    -------
+    problems : `list` [`str`]
+        What cannot work.
+    doubts : `list` [`str`]
+        What may not work: nothing is known of one of the sites.
+    """
+    tasks = (*plan.tasks, *plan.final)
+    elsewhere = _elsewhere(tasks, plan.run.site)
+    butlers = {task.label: _butler(config, task) for task in tasks}
+    different = _different_butlers(butlers, plan)
+    needed = [f"the staging area {plan.run.staging_area}"] if _is_path(plan.run.staging_area) else []
+    needed += [f"the Butler {butler}" for butler in sorted(set(butlers.values())) if _is_path(butler)]
+    problems = [different] if different else []
+    doubts: list[str] = []
+    for site, labels in elsewhere.items() if needed and not share_files else ():
+        text = (
+            f"Labels {', '.join(labels)} go to {site}, the run to {plan.run.site}, and all its jobs need "
+            f"{' and '.join(needed)}: a path, which another site may not see. Give URIs that both sites "
+            "reach, or, if they see the same files, set sitesShareFiles: yes. For data at separate "
+            "facilities use a run for each site: panda_bps campaign."
+        )
+        (problems if _are_apart(site, plan.run.site) else doubts).append(text)
+    return problems, doubts
+
+
+def _elsewhere(tasks: tuple[TaskPlan, ...], run_site: str) -> dict[str, list[str]]:
+    """Return the labels at each site that is not the run's."""
+    found: dict[str, list[str]] = {}
+    for task in tasks:
+        site = task.placement.site
+        if site and site.lower() != run_site.lower() and task.label not in found.setdefault(site, []):
+            found[site].append(task.label)
+    return found
+
+
+def _butler(config: BpsConfig, task: TaskPlan) -> str:
+    """Return the Butler of a label."""
+    current = {
+        "curr_cluster": task.label,
+        "curr_pipetask": task.label,
+        "curr_site": task.placement.site,
+        "curr_cloud": task.placement.cloud,
+    }
+    return str(config.search("butlerConfig", opt={"curvals": current, "default": ""})[1] or "")
+
+
+def _different_butlers(butlers: dict[str, str], plan: WorkflowPlan) -> str:
+    """Say which labels use another Butler than others; empty if none."""
+    by_butler: dict[str, list[str]] = {}
+    for label, butler in butlers.items():
+        by_butler.setdefault(butler, []).append(label)
+    if len(by_butler) < 2:
+        return ""
+    listed = "; ".join(f"{butler or '(none)'}: {', '.join(labels)}" for butler, labels in by_butler.items())
+    return (
+        f"Labels of run {plan.run.name} use different Butlers ({listed}), so that jobs do not find what "
+        "others have written. A run has one butlerConfig; use a run for each site: panda_bps campaign."
+    )
+
+
+def _is_path(place: str) -> bool:
+    """Tell whether a place is a path or a ``file:`` URI; a name without
+    slashes is an alias, of which nothing is known.
+    """
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", place)
+    return scheme[1].lower() == "file" if scheme else "/" in place
+
+
+def _are_apart(site: str, other: str) -> bool:
+    """Tell whether two sites are known to stage to different places."""
+    profiles = [sites.profile_of(name) for name in (site, other)]
+    areas = [[str(profile.get(key, "")) for key in _AREA_KEYS] for profile in profiles]
+    return all(profiles) and areas[0] != areas[1]
+
+
+MANY_JOBS = 10_000
+"""Jobs of a label from which on the start of each PanDA job matters."""
+
+SHORT_JOB = 1800
+"""Wall time up to which a job is short, seconds."""
+
+LARGE_TASK = 100_000
+"""Jobs of a task from which on PanDA is slow to start it (technote RTN-041,
+on the processing for DP0.2)."""
+
+
+def find_hints(plan: WorkflowPlan, *, length: int = 0, most: int = 0) -> tuple[str, ...]:
+    """List what could be better.
+
+    Parameters
+    ----------
+    plan : `WorkflowPlan`
+        The plan of a run.
+    length : `int`, optional
+        Length of the request, without what goes in steps before it, bytes.
+    most : `int`, optional
+        Length that it should not exceed, bytes.
+
+    Returns
+    -------
+    hints : `tuple` [`str`]
+        One line each.
+    """
+    return (
+        *_short_jobs(plan.tasks),
+        *_large_tasks(plan.tasks),
+        *_final_job(plan),
+        *_long_request(plan, length, most),
+    )
+
+
+def _short_jobs(tasks: Iterable[TaskPlan]) -> list[str]:
+    jobs: dict[str, int] = {}
+    for task in tasks:
+        walltime = task.resources.walltime
+        if not task.packing.event_service and (walltime <= SHORT_JOB or walltime == DEFAULT_WALLTIME):
+            jobs[task.label] = jobs.get(task.label, 0) + len(task.jobs)
+    return [
+        f"Label {label} has {count} jobs, each a PanDA job of its own. If they take minutes, "
+        f"'enableEventService: {label}:20' or clustering (clusterAlgorithm) saves most of their start-up."
+        for label, count in jobs.items()
+        if count > MANY_JOBS
+    ]
+
+
+def _large_tasks(tasks: Iterable[TaskPlan]) -> list[str]:
+    large = {task.label: len(task.jobs) for task in tasks if len(task.jobs) > LARGE_TASK}
+    return [
+        f"Label {label} has tasks of {count} jobs; PanDA is slow to start tasks of more than {LARGE_TASK}. "
+        "Set maxJobsPerTask lower, 10000 for instance."
+        for label, count in large.items()
+    ]
+
+
+def _long_request(plan: WorkflowPlan, length: int, most: int) -> list[str]:
+    if length <= most:
+        return []
+    return [
+        f"The request has {length} bytes even without the dependencies, which go before it; maxRequestLength "
+        f"is {most}. Its {len(plan.tasks)} tasks are the rest: a larger maxJobsPerTask makes fewer."
+    ]
+
+
+def _final_job(plan: WorkflowPlan) -> list[str]:
+    lost = [task for task in plan.final if not task.placement.queue]
+    if not lost:
+        return []
+    site = lost[0].placement.site or "SITE"
+    return [
+        "The final job names no queue. Queues for merging take only jobs that name them: set queue in "
+        f"finalJob, {site}_Rubin_Merge for instance, if the site has one."
+    ]

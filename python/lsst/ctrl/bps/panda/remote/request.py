@@ -1,0 +1,280 @@
+"""Remote build: the plan of a run is made at a site, by a task that gets the
+configuration and its files through PanDA's file cache.
+
+The other half, which that task runs, is `~lsst.ctrl.bps.panda.remote.site`.
+"""
+
+from __future__ import annotations
+
+__all__ = ["make_archive", "submit_build"]
+
+import logging
+import os
+import shlex
+import tarfile
+import tempfile
+import uuid
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lsst.ctrl.bps import BpsConfig
+
+from ..errors import SettingsError
+from ..idds.workflow import BuildTask, make_build_submission
+from ..plan.attributes import RunAttributes
+from ..plan.naming import BUILD_LABEL, BUILD_TASK
+from ..runs.environment_dump import protect_dumps
+from ..runs.inquiry import Connection
+from ..runs.record import RECORD_FORMAT, RunIndex, RunRecord
+from ..runs.submit import send
+from ..settings.remote import BuildSettings, read_build_settings
+from ..version import __version__
+from ..workflow import PandaBpsWmsWorkflow
+
+_LOG = logging.getLogger(__name__)
+
+MAX_ARCHIVE = 10 * 1024**2
+"""Largest archive that PanDA's file cache takes, bytes (panda-server 1.0.4)."""
+
+_SERVICE = "lsst.ctrl.bps.panda.PanDAService"
+_LOCAL_SERVICE = "lsst.ctrl.bps.panda.LocalPanDAService"
+
+SITE_SUBMIT_PATH = "${PWD}/submit/{outputRun}"
+"""Submit directory of the site: that of the submit host is not there."""
+
+
+def submit_build(
+    connection: Connection, *, config: BpsConfig, config_file: str, **kwargs: Any
+) -> PandaBpsWmsWorkflow:
+    """Submit the task that makes the plan of a run at a site.
+
+    Parameters
+    ----------
+    connection : `Connection`
+        The server.
+    config : `~lsst.ctrl.bps.BpsConfig`
+        Configuration of the run; its submit directory is there.
+    config_file : `str`
+        The user's YAML.
+    **kwargs
+        What else BPS was called with; of it ``compute_site`` is used.
+
+    Returns
+    -------
+    workflow : `PandaBpsWmsWorkflow`
+        Carries the name of the run and its id.
+
+    Raises
+    ------
+    SettingsError
+        Raised if the configuration cannot be used, or the files are too
+        large.
+    TransportError
+        Raised if PanDA cannot be reached or refuses.
+    """
+    submit_path = Path(str(config["submitPath"])).absolute()
+    protect_dumps(submit_path)
+    settings = read_build_settings(config, connection.settings.environment)
+    overlay = _write_overlay(config, Path(config_file), submit_path)
+    archive = submit_path / f"jobO.{uuid.uuid4()}.tar.gz"
+    make_archive(archive, [config_file, *settings.files], overlay)
+    site = str(kwargs.get("compute_site") or "")
+    attributes = _attributes(config)
+    url = connection.api.upload_cache_file(archive)
+    command = _fill(settings.command, archive=url, config=overlay.name, site=site)
+    submission = make_build_submission(_task(settings, command), attributes)
+    request_id = send(connection.relay, submission, attributes.name, build=True)
+    record = _record(config, attributes, archive.name, submit_path)
+    record.content.update(
+        request_id=request_id,
+        server=connection.settings.url,
+        submitted_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    record.write(submit_path)
+    RunIndex(connection.settings.state_directory).add(record, server=connection.settings.url)
+    _LOG.info("Submitted the build task of run %s as request %d", attributes.name, request_id)
+    workflow = PandaBpsWmsWorkflow(attributes.name, config)
+    workflow.run_id = str(request_id)
+    workflow.submit_path = os.fspath(submit_path)
+    return workflow
+
+
+def _attributes(config: BpsConfig) -> RunAttributes:
+    """Attributes of the run; how many jobs it has is not known yet."""
+    return RunAttributes(
+        name=str(config["uniqProcName"]),
+        operator=str(config.get("operator") or ""),
+        project=str(config.get("project") or ""),
+        campaign=str(config.get("campaign") or ""),
+        payload=str(config.get("payloadName") or ""),
+    )
+
+
+def _task(settings: BuildSettings, command: str) -> BuildTask:
+    return BuildTask(
+        command=command,
+        site=settings.site,
+        cloud=settings.cloud,
+        queue=settings.queue,
+        processing_type=settings.processing_type,
+        priority=settings.priority,
+        memory=settings.memory,
+        attempts=settings.attempts,
+    )
+
+
+def _fill(command: str, *, archive: str, config: str, site: str) -> str:
+    """Put the arguments of the build into its command."""
+    for mark, value in (("_download_cmd_line_", archive), ("_build_cmd_line_", config)):
+        if mark not in command:
+            raise SettingsError(
+                f"remoteBuild.runnerCommand does not hold {mark}, so it cannot build anything."
+            )
+        command = command.replace(mark, shlex.quote(value))
+    return command.replace("_compute_site_", shlex.quote(site) if site else "")
+
+
+def _write_overlay(config: BpsConfig, config_file: Path, submit_path: Path) -> Path:
+    """Write what the site is to put over the user's YAML: the values that BPS
+    has defined here, so that both sides speak of the same run, and those of
+    the command line.
+    """
+    section = config.get("bps_cmdline")
+    values = dict(section.toDict()) if section else {}
+    values.update(
+        timestamp=str(config["timestamp"]),
+        operator=str(config["operator"]),
+        submitPath=SITE_SUBMIT_PATH,
+    )
+    values.pop("remoteBuild", None)
+    path = submit_path / f"{config_file.stem}_at_site.yaml"
+    if str(config["wmsServiceClass"]) == _LOCAL_SERVICE:
+        # The task knows where PanDA is; it must not look for one of its own.
+        values["wmsServiceClass"] = _SERVICE
+    content = {
+        "includeConfigs": [config_file.name],
+        "bps_cmdline": values,
+        # There, it is an ordinary run.
+        "remoteBuild": {"enabled": False},
+        "bpsBatchSubmission": False,
+    }
+    text = yaml.safe_dump(content)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def make_archive(archive: Path, files: Iterable[str], overlay: Path) -> None:
+    """Pack files for PanDA's file cache.
+
+    Parameters
+    ----------
+    archive : `~pathlib.Path`
+        What to write; complete or not at all.
+    files : iterable of `str`
+        Files and directories; they lie side by side in the archive.  YAML
+        files that a configuration includes by a relative path go with it.
+    overlay : `~pathlib.Path`
+        File that goes as it is.
+
+    Raises
+    ------
+    SettingsError
+        Raised if two have the same name, or they are too large together.
+    """
+    members: dict[str, str] = {}
+    for name, path in (*_members(files), (overlay.name, os.fspath(overlay))):
+        if members.setdefault(name, path) != path:
+            raise SettingsError(
+                f"Two files of the remote build are called {name}: {members[name]} and {path}. Rename one."
+            )
+    descriptor, temporary = tempfile.mkstemp(dir=archive.parent, prefix=f".{archive.name}.")
+    try:
+        with (
+            os.fdopen(descriptor, "wb") as stream,
+            tarfile.open(fileobj=stream, mode="w:gz", dereference=True) as tar,
+        ):
+            for name, path in members.items():
+                tar.add(path, arcname=name)
+        _check_size(Path(temporary).stat().st_size, members)
+        os.replace(temporary, archive)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _members(files: Iterable[str]) -> Iterable[tuple[str, str]]:
+    """Yield the name in the archive and the path of each file."""
+    for file in files:
+        path = Path(file).resolve()
+        yield path.name, os.fspath(path)
+        if path.suffix in (".yaml", ".yml") and path.is_file():
+            yield from _included(path, path.parent)
+
+
+def _included(path: Path, top: Path) -> Iterable[tuple[str, str]]:
+    """Yield what a YAML file includes from its own directory or below."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError):
+        return  # BPS has read it; this one has tags of its own
+    names = content.get("includeConfigs", ()) if isinstance(content, Mapping) else ()
+    for name in [names] if isinstance(names, str) else names or ():
+        included = (path.parent / str(name)).resolve()
+        # What is elsewhere, or named by a variable, is found by the site itself.
+        if (
+            "$" in str(name)
+            or "://" in str(name)
+            or not included.is_file()
+            or not included.is_relative_to(top)
+        ):
+            continue
+        yield os.fspath(included.relative_to(top)), os.fspath(included)
+        yield from _included(included, top)
+
+
+def _check_size(size: int, members: Mapping[str, str]) -> None:
+    """Refuse an archive that the cache would refuse."""
+    if size <= MAX_ARCHIVE:
+        return
+    sizes = sorted(((_size_of(Path(path)), name) for name, path in members.items()), reverse=True)
+    largest = ", ".join(f"{name} ({number} bytes)" for number, name in sizes[:3])
+    raise SettingsError(
+        f"The files of the remote build have {size} bytes when packed; PanDA's file cache takes "
+        f"{MAX_ARCHIVE}. Largest: {largest}. Put what is large where the site can read it, and take it out "
+        "of remoteBuild.files."
+    )
+
+
+def _size_of(path: Path) -> int:
+    if path.is_dir():
+        return sum(entry.stat().st_size for entry in path.rglob("*") if entry.is_file())
+    return path.stat().st_size
+
+
+def _record(config: BpsConfig, attributes: RunAttributes, archive: str, submit_path: Path) -> RunRecord:
+    """Make the record of a run whose plan is not known yet."""
+    return RunRecord(
+        {
+            "format": RECORD_FORMAT,
+            "run": {
+                "name": attributes.name,
+                "operator": attributes.operator,
+                "project": attributes.project,
+                "campaign": attributes.campaign,
+                "payload": attributes.payload,
+                "output_run": str(config.get("outputRun") or ""),
+                "site": str(config.get("computeSite") or ""),
+                "submit_path": os.fspath(submit_path),
+                "staging_area": "",
+                "origin": 0,
+            },
+            "versions": {"plugin": __version__},
+            "remote": {"archive": archive, "complete": False},
+            "labels": [[BUILD_LABEL, 1]],
+            "tasks": [[BUILD_TASK, BUILD_LABEL, 1]],
+            "final_labels": [],
+        }
+    )

@@ -1,0 +1,179 @@
+"""What the task of a remote build does at the site: it fetches the
+configuration, makes quantum graph and plan with BPS, stages, and gives the
+workflow to iDDS.
+"""
+
+from __future__ import annotations
+
+__all__ = ["main"]
+
+import logging
+import os
+import sys
+import tarfile
+from collections.abc import Mapping, MutableMapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from lsst.ctrl.bps.drivers import prepare_driver
+
+from lsst.ctrl.bps import BpsSubprocessError
+
+from ..errors import PandaBpsError, RefusedError, SettingsError
+from ..idds.workflow import render_update
+from ..plan.model import StagedFile
+from ..rest.panda_api import PandaApi
+from ..runs.build_reply import send_reply
+from ..runs.inquiry import Connection, connect
+from ..runs.record import PLAN_NAME
+from ..settings.run import read_service_settings
+from ..staging import stage
+from ..workflow import PandaBpsWmsWorkflow
+
+_LOG = logging.getLogger(__name__)
+
+REQUEST_VARIABLE = "IDDS_BUILD_REQUEST_ID"
+SIGNATURE_VARIABLE = "IDDS_BUIL_SIGNATURE"
+"""How iDDS spells it."""
+
+LAST_LINES = 8
+"""Lines of a failed command's output that the error repeats."""
+
+_ALREADY = "already has defined workflow"
+
+
+def main(argv: Sequence[str], environment: MutableMapping[str, str]) -> int:
+    """Build a run and give it to iDDS.
+
+    Parameters
+    ----------
+    argv : sequence of `str`
+        URL of the archive, name of the configuration in it, and the compute
+        site if there is one.
+    environment : mutable mapping of `str` to `str`
+        The environment of the process, with what iDDS gives a build task;
+        where PanDA is is entered, for the service class that BPS makes.
+
+    Returns
+    -------
+    code : `int`
+        0 if iDDS has the workflow, else 1; the cause is in the log.
+    """
+    everything, errors = logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stderr)
+    # The end of stderr is what "panda_bps errors" shows on the submit side.
+    errors.setLevel(logging.ERROR)
+    errors.addFilter(lambda record: record.name == __name__)
+    logging.basicConfig(
+        handlers=[everything, errors],
+        level=logging.INFO,
+        format="%(asctime)s %(name)s %(levelname)s: %(message)s",
+    )
+    try:
+        _build(argv, environment)
+    except Exception as error:  # whatever BPS, a pipeline or a Butler raises
+        _LOG.info("Where the build failed:", exc_info=True)
+        _LOG.error("The remote build failed: %s%s", error, _last_words(error))
+        return 1
+    return 0
+
+
+def _last_words(error: Exception) -> str:
+    """Return the last lines of the command that BPS ran, if it failed: BPS
+    names only the file that they are in, and that one is gone with the task.
+    """
+    if not isinstance(error, BpsSubprocessError):
+        return ""
+    written = sorted(Path().rglob("*.out"), key=lambda path: path.stat().st_mtime)
+    text = written[-1].read_text(encoding="utf-8", errors="replace") if written else ""
+    lines = [line for line in text.splitlines() if line.strip()][-LAST_LINES:]
+    return "".join(f"\n{line}" for line in ["It ended with:", *lines]) if lines else ""
+
+
+def _build(argv: Sequence[str], environment: MutableMapping[str, str]) -> None:
+    if not 2 <= len(argv) <= 3:
+        raise SettingsError(
+            f"Two or three arguments are needed (archive, configuration, site), not {list(argv)}."
+        )
+    archive, config_file, *site = argv
+    request_id, signature = _require(environment, REQUEST_VARIABLE), _require(environment, SIGNATURE_VARIABLE)
+    connection = _connect(archive, environment)
+    _unpack(connection.api, archive)
+    keywords = {"compute_site": site[0]} if site and site[0] else {}
+    _, workflow = prepare_driver(config_file, **keywords)
+    if not isinstance(workflow, PandaBpsWmsWorkflow):
+        raise SettingsError(
+            f"wmsServiceClass made a {type(workflow).__name__}; a remote build needs "
+            "lsst.ctrl.bps.panda.PanDAService."
+        )
+    assert workflow.submit_path is not None
+    # This directory goes with the task; a restart needs the plan.
+    plan = StagedFile("plan", os.path.join(workflow.submit_path, PLAN_NAME), PLAN_NAME)
+    stage([*workflow.staged_files(), plan], workflow.settings.staging)
+    _update(connection, workflow, int(request_id), signature)
+    send_reply(connection.api, workflow.submit_path, _cache_name(archive))
+
+
+def _require(environment: Mapping[str, str], name: str) -> str:
+    value = environment.get(name, "")
+    if not value:
+        raise SettingsError(f"{name} is not set, so this is not a build task of iDDS; it sets it.")
+    return value
+
+
+def _connect(archive: str, environment: MutableMapping[str, str]) -> Connection:
+    """Reach the PanDA that this job is from: by its usual variables, by the
+    pilot's, or else where the archive is.
+    """
+    if not (environment.get("PANDA_URL_SSL") or environment.get("PANDA_URL")):
+        environment["PANDA_URL_SSL"] = _panda_url(environment.get("PANDA_SERVER_URL") or archive)
+    environment["PANDACACHE_URL"] = _panda_url(archive)
+    return connect(read_service_settings(None, environment))
+
+
+def _panda_url(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}/server/panda"
+
+
+def _cache_name(archive: str) -> str:
+    """Name in the cache of what a URL stands for."""
+    return urlsplit(archive).path.rpartition("/")[2]
+
+
+def _unpack(api: PandaApi, archive: str) -> None:
+    """Fetch the archive and unpack it here."""
+    path = Path(_cache_name(archive))
+    api.download_cache_file(path.name, path)
+    # Web servers may call the compression a matter of transport, so that it is undone already.
+    with tarfile.open(path, "r:*") as tar:
+        # Debian 12's Python 3.11.2 has no filters; the archive is one of ours and holds plain files.
+        filters: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        _refuse_outside(tar)
+        tar.extractall(**filters)
+    path.unlink()
+
+
+def _refuse_outside(tar: tarfile.TarFile) -> None:
+    """Refuse an archive with anything but files and directories below here."""
+    for member in tar.getmembers():
+        parts = Path(member.name).parts
+        if not (member.isfile() or member.isdir()) or member.name.startswith("/") or ".." in parts:
+            raise PandaBpsError(f"the archive of the build holds {member.name!r}, not a file below it")
+
+
+def _update(connection: Connection, workflow: PandaBpsWmsWorkflow, request_id: int, signature: str) -> None:
+    """Give the workflow to iDDS; twice is the same as once."""
+    submission = workflow.submission
+    for step in submission.steps:
+        connection.relay.submit_step(step, submission.keywords)
+    arguments = render_update(submission, request_id=request_id, signature=signature)
+    try:
+        connection.relay.call(
+            "update_build_request", arguments, safe=True, what=f"update request {request_id}"
+        )
+    except RefusedError as error:
+        if _ALREADY not in str(error):
+            raise
+        _LOG.warning("iDDS has the workflow of request %d already, from an earlier attempt", request_id)
+    _LOG.info("Request %d has its workflow: %d jobs", request_id, workflow.plan.job_count)

@@ -1,0 +1,460 @@
+"""Tokens as values, and the token file that panda-client shares."""
+
+from __future__ import annotations
+
+__all__ = [
+    "Claims",
+    "TokenSet",
+    "TokenStore",
+    "claims_from",
+    "ensure_lifetime",
+    "parse_claims",
+    "parse_token_set",
+    "render_span",
+    "token_directory",
+]
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..errors import SettingsError, TokenBrokenError, TokenExpiredError, TokenMissingError
+
+
+class TokenSet:
+    """What the provider's token endpoint answered.
+
+    All fields are kept, so that a file written again holds what panda-client
+    or the provider put there.
+
+    Parameters
+    ----------
+    fields : `~collections.abc.Mapping` [`str`, `object`]
+        The reply, with ``id_token`` at least.
+
+    Raises
+    ------
+    TokenBrokenError
+        Raised if there is no ``id_token``.
+    """
+
+    __slots__ = ("_fields",)
+
+    def __init__(self, fields: Mapping[str, object]) -> None:
+        id_token = fields.get("id_token")
+        if not (isinstance(id_token, str) and id_token.count(".") == 2):
+            raise TokenBrokenError("There is no ID token in it. Log in with 'panda_auth reset'.")
+        self._fields = dict(fields)
+
+    def __repr__(self) -> str:
+        return f"TokenSet({', '.join(sorted(self._fields))})"
+
+    def __eq__(self, other: object) -> bool:
+        return self._fields == other._fields if isinstance(other, TokenSet) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("Tokens cannot be pickled or copied.")
+
+    @property
+    def id_token(self) -> str:
+        """The token that PanDA accepts."""
+        return str(self._fields["id_token"])
+
+    @property
+    def refresh_token(self) -> str | None:
+        """The token that buys new ones, if there is one."""
+        token = self._fields.get("refresh_token")
+        return token if isinstance(token, str) and token else None
+
+    @property
+    def fields(self) -> Mapping[str, object]:
+        """Everything that the provider gave."""
+        return self._fields
+
+    def render(self) -> str:
+        """Give the text of the token file."""
+        return json.dumps(self._fields)
+
+    def renewed(self, fields: Mapping[str, object]) -> TokenSet:
+        """Give the tokens after a refresh.
+
+        Parameters
+        ----------
+        fields : `~collections.abc.Mapping` [`str`, `object`]
+            The reply; where it has no new refresh token the old one stays
+            valid (RFC 6749, section 6).
+
+        Returns
+        -------
+        tokens : `TokenSet`
+            New tokens.
+        """
+        kept = {"refresh_token": self.refresh_token} if self.refresh_token else {}
+        return TokenSet({**kept, **fields})
+
+
+def parse_token_set(text: str) -> TokenSet:
+    """Read the text of a token file.
+
+    Parameters
+    ----------
+    text : `str`
+        JSON object as panda-client writes it.
+
+    Returns
+    -------
+    tokens : `TokenSet`
+        The tokens.
+
+    Raises
+    ------
+    TokenBrokenError
+        Raised if it is not such an object.
+    """
+    try:
+        fields = json.loads(text)
+    except json.JSONDecodeError:
+        fields = None
+    if not isinstance(fields, dict):
+        raise TokenBrokenError("It is cut or is not JSON. Log in with 'panda_auth reset'.")
+    return TokenSet(fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What an ID token says.
+
+    Parameters
+    ----------
+    issuer, subject : `str`
+        Who says it about whom.
+    audience : `tuple` [`str`, ...]
+        For whom it is meant.
+    issued, expires : `~datetime.datetime` or `None`
+        From when to when it is valid, in UTC.
+    name, username, email, organisation : `str`
+        About the person; empty if not said.
+    groups : `tuple` [`str`, ...]
+        Groups of the virtual organisation.
+    """
+
+    issuer: str
+    subject: str
+    audience: tuple[str, ...]
+    issued: datetime | None
+    expires: datetime | None
+    name: str = ""
+    username: str = ""
+    email: str = ""
+    organisation: str = ""
+    groups: tuple[str, ...] = ()
+
+    def remaining(self, now: datetime) -> timedelta:
+        """Give how long it is still valid.
+
+        Parameters
+        ----------
+        now : `~datetime.datetime`
+            The time, with a time zone.
+
+        Returns
+        -------
+        remaining : `~datetime.timedelta`
+            Negative if it has expired; the largest possible one if it never
+            does.
+        """
+        return self.expires - now if self.expires is not None else timedelta.max
+
+
+def parse_claims(id_token: str) -> Claims:
+    """Read the claims of an ID token **without checking its signature**.
+
+    That is for showing them and for looking at the expiry; the server checks
+    the signature of each token that it gets.
+
+    Parameters
+    ----------
+    id_token : `str`
+        The token.
+
+    Returns
+    -------
+    claims : `Claims`
+        What it says.
+
+    Raises
+    ------
+    TokenBrokenError
+        Raised if it is not a JSON web token.
+    """
+    # Imported here: it costs 0.1 s, and no other command needs it.
+    import jwt
+
+    try:
+        raw = jwt.decode(id_token, options={"verify_signature": False})
+        return claims_from(raw)
+    except (jwt.PyJWTError, ValueError, TypeError, OverflowError, OSError):
+        # Not chained: the library's error may quote the token.
+        pass
+    raise TokenBrokenError("The ID token cannot be read. Log in with 'panda_auth reset'.")
+
+
+def claims_from(raw: Mapping[str, Any]) -> Claims:
+    """Pick the claims of interest.
+
+    Parameters
+    ----------
+    raw : `~collections.abc.Mapping`
+        All claims.
+
+    Returns
+    -------
+    claims : `Claims`
+        Those that we use.
+    """
+    audience = raw.get("aud", ())
+    return Claims(
+        issuer=str(raw.get("iss", "")),
+        subject=str(raw.get("sub", "")),
+        audience=(audience,) if isinstance(audience, str) else tuple(map(str, audience)),
+        issued=_moment(raw.get("iat")),
+        expires=_moment(raw.get("exp")),
+        name=str(raw.get("name", "")),
+        username=str(raw.get("preferred_username", "")),
+        email=str(raw.get("email", "")),
+        organisation=str(raw.get("organisation_name", "")),
+        groups=tuple(map(str, raw.get("groups", ()) or ())),
+    )
+
+
+def _moment(seconds: object) -> datetime | None:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        return None
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def ensure_lifetime(id_token: str, needed: timedelta, *, now: datetime | None = None) -> Claims:
+    """Make sure that a token lasts for what is to be done.
+
+    Parameters
+    ----------
+    id_token : `str`
+        The token.
+    needed : `~datetime.timedelta`
+        How long it must still be valid; a negative one lets a token pass
+        that expired only so long ago, for clocks that differ.
+    now : `~datetime.datetime`, optional
+        The time, with a time zone; None means the clock's.
+
+    Returns
+    -------
+    claims : `Claims`
+        What the token says.
+
+    Raises
+    ------
+    TokenExpiredError
+        Raised if it does not last; the text gives the command to type.
+    TokenBrokenError
+        Raised if it cannot be read.
+    """
+    claims = parse_claims(id_token)
+    left = claims.remaining(now or datetime.now(UTC))
+    if left <= min(needed, timedelta(0)):
+        raise TokenExpiredError(
+            f"The token expired {render_span(-left)} ago. Renew it with 'panda_auth refresh', "
+            "or log in with 'panda_auth reset'."
+        )
+    if left < needed:
+        raise TokenExpiredError(
+            f"The token expires in {render_span(left)}, and {render_span(needed)} are needed. "
+            "Renew it with 'panda_auth refresh --force', or log in with 'panda_auth reset'."
+        )
+    return claims
+
+
+def render_span(span: timedelta) -> str:
+    """Write a span of time in its two largest units.
+
+    Parameters
+    ----------
+    span : `~datetime.timedelta`
+        Not negative.
+
+    Returns
+    -------
+    text : `str`
+        Such as ``3 d 4 h`` or ``4 min 10 s``.
+    """
+    seconds = int(span.total_seconds())
+    parts: list[str] = []
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, seconds = divmod(seconds, size)
+        if count or (parts and len(parts) < 2):
+            parts.append(f"{count} {unit}")
+    return " ".join(part for part in parts[:2] if not part.startswith("0 ")) or "0 s"
+
+
+_LOG = logging.getLogger(__name__)
+
+# Names that panda-client 2.2.0 uses in its directory; its own clean-up removes
+# everything that begins with them, hence the other name for the lock.
+_TOKEN_NAME = ".token"
+_CACHE_PREFIX = ".page_cache_"
+_LOCK_NAME = ".panda_auth.lock"
+
+
+def token_directory(env: Mapping[str, str]) -> Path:
+    """Find the directory of the token file as panda-client does.
+
+    Parameters
+    ----------
+    env : `~collections.abc.Mapping` [`str`, `str`]
+        Environment.
+
+    Returns
+    -------
+    directory : `~pathlib.Path`
+        ``PANDA_CONFIG_ROOT``, with ``~`` put in full, else the current
+        directory.
+    """
+    return Path(env.get("PANDA_CONFIG_ROOT") or ".").expanduser().absolute()
+
+
+class TokenStore:
+    """One token file.
+
+    Parameters
+    ----------
+    directory : `~pathlib.Path`
+        Where it is; made when something is saved.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def __repr__(self) -> str:
+        return f"TokenStore({str(self.path)!r})"
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.directory / _TOKEN_NAME
+
+    def load(self) -> TokenSet:
+        """Read the tokens.
+
+        Returns
+        -------
+        tokens : `TokenSet`
+            What the file holds, written by us or by panda-client.
+
+        Raises
+        ------
+        TokenMissingError
+            Raised if there is no file.
+        TokenBrokenError
+            Raised if it cannot be read or holds something else.
+        """
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise TokenMissingError(
+                f"There is no token file {self.path}. Log in with 'panda_auth reset'."
+            ) from None
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not text"
+            raise TokenBrokenError(f"The token file {self.path} cannot be read: {reason}.") from None
+        try:
+            return parse_token_set(text)
+        except TokenBrokenError as error:
+            problem = error.message
+        raise TokenBrokenError(f"The token file {self.path} is broken. {problem}")
+
+    def save(self, tokens: TokenSet) -> None:
+        """Replace the file.
+
+        Another process sees the old file or the new one.  The mode is 0600
+        from the first byte, whatever the umask.
+
+        Parameters
+        ----------
+        tokens : `TokenSet`
+            What to write.
+
+        Raises
+        ------
+        SettingsError
+            Raised if the directory cannot be written.
+        """
+        # A link stays a link, and the new file lies beside what it points at.
+        target = Path(os.path.realpath(self.path))
+        try:
+            self._make_directory()
+            descriptor, temporary = tempfile.mkstemp(prefix=f"{_TOKEN_NAME}.", dir=target.parent)
+        except OSError as error:
+            raise SettingsError(
+                f"The token cannot be written to {target.parent} (PANDA_CONFIG_ROOT): {error.strerror}."
+            ) from None
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+                stream.write(tokens.render())
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    def is_private(self) -> bool:
+        """Tell whether only the owner can read the file; panda-client leaves
+        that to the umask.
+        """
+        return not self.path.stat().st_mode & 0o077
+
+    def clean(self) -> tuple[Path, ...]:
+        """Remove the token and what panda-client keeps beside it.
+
+        Returns
+        -------
+        removed : `tuple` [`~pathlib.Path`, ...]
+            What was there.
+        """
+        removed = []
+        for pattern in (f"{_TOKEN_NAME}*", f"{_CACHE_PREFIX}*"):
+            for path in sorted(self.directory.glob(pattern)):
+                path.unlink(missing_ok=True)
+                removed.append(path)
+        return tuple(removed)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Let one process at a time get new tokens.
+
+        A refresh token is often good for one use only, so two refreshes at
+        once would spoil the second.
+        """
+        self._make_directory()
+        descriptor = os.open(self.directory / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            except OSError as error:
+                # Some network file systems have no locks.
+                _LOG.warning("%s cannot be locked (%s); going on without.", self.directory, error.strerror)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _make_directory(self) -> None:
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)

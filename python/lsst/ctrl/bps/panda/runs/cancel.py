@@ -1,0 +1,194 @@
+"""Cancel: only what is meant, and with a look at what really happened."""
+
+from __future__ import annotations
+
+__all__ = ["CANCELLED_MARKER", "cancel_run"]
+
+import time
+from collections.abc import Callable
+
+from lsst.ctrl.bps.wms_service import WmsStates
+
+from ..errors import RefusedError
+from ..rest.relay import Relay
+from ..staging import remove_marker, write_marker
+from ..status.evidence import RunEvidence, tally_run, waits_in_vain
+from ..status.states import is_aborted
+from .inquiry import Inquiry
+from .record import RunRecord
+
+CANCELLED_MARKER = ".cancelled"
+"""File in the staging area by which the final job finds out."""
+
+PATIENCE = 60.0
+"""How long the server is looked at after the command, seconds."""
+
+RESEND_AFTER = 10.0
+"""A command that shows no effect for so long is sent again, seconds: iDDS can
+lose one that comes while it works on the request."""
+
+
+def cancel_run(
+    relay: Relay,
+    inquiry: Inquiry,
+    run: str,
+    *,
+    patience: float = PATIENCE,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> tuple[bool, str]:
+    """Cancel a run.
+
+    Parameters
+    ----------
+    relay : `Relay`
+        Where to send the command.
+    inquiry : `Inquiry`
+        To find the run and to look at it.
+    run : `str`
+        Request id, name or submit directory.
+    patience : `float`, optional
+        How long to look for the effect, seconds.
+    sleep, clock : callable, optional
+        For tests.
+
+    Returns
+    -------
+    accepted : `bool`
+        Whether the server shows that it accepted the command.
+    message : `str`
+        Which of the three it is: cancelled, accepted, or not; with what still
+        runs.
+    """
+    request_id, record = inquiry.identify(run)
+    evidence = inquiry.glance(str(request_id))
+    if evidence.ended:
+        state = tally_run(evidence).state
+        return False, f"Run {request_id} has ended already ({state.name}); there is nothing to cancel."
+    marked = _mark(record)
+    try:
+        relay.abort(request_id)
+    except RefusedError as error:
+        if marked and record is not None:
+            remove_marker(record.staging_area, CANCELLED_MARKER)
+        return False, f"The server refused to cancel run {request_id}: {error.message}"
+    watch = _Watch(relay, inquiry, request_id, patience=patience, sleep=sleep, clock=clock)
+    evidence = watch.look()
+    accepted = is_aborted(evidence.request)
+    if not accepted:
+        return False, (
+            f"The command to cancel run {request_id} was sent {watch.sent} times, but the server does "
+            f"not show "
+            f"it after {patience:.0f} s. It may still take effect: look with bps status --id "
+            f"{request_id}, and "
+            "cancel again if the run goes on."
+        )
+    return True, _describe(request_id, inquiry.tell_apart(evidence), marked=marked)
+
+
+def _mark(record: RunRecord | None) -> bool:
+    """Leave word for the final job; return whether it could be done."""
+    if record is None or not record.staging_area:
+        return False
+    return write_marker(record.staging_area, CANCELLED_MARKER, record.name + "\n")
+
+
+class _Watch:
+    """Looks at a run after the command, and sends it again if it was lost."""
+
+    def __init__(
+        self,
+        relay: Relay,
+        inquiry: Inquiry,
+        request_id: int,
+        *,
+        patience: float,
+        sleep: Callable[[float], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._relay = relay
+        self._inquiry = inquiry
+        self._request_id = request_id
+        self._sleep = sleep
+        self._clock = clock
+        self._end = clock() + patience
+        self._last_sent = clock()
+        self.sent = 1
+
+    def look(self) -> RunEvidence:
+        """Return the last look: when nothing more is to be done, or when
+        patience ends.
+        """
+        while True:
+            evidence = self._inquiry.glance(str(self._request_id))
+            quiet = is_aborted(evidence.request) and _is_quiet(evidence)
+            if evidence.ended or (quiet and not _may_wait_in_vain(evidence)):
+                return evidence
+            now = self._clock()
+            if now >= self._end:
+                return evidence
+            if now - self._last_sent >= RESEND_AFTER and _wants_command(evidence):
+                self._send_again(now)
+            self._sleep(1.0)
+
+    def _send_again(self, now: float) -> None:
+        """Send the command once more; a refusal now means that it worked."""
+        self._last_sent = now
+        self.sent += 1
+        try:
+            self._relay.abort(self._request_id)
+        except RefusedError:
+            return
+
+
+def _is_quiet(evidence: RunEvidence) -> bool:
+    """Whether no task but the final one is going on."""
+    finals = set(evidence.plan.final_labels) if evidence.plan is not None else {"finalJob"}
+    tally = tally_run(evidence)
+    going = (WmsStates.READY, WmsStates.PENDING, WmsStates.RUNNING, WmsStates.UNREADY)
+    transforms = evidence.transforms or ()
+    return bool(transforms) and all(
+        not sum(counts[state] for state in going)
+        for label, counts in tally.by_label.items()
+        if label not in finals
+    )
+
+
+def _may_wait_in_vain(evidence: RunEvidence) -> bool:
+    """Whether the run has final tasks that wait for more than their start."""
+    return evidence.plan is not None and len(evidence.plan.final_labels) > 1
+
+
+def _wants_command(evidence: RunEvidence) -> bool:
+    """Whether another command helps: the first was lost, or the final tasks,
+    which iDDS starts after it, hang.
+    """
+    quiet = is_aborted(evidence.request) and _is_quiet(evidence)
+    return not quiet or waits_in_vain(evidence, tally_run(evidence))
+
+
+def _describe(request_id: int, evidence: RunEvidence, *, marked: bool) -> str:
+    """Say how far the cancellation has come."""
+    total = tally_run(evidence).total
+    running = total[WmsStates.RUNNING] + total[WmsStates.PENDING]
+    counts = ", ".join(f"{number} {state.name}" for state, number in total.items() if number)
+    parts = [f"Run {request_id} is cancelled: {counts}."]
+    if running:
+        parts.append(
+            f"Up to {running} jobs may still run: pilots hear of it at their next heartbeat (up to 30 "
+            f"minutes)."
+        )
+    if not evidence.ended and _may_wait_in_vain(evidence):
+        parts.append(
+            "The tasks after its final job may wait for jobs that were killed, for ever; if bps report shows "
+            f"so, end them: bps cancel --id {request_id}."
+        )
+    if not evidence.ended:
+        parts.append(
+            "The final job still starts; it finds out and publishes nothing."
+            if marked
+            else "The final job still starts and publishes what is there: its staging area could not be "
+            "reached from here to tell it."
+        )
+    parts += evidence.problems
+    return " ".join(parts)

@@ -1,0 +1,400 @@
+"""Find runs, and ask iDDS and PanDA about them."""
+
+from __future__ import annotations
+
+__all__ = ["Connection", "Inquiry", "connect"]
+
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+from ..errors import PandaBpsError, RunNotFoundError, TransportError
+from ..report.report import needs_contents
+from ..rest.credentials import Credentials, find_credentials, verify_host
+from ..rest.panda_api import PandaApi, api_base
+from ..rest.relay import Relay
+from ..rest.transport import PROMPT, PROMPT_RETRY, Transport
+from ..settings.run import ServiceSettings
+from ..status.evidence import (
+    RunEvidence,
+    count_build_job,
+    request_from_tasks,
+    tasks_by_request,
+    transforms_from_tasks,
+)
+from ..status.planned import PlanSummary
+from ..status.records import (
+    ContentRecord,
+    JobRecord,
+    RequestRecord,
+    TaskRecord,
+    TransformRecord,
+    parse_contents,
+    parse_jobs,
+    parse_requests,
+    parse_tasks,
+    parse_transforms,
+)
+from ..status.states import is_aborted, running_by_task
+from .record import RunIndex, RunRecord, read_record
+
+_LOG = logging.getLogger(__name__)
+
+MAX_TRANSFORMS_WITH_CONTENTS = 25
+"""Most transforms whose contents a report fetches; a row costs 3 kB."""
+
+MAX_TASKS_WITH_JOBS = 10
+"""Most tasks whose jobs a report asks PanDA for; 5500 jobs of a task are
+listed at most."""
+
+_GOING = frozenset({"running", "scouting", "prepared", "toabort", "aborting"})
+"""Statuses of PanDA tasks that may have running jobs."""
+
+MAX_TASKS = 5000
+"""Most tasks that a list of runs asks PanDA for."""
+
+MAX_CONTENTS = 20_000
+"""Most rows of contents a report fetches."""
+
+_NOT_FETCHED = {
+    False: "Errors of {} more tasks were not fetched.",
+    True: "Of {} more tasks it was not asked which jobs failed and which were deleted; all count as failed.",
+}
+"""What is said then, by whether the run was cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """The clients of one server."""
+
+    relay: Relay
+    api: PandaApi
+    settings: ServiceSettings
+    credentials: Credentials
+
+
+def connect(settings: ServiceSettings, *, prompt: bool = False) -> Connection:
+    """Make the clients that the settings describe; nothing is sent.
+
+    Parameters
+    ----------
+    settings : `ServiceSettings`
+        Where PanDA is and who we are.
+    prompt : `bool`, optional
+        Whether what will be asked has a prompt answer, so that a server that
+        hangs is found out in seconds.
+
+    Raises
+    ------
+    SettingsError
+        Raised if it is not known where PanDA is, or how to log in.
+    """
+    # Imported here: a log-in that is about to expire renews itself, and the
+    # libraries for that are slow to import.
+    from ..auth.login import make_renewer
+
+    url = settings.require_url()
+    env = settings.environment
+    credentials = find_credentials(env, user=settings.user, uid=os.getuid(), renew=make_renewer(env))
+    transport = Transport(
+        credentials,
+        verify=verify_host(env),
+        timeouts=PROMPT if prompt else None,
+        retry=PROMPT_RETRY if prompt else None,
+    )
+    return Connection(
+        relay=Relay(transport, url, idds_server=settings.idds_server),
+        api=PandaApi(transport, api_base(url), cache_base=api_base(settings.cache_url or url)),
+        settings=settings,
+        credentials=credentials,
+    )
+
+
+class Inquiry:
+    """Finds runs and what is known of them.
+
+    Parameters
+    ----------
+    connection : `Connection`
+        The server.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._relay = connection.relay
+        self._api = connection.api
+        self._server = connection.settings.url
+        self._user = connection.settings.user
+        self._index = RunIndex(connection.settings.state_directory)
+
+    def identify(self, run: str | int) -> tuple[int, RunRecord | None]:
+        """Return the request id of a run, and its record if it is at hand.
+
+        Parameters
+        ----------
+        run : `str` or `int`
+            Request id, submit directory, or name of the run.
+
+        Raises
+        ------
+        RunNotFoundError
+            Raised if there is no such run; says what was looked for where.
+        """
+        text = str(run).strip()
+        if text.isdecimal():
+            request_id = int(text)
+            return request_id, self._index.find(self._server, request_id=request_id)
+        if os.path.isdir(text) or os.path.sep in text:
+            record = read_record(text)
+            if record.request_id is None:
+                raise RunNotFoundError(f"The run of {text} was prepared but not submitted.")
+            return record.request_id, record
+        if not text:
+            raise RunNotFoundError("No run was named; give its id, its name or its submit directory.")
+        found = self._relay.get_request_ids_by_name(text)
+        if not found:
+            raise RunNotFoundError(
+                f"No run is named {text!r}, and there is no such directory. Give the run's id, its name or "
+                "its submit directory; bps report lists the runs."
+            )
+        request_id = next(iter(found.values()))
+        return request_id, self._index.find(self._server, request_id=request_id)
+
+    def request(self, request_id: int) -> RequestRecord:
+        """Return a request.
+
+        Parameters
+        ----------
+        request_id : `int`
+            Its number.
+
+        Raises
+        ------
+        RunNotFoundError
+            Raised if the server does not have it.
+        """
+        records = parse_requests(self._relay.get_requests(request_id))
+        if not records:
+            raise RunNotFoundError(f"There is no run {request_id} on {self._server}.")
+        return records[0]
+
+    def _detailed(self, request_id: int) -> tuple[RequestRecord, tuple[TransformRecord, ...]]:
+        """Return a request and its transforms from one reply, so that they
+        cannot disagree.
+        """
+        # Before there are transforms, iDDS's outer join leaves null where the
+        # request's own number was.
+        rows = [
+            row if row.get("request_id") else {**row, "request_id": request_id}
+            for row in self._relay.get_requests(request_id, with_detail=True)
+        ]
+        records = parse_requests(rows)
+        if not records:
+            raise RunNotFoundError(f"There is no run {request_id} on {self._server}.")
+        return records[0], tuple(map(count_build_job, parse_transforms(rows)))
+
+    def contents(self, request_id: int, transform_id: int) -> tuple[ContentRecord, ...]:
+        """Return the contents of a transform."""
+        found = parse_contents(self._relay.get_contents(request_id, transform_id))
+        return found.get(transform_id, ())
+
+    def glance(self, run: str | int) -> RunEvidence:
+        """Find out what the state of a run needs: one question.
+
+        Parameters
+        ----------
+        run : `str` or `int`
+            Request id, submit directory or name.
+        """
+        request_id, record = self.identify(run)
+        request, transforms = self._detailed(request_id)
+        return RunEvidence(request, transforms, plan=_summary(record), asked_at=datetime.now(UTC))
+
+    def status(self, run: str | int) -> RunEvidence:
+        """Find out what the state of a run and of its jobs needs: one
+        question, and of a cancelled run with failed jobs one a task of
+        theirs.
+
+        Parameters
+        ----------
+        run : `str` or `int`
+            Request id, submit directory or name.
+        """
+        return self.tell_apart(self.glance(run))
+
+    def tell_apart(self, evidence: RunEvidence) -> RunEvidence:
+        """Add what tells the killed jobs of a cancelled run from failed ones.
+
+        Parameters
+        ----------
+        evidence : `RunEvidence`
+            What is known of the run.
+
+        Notes
+        -----
+        iDDS may or may not see how a killed job ends before it closes the
+        task; if it does, it counts the job as failed.
+        """
+        return self._with_contents(evidence) if is_aborted(evidence.request) else evidence
+
+    def _with_contents(self, evidence: RunEvidence) -> RunEvidence:
+        """Add the contents of tasks with jobs that failed."""
+        contents: dict[int, tuple[ContentRecord, ...]] = {}
+        problems: list[str] = []
+        wanted = needs_contents(evidence)
+        rows = 0
+        for number, transform_id in enumerate(wanted):
+            if number >= MAX_TRANSFORMS_WITH_CONTENTS or rows > MAX_CONTENTS:
+                problems.append(_NOT_FETCHED[is_aborted(evidence.request)].format(len(wanted) - number))
+                break
+            try:
+                contents[transform_id] = self.contents(evidence.request.request_id, transform_id)
+                rows += len(contents[transform_id])
+            except TransportError as error:
+                problems.append(f"Errors of transform {transform_id} could not be fetched: {error}")
+        return replace(evidence, contents=contents, problems=(*evidence.problems, *problems))
+
+    def detail(self, run: str | int, *, errors: bool = True) -> RunEvidence:
+        """Find out all that a report of a run shows.
+
+        Contents that cannot be had are named in the evidence's problems.
+
+        Parameters
+        ----------
+        run : `str` or `int`
+            Request id, submit directory or name.
+        errors : `bool`, optional
+            Whether iDDS is asked for what is known of failed jobs; of a
+            cancelled run it always is.
+        """
+        evidence = self.glance(run)
+        evidence = self._with_contents(evidence) if errors else self.tell_apart(evidence)
+        problems = [*evidence.problems]
+        tasks, jobs = self._panda_side(evidence, problems)
+        return replace(evidence, tasks=tasks, jobs=jobs, problems=tuple(problems))
+
+    def _panda_side(
+        self, evidence: RunEvidence, problems: list[str]
+    ) -> tuple[tuple[TaskRecord, ...], tuple[JobRecord, ...] | None]:
+        """Ask PanDA for the tasks of a run and, while it goes on, for the jobs
+        that it has: iDDS does not know which of them run.
+        """
+        filters = {"reqID": str(evidence.request.request_id)}
+        try:
+            tasks = parse_tasks(self._api.tasks_since(None, filters=filters, limit=MAX_TASKS))
+            going = [task for task in tasks if task.status in _GOING][:MAX_TASKS_WITH_JOBS]
+            jobs: list[JobRecord] = []
+            for task in going:
+                jobs += parse_jobs(self._api.job_descriptions(task.task_id, unsuccessful_only=False))
+        except TransportError as error:
+            problems.append(f"PanDA could not be asked for its tasks and jobs: {error.message}")
+            return (), None
+        complete = len(going) == sum(task.status in _GOING for task in tasks)
+        return tasks, tuple(jobs) if complete else None
+
+    def running(self, evidence: RunEvidence) -> int:
+        """Count the PanDA jobs of a run that run now.
+
+        Parameters
+        ----------
+        evidence : `RunEvidence`
+            What is known of the run.
+
+        Returns
+        -------
+        count : `int`
+            As far as PanDA tells; 0 if it does not.
+        """
+        _, jobs = self._panda_side(evidence, [])
+        return sum(running_by_task(jobs or ()).values())
+
+    def recent(
+        self, *, days: float, user: str | None = None, everybody: bool = False
+    ) -> tuple[list[RunEvidence], list[str]]:
+        """Find recent runs.
+
+        Parameters
+        ----------
+        days : `float`
+            How far to look back.
+        user : `str`, optional
+            Whose runs; one's own by default.
+        everybody : `bool`, optional
+            Whether to look for everybody's runs.
+
+        Returns
+        -------
+        runs : `list` [`RunEvidence`]
+            What is known of each.
+        problems : `list` [`str`]
+            What could not be found out.
+        """
+        since = datetime.now(UTC) - timedelta(days=days)
+        problems: list[str] = []
+        tasks: dict[int, tuple[TaskRecord, ...]] = {}
+        try:
+            tasks = self._recent_tasks(since, user=user, everybody=everybody)
+        except TransportError as error:
+            problems.append(f"PanDA could not be asked for recent tasks: {error}")
+        known = set(tasks)
+        if user in (None, self._user) or everybody:
+            known |= set(self._own_ids(since))
+        runs = []
+        for request_id in sorted(known):
+            try:
+                runs.append(self._listed(request_id, tasks.get(request_id, ())))
+            except RunNotFoundError:
+                continue
+            except TransportError as error:
+                problems.append(f"Run {request_id} could not be looked up: {error}")
+        return runs, problems
+
+    def _recent_tasks(
+        self, since: datetime, *, user: str | None, everybody: bool
+    ) -> dict[int, tuple[TaskRecord, ...]]:
+        """Ask PanDA for the tasks that changed lately, by request.
+
+        PanDA lists one's own tasks unless a filter names somebody.
+        """
+        filters = {}
+        if everybody:
+            # A value with a bar is taken as a regular expression.
+            filters["userName"] = ".*|.*"
+        elif user:
+            filters["userName"] = user
+        return tasks_by_request(parse_tasks(self._api.tasks_since(since, filters=filters, limit=MAX_TASKS)))
+
+    def _own_ids(self, since: datetime) -> Iterable[int]:
+        """Return ids of own runs from the list that submit keeps."""
+        for entry in self._index.entries(self._server):
+            try:
+                submitted = datetime.fromisoformat(str(entry.get("submitted_at")))
+            except ValueError:
+                continue
+            if submitted >= since:
+                yield int(entry["request_id"])
+
+    def _listed(self, request_id: int, tasks: tuple[TaskRecord, ...]) -> RunEvidence:
+        """Return what the list shows of a run."""
+        record = self._index.find(self._server, request_id=request_id)
+        now = datetime.now(UTC)
+        try:
+            request, transforms = self._detailed(request_id)
+        except RunNotFoundError:
+            if not tasks:
+                raise
+            request = request_from_tasks(tasks)
+            return RunEvidence(request, transforms_from_tasks(tasks), plan=_summary(record), asked_at=now)
+        return self.tell_apart(RunEvidence(request, transforms, plan=_summary(record), asked_at=now))
+
+
+def _summary(record: RunRecord | None) -> PlanSummary | None:
+    """Return what the record of a run says about its plan."""
+    if record is None:
+        return None
+    try:
+        return PlanSummary.from_run_record(record.content)
+    except (ValueError, PandaBpsError) as error:
+        _LOG.warning("The record of run %s is not used: %s", record.request_id, error)
+        return None

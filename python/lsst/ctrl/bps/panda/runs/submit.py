@@ -1,0 +1,138 @@
+"""Send a run, so that there is one of it or none, and never without saying."""
+
+from __future__ import annotations
+
+__all__ = ["send"]
+
+import logging
+import time
+from collections.abc import Callable
+
+from ..errors import RefusedError, ReplyError, SubmissionUncertainError, TransportError
+from ..idds.workflow import Submission
+from ..rest.relay import Relay
+
+_LOG = logging.getLogger(__name__)
+
+LOOK_UP_SECONDS = 120.0
+"""How long a run that may have been created is looked for by its name."""
+
+
+def send(
+    relay: Relay,
+    submission: Submission,
+    name: str,
+    *,
+    build: bool = False,
+    patience: float = LOOK_UP_SECONDS,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> int:
+    """Send a run and return its request id.
+
+    The steps of a long request are sent first; sending one twice does no
+    harm.  The request itself is sent once: if the outcome is not known, the
+    run is looked up by its name, and nothing is sent again.
+
+    Parameters
+    ----------
+    relay : `Relay`
+        Where to send it.
+    submission : `Submission`
+        What to send.
+    name : `str`
+        Name of the run, unique.
+    build : `bool`, optional
+        Whether it is a task that makes the plan at a site.
+    patience : `float`, optional
+        How long to look for a run that may have been created, seconds.
+    sleep, clock : callable, optional
+        For tests.
+
+    Returns
+    -------
+    request_id : `int`
+        Number of the request.
+
+    Raises
+    ------
+    RefusedError
+        Raised if there is a run of this name already, or the server refuses.
+    SubmissionUncertainError
+        Raised if it could not be found out whether the run exists.
+    """
+    existing = relay.get_request_ids_by_name(name)
+    if existing:
+        raise RefusedError(
+            f"A run named {name!r} exists already: request {existing[name]}. Submitting it again would run "
+            "everything twice; use another outputRun, or bps restart for what is left of it."
+        )
+    _send_steps(relay, submission, name)
+    try:
+        submit = relay.submit_build if build else relay.submit
+        return submit(submission.request, submission.keywords)
+    except TransportError as error:
+        if not getattr(error, "maybe_sent", False):
+            raise
+        _LOG.warning("Whether run %s was submitted is not known (%s); looking it up", name, error)
+        return _settle(relay, name, error, patience=patience, sleep=sleep, clock=clock)
+
+
+def _send_steps(relay: Relay, submission: Submission, name: str) -> None:
+    """Send what goes before a long request.
+
+    The server only stores it.  Nothing runs without the request itself, so
+    that an interrupted submission leaves nothing that has to be cancelled.
+    """
+    count = len(submission.steps)
+    for number, step in enumerate(submission.steps, 1):
+        try:
+            relay.submit_step(step, submission.keywords)
+        except TransportError as error:
+            raise type(error)(
+                f"Step {number} of {count} of run {name!r} could not be sent: {error.message} Nothing was "
+                "submitted and nothing runs: without the last part, the server only keeps what it got. "
+                "Submit the run again.",
+                endpoint=error.endpoint,
+                request=error.request,
+                reply=error.reply,
+                fault=error.fault,
+                status=error.status,
+            ) from error
+        _LOG.info("Sent step %d of %d", number, count)
+
+
+def _settle(
+    relay: Relay,
+    name: str,
+    cause: TransportError,
+    *,
+    patience: float,
+    sleep: Callable[[float], None],
+    clock: Callable[[], float],
+) -> int:
+    """Look a run up by its name until it is there or patience ends."""
+    end = clock() + patience
+    pause = 1.0
+    answered = False
+    while True:
+        try:
+            found = relay.get_request_ids_by_name(name)
+            answered = True
+        except (TransportError, ReplyError) as error:
+            _LOG.info("Looking up run %s failed: %s", name, error)
+            found = {}
+        if found:
+            return found[name]
+        if clock() >= end:
+            break
+        sleep(min(pause, max(0.0, end - clock())))
+        pause = min(2 * pause, 15.0)
+    known = "the server does not know it so far" if answered else "the server did not answer"
+    raise SubmissionUncertainError(
+        f"It is not known whether run {name!r} was submitted: {cause.message} After "
+        f"{patience:.0f} s {known}. "
+        f"Nothing was sent again. Look with 'bps report --id {name}' before you submit it once more.",
+        endpoint=relay.endpoint,
+        request=f"submit {name}",
+    ) from cause

@@ -1,0 +1,417 @@
+"""The only place that searches the BPS configuration or reads the environment
+on the submit side; everything else gets typed, frozen settings.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "RunSettings",
+    "ServiceSettings",
+    "StagingSettings",
+    "default_configuration",
+    "read_run_settings",
+    "read_service_settings",
+    "site_staging_area",
+]
+
+import getpass
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files as package_files
+from typing import Any
+from urllib.parse import urlsplit
+
+from lsst.daf.butler import Config
+
+from lsst.ctrl.bps import BpsConfig, GenericWorkflow
+
+from ..errors import SettingsError
+from ..plan.labels import LabelSettings, NamingKind, PlanSettings, labels_of, levels_of
+from ..plan.model import RunIdentity, StagedFile
+from ..version import __version__, bps_version
+from . import sites
+from .keys import KEYS
+from .search import KeyLookup
+from .sites import expand_area, profile_area
+from .spelling import find_misplaced_keys, find_misspelt_keys, find_unknown_labels
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+RUNNER_KEY = "runner"
+RUNNER_NAME = "cmd_line_decoder.py"
+
+_ENVIRONMENT_KEYS = ("PANDA_URL_SSL", "PANDA_URL")
+_MESSAGES_KEYS = ("pandaMessagesUrl", "pandaMessagesDestination", "pandaMessagesVhost")
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSettings:
+    """What the service class needs to reach PanDA."""
+
+    url: str
+    """URL of PanDA, ending in ``/server/panda``; empty if none is known."""
+
+    cache_url: str
+    """URL of PanDA's file cache."""
+
+    user: str
+    """Name of the user here, for servers without authentication."""
+
+    monitor_url: str
+    idds_server: str | None
+    token_lifetime: float
+    """Hours that a log-in must still be valid at submission."""
+
+    state_directory: str
+    """Where the list of own runs is kept."""
+
+    environment: Mapping[str, str]
+    """The environment as it was when the settings were read."""
+
+    messages: Mapping[str, str] = field(default_factory=dict)
+    """Keys of the configuration about PanDA's message broker."""
+
+    def require_url(self) -> str:
+        """Return the URL of PanDA.
+
+        Raises
+        ------
+        SettingsError
+            Raised if it is not known.
+        """
+        if not self.url:
+            raise SettingsError(
+                "PANDA_URL_SSL and PANDA_URL are not set, so it is not known where PanDA is. Set them, for "
+                "instance to https://HOST:8443/server/panda (at a facility: source its PanDA set-up), or use "
+                "the service class lsst.ctrl.bps.panda.LocalPanDAService to run on this machine."
+            )
+        return self.url
+
+
+def read_service_settings(
+    config: BpsConfig | Mapping[str, Any] | None,
+    environment: Mapping[str, str] | None = None,
+    *,
+    site: str = "",
+) -> ServiceSettings:
+    """Read where PanDA is and who we are.
+
+    Parameters
+    ----------
+    config : `~lsst.ctrl.bps.BpsConfig` or mapping, optional
+        Configuration; BPS gives ``{}`` for report, cancel, restart, ping
+        and status.
+    environment : mapping of `str` to `str`, optional
+        The environment; that of the process by default.
+    site : `str`, optional
+        Site whose profile is used where there is no configuration.
+    """
+    env = dict(os.environ if environment is None else environment)
+    if not isinstance(config, BpsConfig):
+        config = BpsConfig({"computeSite": site}) if site else None
+    reader = KeyLookup(config, env)
+    url = next((env[name].rstrip("/") for name in _ENVIRONMENT_KEYS if env.get(name)), "")
+    return ServiceSettings(
+        url=url,
+        cache_url=env.get("PANDACACHE_URL", "").rstrip("/"),
+        user=_user(env),
+        monitor_url=env.get("PANDA_MONITOR_URL") or _monitor_url(url, reader),
+        idds_server=reader.get("iddsServer") or None,
+        token_lifetime=reader.get("tokenLifetime"),
+        state_directory=_state_directory(env),
+        environment=env,
+        messages={name: reader.get(name) for name in _MESSAGES_KEYS},
+    )
+
+
+def _user(env: Mapping[str, str]) -> str:
+    """Name of the user, as well as it can be found out."""
+    named = env.get("PANDA_LOCAL_USER") or env.get("USER") or env.get("LOGNAME")
+    if named:
+        return named
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid{os.getuid()}"
+
+
+def _state_directory(env: Mapping[str, str]) -> str:
+    """Directory for what is remembered between commands (XDG base
+    directories).
+    """
+    base = env.get("XDG_STATE_HOME") or os.path.join(
+        env.get("HOME") or os.path.expanduser("~"), ".local", "state"
+    )
+    return os.path.join(base, "panda_bps")
+
+
+@dataclass(frozen=True, slots=True)
+class StagingSettings:
+    """Where and how to stage."""
+
+    area: str
+    """URI of the staging area of the run, or an absolute path; ends in
+    ``/``."""
+
+    max_workers: int = 10
+    """Most transfers at a time (YAML: ``maxCopyWorkers``)."""
+
+    group_permissions: bool = False
+    """Whether the group gets ``rws`` on directories and ``rw`` on files
+    (areas in a file system only)."""
+
+    retries: int = 3
+    """Further attempts after one that failed."""
+
+    timeout: float = 300
+    """Seconds for all attempts at one file, and one more a megabyte."""
+
+    read_back: bool = False
+    """Whether each copied file is read again from the area and its checksum
+    compared, whatever checksums the store gives."""
+
+    def __post_init__(self) -> None:
+        if self.max_workers < 1:
+            raise ValueError(f"max_workers must be at least 1, not {self.max_workers}")
+        if self.retries < 0:
+            raise ValueError(f"retries must not be negative: {self.retries}")
+        if not self.timeout > 0:
+            raise ValueError(f"timeout must be a positive number of seconds, not {self.timeout}")
+
+
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """All settings of one submission."""
+
+    plan: PlanSettings
+    staging: StagingSettings
+    max_request_length: int
+    hints: tuple[str, ...]
+    """Misspelt keys, and what is known of the site; one text each."""
+
+    sites_share_files: bool = False
+    """Whether all sites that labels name see the same files."""
+
+    clusters: tuple[str, ...] = ()
+    """Labels that are clusters, with settings in the section ``cluster``."""
+
+
+def read_run_settings(
+    config: BpsConfig,
+    workflow: GenericWorkflow,
+    *,
+    submit_path: str,
+    environment: Mapping[str, str] | None = None,
+) -> RunSettings:
+    """Read the settings of a submission.
+
+    Parameters
+    ----------
+    config : `~lsst.ctrl.bps.BpsConfig`
+        Configuration of the run.
+    workflow : `~lsst.ctrl.bps.GenericWorkflow`
+        Workflow whose labels are looked up.
+    submit_path : `str`
+        Submit directory.
+    environment : mapping of `str` to `str`, optional
+        The environment; that of the process by default.
+
+    Raises
+    ------
+    SettingsError
+        Raised if a value is missing or cannot be used.
+    """
+    env = dict(os.environ if environment is None else environment)
+    reader = KeyLookup(config, env)
+    area, area_variables = expand_area(
+        reader.get("fileDistributionEndPoint", raw=True).strip(),
+        reader.get("fileDistributionEndPointDefault", raw=True).strip(),
+        reader.get("computeSite"),
+        env,
+    )
+    levels = list(levels_of(workflow))
+    labels = labels_of(levels)
+    reader.check_variables("runnerCommand", labels)
+    stage_runner = reader.get("stageRunner")
+    identity = _identity(config, workflow, reader, submit_path, area)
+    plan = PlanSettings(
+        run=identity,
+        labels={label: _label_settings(reader, label) for label in ["", *labels]},
+        naming=_naming(reader),
+        max_jobs_per_task=reader.get("maxJobsPerTask"),
+        max_wms_job_walltime=reader.get("maxWmsJobWalltime"),
+        placeholder_params=tuple(reader.get("placeholderParams")),
+        submit_environment=_submit_environment(reader, env),
+        area_variables=area_variables,
+        order_id_map_name=_map_name(reader),
+        runner=_runner_file() if stage_runner else None,
+        directories=frozenset(_directories(current for current, _ in levels)),
+        attempt_codes=reader.get("rememberExitCodes"),
+    )
+    staging = StagingSettings(
+        area=area,
+        max_workers=reader.get("maxCopyWorkers"),
+        group_permissions=reader.get("groupPermissions"),
+    )
+    return RunSettings(
+        plan=plan,
+        staging=staging,
+        max_request_length=reader.get("maxRequestLength"),
+        hints=(
+            *find_misspelt_keys(config),
+            *find_misplaced_keys(config),
+            *sites.notices_of(identity.site, has_set_up=any(key in config for key in sites.SET_UP_KEYS)),
+            *find_unknown_labels(reader.get("enableEventService") or {}, labels),
+        ),
+        sites_share_files=reader.get("sitesShareFiles"),
+        clusters=tuple(label for label in labels if label in (config.get("cluster") or ())),
+    )
+
+
+def _submit_environment(reader: KeyLookup, env: Mapping[str, str]) -> dict[str, str]:
+    """Variables in commands that have the values of the submit side.
+
+    ``USER`` is always known, also to a cron job that has no such variable.
+    """
+    known = {"USER": _user(env), **env}
+    return {name: known[name] for name in reader.get("submitSideResolvedParams") if name in known}
+
+
+def _identity(
+    config: BpsConfig, workflow: GenericWorkflow, reader: KeyLookup, submit_path: str, area: str
+) -> RunIdentity:
+    """What the run is called and whose it is."""
+    attributes = workflow.run_attrs
+
+    def attribute(name: str) -> str:
+        return str(attributes.get(f"bps_{name}") or config.get(name) or "")
+
+    return RunIdentity(
+        name=workflow.name,
+        operator=attribute("operator"),
+        project=attribute("project"),
+        campaign=attribute("campaign"),
+        payload=str(attributes.get("bps_payload") or config.get("payloadName") or ""),
+        output_run=str(config.get("outputRun") or ""),
+        site=reader.get("computeSite"),
+        submit_path=os.path.abspath(submit_path),
+        staging_area=area,
+        plugin_version=__version__,
+        bps_version=bps_version(),
+    )
+
+
+def _label_settings(reader: KeyLookup, label: str) -> LabelSettings:
+    """Settings of one label."""
+    processing_type = reader.get("processingType", label)
+    if not processing_type and label == "finalJob":
+        processing_type = "Rubin_Merge"
+    return LabelSettings(
+        site=reader.get("computeSite", label),
+        cloud=reader.get("computeCloud", label),
+        queue=reader.get("queue", label),
+        priority=reader.get("priority", label),
+        processing_type=processing_type,
+        task_type=reader.get("taskType", label),
+        prod_source_label=reader.get("prodSourceLabel", label),
+        vo=reader.get("vo", label),
+        runner_command=reader.get("runnerCommand", label, raw=True),
+        payloads_per_job=_payloads_per_job(reader, label),
+        prmon=reader.get("prmon", label),
+        keep_tokens=reader.get("keepTokens", label),
+    )
+
+
+def _monitor_url(url: str, reader: KeyLookup) -> str:
+    """The site's monitor, which does not show a server on this machine."""
+    return "" if urlsplit(url).hostname in _LOOPBACK else str(reader.get("pandaMonitorUrl"))
+
+
+def _payloads_per_job(reader: KeyLookup, label: str) -> int:
+    """Payloads in a PanDA job of a label, from ``enableEventService``."""
+    numbers = reader.get("enableEventService") or {}
+    if not label or label not in numbers:
+        return 1
+    return int(numbers[label] or reader.get("maxPayloadsPerPandaJob"))
+
+
+def _naming(reader: KeyLookup) -> NamingKind:
+    """How jobs are named."""
+    if reader.get("enableJobNameMap"):
+        return NamingKind.ORDER_ID_MAP
+    if reader.get("enableQnodeMap"):
+        return NamingKind.QNODE_MAP
+    return NamingKind(reader.get("jobNaming"))
+
+
+def _map_name(reader: KeyLookup) -> str:
+    """File name of the order-id map."""
+    name = str(reader.get("orderIdMapFilename"))
+    if not name or "/" in name or name in (".", ".."):
+        raise SettingsError(
+            f"orderIdMapFilename is {name!r}; it must be the name of a file, such as "
+            f"{KEYS['orderIdMapFilename'].default}."
+        )
+    return name
+
+
+def _directories(workflows: Iterable[GenericWorkflow]) -> Iterable[str]:
+    """Return the sources of files that are directories."""
+    for current in workflows:
+        for gwfile in current.get_files(data=True, transfer_only=True):
+            source = str(gwfile.src_uri or "")
+            if source and "://" not in source and os.path.isdir(source):
+                yield source
+
+
+def _runner_file() -> StagedFile:
+    """The runner of this installation, to be staged."""
+    path = package_files("lsst.ctrl.bps.panda.edgenode").joinpath(RUNNER_NAME)
+    return StagedFile(RUNNER_KEY, str(path), RUNNER_NAME, executable=True)
+
+
+def site_staging_area(site: str, folder: str, run: str) -> str:
+    """Return the staging area in the profile of a site.
+
+    Called by BPS, through ``bpsEval`` in the default configuration.
+
+    Parameters
+    ----------
+    site : `str`
+        Value of ``computeSite``.
+    folder : `str`
+        Value of ``payloadFolder``.
+    run : `str`
+        Name of the run.
+
+    Returns
+    -------
+    area : `str`
+        With environment variables put in; empty for a site without one.
+    """
+    return profile_area(site, folder, run, os.environ)
+
+
+# --- defaults and hints ----------------------------------------------------
+
+
+def default_configuration(environment: Mapping[str, str] | None = None) -> Config:
+    """Return the defaults that BPS merges beneath a user's configuration.
+
+    Parameters
+    ----------
+    environment : mapping of `str` to `str`, optional
+        The environment; that of the process by default.
+
+    Notes
+    -----
+    BPS up to 30.2026.300 calls ``${CTRL_MPEXEC_DIR}/bin/pipetask``; where no
+    such variable is set (no EUPS), the commands are taken from ``PATH``.
+    """
+    env = os.environ if environment is None else environment
+    defaults = Config(sites.defaults())
+    for name in ("CTRL_MPEXEC_DIR", "DAF_BUTLER_DIR"):
+        if not env.get(name):
+            sites.drop_variable(defaults, name)
+    return defaults

@@ -1,0 +1,421 @@
+"""Find the value of a key as BPS does: in the configuration of a run, in the profile of its site, in the
+packaged defaults, or in the table of keys.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "KeyLookup",
+    "LayeredConfig",
+    "PLAIN_SECTIONS",
+    "SECTIONS_BY_NAME",
+    "find_broken_sections",
+    "find_first",
+    "find_origin",
+]
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import yaml
+from lsst.daf.butler import Config
+from lsst.resources import ResourcePath
+
+from lsst.ctrl.bps import BpsConfig
+
+from ..errors import SettingsError
+from . import sites
+from .bps_command import configuration_file
+from .keys import CORE_KEYS, KEYS, convert
+
+SECTIONS_BY_NAME = ("pipetask", "cluster", "site", "cloud")
+"""Sections whose entries have names of the user's (labels, sites), and settings
+below them."""
+
+PLAIN_SECTIONS = ("payload", "finalJob", "customJob", "remoteBuild")
+"""Sections with settings of their own."""
+
+
+def find_broken_sections(config: Mapping[str, Any]) -> list[str]:
+    """Find sections that are none, such as a label with all its settings
+    commented out: BPS's own search fails at these.
+
+    Parameters
+    ----------
+    config : mapping
+        Configuration of the run.
+
+    Returns
+    -------
+    problems : `list` [`str`]
+        A text each.
+    """
+    content = Config(config).toDict()
+    problems = []
+    for name in (*SECTIONS_BY_NAME, *PLAIN_SECTIONS):
+        section = content.get(name, {})
+        entries = {name: section}
+        if isinstance(section, Mapping) and name in SECTIONS_BY_NAME:
+            entries = {f"{name}.{key}": value for key, value in section.items()}
+        problems += [
+            f"{key} is {value!r}; it must be a section of keys with values. Remove it if it is empty."
+            for key, value in entries.items()
+            if not isinstance(value, Mapping)
+        ]
+    if content.get("computeSite") == "":
+        problems.append("computeSite is ''. Give the name of a site, or remove the key.")
+    return problems
+
+
+_DEPTH = 20
+"""How deep files may include each other before they are taken for a circle."""
+
+_VARIABLE = re.compile(r"\$\{(\w+)\}|\$(\w+)")
+
+
+def find_origin(path: str, key: str, value: Any, env: Mapping[str, str]) -> str:
+    """Find where a value is from.
+
+    Parameters
+    ----------
+    path : `str`
+        The user's YAML file.
+    key : `str`
+        Key, whatever section it is in.
+    value : `~typing.Any`
+        Its value, to tell its places apart.
+    env : mapping of `str` to `str`
+        The environment, for variables in the names of included files.
+
+    Returns
+    -------
+    origin : `str`
+        ``FILE, line N``; empty if it is not found.
+    """
+    if not path:
+        return ""
+    found = [*_places(ResourcePath(path, forceDirectory=False), key, env, _DEPTH)]
+    same = [place for place, text in found if text == str(value)]
+    return next(iter([*same, *(place for place, _ in found)]), "")
+
+
+def _places(uri: ResourcePath, key: str, env: Mapping[str, str], depth: int) -> Iterator[tuple[str, str]]:
+    """Yield the places of a key and the texts there: a file's own before
+    those of what it includes, the last of which wins.
+    """
+    try:
+        root = yaml.compose(uri.read().decode(), Loader=yaml.SafeLoader)
+    except (OSError, ValueError, yaml.YAMLError):
+        return
+    name = uri.ospath if uri.isLocal else str(uri)
+    includes: list[str] = []
+    for found, node in _entries(root):
+        if found == "includeConfigs":
+            includes += _texts(node)
+        elif found == key:
+            yield f"{name}, line {node.start_mark.line + 1}", ", ".join(_texts(node))
+    for include in reversed(includes) if depth else ():
+        inner = _VARIABLE.sub(lambda match: env.get(match[1] or match[2], match[0]), include)
+        yield from _places(_resolve(uri, inner), key, env, depth - 1)
+
+
+def _resolve(uri: ResourcePath, include: str) -> ResourcePath:
+    if "://" in include or include.startswith("/"):
+        return ResourcePath(include, forceDirectory=False)
+    return uri.dirname().join(include)
+
+
+def _entries(node: yaml.Node | None) -> Iterator[tuple[str, yaml.Node]]:
+    """Yield all keys at all depths, with their values."""
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        yield str(key.value), value
+        yield from _entries(value)
+
+
+def _texts(node: yaml.Node) -> list[str]:
+    """Return a text, or those of a list."""
+    if isinstance(node, yaml.SequenceNode):
+        return [str(entry.value) for entry in node.value]
+    return [str(node.value)] if isinstance(node, yaml.ScalarNode) else []
+
+
+Layer = Mapping[str, Any]
+
+_NOT_PLAIN = re.compile(r"[{}$<]|bpsEval")
+"""What BPS may replace in a text; all other texts mean what they say."""
+
+_PLAIN_KINDS = (bool, int, float, list, type(None))
+
+
+class LayeredConfig:
+    """The configuration of a run over a profile.
+
+    Where BPS looks for keys is worked out once for each label and site; only
+    values with something to replace in them are left to BPS.
+
+    Parameters
+    ----------
+    beneath : mapping of `str`
+        The profile.
+    config : `~lsst.ctrl.bps.BpsConfig` or `None`
+        What goes before it.
+    """
+
+    def __init__(self, beneath: Layer, config: BpsConfig | None) -> None:
+        self._beneath = beneath
+        self._config = config
+        self._known: dict[tuple[tuple[str, str], ...], tuple[Layer, ...]] = {}
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """All of it as plain mappings."""
+        merged = Config(dict(self._beneath))
+        if self._config is not None:
+            # A BpsConfig would put variables in while it is copied.
+            merged.update(Config(self._config))
+        content: dict[str, Any] = merged.toDict()
+        return content
+
+    @cached_property
+    def _order(self) -> list[str]:
+        """Sections in the order in which they are searched."""
+        return self._config.search_order if self._config is not None else []
+
+    @cached_property
+    def _searchable(self) -> BpsConfig:
+        """All of it for BPS."""
+        return BpsConfig(self.content, search_order=self._order or None)
+
+    def layers(self, current: Mapping[str, str], section: Layer | None = None) -> tuple[Layer, ...]:
+        """Return the mappings in which BPS looks for a key, in this order.
+
+        Parameters
+        ----------
+        current : mapping of `str` to `str`
+            Current label, site and cloud (``curr_pipetask`` and so on).
+        section : mapping, optional
+            Section to look into before all others (BPS: ``searchobj``).
+        """
+        key = tuple(current.items())
+        layers = self._known.get(key)
+        if layers is None:
+            layers = self._known[key] = tuple(self._find_layers(current))
+        return (layers[0], section, *layers[1:]) if section else layers
+
+    def _find_layers(self, current: Mapping[str, str]) -> Iterable[Layer]:
+        """Yield the mappings: see `~lsst.ctrl.bps.BpsConfig.search`."""
+        yield {**(self.content.get("current") or {}), **current}
+        for name in self._order:
+            entries = self.content.get(name)
+            if isinstance(entries, dict):
+                own = entries.get(current.get(f"curr_{name}", ""))
+                yield own if isinstance(own, dict) else entries
+        yield self.content
+
+    def search(
+        self, name: str, current: Mapping[str, str], *, section: Layer | None = None, raw: bool = False
+    ) -> Any:
+        """Return the value of a key as BPS would, `None` without one.
+
+        Parameters
+        ----------
+        name : `str`
+            Key.
+        current, section
+            See `layers`.
+        raw : `bool`, optional
+            Whether environment variables stay as they are.
+        """
+        value = find_first(name, self.layers(current, section))
+        if isinstance(value, _PLAIN_KINDS) or (isinstance(value, str) and not _NOT_PLAIN.search(value)):
+            return value
+        options: dict[str, Any] = {"curvals": dict(current), "default": None}
+        if raw:
+            options |= {"expandEnvVars": False, "replaceEnvVars": False}
+        if section:
+            options["searchobj"] = section
+        return self._searchable.search(name, opt=options)[1]
+
+
+def find_first(name: str, layers: Iterable[Layer]) -> Any:
+    """Return the value in the first mapping that has a key, or `None`.
+
+    Parameters
+    ----------
+    name : `str`
+        Key.
+    layers : iterable of mappings
+        The mappings.
+    """
+    for layer in layers:
+        if name in layer:
+            return layer[name]
+    return None
+
+
+# Labels whose settings are in a section of their own, and that section.
+_SECTIONS = {
+    "finalJob": "finalJob",
+    "customJob": "customJob",
+    "remoteBuild": "remoteBuild",
+    "rucioRegister": "rucio",
+}
+
+_FORMAT_VARIABLE = re.compile(r"(?<!\$)\{([A-Za-z_]\w*)\}")
+
+
+class KeyLookup:
+    """Looks keys up: in the configuration of the run, then in the profile of
+    the site, then in the packaged base, then in the table of keys.
+    """
+
+    def __init__(self, config: BpsConfig | None, env: Mapping[str, str]) -> None:
+        self._config = config
+        self._env = env
+        self._elsewhere: dict[str, LayeredConfig] = {}
+        self._currents: dict[str, dict[str, str]] = {}
+
+    @cached_property
+    def _beneath(self) -> dict[str, Any]:
+        """Profile of the run's site over the packaged base."""
+        beneath = sites.base()
+        beneath.update(sites.profile_of(self._run_site))
+        return beneath
+
+    @cached_property
+    def _merged(self) -> LayeredConfig:
+        """The configuration over the profile."""
+        return LayeredConfig(self._beneath, self._config)
+
+    def _merged_for(self, current: Mapping[str, str]) -> LayeredConfig:
+        """The configuration over the profile of a label's site."""
+        site = current.get("curr_site", "")
+        if site not in self._elsewhere:
+            profile = sites.profile_of(site)
+            same = not profile or profile == sites.profile_of(self._run_site)
+            over = self._merged if same else LayeredConfig({**sites.base(), **profile}, self._config)
+            self._elsewhere[site] = over
+        return self._elsewhere[site]
+
+    @cached_property
+    def _run_site(self) -> str:
+        """Site of the run."""
+        return str(self._config.get("computeSite") or "") if self._config is not None else ""
+
+    def get(self, name: str, label: str = "", *, raw: bool = False) -> Any:
+        """Return the value of a key, of its kind.
+
+        Parameters
+        ----------
+        name : `str`
+            Key, of this plugin or a number of BPS.
+        label : `str`, optional
+            Label to search it for.
+        raw : `bool`, optional
+            Whether environment variables stay as they are.
+
+        Raises
+        ------
+        SettingsError
+            Raised if the value cannot be used; names key, value and where it
+            stands.
+        """
+        key = KEYS.get(name) or CORE_KEYS[name]
+        value = self._find(name, label, raw=raw)
+        return convert(
+            key, key.default if value is None else value, source=lambda: self.source(key.name, value, label)
+        )
+
+    def source(self, name: str, value: Any, label: str = "") -> str:
+        """Say where a value is from, as well as it can be told.
+
+        Parameters
+        ----------
+        name : `str`
+            Key.
+        value : `~typing.Any`
+            Its value.
+        label : `str`, optional
+            Label that it was searched for.
+        """
+        if self._config is not None:
+            cmdline = self._config.get("bps_cmdline")
+            if isinstance(cmdline, Config) and Config.__contains__(cmdline, name):
+                return "command line"
+        if label and self._find(name, "", raw=True) == value:
+            label = ""
+        place = find_origin(configuration_file(), name, value, self._env)
+        if not place and name in self._beneath and str(self._beneath[name]) == str(value):
+            place = "profile of the site or packaged base"
+        return ", ".join(filter(None, (f"label {label}" if label else "", place))) or "BPS configuration"
+
+    def check_variables(
+        self, name: str, labels: Iterable[str] = (), *, optional: re.Pattern[str] | None = None
+    ) -> None:
+        """Check that all ``{variables}`` in a value have a value themselves.
+
+        Parameters
+        ----------
+        name : `str`
+            Key, of this plugin or of BPS.
+        labels : iterable of `str`, optional
+            Labels to search it for, too.
+        optional : `re.Pattern`, optional
+            What variables are called that get a value later, or may have
+            none.
+
+        Raises
+        ------
+        SettingsError
+            Raised if one has none; names it and where it stands.
+        """
+        missing: dict[str, str] = {}
+        for label in ["", *labels]:
+            layers = self._merged.layers(self._current(label), self._section(label, name))
+            pending, seen = [name], {name}
+            while pending:
+                key = pending.pop()
+                text = find_first(key, layers)
+                for variable in _FORMAT_VARIABLE.findall(text) if isinstance(text, str) else ():
+                    if variable in seen:
+                        continue
+                    seen.add(variable)
+                    if any(variable in layer for layer in layers):
+                        pending.append(variable)
+                    elif optional is None or not optional.fullmatch(variable):
+                        missing.setdefault(variable, key)
+        if missing:
+            listed = ", ".join(f"{variable} (in {key})" for variable, key in sorted(missing.items()))
+            hint = (
+                "; LSST_VERSION is the release to use, such as w_2026_45" if "LSST_VERSION" in missing else ""
+            )
+            raise SettingsError(
+                f"{name} uses variables that the configuration does not set: {listed}. Set them{hint}."
+            )
+
+    def _find(self, name: str, label: str, *, raw: bool) -> Any:
+        """Return a value, or `None`."""
+        if self._config is None:
+            return None
+        current = self._current(label)
+        section = self._section(label, name)
+        return self._merged_for(current).search(name, current, section=section, raw=raw)
+
+    def _section(self, label: str, name: str) -> Mapping[str, Any] | None:
+        """Section of a label in which BPS looks first, if the key is there."""
+        section = self._merged.content.get(_SECTIONS[label]) if label in _SECTIONS else None
+        return section if isinstance(section, dict) and name in section else None
+
+    def _current(self, label: str) -> dict[str, str]:
+        """Values that tell BPS in which sections to look."""
+        if label in self._currents:
+            return self._currents[label]
+        current = {"curr_cluster": label, "curr_pipetask": label} if label else {}
+        for key, section in (("computeSite", "curr_site"), ("computeCloud", "curr_cloud")):
+            value = self._merged.search(key, current)
+            if value:
+                current[section] = str(value)
+        self._currents[label] = current
+        return current

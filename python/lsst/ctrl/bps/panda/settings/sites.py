@@ -1,0 +1,252 @@
+"""Site profiles: what differs from site to site, and where a site's staging area is."""
+
+from __future__ import annotations
+
+__all__ = [
+    "SET_UP_KEYS",
+    "base",
+    "base_uri",
+    "defaults",
+    "defaults_uri",
+    "drop_variable",
+    "expand_area",
+    "local_defaults",
+    "notices_of",
+    "profile_area",
+    "profile_of",
+    "site_names",
+    "variables_in",
+]
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.resources import files as package_files
+from typing import Any
+
+import yaml
+from lsst.daf.butler import Config
+from lsst.resources import ResourcePath
+
+from lsst.ctrl.bps import BPS_DEFAULTS
+
+from ..errors import SettingsError
+from ..local.endpoint import state_directory
+from ..plan.commands import inert
+
+_PACKAGE = "lsst.ctrl.bps.panda"
+
+SET_UP_KEYS = ("runnerCommand", "payloadCommand", "setupLSSTEnv", "custom_lsst_setup", "jobContainer")
+"""Keys by which a profile, or a user, makes software available to jobs."""
+
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The safe loader, the fast one if there is one."""
+
+
+def base_uri() -> ResourcePath:
+    """Return the URI of the packaged base configuration."""
+    return ResourcePath(f"resource://{_PACKAGE}/config/bps_panda.yaml")
+
+
+def defaults_uri() -> ResourcePath:
+    """Return the URI of what BPS merges beneath a user's configuration."""
+    return ResourcePath(f"resource://{_PACKAGE}/config/defaults.yaml")
+
+
+def site_names() -> list[str]:
+    """Return the names of the sites that have a profile."""
+    folder = package_files(_PACKAGE) / "config" / "sites"
+    return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+@lru_cache(maxsize=32)
+def _load(relative: str) -> dict[str, Any]:
+    """Read a packaged YAML file."""
+    text = package_files(_PACKAGE).joinpath(relative).read_text(encoding="utf-8")
+    content = yaml.load(text, Loader=_LOADER) or {}
+    if not isinstance(content, dict):
+        raise SettingsError(f"Packaged configuration {relative} is not a mapping.")
+    return content
+
+
+def base() -> dict[str, Any]:
+    """Return the packaged base configuration."""
+    return dict(_load("config/bps_panda.yaml"))
+
+
+def defaults() -> dict[str, Any]:
+    """Return what BPS is to merge beneath a user's configuration."""
+    return dict(_load("config/defaults.yaml"))
+
+
+def local_defaults() -> dict[str, Any]:
+    """Return what the embedded PanDA's service adds to the defaults."""
+    return dict(_load("config/defaults_local.yaml"))
+
+
+def profile_of(site: str) -> dict[str, Any]:
+    """Return the profile of a site.
+
+    Parameters
+    ----------
+    site : `str`
+        Value of ``computeSite``; case does not matter.
+
+    Returns
+    -------
+    profile : `dict` [`str`, `~typing.Any`]
+        Empty for a site without a profile.
+    """
+    names = {name.lower(): name for name in site_names()}
+    name = names.get(site.lower())
+    return dict(_load(f"config/sites/{name}.yaml")) if name else {}
+
+
+def notices_of(site: str, *, has_set_up: bool = True) -> tuple[str, ...]:
+    """Return what users of a site should know: from its profile, that its
+    name looks like a misspelt one, or that there is no profile.
+
+    Parameters
+    ----------
+    site : `str`
+        Value of ``computeSite``.
+    has_set_up : `bool`, optional
+        Whether the user has set one of `SET_UP_KEYS`.
+    """
+    if not site:
+        return (
+            "computeSite is not set, so that PanDA may send jobs to any site. Set it to keep them at one.",
+        )
+    profile = profile_of(site)
+    if not profile:
+        folded = {name.upper(): name for name in site_names()}
+        near = difflib.get_close_matches(site.upper(), folded, n=1, cutoff=0.7)
+        if near:
+            return (f"computeSite {site} has no profile; did you mean {folded[near[0]]}?",)
+    if not profile and not has_set_up:
+        return (
+            f"computeSite {site} has no profile, so that jobs run without any set-up of software. Sites with "
+            f"a profile: {', '.join(site_names())}. For another site, set setupLSSTEnv.",
+        )
+    notice = str(profile.get("notice") or "").strip()
+    return (f"Site {site}: {notice}",) if notice else ()
+
+
+def drop_variable(defaults: Config, name: str) -> None:
+    """Take commands from ``PATH`` that BPS's defaults look up in an EUPS
+    product.
+
+    Parameters
+    ----------
+    defaults : `~lsst.daf.butler.Config`
+        What goes over BPS's defaults; changed.
+    name : `str`
+        Environment variable of the product.
+    """
+    prefix = f"${{{name}}}/bin/"
+    core = Config(BPS_DEFAULTS)
+    for names in core.nameTuples():
+        value = core[names]
+        if isinstance(value, str) and prefix in value and names not in defaults:
+            defaults[names] = value.replace(prefix, "")
+
+
+_VARIABLE = re.compile(r"<ENV:([^>]+)>|\$\{(\w+)\}|\$(\w+)")
+
+
+def variables_in(text: str) -> set[str]:
+    """Return the names of the environment variables in a text."""
+    return {next(filter(None, match.groups())) for match in _VARIABLE.finditer(text)}
+
+
+def expand_area(text: str, default: str, site: str, env: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """Return the staging area that the configuration means.
+
+    Parameters
+    ----------
+    text : `str`
+        Value of ``fileDistributionEndPoint``.
+    default : `str`
+        Value of ``fileDistributionEndPointDefault``, taken if a variable in
+        the text is not set.
+    site : `str`
+        Value of ``computeSite``, for the error.
+    env : mapping of `str` to `str`
+        The environment.
+
+    Returns
+    -------
+    area : `str`
+        URI or absolute path, ending in ``/``.
+    variables : `dict` [`str`, `str`]
+        Environment variables in the text, with their values.
+
+    Raises
+    ------
+    SettingsError
+        Raised if there is no area or a variable is not set.
+    """
+    if not text:
+        raise SettingsError(
+            f"fileDistributionEndPoint is not set and the profile of computeSite {site or '(none)'!r} has "
+            "none. Set it to a directory or URI that the workers see, ending in '/'. Sites with a profile: "
+            f"{', '.join(site_names())}."
+        )
+    missing = sorted(name for name in variables_in(text) if not env.get(name))
+    if missing and not default:
+        raise SettingsError(
+            f"fileDistributionEndPoint is {text!r} but the environment variable {missing[0]} is not set. "
+            "Set it, or set fileDistributionEndPointDefault."
+        )
+    chosen = default if missing else text
+    return _expand(chosen, env), {name: env.get(name, "") for name in sorted(variables_in(chosen))}
+
+
+def _expand(text: str, env: Mapping[str, str]) -> str:
+    """Put in environment variables and make the area a directory."""
+
+    def value(match: re.Match[str]) -> str:
+        name = next(filter(None, match.groups()))
+        if not env.get(name):
+            raise SettingsError(
+                f"The staging area is {text!r} but the environment variable {name} is not set."
+            )
+        return env[name]
+
+    area = _VARIABLE.sub(value, text)
+    if "://" not in area:
+        area = os.path.abspath(os.path.expanduser(area))
+    return area if area.endswith("/") else area + "/"
+
+
+def profile_area(site: str, folder: str, run: str, env: Mapping[str, str]) -> str:
+    """Return the staging area in the profile of a site.
+
+    Parameters
+    ----------
+    site : `str`
+        Value of ``computeSite``.
+    folder : `str`
+        Value of ``payloadFolder``.
+    run : `str`
+        Name of the run.
+    env : mapping of `str` to `str`
+        The environment.
+
+    Returns
+    -------
+    area : `str`
+        With environment variables put in; empty for a site without one.
+    """
+    profile = profile_of(site)
+    text = str(profile.get("stagingArea", "") or "")
+    known = {"PANDA_LOCAL_STAGING": str(state_directory(env) / "staging"), **env}
+    if any(not known.get(name) for name in variables_in(text)):
+        text = str(profile.get("stagingAreaDefault", "") or "")
+    if not text:
+        return ""
+    filled = text.replace("{payloadFolder}", folder or "payload").replace("{uniqProcName}", run)
+    # BPS writes it into the script of the final job as it is.
+    return inert(_expand(filled, known))

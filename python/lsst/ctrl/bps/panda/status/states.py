@@ -1,0 +1,512 @@
+"""The one truth about a run: what iDDS and PanDA say, as BPS's states; whether the run is over.
+
+`bps report`, `bps status`, the end of a watch, cancel and restart all use the
+functions of this module and of `~.states`, so that they cannot disagree.
+
+`bps report`, `bps status`, the end of a watch, cancel and restart all use the
+tables and functions of this module and nothing else, so that they cannot
+disagree.  Counters give the states; contents and PanDA's jobs, where they were
+fetched, only move jobs between states, they never add or lose one.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "Counts",
+    "Phase",
+    "SETTLE_SECONDS",
+    "TERMINAL",
+    "count_task",
+    "has_kill_code",
+    "is_aborted",
+    "is_ended",
+    "no_jobs",
+    "phase_of",
+    "quiet_seconds",
+    "refine_by_contents",
+    "run_state",
+    "running_by_task",
+    "was_killed",
+]
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from enum import Enum
+
+from lsst.ctrl.bps.wms_service import WmsStates
+
+from .records import ContentRecord, FileCounts, JobError, JobRecord, RequestRecord, TransformRecord
+
+SETTLE_SECONDS = 120.0
+"""A run whose plan is not known, or whose transforms are fewer than planned,
+has ended only if nothing changed for so long: the server looks for tasks to
+start every few seconds, in production every minute."""
+
+TERMINAL = frozenset({"Finished", "SubFinished", "Failed", "Cancelled", "Expired"})
+"""Statuses, of requests and of transforms, after which nothing starts by
+itself.  Suspended is not among them: the run can be resumed."""
+
+_WAITING_REQUESTS = frozenset({"New", "Ready", "Throttling", "Extend", "Building", "Built"})
+_KILLED_REQUESTS = frozenset({"ToCancel", "Cancelling", "Cancelled", "ToExpire", "Expiring", "Expired"})
+_HELD_REQUESTS = frozenset({"ToSuspend", "Suspending", "Suspended"})
+# A terminal request that has not ended goes on, see is_ended.
+_GOING_REQUESTS = (
+    TERMINAL
+    | {"Transforming", "ToCancel", "Cancelling", "ToResume", "Resuming", "ToExpire", "Expiring"}
+    | {"ToFinish", "ToForceFinish", "Terminating", "ToClose"}
+)
+
+
+def is_aborted(request: RequestRecord) -> bool:
+    """Tell whether a run was cancelled (or expired, which goes the same way).
+
+    Parameters
+    ----------
+    request : `RequestRecord`
+        The request.
+
+    Returns
+    -------
+    aborted : `bool`
+        Whether the server accepted an abort.  iDDS keeps substatus ToCancel
+        for good; an aborted request ends as SubFinished or Failed.
+    """
+    return request.substatus == "ToCancel" or request.status in _KILLED_REQUESTS
+
+
+def quiet_seconds(
+    request: RequestRecord, transforms: Sequence[TransformRecord], asked_at: datetime | None
+) -> float:
+    """Tell for how long the server has not changed a run.
+
+    Parameters
+    ----------
+    request : `RequestRecord`
+        The request.
+    transforms : `~collections.abc.Sequence` [`TransformRecord`]
+        Its transforms.
+    asked_at : `datetime.datetime` or `None`
+        When the server was asked, with time zone.
+
+    Returns
+    -------
+    seconds : `float`
+        Time since the last change, 0 if not known.
+    """
+    dates = [request.updated_at, *(transform.updated_at for transform in transforms)]
+    changes = [date for date in dates if date is not None]
+    if asked_at is None or not changes:
+        return 0.0
+    return max(0.0, (asked_at - max(changes)).total_seconds())
+
+
+def is_ended(
+    request: RequestRecord,
+    transforms: Sequence[TransformRecord] | None,
+    *,
+    planned_tasks: int = 0,
+    quiet: float = 0.0,
+) -> bool:
+    """Tell whether a run is over.
+
+    The server can store a terminal status while it is making the next
+    transforms, so the request's status alone is not believed.
+
+    Parameters
+    ----------
+    request : `RequestRecord`
+        The request.
+    transforms : `~collections.abc.Sequence` [`TransformRecord`] or `None`
+        Its transforms; `None` if they were not asked for.
+    planned_tasks : `int`, optional
+        How many transforms there will be; 0 if not known.
+    quiet : `float`, optional
+        For how long nothing has changed, seconds.
+
+    Returns
+    -------
+    ended : `bool`
+        Whether the request and each transform are terminal, and there are as
+        many transforms as planned or nothing has changed for
+        `SETTLE_SECONDS`.
+    """
+    if request.status not in TERMINAL:
+        return False
+    settled = quiet >= SETTLE_SECONDS
+    if transforms is None:
+        return settled
+    if any(transform.status not in TERMINAL for transform in transforms):
+        return False
+    if settled:
+        return True
+    made = len({transform.transform_id for transform in transforms})
+    lagging = any(_is_lagging(transform) for transform in transforms)
+    return 0 < planned_tasks <= made and not lagging
+
+
+def _is_lagging(transform: TransformRecord) -> bool:
+    """Tell whether a finished transform's counters are behind its status."""
+    if transform.status != "Finished":
+        return False
+    outputs = transform.outputs
+    return outputs is None or outputs.processed + outputs.failed + outputs.missing < outputs.total
+
+
+def run_state(request: RequestRecord, counts: Mapping[WmsStates, int], *, ended: bool) -> WmsStates:
+    """Give the state of a run.
+
+    Parameters
+    ----------
+    request : `RequestRecord`
+        The request.
+    counts : `~collections.abc.Mapping` [`~lsst.ctrl.bps.WmsStates`, `int`]
+        Jobs of the whole run by state, from counters alone.
+    ended : `bool`
+        Whether the run is over, see `is_ended`.
+
+    Returns
+    -------
+    state : `~lsst.ctrl.bps.WmsStates`
+        The state; SUCCEEDED, FAILED and DELETED only of an ended run.
+    """
+    return _ended_state(request, counts) if ended else _going_state(request, counts)
+
+
+def _ended_state(request: RequestRecord, counts: Mapping[WmsStates, int]) -> WmsStates:
+    total = sum(counts.values())
+    if total and counts[WmsStates.SUCCEEDED] == total:
+        return WmsStates.SUCCEEDED
+    if is_aborted(request):
+        return WmsStates.DELETED
+    if counts[WmsStates.FAILED] or counts[WmsStates.PRUNED]:
+        return WmsStates.FAILED
+    if counts[WmsStates.DELETED]:
+        return WmsStates.DELETED
+    if counts[WmsStates.UNKNOWN] < total or (total and request.status == "Finished"):
+        return WmsStates.UNKNOWN
+    # Nothing is known but the request's own word.
+    return WmsStates.SUCCEEDED if request.status == "Finished" else WmsStates.FAILED
+
+
+def _going_state(request: RequestRecord, counts: Mapping[WmsStates, int]) -> WmsStates:
+    if request.status in _HELD_REQUESTS:
+        return WmsStates.HELD
+    if request.status in _GOING_REQUESTS or counts[WmsStates.PENDING] or counts[WmsStates.RUNNING]:
+        return WmsStates.RUNNING
+    if request.status in _WAITING_REQUESTS:
+        waiting = counts[WmsStates.UNREADY] + counts[WmsStates.READY] + counts[WmsStates.UNKNOWN]
+        return WmsStates.RUNNING if sum(counts.values()) > waiting else WmsStates.PENDING
+    return WmsStates.UNKNOWN
+
+
+Counts = dict[WmsStates, int]
+"""Number of jobs in each of the 11 states."""
+
+
+class Phase(Enum):
+    """What the status of a transform says about jobs not yet done."""
+
+    OPEN = "the jobs are waiting or running"
+    DELETING = "the jobs are or will be killed"
+    HELD = "somebody suspended the task"
+    COMPLETE = "all jobs succeeded, says the server"
+    OVER = "the task has ended, not all jobs succeeded"
+    STRANGE = "a status that this table does not have"
+
+
+_PHASES = {
+    "": Phase.OPEN,
+    "New": Phase.OPEN,
+    "Ready": Phase.OPEN,
+    "Queue": Phase.OPEN,
+    "Throttling": Phase.OPEN,
+    "WaitForTrigger": Phase.OPEN,
+    "Building": Phase.OPEN,
+    "Built": Phase.OPEN,
+    "Extend": Phase.OPEN,
+    "Transforming": Phase.OPEN,
+    "ToResume": Phase.OPEN,
+    "Resuming": Phase.OPEN,
+    "ToFinish": Phase.OPEN,
+    "ToForceFinish": Phase.OPEN,
+    "Terminating": Phase.OPEN,
+    "ToCancel": Phase.DELETING,
+    "Cancelling": Phase.DELETING,
+    "Cancelled": Phase.DELETING,
+    "ToExpire": Phase.DELETING,
+    "Expiring": Phase.DELETING,
+    "Expired": Phase.DELETING,
+    "ToSuspend": Phase.HELD,
+    "Suspending": Phase.HELD,
+    "Suspended": Phase.HELD,
+    "Finished": Phase.COMPLETE,
+    "SubFinished": Phase.OVER,
+    "Failed": Phase.OVER,
+}
+
+# iDDS stores a running job as Activated, so the processing is what tells
+# whether a task's released jobs run: these follow Submitted.
+_RUNNING_PROCESSINGS = frozenset(
+    {"Running", "ToTrigger", "Triggering", "Synchronizing", "Terminating", "Prepared"}
+)
+_RUNNING_JOBS = frozenset({"running", "holding", "transferring", "merging"})
+_KILLED_JOBS = frozenset({"cancelled", "closed"})
+_FAILED_CONTENTS = frozenset({"Failed", "FinalFailed", "SubAvailable", "FinalSubAvailable"})
+
+_KILL_CODES = frozenset(
+    {
+        # The runner found that the final job's run was cancelled.
+        ("payload", 76),
+        # The pilot was told to end the job (pilot3's PANDAKILL).
+        ("pilot", 1144),
+        # PanDA killed a job that was queued.
+        ("task buffer", 100),
+    }
+)
+
+
+class Open(Enum):
+    """Jobs of a transform that have not ended, by what the counters say."""
+
+    UNMAPPED = "planned, but iDDS has not mapped it"
+    UNREADY = "its input is not there"
+    READY = "its input is there"
+    QUEUED = "in PanDA's hands"
+    STARTED = "iDDS saw it run"
+
+
+# A task that ended with jobs open: those whose parents never finished are
+# pruned, the others were its own to run and it failed to.
+_LEFTOVERS: dict[Phase, dict[Open, WmsStates]] = {
+    Phase.OPEN: {
+        Open.UNMAPPED: WmsStates.UNREADY,
+        Open.UNREADY: WmsStates.UNREADY,
+        Open.READY: WmsStates.READY,
+        Open.QUEUED: WmsStates.PENDING,
+        Open.STARTED: WmsStates.RUNNING,
+    },
+    Phase.OVER: {
+        Open.UNMAPPED: WmsStates.FAILED,
+        Open.UNREADY: WmsStates.PRUNED,
+        Open.READY: WmsStates.FAILED,
+        Open.QUEUED: WmsStates.FAILED,
+        Open.STARTED: WmsStates.FAILED,
+    },
+    Phase.DELETING: dict.fromkeys(Open, WmsStates.DELETED),
+    Phase.HELD: dict.fromkeys(Open, WmsStates.HELD),
+    Phase.COMPLETE: dict.fromkeys(Open, WmsStates.UNKNOWN),
+    Phase.STRANGE: dict.fromkeys(Open, WmsStates.UNKNOWN),
+}
+
+
+_NONE: Counts = dict.fromkeys(WmsStates, 0)
+
+
+def no_jobs() -> Counts:
+    """Give a count of 0 for each of the 11 states.
+
+    Returns
+    -------
+    counts : `dict` [`~lsst.ctrl.bps.WmsStates`, `int`]
+        Zeros.
+    """
+    return _NONE.copy()
+
+
+def phase_of(status: str, aborted: bool) -> Phase:
+    """Look a transform's status up.
+
+    Parameters
+    ----------
+    status : `str`
+        Name in iDDS's ``TransformStatus``.
+    aborted : `bool`
+        Whether the run was aborted; killed transforms end as Failed or
+        SubFinished.
+
+    Returns
+    -------
+    phase : `Phase`
+        What it means for jobs that are not done.
+    """
+    phase = _PHASES.get(status, Phase.STRANGE)
+    return Phase.DELETING if aborted and phase is Phase.OVER else phase
+
+
+def count_task(
+    transform: TransformRecord | None,
+    planned: int,
+    *,
+    aborted: bool,
+    ended: bool,
+    running: int | None = None,
+) -> Counts:
+    """Count the jobs of one task by state.
+
+    Parameters
+    ----------
+    transform : `TransformRecord` or `None`
+        The task's transform; `None` as long as iDDS has not made one.
+    planned : `int`
+        Planned number of jobs; 0 if not known.
+    aborted, ended : `bool`
+        Of the run.
+    running : `int`, optional
+        PanDA jobs of the task that run now, if PanDA was asked.
+
+    Returns
+    -------
+    counts : `dict` [`~lsst.ctrl.bps.WmsStates`, `int`]
+        All 11 states; their sum is the planned number, or the server's
+        number where that is larger.
+    """
+    counts = no_jobs()
+    if transform is None:
+        counts[_unreleased_state(aborted, ended)] = max(0, planned)
+        return counts
+    outputs = transform.outputs or FileCounts()
+    counts[WmsStates.SUCCEEDED] = max(0, outputs.processed)
+    counts[WmsStates.FAILED] = max(0, outputs.failed)
+    counts[WmsStates.PRUNED] = max(0, outputs.missing)
+    if aborted and transform.inputs is not None:
+        # A job is pruned together with its input; an abort gives up outputs alone.
+        given_up = max(0, counts[WmsStates.PRUNED] - max(0, transform.inputs.missing))
+        _move(counts, given_up, WmsStates.PRUNED, WmsStates.DELETED)
+    phase = phase_of(transform.status, aborted)
+    states = _LEFTOVERS[phase]
+    for kind, number in _open_jobs(transform, planned).items():
+        counts[states[kind]] += number
+    if phase is Phase.OPEN:
+        _start(counts, transform, running)
+    return counts
+
+
+def _unreleased_state(aborted: bool, ended: bool) -> WmsStates:
+    """Give the state of jobs whose task iDDS has not made."""
+    if not ended:
+        return WmsStates.UNREADY
+    return WmsStates.DELETED if aborted else WmsStates.PRUNED
+
+
+def _open_jobs(transform: TransformRecord, planned: int) -> dict[Open, int]:
+    """Split the jobs that have not ended."""
+    outputs = transform.outputs or FileCounts()
+    new = max(0, outputs.new)
+    # Where inputs are not known nothing says that a job is ready.
+    unready = new if transform.inputs is None else min(new, max(0, transform.inputs.new))
+    queued = max(0, outputs.activated) + max(0, outputs.preprocessing)
+    started = max(0, outputs.processing)
+    done = max(0, outputs.processed) + max(0, outputs.failed) + max(0, outputs.missing)
+    unmapped = max(planned, outputs.total, 0) - (new + queued + started + done)
+    return {
+        Open.UNMAPPED: max(0, unmapped),
+        Open.UNREADY: unready,
+        Open.READY: new - unready,
+        Open.QUEUED: queued,
+        Open.STARTED: started,
+    }
+
+
+def _start(counts: Counts, transform: TransformRecord, running: int | None) -> None:
+    """Move jobs to running as far as is known.
+
+    PanDA's word counts more than iDDS's counters, which call a job new until
+    a message or a poll says otherwise.
+    """
+    if running is None:
+        started = transform.processing_status in _RUNNING_PROCESSINGS
+        _move(counts, counts[WmsStates.PENDING] if started else 0, WmsStates.PENDING, WmsStates.RUNNING)
+        return
+    for source in (WmsStates.PENDING, WmsStates.READY, WmsStates.UNREADY):
+        _move(counts, max(0, running - counts[WmsStates.RUNNING]), source, WmsStates.RUNNING)
+
+
+def refine_by_contents(
+    counts: Counts, transform: TransformRecord, contents: Iterable[ContentRecord], *, aborted: bool
+) -> None:
+    """Tell apart, in place, what counters call failed.
+
+    Parameters
+    ----------
+    counts : `dict` [`~lsst.ctrl.bps.WmsStates`, `int`]
+        Counts of the task; changed.
+    transform : `TransformRecord`
+        The task's transform.
+    contents : `~collections.abc.Iterable` [`ContentRecord`]
+        Its contents; some may be missing.
+    aborted : `bool`
+        Whether the run was aborted: jobs that PanDA then killed are DELETED.
+    """
+    phase = phase_of(transform.status, aborted)
+    killed = retried = failed = 0
+    for content in contents:
+        if aborted and was_killed(content):
+            killed += 1
+        elif content.status == "Failed" and phase is Phase.OPEN:
+            retried += 1
+        else:
+            failed += content.status in _FAILED_CONTENTS
+    # The counters may be older than the contents: what has failed stays.
+    _move(counts, min(killed, counts[WmsStates.FAILED] - failed), WmsStates.FAILED, WmsStates.DELETED)
+    _move(counts, retried, WmsStates.FAILED, WmsStates.PENDING)
+
+
+def was_killed(content: ContentRecord) -> bool:
+    """Tell whether a job of a cancelled run that iDDS calls failed did not
+    fail by itself.
+
+    Parameters
+    ----------
+    content : `ContentRecord`
+        A job's content.
+
+    Returns
+    -------
+    killed : `bool`
+        Whether PanDA or the pilot ended its job because it was told to, the
+        runner did not start it because the run was cancelled, the cancel
+        took an attempt from it that was left, or nothing is known of a job
+        that failed: iDDS stores how a job ended together with its failure.
+    """
+    if content.status not in ("FinalFailed", "Failed"):
+        return False
+    if content.status == "Failed" or content.job_status in _KILLED_JOBS:
+        return True
+    return has_kill_code(content.errors) or not (content.job_status or content.errors)
+
+
+def has_kill_code(errors: Iterable[JobError]) -> bool:
+    """Tell whether a job's errors say that it was told to end.
+
+    Parameters
+    ----------
+    errors : `~collections.abc.Iterable` [`JobError`]
+        All its errors.
+    """
+    return any((error.source, error.code) in _KILL_CODES for error in errors)
+
+
+def _move(counts: Counts, number: int, source: WmsStates, target: WmsStates) -> None:
+    number = max(0, min(number, counts[source]))
+    counts[source] -= number
+    counts[target] += number
+
+
+def running_by_task(jobs: Iterable[JobRecord]) -> dict[int, int]:
+    """Count PanDA jobs that run now.
+
+    Parameters
+    ----------
+    jobs : `~collections.abc.Iterable` [`JobRecord`]
+        PanDA jobs.
+
+    Returns
+    -------
+    running : `dict` [`int`, `int`]
+        Number by task id; a task of which no job runs is there with 0.
+    """
+    running: Counter[int] = Counter()
+    for job in jobs:
+        running[job.task_id] += job.status in _RUNNING_JOBS
+    return dict(running)

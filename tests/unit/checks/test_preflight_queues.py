@@ -1,0 +1,188 @@
+"""Jobs that fit no queue, and hints on what pays."""
+
+from dataclasses import replace
+
+import pytest
+
+from lsst.ctrl.bps.panda.checks.plan import (
+    LARGE_TASK,
+    MANY_JOBS,
+    QueueLimits,
+    find_hints,
+    find_misfits,
+    find_unknown_queues,
+    read_queues,
+)
+from lsst.ctrl.bps.panda.errors import SettingsError
+from lsst.ctrl.bps.panda.plan.model import (
+    Accounting,
+    JobPlan,
+    Packing,
+    Placement,
+    Resources,
+    RunIdentity,
+    TaskPlan,
+    WorkflowPlan,
+)
+from lsst.ctrl.bps.panda.settings import sites
+
+SMALL = QueueLimits("Q_small", memory=4000, cores=1)
+LARGE = QueueLimits("Q_large", memory=500000, walltime=86400)
+MERGE = QueueLimits("Q_merge", memory=900000, brokered=False)
+
+
+def make_task(label="isr", *, memory=1000, cores=1, walltime=3600, queue="", jobs=1, site="S", packed=1):
+    return TaskPlan(
+        name=f"run_01_{label}_01",
+        label=label,
+        chunk=1,
+        first=0,
+        command="",
+        placement=Placement("US", site, queue),
+        resources=Resources(memory, memory, 1.0, cores, 0, walltime, 1),
+        accounting=Accounting("", 1, "", "", "", ""),
+        packing=Packing(packed),
+        jobs=(JobPlan("j", 0, "j"),) * jobs,
+    )
+
+
+def misfits(*tasks, queues=(SMALL, LARGE, MERGE)):
+    return find_misfits(tasks, lambda site: queues if site == "S" else ())
+
+
+@pytest.mark.parametrize(
+    "needs",
+    [
+        {},
+        {"memory": 500000},
+        {"cores": 8},
+        {"memory": 800000, "queue": "Q_merge"},
+        {"memory": 10**7, "queue": "Q_unknown"},
+        {"memory": 10**7, "site": "elsewhere"},
+    ],
+)
+def test_fits(needs):
+    assert misfits(make_task(**needs)) == []
+
+
+def test_a_queue_that_a_site_is_not_known_to_have():
+    def doubts(*tasks):
+        return find_unknown_queues(tasks, lambda site: (SMALL, LARGE) if site == "S" else ())
+
+    assert doubts(make_task(), make_task(queue="Q_small"), make_task(queue="X", site="elsewhere")) == []
+    assert doubts(make_task(queue="Q_smal"), make_task("b", queue="Q_smal"), make_task(queue="Q_smal")) == [
+        "Queue Q_smal (labels isr, b) is not among those known of S; did you mean Q_small?"
+    ]
+    assert doubts(make_task(queue="XYZ")) == [
+        "Queue XYZ (labels isr) is not among those known of S; jobs for a queue that does not exist never "
+        "start."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("needs", "words"),
+    [
+        (
+            {"memory": 500001},
+            "no queue of S takes its jobs; for the largest, Q_large, requestMemory 500001 is more",
+        ),
+        ({"walltime": 90000, "memory": 5000}, "requestWalltime 90000 is more than 86400 seconds"),
+        (
+            {"queue": "Q_small", "cores": 2},
+            "queue Q_small does not take its jobs: requestCpus 2 is more than 1 cores",
+        ),
+        (
+            {"queue": "Q_merge", "memory": 10**6},
+            "say so in the YAML: queues: {Q_merge: {maxMemory: 1000000}}",
+        ),
+    ],
+)
+def test_does_not_fit(needs, words):
+    (problem,) = misfits(make_task(**needs), make_task(**needs))
+    assert words in problem
+    assert problem.startswith("Label isr: ")
+
+
+def test_labels_with_the_same_problem_share_a_line():
+    needs = {"memory": 500001}
+    tasks = [make_task(label, **needs) for label in ("isr", "warp")]
+    first, second = misfits(*tasks, make_task("isr", **needs), make_task("coadd", memory=600000))
+    assert first.startswith("Labels isr, warp: no queue of S")
+    assert second.startswith("Label coadd: ")
+
+
+def test_the_packaged_profiles_are_understood():
+    known = {
+        name: read_queues(sites.profile_of(name).get("queues"), source=name) for name in sites.site_names()
+    }
+    slac = {queue.name: queue for queue in known["SLAC"]}
+    assert slac["SLAC_Rubin_4G"].memory == 4000
+    assert not slac["SLAC_Rubin_Merge"].brokered
+    assert known["local"] == ()
+    # What is not known limits nothing.
+    assert find_misfits([make_task(memory=10**6, site="CC-IN2P3")], lambda site: known[site]) == []
+    assert known["LSST"] == ()
+
+
+@pytest.mark.parametrize(
+    ("site", "needs", "words"),
+    [
+        ("SLAC", {"memory": 500000}, ""),
+        ("SLAC", {"memory": 500001}, "for the largest, SLAC_Rubin_Extra_Himem, requestMemory 500001"),
+        ("SLAC", {"memory": 400000, "cores": 8}, ""),
+        ("SLAC", {"memory": 600000, "cores": 8}, "for the largest, SLAC_Rubin_Multi, requestMemory 600000"),
+        ("LANCS", {"memory": 300000}, "for the largest, LANCS_Rubin_Extra_Himem, requestMemory 300000"),
+        ("RAL", {"memory": 300000}, ""),
+        ("SLAC", {"queue": "SLAC_Rubin_Multi"}, "requestCpus 1 is less than 2 cores"),
+        ("SLAC", {"queue": "SLAC_Rubin_Merge", "cores": 16, "memory": 32768}, ""),
+    ],
+)
+def test_queues_of_the_facilities(site, needs, words):
+    known = read_queues(sites.profile_of(site)["queues"], source=site)
+    problems = find_misfits([make_task(site=site, **needs)], lambda _: known)
+    assert [words in problem for problem in problems] == ([True] if words else [])
+
+
+@pytest.mark.parametrize(
+    "section", ["Q", ["Q"], {"Q": {"memory": 5}}, {"Q": {"maxMemory": "5 GB"}}, {"Q": {"cores": -1}}]
+)
+def test_a_section_that_is_not_understood(section):
+    with pytest.raises(SettingsError, match=r"queues.*profile of X"):
+        read_queues(section, source="profile of X")
+
+
+def plan(*tasks, final=()):
+    run = RunIdentity("run", "", "", "", "", "", "", "", "", "", "")
+    return WorkflowPlan(run, tuple(tasks), (), tuple(final), (), (), ())
+
+
+def test_no_hint_without_need():
+    final = make_task("finalJob", queue="Q_merge")
+    assert find_hints(plan(make_task(jobs=MANY_JOBS), final=[final])) == ()
+    assert find_hints(plan(make_task(jobs=MANY_JOBS + 1))) == ()  # an hour each
+
+
+def test_many_short_jobs():
+    task = make_task(jobs=MANY_JOBS, walltime=600)
+    (hint,) = find_hints(plan(task, task))
+    assert "Label isr has 20000 jobs" in hint
+    assert "enableEventService: isr:20" in hint
+    packed = replace(task, packing=Packing(10))
+    assert find_hints(plan(packed, packed)) == ()
+
+
+def test_a_request_that_steps_do_not_make_short_enough():
+    (hint,) = find_hints(plan(make_task()), length=501, most=500)
+    assert hint.startswith("The request has 501 bytes even without the dependencies")
+    assert find_hints(plan(make_task()), length=500, most=500) == ()
+
+
+def test_a_large_task():
+    (hint,) = find_hints(plan(make_task(jobs=LARGE_TASK + 1)))
+    assert "tasks of 100001 jobs" in hint
+    assert "maxJobsPerTask" in hint
+
+
+def test_a_final_job_without_a_queue():
+    (hint,) = find_hints(plan(final=[make_task("finalJob")]))
+    assert "S_Rubin_Merge" in hint

@@ -1,0 +1,96 @@
+"""Each message that a user can meet is on the page of messages.
+
+A message is known by its first sentence, with ``...`` for what is put in.
+Who adds one or changes its words does the same in ``messages.rst``.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from panda_documentation.pages import CHECKOUT, read
+
+from lsst.ctrl.bps.panda import errors
+from lsst.ctrl.bps.panda.rest import faults as diagnosis
+from lsst.ctrl.bps.panda.rest import faults as failures
+
+PACKAGE = CHECKOUT / "python" / "lsst" / "ctrl" / "bps" / "panda"
+MODULES = sorted(
+    path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] not in {"edgenode", "demo"}
+)
+GAP = "\0"
+
+
+def template(node: ast.expr) -> str:
+    """Return a text in the source, with gaps for what is put into it."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else GAP for part in node.values)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return template(node.left) + template(node.right)
+    return GAP
+
+
+def beginning(text: str) -> str:
+    """Return the longest piece without gaps of the first sentence."""
+    first = re.split(r"(?<=[^.])[.;:](?:\s|$)|\n", text)[0]
+    pieces = [piece.strip(" '\"().:,") for piece in first.split(GAP)]
+    return max(pieces, key=len)
+
+
+def messages(path: Path) -> Iterator[str]:
+    """Yield how each message of a module begins."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        made = (
+            isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in errors.__all__
+        )
+        if made and node.args and len(words := beginning(template(node.args[0]))) > 8:
+            yield words
+
+
+@functools.cache
+def documented() -> str:
+    """Return all messages of the page, in one line."""
+    return " ".join(
+        " ".join(found.split()) for found in re.findall(r"``((?:[^`]|`(?!`))+)``", read("messages"))
+    )
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_each_message_is_on_its_page(path):
+    page = documented()
+    assert [words for words in messages(path) if " ".join(words.split()) not in page] == []
+
+
+def test_what_a_failed_connection_says_is_there():
+    page = documented()
+    texts = [words for _, words in failures._ERRORS.values()] + list(diagnosis._SENTENCES.values())
+    missing = [text for text in texts if beginning(re.sub(r"\{\w+\}", GAP, text)) not in page]
+    assert len(texts) > 20
+    assert missing == []
+
+
+def test_no_message_is_there_that_does_not_exist():
+    """What was reworded must go from the page, too."""
+    source = " ".join(path.read_text(encoding="utf-8") for path in MODULES)
+    plain = re.sub(r"""["']\s*\n\s*[frb]*["']""", "", source)
+    terms = re.findall(r"^(``.+``)$", read("messages"), re.M)
+    unknown = []
+    for term in re.findall(r"``((?:[^`]|`(?!`))+)``", " ".join(terms)):
+        words = max((piece.strip(" '\"().:,;") for piece in term.split("...")), key=len)
+        if words not in plain:
+            unknown.append(words)
+    assert unknown == []
+
+
+def test_the_search_for_messages_is_not_blind():
+    found = [words for path in MODULES for words in messages(path)]
+    assert len(found) > 100
+    assert "and the profile of computeSite" not in found
+    assert "fileDistributionEndPoint is not set and the profile of computeSite" in found

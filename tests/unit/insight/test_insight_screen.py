@@ -1,0 +1,127 @@
+"""What commands print on terminals of several sizes."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import click
+import pytest
+from click.testing import CliRunner
+from lsst.ctrl.bps.wms_service import WmsStates
+
+from lsst.ctrl.bps.panda.cli.panda_bps import COMMANDS, main
+from lsst.ctrl.bps.panda.cli.panda_bps_watch import screen_lines
+from lsst.ctrl.bps.panda.cli.run_argument import table
+from lsst.ctrl.bps.panda.insight.progress import Progress
+
+NOW = datetime(2026, 11, 21, tzinfo=UTC)
+
+
+def counts(**numbers):
+    return {state: numbers.get(state.name, 0) for state in WmsStates}
+
+
+def a_run(labels, **values):
+    total = {state: sum(found[state] for found in labels.values()) for state in WmsStates}
+    return Progress(NOW, 41, "u_ann_drp", WmsStates.RUNNING, False, labels, total, **values)
+
+
+def many():
+    """A hundred labels: some done, one that runs, two with failures."""
+    return {
+        f"label_{n:03d}_{'x' * (n % 30)}": counts(
+            SUCCEEDED=900 if n < 40 else 0,
+            RUNNING=100 if n == 40 else 0,
+            FAILED=1 if n in (5, 70) else 0,
+            UNREADY=1000 if n > 40 else 0,
+        )
+        for n in range(100)
+    }
+
+
+@pytest.mark.parametrize("size", [(80, 24), (200, 50), (40, 12), (132, 200)])
+def test_the_display_fits_and_shows_what_matters(size):
+    columns, height = size
+    run = a_run(many(), rate=12.3, end=NOW + timedelta(hours=3), errors=("2 x payload 17 in label_005",))
+    lines = screen_lines(run, columns - 1, height - 1)
+    assert len(lines) <= height - 1
+    text = "\n".join(line[: columns - 1] for line in lines)
+    for label in ("label_005", "label_040", "label_070") if columns > 40 else ("label_005",):
+        assert label in text
+    assert "2 x payload 17" in text
+    assert [line for line in lines if line.startswith("total")]
+    # The figures are not cut off, whatever the labels are.
+    (total,) = [line for line in lines if line.startswith("total")]
+    assert total.split()[-1] == "2"
+    assert len(total) < columns
+    assert lines[-1].endswith("Ctrl-C stops watching, not the run")
+    shown = sum(line.startswith("label_") for line in lines)
+    assert shown == 100 or f"({100 - shown} more)" in text
+
+
+def test_what_went_wrong_is_seen_on_the_narrowest_display():
+    labels = {"a_label_of_some_length": counts(SUCCEEDED=12345, FAILED=678, DELETED=90, RUNNING=4)}
+    head, row, total = screen_lines(a_run(labels), 39, 12)[2:5]
+    assert head.split()[-2:] == ["failed", "deleted"]
+    assert row.split()[-2:] == total.split()[-2:] == ["678", "90"]
+    assert len(head) <= 39
+
+
+def test_there_is_nothing_to_stop_when_the_run_has_ended():
+    run = replace(a_run({"isr": counts(SUCCEEDED=1)}), ended=True)
+    assert screen_lines(run, 80, 24)[-1].startswith("looked at ")
+    assert "Ctrl-C" not in screen_lines(run, 80, 24)[-1]
+
+
+def test_one_failed_job_of_many_is_seen_in_the_bar():
+    lines = screen_lines(a_run({"isr": counts(SUCCEEDED=9999, FAILED=1)}), 120, 24)
+    assert "#######################x" in lines[3]
+
+
+def test_columns_of_what_does_not_happen_are_left_out():
+    plain = screen_lines(a_run({"isr": counts(SUCCEEDED=1)}), 120, 24)
+    assert plain[2].split() == ["label", "jobs", "done", "running", "waiting", "failed"]
+    pruned = screen_lines(a_run({"isr": counts(SUCCEEDED=1, PRUNED=2)}), 120, 24)
+    assert pruned[2].split() == ["label", "jobs", "done", "running", "waiting", "failed", "pruned"]
+
+
+def test_tables_drop_columns_only_where_they_must():
+    head, rows = ("label", "a", "b", "c"), [("isr", 1, 22, None), ("long_label", 333, 4, 5)]
+    full = table(head, rows)
+    assert full == ["label         a   b  c", "isr           1  22  -", "long_label  333   4  5"]
+    assert table(head, rows, drop=("b", "a")) == full, "no terminal"
+    assert table(head, rows, drop=("b", "a"), width=len(full[0])) == full
+    assert table(head, rows, drop=("b", "a"), width=20) == [
+        "label         a  c",
+        "isr           1  -",
+        "long_label  333  5",
+    ]
+    assert table(head, rows, drop=("b", "a"), width=5)[2] == "long_label  5"
+    assert table(head, [], drop=("b",), width=5) == ["label  a  c"]
+
+
+def test_ctrl_c_ends_any_command_with_its_exit_code():
+    @click.command()
+    def slow():
+        raise KeyboardInterrupt
+
+    group = type(main)("panda_bps", commands={"slow": slow})
+    group.get_command = lambda ctx, name: slow
+    result = CliRunner().invoke(group, ["slow"])
+    assert (result.exit_code, result.stdout, result.stderr) == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_help_teaches(name):
+    result = CliRunner().invoke(main, [name, "--help"], prog_name="panda_bps")
+    assert result.exit_code == 0
+    assert all(len(line) <= 80 for line in result.output.splitlines())
+    assert "\\b" not in result.output
+    if name in ("show", "watch", "errors", "logs", "resources", "html"):
+        assert f"panda_bps {name} 41" in result.output
+        assert "--json" in result.output
+
+
+def test_help_begins_with_questions():
+    text = CliRunner().invoke(main, ["--help"]).output
+    assert "\\b" not in text
+    assert "Why did jobs of it fail?     panda_bps errors 41" in text

@@ -1,0 +1,436 @@
+"""Tasks, inputs and jobs of the embedded PanDA, without processes and iDDS."""
+
+import json
+
+import pytest
+
+from lsst.ctrl.bps.panda.local.database import Database, Outbox, files, jobs
+from lsst.ctrl.bps.panda.local.dispatcher import JobDesk
+from lsst.ctrl.bps.panda.local.jedi import Jedi
+from lsst.ctrl.bps.panda.local.job_store import JobStore
+from lsst.ctrl.bps.panda.local.pilot import OUT_OF_MEMORY, EventOutcome, outcome_of
+from lsst.ctrl.bps.panda.local.settings import Queue, Queues, parse_pace
+from lsst.ctrl.bps.panda.local.views import Views, runs
+
+GOOD = outcome_of(0)
+BAD = outcome_of(17)
+
+
+class Panda:
+    """All parts on an SQLite file, with a clock that is set by hand."""
+
+    def __init__(self, path, pace="quick", queues=None):
+        self.now = 1000.0
+        self.database = Database(f"sqlite:///{path}")
+        self.outbox = Outbox(self.database, self.clock)
+        self.wakes = 0
+        store = JobStore(self.database, self.outbox, clock=self.clock, wake=self.wake)
+        self.jedi = Jedi(
+            self.database, self.outbox, store, pace=parse_pace(pace), clock=self.clock, wake=self.wake
+        )
+        self.desk = JobDesk(self.database, self.jedi, queues=queues or Queues(), clock=self.clock)
+        self.views = Views(self.database)
+
+    def clock(self):
+        return self.now
+
+    def wake(self):
+        self.wakes += 1
+
+    def submit(self, names, **params):
+        values = {
+            "taskName": "run_00_label_01_1_1",
+            "userName": "me",
+            "reqID": 1,
+            "pfnList": names,
+            "maxAttempt": 2,
+            "coreCount": 1,
+            "ramCount": 1000,
+            "jobParameters": [{"type": "constant", "value": "run ${IN/L}"}],
+            **params,
+        }
+        return self.jedi.submit(values, "me")
+
+    def take(self, free=100):
+        return self.desk.take(free, 100)
+
+    def status(self, task_id):
+        return self.views.task(task_id)["status"]
+
+    def inputs(self, task_id):
+        with self.database.look() as connection:
+            query = files.select().where(files.c.task_id == task_id).order_by(files.c.file_id)
+            return [row.status for row in connection.execute(query)]
+
+    def messages(self):
+        return self.outbox.take(timeout=0)
+
+
+@pytest.fixture
+def panda(tmp_path):
+    made = Panda(tmp_path / "panda.db")
+    yield made
+    made.database.close()
+
+
+def test_task_without_dependencies_runs_at_once(panda):
+    task = panda.submit(["a:0", "a:1"])
+    assert panda.status(task) == "running"
+    first, second = panda.take()
+    assert (first.pseudo_input, second.pseudo_input) == ("a:0", "a:1")
+    assert (first.attempt, first.memory, first.cores) == (1, 1000, 1)
+    assert panda.desk.report(first.panda_id, GOOD)
+    assert panda.status(task) == "running"
+    assert panda.desk.report(second.panda_id, GOOD)
+    assert panda.status(task) == "done"
+    kinds = [(message["msg_type"], message["status"]) for message in panda.messages()]
+    assert kinds[-1] == ("task_status", "done")
+    assert kinds.count(("job_status", "finished")) == 2
+
+
+def test_names_of_inputs_are_made_as_jedi_does(panda):
+    task = panda.submit(["plain", "dir/last", "es:eventservice_0^3"], fineGrainedProc=True)
+    (dataset,) = panda.views.datasets(task)
+    assert [item["lfn"] for item in dataset["files"]] == [
+        "000000:plain",
+        "000001:last",
+        "000002:es:eventservice_0",
+    ]
+    assert [order.event_count for order in panda.take()] == [1, 1, 3]
+
+
+def test_second_submission_of_a_task_is_the_first(panda):
+    first = panda.submit(["a"])
+    assert panda.submit(["a"]) == first
+    assert panda.submit(["a"], taskName="other") != first
+    (order, _) = panda.take()
+    panda.desk.report(order.panda_id, GOOD)
+    assert panda.submit(["a"]) == first
+
+
+def test_release_by_id_by_name_and_giving_up(panda):
+    task = panda.submit(["a", "b", "c", "d"], inputPreStaging=True)
+    assert panda.status(task) == "pending"
+    assert panda.take() == []
+    (dataset,) = panda.views.datasets(task)
+    released = [
+        {"name": "a", "status": "Available", "external_content_id": dataset["files"][0]["id"]},
+        {"name": "b", "status": "Available", "external_content_id": None},
+        {"name": "c", "status": "Missing"},
+        {"name": "nobody", "status": "Available"},
+        {"name": "d", "status": "New"},
+    ]
+    assert panda.jedi.release(task, released) == 3
+    assert panda.jedi.release(task, released) == 0, "a message that comes twice changes nothing"
+    assert panda.inputs(task) == ["running", "running", "missing", "staging"]
+    assert panda.status(task) == "running"
+    for order in panda.take():
+        panda.desk.report(order.panda_id, GOOD)
+    assert panda.status(task) == "running"
+    panda.jedi.release(task, [{"name": "d", "status": "Missing"}])
+    # Pruned inputs do not count: the task is done.
+    assert panda.status(task) == "done"
+    record = panda.views.detailed_task(task)
+    assert (record["nFiles"], record["nFilesFinished"], record["nFilesMissing"]) == (2, 2, 2)
+
+
+def test_all_pruned_task_fails(panda):
+    task = panda.submit(["a"], inputPreStaging=True)
+    panda.jedi.release(task, [{"name": "a", "status": "Missing"}])
+    assert panda.status(task) == "failed"
+    assert panda.views.task(task)["error_dialog"] == "failed due to no input"
+
+
+def test_release_of_unknown_task_is_ignored(panda):
+    assert panda.jedi.release(999, [{"name": "a", "status": "Available"}]) == 0
+
+
+def test_failure_is_tried_again_under_a_new_id(panda):
+    task = panda.submit(["a", "b"])
+    first, other = panda.take()
+    panda.desk.report(first.panda_id, BAD)
+    panda.desk.report(other.panda_id, GOOD)
+    (again,) = panda.take()
+    assert (again.attempt, again.pseudo_input) == (2, "a")
+    assert again.panda_id > first.panda_id
+    panda.desk.report(again.panda_id, BAD)
+    assert panda.status(task) == "finished"
+    assert panda.inputs(task) == ["failed", "finished"]
+    attempts = panda.views.job_descriptions(task, unsuccessful_only=True)
+    assert [(job["attemptNr"], job["maxAttempt"], job["transExitCode"]) for job in attempts] == [
+        (1, 1, "17"),
+        (2, 2, "17"),
+    ]
+    assert attempts[0]["jobName"] == attempts[1]["jobName"]
+    # PanDA shows an input that used up its attempts as ready.
+    assert panda.views.datasets(task)[0]["files"][0]["status"] == "ready"
+
+
+def test_report_counts_once(panda):
+    task = panda.submit(["a"])
+    (order,) = panda.take()
+    assert panda.desk.report(order.panda_id, GOOD)
+    assert not panda.desk.report(order.panda_id, BAD)
+    assert panda.status(task) == "done"
+    assert not panda.desk.report(12345, GOOD)
+
+
+def test_memory_grows_after_running_out_of_it(panda):
+    panda.submit(["a"], retryRamStep=2500, retryRamMax=2000, coreCount=1, maxAttempt=3)
+    (order,) = panda.take()
+    panda.desk.report(order.panda_id, outcome_of(137, error=OUT_OF_MEMORY))
+    (again,) = panda.take()
+    assert again.memory == 2000
+    panda.desk.report(again.panda_id, BAD)
+    (third,) = panda.take()
+    assert third.memory == 2000
+
+
+def test_retry_is_refused_for_done_and_accepted_once_for_finished(panda):
+    task = panda.submit(["a", "b"], maxAttempt=1)
+    first, second = panda.take()
+    panda.desk.report(first.panda_id, GOOD)
+    panda.desk.report(second.panda_id, BAD)
+    assert panda.status(task) == "finished"
+    assert panda.jedi.command(task, "retry", "me").code == 0
+    assert panda.jedi.command(task, "retry", "me").code == 0, "sent repeatedly by iDDS"
+    assert panda.take() == [], "not before its time"
+    panda.now += 1
+    panda.jedi.tick()
+    (again,) = panda.take()
+    assert (again.pseudo_input, again.attempt) == ("b", 2)
+    panda.desk.report(again.panda_id, GOOD)
+    assert panda.status(task) == "done"
+    refused = panda.jedi.command(task, "retry", "me")
+    assert refused.code == 4
+    assert "done status" in refused.message
+    assert panda.jedi.command(999, "retry", "me").code == 2
+
+
+def test_reload_of_input_brings_pruned_inputs_back(panda):
+    task = panda.submit(["a", "b"], inputPreStaging=True)
+    panda.jedi.release(task, [{"name": "a", "status": "Available"}, {"name": "b", "status": "Missing"}])
+    (order,) = panda.take()
+    panda.desk.report(order.panda_id, GOOD)
+    assert panda.status(task) == "done"
+    assert panda.jedi.command(task, "incexec", "me").code == 0
+    panda.now += 1
+    panda.jedi.tick()
+    (again,) = panda.take()
+    assert again.pseudo_input == "b"
+
+
+def test_retry_without_anything_to_do_fails_again(panda):
+    task = panda.submit(["a"], inputPreStaging=True)
+    panda.jedi.release(task, [{"name": "a", "status": "Missing"}])
+    assert panda.jedi.command(task, "retry", "me").code == 0
+    panda.now += 1
+    panda.jedi.tick()
+    assert panda.status(task) == "failed"
+    assert panda.views.task(task)["error_dialog"] == "no retry since no new/unprocessed files available"
+
+
+def test_kill_cancels_queued_jobs_and_waits_for_running_ones(panda):
+    task = panda.submit(["a", "b", "c"])
+    running = panda.desk.take(1, 100)
+    assert panda.jedi.command(task, "kill", "boss").code == 0
+    assert panda.status(task) == "toabort"
+    panda.now += 0.3
+    panda.jedi.tick()
+    assert panda.status(task) == "aborting"
+    assert panda.take() == []
+    assert panda.desk.due_kills([running[0].panda_id]) == [], "the pilot has not heard of it"
+    panda.now += 2.1
+    assert panda.desk.due_kills([running[0].panda_id]) == [running[0].panda_id]
+    assert panda.desk.killer(running[0].panda_id) == "boss"
+    panda.desk.report(running[0].panda_id, BAD)
+    assert panda.status(task) == "aborted"
+    cancelled = panda.views.job_descriptions(task, unsuccessful_only=True)[1:]
+    assert {(job["jobStatus"], job["taskBufferErrorCode"]) for job in cancelled} == {("cancelled", 100)}
+    assert {job["taskBufferErrorDiag"] for job in cancelled} == {"kill by boss"}
+    assert panda.jedi.command(task, "retry", "boss").code == 4
+    assert panda.jedi.command(task, "kill", "boss").code == 4
+
+
+def test_payload_that_ends_before_the_pilot_hears_of_the_kill_is_finished(panda):
+    task = panda.submit(["a"])
+    (order,) = panda.take()
+    panda.jedi.command(task, "kill", "boss")
+    panda.now += 0.3
+    panda.jedi.tick()
+    panda.desk.report(order.panda_id, GOOD)
+    assert panda.status(task) == "aborted"
+    assert panda.views.jobs([order.panda_id])[0]["jobStatus"] == "finished"
+
+
+def test_killed_single_jobs_are_tried_again(panda):
+    task = panda.submit(["a", "b"])
+    running = panda.desk.take(1, 100)
+    ids = panda.views.job_ids(task)
+    assert panda.jedi.kill_jobs([*ids, 77], "boss") == [True, True, False]
+    assert panda.views.job_states(ids) == [
+        {"status": "running", "command": "tobekilled"},
+        {"status": "cancelled", "command": "tobekilled"},
+    ]
+    (again,) = panda.take()
+    assert (again.pseudo_input, again.attempt) == ("b", 2)
+    assert running[0].pseudo_input == "a"
+
+
+def test_event_service_runs_only_what_is_missing(panda):
+    task = panda.submit(["es:eventservice_0^3"], fineGrainedProc=True)
+    (order,) = panda.take()
+    events = (EventOutcome(1, 0), EventOutcome(2, 5), EventOutcome(3, 0))
+    panda.messages()
+    panda.desk.report(order.panda_id, outcome_of(5, events=events))
+    told = [message["status"] for message in panda.messages() if message["msg_type"] == "job_status"]
+    assert "finished" not in told, "iDDS would take all payloads as finished"
+    (again,) = panda.take()
+    assert again.done_events == {1, 3}
+    panda.desk.report(again.panda_id, outcome_of(5, events=(EventOutcome(2, 5),)))
+    assert panda.status(task) == "failed"
+    states = panda.views.event_states([{"task_id": task, "panda_id": again.panda_id}])
+    assert [state["status"] for _, state in sorted(states[str(again.panda_id)].items())] == [
+        "finished",
+        "fatal",
+        "finished",
+    ]
+    job = panda.views.jobs([order.panda_id])[0]
+    assert (job["jobStatus"], job["jobSubStatus"], job["eventService"]) == ("finished", "fg_partial", 6)
+
+
+def test_delays_of_production(tmp_path):
+    panda = Panda(tmp_path / "panda.db", "production")
+    task = panda.submit(["a"])
+    assert panda.status(task) == "ready"
+    assert panda.jedi.tick() == panda.now + 7
+    panda.now += 7
+    panda.jedi.tick()
+    (order,) = panda.take()
+    assert panda.status(task) == "running"
+    panda.desk.report(order.panda_id, GOOD)
+    assert panda.status(task) == "prepared"
+    panda.now += 60
+    assert panda.jedi.tick() is None
+    assert panda.status(task) == "done"
+
+
+def test_lost_jobs_after_a_crash(tmp_path):
+    path = tmp_path / "panda.db"
+    before = Panda(path)
+    twice = before.submit(["a"], taskName="twice")
+    once = before.submit(["b"], taskName="once", maxAttempt=1)
+    ended = before.submit(["c"], taskName="ended")
+    orders = {order.pseudo_input: order for order in before.take()}
+    before.desk.report(orders["c"].panda_id, GOOD)
+    after = Panda(path)
+    assert after.jedi.recover("just now") == 2
+    again = {order.pseudo_input: order for order in after.take()}
+    assert set(again) == {"a", "b"}
+    assert (again["a"].attempt, again["b"].attempt) == (2, 1)
+    assert again["a"].panda_id > orders["a"].panda_id
+    assert again["b"].panda_id == orders["b"].panda_id
+    lost = after.views.jobs([orders["a"].panda_id])[0]
+    assert (lost["jobStatus"], lost["jobDispatcherErrorCode"]) == ("failed", 100)
+    assert lost["jobDispatcherErrorDiag"] == "lost heartbeat : just now"
+    assert [after.status(task) for task in (twice, once, ended)] == ["running", "running", "done"]
+
+
+def test_messages_taken_before_a_crash_come_again(panda):
+    panda.submit(["a"])
+    first = panda.messages()
+    assert first
+    assert panda.messages() == []
+    panda.outbox.replay()
+    assert panda.messages() == first
+
+
+def test_state_and_message_are_one_transaction(panda):
+    panda.messages()
+
+    def interrupted():
+        with panda.database.change():
+            panda.submit(["a"])
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError):
+        interrupted()
+    assert panda.messages() == []
+    assert panda.views.task(1) is None
+
+
+def test_jobs_are_taken_by_priority_and_fit_the_cores(panda):
+    panda.submit(["low"], taskName="low", taskPriority=1)
+    panda.submit(["wide"], taskName="wide", taskPriority=5, coreCount=4)
+    panda.submit(["high"], taskName="high", taskPriority=9)
+    # The wide job does not fit next to the high one, and is not overtaken.
+    (high,) = panda.desk.take(4, 4)
+    assert high.pseudo_input == "high"
+    assert panda.desk.take(3, 4) == []
+    panda.desk.report(high.panda_id, GOOD)
+    assert [order.pseudo_input for order in panda.desk.take(4, 4)] == ["wide"]
+
+
+def test_job_wider_than_the_machine_runs_alone(panda):
+    panda.submit(["wide"], coreCount=64)
+    (order,) = panda.desk.take(2, 2)
+    assert (order.cores, order.memory) == (2, 64000)
+
+
+def test_queues_limit_cores_memory_and_time(tmp_path):
+    queues = Queues({"small": Queue(cores=1, memory=500, walltime=60), "big": Queue()})
+    panda = Panda(tmp_path / "panda.db", queues=queues)
+    panda.submit(["a", "b"], taskName="small", site="small", maxWalltime=90000)
+    panda.submit(["c"], taskName="big", site="big")
+    first, other = panda.take()
+    assert (first.pseudo_input, first.memory, first.walltime) == ("a", 500, 60)
+    assert (other.pseudo_input, other.memory, other.walltime) == ("c", 1000, 0)
+    panda.desk.report(first.panda_id, GOOD)
+    assert [order.pseudo_input for order in panda.take()] == ["b"]
+
+
+def test_overview_of_runs(panda):
+    panda.submit(["a", "b"], taskName="u_me_20261120T1_00_isr_01_1_1")
+    panda.submit(["c"], taskName="u_me_20261120T1_01_isr_02_1_2", inputPreStaging=True)
+    for order in panda.take()[:1]:
+        panda.desk.report(order.panda_id, GOOD)
+    (run,) = runs(panda.database)
+    assert (run.run, run.name, run.user) == (1, "u_me_20261120T1", "me")
+    assert (run.tasks, run.ended, run.jobs, run.done, run.running) == (2, 0, 3, 1, 1)
+
+
+def test_tasks_since_filters(panda):
+    mine = panda.submit(["a"], taskName="mine")
+    panda.submit(["b"], taskName="theirs", userName="they", reqID=2)
+    views = panda.views
+
+    def names(since=None, user="", **filters):
+        return [item["taskName"] for item in views.tasks_since(since, filters, user=user, limit=10)]
+
+    assert names() == ["mine", "theirs"]
+    assert names(user="me") == ["mine"]
+    assert names(user="me", userName="they") == ["theirs"]
+    assert names(reqID="2") == ["theirs"]
+    assert names(reqID="1|2") == ["mine", "theirs"]
+    assert names(status="running", jediTaskID=str(mine)) == ["mine"]
+    assert names(since="1970-01-01 00:16:39") == ["mine", "theirs"]
+    assert names(since="1970-01-01 00:16:41") == []
+
+
+def test_records_are_json_and_have_pandas_fields(panda):
+    task = panda.submit(["a"])
+    (order,) = panda.take()
+    record = panda.views.jobs([order.panda_id, 5])
+    assert record[1] is None
+    job = json.loads(json.dumps(record[0]))
+    assert job["creationTime"] == {"__datetime__": "1970-01-01T00:16:40"}
+    assert (job["jobStatus"], job["reqID"], job["jediTaskID"], job["maxRSS"]) == ("running", 1, task, None)
+    assert job["Files"][0]["lfn"] == "000000:a"
+    assert job["jobParameters"] == "run a"
+
+
+def test_job_ids_have_one_number_of_digits(panda):
+    panda.submit([f"a:{i}" for i in range(12)])
+    with panda.database.look() as connection:
+        ids = [row.panda_id for row in connection.execute(jobs.select())]
+    assert len({len(str(panda_id)) for panda_id in ids}) == 1

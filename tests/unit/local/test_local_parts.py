@@ -1,0 +1,554 @@
+"""Small parts of the embedded PanDA: settings, faults, queues, identity, ..."""
+
+import base64
+import io
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from lsst.ctrl.bps.panda.errors import LocalPandaError
+from lsst.ctrl.bps.panda.local import instance
+from lsst.ctrl.bps.panda.local.api import CacheError, FileCache
+from lsst.ctrl.bps.panda.local.endpoint import (
+    Endpoint,
+    environment,
+    read_endpoint,
+    state_directory,
+    write_endpoint,
+)
+from lsst.ctrl.bps.panda.local.executor import JobPlaces, Payload, job_environment, read_memory_summary
+from lsst.ctrl.bps.panda.local.faults import Faults, parse_faults, read_faults
+from lsst.ctrl.bps.panda.local.identity import IdentityRules, NotAllowedError, identify
+from lsst.ctrl.bps.panda.local.job_store import memory_of_retry
+from lsst.ctrl.bps.panda.local.pilot import OUT_OF_TIME, EventOutcome, JobOrder, outcome_of, payload_commands
+from lsst.ctrl.bps.panda.local.processes import (
+    end_session,
+    is_alive,
+    marked_processes,
+    measure_sessions,
+    start_ticks,
+)
+from lsst.ctrl.bps.panda.local.settings import (
+    PACES,
+    Queue,
+    ServerSettings,
+    parse_pace,
+    read_queues,
+    read_settings,
+    write_settings,
+)
+from lsst.ctrl.bps.panda.local.views import run_name
+from lsst.ctrl.bps.panda.local.web import owner_of_peer
+
+
+def _order(**values):
+    given = {
+        "panda_id": 1000001,
+        "task_id": 5,
+        "task_name": "run_00_isr_01_1_1",
+        "request_id": 1,
+        "attempt": 1,
+        "template": "run ${IN/L}",
+        "pseudo_input": "isr:12",
+        "event_count": 0,
+        "done_events": frozenset(),
+        "queue": "Q",
+        "cores": 1,
+        "memory": 0,
+        "walltime": 0,
+        **values,
+    }
+    return JobOrder(**given)
+
+
+# -- Commands, environment, payload ------------------------------------------
+
+
+def test_pseudo_input_is_put_in_place():
+    assert payload_commands(_order()) == [(0, "run isr:12")]
+
+
+def test_event_service_command_per_payload():
+    order = _order(pseudo_input="isr:eventservice_40", event_count=3, done_events=frozenset({2}))
+    assert payload_commands(order) == [(1, "run isr:eventservice_40^1"), (3, "run isr:eventservice_40^3")]
+
+
+def test_environment_of_a_job_is_clean():
+    base = {"HOME": "/home/me", "USER": "me", "LANG": "C", "PYTHONPATH": "/x", "SECRET": "s", "PATH": "/mine"}
+    variables = job_environment(
+        _order(attempt=2), Path("/w"), base=base, path="/env/bin", extra={"PANDA_URL": "u"}
+    )
+    assert variables["PATH"] == "/env/bin:/usr/local/bin:/usr/bin:/bin"
+    assert (variables["PANDAID"], variables["PanDA_TaskID"]) == ("1000001", "5")
+    assert (variables["PANDA_ATTEMPTNR"], variables["TMPDIR"]) == ("2", "/w")
+    assert (variables["HOME"], variables["PANDA_URL"]) == ("/home/me", "u")
+    assert not {"PYTHONPATH", "SECRET"} & variables.keys()
+
+
+@pytest.fixture
+def places(tmp_path):
+    return JobPlaces(tmp_path / "logs", tmp_path / "work", "http://127.0.0.1:1/logs")
+
+
+def _payload(places, **values):
+    payload = Payload(_order(**values), places, {"PATH": os.environ["PATH"], "TMPDIR": "/tmp"})
+    payload.prepare()
+    return payload
+
+
+def test_payload_has_fresh_directories_and_its_output_is_kept(places):
+    payload = _payload(places)
+    assert payload.run("echo out; echo err >&2; pwd > here; echo {} > payload-log.json; exit 7") == 7
+    payload.keep_logs("the pilot's\n")
+    logs = places.log_directory(1000001)
+    assert (logs / "payload.stdout").read_text() == "out\n"
+    assert (logs / "payload.stderr").read_text() == "err\n"
+    assert (logs / "payload-log.json").read_text() == "{}\n"
+    assert (logs / "pilotlog.txt").read_text() == "the pilot's\n"
+    work = places.work_directory(1000001)
+    assert (work / "here").read_text().strip() == str(work)
+    assert (work / "payload.stdout").read_text() == "out\n"
+    again = _payload(places)
+    assert not (work / "here").exists()
+    again.remove_work()
+    assert not work.exists()
+    assert logs.exists()
+
+
+def test_files_of_a_job_have_the_permissions_that_the_user_wants(places):
+    environment = {"PATH": os.environ["PATH"]}
+    payload = Payload(_order(), places, environment, umask=0o027)
+    payload.prepare()
+    assert payload.run("touch made; mkdir below") == 0
+    work = places.work_directory(1000001)
+    assert (work / "made").stat().st_mode & 0o777 == 0o640
+    assert (work / "below").stat().st_mode & 0o777 == 0o750
+
+
+def test_payload_killed_by_a_signal(places):
+    assert _payload(places).run("kill -SEGV $$") == 139
+
+
+def test_payload_that_leaves_a_process_behind(places, tmp_path):
+    payload = _payload(places)
+    assert payload.run(f"sleep 600 & echo $! > {tmp_path}/pid") == 0
+    assert start_ticks(int((tmp_path / "pid").read_text())) == 0
+
+
+def test_payload_that_leaves_a_process_in_a_session_of_its_own(places, tmp_path):
+    other = Payload(_order(panda_id=1000002), places, {"PATH": os.environ["PATH"]})
+    other.prepare()
+    run = threading.Thread(target=other.run, args=(f"echo $$ > {tmp_path}/other; sleep 600",))
+    run.start()
+    payload = _payload(places)
+    assert payload.run(f"setsid sleep 600 & echo $! > {tmp_path}/pid") == 0
+    assert start_ticks(int((tmp_path / "pid").read_text())) == 0
+    # Another job's are left alone.
+    while not (tmp_path / "other").exists() or not (tmp_path / "other").read_text():
+        time.sleep(0.01)
+    assert start_ticks(int((tmp_path / "other").read_text())) > 0
+    other.end(OUT_OF_TIME, grace=0)
+    run.join(60)
+    assert not run.is_alive()
+
+
+def test_payload_that_is_ended_with_a_process_in_a_session_of_its_own(places, tmp_path):
+    payload = _payload(places)
+    # The process that left is all that runs when the job's own is gone.
+    command = f"setsid bash -c 'echo $$ > {tmp_path}/pid; sleep 600' & wait"
+    run = threading.Thread(target=payload.run, args=(command,))
+    run.start()
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        time.sleep(0.01)
+    payload.end(OUT_OF_TIME, grace=5)
+    assert start_ticks(int((tmp_path / "pid").read_text())) == 0
+    run.join(60)
+    assert not run.is_alive()
+
+
+def test_payload_ended_before_it_started_does_not_run(places, tmp_path):
+    payload = _payload(places)
+    payload.end(OUT_OF_TIME, grace=0)
+    assert payload.run(f"touch {tmp_path}/ran") == 143
+    assert not (tmp_path / "ran").exists()
+    assert payload.error is OUT_OF_TIME
+
+
+def test_memory_summary_of_prmon_is_read(tmp_path):
+    summary = {"Max": {"rss": 218372, "pss": 211998, "rchar": 2048000}, "Avg": {"rss": 145646.0}}
+    (tmp_path / "memory_monitor_summary.json").write_text(json.dumps(summary))
+    assert read_memory_summary(tmp_path) == {
+        "maxRSS": 218372,
+        "avgRSS": 145646,
+        "maxPSS": 211998,
+        "totRCHAR": 2000,
+    }
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"Max": 1, "Avg": 2}'])
+def test_bad_memory_summary_is_ignored(tmp_path, text):
+    (tmp_path / "memory_monitor_summary.json").write_text(text)
+    assert read_memory_summary(tmp_path) == {}
+
+
+def test_outcomes():
+    assert (outcome_of(0).status, outcome_of(0).detail["transExitCode"]) == ("finished", "0")
+    failed = outcome_of(17)
+    assert (failed.status, failed.pilot_error_code, failed.detail["transExitCode"]) == ("failed", 1305, "17")
+    late = outcome_of(143, error=OUT_OF_TIME)
+    assert (late.pilot_error_code, late.detail["pilotErrorDiag"]) == (1213, "Reached batch system time limit")
+    events = (EventOutcome(1, 0), EventOutcome(2, 3))
+    assert (outcome_of(3, events=events).status, outcome_of(3, events=events).sub_status) == (
+        "finished",
+        "fg_partial",
+    )
+    assert outcome_of(3, events=events[1:]).status == "failed"
+    assert outcome_of(0, events=events[:1]).sub_status == "fg_done"
+
+
+@pytest.mark.parametrize(
+    ("current", "params", "cores", "expected"),
+    [
+        (1000, {"ramCount": 1000, "retryRamStep": 2000}, 1, 2000),
+        (2000, {"ramCount": 1000, "retryRamStep": 2000}, 1, 4000),
+        (2000, {"ramCount": 1000, "retryRamStep": 2000, "retryRamMax": 3000}, 1, 3000),
+        (2000, {"ramCount": 1000, "retryRamStep": 2000, "retryRamMax": 6000}, 2, 3000),
+        (2000, {"ramCount": 1000, "retryRamStep": 2000, "retryRamMax": 1000}, 1, 2000),
+        (1000, {"ramCount": 1000}, 1, 1000),
+        (1000, {"ramCount": 1000, "retryRamOffset": 1500}, 1, 1500),
+        (2048, {"ramCount": 2048, "retryRamOffset": 2048, "retryRamMax": 512000}, 1, 2048),
+    ],
+)
+def test_memory_of_retry(current, params, cores, expected):
+    assert memory_of_retry(current, params, cores) == expected
+
+
+# -- Processes ----------------------------------------------------------------
+
+
+def _python(code, **options):
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True, **options
+    )
+
+
+def test_sessions_are_measured_marked_and_ended():
+    code = "import subprocess, sys, time; x = b'x' * 30_000_000; print('up', flush=True); time.sleep(600)"
+    with _python(code, env={**os.environ, "MARK_OF_TEST": "7f3"}) as process:
+        assert process.stdout.readline() == "up\n"
+        started = start_ticks(process.pid)
+        assert is_alive(process.pid, started)
+        assert not is_alive(process.pid, started + 1)
+        use = measure_sessions([process.pid])[process.pid]
+        assert use.rss > 30_000
+        assert use.processes == 1
+        assert marked_processes("MARK_OF_TEST=7f3") == [process.pid]
+        assert marked_processes("MARK_OF_TEST=7f") == []
+        end_session(process.pid, grace=5)
+        assert process.wait(timeout=10) == -15
+    assert start_ticks(process.pid) == 0
+
+
+def test_session_that_ignores_sigterm_is_killed():
+    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+    with _python(code) as process:
+        assert process.stdout.readline() == "up\n"
+        end_session(process.pid, grace=0.1)
+        assert process.wait(timeout=10) == -9
+
+
+def test_owner_of_a_loopback_connection():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            assert owner_of_peer(client.getsockname()[1], port) == os.getuid()
+            assert owner_of_peer(port, client.getsockname()[1]) is not None
+        assert owner_of_peer(1, port) is None
+
+
+def test_owner_of_a_connection_of_another_user(tmp_path):
+    table = tmp_path / "tcp"
+    table.write_text(
+        "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
+        "   0: 0100007F:1F90 0100007F:0050 01 00000000:00000000 00:00000000 00000000  1234        0 1 1 0\n"
+    )
+    assert owner_of_peer(8080, 80, tables=((str(table), "0100007F"),)) == 1234
+    assert owner_of_peer(8081, 80, tables=((str(table), "0100007F"),)) is None
+
+
+# -- Pace, queues, faults -------------------------------------------------------
+
+
+def test_paces():
+    assert parse_pace("quick") is PACES["quick"]
+    changed = parse_pace("production, heartbeat=30 ,poll=2,event_states=true")
+    assert (changed.heartbeat, changed.poll, changed.event_states, changed.finalise) == (30.0, 2, True, 60.0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["slow", "quick,speed=1", "quick,poll=0", "quick,poll=1.5", "quick,heartbeat=-1", "quick,heartbeat"],
+)
+def test_bad_pace_is_refused_by_name(text):
+    with pytest.raises(ValueError, match="pace"):
+        parse_pace(text)
+
+
+def test_queues_are_read(tmp_path):
+    path = tmp_path / "queues.yaml"
+    path.write_text("SMALL: {cores: 1, memory: 2000, walltime: 60, cloud: US}\nANY:\n")
+    queues = read_queues(path)
+    assert queues.get("SMALL") == Queue(1, 2000, 60, "US")
+    assert queues.accepts("ANY")
+    assert not queues.accepts("OTHER")
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [("[]", "mapping"), ("A: {ram: 1}", "ram"), ("A: {cores: -1}", "-1"), ("A: {cores: x}", "'x'")],
+)
+def test_bad_queues_are_refused_by_name(tmp_path, text, named):
+    path = tmp_path / "queues.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=named):
+        read_queues(path)
+
+
+def test_faults_of_jobs():
+    rules = [
+        {"action": "fail", "match": "isr:12", "exit_code": 3, "attempts": 1},
+        {"action": "delay", "match": "_isr_", "seconds": 2, "times": 1},
+        {"action": "lose", "match": "coadd"},
+    ]
+    faults = Faults(parse_faults(rules))
+    first = faults.for_job(_order())
+    assert (first.exit_code, first.delay, first.lose) == (3, 2.0, False)
+    second = faults.for_job(_order(attempt=2))
+    assert (second.exit_code, second.delay) == (None, 0.0)
+    assert faults.for_job(_order(pseudo_input="coadd:1")).lose
+    faults.set([])
+    assert faults.for_job(_order()).exit_code is None
+
+
+def test_faults_of_messages_and_commands():
+    rules = [
+        {"action": "drop", "target": "command", "match": "abort", "times": 1},
+        {"action": "duplicate", "target": "to_idds", "match": "job_status"},
+    ]
+    faults = Faults(parse_faults(rules))
+    assert faults.flow("command", "abort", "x") == []
+    assert faults.flow("command", "abort", "x") == ["x"]
+    assert faults.flow("to_idds", "job_status", "x") == ["x", "x"]
+    assert faults.flow("to_panda", "job_status", "x") == ["x"]
+
+
+def test_fault_with_a_probability():
+    rules = parse_faults([{"action": "drop", "target": "to_idds", "probability": 0.5}])
+    faults = Faults(rules, chance=random.Random(1))
+    passed = sum(len(faults.flow("to_idds", "m", 1)) for _ in range(1000))
+    assert 400 < passed < 600
+
+
+@pytest.mark.parametrize(
+    ("rules", "named"),
+    [
+        ({}, "list"),
+        ([1], "1 is no rule"),
+        ([{"match": "x"}], "action"),
+        ([{"action": "burn"}], "burn"),
+        ([{"action": "drop"}], "target job"),
+        ([{"action": "fail", "target": "moon"}], "moon"),
+        ([{"action": "fail", "match": "("}], "regular expression"),
+        ([{"action": "fail", "when": 1}], "when"),
+    ],
+)
+def test_bad_faults_are_refused_by_name(rules, named):
+    with pytest.raises(ValueError, match=named):
+        parse_faults(rules)
+
+
+def test_faults_are_read_from_yaml(tmp_path):
+    path = tmp_path / "faults.yaml"
+    path.write_text("- {action: lose, match: 'isr:[0-3]'}\n")
+    assert [rule.match for rule in read_faults(path)] == ["isr:[0-3]"]
+
+
+# -- Identity ---------------------------------------------------------------------
+
+
+def _token(**claims):
+    parts = [{"alg": "none"}, claims]
+    return (
+        ".".join(base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts)
+        + ".x"
+    )
+
+
+@pytest.mark.parametrize(
+    ("headers", "user", "production"),
+    [
+        ({}, "me", True),
+        ({"X-PanDA-User": "alice"}, "alice", False),
+        ({"Authorization": f"Bearer {_token(name='Bob Builder', sub='b')}"}, "Bob Builder", False),
+        ({"Authorization": f"Bearer {_token(preferred_username='carol')}"}, "carol", False),
+        ({"Authorization": f"Bearer {_token(sub='x' * 40)}"}, "x" * 20, False),
+    ],
+)
+def test_users(headers, user, production):
+    found = identify(headers, IdentityRules("me"))
+    assert (found.user, found.production) == (user, production)
+
+
+@pytest.mark.parametrize("token", ["junk", "a.b.c", _token(aud="x")])
+def test_bad_tokens_are_refused(token):
+    with pytest.raises(NotAllowedError, match="token"):
+        identify({"Authorization": f"Bearer {token}"}, IdentityRules("me"))
+
+
+def test_token_check():
+    def verify(token):
+        raise NotAllowedError("never")
+
+    rules = IdentityRules("me", verify)
+    with pytest.raises(NotAllowedError, match="is needed"):
+        identify({"X-PanDA-User": "alice"}, rules)
+    with pytest.raises(NotAllowedError, match="never"):
+        identify({"Authorization": f"Bearer {_token(name='x')}"}, rules)
+    assert identify({}, rules, inside=True).production
+
+
+# -- State directory, settings ------------------------------------------------------
+
+
+def test_state_directory_by_variables():
+    assert state_directory({"HOME": "/h"}) == Path("/h/.local/state/panda_local")
+    assert state_directory({"HOME": "/h", "XDG_STATE_HOME": "/s"}) == Path("/s/panda_local")
+    assert state_directory({"HOME": "/h", "XDG_STATE_HOME": "relative"}) == Path(
+        "/h/.local/state/panda_local"
+    )
+    assert state_directory({"HOME": "/h", "PANDA_LOCAL_DIR": "/d"}) == Path("/d")
+
+
+def _endpoint(directory, **values):
+    given = {
+        "url": "http://127.0.0.1:9/server/panda",
+        "pid": os.getpid(),
+        "started": start_ticks(os.getpid()),
+    }
+    return Endpoint(**{**given, "token": "t", "version": "1", "directory": str(directory), **values})
+
+
+def test_endpoint_is_kept_privately(tmp_path):
+    endpoint = _endpoint(tmp_path)
+    write_endpoint(endpoint)
+    assert read_endpoint(tmp_path) == endpoint
+    assert (tmp_path / "endpoint.json").stat().st_mode & 0o077 == 0
+    variables = environment(endpoint)
+    assert variables["PANDA_URL"] == variables["PANDA_URL_SSL"] == variables["PANDACACHE_URL"] == endpoint.url
+    assert variables["PANDA_AUTH"] == ""
+
+
+def test_stale_endpoints_are_recognised(tmp_path):
+    assert instance.find(tmp_path) is None
+    (tmp_path / "endpoint.json").write_text("{")
+    assert instance.find(tmp_path) is None
+    write_endpoint(_endpoint(tmp_path, started=1))
+    assert instance.find(tmp_path) is None, "another process of the same number"
+    assert instance.stop(tmp_path) is False
+    assert not (tmp_path / "endpoint.json").exists()
+    write_endpoint(_endpoint(tmp_path))
+    assert instance.find(tmp_path) == _endpoint(tmp_path)
+
+
+def test_settings_are_remembered(tmp_path):
+    assert read_settings(tmp_path) == ServerSettings()
+    write_settings(tmp_path, {"slots": 3, "pace": None})
+    write_settings(tmp_path, {"pace": "production"})
+    settings = read_settings(tmp_path)
+    assert (settings.slots, settings.pace) == (3, "production")
+    assert (tmp_path / "settings.json").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"host": "0.0.0.0"}, "127.0.0.1 only"),
+        ({"slots": -1}, "-1"),
+        ({"keep_work": "perhaps"}, "perhaps"),
+        ({"database": "mysql://x"}, "mysql"),
+        ({"pace": "slow"}, "slow"),
+        ({"queues": "/nowhere.yaml"}, "/nowhere.yaml"),
+        ({"faults": "/nowhere.yaml"}, "/nowhere.yaml"),
+    ],
+)
+def test_bad_settings_are_refused(tmp_path, changes, named):
+    with pytest.raises(LocalPandaError, match=named):
+        write_settings(tmp_path, changes)
+    assert read_settings(tmp_path) == ServerSettings()
+
+
+def test_a_directory_with_files_of_others_is_not_taken(tmp_path):
+    """It would be made private, and removed by "clean"."""
+    (tmp_path / "precious").touch()
+    tmp_path.chmod(0o755)
+    with pytest.raises(LocalPandaError, match="holds other files"):
+        instance.start(tmp_path)
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+def test_clean_removes_only_what_is_ours(tmp_path):
+    assert instance.clean(tmp_path / "none") is False
+    (tmp_path / "precious").touch()
+    with pytest.raises(LocalPandaError, match="no state directory"):
+        instance.clean(tmp_path)
+    write_settings(tmp_path, {})
+    write_endpoint(_endpoint(tmp_path))
+    with pytest.raises(LocalPandaError, match="stop it first"):
+        instance.clean(tmp_path)
+    (tmp_path / "endpoint.json").unlink()
+    assert instance.clean(tmp_path)
+    assert not tmp_path.exists()
+
+
+# -- File cache, names ------------------------------------------------------------
+
+
+def test_file_cache(tmp_path):
+    cache = FileCache(tmp_path / "cache")
+    assert cache.put("jobO.1.tar.gz", io.BytesIO(b"data")) == 4
+    assert cache.path("jobO.1.tar.gz").read_bytes() == b"data"
+    os.utime(cache.path("jobO.1.tar.gz"), (0, 0))
+    assert cache.touch("jobO.1.tar.gz")
+    assert cache.path("jobO.1.tar.gz").stat().st_mtime > time.time() - 1000
+    assert not cache.touch("absent")
+    cache.delete("jobO.1.tar.gz")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "a b", "/etc/passwd"])
+def test_bad_names_are_refused(tmp_path, name):
+    with pytest.raises(CacheError, match="not a name"):
+        FileCache(tmp_path).put(name, io.BytesIO(b""))
+
+
+def test_file_that_is_too_large_is_refused_and_leaves_nothing(tmp_path):
+    cache = FileCache(tmp_path)
+    assert cache.limit("sources.x") > cache.limit("x.log.tgz") > cache.limit("jobO.x") == 10 * 1024 * 1024
+    with pytest.raises(CacheError, match="limit"):
+        cache.put("jobO.big", io.BytesIO(b"x" * (10 * 1024 * 1024 + 1)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_of_runs():
+    one = ["u_me_w_20261120T1_00_isr_01_1_1"]
+    assert run_name(one) == "u_me_w_20261120T1"
+    assert run_name([*one, "u_me_w_20261120T1_01_coadd_01_1_2"]) == "u_me_w_20261120T1"

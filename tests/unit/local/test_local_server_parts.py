@@ -1,0 +1,146 @@
+"""Parts of the server process that need no server: its log, its lock, what
+it does without, the bell of its loops, and the end of its processes.
+"""
+
+import importlib
+import logging
+import logging.handlers
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from lsst.ctrl.bps.panda.local.idds_repairs.embedding import Absent, DeepDiff, taken_away
+from lsst.ctrl.bps.panda.local.idds_repairs.speed import Bell, BelledEvent
+from lsst.ctrl.bps.panda.local.processes import MARKER, SERVER_MARKER, end_marked, marked_processes
+from lsst.ctrl.bps.panda.local.server import PrintedLines, set_up_log
+from lsst.ctrl.bps.panda.local.settings import take_lock
+
+
+@pytest.fixture
+def root_logger():
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    disabled = logging.getLogger("panda-client").disabled
+    yield root
+    for handler in root.handlers[:]:
+        if handler not in handlers and isinstance(handler, logging.handlers.RotatingFileHandler):
+            root.removeHandler(handler)
+            handler.close()
+    root.setLevel(level)
+    logging.getLogger("panda-client").disabled = disabled
+    logging.captureWarnings(False)
+
+
+def test_log_has_a_bounded_size(tmp_path, root_logger):
+    set_up_log(tmp_path, "INFO", size=10_000)
+    for number in range(2000):
+        logging.getLogger("x").warning("line %d of many", number)
+    files = sorted(tmp_path.iterdir())
+    assert [path.name for path in files] == ["server.log", "server.log.1", "server.log.2"]
+    assert sum(path.stat().st_size for path in files) < 3 * 10_000
+    assert "line 1999 of many" in (tmp_path / "server.log").read_text()
+
+
+def test_what_is_printed_is_logged_and_cut(tmp_path, root_logger):
+    set_up_log(tmp_path, "WARNING")
+    stream = PrintedLines(logging.getLogger("printed"), logging.WARNING)
+    print("something odd", file=stream)
+    print("x" * 100_000, file=stream)
+    print("unseen", file=PrintedLines(logging.getLogger("printed"), logging.DEBUG))
+    text = (tmp_path / "server.log").read_text()
+    assert "printed WARNING something odd" in text
+    assert len(text) < 5000
+    assert "unseen" not in text
+
+
+def test_lock_is_held_and_waited_for(tmp_path):
+    first = take_lock(tmp_path)
+    assert take_lock(tmp_path) is None
+    pauses = []
+
+    def release_at_second_pause(seconds):
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            first.close()
+
+    second = take_lock(tmp_path, patience=1.0, sleep=release_at_second_pause)
+    assert second is not None
+    assert len(pauses) == 2
+    second.close()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "differ"),
+    [
+        ({}, {}, False),
+        ({"a": 1}, {"a": 1}, False),
+        ({"a": 1}, {"a": 2}, True),
+        ({"a": 1}, {"a": 1, "b": 2}, True),
+        ({"a": [1, 2]}, {"a": [2, 1]}, False),
+        ({"a": [{"x": 1}, 2]}, {"a": [2, {"x": 1}]}, False),
+        ({"a": [1, 1, 2]}, {"a": [1, 2, 2]}, True),
+        ({"a": None}, {}, True),
+    ],
+)
+def test_small_deepdiff_agrees_with_what_is_meant(first, second, differ):
+    assert bool(DeepDiff(first, second, ignore_order=True)) is differ
+
+
+def test_modules_are_taken_away_for_a_moment_only():
+    with taken_away(("xyz_absent", "xyz_absent.part"), ("xyz_optional",)):
+        absent = importlib.import_module("xyz_absent.part")
+        with pytest.raises(ImportError):
+            importlib.import_module("xyz_optional")
+        thing = absent.Thing
+    assert isinstance(thing, Absent)
+    assert "xyz_absent" not in sys.modules
+    assert "xyz_optional" not in sys.modules
+    with pytest.raises(RuntimeError, match=r"works without xyz_absent\.part\.Thing"):
+        thing()
+
+
+def test_what_is_loaded_is_not_taken_away():
+    with taken_away(("json",), ()):
+        assert importlib.import_module("json").dumps([]) == "[]"
+    assert "json" in sys.modules
+
+
+def test_bell_wakes_who_waits_and_who_comes_late():
+    bell = Bell()
+    bell.wait(0.0)
+    bell.ring()
+    # Rung before the wait: heard at once, however long the wait.
+    done = threading.Event()
+    waiter = threading.Thread(target=lambda: (bell.wait(600), done.set()), daemon=True)
+    waiter.start()
+    assert done.wait(30)
+    event = BelledEvent(bell)
+    event.set()
+    assert event.wait(0.001) is True
+    assert BelledEvent(bell).wait(0.001) is False
+
+
+def test_marked_processes_are_ended_also_those_that_are_just_becoming_a_job(tmp_path):
+    def begin(**variables):
+        return subprocess.Popen(["sleep", "600"], env={"PATH": os.environ["PATH"], **variables})
+
+    job = begin(**{MARKER: str(tmp_path)})
+    becoming = begin(**{SERVER_MARKER: "0123"})
+    other = begin(**{MARKER: f"{tmp_path}-other", SERVER_MARKER: "4567"})
+    try:
+        end = time.monotonic() + 30
+        while len(marked_processes(f"{MARKER}={tmp_path}", f"{SERVER_MARKER}=0123")) < 2:
+            assert time.monotonic() < end
+        assert end_marked(tmp_path, dead_server="0123") == 2
+        assert (job.wait(timeout=30), becoming.wait(timeout=30)) == (-9, -9)
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+        for process in (job, becoming):
+            process.kill()
+            process.wait()

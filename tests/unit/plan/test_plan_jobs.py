@@ -1,0 +1,249 @@
+"""What becomes of the attributes and files of single jobs, and what is said of
+those that cannot be used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from lsst.ctrl.bps import (
+    GenericWorkflow,
+    GenericWorkflowExec,
+    GenericWorkflowFile,
+    GenericWorkflowGroup,
+    GenericWorkflowJob,
+)
+from lsst.ctrl.bps.panda.edgenode import cmd_line_decoder as runner
+from lsst.ctrl.bps.panda.errors import PlanError
+from lsst.ctrl.bps.panda.plan.commands import FileLedger
+from lsst.ctrl.bps.panda.plan.labels import LabelSettings, NamingKind, PlanSettings
+from lsst.ctrl.bps.panda.plan.model import Placement, RunIdentity, StagedFile
+from lsst.ctrl.bps.panda.plan.planner import make_plan
+
+LABEL = LabelSettings("SITE", "US", "", 900, "", "test", "managed", "wlcg", "python3 runner.py _cmd_line_")
+RUN = RunIdentity("u_run", "someone", "dev", "", "pipe", "u/run", "SITE", "/submit", "/area/", "1", "30")
+SETTINGS = PlanSettings(run=RUN, labels={"": LABEL})
+
+
+def make_job(name: str = "a", label: str = "isr", **needs: object) -> GenericWorkflowJob:
+    job = GenericWorkflowJob(name, label, executable=GenericWorkflowExec("sh", "/bin/sh"))
+    job.arguments = "run {value}"
+    job.cmdvals = {"value": name}
+    for key, value in needs.items():
+        setattr(job, key, value)
+    return job
+
+
+def plan_of(*jobs: GenericWorkflowJob, files: dict[str, list[GenericWorkflowFile]] | None = None):
+    workflow = GenericWorkflow("u_run")
+    for job in jobs:
+        workflow.add_job(job)
+        workflow.add_job_inputs(job.name, (files or {}).get(job.name, []))
+    return make_plan(workflow, SETTINGS)
+
+
+def command_of(task) -> str:
+    return runner.decode_command(task.command.split()[2])
+
+
+@pytest.mark.parametrize(
+    ("needs", "words"),
+    [
+        ({"number_of_retries": -1}, "numberOfRetries of job 'a'.*-1.*at least 0"),
+        ({"request_memory": "much"}, "requestMemory of job 'a'.*'much'.*a number"),
+        ({"request_memory": float("nan")}, "requestMemory.*nan"),
+        ({"request_memory": float("inf")}, "requestMemory.*inf"),
+        ({"request_memory": True}, "requestMemory.*True"),
+        ({"request_memory": [1, 2]}, r"request_memory of job 'a'.*\[1, 2\].*a single value"),
+        ({"queue": {"a": 1}}, "queue of job 'a'.*'a': 1.*a single value"),
+        ({"request_memory_max": float("inf")}, "requestMemoryMax.*inf"),
+        ({"memory_multiplier": float("inf")}, "memoryMultiplier.*inf"),
+        ({"number_of_retries": float("inf")}, "numberOfRetries.*inf"),
+        ({"request_disk": 10**400}, "requestDisk"),
+        ({"priority": float("inf")}, "priority of label 'isr'.*inf"),
+        ({"environment": "A=1"}, "environment of job 'a'.*'A=1'.*mapping"),
+        ({"label": ""}, "label of job 'a' is ''"),
+        ({"label": 5}, "label of job 'a' is 5"),
+        ({"request_cpus": 0}, "requestCpus.*0.*at least 1"),
+        ({"request_walltime": "1 h"}, "requestWalltime.*'1 h'"),
+        ({"priority": "high"}, "priority of label 'isr'.*'high'"),
+        ({"retry_unless_exit": [1, "two"]}, "retryUnlessExit.*'two'"),
+        ({"environment": {"a b": "1"}}, "'a b'.*not a name"),
+        ({"executable": None}, "'a'.*no executable"),
+    ],
+)
+def test_what_cannot_be_used_is_named(needs: dict[str, object], words: str) -> None:
+    with pytest.raises(PlanError, match=words):
+        plan_of(make_job(**needs))
+
+
+@pytest.mark.parametrize(("retries", "attempts"), [(0, 1), (1, 2), (5, 6), (None, 3)])
+def test_attempts_are_retries_and_one(retries: int | None, attempts: int) -> None:
+    assert plan_of(make_job(number_of_retries=retries)).tasks[0].resources.attempts == attempts
+
+
+@pytest.mark.parametrize(("memory", "cores", "planned"), [(1000, 3, 1002), (1000, 1, 1000), (7.2, 2, 8)])
+def test_memory_is_a_multiple_of_the_cores_and_never_less(memory: float, cores: int, planned: int) -> None:
+    needs = plan_of(make_job(request_memory=memory, request_cpus=cores)).tasks[0].resources
+    assert (needs.memory, needs.cores) == (planned, cores)
+    assert needs.memory_max >= planned
+
+
+def test_a_part_of_a_core_a_megabyte_or_a_second_counts_as_a_whole_one() -> None:
+    needs = plan_of(make_job(request_cpus=1.5, request_disk=0.5, request_walltime="90.2")).tasks[0].resources
+    assert (needs.cores, needs.disk, needs.walltime) == (2, 1, 91)
+
+
+def test_what_yaml_takes_for_a_number_is_a_name_all_the_same() -> None:
+    task = plan_of(make_job(queue=17, compute_site=5, compute_cloud=1.5, accounting_group=3)).tasks[0]
+    assert task.placement == Placement(cloud="1.5", site="5", queue="17")
+    assert task.accounting.working_group == "3"
+
+
+def test_words_of_the_runner_command_may_be_in_a_path() -> None:
+    label = replace(LABEL, runner_command="python3 _runner_ _cmd_line_")
+    run = replace(RUN, staging_area="/a_cmd_line_b/_runner_/")
+    settings = PlanSettings(run=run, labels={"": label}, runner=StagedFile("runner", "/r.py", "r.py"))
+    workflow = GenericWorkflow("u_run")
+    workflow.add_job(make_job())
+    words = make_plan(workflow, settings).tasks[0].command.split()
+    assert words[1] == "/a_cmd_line_b/_runner_/r.py"
+    assert runner.decode_command(words[2]) == "/bin/sh run a"
+
+
+def test_a_map_of_names_refuses_jobs_of_one_name() -> None:
+    """Names differ within a workflow, and BPS compares them with none of the
+    final workflow.
+    """
+    workflow = GenericWorkflow("u_run")
+    workflow.add_job(make_job())
+    final = GenericWorkflow("final")
+    final.add_job(make_job(cmdvals={"value": "other"}))
+    final.add_job(make_job("b", "more"))
+    workflow.add_final(final)
+    assert len(make_plan(workflow, SETTINGS).final) == 2
+    with pytest.raises(PlanError, match="name of another job"):
+        make_plan(workflow, replace(SETTINGS, naming=NamingKind.QNODE_MAP))
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+def test_order_holds_through_a_group_without_jobs(blocking: bool) -> None:
+    workflow = GenericWorkflow("u_run")
+    workflow.add_job(make_job("before"))
+    for name in ("one", "two", "three"):
+        group = GenericWorkflowGroup(name, "order", blocking=blocking)
+        if name != "two":
+            group.add_job(make_job(f"in_{name}"))
+        workflow.add_job(group)
+    workflow.add_job_relationships("before", "two")
+    workflow.add_job_relationships("one", "two")
+    workflow.add_job_relationships("two", "three")
+    plan = make_plan(workflow, SETTINGS)
+    jobs = [job for task in plan.tasks for job in task.jobs]
+    (last,) = [job for job in jobs if job.name == "in_three"]
+    parents = {jobs[parent].name for parent in last.parents}
+    waited = {(c.waits_for, c.starts) for c in plan.conditions}
+    task_of = {job.name: task.name for task in plan.tasks for job in task.jobs}
+    if blocking:
+        assert parents == {"before", "in_one"}
+        assert not waited
+    else:
+        assert parents == {"before"}
+        assert waited == {((task_of["in_one"],), (task_of["in_three"],))}
+
+
+def test_what_is_not_honoured_is_said_once_with_its_labels() -> None:
+    jobs = [make_job(f"j{n}", f"label{n % 2}", mail_to="me", preemptible=False) for n in range(6)]
+    mail, preemptible = plan_of(*jobs, make_job("plain", "other")).warnings
+    assert mail.startswith("mailTo (labels label0, label1) has no effect: ")
+    assert preemptible.startswith("preemptible (labels label0, label1) has no effect: ")
+
+
+@pytest.mark.parametrize(
+    "needs",
+    [
+        {"arguments": "run {value} --more"},
+        {"request_memory": 9000},
+        {"environment": {"A": "1"}},
+        {"retry_unless_exit": 3},
+        {"executable": GenericWorkflowExec("other", "/bin/other")},
+        {"queue": "OTHER"},
+        {"pre_cmdline": "module load x"},
+    ],
+    ids=lambda needs: next(iter(needs)),
+)
+def test_jobs_that_differ_in_more_than_values_get_tasks_of_their_own(needs: dict[str, object]) -> None:
+    plan = plan_of(make_job("a"), make_job("b", **needs), make_job("c"))
+    assert [[job.name for job in task.jobs] for task in plan.tasks] == [["a", "c"], ["b"]]
+    first, second = ((task.command, task.resources, task.placement) for task in plan.tasks)
+    assert first != second
+
+
+def test_a_job_without_a_value_that_others_have_is_an_error() -> None:
+    with pytest.raises(PlanError, match="'b' has no value"):
+        plan_of(make_job("a"), make_job("b", cmdvals={}))
+
+
+def test_each_job_gets_the_quantum_graph_that_is_its_own() -> None:
+    """BPS makes one a job where ``whenSaveJobQgraph`` is not ``NEVER``."""
+    jobs = [make_job(n, arguments=f"run <FILE:qgraphFile_{n}> {{value}}") for n in ("a", "b")]
+    files = {
+        n: [GenericWorkflowFile(f"qgraphFile_{n}", f"/s/{n}/q x.qg", wms_transfer=True)] for n in ("a", "b")
+    }
+    plan = plan_of(*jobs, files=files)
+    (task,) = plan.tasks
+    sources = {staged.name: staged.source for staged in plan.files}
+    commands = []
+    for job in task.jobs:
+        values = runner.lookup(plan.shards[0].text, job.order_id)
+        commands.append(runner.insert_values(command_of(task), values))
+    assert commands == ["/bin/sh run 'q x.qg' a", "/bin/sh run '2/q x.qg' b"]
+    assert sources == {"q x.qg": "/s/a/q x.qg", "2/q x.qg": "/s/b/q x.qg"}
+
+
+def test_environment_before_and_after_surround_the_payload() -> None:
+    needs = {
+        "environment": {"B": "it's {value} <ENV:HOME>", "A": "<WMS:attemptNum>"},
+        "pre_cmdline": "setup x",
+        "post_cmdline": "tidy up",
+    }
+    job = make_job("a", **needs)
+    other = make_job("b", **needs)
+    (task,) = plan_of(job, other).tasks
+    assert command_of(task) == (
+        """export A="<WMS:attemptNum>"; export B='it'"'"'s '"{value}"' '"<ENV:HOME>"; """
+        "setup x || exit $?; /bin/sh run {value}; payloadCode=$?; tidy up; exit $payloadCode"
+    )
+
+
+def test_many_files_of_one_name_are_told_apart() -> None:
+    ledger = FileLedger(frozenset())
+    files = [GenericWorkflowFile(f"k{n}", f"/{n}/same", wms_transfer=True) for n in range(5000)]
+    names = {ledger.enter(gwfile).name for gwfile in files}
+    assert len(names) == 5000
+    assert ledger.enter(files[7]).name in names
+
+
+def test_a_long_value_travels_with_the_job_even_if_it_is_the_only_one() -> None:
+    (task,) = plan_of(make_job(cmdvals={"value": "x" * 300_000})).tasks
+    assert len(task.command) < 1000
+    assert task.jobs[0].values == ("x" * 300_000,)
+
+
+def test_many_groups_one_after_another_are_said_to_take_long() -> None:
+    def warnings(groups: int) -> tuple[str, ...]:
+        workflow = GenericWorkflow("u_run")
+        for number in range(groups):
+            job = make_job(f"j{number}")
+            job.tags = {"visit": number}
+            workflow.add_job(job)
+        section = {"labels": "isr", "dimensions": "visit", "blocking": False}
+        workflow.add_special_job_ordering({"visits": section})
+        return make_plan(workflow, SETTINGS).warnings
+
+    assert warnings(101) == ()
+    (text,) = warnings(122)
+    assert "121 non-blocking groups" in text
+    assert "3.0 h" in text

@@ -1,0 +1,182 @@
+"""Settings, archive and messages of a remote build."""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+
+import pytest
+
+from lsst.ctrl import bps
+from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig
+from lsst.ctrl.bps.panda.edgenode import build_cmd_line_decoder
+from lsst.ctrl.bps.panda.errors import SettingsError
+from lsst.ctrl.bps.panda.idds.workflow import BuildTask, Submission, make_build_submission, render_update
+from lsst.ctrl.bps.panda.plan.attributes import RunAttributes
+from lsst.ctrl.bps.panda.remote.request import make_archive
+from lsst.ctrl.bps.panda.settings.remote import is_batch_submission, is_remote_build, read_build_settings
+from lsst.ctrl.bps.panda.status.evidence import count_build_job
+from lsst.ctrl.bps.panda.status.records import FileCounts, TransformRecord
+
+
+def make_config(section, **values):
+    content = {"outputRun": "u/x", "uniqProcName": "u_x", "operator": "ann", "remoteBuild": section, **values}
+    return BpsConfig(
+        content,
+        search_order=BPS_SEARCH_ORDER,
+        defaults=BPS_DEFAULTS,
+        wms_service_class_fqn="lsst.ctrl.bps.panda.PanDAService",
+    )
+
+
+def read(section, **values):
+    return read_build_settings(make_config(section, **values), {})
+
+
+def test_the_section_comes_before_the_rest():
+    section = {"enabled": True, "queue": "Q_build", "requestMemory": 8000, "numberOfRetries": 0}
+    settings = read(section, queue="Q", computeSite="SLAC", LSST_VERSION="w_1", priority=7)
+    assert (settings.queue, settings.memory, settings.attempts) == ("Q_build", 8000, 1)
+    assert (settings.site, settings.cloud, settings.priority) == ("SLAC", "US", 7)
+
+
+def test_the_command_of_the_site_unless_the_section_has_one():
+    command = read({"enabled": True}, computeSite="SLAC", LSST_VERSION="w_1").command
+    assert "lsst_distrib/w_1/loadLSST.bash" in command
+    assert "edgenode.build_cmd_line_decoder _download_cmd_line_ _build_cmd_line_ _compute_site_" in command
+    own = (
+        "export A=${B} N={IDDS_MAX_NAME_LENGTH} V={LSST_VERSION}; build _download_cmd_line_ _build_cmd_line_"
+    )
+    command = read({"enabled": True, "runnerCommand": own}, LSST_VERSION="w_1").command
+    assert command == "export A=${B} N=4000 V=w_1; build _download_cmd_line_ _build_cmd_line_"
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"requestMemory": "much"}, "requestMemory of remoteBuild is 'much'"),
+        ({"numberOfRetries": -1}, "numberOfRetries of remoteBuild is -1"),
+        ({"files": ["/no/such/file"]}, "remoteBuild.files names what is not there: /no/such/file"),
+        ({"runnerCommand": "go {NOWHERE}"}, "does not set: NOWHERE (in runnerCommand)"),
+    ],
+)
+def test_what_cannot_be_used(section, words):
+    with pytest.raises(SettingsError) as caught:
+        read({"enabled": True, **section})
+    assert words in str(caught.value)
+
+
+def names_in(archive):
+    with tarfile.open(archive) as tar:
+        return {member.name: member for member in tar.getmembers() if member.isfile()}
+
+
+@pytest.fixture
+def place(tmp_path):
+    user = tmp_path / "user"
+    (user / "parts" / "deep").mkdir(parents=True)
+    (user / "run.yaml").write_text(
+        "includeConfigs: [parts/more.yaml, '${X_DIR}/x.yaml', /etc/hostname, ../outside.yaml]\n"
+    )
+    (user / "parts" / "more.yaml").write_text("includeConfigs: deep/last.yaml\n")
+    (user / "parts" / "deep" / "last.yaml").write_text("a: 1\n")
+    (tmp_path / "outside.yaml").write_text("b: 1\n")
+    (tmp_path / "over.yaml").write_text("c: 1\n")
+    return tmp_path
+
+
+def test_an_archive_holds_the_configuration_and_what_it_includes(place):
+    (place / "data").mkdir()
+    (place / "data" / "table.csv").write_text("1")
+    archive = place / "jobO.1.tar.gz"
+    make_archive(archive, [str(place / "user" / "run.yaml"), str(place / "data")], place / "over.yaml")
+    assert set(names_in(archive)) == {
+        "run.yaml", "parts/more.yaml", "parts/deep/last.yaml", "data/table.csv", "over.yaml",
+    }  # fmt: skip
+
+
+def test_two_files_of_one_name(place):
+    twin = place / "user" / "over.yaml"
+    twin.write_text("d: 1\n")
+    with pytest.raises(SettingsError, match=r"Two files .* called over.yaml"):
+        make_archive(place / "a.tar.gz", [str(twin)], place / "over.yaml")
+    assert not (place / "a.tar.gz").exists()
+
+
+def test_too_large(place):
+    (place / "noise").write_bytes(os.urandom(11 * 1024**2))
+    with pytest.raises(SettingsError, match="Largest: noise"):
+        make_archive(place / "a.tar.gz", [str(place / "noise")], place / "over.yaml")
+    assert sorted(path.name for path in place.iterdir() if "tar" in path.name) == []
+
+
+def test_the_request_of_a_build():
+    task = BuildTask("build it", site="S", queue="Q", memory=2000, attempts=2)
+    submission = make_build_submission(task, RunAttributes("u_x", operator="ann", campaign="camp"))
+    (workflow,) = json.loads(submission.request)
+    text = json.dumps(workflow)
+    for words in ("build it", "lsst_build", "build_task", "u_x", "camp"):
+        assert words in text
+
+
+def test_the_arguments_of_an_update():
+    submission = Submission((), '[{"class": "Workflow"}]', "{}")
+    arguments = json.loads(render_update(submission, request_id=5, signature='a"b'))
+    assert arguments == [5, 'a"b', {"class": "Workflow"}]
+
+
+@pytest.mark.parametrize(
+    ("status", "counted"),
+    [
+        ("New", FileCounts(total=1, activated=1)),
+        ("Transforming", FileCounts(total=1, activated=1)),
+        ("Finished", FileCounts(total=1, processed=1)),
+        ("Failed", FileCounts(total=1, failed=1)),
+        ("Cancelled", FileCounts(total=1)),
+    ],
+)
+def test_a_build_task_counts_as_a_job(status, counted):
+    empty = FileCounts()
+    assert count_build_job(TransformRecord(1, 2, "build_task", status, outputs=empty)).outputs == counted
+    other = TransformRecord(1, 3, "u_x_01_isr_01", status, outputs=empty)
+    assert count_build_job(other) is other
+
+
+def run_launcher(*arguments, **env):
+    command = [sys.executable, build_cmd_line_decoder.__file__, *arguments]
+    return subprocess.run(
+        command,
+        env={"PATH": "/usr/bin:/bin", **env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_the_launcher_says_what_it_needs(tmp_path):
+    done = run_launcher("https://host/cache/jobO.1.tar.gz", "run.yaml")
+    assert done.returncode == 1
+    assert "IDDS_BUILD_REQUEST_ID is not set, so this is not a build task of iDDS" in done.stdout
+    done = run_launcher("only one")
+    assert done.returncode == 1
+    assert "Two or three arguments are needed" in done.stdout
+    bare = [sys.executable, "-I", "-S", build_cmd_line_decoder.__file__, "a", "b"]
+    done = subprocess.run(bare, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "needs lsst.ctrl.bps.panda at the site" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_stages_of_a_batch_submission_ask_for_memory():
+    """Only where BPS has them; the section wins."""
+    has_stages = hasattr(bps, "GenericWorkflowLazyGroup")
+    stages = {"bpsBatchSubmission": True, "preparePayloadWorkflow": {"requestMemory": 40000}}
+    plain = {"requestMemory": 3000}
+    assert read({}, LSST_VERSION="w_1", **stages, **plain).memory == (40000 if has_stages else 3000)
+    assert read({"requestMemory": 5000}, LSST_VERSION="w_1", **stages, **plain).memory == 5000
+    config = make_config({}, **stages)
+    assert is_batch_submission(config) == is_remote_build(config) == has_stages
+    assert not is_remote_build(make_config({}, bpsBatchSubmission=False))

@@ -1,0 +1,154 @@
+"""Exit codes and the digest of errors."""
+
+from __future__ import annotations
+
+import pytest
+
+from lsst.ctrl.bps.panda.status.failures import (
+    SOURCES,
+    UNKNOWN_EXIT_CODE,
+    Failure,
+    choose_error,
+    digest_failures,
+    exit_codes,
+    failures_of,
+    is_memory_error,
+    log_url,
+    signal_name,
+)
+from lsst.ctrl.bps.panda.status.records import ContentRecord, JobError, TransformRecord
+
+
+def transform(status: str = "SubFinished") -> TransformRecord:
+    return TransformRecord(4, 1, "run_01_isr_01", status)
+
+
+def content(status: str = "FinalFailed", *errors: JobError, job_status: str = "failed", name: str = "isr:1"):
+    return ContentRecord(1, name, status, panda_id=9, job_status=job_status, errors=errors)
+
+
+@pytest.mark.parametrize("first", range(len(SOURCES)))
+def test_the_earlier_source_is_told(first):
+    errors = [JobError(source, number + 10) for number, source in enumerate(SOURCES)][first:]
+    assert choose_error(errors[::-1]).source == SOURCES[first]
+
+
+def test_a_payloads_code_borrows_the_pilots_text():
+    error = choose_error([JobError("pilot", 1305, "Failed to execute payload"), JobError("payload", 17)])
+    assert error == JobError("payload", 17, "Failed to execute payload")
+
+
+def test_signals_are_named():
+    assert signal_name(137) == "SIGKILL"
+    assert signal_name(139) == "SIGSEGV"
+    assert [signal_name(code) for code in (0, 1, 128, 255, -9)] == [""] * 5
+    assert choose_error([JobError("payload", 139)]).text == "ended by SIGSEGV"
+    # Only a payload's code follows the shell's rule.
+    assert choose_error([JobError("pilot", 137, "x")]).text == "x"
+
+
+def test_no_error_at_all_is_said():
+    assert choose_error([]) == JobError("unknown", UNKNOWN_EXIT_CODE, "no server knows an error of this job")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (JobError("payload", 137), True),
+        (JobError("pilot", 1212), True),
+        (JobError("task buffer", 300), True),
+        (JobError("pilot", 137), False),
+        (JobError("payload", 1), False),
+    ],
+)
+def test_memory_errors(error, expected):
+    assert is_memory_error(error) is expected
+
+
+@pytest.mark.parametrize(
+    ("pilot_id", "expected"),
+    [
+        ("http://h/PandaJob_35/pilotlog.txt|PR|3.11", "http://h/PandaJob_35/payload.stderr"),
+        ("file:///a/b/pilotlog.txt", "file:///a/b/payload.stderr"),
+        ("/a/b/pilotlog.txt|PR", "/a/b/payload.stderr"),
+        ("http://h/condor/1.out|PR", "http://h/condor/1.err"),
+        ("http://h/other.log|PR", "http://h/other.log"),
+        ("unknown|PR|3.11", ""),
+        ("", ""),
+    ],
+)
+def test_the_log_of_a_job(pilot_id, expected):
+    assert log_url(pilot_id) == expected
+
+
+def test_failures_of_an_ended_task():
+    rows = [
+        content("Available"),
+        content("FinalFailed", JobError("payload", 17)),
+        content("Missing"),
+        content("Activated", job_status=""),
+        content("Failed", JobError("pilot", 1150, "looping job")),
+    ]
+    failures = failures_of(transform(), "isr", rows, aborted=False)
+    assert [(failure.error.source, failure.error.code) for failure in failures] == [
+        ("payload", 17),
+        ("pilot", 1150),
+        ("task", UNKNOWN_EXIT_CODE),
+    ]
+    assert failures[0].panda_id == 9
+
+
+def test_failures_of_a_task_that_goes_on():
+    rows = [content("Failed", JobError("pilot", 1150)), content("Activated"), content("FinalFailed")]
+    failures = failures_of(transform("Transforming"), "isr", rows, aborted=False)
+    assert [failure.error.source for failure in failures] == ["unknown"]
+
+
+def test_killed_jobs_have_not_failed():
+    rows = [content("FinalFailed", JobError("task buffer", 100), job_status="cancelled")]
+    assert failures_of(transform(), "isr", rows, aborted=True) == []
+    assert len(failures_of(transform(), "isr", rows, aborted=False)) == 1
+
+
+def failure(label: str, source: str, code: int, text: str = "", *, name: str = "j", log: str = "") -> Failure:
+    return Failure(label, name, JobError(source, code, text), log_url=log)
+
+
+def test_as_many_codes_as_failures():
+    failures = [failure("isr", "payload", 137), failure("isr", "payload", 1), failure("coadd", "pilot", 1305)]
+    assert exit_codes({"isr": 3, "coadd": 1, "final": 0}, failures) == {
+        "isr": [-1, 1, 137],
+        "coadd": [1305],
+        "final": [],
+    }
+
+
+def test_codes_beyond_the_count_are_left_out():
+    """Contents are read after the counters and may know more."""
+    failures = [failure("isr", "payload", code) for code in (3, 4, 5)] + [failure("other", "payload", 9)]
+    assert exit_codes({"isr": 2}, failures) == {"isr": [3, 4]}
+
+
+def test_an_absurd_counter_does_not_fill_the_memory():
+    assert len(exit_codes({"isr": 2**60}, [])["isr"]) == 10_000_000
+
+
+def test_equal_errors_are_put_together():
+    failures = [
+        failure("isr", "pilot", 1099, "file 12 not staged in", name="a"),
+        failure("coadd", "pilot", 1099, "file 7 not staged in", name="b", log="http://log"),
+        failure("isr", "payload", 1, "", name="c"),
+    ]
+    digests = digest_failures(failures)
+    assert [(digest.count, digest.error.source, digest.labels) for digest in digests] == [
+        (2, "pilot", ("isr", "coadd")),
+        (1, "payload", ("isr",)),
+    ]
+    assert digests[0].example.name == "b"
+    assert digests[0].error.text == "file 7 not staged in"
+
+
+def test_only_the_most_frequent_are_kept():
+    failures = [failure("isr", "payload", code) for code in range(1, 30) for _ in range(code)]
+    digests = digest_failures(failures, limit=3)
+    assert [digest.error.code for digest in digests] == [29, 28, 27]

@@ -1,0 +1,285 @@
+"""Faults, the decision to repeat, the envelopes of replies (on what real
+servers sent), and PanDA's own API.
+"""
+
+import json
+import socket
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import requests
+import urllib3.exceptions
+from hypothesis import given
+from hypothesis import strategies as st
+from panda_servers import hostile
+
+from lsst.ctrl.bps.panda.errors import RefusedError, ReplyError, SettingsError, TransportError
+from lsst.ctrl.bps.panda.rest.credentials import Anonymous
+from lsst.ctrl.bps.panda.rest.faults import (
+    Failure,
+    Fault,
+    classify_exception,
+    classify_status,
+    looks_like_web_page,
+)
+from lsst.ctrl.bps.panda.rest.panda_api import PandaApi, api_base
+from lsst.ctrl.bps.panda.rest.replies import parse_json, unwrap_api, unwrap_relay
+from lsst.ctrl.bps.panda.rest.retries import Attempt, RetryPolicy, plan_retry
+from lsst.ctrl.bps.panda.rest.transport import Reply, Transport
+
+CAPTURES = Path(__file__).parents[2] / "data" / "captures"
+
+attempts = st.builds(
+    Attempt,
+    number=st.integers(1, 10),
+    safe=st.booleans(),
+    elapsed=st.floats(0, 2000),
+    failure=st.builds(
+        Failure, st.sampled_from(Fault), st.just(""), retry_after=st.none() | st.floats(0, 1e6)
+    ),
+)
+
+
+@given(attempts, st.floats(0, 1, exclude_max=True))
+def test_repeating_is_bounded_and_never_doubles(attempt, luck):
+    policy = RetryPolicy(attempts=4, base=1.0, cap=20.0, budget=900.0)
+    delay = plan_retry(attempt, policy, luck)
+    if delay is None:
+        return
+    assert attempt.number < policy.attempts
+    assert 0 <= delay <= 2 * policy.cap
+    assert attempt.elapsed + delay <= policy.budget
+    assert attempt.safe or attempt.failure.fault.not_executed
+
+
+def test_waits_grow_up_to_a_limit_and_spread():
+    policy = RetryPolicy(attempts=10, base=1.0, cap=5.0)
+    failure = Failure(Fault.GATEWAY, "")
+    waits = [plan_retry(Attempt(n, True, 0.0, failure), policy, 0.5) for n in range(1, 6)]
+    assert waits == [0.5, 1.0, 2.0, 2.5, 2.5]
+    assert plan_retry(Attempt(1, True, 0.0, failure), policy, 0.0) == 0.0
+
+
+def test_exceptions_of_unknown_kind_count_as_sent():
+    assert classify_exception(requests.ConnectionError("?")) is Fault.CONNECTION_LOST
+    assert classify_exception(ValueError("?")) is Fault.CONNECTION_LOST
+    looped = OSError("a")
+    looped.__cause__ = looped
+    assert classify_exception(looped) is Fault.CONNECTION_LOST
+
+
+@pytest.mark.parametrize(
+    ("error", "fault"),
+    [
+        (requests.ConnectTimeout(), Fault.CONNECT_TIMEOUT),
+        (requests.ReadTimeout(), Fault.READ_TIMEOUT),
+        (requests.exceptions.InvalidURL(), Fault.BAD_URL),
+        (requests.exceptions.ProxyError(urllib3.exceptions.ProxyError("no", OSError())), Fault.UNREACHABLE),
+        (requests.ConnectionError(socket.gaierror(-2, "no")), Fault.NAME_NOT_FOUND),
+        (requests.exceptions.ContentDecodingError(), Fault.REPLY_CUT),
+    ],
+)
+def test_exceptions_of_the_library(error, fault):
+    assert classify_exception(error) is fault
+
+
+@given(st.integers(100, 599))
+def test_every_status_has_a_meaning(status):
+    fault = classify_status(status)
+    assert (fault is None) == (200 <= status < 300)
+    # A server's failure may come after it did what was asked.
+    assert status < 500 or not fault.not_executed
+
+
+def test_web_pages_are_recognised():
+    assert looks_like_web_page("", b"\xef\xbb\xbf \n<!DOCTYPE html>")
+    assert looks_like_web_page("text/html; charset=utf-8", b"<p>Welcome</p>")
+    # The real relay sends its JSON as text/html.
+    assert not looks_like_web_page("text/html", b'[true, "<html>"]')
+
+
+def read_captures(pattern):
+    return [pytest.param(path, id=path.stem) for path in sorted(CAPTURES.rglob(pattern))]
+
+
+def unwrap(value):
+    return unwrap_relay(value, endpoint="http://h/server/panda", what="a test")
+
+
+@pytest.mark.parametrize(
+    "path",
+    read_captures("*_get_requests*.json")
+    + read_captures("*_get_contents*.json")
+    + read_captures("*ping.json"),
+)
+def test_real_replies_are_unwrapped(path):
+    code, reply = json.loads(path.read_text())
+    assert code == 0
+    value = unwrap(reply)
+    assert value == reply[1]
+    assert isinstance(value, list | dict)
+
+
+@pytest.mark.parametrize("path", read_captures("*abort_reply.json") + read_captures("*retry*reply.json"))
+def test_real_outcomes_of_commands(path):
+    reply = json.loads(path.read_text())[1]
+    if "No match" in path.read_text():
+        with pytest.raises(RefusedError) as caught:
+            unwrap(reply)
+        assert (caught.value.fault, caught.value.maybe_sent) == (Fault.NO_MATCH, False)
+    else:
+        assert unwrap(reply) == [[0, {"status": 0, "message": "Command registered successfully"}]]
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "words"),
+    [
+        ("done_bad_command", Fault.RELAY, "no_such_command is not a command"),
+        ("done_get_transforms", Fault.IDDS, "unexpected keyword argument"),
+        ("abort_unknown", Fault.NO_MATCH, "No match requests"),
+        ("retry_unknown", Fault.NO_MATCH, "No match requests"),
+    ],
+)
+def test_real_refusals(name, fault, words):
+    reply = json.loads((CAPTURES / "embedded" / f"{name}.json").read_text())[1]
+    with pytest.raises(RefusedError, match=words) as caught:
+        unwrap(reply)
+    assert (caught.value.fault, caught.value.maybe_sent) == (fault, False)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def attempt(action):
+    """Give the value of a function, and its error of ours if it raised one."""
+    try:
+        return action(), None
+    except TransportError as error:
+        return None, error
+
+
+@given(json_values)
+def test_any_value_is_unwrapped_or_an_error_of_ours(value):
+    inner, error = attempt(lambda: unwrap(value))
+    if error is None:
+        assert value == [True, inner]
+        assert not (isinstance(inner, list) and inner[:1] == [False] and len(inner) == 2)
+    else:
+        assert "a test" in str(error)
+    data, error = attempt(lambda: unwrap_api(value, endpoint="", what=""))
+    assert isinstance(error, RefusedError | ReplyError) or data == value.get("data")
+
+
+@given(st.binary(max_size=60) | json_values.map(lambda value: json.dumps(value).encode()))
+def test_any_bytes_are_json_or_an_error_of_ours(body):
+    value, error = attempt(lambda: parse_json(Reply(200, {}, body, "http://h/x"), "a test"))
+    if error is None:
+        assert json.dumps(value) == json.dumps(json.loads(body))
+    else:
+        assert isinstance(error, ReplyError)
+        assert error.maybe_sent
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "empty"),
+        (b'[true, {"a": ', "ends in the middle"),
+        (b'[true, "abc', "ends in the middle"),
+        (b"OK", "not JSON"),
+        (b"\xff\xfe\xfd", "not JSON"),
+        (b"<html>", "web page"),
+        (b"[" * 100_000, "JSON"),
+    ],
+)
+def test_broken_json_has_its_own_words(body, words):
+    with pytest.raises(ReplyError, match=words):
+        parse_json(Reply(200, {}, body, "http://h/x"), "a test")
+
+
+@pytest.fixture
+def server():
+    with hostile.HostileServer() as running:
+        yield running
+
+
+def make_api(server):
+    retry = RetryPolicy(attempts=2)
+    transport = Transport(Anonymous(), retry=retry, sleep=lambda _: None)
+    return PandaApi(transport, api_base(server.url))
+
+
+def test_the_api_lies_beside_the_relay(server):
+    assert api_base("https://h:8443/server/panda") == "https://h:8443/api/v1"
+    for wrong in ("", "h:8443", "ftp://h"):
+        with pytest.raises(SettingsError):
+            api_base(wrong)
+    make_api(server).is_alive()
+    assert server.seen[0].path == "/api/v1/system/is_alive"
+
+
+def test_questions_of_the_api(server):
+    api = make_api(server)
+    local = datetime(2026, 11, 20, 12, 0, tzinfo=timezone(timedelta(hours=2)))
+    assert api.tasks_since(local, filters={"reqID": 7}, limit=9) == []
+    assert api.tasks_since(datetime(2026, 11, 20)) == []
+    assert api.tasks_since() == []
+    assert api.job_descriptions(5, unsuccessful_only=True) == []
+    assert api.files(6) == []
+    assert api.job_status([]) == []
+    queries = [parse_qs(urlsplit(seen.path).query) for seen in server.seen]
+    # A number as a filter's value makes the real server fail.
+    assert queries[0] == {"n_tasks": ["9"], "since": ["2026-11-20 10:00:00"], "filters": ['{"reqID": "7"}']}
+    assert queries[1] == {"n_tasks": ["500"], "since": ["2026-11-20 00:00:00"]}
+    assert queries[2] == {"n_tasks": ["500"]}
+    assert queries[3] == {"task_id": ["5"], "unsuccessful_only": ["True"]}
+    assert queries[4] == {"task_id": ["6"], "dataset_types": ["input", "pseudo_input"]}
+    assert all(seen.headers["Accept"] == "application/json" for seen in server.seen)
+    assert datetime.now(UTC) > local
+
+
+def test_orders_to_the_api(server):
+    api = make_api(server)
+    api.kill_task(3)
+    api.reload_input(4)
+    assert [(seen.method, seen.path, seen.content["body"]) for seen in server.seen] == [
+        ("POST", "/api/v1/task/kill", '{"task_id": 3}'),
+        ("POST", "/api/v1/task/reload_input", '{"task_id": 4}'),
+    ]
+
+
+def test_refusals_of_the_api(server):
+    with pytest.raises(RefusedError, match="not the owner") as caught:
+        unwrap_api({"success": False, "message": "permission denied: not the owner"}, endpoint="u", what="w")
+    assert caught.value.fault == Fault.PERMISSION
+    with pytest.raises(ReplyError, match="As many jobs"):
+        make_api(server).job_status([1, 2])
+    with pytest.raises(ReplyError):
+        unwrap_api({"success": "yes"}, endpoint="u", what="w")
+
+
+def test_the_file_cache(server, tmp_path):
+    api = make_api(server)
+    path = tmp_path / "jobO.1.tar.gz"
+    path.write_bytes(b"\x1f\x8b content")
+    assert api.upload_cache_file(path) == f"{server.root}/cache/jobO.1.tar.gz"
+    (seen,) = server.seen
+    assert seen.path == "/api/v1/file_server/upload_cache_file"
+    assert 'name="file"; filename="jobO.1.tar.gz"' in seen.content["body"]
+    assert "\x1f\x8b content" in seen.content["body"]
+    api.download_cache_file("jobO.1.tar.gz", tmp_path / "got")
+    assert json.loads((tmp_path / "got").read_text())["success"] is True
+    server.inject("404")
+    with pytest.raises(ReplyError):
+        api.download_cache_file("none", tmp_path / "not")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["got", "jobO.1.tar.gz"]
+    with (tmp_path / "big").open("wb") as stream:
+        stream.truncate(10 * 1024**2 + 1)
+    with pytest.raises(SettingsError, match="fileDistributionEndPoint"):
+        api.upload_cache_file(tmp_path / "big")

@@ -1,0 +1,47 @@
+"""The program of the registration step where it cannot begin."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from lsst.ctrl.bps.panda.edgenode import rucio_program as program
+
+
+def run(path, *options):
+    command = [sys.executable, *options, program.__file__, str(path)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def registration(tmp_path):
+    path = tmp_path / "registration.json"
+    wanted = program.Registration(
+        butler="/repo", collection="u/me/run", dataset_types=("image",), scope="s", dataset="d", rse="R",
+        rse_root="/r", dtn_url="file://localhost:0/r",
+    )  # fmt: skip
+    path.write_text(wanted.to_json())
+    return path
+
+
+def test_a_python_without_what_is_needed_is_told_what_to_install(registration):
+    # Without site-packages, as a worker's bare python3.
+    done = run(registration, "-I", "-S")
+    assert done.returncode == program.INCOMPLETE_ENVIRONMENT
+    assert "has no module lsst" in done.stderr
+    assert "pip install rucio-clients lsst-rucio-register backoff" in done.stderr
+
+
+def test_a_damaged_file_is_refused(registration):
+    registration.write_text("{")
+    done = run(registration, "-I", "-S")
+    assert done.returncode == program.REFUSED
+    assert "cannot be read" in done.stderr
+
+
+def test_no_file_is_a_failure(tmp_path):
+    done = run(tmp_path / "none.json", "-I", "-S")
+    assert done.returncode == program.FAILED
+    assert "FileNotFoundError" in done.stderr
