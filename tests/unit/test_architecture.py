@@ -62,6 +62,11 @@ FOREIGN = {
     "click": {"cli", "demo", "settings.bps_command"},
     "oauthlib": {"auth"},
     "jwt": {"auth", "rest.tokens"},
+    "networkx": {"plan"},
+    "pydantic": {"settings", "runs", "campaign", "insight"},
+    "rich": {"cli"},
+    "jinja2": {"web"},
+    "psutil": {"local"},
 }
 
 # Loading one of these at `import lsst.ctrl.bps.panda` would make every `bps` command pay for it.
