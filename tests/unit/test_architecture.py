@@ -23,18 +23,18 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 ROOT = CHECKOUT / "python" / "lsst" / "ctrl" / "bps" / "panda"
 PACKAGE = "lsst.ctrl.bps.panda"
 
-ROOMS = (
+LAYERS = (
     "cli", "web", "service", "campaign", "remote", "workflow", "rucio", "checks", "insight", "runs", "report",
     "status", "idds", "staging", "auth", "rest", "settings", "plan", "findings", "errors", "version",
 )  # fmt: skip
-"""Top to bottom: a room (a folder, or a module at the top) imports from those below it, never from above."""
+"""Top to bottom: a layer (a folder, or a module at the top) imports from those below it, never from above."""
 
 APART = {
     "edgenode": set(),
     "local": {"errors", "version"},
     "demo": {"errors", "version"},
 }
-"""Rooms beside the order, and what they may import; the order may import from them."""
+"""Folders beside the order, and what they may import; the order may import from them."""
 
 EXCEPTIONS = {
     # Makes a plan on the worker, so it has to find the whole plugin there; says so if it does not.
@@ -154,19 +154,19 @@ def dotted(module: Module) -> str:
     return f"{PACKAGE}.{module.name}".rstrip(".")
 
 
-def room_of(name: str) -> str:
+def layer_of(name: str) -> str:
     """Return the folder, or the module at the top, that a module is in."""
     return name.partition(".")[0]
 
 
 def may_import(importer: str, target: str) -> bool:
-    """Whether the order of the rooms allows an import."""
-    room, wanted = room_of(importer), room_of(target)
-    if not room or room == wanted or (importer, target) in EXCEPTIONS:
+    """Whether the order of the layers allows an import."""
+    layer, wanted = layer_of(importer), layer_of(target)
+    if not layer or layer == wanted or (importer, target) in EXCEPTIONS:
         return True
-    if room in APART:
-        return wanted in APART[room]
-    return wanted in APART or ROOMS.index(room) < ROOMS.index(wanted)
+    if layer in APART:
+        return wanted in APART[layer]
+    return wanted in APART or LAYERS.index(layer) < LAYERS.index(wanted)
 
 
 def calls(module: Module) -> Iterator[tuple[str, int]]:
@@ -185,9 +185,9 @@ def test_the_package_was_found():
 
 
 @EACH
-def test_module_is_in_a_known_room(module):
-    assert not module.name or room_of(module.name) in {*ROOMS, *APART}, (
-        f"{module.name} is in no room of ROOMS: say where it stands in the order"
+def test_module_is_in_a_known_layer(module):
+    assert not module.name or layer_of(module.name) in {*LAYERS, *APART}, (
+        f"{module.name} is in no layer of LAYERS: say where it stands in the order"
     )
 
 
