@@ -97,11 +97,6 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
         """The iDDS ``Workflow``, made when it is first asked for."""
         return make_workflow(self.plan)
 
-    @property
-    def files_to_pre_stage(self) -> dict[str, str]:
-        """Source of each file that is staged, by its name there."""
-        return {staged.name: staged.source for staged in self.staged_files()}
-
     def staged_files(self) -> tuple[StagedFile, ...]:
         """Return all files that go to the staging area, parameters too."""
         base = Path(self.submit_path or ".").absolute() / PARAMETERS_DIRECTORY

@@ -12,21 +12,25 @@ It makes a plan with BPS, so this plugin has to be installed at the site.
 
 __all__ = ["main"]
 
+import importlib
 import os
 import sys
+
+# By name: this file has to start, and to give its message, where the plugin is not installed.
+_PROGRAM = "lsst.ctrl.bps.panda.remote.site"
 
 
 def main() -> int:
     """Build the run; the exit code."""
     try:
-        from lsst.ctrl.bps.panda.remote.site import main as build
+        build = importlib.import_module(_PROGRAM).main
     except ImportError as error:
         sys.stderr.write(
             "a remote build needs lsst.ctrl.bps.panda at the site (%s); %s does not have it: set up "
             "lsst_distrib, or what has it, in setupLSSTEnv or custom_lsst_setup\n" % (error, sys.executable)
         )
         return 1
-    return build(sys.argv[1:], os.environ)
+    return int(build(sys.argv[1:], os.environ))
 
 
 if __name__ == "__main__":
