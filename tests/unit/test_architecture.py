@@ -281,6 +281,65 @@ def test_only_settings_reads_the_environment(module):
     assert not wrong, "reads the environment; take the value as a parameter"
 
 
+CONFIGURATIONS = {"config", "_config", "bps_config"}
+"""What a BPS configuration is called."""
+
+
+def searches(module: Module) -> Iterator[tuple[str, int]]:
+    """Yield what looks into a BPS configuration, and its line."""
+    for function in ast.walk(module.tree):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        # A path, for instance.
+        others = {
+            argument.arg
+            for argument in (*function.args.args, *function.args.kwonlyargs)
+            if argument.annotation and "Config" not in ast.unparse(argument.annotation)
+        }
+        for node in ast.walk(function):
+            held = looked_into(node)
+            name = ast.unparse(held) if isinstance(held, ast.Name | ast.Attribute) else ""
+            if name.rpartition(".")[2] in CONFIGURATIONS - others:
+                yield ast.unparse(node), node.lineno
+
+
+def looked_into(node: ast.AST) -> ast.AST | None:
+    """Return what an expression takes a value from, if it does."""
+    match node:
+        case ast.Subscript(value=held) | ast.Compare(ops=[ast.In() | ast.NotIn()], comparators=[held]):
+            return held
+        case ast.Call(func=ast.Attribute(value=held, attr="get" | "search" | "items" | "keys")):
+            return held
+        case ast.Call(func=ast.Name(id="dict" | "Config" | "BpsConfig"), args=[held, *_]):
+            return held
+    return None
+
+
+@EACH
+def test_only_settings_searches_the_configuration(module):
+    imports_bps = any(re.match(r"lsst\.ctrl\.bps\.(?!panda)", target) for target, _ in module.imports())
+    if not imports_bps or any(within(module.name, room) for room in ("settings", *APART)):
+        return
+    wrong = [f"line {line}: {what}" for what, line in searches(module)]
+    wrong += [f"line {line}: makes a BpsConfig" for name, line in calls(module) if name == "BpsConfig"]
+    assert not wrong, "takes a value of the configuration by its key; settings.configuration has it by a name"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def f(config: BpsConfig): return config.get('a')",
+        "def f(config): return 'a' in config",
+        "class A:\n    def f(self): return self.config['a']",
+        "def f(bps_config): return bps_config.search('a', opt={})",
+    ],
+)
+def test_the_check_of_searches_is_not_blind(tmp_path, text):
+    path = tmp_path / "m.py"
+    path.write_text(text)
+    assert list(searches(Module("m", path, False)))
+
+
 @EACH
 def test_only_the_command_line_prints(module):
     if any(within(module.name, printer) for printer in PRINTERS):

@@ -40,6 +40,7 @@ from .runs.restart import restart_run
 from .runs.submit import send
 from .settings import sites
 from .settings.bps_command import accept_service_names, configuration_file
+from .settings.configuration import RunConfiguration
 from .settings.messages import own_messages
 from .settings.remote import is_batch_submission
 from .settings.run import ServiceSettings, default_configuration, read_service_settings
@@ -125,9 +126,10 @@ class PanDAService(BaseWmsService):
     ) -> PandaBpsWmsWorkflow:
         # Docstring inherited.
         accept_service_names()
-        protect_dumps(out_prefix or str(config["submitPath"]))
+        run = RunConfiguration(config)
+        protect_dumps(out_prefix or run.submit_path)
         if is_batch_submission(config) and generic_workflow.name.endswith(CONTROL_SUFFIX):
-            control = PandaBpsWmsWorkflow(str(config["uniqProcName"]), config)
+            control = PandaBpsWmsWorkflow(run.name, config)
             control.planned_by_task = True
             return control
         service_class = f"{type(self).__module__}.{type(self).__name__}"
@@ -166,7 +168,7 @@ class PanDAService(BaseWmsService):
                 "lsst.ctrl.bps.panda.PanDAService only; 'panda_bps build CONFIG' works with any."
             )
         if workflow.planned_by_task:
-            file = configuration_file() or str(workflow.config["configFile"])
+            file = configuration_file() or RunConfiguration(workflow.config).file
             built = submit_build(self._connect(), config=workflow.config, config_file=file)
             workflow.run_id, workflow.submit_path = built.run_id, built.submit_path
             self._tell_how_to_ask(workflow)

@@ -22,6 +22,7 @@ from .plan.planner import make_plan, want_success
 from .rucio.step import add_step, find_graph
 from .runs.outputs import find_outputs
 from .runs.record import PARAMETERS_DIRECTORY, PLAN_NAME, REGISTRATION_NAME, RunRecord, write_text
+from .settings.configuration import RunConfiguration
 from .settings.rucio import LABEL, read_registration_settings
 from .settings.run import RunSettings, read_run_settings, read_service_settings
 
@@ -55,7 +56,7 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
         # Docstring inherited.
         workflow = cls(generic_workflow.name, config)
         workflow.service_class = service_class
-        submit_path = out_prefix or str(config["submitPath"])
+        submit_path = out_prefix or RunConfiguration(config).submit_path
         workflow.submit_path = submit_path
         workflow.run_attrs = dict(generic_workflow.run_attrs)
         workflow._outputs = find_outputs(generic_workflow)

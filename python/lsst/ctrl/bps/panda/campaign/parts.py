@@ -23,10 +23,11 @@ from typing import Any
 import yaml
 from lsst.daf.butler import Config
 
-from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig
+from lsst.ctrl.bps import BpsConfig
 
 from ..errors import SettingsError
 from ..settings.campaign import SECTION, CampaignSection, SiteShare, Value, divide, read_section
+from ..settings.configuration import RunConfiguration, complete_configuration
 from .values import check_values, fixed_in, render_condition
 
 
@@ -40,7 +41,7 @@ class CampaignConfiguration:
     content: Mapping[str, Any]
     """Its content with all that it includes, nothing put in."""
 
-    bps: BpsConfig
+    run: RunConfiguration
     """The same over BPS's defaults."""
 
     section: CampaignSection
@@ -50,15 +51,6 @@ class CampaignConfiguration:
         """Digest of the content, by which a change is noticed."""
         text = json.dumps(self.content, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
-
-    def text(self, key: str) -> str:
-        """Return the value of a key, with variables put in."""
-        return str(self.bps.get(key) or "")
-
-    def raw(self, key: str) -> str:
-        """Return the value of a key as it is written."""
-        options = {"replaceVars": False, "expandEnvVars": False, "default": ""}
-        return str(self.bps.search(key, opt=options)[1] or "")
 
     def with_settings(self, settings: Mapping[str, Any]) -> BpsConfig:
         """Return the configuration with more settings over it.
@@ -70,12 +62,7 @@ class CampaignConfiguration:
         """
         merged = Config(dict(self.content))
         merged.update(Config(dict(settings)))
-        return _over_defaults(merged, timestamp=str(self.bps["timestamp"]), user=str(self.bps["operator"]))
-
-    @property
-    def payload_keys(self) -> frozenset[str]:
-        """Keys of the section ``payload``, which BPS looks into first."""
-        return frozenset(map(str, Config.__getitem__(self.bps, "payload")))
+        return complete_configuration(merged, timestamp=self.run.timestamp, user=self.run.operator)
 
 
 def read_configuration(
@@ -130,29 +117,16 @@ def make_configuration(
     """
     section = read_section(content.get(SECTION), source=path)
     try:
-        bps = _over_defaults(Config(dict(content)), timestamp=timestamp, user=user)
+        run = RunConfiguration(complete_configuration(Config(dict(content)), timestamp=timestamp, user=user))
     except ValueError as error:
         raise SettingsError(f"{path} cannot be used: {error.__cause__ or error}") from error
-    configuration = CampaignConfiguration(str(Path(path).absolute()), content, bps, section)
-    if graph := configuration.raw("qgraphFile"):
+    configuration = CampaignConfiguration(str(Path(path).absolute()), content, run, section)
+    if graph := run.graph_file:
         raise SettingsError(
             f"qgraphFile is {graph!r}: a quantum graph that is made already cannot be divided among sites. "
             "Take it out; each site gets a graph of its own."
         )
     return configuration
-
-
-def _over_defaults(content: Config, *, timestamp: str, user: str) -> BpsConfig:
-    """Do what BPS does when it starts to submit, as far as names depend on
-    it.
-    """
-    bps = BpsConfig(content, search_order=BPS_SEARCH_ORDER, defaults=BPS_DEFAULTS)
-    bps[".bps_defined.timestamp"] = timestamp
-    if "operator" not in bps:
-        bps[".bps_defined.operator"] = user
-    if "uniqProcName" not in bps:
-        bps[".bps_defined.uniqProcName"] = str(bps["outputRun"]).replace("/", "_")
-    return bps
 
 
 def _plain(content: Config) -> dict[str, Any]:
@@ -208,7 +182,7 @@ def divide_campaign(
     """
     section = configuration.section
     name = section.partition
-    query = configuration.raw("dataQuery")
+    query = configuration.run.written_data_query
     if condition := fixed_in(name, query):
         raise SettingsError(
             f"dataQuery is {query!r}: {condition!r} leaves one value of {name}, the dimension that is to be "
@@ -271,7 +245,7 @@ def _part(
     settings = _settings_of(configuration, site)
     compute_site = str(settings.get("computeSite") or settings["payload"].get("computeSite"))
     payload = settings["payload"]
-    base = str(payload.get("dataQuery") or configuration.raw("dataQuery")).strip()
+    base = str(payload.get("dataQuery") or configuration.run.written_data_query).strip()
     condition = render_condition(configuration.section.partition, values)
     payload["dataQuery"] = f"({base}) AND {condition}" if base else condition
     if len(payload["dataQuery"]) > MAX_QUERY:
@@ -281,14 +255,14 @@ def _part(
         )
     named = configuration.content.get("uniqProcName")
     if named and "uniqProcName" not in settings:
-        settings["uniqProcName"] = f"{configuration.text('uniqProcName')}_{site.name}"
-    merged = configuration.with_settings(settings)
+        settings["uniqProcName"] = f"{configuration.run.name}_{site.name}"
+    merged = RunConfiguration(configuration.with_settings(settings))
     # What BPS would make of a time is fixed, so that a second try is the same run.
     suffix = "" if "outputRun" in payload else f"/{site.name}"
-    payload["outputRun"] = output_run = str(merged["outputRun"]) + suffix
-    run = str(merged["uniqProcName"]) if "uniqProcName" in settings else output_run.replace("/", "_")
+    payload["outputRun"] = output_run = merged.output_run + suffix
+    run = merged.name if "uniqProcName" in settings else output_run.replace("/", "_")
     settings["submitPath"] = f"{directory}/{site.name}"
-    settings["wmsServiceClass"] = configuration.text("wmsServiceClass")
+    settings["wmsServiceClass"] = configuration.run.service_class
     # Also keeps bps submit from taking the part for a campaign.
     settings[SECTION] = {"enabled": False, "site": site.name}
     return Part(
@@ -298,7 +272,7 @@ def _part(
         values=values,
         output_run=output_run,
         run=run,
-        butler=str(merged.get("butlerConfig") or ""),
+        butler=merged.butler,
         submit_path=settings["submitPath"],
         content=settings,
     )
@@ -310,7 +284,7 @@ def _settings_of(configuration: CampaignConfiguration, site: SiteShare) -> dict[
     """
     own = {"computeSite": site.name, **site.settings}
     payload = dict(own.pop("payload", None) or {})
-    for key in sorted(configuration.payload_keys & set(own)):
+    for key in sorted(configuration.run.payload_keys & set(own)):
         payload.setdefault(key, own.pop(key))
     return {**own, "payload": payload}
 

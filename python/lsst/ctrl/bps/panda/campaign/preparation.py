@@ -81,11 +81,11 @@ def prepare_campaign(configuration: CampaignConfiguration, environment: Mapping[
     parts = make_parts(configuration, divided, directory=directory)
     problems, outside = _check(configuration, parts, environment)
     record = CampaignRecord(
-        name=configuration.text("uniqProcName"),
+        name=configuration.run.name,
         directory=directory,
         config=configuration.path,
         digest=configuration.digest,
-        service_class=configuration.text("wmsServiceClass"),
+        service_class=configuration.run.service_class,
         partition=configuration.section.partition,
         prepared_at=datetime.now(UTC).isoformat(timespec="seconds"),
         parts=[_record(part, directory) for part in parts],
@@ -95,7 +95,7 @@ def prepare_campaign(configuration: CampaignConfiguration, environment: Mapping[
 
 def _directory(configuration: CampaignConfiguration) -> str:
     """Return the campaign's submit directory, which must not be there yet."""
-    directory = os.path.abspath(configuration.text("submitPath"))
+    directory = os.path.abspath(configuration.run.submit_path)
     if bad := sorted(set(directory) & set("${}")):
         raise SettingsError(
             f"submitPath is {directory!r}, with {' '.join(bad)}, which BPS takes for variables."
@@ -113,19 +113,19 @@ def _count(configuration: CampaignConfiguration) -> dict[Value, float]:
     section = configuration.section
     if section.values:
         return {}
-    where = configuration.text("butlerConfig")
+    where = configuration.run.butler
     if not where:
         raise SettingsError(
             f"Neither campaignSites.values nor butlerConfig is set, so it is not known which values of "
             f"{section.partition} there are. Set one of them; a site's own butlerConfig does not count here."
         )
-    collections = [name.strip() for name in configuration.text("inCollection").split(",") if name.strip()]
+    collections = configuration.run.input_collections
     try:
         with Butler.from_config(where, writeable=False) as butler:
             counted: Mapping[Value, float] = ask_butler(
                 butler,
                 section.partition,
-                data_query=configuration.text("dataQuery"),
+                data_query=configuration.run.data_query,
                 collections=collections,
                 dataset_type=section.dataset_type,
             )

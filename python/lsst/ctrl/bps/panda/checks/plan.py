@@ -27,6 +27,7 @@ from ..errors import SettingsError
 from ..plan.model import TaskPlan, WorkflowPlan
 from ..plan.resources import DEFAULT_WALLTIME
 from ..settings import sites
+from ..settings.configuration import RunConfiguration
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +243,11 @@ def find_separated(
     """
     tasks = (*plan.tasks, *plan.final)
     elsewhere = _elsewhere(tasks, plan.run.site)
-    butlers = {task.label: _butler(config, task) for task in tasks}
+    butler_of = RunConfiguration(config).butler_of
+    butlers = {
+        task.label: butler_of(task.label, site=task.placement.site, cloud=task.placement.cloud)
+        for task in tasks
+    }
     different = _different_butlers(butlers, plan)
     needed = [f"the staging area {plan.run.staging_area}"] if _is_path(plan.run.staging_area) else []
     needed += [f"the Butler {butler}" for butler in sorted(set(butlers.values())) if _is_path(butler)]
@@ -267,17 +272,6 @@ def _elsewhere(tasks: tuple[TaskPlan, ...], run_site: str) -> dict[str, list[str
         if site and site.lower() != run_site.lower() and task.label not in found.setdefault(site, []):
             found[site].append(task.label)
     return found
-
-
-def _butler(config: BpsConfig, task: TaskPlan) -> str:
-    """Return the Butler of a label."""
-    current = {
-        "curr_cluster": task.label,
-        "curr_pipetask": task.label,
-        "curr_site": task.placement.site,
-        "curr_cloud": task.placement.cloud,
-    }
-    return str(config.search("butlerConfig", opt={"curvals": current, "default": ""})[1] or "")
 
 
 def _different_butlers(butlers: dict[str, str], plan: WorkflowPlan) -> str:

@@ -14,7 +14,6 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import Any
 
 from lsst.resources import ResourcePath
 
@@ -27,6 +26,7 @@ from ..runs.inquiry import connect
 from ..settings import sites
 from ..settings.bps_command import is_dry_run
 from ..settings.campaign import SECTION, is_divided
+from ..settings.configuration import GraphCommand, RunConfiguration
 from ..settings.keys import CORE_KEYS, KEYS
 from ..settings.remote import is_remote_build, read_build_settings
 from ..settings.run import RunSettings, ServiceSettings
@@ -121,13 +121,13 @@ def check_configuration(config: BpsConfig, environment: Mapping[str, str]) -> tu
     if broken := find_broken_sections(config):
         return broken, []  # nothing can be looked up, neither here nor by BPS
     lookup = KeyLookup(config, environment)
-    labels = [str(label) for section in ("pipetask", "cluster") for label in config.get(section) or ()]
-    labels += [section for section in ("finalJob", "customJob") if section in config]
+    run = RunConfiguration(config)
+    labels = run.labels
     problems = [
         *_wrong_values(lookup, labels),
-        *_name_problems(str(config.get("uniqProcName") or "")),
-        *_divided(config),
-        *_complaints(partial(_QueueSource, config)),
+        *_name_problems(run.name),
+        *_divided(run),
+        *_complaints(partial(_QueueSource, run)),
     ]
     if is_remote_build(config) and not is_dry_run():
         # Graph, plan and staging are the site's business.
@@ -136,18 +136,18 @@ def check_configuration(config: BpsConfig, environment: Mapping[str, str]) -> tu
         ("runnerCommand", labels, None),
         ("fileDistributionEndPoint", (), None),
     ]
-    has_graph = not _is_command(config)
-    if has_graph:
-        checked.append((_graph_command(config), (), _OPTIONAL))
+    graph = None if run.is_command else run.graph_command()
+    if graph is not None:
+        checked.append((graph.key, (), _OPTIONAL))
     for key, names, optional in checked:
-        if not _is_evaluated(config, key):
+        if not run.is_evaluated(key):
             found = _complaints(partial(lookup.check_variables, key, names, optional=optional))
             problems += found or (_runner_problems(lookup, labels) if key == "runnerCommand" else [])
-    if has_graph:
+    if graph is not None:
         problems += [
-            *_missing_commands(config, environment),
-            *_graph_problems(config),
-            *_missing_inputs(config, environment),
+            *_missing_commands(graph, environment),
+            *_graph_problems(graph, run.submit_path),
+            *_missing_inputs(graph, environment),
         ]
     return problems, _area_problems(lookup, environment)
 
@@ -170,22 +170,15 @@ def _runner_problems(lookup: KeyLookup, labels: Iterable[str]) -> list[str]:
     return ["runnerCommand asks for the staged runner (_runner_), and stageRunner is no. Change one of them."]
 
 
-def _divided(config: BpsConfig) -> list[str]:
+def _divided(run: RunConfiguration) -> list[str]:
     """Refuse to run at one site what is to be divided among several."""
-    section = config.get(SECTION)
+    section = run.campaign_sites
     if not is_divided(section):
         return []
     return [
         f"{SECTION} divides this run among {len(section.get('sites') or ())} sites, and BPS would run all of "
         f"it at computeSite. Use panda_bps campaign submit, or set {SECTION}: {{enabled: no}}."
     ]
-
-
-def _is_command(config: BpsConfig) -> bool:
-    """Tell whether the configuration is one for ``bps submitcmd``, which
-    makes no quantum graph.
-    """
-    return "customJob" in config and "pipelineYaml" not in config and not config.get("qgraphFile")
 
 
 def _complaints(check: Callable[[], object]) -> list[str]:
@@ -197,31 +190,22 @@ def _complaints(check: Callable[[], object]) -> list[str]:
     return []
 
 
-def _graph_command(config: BpsConfig) -> str:
-    """Key of the command that makes or adapts the quantum graph."""
-    return "updateQuantumGraph" if config.get("qgraphFile") else "createQuantumGraph"
-
-
-def _graph_problems(config: BpsConfig) -> list[str]:
+def _graph_problems(command: GraphCommand, directory: str) -> list[str]:
     """Find out whether the path of the quantum graph survives the command
     that makes it: BPS puts it in and splits the line like a shell.
     """
-    directory = str(config.get("submitPath") or "")
     if unset := sorted(variables_in(directory)):
         return [
             f"submitPath is {directory!r}, but the environment variable {unset[0]} is not set. Set it, or "
             "set submitPath to another directory."
         ]
-    graph = os.path.join(directory, str(config.get("qgraphFileTemplate") or "x.qg"))
-    key = _graph_command(config)
-    values = {"qgraphFile": graph, "inputQgraphFile": graph}
-    _, line = config.search(key, opt={"curvals": values, "default": ""})
+    graph = command.path
     try:
-        words = shlex.split(str(line))
+        words = shlex.split(command.line)
         whole = "$" not in graph and any(graph in word for word in words)
     except ValueError:
         whole = not set(graph) & set("'\"\\")
-    if whole or "{qgraphFile}" not in _raw(config, key):
+    if whole or "{qgraphFile}" not in command.written:
         return []
     bad = {character for character in graph if character in "'\"\\$" or character.isspace()}
     listed = " ".join(map(repr, sorted(bad)))
@@ -229,21 +213,6 @@ def _graph_problems(config: BpsConfig) -> list[str]:
         f"submitPath is {directory!r}; BPS cannot make a quantum graph in a directory whose name holds "
         f"{listed}. Set submitPath to another one."
     ]
-
-
-def _raw(config: BpsConfig, key: str) -> str:
-    """Return a text of the configuration as it is written there."""
-    _, text = config.search(
-        key, opt={"replaceVars": False, "expandEnvVars": False, "replaceEnvVars": False, "default": ""}
-    )
-    return str(text)
-
-
-def _is_evaluated(config: BpsConfig, key: str) -> bool:
-    """Tell whether a value is one that BPS computes, by ``bpsEval``, which
-    knows what to do without a variable.
-    """
-    return _raw(config, key).lstrip().startswith("bpsEval")
 
 
 def _wrong_values(lookup: KeyLookup, labels: Iterable[str]) -> list[str]:
@@ -270,11 +239,11 @@ def _area_problems(lookup: KeyLookup, environment: Mapping[str, str]) -> list[st
     return list(check_area(StagingSettings(area=area, group_permissions=permissions)))
 
 
-def _missing_commands(config: BpsConfig, environment: Mapping[str, str]) -> list[str]:
+def _missing_commands(command: GraphCommand, environment: Mapping[str, str]) -> list[str]:
     """Find commands that BPS is to run here and that are not there."""
-    key = _graph_command(config)
+    key = command.key
     try:
-        word = shlex.split(_raw(config, key))[0]
+        word = shlex.split(command.written)[0]
     except (IndexError, ValueError):
         return []
     for name, value in environment.items():
@@ -289,7 +258,7 @@ def _missing_commands(config: BpsConfig, environment: Mapping[str, str]) -> list
     return [f"{key} runs {word}, which is not there (PATH is {environment.get('PATH', '')!r})."]
 
 
-def _missing_inputs(config: BpsConfig, environment: Mapping[str, str]) -> list[str]:
+def _missing_inputs(command: GraphCommand, environment: Mapping[str, str]) -> list[str]:
     """Find what the quantum graph is made from and that is not there.
 
     URIs are left to those who read them, and so are names without a slash:
@@ -297,10 +266,11 @@ def _missing_inputs(config: BpsConfig, environment: Mapping[str, str]) -> list[s
     the user's own can see, in a container perhaps, is not known.
     """
     problems: list[str] = []
-    if not re.match(r"(\S*/)?pipetask\s", _raw(config, _graph_command(config))):
+    if not re.match(r"(\S*/)?pipetask\s", command.written):
         return problems
-    for key in ("qgraphFile" if config.get("qgraphFile") else "pipelineYaml", "butlerConfig"):
-        if _is_evaluated(config, key) or not (raw := _raw(config, key)):
+    for given in command.inputs:
+        key, raw = given.key, given.written
+        if given.is_evaluated or not raw:
             continue
         if unset := sorted(name for name in variables_in(raw) if not environment.get(name)):
             if _is_in_package(raw.partition("#")[0]):
@@ -310,10 +280,9 @@ def _missing_inputs(config: BpsConfig, environment: Mapping[str, str]) -> list[s
                 f"(if it ends in _DIR: setup that product of an LSST stack), or set {key} to a path."
             )
             continue
-        _, value = config.search(key, opt={"default": ""})
-        path = os.path.expanduser(str(value).partition("#")[0])
+        path = os.path.expanduser(given.value.partition("#")[0])
         if "/" in path and "{" not in path and "://" not in path and not os.path.exists(path):
-            problems.append(f"{key} is {str(value)!r}, which is not there. Is this the machine that has it?")
+            problems.append(f"{key} is {given.value!r}, which is not there. Is this the machine that has it?")
     return problems
 
 
@@ -350,8 +319,9 @@ def check_run(plan: WorkflowPlan, settings: RunSettings, config: BpsConfig) -> t
     problems = _name_problems(plan.run.name)
     tasks, unknown = (*plan.tasks, *plan.final), []
     try:
-        problems += find_misfits(tasks, _QueueSource(config))
-        unknown = find_unknown_queues(tasks, _QueueSource(config))
+        queues_of = _QueueSource(RunConfiguration(config))
+        problems += find_misfits(tasks, queues_of)
+        unknown = find_unknown_queues(tasks, queues_of)
     except SettingsError as error:
         problems.append(str(error))
     separated, doubts = find_separated(plan, config, share_files=settings.sites_share_files)
@@ -363,9 +333,8 @@ def check_run(plan: WorkflowPlan, settings: RunSettings, config: BpsConfig) -> t
 class _QueueSource:
     """Gives the queues of sites: those of the configuration win."""
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        own = dict(config).get("queues") if "queues" in config else None
-        self._own = read_queues(own, source="BPS configuration")
+    def __init__(self, run: RunConfiguration) -> None:
+        self._own = read_queues(run.queues, source="BPS configuration")
 
     def __call__(self, site: str) -> tuple[QueueLimits, ...]:
         known = read_queues(sites.profile_of(site).get("queues"), source=f"profile of {site}")

@@ -30,6 +30,8 @@ def build(config: str, compute_site: str | None, wms_service_class: str | None) 
     )
     from lsst.utils import doImport
 
+    from lsst.ctrl.bps.panda.settings.configuration import RunConfiguration
+
     options = {"compute_site": compute_site, "wms_service": wms_service_class}
     try:
         bps_config = init_submission(
@@ -37,18 +39,19 @@ def build(config: str, compute_site: str | None, wms_service_class: str | None) 
             validators=[submit_path_validator, output_run_validator, out_collection_validator],
             **{key: value for key, value in options.items() if value},
         )
-        service_class: Any = doImport(str(bps_config["wmsServiceClass"]))
+        run = RunConfiguration(bps_config)
+        service_class: Any = doImport(run.service_class)
         service = service_class(bps_config)
         workflow = service.submit(
             None,
             config=bps_config,
             config_file=config,
-            remote_build=bps_config.get("remoteBuild") or {"enabled": True},
+            remote_build=run.remote_build,
             compute_site=compute_site,
         )
     except (PandaBpsError, KeyError, ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
     # The words of bps submit, which programs read.
-    click.echo(f"Submit dir: {bps_config['submitPath']}")
+    click.echo(f"Submit dir: {run.submit_path}")
     click.echo(f"Run Id: {workflow.run_id}")
     click.echo(f"Run Name: {workflow.name}")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 __all__ = ["check", "make_service", "read_configuration"]
 
-import getpass
 import re
 import sys
 from typing import Any
 
 import click
 
-from lsst.ctrl.bps.panda.errors import PandaBpsError, SettingsError
+from lsst.ctrl.bps.panda.errors import PandaBpsError
 
 
 def read_configuration(path: str, *, compute_site: str | None = None, service: str | None = None) -> Any:
@@ -33,23 +32,17 @@ def read_configuration(path: str, *, compute_site: str | None = None, service: s
     """
     from lsst.pipe.base import Instrument
 
-    from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig
-    from lsst.ctrl.bps.panda.settings.search import find_broken_sections
+    from lsst.ctrl.bps.panda.settings.configuration import complete_configuration
+    from lsst.ctrl.bps.panda.settings.run import read_service_settings
 
-    config = BpsConfig(
-        path, search_order=BPS_SEARCH_ORDER, defaults=BPS_DEFAULTS, wms_service_class_fqn=service
+    given = {"computeSite": compute_site, "wmsServiceClass": service}
+    return complete_configuration(
+        path,
+        timestamp=Instrument.makeCollectionTimestamp(),
+        user=read_service_settings(None).user,
+        service_class=service,
+        command_line={key: value for key, value in given.items() if value},
     )
-    if broken := find_broken_sections(config):
-        raise SettingsError("; ".join(broken))
-    for key, value in (("computeSite", compute_site), ("wmsServiceClass", service)):
-        if value:
-            config[f".bps_cmdline.{key}"] = value
-    config[".bps_defined.timestamp"] = Instrument.makeCollectionTimestamp()
-    if "operator" not in config:
-        config[".bps_defined.operator"] = getpass.getuser()
-    if "uniqProcName" not in config:
-        config[".bps_defined.uniqProcName"] = config["outputRun"].replace("/", "_")
-    return config
 
 
 def make_service(name: str, config: Any = None) -> Any:
@@ -95,14 +88,16 @@ def check(config: str, compute_site: str | None, wms_service_class: str | None) 
     jobs are checked by "bps prepare".  The exit code is 1 if there is a
     problem.
     """
+    from lsst.ctrl.bps.panda.settings.configuration import RunConfiguration
     from lsst.ctrl.bps.panda.settings.sites import notices_of
     from lsst.ctrl.bps.panda.settings.spelling import find_misspelt_keys
 
     try:
         bps_config = read_configuration(config, compute_site=compute_site, service=wms_service_class)
-        service = make_service(str(bps_config["wmsServiceClass"]), bps_config)
+        run = RunConfiguration(bps_config)
+        service = make_service(run.service_class, bps_config)
         problems = [problem for some in service.find_problems() for problem in some]
-        hints = [*find_misspelt_keys(bps_config), *notices_of(str(bps_config.get("computeSite") or ""))]
+        hints = [*find_misspelt_keys(bps_config), *notices_of(run.site)]
     except ImportError as error:
         raise click.ClickException(
             f"{config} cannot be checked: there is no such service class ({error}). Set wmsServiceClass to "

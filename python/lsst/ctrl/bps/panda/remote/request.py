@@ -31,6 +31,7 @@ from ..runs.environment_dump import protect_dumps
 from ..runs.inquiry import Connection
 from ..runs.record import RECORD_FORMAT, RunIndex, RunRecord
 from ..runs.submit import send
+from ..settings.configuration import RunConfiguration
 from ..settings.remote import BuildSettings, read_build_settings
 from ..version import __version__
 from ..workflow import PandaBpsWmsWorkflow
@@ -76,19 +77,20 @@ def submit_build(
     TransportError
         Raised if PanDA cannot be reached or refuses.
     """
-    submit_path = Path(str(config["submitPath"])).absolute()
+    run = RunConfiguration(config)
+    submit_path = Path(run.submit_path).absolute()
     protect_dumps(submit_path)
     settings = read_build_settings(config, connection.settings.environment)
-    overlay = _write_overlay(config, Path(config_file), submit_path)
+    overlay = _write_overlay(run, Path(config_file), submit_path)
     archive = submit_path / f"jobO.{uuid.uuid4()}.tar.gz"
     make_archive(archive, [config_file, *settings.files], overlay)
     site = str(kwargs.get("compute_site") or "")
-    attributes = _attributes(config)
+    attributes = _attributes(run)
     url = connection.api.upload_cache_file(archive)
     command = _fill(settings.command, archive=url, config=overlay.name, site=site)
     submission = make_build_submission(_task(settings, command), attributes)
     request_id = send(connection.relay, submission, attributes.name, build=True)
-    record = _record(config, attributes, archive.name, submit_path)
+    record = _record(run, attributes, archive.name, submit_path)
     record.content.update(
         request_id=request_id,
         server=connection.settings.url,
@@ -103,14 +105,14 @@ def submit_build(
     return workflow
 
 
-def _attributes(config: BpsConfig) -> RunAttributes:
+def _attributes(run: RunConfiguration) -> RunAttributes:
     """Attributes of the run; how many jobs it has is not known yet."""
     return RunAttributes(
-        name=str(config["uniqProcName"]),
-        operator=str(config.get("operator") or ""),
-        project=str(config.get("project") or ""),
-        campaign=str(config.get("campaign") or ""),
-        payload=str(config.get("payloadName") or ""),
+        name=run.name,
+        operator=run.operator,
+        project=run.project,
+        campaign=run.campaign,
+        payload=run.payload,
     )
 
 
@@ -138,21 +140,16 @@ def _fill(command: str, *, archive: str, config: str, site: str) -> str:
     return command.replace("_compute_site_", shlex.quote(site) if site else "")
 
 
-def _write_overlay(config: BpsConfig, config_file: Path, submit_path: Path) -> Path:
+def _write_overlay(run: RunConfiguration, config_file: Path, submit_path: Path) -> Path:
     """Write what the site is to put over the user's YAML: the values that BPS
     has defined here, so that both sides speak of the same run, and those of
     the command line.
     """
-    section = config.get("bps_cmdline")
-    values = dict(section.toDict()) if section else {}
-    values.update(
-        timestamp=str(config["timestamp"]),
-        operator=str(config["operator"]),
-        submitPath=SITE_SUBMIT_PATH,
-    )
+    values = run.command_line
+    values.update(timestamp=run.timestamp, operator=run.operator, submitPath=SITE_SUBMIT_PATH)
     values.pop("remoteBuild", None)
     path = submit_path / f"{config_file.stem}_at_site.yaml"
-    if str(config["wmsServiceClass"]) == _LOCAL_SERVICE:
+    if run.service_class == _LOCAL_SERVICE:
         # The task knows where PanDA is; it must not look for one of its own.
         values["wmsServiceClass"] = _SERVICE
     content = {
@@ -254,7 +251,7 @@ def _size_of(path: Path) -> int:
     return path.stat().st_size
 
 
-def _record(config: BpsConfig, attributes: RunAttributes, archive: str, submit_path: Path) -> RunRecord:
+def _record(run: RunConfiguration, attributes: RunAttributes, archive: str, submit_path: Path) -> RunRecord:
     """Make the record of a run whose plan is not known yet."""
     return RunRecord(
         {
@@ -265,8 +262,8 @@ def _record(config: BpsConfig, attributes: RunAttributes, archive: str, submit_p
                 "project": attributes.project,
                 "campaign": attributes.campaign,
                 "payload": attributes.payload,
-                "output_run": str(config.get("outputRun") or ""),
-                "site": str(config.get("computeSite") or ""),
+                "output_run": run.output_run,
+                "site": run.site,
                 "submit_path": os.fspath(submit_path),
                 "staging_area": "",
                 "origin": 0,

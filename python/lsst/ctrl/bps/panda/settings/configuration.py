@@ -1,0 +1,285 @@
+"""The BPS configuration of a run, for everybody outside this folder: what it says, by names and types."""
+
+from __future__ import annotations
+
+__all__ = ["GraphCommand", "GraphInput", "RunConfiguration", "complete_configuration"]
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lsst.daf.butler import Config
+
+from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig
+
+from ..errors import SettingsError
+from .search import find_broken_sections
+
+_AS_WRITTEN = {"replaceVars": False, "expandEnvVars": False, "replaceEnvVars": False, "default": ""}
+
+
+@dataclass(frozen=True, slots=True)
+class GraphInput:
+    """A file or repository that the quantum graph is made from."""
+
+    key: str
+    written: str
+    """As it stands in the configuration."""
+
+    value: str
+    """With variables replaced."""
+
+    is_evaluated: bool
+    """Whether BPS computes it (``bpsEval``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class GraphCommand:
+    """The command by which BPS makes or adapts the quantum graph."""
+
+    key: str
+    written: str
+    """As it stands in the configuration."""
+
+    line: str
+    """As BPS runs it."""
+
+    path: str
+    """The quantum graph."""
+
+    inputs: tuple[GraphInput, ...]
+    is_evaluated: bool
+    """Whether BPS computes the command (``bpsEval``)."""
+
+
+class RunConfiguration:
+    """What the configuration of a run says, apart from the keys in
+    `~lsst.ctrl.bps.panda.settings.keys`.
+
+    Parameters
+    ----------
+    config : `~lsst.ctrl.bps.BpsConfig`
+        The configuration.
+    """
+
+    def __init__(self, config: BpsConfig) -> None:
+        self._config = config
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self._text("uniqProcName")
+
+    @property
+    def operator(self) -> str:
+        """Who runs it."""
+        return self._text("operator")
+
+    @property
+    def project(self) -> str:
+        """Project that it belongs to."""
+        return self._text("project")
+
+    @property
+    def campaign(self) -> str:
+        """Campaign that it belongs to."""
+        return self._text("campaign")
+
+    @property
+    def payload(self) -> str:
+        """Name of its payload."""
+        return self._text("payloadName")
+
+    @property
+    def output_run(self) -> str:
+        """Butler collection of its outputs."""
+        return self._text("outputRun")
+
+    @property
+    def butler(self) -> str:
+        """Butler of the run."""
+        return self._text("butlerConfig")
+
+    @property
+    def site(self) -> str:
+        """Site of the run."""
+        return self._text("computeSite")
+
+    @property
+    def timestamp(self) -> str:
+        """Time that BPS puts into names."""
+        return self._text("timestamp")
+
+    @property
+    def submit_path(self) -> str:
+        """Submit directory."""
+        return self._text("submitPath")
+
+    @property
+    def service_class(self) -> str:
+        """Full name of the service class."""
+        return self._text("wmsServiceClass")
+
+    @property
+    def file(self) -> str:
+        """YAML file that BPS was given."""
+        return self._text("configFile")
+
+    @property
+    def input_collections(self) -> list[str]:
+        """Butler collections of its inputs."""
+        return [name.strip() for name in self._text("inCollection").split(",") if name.strip()]
+
+    @property
+    def data_query(self) -> str:
+        """Data query."""
+        return self._text("dataQuery")
+
+    @property
+    def written_data_query(self) -> str:
+        """Data query as it stands in the configuration."""
+        return self._written("dataQuery")
+
+    @property
+    def graph_file(self) -> str:
+        """Quantum graph that exists already, as it stands in the
+        configuration.
+        """
+        return self._written("qgraphFile")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels that have settings of their own."""
+        found = [str(label) for name in ("pipetask", "cluster") for label in self._config.get(name) or ()]
+        return (*found, *(name for name in ("finalJob", "customJob") if name in self._config))
+
+    @property
+    def clusters(self) -> frozenset[str]:
+        """Labels that are clusters."""
+        return frozenset(map(str, self._config.get("cluster") or ()))
+
+    @property
+    def is_command(self) -> bool:
+        """Whether it is for ``bps submitcmd``, which makes no quantum graph."""
+        config = self._config
+        return "customJob" in config and "pipelineYaml" not in config and not config.get("qgraphFile")
+
+    @property
+    def payload_keys(self) -> frozenset[str]:
+        """Keys of the section ``payload``, in which BPS looks first."""
+        return frozenset(map(str, Config.__getitem__(self._config, "payload")))
+
+    @property
+    def command_line(self) -> dict[str, Any]:
+        """Values that were given to the ``bps`` command, by their keys."""
+        section = self._config.get("bps_cmdline")
+        return dict(section.toDict()) if section else {}
+
+    @property
+    def campaign_sites(self) -> Any:
+        """The section ``campaignSites`` as it was written; empty without
+        one.
+        """
+        return self._config.get("campaignSites")
+
+    @property
+    def queues(self) -> Any:
+        """The section ``queues`` as it was written; `None` without one."""
+        return dict(self._config).get("queues") if "queues" in self._config else None
+
+    @property
+    def remote_build(self) -> Mapping[str, Any]:
+        """The section ``remoteBuild`` as BPS hands it to a service class."""
+        return self._config.get("remoteBuild") or {"enabled": True}
+
+    def has(self, key: str) -> bool:
+        """Tell whether a key is set, in whatever section BPS looks for it."""
+        return key in self._config
+
+    def butler_of(self, label: str, *, site: str, cloud: str) -> str:
+        """Return the Butler that jobs of a label are told to use."""
+        current = {"curr_cluster": label, "curr_pipetask": label, "curr_site": site, "curr_cloud": cloud}
+        return str(self._config.search("butlerConfig", opt={"curvals": current, "default": ""})[1] or "")
+
+    def is_evaluated(self, key: str) -> bool:
+        """Tell whether BPS computes a value (``bpsEval``); such a function
+        knows what to do without a variable.
+        """
+        return self._written(key).lstrip().startswith("bpsEval")
+
+    def graph_command(self) -> GraphCommand:
+        """Return how the quantum graph is made, and from what."""
+        has_graph = bool(self._text("qgraphFile"))
+        key = "updateQuantumGraph" if has_graph else "createQuantumGraph"
+        path = os.path.join(self.submit_path, self._text("qgraphFileTemplate") or "x.qg")
+        current = {"qgraphFile": path, "inputQgraphFile": path}
+        _, line = self._config.search(key, opt={"curvals": current, "default": ""})
+        return GraphCommand(
+            key=key,
+            written=self._written(key),
+            line=str(line),
+            path=path,
+            inputs=tuple(
+                self._graph_input(name)
+                for name in ("qgraphFile" if has_graph else "pipelineYaml", "butlerConfig")
+            ),
+            is_evaluated=self.is_evaluated(key),
+        )
+
+    def _graph_input(self, key: str) -> GraphInput:
+        is_evaluated = self.is_evaluated(key)
+        return GraphInput(key, self._written(key), "" if is_evaluated else self._text(key), is_evaluated)
+
+    def _text(self, key: str) -> str:
+        return str(self._config.get(key) or "")
+
+    def _written(self, key: str) -> str:
+        return str(self._config.search(key, opt=dict(_AS_WRITTEN))[1] or "")
+
+
+def complete_configuration(
+    content: str | Config,
+    *,
+    timestamp: str,
+    user: str,
+    service_class: str | None = None,
+    command_line: Mapping[str, str] | None = None,
+) -> BpsConfig:
+    """Do what BPS does when it starts to submit, as far as names depend on it.
+
+    Parameters
+    ----------
+    content : `str` or `~lsst.daf.butler.Config`
+        YAML file, or what it holds.
+    timestamp : `str`
+        What stands for ``{timestamp}``.
+    user : `str`
+        Operator if the configuration names none.
+    service_class : `str`, optional
+        Service class whose defaults count; that of the configuration by
+        default.
+    command_line : mapping of `str` to `str`, optional
+        Values that go over those of the configuration.
+
+    Raises
+    ------
+    SettingsError
+        Raised if a section is none.
+    """
+    config = BpsConfig(
+        content,
+        search_order=BPS_SEARCH_ORDER,
+        defaults=BPS_DEFAULTS,
+        wms_service_class_fqn=service_class or None,
+    )
+    if broken := find_broken_sections(config):
+        raise SettingsError("; ".join(broken))
+    for key, value in (command_line or {}).items():
+        config[f".bps_cmdline.{key}"] = value
+    config[".bps_defined.timestamp"] = timestamp
+    if "operator" not in config:
+        config[".bps_defined.operator"] = user
+    if "uniqProcName" not in config:
+        config[".bps_defined.uniqProcName"] = str(config["outputRun"]).replace("/", "_")
+    return config
