@@ -13,18 +13,9 @@ from lsst.ctrl.bps.wms_service import WmsStates
 from lsst.ctrl.bps.panda.insight.digest import ErrorGroup
 from lsst.ctrl.bps.panda.insight.documents import make_document, read_schema
 from lsst.ctrl.bps.panda.insight.overview import Observation, make_overview
-from lsst.ctrl.bps.panda.insight.plots import write_plots
+from lsst.ctrl.bps.panda.insight.plots import count_over_time, write_plots
 from lsst.ctrl.bps.panda.insight.resources import measure_resources
-from lsst.ctrl.bps.panda.insight.task_graph import (
-    MAX_NODES,
-    TaskGraph,
-    TaskNode,
-    count_over_time,
-    draw_graph,
-    draw_histogram,
-    draw_timeline,
-    make_task_graph,
-)
+from lsst.ctrl.bps.panda.insight.task_graph import MAX_NODES, TaskGraph, TaskNode, make_task_graph
 from lsst.ctrl.bps.panda.plan.model import ConditionPlan, JobPlan, TaskPlan, WorkflowPlan
 from lsst.ctrl.bps.panda.report.notes import MonitorLinks
 from lsst.ctrl.bps.panda.status.evidence import RunEvidence, tally_run
@@ -37,6 +28,7 @@ from lsst.ctrl.bps.panda.status.records import (
     TransformRecord,
 )
 from lsst.ctrl.bps.panda.status.verdicts import Verdict, read_rulebook
+from lsst.ctrl.bps.panda.web.drawing import draw_graph, draw_histogram, draw_timeline
 from lsst.ctrl.bps.panda.web.page import RunPage, render_page
 
 START = datetime(2026, 11, 20, tzinfo=UTC)

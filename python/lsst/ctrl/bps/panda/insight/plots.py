@@ -1,27 +1,114 @@
-"""Plots of a run as files: memory and run time of each label, and jobs over
-time.  They need matplotlib (extra ``plots``).
+"""Plots of a run: the colours of states, jobs counted over time, and files with plots of memory, run time
+and jobs over time.
+
+Only the files need matplotlib (extra ``plots``).
 """
 
 from __future__ import annotations
 
-__all__ = ["write_plots"]
+__all__ = [
+    "SERIES_COLOURS",
+    "STATE_COLOURS",
+    "TimeSeries",
+    "colour_of",
+    "count_over_time",
+    "write_plots",
+]
 
 import os
 import re
 import tempfile
 from collections.abc import Sequence
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from lsst.ctrl.bps.wms_service import WmsStates
+
 from ..errors import PandaBpsError
+from ..status.jobs import JobDetail
 from .overview import Observation
 from .resources import LabelResources
-from .task_graph import count_over_time
 
-_COLOURS = {"running": "#2f7fd1", "finished": "#2a9d5c", "failed": "#d1433f"}
+STATE_COLOURS = {
+    WmsStates.SUCCEEDED: "#2a9d5c",
+    WmsStates.FAILED: "#d1433f",
+    WmsStates.DELETED: "#8a5aa8",
+    WmsStates.PRUNED: "#c9a227",
+    WmsStates.RUNNING: "#2f7fd1",
+    WmsStates.PENDING: "#7fb2e5",
+    WmsStates.READY: "#a9cbea",
+    WmsStates.UNREADY: "#c3c7cc",
+}
+"""Colour of each state; others are grey."""
+
+_GREY = "#9aa0a6"
+
+SERIES_COLOURS = {
+    "running": STATE_COLOURS[WmsStates.RUNNING],
+    "finished": STATE_COLOURS[WmsStates.SUCCEEDED],
+    "failed": STATE_COLOURS[WmsStates.FAILED],
+}
+"""Name and colour of what `count_over_time` counts."""
+
+_STEPS = 200
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
 _BINS = 30
+
+
+def colour_of(state: WmsStates) -> str:
+    """Return the colour of a state."""
+    return STATE_COLOURS.get(state, _GREY)
+
+
+@dataclass(frozen=True, slots=True)
+class TimeSeries:
+    """Numbers of jobs at equal steps of time."""
+
+    start: datetime
+    end: datetime
+    bins: dict[str, list[int]]
+    """The numbers by the names of `SERIES_COLOURS`."""
+
+
+def count_over_time(
+    jobs: Sequence[JobDetail], steps: int = _STEPS, *, until: datetime | None = None
+) -> TimeSeries:
+    """Count the jobs that were running, and those that had finished or failed, at each of many moments.
+
+    Parameters
+    ----------
+    jobs : `~collections.abc.Sequence` [`JobDetail`]
+        Attempts that have started.
+    steps : `int`, optional
+        Number of moments.
+    until : `~datetime.datetime`, optional
+        The last moment; that of the last change by default.
+    """
+    starts = [job.started for job in jobs if job.started is not None]
+    ends = [job.ended for job in jobs if job.ended is not None]
+    start, end = min(starts), max([*starts, *ends, *([until] if until is not None else [])])
+    length = max(1.0, (end - start).total_seconds())
+    changes = {name: [0] * (steps + 1) for name in SERIES_COLOURS}
+
+    def position(moment: datetime) -> int:
+        return max(0, min(steps - 1, int((moment - start).total_seconds() / length * (steps - 1))))
+
+    for job in jobs:
+        assert job.started is not None
+        changes["running"][position(job.started)] += 1
+        if job.ended is not None:
+            changes["running"][position(job.ended) + (job.ended < end)] -= 1
+            kind = "finished" if job.finished else "failed" if job.failed else ""
+            if kind:
+                changes[kind][position(job.ended)] += 1
+    return TimeSeries(
+        start,
+        end,
+        {name: [max(0, total) for total in accumulate(numbers[:steps])] for name, numbers in changes.items()},
+    )
 
 
 def write_plots(
@@ -99,9 +186,11 @@ def _draw_label(figure: Any, observation: Observation, found: LabelResources) ->
         (left, memory, found.requested_memory, "largest resident memory, MB"),
         (right, walls, 0, "run time of finished attempts, s"),
     ):
-        axes.hist(values, bins=_BINS, color=_COLOURS["running"])
+        axes.hist(values, bins=_BINS, color=SERIES_COLOURS["running"])
         if limit:
-            axes.axvline(limit, color=_COLOURS["failed"], linestyle="--", label=f"asked for: {limit} MB")
+            axes.axvline(
+                limit, color=SERIES_COLOURS["failed"], linestyle="--", label=f"asked for: {limit} MB"
+            )
             axes.legend()
         axes.set_xlim(left=0)
         axes.set_xlabel(text)
@@ -120,7 +209,7 @@ def _draw_timeline(figure: Any, observation: Observation) -> bool:
     for name, numbers in series.bins.items():
         step = (series.end - series.start).total_seconds() / max(1, len(numbers) - 1)
         moments = [series.start + timedelta(seconds=step * n) for n in range(len(numbers))]
-        axes.plot(moments, numbers, color=_COLOURS[name], label=name)
+        axes.plot(moments, numbers, color=SERIES_COLOURS[name], label=name)
     axes.legend()
     axes.set_ylim(bottom=0)
     axes.set_xlabel("time, UTC")
