@@ -76,6 +76,7 @@ FAULTS = {
     "500 after": Fault(True, 500, b"Internal Server Error"),
     "502": Fault(False, 502, WEB_PAGE, (("Content-Type", "text/html"),)),
     "503": Fault(False, 503, b"Service Unavailable"),
+    "gateway to idds": Fault(False, 502, b"Bad Gateway: /idds/request"),
     "504 after": Fault(True, 504, b"Gateway Time-out"),
     "redirect": Fault(False, 302, b"", (("Location", "https://login.example.org/"),)),
     "web page": Fault(False, 200, WEB_PAGE, (("Content-Type", "text/html"),)),

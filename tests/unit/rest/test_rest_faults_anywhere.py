@@ -74,7 +74,11 @@ class FaultsAnywhere(RuleBasedStateMachine):
         self.prepare(broken)
         error = None
         try:
-            (self.relay.retry if again else self.relay.abort)(number)
+            if again:
+                # No command of the plugin; a relayed one that must not be sent twice.
+                self.relay.call("retry", None, json.dumps({"request_id": number}))
+            else:
+                self.relay.abort(number)
         except TransportError as caught:
             error = caught
         aborts, retries = run.aborts - before[0], run.retries - before[1]

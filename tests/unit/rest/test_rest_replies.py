@@ -18,16 +18,16 @@ from panda_servers import hostile
 from lsst.ctrl.bps.panda.errors import RefusedError, ReplyError, SettingsError, TransportError
 from lsst.ctrl.bps.panda.rest.credentials import Anonymous
 from lsst.ctrl.bps.panda.rest.faults import (
-    Failure,
+    FailedAttempt,
     Fault,
     classify_exception,
     classify_status,
     looks_like_web_page,
 )
-from lsst.ctrl.bps.panda.rest.panda_api import PandaApi, api_base
-from lsst.ctrl.bps.panda.rest.replies import parse_json, unwrap_api, unwrap_relay
+from lsst.ctrl.bps.panda.rest.panda_api import PandaApi, api_base, unwrap_api
+from lsst.ctrl.bps.panda.rest.relay import unwrap_relay
 from lsst.ctrl.bps.panda.rest.retries import Attempt, RetryPolicy, plan_retry
-from lsst.ctrl.bps.panda.rest.transport import Reply, Transport
+from lsst.ctrl.bps.panda.rest.transport import Reply, Transport, parse_json
 
 CAPTURES = Path(__file__).parents[2] / "data" / "captures"
 
@@ -37,7 +37,7 @@ attempts = st.builds(
     safe=st.booleans(),
     elapsed=st.floats(0, 2000),
     failure=st.builds(
-        Failure, st.sampled_from(Fault), st.just(""), retry_after=st.none() | st.floats(0, 1e6)
+        FailedAttempt, st.sampled_from(Fault), st.just(""), retry_after=st.none() | st.floats(0, 1e6)
     ),
 )
 
@@ -56,7 +56,7 @@ def test_repeating_is_bounded_and_never_doubles(attempt, luck):
 
 def test_waits_grow_up_to_a_limit_and_spread():
     policy = RetryPolicy(attempts=10, base=1.0, cap=5.0)
-    failure = Failure(Fault.GATEWAY, "")
+    failure = FailedAttempt(Fault.GATEWAY, "")
     waits = [plan_retry(Attempt(n, True, 0.0, failure), policy, 0.5) for n in range(1, 6)]
     assert waits == [0.5, 1.0, 2.0, 2.5, 2.5]
     assert plan_retry(Attempt(1, True, 0.0, failure), policy, 0.0) == 0.0
@@ -220,8 +220,8 @@ def test_the_api_lies_beside_the_relay(server):
     for wrong in ("", "h:8443", "ftp://h"):
         with pytest.raises(SettingsError):
             api_base(wrong)
-    make_api(server).is_alive()
-    assert server.seen[0].path == "/api/v1/system/is_alive"
+    make_api(server).tasks_since()
+    assert server.seen[0].path.startswith("/api/v1/task/get_tasks_detailed_info_since?")
 
 
 def test_questions_of_the_api(server):
@@ -231,35 +231,20 @@ def test_questions_of_the_api(server):
     assert api.tasks_since(datetime(2026, 11, 20)) == []
     assert api.tasks_since() == []
     assert api.job_descriptions(5, unsuccessful_only=True) == []
-    assert api.files(6) == []
-    assert api.job_status([]) == []
     queries = [parse_qs(urlsplit(seen.path).query) for seen in server.seen]
     # A number as a filter's value makes the real server fail.
     assert queries[0] == {"n_tasks": ["9"], "since": ["2026-11-20 10:00:00"], "filters": ['{"reqID": "7"}']}
     assert queries[1] == {"n_tasks": ["500"], "since": ["2026-11-20 00:00:00"]}
     assert queries[2] == {"n_tasks": ["500"]}
     assert queries[3] == {"task_id": ["5"], "unsuccessful_only": ["True"]}
-    assert queries[4] == {"task_id": ["6"], "dataset_types": ["input", "pseudo_input"]}
     assert all(seen.headers["Accept"] == "application/json" for seen in server.seen)
     assert datetime.now(UTC) > local
 
 
-def test_orders_to_the_api(server):
-    api = make_api(server)
-    api.kill_task(3)
-    api.reload_input(4)
-    assert [(seen.method, seen.path, seen.content["body"]) for seen in server.seen] == [
-        ("POST", "/api/v1/task/kill", '{"task_id": 3}'),
-        ("POST", "/api/v1/task/reload_input", '{"task_id": 4}'),
-    ]
-
-
-def test_refusals_of_the_api(server):
+def test_refusals_of_the_api():
     with pytest.raises(RefusedError, match="not the owner") as caught:
         unwrap_api({"success": False, "message": "permission denied: not the owner"}, endpoint="u", what="w")
     assert caught.value.fault == Fault.PERMISSION
-    with pytest.raises(ReplyError, match="As many jobs"):
-        make_api(server).job_status([1, 2])
     with pytest.raises(ReplyError):
         unwrap_api({"success": "yes"}, endpoint="u", what="w")
 

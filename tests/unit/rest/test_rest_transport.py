@@ -24,7 +24,7 @@ from lsst.ctrl.bps.panda.errors import (
 )
 from lsst.ctrl.bps.panda.rest.credentials import Anonymous, BearerToken
 from lsst.ctrl.bps.panda.rest.faults import diagnose
-from lsst.ctrl.bps.panda.rest.relay import Relay
+from lsst.ctrl.bps.panda.rest.relay import Relay, unwrap_relay
 from lsst.ctrl.bps.panda.rest.retries import RetryPolicy
 from lsst.ctrl.bps.panda.rest.transport import Timeouts, Transport
 
@@ -245,12 +245,10 @@ def test_commands_and_lookups(server):
     assert relay.get_contents(number, 4) == {}
     assert server.seen[-1].keywords == {"request_id": number, "transform_id": 4}
     assert relay.abort(number) == "Command registered successfully"
-    assert relay.retry(number) == "Command registered successfully"
-    assert (server.runs[number].aborts, server.runs[number].retries) == (1, 1)
-    for command in (relay.abort, relay.retry):
-        error = catch(lambda command=command: command(99))
-        assert isinstance(error, RefusedError)
-        assert (error.fault, error.maybe_sent) == ("no-match", False)
+    assert server.runs[number].aborts == 1
+    error = catch(lambda: relay.abort(99))
+    assert isinstance(error, RefusedError)
+    assert (error.fault, error.maybe_sent) == ("no-match", False)
 
 
 def test_an_unknown_command_is_refused(server):
@@ -298,6 +296,28 @@ def test_diagnosis_names_the_part_that_fails(server, fault, words):
     server.inject(*[fault] * 4)
     error = catch(Relay(make_transport(), server.url).ping)
     assert words in diagnose(error)
+
+
+def test_a_relay_without_idds_is_told_from_one_that_refuses(server):
+    """In the class and the words of the error as in the diagnosis."""
+    server.inject("gateway to idds")
+    error = catch(lambda: Relay(make_transport(), server.url).submit(RUN))
+    assert (type(error), error.fault, error.maybe_sent) == (ServerError, "idds-down", True)
+    assert "iDDS behind it does not" in str(error)
+    assert diagnose(error).startswith("PanDA's relay at 127.0.0.1")
+    with pytest.raises(RefusedError) as caught:
+        unwrap_relay([False, "HTTPConnectionPool: Max retries exceeded"], endpoint="http://h/p", what="ping")
+    assert (caught.value.fault, caught.value.maybe_sent) == ("idds-down", True)
+    assert diagnose(caught.value) == (
+        "PanDA's relay at h works, but iDDS behind it is down. [HTTPConnectionPool: Max retries exceeded]"
+    )
+
+
+def test_diagnosis_ends_with_the_cause_and_not_with_the_message(server):
+    server.inject(*["reset before"] * 4)
+    error = catch(Relay(make_transport(), server.url).ping)
+    assert error.cause.endswith(", after 4 attempts")
+    assert diagnose(error).endswith(f"the server may be restarting. [{error.cause}]")
 
 
 def test_diagnosis_of_other_errors_is_their_text():
@@ -379,5 +399,5 @@ def test_certificates_are_checked_unless_told_not_to(tls_server, caplog):
 def test_a_token_over_plain_http_is_warned_about_once(caplog):
     transport = make_transport()
     for _ in range(2):
-        catch(lambda: transport.get("http://no-such-host.invalid/x", safe=False))
+        catch(lambda: transport.get("http://no-such-host.invalid/x"))
     assert len([record for record in caplog.records if "without encryption" in record.message]) == 1

@@ -67,7 +67,9 @@ class TransportError(PandaBpsError, OSError):
     reply : `str`, optional
         What came back, cut to a few hundred characters.
     fault : `str`, optional
-        What kind of failure it was: a value of `.rest.faults.Fault`.
+        Kind of fault: a value of `.rest.faults.Fault`.
+    cause : `str`, optional
+        Words of what is behind it: the library's, or the server's.
     status : `int`, optional
         HTTP status, if there was a reply.
     maybe_sent : `bool`, optional
@@ -83,6 +85,7 @@ class TransportError(PandaBpsError, OSError):
         request: str = "",
         reply: str = "",
         fault: str = "",
+        cause: str = "",
         status: int | None = None,
         maybe_sent: bool = False,
     ) -> None:
@@ -99,6 +102,7 @@ class TransportError(PandaBpsError, OSError):
         self.request = request
         self.reply = reply
         self.fault = fault
+        self.cause = cause
         self.status = status
         self.maybe_sent = maybe_sent
 

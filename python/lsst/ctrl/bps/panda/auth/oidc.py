@@ -34,14 +34,13 @@ from ..errors import (
     RefreshRefusedError,
     ReplyError,
     ServerError,
-    SettingsError,
     TokenBrokenError,
 )
-from ..rest.faults import Fault
+from ..rest.faults import Fault, make_reply_error
+from ..rest.panda_api import server_root
 from ..rest.redaction import cut, redact
-from ..rest.replies import parse_json, shape_error
 from ..rest.tokens import Claims, TokenSet, claims_from, parse_claims
-from ..rest.transport import Reply, Transport
+from ..rest.transport import Reply, Transport, is_loopback, parse_json
 
 _WELL_KNOWN = "/.well-known/openid-configuration"
 
@@ -108,12 +107,7 @@ def auth_config_url(panda_url: str, vo: str) -> str:
     SettingsError
         Raised if the URL is not one.
     """
-    parts = urlsplit(panda_url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise SettingsError(
-            f"{redact(panda_url)!r} (PANDA_URL_SSL) is not a URL, such as https://host:8443/server/panda."
-        )
-    return f"{parts.scheme}://{parts.netloc}/auth/{quote(vo, safe=':')}_auth_config.json"
+    return f"{server_root(panda_url)}/auth/{quote(vo, safe=':')}_auth_config.json"
 
 
 def find_provider(transport: Transport, panda_url: str, vo: str) -> Provider:
@@ -168,7 +162,7 @@ def _fetch(transport: Transport, url: str, what: str) -> dict[str, Any]:
     document = parse_json(transport.get(url, headers={"Accept": "application/json"}, what=what), what)
     if not isinstance(document, dict):
         # The value may hold the client's secret: it is not shown.
-        raise shape_error("A JSON object was expected.", None, endpoint=url, what=what)
+        raise make_reply_error("A JSON object was expected.", None, endpoint=url, what=what)
     return document
 
 
@@ -183,13 +177,9 @@ def _endpoint(document: Mapping[str, Any], key: str, url: str) -> str:
     value = _text(document, key, url)
     parts = urlsplit(value)
     host = parts.hostname or ""
-    if parts.scheme != "https" and not (parts.scheme == "http" and _is_loopback(host)):
+    if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(host)):
         raise _broken(f"Its {key!r} is {value!r}: tokens are not sent without encryption", url)
     return value
-
-
-def _is_loopback(host: str) -> bool:
-    return host in {"localhost", "::1"} or host.startswith("127.")
 
 
 def _broken(words: str, url: str) -> ReplyError:
@@ -288,7 +278,7 @@ def start_device_login(transport: Transport, provider: Provider) -> DeviceGrant:
         )
     except (KeyError, TypeError, ValueError):
         pass
-    raise shape_error(
+    raise make_reply_error(
         "The provider's reply lacks a code, a link or a time.", None, endpoint=reply.url, what=what
     )
 
@@ -475,7 +465,7 @@ def _checked(transport: Transport, provider: Provider, fields: Mapping[str, obje
     what = "keys of the OpenID provider"
     keys = parse_json(transport.get(provider.jwks_uri, headers=_ACCEPT, what=what), what)
     if not isinstance(keys, dict):
-        raise shape_error("A set of keys was expected.", keys, endpoint=provider.jwks_uri, what=what)
+        raise make_reply_error("A set of keys was expected.", keys, endpoint=provider.jwks_uri, what=what)
     verify_id_token(tokens.id_token, keys, provider)
     return tokens
 
@@ -538,7 +528,9 @@ def _fields(reply: Reply, what: str) -> dict[str, Any]:
     else:
         if isinstance(fields, dict) and (reply.status == 200 or isinstance(fields.get("error"), str)):
             return fields
-        problem = shape_error("The provider's reply is not of OAuth.", None, endpoint=reply.url, what=what)
+        problem = make_reply_error(
+            "The provider's reply is not of OAuth.", None, endpoint=reply.url, what=what
+        )
     if reply.status in {401, 403}:
         raise AuthenticationError(problem.message, endpoint=reply.url, request=what, status=reply.status)
     raise ReplyError(

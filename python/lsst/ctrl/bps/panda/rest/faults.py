@@ -1,11 +1,11 @@
-"""What can go wrong between us and a server: how it is found in an exception or a reply, the error that a
-user sees, and which part does not work.
+"""What can go wrong between here and a server: one table of faults, with how each is recognised in an
+exception or a reply, the error that is raised, what the user reads, and which part does not work.
 """
 
 from __future__ import annotations
 
 __all__ = [
-    "Failure",
+    "FailedAttempt",
     "Fault",
     "classify_exception",
     "classify_status",
@@ -14,14 +14,18 @@ __all__ = [
     "diagnose",
     "looks_like_web_page",
     "make_error",
+    "make_refusal",
+    "make_reply_error",
 ]
 
 import enum
 import http.client
+import json
 import socket
 import ssl
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import requests
@@ -38,89 +42,279 @@ from ..errors import (
 from .redaction import cut, redact
 
 
-class Fault(enum.StrEnum):
-    """Kinds of failure; the value is stable and travels on errors."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    """What is known about a fault."""
 
-    NAME_NOT_FOUND = "name-not-found"
-    """The host's name has no address."""
-    CONNECTION_REFUSED = "connection-refused"
-    """The host answers that nothing listens on that port."""
-    UNREACHABLE = "unreachable"
-    """No way to the host, or a proxy on the way refused."""
-    CONNECT_TIMEOUT = "connect-timeout"
-    """Nobody answered the attempt to connect."""
-    TLS = "tls"
-    """The encrypted connection could not be set up."""
-    BAD_URL = "bad-url"
-    """The URL cannot be used at all."""
-    READ_TIMEOUT = "read-timeout"
-    """The request was sent and no (complete) reply came in time."""
-    CONNECTION_LOST = "connection-lost"
-    """The connection broke after the request or a part of it was sent."""
-    REPLY_CUT = "reply-cut"
-    """The reply ended before its announced length."""
-    PERMISSION = "permission"
-    """HTTP 401 or 403, or the server's own words for it."""
-    NOT_FOUND = "not-found"
-    """HTTP 404, 405 or 410: nothing of that name at this server."""
-    REDIRECT = "redirect"
-    """The server points elsewhere; redirects are not followed."""
-    TOO_LARGE = "too-large"
-    """HTTP 413: the request exceeds what the server takes."""
-    BUSY = "busy"
-    """HTTP 429: too many requests; not executed."""
-    CLIENT_ERROR = "client-error"
-    """Any other HTTP 4xx."""
-    GATEWAY = "gateway"
-    """HTTP 502, 503, 504: a front end answers, the server behind it not."""
-    SERVER = "server"
-    """Any other HTTP 5xx."""
-    WEB_PAGE = "web-page"
-    """A page for people came back instead of data."""
-    NOT_JSON = "not-json"
-    """The reply is not JSON, or ends in the middle of it."""
-    SHAPE = "shape"
-    """JSON of another shape than the protocol has."""
-    RELAY = "relay"
-    """PanDA's relay understood and refused, or failed to forward."""
-    IDDS = "idds"
-    """iDDS, behind the relay, refused or failed."""
-    API = "api"
-    """PanDA's own API understood and refused."""
-    NO_MATCH = "no-match"
+    error: type[TransportError]
+    """Exception that is raised for it."""
+
+    message: str = ""
+    """What the exception says.  Empty where the words depend on the reply."""
+
+    broken: str = ""
+    """Which part between here and iDDS does not work, as a sentence of `diagnose`."""
+
+    advice: str = ""
+    """What to check, or what is likely behind it: the end of that sentence."""
+
+    exceptions: tuple[type[BaseException], ...] = ()
+    """Exceptions by which it is recognised."""
+
+    statuses: Container[int] = ()
+    """HTTP statuses by which it is recognised."""
+
+    not_executed: bool = False
+    """Whether the server certainly did not do what was asked."""
+
+
+_OTHER_PROTOCOL = "The URL is probably wrong: what answers at {endpoint} does not speak PanDA's protocol"
+_IDDS_IS_DOWN = "PanDA's relay at {host} works, but iDDS behind it is down"
+
+
+class Fault(enum.StrEnum):
+    """The table of faults.
+
+    The order matters: the first fault that fits an exception or a status is taken, so precise ones stand
+    before vague ones.  The values are stable; errors carry them in their attribute ``fault``.
+    """
+
+    row: _Row
+
+    def __new__(cls, value: str, row: _Row) -> Self:
+        """Make a text that knows its row."""
+        fault = str.__new__(cls, value)
+        fault._value_ = value
+        fault.row = row
+        return fault
+
+    TLS = (
+        "tls",
+        _Row(
+            error=ConnectionFailedError,
+            message="No encrypted connection: the server's certificate is not accepted, or it does not speak "
+            "TLS.",
+            broken="No encrypted connection (TLS) to {host}: its certificate is not accepted or the port "
+            "does not speak TLS",
+            advice="check scheme and port in PANDA_URL_SSL and the trusted authorities (REQUESTS_CA_BUNDLE)",
+            exceptions=(ssl.SSLCertVerificationError, ssl.CertificateError),
+            not_executed=True,
+        ),
+    )
+    NAME_NOT_FOUND = (
+        "name-not-found",
+        _Row(
+            error=ConnectionFailedError,
+            message="The host's name has no address. Check the URL and the network.",
+            broken="The name of the host {host} cannot be resolved",
+            advice="check PANDA_URL_SSL and the network",
+            exceptions=(socket.gaierror, pool_errors.NameResolutionError),
+            not_executed=True,
+        ),
+    )
+    BAD_URL = (
+        "bad-url",
+        _Row(
+            error=ConnectionFailedError,
+            message="The URL cannot be used.",
+            broken="PANDA_URL_SSL is not a URL that can be used: {endpoint}",
+            exceptions=(
+                pool_errors.LocationParseError,
+                requests.exceptions.InvalidURL,
+                requests.exceptions.InvalidSchema,
+                requests.exceptions.MissingSchema,
+                requests.exceptions.InvalidHeader,
+                requests.exceptions.UnrewindableBodyError,
+            ),
+            not_executed=True,
+        ),
+    )
+    CONNECTION_REFUSED = (
+        "connection-refused",
+        _Row(
+            error=ConnectionFailedError,
+            message="Nothing listens there: the connection was refused.",
+            broken="The connection to {host} was refused: no PanDA server listens there",
+            advice="check the port in PANDA_URL_SSL, or whether the server is down",
+            exceptions=(ConnectionRefusedError,),
+            not_executed=True,
+        ),
+    )
+    UNREACHABLE = (
+        "unreachable",
+        _Row(
+            error=ConnectionFailedError,
+            message="The host cannot be reached.",
+            broken="There is no way to {host}",
+            advice="check network, VPN and proxy settings",
+            exceptions=(pool_errors.NewConnectionError, pool_errors.ProxyError),
+            not_executed=True,
+        ),
+    )
+    CONNECT_TIMEOUT = (
+        "connect-timeout",
+        _Row(
+            error=ConnectionFailedError,
+            message="The host does not answer.",
+            broken="{host} does not answer the attempt to connect",
+            advice="it is down or behind a firewall",
+            exceptions=(pool_errors.ConnectTimeoutError, requests.exceptions.ConnectTimeout),
+            not_executed=True,
+        ),
+    )
+    READ_TIMEOUT = (
+        "read-timeout",
+        _Row(
+            error=ConnectionFailedError,
+            message="The request was sent, but no complete reply came in time.",
+            broken="{host} took the request, but its reply did not come in time",
+            advice="the server is overloaded or hangs",
+            exceptions=(requests.exceptions.ReadTimeout, pool_errors.ReadTimeoutError),
+        ),
+    )
+    REPLY_CUT = (
+        "reply-cut",
+        _Row(
+            error=ReplyError,
+            message="The reply was cut short.",
+            broken="The reply of {host} was cut short",
+            advice="the server may be restarting",
+            exceptions=(
+                pool_errors.IncompleteRead,
+                http.client.IncompleteRead,
+                pool_errors.DecodeError,
+                requests.exceptions.ContentDecodingError,
+            ),
+        ),
+    )
+    CONNECTION_LOST = (
+        "connection-lost",
+        _Row(
+            error=ConnectionFailedError,
+            message="The connection was lost.",
+            broken="The connection to {host} broke off before the reply",
+            advice="the server may be restarting",
+            exceptions=(OSError,),
+        ),
+    )
+    PERMISSION = (
+        "permission",
+        _Row(
+            error=AuthenticationError,
+            message="The server does not accept who we are. See 'panda_auth status'; log in with "
+            "'panda_auth reset'.",
+            broken="{host} answers, but gives no permission",
+            advice="check the login with 'panda_auth status', log in with 'panda_auth reset'",
+            statuses=(401, 403),
+            not_executed=True,
+        ),
+    )
+    NOT_FOUND = (
+        "not-found",
+        _Row(
+            error=ReplyError,
+            message="The server has nothing there. Check the path of the URL.",
+            broken="The URL is wrong: {host} has no PanDA relay at {endpoint}",
+            advice="check the path in PANDA_URL_SSL",
+            statuses=(404, 405, 410),
+            not_executed=True,
+        ),
+    )
+    TOO_LARGE = (
+        "too-large",
+        _Row(
+            error=RefusedError,
+            message="The request is too large for the server.",
+            statuses=(413,),
+            not_executed=True,
+        ),
+    )
+    BUSY = (
+        "busy",
+        _Row(
+            error=ServerError,
+            message="The server has too much to do. Try again later.",
+            broken="{host} has too much to do",
+            advice="try again later",
+            statuses=(429,),
+            not_executed=True,
+        ),
+    )
+    IDDS_DOWN = (
+        "idds-down",
+        _Row(
+            error=ServerError,
+            message="PanDA's relay answers, iDDS behind it does not.",
+            broken=_IDDS_IS_DOWN,
+        ),
+    )
+    GATEWAY = (
+        "gateway",
+        _Row(
+            error=ServerError,
+            message="A front end answers, the server behind it does not.",
+            broken="The front end at {host} answers, but PanDA's relay behind it is down",
+            statuses=(502, 503, 504),
+        ),
+    )
+    REDIRECT = (
+        "redirect",
+        _Row(
+            error=ReplyError,
+            message="The server points elsewhere. Check the URL.",
+            broken="The URL is wrong: {endpoint} points elsewhere",
+            advice="check PANDA_URL_SSL",
+            statuses=range(300, 400),
+            not_executed=True,
+        ),
+    )
+    CLIENT_ERROR = (
+        "client-error",
+        _Row(
+            error=RefusedError,
+            message="The server did not take the request.",
+            statuses=range(400, 500),
+            not_executed=True,
+        ),
+    )
+    SERVER = (
+        "server",
+        _Row(
+            error=ServerError,
+            message="The server failed.",
+            broken="PanDA's relay at {host} is down: it answers with an internal error",
+            statuses=range(500, 600),
+        ),
+    )
+    WEB_PAGE = (
+        "web-page",
+        _Row(
+            error=ReplyError,
+            message="A web page came back instead of data: the URL is probably wrong (PANDA_URL_SSL ends in "
+            "/server/panda).",
+            broken="The URL is wrong: {endpoint} gives a web page, not PanDA",
+            advice="check PANDA_URL_SSL",
+        ),
+    )
+    NOT_JSON = "not-json", _Row(error=ReplyError, broken=_OTHER_PROTOCOL)
+    SHAPE = "shape", _Row(error=ReplyError, broken=_OTHER_PROTOCOL)
+    RELAY = (
+        "relay",
+        _Row(
+            error=RefusedError,
+            message="PanDA's relay refused or failed",
+            broken="PanDA's relay at {host} works, but could not forward the command",
+        ),
+    )
+    IDDS = "idds", _Row(error=RefusedError, message="iDDS refused or failed", broken=_IDDS_IS_DOWN)
+    API = "api", _Row(error=RefusedError, message="PanDA refused or failed")
+    NO_MATCH = "no-match", _Row(error=RefusedError)
     """The server knows no request or task of this id."""
 
     @property
-    def before_sending(self) -> bool:
-        """Nothing of the request can have reached the server."""
-        return self in _BEFORE_SENDING
-
-    @property
     def not_executed(self) -> bool:
-        """The server certainly did not do what was asked."""
-        return self in _BEFORE_SENDING or self in _NOT_EXECUTED
-
-
-_BEFORE_SENDING = frozenset(
-    {
-        Fault.NAME_NOT_FOUND,
-        Fault.CONNECTION_REFUSED,
-        Fault.UNREACHABLE,
-        Fault.CONNECT_TIMEOUT,
-        Fault.TLS,
-        Fault.BAD_URL,
-    }
-)
-_NOT_EXECUTED = frozenset(
-    {
-        Fault.PERMISSION,
-        Fault.NOT_FOUND,
-        Fault.REDIRECT,
-        Fault.TOO_LARGE,
-        Fault.BUSY,
-        Fault.CLIENT_ERROR,
-    }
-)
+        """Whether the server certainly did not do what was asked."""
+        return self.row.not_executed
 
 
 # OpenSSL reasons that can only occur in the handshake, before any byte of
@@ -141,50 +335,46 @@ _HANDSHAKE_REASONS = frozenset(
     }
 )
 
+# Words of iDDS's client, which runs inside the relay, when it gets no answer
+# from iDDS: the relay's failure is one of iDDS then.
+_NO_ANSWER_OF_IDDS = (
+    "connection refused",
+    "max retries exceeded",
+    "timed out",
+    "cannot connect",
+    "failed to connect",
+)
+
+# Refusals that come before anything is stored: by the relay's client of iDDS
+# while it prepares the request, or by the database.  What else a relay says
+# may come after it lost its own connection to iDDS, which has the request.
+_DEFINITE_WORDS = (
+    "is not a command of",
+    "unexpected keyword argument",
+    "missing 1 required positional",
+    "cannot get local proxy",
+    "datarighttruncation",
+    "value too long",
+)
+_PERMISSION_WORDS = ("permission", "not authorized", "unauthorized", "not allowed", "denied")
+
 
 def classify_exception(error: BaseException) -> Fault:
-    """Find the kind of failure of an exception of the HTTP library.
+    """Find the fault behind an exception of the HTTP library or of the network, its causes included.
 
-    Parameters
-    ----------
-    error : `BaseException`
-        What ``requests`` raised; its causes are looked at, too.
-
-    Returns
-    -------
-    fault : `Fault`
-        Kind of failure.  What cannot be recognised counts as a connection
-        lost after sending, because that is the careful answer.
+    An unknown exception counts as a connection lost after sending, because that is the careful answer.
     """
     links = tuple(_chain(error))
     if any(isinstance(link, ssl.SSLError) and link.reason in _HANDSHAKE_REASONS for link in links):
         return Fault.TLS
-    for types, fault in _EXCEPTIONS:
-        if any(isinstance(link, types) for link in links):
+    for fault in Fault:
+        if any(isinstance(link, fault.row.exceptions) for link in links):
             return fault
     return Fault.CONNECTION_LOST
 
 
-# The first line that fits any link of the chain wins: precise causes first,
-# vague wrappers last.
-_EXCEPTIONS: tuple[tuple[tuple[type[BaseException], ...], Fault], ...] = (
-    ((ssl.SSLCertVerificationError, ssl.CertificateError), Fault.TLS),
-    ((socket.gaierror, pool_errors.NameResolutionError), Fault.NAME_NOT_FOUND),
-    ((pool_errors.LocationParseError, requests.exceptions.InvalidURL), Fault.BAD_URL),
-    ((requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema), Fault.BAD_URL),
-    ((requests.exceptions.InvalidHeader, requests.exceptions.UnrewindableBodyError), Fault.BAD_URL),
-    ((ConnectionRefusedError,), Fault.CONNECTION_REFUSED),
-    ((pool_errors.NewConnectionError, pool_errors.ProxyError), Fault.UNREACHABLE),
-    ((pool_errors.ConnectTimeoutError, requests.exceptions.ConnectTimeout), Fault.CONNECT_TIMEOUT),
-    ((requests.exceptions.ReadTimeout, pool_errors.ReadTimeoutError), Fault.READ_TIMEOUT),
-    ((pool_errors.IncompleteRead, http.client.IncompleteRead), Fault.REPLY_CUT),
-    ((pool_errors.DecodeError, requests.exceptions.ContentDecodingError), Fault.REPLY_CUT),
-    ((OSError,), Fault.CONNECTION_LOST),
-)
-
-
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Give an exception and everything that it wraps."""
+    """Yield an exception and everything that it wraps."""
     seen: set[int] = set()
     todo: list[object] = [error]
     while todo:
@@ -196,58 +386,17 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         todo.extend((link.__cause__, link.__context__, getattr(link, "reason", None), *link.args))
 
 
-_STATUSES: Mapping[int, Fault] = {
-    401: Fault.PERMISSION,
-    403: Fault.PERMISSION,
-    404: Fault.NOT_FOUND,
-    405: Fault.NOT_FOUND,
-    410: Fault.NOT_FOUND,
-    413: Fault.TOO_LARGE,
-    429: Fault.BUSY,
-    502: Fault.GATEWAY,
-    503: Fault.GATEWAY,
-    504: Fault.GATEWAY,
-}
-_CLASSES: Mapping[int, Fault] = {
-    3: Fault.REDIRECT,
-    4: Fault.CLIENT_ERROR,
-    5: Fault.SERVER,
-}
-
-
 def classify_status(status: int) -> Fault | None:
-    """Find the kind of failure of an HTTP status.
-
-    Parameters
-    ----------
-    status : `int`
-        HTTP status.
-
-    Returns
-    -------
-    fault : `Fault` or `None`
-        Kind of failure; `None` for 2xx.
-    """
+    """Find the fault that an HTTP status reports; `None` for 2xx."""
     if 200 <= status < 300:
         return None
-    return _STATUSES.get(status) or _CLASSES.get(status // 100, Fault.SERVER)
+    return next((fault for fault in Fault if status in fault.row.statuses), Fault.SERVER)
 
 
 def looks_like_web_page(content_type: str, body: bytes) -> bool:
-    """Tell whether a reply is a page for people.
+    """Tell whether a reply is HTML.
 
-    Parameters
-    ----------
-    content_type : `str`
-        Value of the header of that name; PanDA itself sends JSON as
-        ``text/html`` from its old entry points, so it is only a hint.
-    body : `bytes`
-        The reply.
-
-    Returns
-    -------
-    is_page : `bool`
-        `True` if it is HTML.
+    PanDA itself sends JSON as ``text/html`` from its old entry points, so the content type is only a hint.
     """
     start = body[:256].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith((b"<!doctype", b"<html", b"<head", b"<body")):
@@ -256,53 +405,34 @@ def looks_like_web_page(content_type: str, body: bytes) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """One failed attempt.
+class FailedAttempt:
+    """One failed attempt to send a request.
 
-    It holds text, not the library's exception: that one carries the request
-    with its headers, and so the token.
-
-    Parameters
-    ----------
-    fault : `Fault`
-        Kind of failure.
-    text : `str`
-        Redacted words of the cause.
-    status : `int` or `None`
-        HTTP status, if there was a reply.
-    retry_after : `float` or `None`
-        Seconds the server asked to wait.
-    reply : `str`
-        Redacted beginning of the reply.
+    It holds text, not the library's exception: that one carries the request with its headers, and so the
+    token.
     """
 
     fault: Fault
     text: str
+    """Redacted words of the cause."""
+
     status: int | None = None
+    """HTTP status, if there was a reply."""
+
     retry_after: float | None = None
+    """Seconds that the server asked to wait."""
+
     reply: str = ""
+    """Redacted beginning of the reply."""
 
 
-def describe_exception(error: BaseException, secrets: Sequence[str]) -> Failure:
-    """Describe an exception of the HTTP library.
-
-    Parameters
-    ----------
-    error : `BaseException`
-        What was raised.
-    secrets : `~collections.abc.Sequence` [`str`]
-        Values to hide.
-
-    Returns
-    -------
-    failure : `Failure`
-        Redacted text only.
-    """
-    return Failure(classify_exception(error), redact(_find_words(error), secrets))
+def describe_exception(error: BaseException, secrets: Sequence[str]) -> FailedAttempt:
+    """Describe an attempt that ended with an exception, with the secrets hidden."""
+    return FailedAttempt(classify_exception(error), redact(_find_words(error), secrets))
 
 
 def _find_words(error: BaseException) -> str:
-    """Give the words of the most precise cause."""
+    """Return the words of the most precise cause."""
     link: BaseException | None = error
     text = ""
     while link is not None:
@@ -314,37 +444,20 @@ def _find_words(error: BaseException) -> str:
     return cut(text.rpartition("): ")[2])
 
 
-def describe_reply(response: requests.Response, fault: Fault, body: bytes, secrets: Sequence[str]) -> Failure:
-    """Describe a reply whose status says failure.
-
-    Parameters
-    ----------
-    response : `requests.Response`
-        Status and headers.
-    fault : `Fault`
-        What the status means.
-    body : `bytes`
-        The reply.
-    secrets : `~collections.abc.Sequence` [`str`]
-        Values to hide.
-
-    Returns
-    -------
-    failure : `Failure`
-        Redacted text only.
-    """
+def describe_reply(
+    response: requests.Response, fault: Fault, body: bytes, secrets: Sequence[str]
+) -> FailedAttempt:
+    """Describe an attempt whose reply has a status that means failure, with the secrets hidden."""
     text = f"HTTP status {response.status_code} {response.reason or ''}".rstrip()
     if fault is Fault.REDIRECT:
         text += f", to {redact(response.headers.get('Location', 'nowhere'), secrets)}"
     if looks_like_web_page(response.headers.get("Content-Type", ""), body):
         text += ", with a web page"
-    return Failure(
-        fault,
-        text,
-        response.status_code,
-        _parse_seconds(response.headers.get("Retry-After", "")),
-        cut(redact(body[:4000].decode("utf-8", "replace"), secrets)),
-    )
+    reply = cut(redact(body[:4000].decode("utf-8", "replace"), secrets))
+    if fault is Fault.GATEWAY and "idds" in reply.lower():
+        fault = Fault.IDDS_DOWN
+    seconds = _parse_seconds(response.headers.get("Retry-After", ""))
+    return FailedAttempt(fault, text, response.status_code, seconds, reply)
 
 
 def _parse_seconds(text: str) -> float | None:
@@ -352,154 +465,93 @@ def _parse_seconds(text: str) -> float | None:
     return float(text) if text.isascii() and text.isdigit() else None
 
 
-_ERRORS: Mapping[Fault, tuple[type[TransportError], str]] = {
-    Fault.NAME_NOT_FOUND: (
-        ConnectionFailedError,
-        "The host's name has no address. Check the URL and the network.",
-    ),
-    Fault.CONNECTION_REFUSED: (ConnectionFailedError, "Nothing listens there: the connection was refused."),
-    Fault.UNREACHABLE: (ConnectionFailedError, "The host cannot be reached."),
-    Fault.CONNECT_TIMEOUT: (ConnectionFailedError, "The host does not answer."),
-    Fault.TLS: (
-        ConnectionFailedError,
-        "No encrypted connection: the server's certificate is not accepted, or it does not speak TLS.",
-    ),
-    Fault.BAD_URL: (ConnectionFailedError, "The URL cannot be used."),
-    Fault.READ_TIMEOUT: (ConnectionFailedError, "The request was sent, but no complete reply came in time."),
-    Fault.CONNECTION_LOST: (ConnectionFailedError, "The connection was lost."),
-    Fault.REPLY_CUT: (ReplyError, "The reply was cut short."),
-    Fault.PERMISSION: (
-        AuthenticationError,
-        "The server does not accept who we are. See 'panda_auth status'; log in with 'panda_auth reset'.",
-    ),
-    Fault.NOT_FOUND: (ReplyError, "The server has nothing there. Check the path of the URL."),
-    Fault.REDIRECT: (ReplyError, "The server points elsewhere. Check the URL."),
-    Fault.TOO_LARGE: (RefusedError, "The request is too large for the server."),
-    Fault.BUSY: (ServerError, "The server has too much to do. Try again later."),
-    Fault.GATEWAY: (ServerError, "A front end answers, the server behind it does not."),
-    Fault.SERVER: (ServerError, "The server failed."),
-    Fault.CLIENT_ERROR: (RefusedError, "The server did not take the request."),
-}
-
-
 def make_error(
-    failure: Failure, *, endpoint: str, what: str, attempts: int, maybe_sent: bool
+    failure: FailedAttempt, *, endpoint: str, what: str, attempts: int, maybe_sent: bool
 ) -> TransportError:
-    """Make the error that a user sees.
-
-    Parameters
-    ----------
-    failure : `Failure`
-        How the last attempt failed.
-    endpoint : `str`
-        What was asked where.
-    what : `str`
-        What was asked.
-    attempts : `int`
-        How often.
-    maybe_sent : `bool`
-        Whether one of the attempts may have had its effect.
-
-    Returns
-    -------
-    error : `TransportError`
-        The child that fits.
-    """
-    kind, words = _ERRORS[failure.fault]
-    tried = f", after {attempts} attempts" if attempts > 1 else ""
-    return kind(
-        f"{words} ({failure.text}{tried})",
+    """Make the error for a request whose last attempt failed."""
+    row = failure.fault.row
+    cause = failure.text + (f", after {attempts} attempts" if attempts > 1 else "")
+    return row.error(
+        f"{row.message} ({cause})",
         endpoint=redact(endpoint),
         request=redact(what),
         reply=failure.reply,
         fault=failure.fault,
+        cause=cause,
         status=failure.status,
         maybe_sent=maybe_sent,
     )
 
 
-_OTHER_PROTOCOL = "The URL is probably wrong: what answers at {endpoint} does not speak PanDA's protocol."
+def make_refusal(fault: Fault, said: Any, *, endpoint: str, what: str, who: str = "") -> RefusedError:
+    """Make the error for a refusal inside a reply, in the server's words.
 
-_SENTENCES: Mapping[str, str] = {
-    Fault.NAME_NOT_FOUND: (
-        "The name of the host {host} cannot be resolved; check PANDA_URL_SSL and the network."
-    ),
-    Fault.CONNECTION_REFUSED: (
-        "The connection to {host} was refused: no PanDA server listens there; check the port in "
-        "PANDA_URL_SSL, or whether the server is down."
-    ),
-    Fault.UNREACHABLE: "There is no way to {host}; check network, VPN and proxy settings.",
-    Fault.CONNECT_TIMEOUT: "{host} does not answer the attempt to connect; it is down or behind a firewall.",
-    Fault.TLS: (
-        "No encrypted connection (TLS) to {host}: its certificate is not accepted or the port does not "
-        "speak TLS; check scheme and port in PANDA_URL_SSL and the trusted authorities (REQUESTS_CA_BUNDLE)."
-    ),
-    Fault.BAD_URL: "PANDA_URL_SSL is not a URL that can be used: {endpoint}",
-    Fault.READ_TIMEOUT: (
-        "{host} took the request, but its reply did not come in time; the server is overloaded or hangs."
-    ),
-    Fault.CONNECTION_LOST: (
-        "The connection to {host} broke off before the reply; the server may be restarting."
-    ),
-    Fault.REPLY_CUT: "The reply of {host} was cut short; the server may be restarting.",
-    Fault.PERMISSION: (
-        "{host} answers, but gives no permission; check the login with 'panda_auth status', "
-        "log in with 'panda_auth reset'."
-    ),
-    Fault.GATEWAY: "The front end at {host} answers, but PanDA's relay behind it is down.",
-    Fault.SERVER: "PanDA's relay at {host} is down: it answers with an internal error.",
-    Fault.BUSY: "{host} has too much to do; try again later.",
-    Fault.RELAY: "PanDA's relay at {host} works, but could not forward the command.",
-    Fault.IDDS: "PanDA's relay at {host} works, but iDDS behind it is down.",
-    Fault.WEB_PAGE: "The URL is wrong: {endpoint} gives a web page, not PanDA; check PANDA_URL_SSL.",
-    Fault.NOT_JSON: _OTHER_PROTOCOL,
-    Fault.SHAPE: _OTHER_PROTOCOL,
-    Fault.NOT_FOUND: (
-        "The URL is wrong: {host} has no PanDA relay at {endpoint}; check the path in PANDA_URL_SSL."
-    ),
-    Fault.REDIRECT: "The URL is wrong: {endpoint} points elsewhere; check PANDA_URL_SSL.",
-}
+    Words about permission, about an unknown request or about iDDS that does not answer make the fault more
+    precise.  ``maybe_sent`` is set unless the words are known for a refusal before anything is stored, since
+    a relay that lost its own connection to iDDS answers in the same way.
+    """
+    message = said.get("message") if isinstance(said, dict) else None
+    words = cut(redact(str(message or said)), 1000)
+    lowered = words.lower()
+    who = who or fault.row.message
+    if "no match" in lowered:
+        fault = Fault.NO_MATCH
+    elif any(word in lowered for word in _PERMISSION_WORDS):
+        fault = Fault.PERMISSION
+    elif fault is Fault.RELAY and any(word in lowered for word in _NO_ANSWER_OF_IDDS):
+        fault = Fault.IDDS_DOWN
+    definite = fault in {Fault.NO_MATCH, Fault.PERMISSION} or any(word in lowered for word in _DEFINITE_WORDS)
+    return RefusedError(
+        f"{who}: {words}",
+        endpoint=redact(endpoint),
+        request=redact(what),
+        fault=fault,
+        cause=words,
+        maybe_sent=not definite,
+    )
 
-# Words of iDDS's client, which runs inside the relay, when it gets no answer
-# from iDDS: then the relay's own failure is that of iDDS.
-_IDDS_IS_DOWN = (
-    "connection refused",
-    "max retries exceeded",
-    "timed out",
-    "cannot connect",
-    "failed to connect",
-)
+
+def make_reply_error(
+    message: str, value: Any, *, endpoint: str, what: str, fault: Fault = Fault.SHAPE
+) -> ReplyError:
+    """Make the error for a JSON value of another shape than the protocol has.
+
+    Parameters
+    ----------
+    message : `str`
+        What was expected, as a sentence.
+    value : JSON value
+        What came; the error shows it.
+    endpoint, what : `str`
+        URL that was asked, and what was asked.
+    fault : `Fault`, optional
+        Kind of fault.
+    """
+    return ReplyError(
+        message,
+        endpoint=redact(endpoint),
+        request=redact(what),
+        reply=cut(redact(json.dumps(value))),
+        fault=fault,
+        maybe_sent=True,
+    )
 
 
 def diagnose(error: BaseException) -> str:
-    """Say in a sentence which part does not work.
+    """Say in a sentence which part between here and iDDS does not work, and what to check.
 
     Parameters
     ----------
     error : `BaseException`
-        What a call raised.
-
-    Returns
-    -------
-    sentence : `str`
-        It names the host and what to check, and ends with the server's
-        words.  Errors that are not of the transport are given as they are.
+        What a call raised.  The text of errors that are not in the table of faults is returned as it is.
     """
     if not isinstance(error, TransportError):
         return str(error) or type(error).__name__
-    sentence = _SENTENCES.get(_locate(error))
-    if sentence is None:
+    row = next((fault.row for fault in Fault if fault == error.fault), None)
+    if row is None or not row.broken:
         return str(error)
     host = urlsplit(error.endpoint).netloc or error.endpoint or "the server"
-    # The transport's own messages end in the cause, in parentheses.
-    said = error.reply or error.message.partition(". (")[2].removesuffix(")") or error.message
-    return f"{sentence.format(host=host, endpoint=error.endpoint or host)} [{said}]"
-
-
-def _locate(error: TransportError) -> str:
-    lowered = error.message.lower()
-    if error.fault == Fault.GATEWAY and "idds" in error.reply.lower():
-        return Fault.IDDS
-    if error.fault == Fault.RELAY and any(words in lowered for words in _IDDS_IS_DOWN):
-        return Fault.IDDS
-    return error.fault
+    broken = row.broken.format(host=host, endpoint=error.endpoint or host)
+    # A URL at the end of the sentence gets no full stop: somebody may copy it.
+    end = f"; {row.advice}." if row.advice else "" if row.broken.endswith("}") else "."
+    return f"{broken}{end} [{error.reply or error.cause or error.message}]"

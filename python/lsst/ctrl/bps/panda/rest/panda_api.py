@@ -1,11 +1,11 @@
 """PanDA's own API, version 1: tasks, jobs and the file cache."""
 
-__all__ = ["PandaApi", "api_base"]
+__all__ = ["PandaApi", "api_base", "server_root", "unwrap_api"]
 
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,33 +14,25 @@ from urllib.parse import quote, urlsplit
 from urllib3.filepost import encode_multipart_formdata
 
 from ..errors import SettingsError
+from .faults import Fault, make_refusal, make_reply_error
 from .redaction import redact
-from .replies import read_api, shape_error
 from .transport import Transport
 
 # The server sends Python text instead of JSON without it.
 _HEADERS = {"Accept": "application/json"}
-
-_JOBS_A_CALL = 1000
 
 # What the file cache of panda-server 1.0.4 takes, in bytes.
 _LIMIT = 10 * 1024**2
 _SOURCES_LIMIT = 768 * 1024**2
 
 
-def api_base(url: str) -> str:
-    """Derive the API's URL as panda-client does.
+def server_root(url: str) -> str:
+    """Return scheme and host of a URL of PanDA.
 
     Parameters
     ----------
     url : `str`
-        ``PANDA_URL_SSL`` or ``PANDACACHE_URL``, such as
-        ``https://host:8443/server/panda``.
-
-    Returns
-    -------
-    base : `str`
-        Scheme and host of it, and ``/api/v1``.
+        ``PANDA_URL_SSL`` or ``PANDACACHE_URL``, such as ``https://host:8443/server/panda``.
 
     Raises
     ------
@@ -49,8 +41,31 @@ def api_base(url: str) -> str:
     """
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise SettingsError(f"{redact(url)!r} is not a URL of PanDA, such as https://host:8443/server/panda.")
-    return f"{parts.scheme}://{parts.netloc}/api/v1"
+        raise SettingsError(
+            f"{redact(url)!r} is not a URL of PanDA, such as https://host:8443/server/panda. "
+            "Check PANDA_URL_SSL and PANDACACHE_URL."
+        )
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def api_base(url: str) -> str:
+    """Return the URL of the API, as panda-client derives it; otherwise like `server_root`."""
+    return f"{server_root(url)}/api/v1"
+
+
+def unwrap_api(value: Any, *, endpoint: str, what: str) -> Any:
+    """Take the value out of the envelope of PanDA's own API.
+
+    The envelope is ``{"success": bool, "message": str, "data": value}``; a
+    refusal comes with HTTP status 200.  It raises `RefusedError`, another
+    shape `ReplyError`.
+    """
+    if not (isinstance(value, dict) and isinstance(value.get("success"), bool)):
+        words = "The reply of PanDA's API has an unknown shape."
+        raise make_reply_error(words, value, endpoint=endpoint, what=what)
+    if not value["success"]:
+        raise make_refusal(Fault.API, value.get("message"), endpoint=endpoint, what=what)
+    return value.get("data")
 
 
 class PandaApi:
@@ -63,7 +78,7 @@ class PandaApi:
     Parameters
     ----------
     transport : `Transport`
-        How to send.
+        Sends the requests.
     base : `str`
         URL of the API, see `api_base`.
     cache_base : `str`, optional
@@ -79,23 +94,13 @@ class PandaApi:
         return f"PandaApi({self._base!r})"
 
     def again(self) -> "PandaApi":
-        """Give another one with connections of its own, for another thread."""
+        """Make another one with connections of its own, for another thread."""
         return PandaApi(self._transport.again(), self._base, cache_base=self._cache_base)
-
-    def is_alive(self) -> str:
-        """Ask whether the server is alive; needs no credentials.
-
-        Returns
-        -------
-        message : `str`
-            The server's words.
-        """
-        return str(self._get("system/is_alive", "is_alive"))
 
     def tasks_since(
         self, since: datetime | None = None, *, filters: Mapping[str, str] | None = None, limit: int = 500
     ) -> list[dict[str, Any]]:
-        """Get tasks, own ones unless a filter names another user.
+        """Get the attributes of tasks, own ones unless a filter names another user.
 
         Parameters
         ----------
@@ -107,11 +112,6 @@ class PandaApi:
             ``userName``.
         limit : `int`, optional
             Most tasks to get.
-
-        Returns
-        -------
-        tasks : `list` [`dict`]
-            Attributes of tasks.
         """
         params: dict[str, object] = {"n_tasks": limit}
         if since is not None:
@@ -121,10 +121,10 @@ class PandaApi:
             # A number as value makes the server fail.
             params["filters"] = json.dumps({key: str(value) for key, value in filters.items()})
         what = f"tasks {dict(filters or {})} since {params.get('since', 'ever')}"
-        return self._rows(self._get("task/get_tasks_detailed_info_since", what, **params), what)
+        return self._get_rows("task/get_tasks_detailed_info_since", what, **params)
 
     def job_descriptions(self, task_id: int, *, unsuccessful_only: bool = False) -> list[dict[str, Any]]:
-        """Get the PanDA jobs of a task, all attempts, archived ones too.
+        """Get the attributes of the PanDA jobs of a task, all attempts, archived ones too.
 
         The server cuts the list at 5500 jobs.
 
@@ -134,95 +134,19 @@ class PandaApi:
             PanDA's number of the task.
         unsuccessful_only : `bool`, optional
             Only those that failed or did not run.
-
-        Returns
-        -------
-        jobs : `list` [`dict`]
-            Attributes of jobs.
         """
         what = f"job descriptions of task {task_id}"
-        value = self._get(
+        return self._get_rows(
             "task/get_job_descriptions", what, task_id=task_id, unsuccessful_only=unsuccessful_only
         )
-        return self._rows(value, what)
-
-    def files(self, task_id: int) -> list[dict[str, Any]]:
-        """Get the inputs of a task with their states.
-
-        Parameters
-        ----------
-        task_id : `int`
-            PanDA's number of the task.
-
-        Returns
-        -------
-        datasets : `list` [`dict`]
-            Each with ``dataset`` and ``files``.
-        """
-        what = f"files of task {task_id}"
-        value = self._get(
-            "task/get_datasets_and_files", what, task_id=task_id, dataset_types=["input", "pseudo_input"]
-        )
-        return self._rows(value, what)
-
-    def job_status(self, job_ids: Sequence[int]) -> list[dict[str, Any] | None]:
-        """Get the present state of PanDA jobs.
-
-        Parameters
-        ----------
-        job_ids : `~collections.abc.Sequence` [`int`]
-            PanDA's numbers of the jobs.
-
-        Returns
-        -------
-        jobs : `list` [`dict` or `None`]
-            In the order asked; `None` for jobs that are not active any more.
-        """
-        jobs: list[dict[str, Any] | None] = []
-        for start in range(0, len(job_ids), _JOBS_A_CALL):
-            some = list(job_ids[start : start + _JOBS_A_CALL])
-            what = f"state of {len(some)} jobs"
-            value = self._post("job/get_description", what, {"job_ids": some}, safe=True)
-            if not isinstance(value, list) or len(value) != len(some):
-                words = "As many jobs as were asked for were expected."
-                raise shape_error(words, value, endpoint=self._base, what=what)
-            jobs.extend(item if isinstance(item, dict) else None for item in value)
-        return jobs
-
-    def kill_task(self, task_id: int) -> None:
-        """Kill a task.
-
-        Parameters
-        ----------
-        task_id : `int`
-            PanDA's number of the task.
-        """
-        self._post("task/kill", f"kill task {task_id}", {"task_id": task_id}, safe=True)
-
-    def reload_input(self, task_id: int) -> None:
-        """Make a task look for its inputs again.
-
-        It releases pruned inputs at once, whatever their dependencies.
-
-        Parameters
-        ----------
-        task_id : `int`
-            PanDA's number of the task.
-        """
-        self._post("task/reload_input", f"reload input of task {task_id}", {"task_id": task_id}, safe=True)
 
     def upload_cache_file(self, path: str | os.PathLike[str]) -> str:
-        """Put a file into the cache, where anybody can read it.
+        """Put a file into the cache, where anybody can read it, and return its URL.
 
         Parameters
         ----------
         path : path-like
             The file; its name in the cache is its own.
-
-        Returns
-        -------
-        url : `str`
-            Where it can be fetched.
 
         Raises
         ------
@@ -248,22 +172,11 @@ class PandaApi:
             safe=True,
             what=what,
         )
-        read_api(reply, what)
-        return self.cache_url(path.name)
+        reply.unwrap(unwrap_api, what)
+        return self._cache_url(path.name)
 
-    def cache_url(self, name: str) -> str:
-        """Give the URL of a file in the cache.
-
-        Parameters
-        ----------
-        name : `str`
-            Name of the file.
-
-        Returns
-        -------
-        url : `str`
-            It needs no credentials.
-        """
+    def _cache_url(self, name: str) -> str:
+        """Return the URL of a file in the cache; it needs no credentials."""
         return f"{self._cache_base.removesuffix('/api/v1')}/cache/{quote(name)}"
 
     def download_cache_file(self, name: str, path: str | os.PathLike[str]) -> None:
@@ -276,7 +189,7 @@ class PandaApi:
         path : path-like
             Where to write it; it appears there complete or not at all.
         """
-        reply = self._transport.get(self.cache_url(name), what=f"download {name}")
+        reply = self._transport.get(self._cache_url(name), what=f"download {name}")
         path = Path(path)
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
@@ -287,24 +200,13 @@ class PandaApi:
             Path(temporary).unlink(missing_ok=True)
             raise
 
-    def _get(self, method: str, what: str, /, **params: Any) -> Any:
+    def _get_rows(self, method: str, what: str, /, **params: Any) -> list[dict[str, Any]]:
+        """Ask for a list of records; the server gives null for an empty one."""
         reply = self._transport.get(f"{self._base}/{method}", params=params, headers=_HEADERS, what=what)
-        return read_api(reply, what)
-
-    def _post(self, method: str, what: str, content: Mapping[str, object], *, safe: bool) -> Any:
-        reply = self._transport.post(
-            f"{self._base}/{method}",
-            body=json.dumps(content).encode(),
-            content_type="application/json",
-            headers=_HEADERS,
-            safe=safe,
-            what=what,
-        )
-        return read_api(reply, what)
-
-    def _rows(self, value: Any, what: str) -> list[dict[str, Any]]:
+        value = reply.unwrap(unwrap_api, what)
         if value is None:
             return []
         if not (isinstance(value, list) and all(isinstance(row, dict) for row in value)):
-            raise shape_error("A list of records was expected.", value, endpoint=self._base, what=what)
+            words = "A list of records was expected."
+            raise make_reply_error(words, value, endpoint=self._base, what=what)
         return value

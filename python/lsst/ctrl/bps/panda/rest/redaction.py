@@ -33,7 +33,7 @@ _SHORTEST_SECRET = 6
 
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
-    """Replace everything that looks like a secret.
+    """Replace everything that looks like a secret by ``[hidden]``.
 
     Parameters
     ----------
@@ -41,11 +41,6 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
         Any text.
     secrets : `~collections.abc.Iterable` [`str`], optional
         Values known to be secret, hidden wherever they occur.
-
-    Returns
-    -------
-    redacted : `str`
-        The same text with ``[hidden]`` in place of secrets.
     """
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
         if len(secret) >= _SHORTEST_SECRET:
@@ -56,19 +51,9 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
 
 
 def cut(text: str, limit: int = 300) -> str:
-    """Shorten a text for a message and put it on one line.
+    """Put a text on one line and cut it after ``limit`` characters, saying how many more there are.
 
-    Parameters
-    ----------
-    text : `str`
-        Any text; redact it first, so that no half of a secret stays.
-    limit : `int`, optional
-        Longest text to keep, in characters.
-
-    Returns
-    -------
-    shortened : `str`
-        At most ``limit`` characters and a note on how many were left out.
+    Redact it first, so that no half of a secret stays.
     """
     text = " ".join(text.split())
     if len(text) <= limit:

@@ -8,15 +8,14 @@ sent: it wraps each reply once more, and a created request then looks like a
 failure.
 """
 
-__all__ = ["Relay", "render_command"]
+__all__ = ["Relay", "render_command", "unwrap_relay"]
 
 import gzip
 import json
 from typing import Any, NoReturn
 
 from ..errors import SettingsError
-from .faults import Fault
-from .replies import read_relay, shape_error
+from .faults import Fault, make_refusal, make_reply_error
 from .transport import Transport
 
 # iDDS puts the name into a URL without quoting it.
@@ -24,22 +23,7 @@ _UNSAFE_IN_NAMES = frozenset("/?#%")
 
 
 def render_command(command: str, arguments: str | None, keywords: str | None) -> bytes:
-    """Make the body of a relayed command.
-
-    Parameters
-    ----------
-    command : `str`
-        Name of a method of iDDS's ``ClientManager``.
-    arguments : `str` or `None`
-        JSON text of the list of positional arguments.
-    keywords : `str` or `None`
-        JSON text of the object of keyword arguments.
-
-    Returns
-    -------
-    body : `bytes`
-        Gzipped; the same input gives the same bytes.
-    """
+    """Render the body of a relayed command, gzipped; the same input gives the same bytes."""
     content: dict[str, object] = {"command_name": command}
     if arguments:
         content["args"] = arguments
@@ -47,6 +31,36 @@ def render_command(command: str, arguments: str | None, keywords: str | None) ->
         content["kwargs"] = keywords
     content["manager"] = True
     return gzip.compress(json.dumps(content).encode(), compresslevel=6, mtime=0)
+
+
+def unwrap_relay(value: Any, *, endpoint: str, what: str) -> Any:
+    """Take iDDS's value out of the relay's decoded reply.
+
+    The relay answers ``[true, value]`` or ``[false, text]``; iDDS's client,
+    which the relay runs, gives ``[false, text]`` as value when it failed; and
+    commands give ``[[status, {"status":..., "message":...}]]`` as value, with
+    a negative status for a refusal.  A refusal at any depth raises
+    `RefusedError`, another shape `ReplyError`.
+    """
+    if not (isinstance(value, list) and len(value) == 2 and isinstance(value[0], bool)):
+        words = "The relay's reply has an unknown shape."
+        raise make_reply_error(words, value, endpoint=endpoint, what=what)
+    done, inner = value
+    if not done:
+        raise make_refusal(Fault.RELAY, inner, endpoint=endpoint, what=what)
+    if _is_pair(inner, bool) and inner[0] is False:
+        raise make_refusal(Fault.IDDS, inner[1], endpoint=endpoint, what=what)
+    outcomes = inner if isinstance(inner, list) else []
+    if _is_pair(inner, int) and not isinstance(inner[0], bool):
+        outcomes = [*outcomes, inner]
+    for item in outcomes:
+        if _is_pair(item, int) and item[0] < 0:
+            raise make_refusal(Fault.IDDS, item[1], endpoint=endpoint, what=what, who="iDDS refused")
+    return inner
+
+
+def _is_pair(value: Any, first: type) -> bool:
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], first)
 
 
 class Relay:
@@ -59,7 +73,7 @@ class Relay:
     Parameters
     ----------
     transport : `Transport`
-        How to send.
+        Sends the requests.
     url : `str`
         ``PANDA_URL_SSL``, which ends in ``/server/panda``.
     idds_server : `str`, optional
@@ -94,13 +108,12 @@ class Relay:
         ----------
         command : `str`
             Name of a method of iDDS's ``ClientManager``.
-        arguments : `str`, optional
-            JSON text of the list of positional arguments.
-        keywords : `str`, optional
-            JSON text of the object of keyword arguments.
+        arguments, keywords : `str`, optional
+            JSON texts, as iDDS's ``json_dumps`` makes them, of the list of
+            positional and the object of keyword arguments.
         safe : `bool`, optional
-            Whether twice is the same as once, so that it may be repeated
-            when the outcome is not known.
+            Whether doing it twice is the same as doing it once, so that it
+            may be sent again when the outcome is not known.
         what : `str`, optional
             What is asked, in a few words for messages.
 
@@ -117,7 +130,7 @@ class Relay:
             safe=safe,
             what=what,
         )
-        return read_relay(reply, what)
+        return reply.unwrap(unwrap_relay, what)
 
     def ping(self) -> None:
         """Ask whether relay and iDDS are alive; return if so."""
@@ -126,22 +139,16 @@ class Relay:
             self._misunderstood("iDDS does not say that it is well.", value, "ping", Fault.IDDS)
 
     def submit(self, arguments: str, keywords: str | None = None) -> int:
-        """Submit a workflow.
+        """Submit a workflow and return the number of the request.
 
         It is sent once, or again after attempts that certainly had no effect.
 
         Parameters
         ----------
         arguments : `str`
-            JSON text, as iDDS's ``json_dumps`` makes it, of the list that
-            holds the workflow.
+            JSON text of the list that holds the workflow.
         keywords : `str`, optional
             JSON text of keyword arguments, such as ``username``.
-
-        Returns
-        -------
-        request_id : `int`
-            Number of the request.
 
         Raises
         ------
@@ -152,40 +159,20 @@ class Relay:
         return self._submit("submit", arguments, keywords)
 
     def submit_step(self, arguments: str, keywords: str | None = None) -> None:
-        """Submit one step of a workflow that was split; twice is the same
-        as once.
-
-        Parameters
-        ----------
-        arguments : `str`
-            JSON text of the list that holds the step.
-        keywords : `str`, optional
-            JSON text of keyword arguments.
+        """Submit one step of a workflow that was split; doing it twice is the
+        same as doing it once.  Arguments are as for `submit`.
         """
         value = self.call("submit", arguments, keywords, safe=True, what="submit a step")
         if type(value) is not int or value != 0:
             self._misunderstood("The reply to a step should be 0.", value, "submit a step")
 
     def submit_build(self, arguments: str, keywords: str | None = None) -> int:
-        """Submit a workflow whose plan will be made remotely.
-
-        Parameters
-        ----------
-        arguments : `str`
-            JSON text of the list that holds the workflow.
-        keywords : `str`, optional
-            JSON text of keyword arguments.
-
-        Returns
-        -------
-        request_id : `int`
-            Number of the request; errors as for `submit`.
+        """Submit a workflow whose plan will be made remotely.  Arguments,
+        result and errors are as for `submit`.
         """
         return self._submit("submit_build", arguments, keywords)
 
-    def get_requests(
-        self, request_id: int, *, with_detail: bool = False, with_metadata: bool = False
-    ) -> list[dict[str, Any]]:
+    def get_requests(self, request_id: int, *, with_detail: bool = False) -> list[dict[str, Any]]:
         """Get a request.
 
         Parameters
@@ -194,8 +181,6 @@ class Relay:
             Number of the request.
         with_detail : `bool`, optional
             One row for each transform instead of one for the request.
-        with_metadata : `bool`, optional
-            With the whole workflow; large.
 
         Returns
         -------
@@ -203,8 +188,9 @@ class Relay:
             Empty for an unknown number.
         """
         what = f"get_requests {request_id}{' with detail' if with_detail else ''}"
+        # With metadata, the reply would hold the whole workflow.
         value = self._ask(
-            "get_requests", what, request_id=request_id, with_detail=with_detail, with_metadata=with_metadata
+            "get_requests", what, request_id=request_id, with_detail=with_detail, with_metadata=False
         )
         if not (isinstance(value, list) and all(isinstance(row, dict) for row in value)):
             self._misunderstood("Rows of a request were expected.", value, what)
@@ -213,14 +199,12 @@ class Relay:
     def get_contents(self, request_id: int, transform_id: int | None = None) -> dict[str, Any]:
         """Get the outputs of a request with what became of their jobs.
 
-        3 kB a job: ask for single transforms.
-
         Parameters
         ----------
         request_id : `int`
             Number of the request.
         transform_id : `int`, optional
-            Number of a transform.
+            Number of a transform, because all of a request are 3 kB a job.
 
         Returns
         -------
@@ -275,48 +259,21 @@ class Relay:
         return {name: found}
 
     def abort(self, request_id: int) -> str:
-        """Register the command to abort a request.
+        """Register the command to abort a request and return the server's words.
 
-        Parameters
-        ----------
-        request_id : `int`
-            Number of the request.
-
-        Returns
-        -------
-        message : `str`
-            The server's words.  The command is only registered, and may be
-            lost: look afterwards.
+        The command is only registered, and may be lost: look afterwards.
         """
-        return self._command("abort", request_id, safe=True)
-
-    def retry(self, request_id: int) -> str:
-        """Register the command to retry a request.
-
-        Parameters
-        ----------
-        request_id : `int`
-            Number of the request.
-
-        Returns
-        -------
-        message : `str`
-            The server's words; as for `abort`.
-        """
-        return self._command("retry", request_id, safe=False)
-
-    def _ask(self, command: str, what: str, /, **keywords: Any) -> Any:
-        """Call a command that changes nothing, with plain values."""
-        text = json.dumps(keywords) if keywords else None
-        return self.call(command, None, text, safe=True, what=what)
-
-    def _command(self, command: str, request_id: int, *, safe: bool) -> str:
-        what = f"{command} {request_id}"
-        value = self.call(command, None, json.dumps({"request_id": request_id}), safe=safe, what=what)
+        what = f"abort {request_id}"
+        value = self._ask("abort", what, request_id=request_id)
         match value:
             case [[0, {"message": str(message)}]]:
                 return message
         self._misunderstood("The outcome of a command was expected.", value, what)
+
+    def _ask(self, command: str, what: str, /, **keywords: Any) -> Any:
+        """Call a command that may be repeated, with plain values."""
+        text = json.dumps(keywords) if keywords else None
+        return self.call(command, None, text, safe=True, what=what)
 
     def _submit(self, command: str, arguments: str, keywords: str | None) -> int:
         value = self.call(command, arguments, keywords, safe=False, what=command)
@@ -325,4 +282,4 @@ class Relay:
         return value
 
     def _misunderstood(self, words: str, value: Any, what: str, fault: Fault = Fault.SHAPE) -> NoReturn:
-        raise shape_error(words, value, endpoint=self._endpoint, what=what, fault=fault)
+        raise make_reply_error(words, value, endpoint=self._endpoint, what=what, fault=fault)

@@ -1,6 +1,6 @@
-"""When to repeat a request: a pure decision, apart from the loop that sleeps.
+"""When to send a request again: a pure decision, apart from the loop that sleeps.
 
-Only what is safe is repeated: a request that changes nothing, or one that
+Only what is safe is sent again: a request that changes nothing, or one that
 certainly had no effect.
 """
 
@@ -8,7 +8,7 @@ __all__ = ["Attempt", "RetryPolicy", "plan_retry"]
 
 from dataclasses import dataclass
 
-from .faults import Failure, Fault
+from .faults import FailedAttempt, Fault
 
 # Worth another attempt; everything else will be the same a moment later.
 _TRANSIENT = frozenset(
@@ -21,6 +21,7 @@ _TRANSIENT = frozenset(
         Fault.CONNECTION_LOST,
         Fault.REPLY_CUT,
         Fault.BUSY,
+        Fault.IDDS_DOWN,
         Fault.GATEWAY,
         Fault.SERVER,
     }
@@ -29,67 +30,42 @@ _TRANSIENT = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Bounds of repeating.
-
-    Parameters
-    ----------
-    attempts : `int`, optional
-        How often a request is sent at most, the first time included.
-    base : `float`, optional
-        Longest wait before the second attempt, in seconds; it doubles with
-        each further one.
-    cap : `float`, optional
-        Longest wait between two attempts, in seconds.
-    budget : `float`, optional
-        Seconds after the first attempt's start beyond which no further one
-        is started.
-    """
+    """How often, and for how long, a request is sent again."""
 
     attempts: int = 4
+    """Most attempts, the first one included."""
+
     base: float = 1.0
+    """Longest wait before the second attempt, in seconds; it doubles with each further one."""
+
     cap: float = 20.0
+    """Longest wait between two attempts, in seconds."""
+
     budget: float = 900.0
+    """Seconds after the start of the first attempt beyond which no further one is started."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What is known after one failed attempt.
-
-    Parameters
-    ----------
-    number : `int`
-        How many attempts were made so far.
-    safe : `bool`
-        Whether doing it twice is the same as doing it once.
-    elapsed : `float`
-        Seconds since the first attempt's start.
-    failure : `Failure`
-        How this one failed.
-    """
+    """What is known after an attempt has failed."""
 
     number: int
+    """Attempts made so far."""
+
     safe: bool
+    """Whether doing it twice is the same as doing it once."""
+
     elapsed: float
-    failure: Failure
+    """Seconds since the start of the first attempt."""
+
+    failure: FailedAttempt
 
 
 def plan_retry(attempt: Attempt, policy: RetryPolicy, luck: float) -> float | None:
-    """Decide whether and when to repeat a request.
+    """Decide how many seconds to wait before the next attempt; `None` to give up.
 
-    Parameters
-    ----------
-    attempt : `Attempt`
-        What happened.
-    policy : `RetryPolicy`
-        Bounds.
-    luck : `float`
-        Random number in [0, 1): the wait is spread over its whole range
-        ("full jitter"), so that clients do not come back in step.
-
-    Returns
-    -------
-    delay : `float` or `None`
-        Seconds to wait before the next attempt; `None` to give up.
+    ``luck`` is a random number in [0, 1): the wait is spread over its whole range ("full jitter"), so that
+    clients do not come back in step.
     """
     failure = attempt.failure
     if failure.fault not in _TRANSIENT or attempt.number >= policy.attempts:

@@ -1,13 +1,14 @@
-"""HTTP to PanDA: one object that adds credentials, bounds time, repeats what is
-safe to repeat, and turns every failure into one of this plugin's errors.
+"""HTTP to PanDA: one object that adds credentials, bounds time, sends again what
+is safe to send again, and turns every failure into one of this plugin's errors.
 
 Session, clock, sleep and random numbers are parameters; nothing is read from
 the environment here, except what ``requests`` itself does about proxies and
 certificate bundles.
 """
 
-__all__ = ["PROMPT", "PROMPT_RETRY", "Reply", "Timeouts", "Transport"]
+__all__ = ["PROMPT", "PROMPT_RETRY", "Reply", "Timeouts", "Transport", "is_loopback", "parse_json"]
 
+import json
 import logging
 import random
 import time
@@ -20,8 +21,18 @@ from urllib.parse import urlsplit
 import requests
 import urllib3.exceptions
 
+from ..errors import ReplyError, TransportError
 from .credentials import Credentials
-from .faults import Failure, Fault, classify_status, describe_exception, describe_reply, make_error
+from .faults import (
+    FailedAttempt,
+    Fault,
+    classify_status,
+    describe_exception,
+    describe_reply,
+    looks_like_web_page,
+    make_error,
+)
+from .redaction import cut, redact
 from .retries import Attempt, RetryPolicy, plan_retry
 
 _LOG = logging.getLogger(__name__)
@@ -31,22 +42,17 @@ _CHUNK = 1 << 18
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Bounds of one attempt, in seconds.
-
-    Parameters
-    ----------
-    connect : `float`, optional
-        To open the connection.
-    read : `float`, optional
-        Between two pieces of the reply.  PanDA's relay waits up to 600 s for
-        iDDS, so less would give up on requests that succeed.
-    total : `float`, optional
-        From the first to the last byte; it ends a reply that trickles.
-    """
+    """Time limits of one attempt, in seconds."""
 
     connect: float = 20.0
+    """To open the connection."""
+
     read: float = 620.0
+    """Between two pieces of the reply.  PanDA's relay waits up to 600 s for iDDS, so less would give up on
+    requests that succeed."""
+
     total: float = 1200.0
+    """From the first to the last byte; it ends a reply that trickles."""
 
 
 PROMPT = Timeouts(connect=10.0, read=20.0, total=20.0)
@@ -57,28 +63,78 @@ find out that a server hangs."""
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a server answered.
+    """What a server answered."""
+
+    status: int
+    """HTTP status, 2xx or one that the caller accepts."""
+
+    headers: Mapping[str, str]
+    """Headers, found without regard to case."""
+
+    body: bytes
+    """The body, with transfer and content encoding undone."""
+
+    url: str
+    """URL that was asked."""
+
+    maybe_sent: bool = False
+    """Whether an earlier attempt, whose reply was lost, may have had its effect."""
+
+    def unwrap(self, unwrapper: Callable[..., Any], what: str) -> Any:
+        """Parse the JSON and take the value out of its envelope.
+
+        Errors have ``maybe_sent`` set also if an attempt before this reply may have had an effect: a refusal
+        only says that this attempt had none.
+        """
+        try:
+            return unwrapper(parse_json(self, what), endpoint=self.url, what=what)
+        except TransportError as error:
+            error.maybe_sent = error.maybe_sent or self.maybe_sent
+            raise
+
+
+def parse_json(reply: Reply, what: str) -> Any:
+    """Parse the body of a reply as JSON.
 
     Parameters
     ----------
-    status : `int`
-        HTTP status, 2xx or one that the caller accepts.
-    headers : `~collections.abc.Mapping` [`str`, `str`]
-        Headers, found without regard to case.
-    body : `bytes`
-        The reply, with transfer and content encoding undone.
-    url : `str`
-        What was asked.
-    maybe_sent : `bool`, optional
-        Whether an earlier attempt, whose reply was lost, may have had its
-        effect.
-    """
+    reply : `Reply`
+        What came back.
+    what : `str`
+        What was asked, for messages.
 
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-    url: str
-    maybe_sent: bool = False
+    Raises
+    ------
+    ReplyError
+        Raised if it is a web page, empty, not JSON, or cut.
+    """
+    if looks_like_web_page(reply.headers.get("Content-Type", ""), reply.body):
+        raise _not_understood(Fault.WEB_PAGE.row.message, Fault.WEB_PAGE, reply, what)
+    try:
+        return json.loads(reply.body)
+    except json.JSONDecodeError as error:
+        if not reply.body.strip():
+            words = "The reply is empty."
+        elif error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated"):
+            words = f"The reply ends in the middle: JSON cut after {len(reply.body)} bytes."
+        else:
+            words = f"The reply is not JSON ({error.msg} at character {error.pos})."
+    except (UnicodeDecodeError, RecursionError) as error:
+        words = f"The reply is not JSON ({type(error).__name__})."
+    # Raised outside of the except clause: the library's exception holds the whole reply.
+    raise _not_understood(words, Fault.NOT_JSON, reply, what)
+
+
+def _not_understood(words: str, fault: Fault, reply: Reply, what: str) -> ReplyError:
+    return ReplyError(
+        words,
+        endpoint=redact(reply.url),
+        request=redact(what),
+        reply=cut(redact(reply.body[:4000].decode("utf-8", "replace"))),
+        fault=fault,
+        status=reply.status,
+        maybe_sent=True,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,34 +152,27 @@ class _Request:
 
 
 class Transport:
-    """Sends requests and gives replies.
+    """Sends requests and returns replies.
 
     Parameters
     ----------
     credentials : `Credentials`
         Who we are.
-    session : `requests.Session`, optional
-        Keeps connections open between requests.
     verify : `bool` or `str`, optional
-        Check certificates of servers; a path names the authorities to trust.
-        `False` is warned about once.
+        Whether to check certificates of servers; a path names the authorities to trust.  `False` is warned
+        about once.
     timeouts : `Timeouts`, optional
-        Bounds of an attempt.
+        Time limits of an attempt.
     retry : `RetryPolicy`, optional
-        Bounds of repeating.
-    sleep : `~collections.abc.Callable`, optional
-        Waits for a number of seconds.
-    clock : `~collections.abc.Callable`, optional
-        Gives seconds from any origin, never going back.
-    luck : `~collections.abc.Callable`, optional
-        Gives random numbers in [0, 1).
+        How often a request is sent again.
+    sleep, clock, luck : `~collections.abc.Callable`, optional
+        Waits for a number of seconds; returns the time in seconds; returns a random number in [0, 1).
     """
 
     def __init__(
         self,
         credentials: Credentials,
         *,
-        session: requests.Session | None = None,
         verify: bool | str = True,
         timeouts: Timeouts | None = None,
         retry: RetryPolicy | None = None,
@@ -132,7 +181,7 @@ class Transport:
         luck: Callable[[], float] = random.random,
     ) -> None:
         self._credentials = credentials
-        self._session = session if session is not None else requests.Session()
+        self._session = requests.Session()
         self._verify = verify
         self._timeouts = timeouts if timeouts is not None else Timeouts()
         self._retry = retry if retry is not None else RetryPolicy()
@@ -145,7 +194,7 @@ class Transport:
         return f"Transport({self._credentials!r})"
 
     def again(self) -> "Transport":
-        """Give another one with connections of its own, for another thread."""
+        """Make another one with connections of its own, for another thread."""
         return Transport(
             self._credentials,
             verify=self._verify,
@@ -162,21 +211,18 @@ class Transport:
         *,
         params: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
-        safe: bool = True,
         what: str = "",
     ) -> Reply:
-        """Ask with GET.
+        """Send a GET request, which is sent again after failures that may pass.
 
         Parameters
         ----------
         url : `str`
-            Where.
+            URL to ask.
         params : `~collections.abc.Mapping`, optional
             Query; a sequence becomes repeated keys.
         headers : `~collections.abc.Mapping`, optional
             Further headers.
-        safe : `bool`, optional
-            Whether twice is the same as once.
         what : `str`, optional
             What is asked, in a few words for messages.
 
@@ -190,7 +236,7 @@ class Transport:
         TransportError
             Raised as one of its children that says what went wrong.
         """
-        return self._exchange(_Request("GET", url, what or url, params, None, headers or {}, safe, ()))
+        return self._exchange(_Request("GET", url, what or url, params, None, headers or {}, True, ()))
 
     def post(
         self,
@@ -203,22 +249,18 @@ class Transport:
         what: str = "",
         accept: Collection[int] = (),
     ) -> Reply:
-        """Send with POST.
+        """Send a POST request.
 
         Parameters
         ----------
-        url : `str`
-            Where.
+        url, headers, what
+            As for `get`.
         body : `bytes`
             The body as it travels.
         content_type : `str`
             Value of that header.
-        headers : `~collections.abc.Mapping`, optional
-            Further headers.
         safe : `bool`
-            Whether twice is the same as once.
-        what : `str`, optional
-            What is asked, in a few words for messages.
+            Whether doing it twice is the same as doing it once.
         accept : `~collections.abc.Collection` [`int`], optional
             Other HTTP statuses than 2xx whose replies are wanted.
 
@@ -264,7 +306,7 @@ class Transport:
             outcome, endpoint=request.url, what=request.what, attempts=number, maybe_sent=maybe_sent
         )
 
-    def _send(self, request: _Request) -> Reply | Failure:
+    def _send(self, request: _Request) -> Reply | FailedAttempt:
         """Send once."""
         own = self._credentials.headers()
         certificate = self._credentials.certificate()
@@ -296,9 +338,8 @@ class Transport:
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             return describe_exception(error, secrets)
         if body is None:
-            return Failure(
-                Fault.READ_TIMEOUT, f"the reply was not complete after {self._timeouts.total:.0f} s"
-            )
+            words = f"the reply was not complete after {self._timeouts.total:.0f} s"
+            return FailedAttempt(Fault.READ_TIMEOUT, words)
         fault = classify_status(response.status_code)
         if fault is None or response.status_code in request.accept:
             return Reply(response.status_code, response.headers, body, request.url)
@@ -327,10 +368,11 @@ class Transport:
                 "ignore", f".*'{host}'", category=urllib3.exceptions.InsecureRequestWarning
             )
             _LOG.warning("The certificate of %s is not checked (PANDA_VERIFY_HOST=off).", host)
-        if parts.scheme == "http" and bearer and not _is_loopback(host):
+        if parts.scheme == "http" and bearer and not is_loopback(host):
             self._warned.add(host)
             _LOG.warning("The token travels to %s without encryption: the URL is http, not https.", host)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Tell whether a host's name is one of the machine itself."""
     return host in {"localhost", "::1"} or host.startswith("127.")

@@ -97,6 +97,7 @@ def _send_steps(relay: Relay, submission: Submission, name: str) -> None:
                 request=error.request,
                 reply=error.reply,
                 fault=error.fault,
+                cause=error.cause,
                 status=error.status,
             ) from error
         _LOG.info("Sent step %d of %d", number, count)
