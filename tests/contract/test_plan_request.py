@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 
 from lsst.ctrl.bps import GenericWorkflow, GenericWorkflowExec, GenericWorkflowJob
 from lsst.ctrl.bps.panda.idds.workflow import client_mode, make_submission, make_workflow
-from lsst.ctrl.bps.panda.plan.attributes import parse_attributes
-from lsst.ctrl.bps.panda.plan.labels import LabelSettings, PlanSettings
-from lsst.ctrl.bps.panda.plan.model import RunIdentity
+from lsst.ctrl.bps.panda.plan.model import LabelSettings, PlanSettings, RunIdentity
 from lsst.ctrl.bps.panda.plan.planner import make_plan
+from lsst.ctrl.bps.panda.plan.run_attributes import parse_attributes
 from lsst.ctrl.bps.panda.status.records import RequestRecord
 
 with client_mode():

@@ -192,9 +192,9 @@ def test_a_failure_prunes_and_a_restart_completes_with_the_final_job(site):
     new_id, name, message = site.service.restart(str(submit_path))
     assert name == f"{report.run}_r1"
     assert "1 middle, 1 gather, 1 finalJob" in message
-    rescued = site.wait(new_id)
-    assert rescued.state is WmsStates.SUCCEEDED
-    assert counts(rescued, "middle") == {"SUCCEEDED": 1}
+    restarted = site.wait(new_id)
+    assert restarted.state is WmsStates.SUCCEEDED
+    assert counts(restarted, "middle") == {"SUCCEEDED": 1}
     assert site.lines("order")[before:] == ["m1", "g", "final"]
     assert site.service.restart(run_id)[2].endswith(f"bps restart --id {new_id}.")
     assert site.service.restart(new_id)[0] is None
@@ -222,9 +222,9 @@ def test_registration_waits_for_success_or_does_not(site):
     flag.touch()
     new_id, _, message = site.service.restart(ids["SUCCESS"])
     assert "1 rucioRegister" in message
-    rescued = site.wait(new_id)
-    assert rescued.state is WmsStates.SUCCEEDED
-    assert counts(rescued, "rucioRegister") == {"SUCCEEDED": 1}
+    restarted = site.wait(new_id)
+    assert restarted.state is WmsStates.SUCCEEDED
+    assert counts(restarted, "rucioRegister") == {"SUCCEEDED": 1}
     assert site.lines("steps") == ["ALWAYS", "SUCCESS"]
 
 

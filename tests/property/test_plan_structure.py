@@ -37,9 +37,17 @@ from lsst.ctrl.bps import (
 from lsst.ctrl.bps.panda.edgenode import cmd_line_decoder as runner
 from lsst.ctrl.bps.panda.errors import PlanError
 from lsst.ctrl.bps.panda.plan.document import parse_plan, render_plan
-from lsst.ctrl.bps.panda.plan.labels import LabelSettings, NamingKind, PlanSettings
-from lsst.ctrl.bps.panda.plan.model import JobPlan, RunIdentity, StagedFile, TaskPlan, WorkflowPlan
-from lsst.ctrl.bps.panda.plan.planner import make_plan, task_of
+from lsst.ctrl.bps.panda.plan.model import (
+    JobPlan,
+    LabelSettings,
+    NamingKind,
+    PlanSettings,
+    RunIdentity,
+    StagedFile,
+    TaskPlan,
+    WorkflowPlan,
+)
+from lsst.ctrl.bps.panda.plan.planner import make_plan
 
 LABELS = ("isr", "measure_2_stars", "coadd:3/x", "l" * 90, "étoile", ".hidden")
 EXECUTABLE = GenericWorkflowExec("pipetask", "/bin/pipetask", False)
@@ -287,7 +295,7 @@ def test_each_job_and_each_edge_is_there_once(spec: Spec, most_edges: int, most_
     expected = Expected(spec)
     assert parents_of(plan) == expected.parents
     for ordinal, (task, job) in enumerate(all_jobs(plan)):
-        assert task_of(plan, ordinal) is task
+        assert task.first <= ordinal < task.first + len(task.jobs)
         assert task.jobs[ordinal - task.first] is job
     counts = Counter(job.label for job in jobs_of(spec))
     planned = {label: count for label, count in plan.labels if not label.endswith("Barrier")}

@@ -15,7 +15,7 @@ from lsst.ctrl.bps.bps_reports import compile_code_summary, compile_job_summary
 from lsst.ctrl.bps.report import display_report
 from lsst.ctrl.bps.wms_service import WmsStates
 
-from lsst.ctrl.bps.panda.plan.attributes import RunAttributes, render_attributes
+from lsst.ctrl.bps.panda.plan.run_attributes import RunAttributes, render_attributes
 from lsst.ctrl.bps.panda.report.report import get_status_of, make_run_list, make_run_report, needs_contents
 from lsst.ctrl.bps.panda.status.evidence import UNRELEASED_LABEL, RunEvidence, tally_run
 from lsst.ctrl.bps.panda.status.fields import (

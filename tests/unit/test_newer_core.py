@@ -10,8 +10,7 @@ from lsst.ctrl import bps
 from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig, GenericWorkflow
 from lsst.ctrl.bps.panda import PandaBpsWmsWorkflow, PanDAService
 from lsst.ctrl.bps.panda.errors import PlanError
-from lsst.ctrl.bps.panda.plan.labels import PlanSettings
-from lsst.ctrl.bps.panda.plan.model import RunIdentity
+from lsst.ctrl.bps.panda.plan.model import PlanSettings, RunIdentity
 from lsst.ctrl.bps.panda.plan.planner import make_plan
 from lsst.ctrl.bps.panda.report.report import make_run_list
 

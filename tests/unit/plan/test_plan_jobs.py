@@ -14,12 +14,19 @@ from lsst.ctrl.bps import (
     GenericWorkflowFile,
     GenericWorkflowGroup,
     GenericWorkflowJob,
+    GenericWorkflowNoopJob,
 )
 from lsst.ctrl.bps.panda.edgenode import cmd_line_decoder as runner
 from lsst.ctrl.bps.panda.errors import PlanError
 from lsst.ctrl.bps.panda.plan.commands import FileLedger
-from lsst.ctrl.bps.panda.plan.labels import LabelSettings, NamingKind, PlanSettings
-from lsst.ctrl.bps.panda.plan.model import Placement, RunIdentity, StagedFile
+from lsst.ctrl.bps.panda.plan.model import (
+    LabelSettings,
+    NamingKind,
+    Placement,
+    PlanSettings,
+    RunIdentity,
+    StagedFile,
+)
 from lsst.ctrl.bps.panda.plan.planner import make_plan
 
 LABEL = LabelSettings("SITE", "US", "", 900, "", "test", "managed", "wlcg", "python3 runner.py _cmd_line_")
@@ -152,6 +159,37 @@ def test_order_holds_through_a_group_without_jobs(blocking: bool) -> None:
     else:
         assert parents == {"before"}
         assert waited == {((task_of["in_one"],), (task_of["in_three"],))}
+
+
+@pytest.mark.parametrize(("label", "barrier"), [("gather", "gatherBarrier"), ("", "noopBarrier")])
+def test_a_barrier_behind_a_noop_has_the_label_of_the_noop(label: str, barrier: str) -> None:
+    workflow = GenericWorkflow("u_run")
+    parents, children = ["a", "b", "c"], ["d", "e", "f"]
+    for name in parents + children:
+        workflow.add_job(make_job(name, "isr" if name in parents else "coadd"))
+    workflow.add_job(GenericWorkflowNoopJob("meet", label))
+    workflow.add_job_relationships(parents, "meet")
+    workflow.add_job_relationships("meet", children)
+    plan = make_plan(workflow, replace(SETTINGS, max_direct_edges=8))
+    assert [task.label for task in plan.tasks] == ["isr", barrier, "coadd"]
+    assert plan.tasks[1].resources.attempts == 6
+    assert plan.labels == (("isr", 3), (barrier, 1), ("coadd", 3))
+    # As many edges as are allowed: no barrier.
+    plan = make_plan(workflow, replace(SETTINGS, max_direct_edges=9))
+    assert [task.label for task in plan.tasks] == ["isr", "coadd"]
+
+
+@pytest.mark.parametrize("codes", [0, [], None])
+def test_jobs_without_exit_codes_share_a_task(codes: object) -> None:
+    plan = plan_of(make_job("a"), make_job("b", retry_unless_exit=codes), make_job("c", environment={}))
+    assert [[job.name for job in task.jobs] for task in plan.tasks] == [["a", "b", "c"]]
+
+
+@pytest.mark.parametrize("codes", [[3, 4], (3, 4)])
+def test_exit_codes_are_the_same_in_a_list_and_in_a_tuple(codes: object) -> None:
+    plan = plan_of(make_job("a", retry_unless_exit=codes), make_job("b", retry_unless_exit=[3, 4]))
+    assert len(plan.tasks) == 1
+    assert "--retry-unless-exit=3,4" in plan.tasks[0].command
 
 
 def test_what_is_not_honoured_is_said_once_with_its_labels() -> None:

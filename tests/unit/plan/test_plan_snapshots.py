@@ -13,8 +13,7 @@ import pytest
 from lsst.ctrl.bps import GenericWorkflow, GenericWorkflowExec, GenericWorkflowFile, GenericWorkflowJob
 from lsst.ctrl.bps.panda.edgenode import cmd_line_decoder as runner
 from lsst.ctrl.bps.panda.plan.document import render_plan, render_table
-from lsst.ctrl.bps.panda.plan.labels import LabelSettings, PlanSettings
-from lsst.ctrl.bps.panda.plan.model import RunIdentity, StagedFile
+from lsst.ctrl.bps.panda.plan.model import LabelSettings, PlanSettings, RunIdentity, StagedFile
 from lsst.ctrl.bps.panda.plan.planner import make_plan
 
 SNAPSHOTS = Path(__file__).parents[2] / "data" / "plans"

@@ -11,8 +11,14 @@ from lsst.ctrl.bps.report import display_report
 from lsst.ctrl.bps.wms_service import WmsRunReport, WmsStates
 
 from lsst.ctrl.bps.panda.errors import SettingsError
-from lsst.ctrl.bps.panda.plan.attributes import RunAttributes, parse_attributes, render_attributes
-from lsst.ctrl.bps.panda.plan.naming import BUILD_LABEL, BUILD_TASK, label_of_task, ordinal_of_task
+from lsst.ctrl.bps.panda.plan.naming import (
+    BUILD_LABEL,
+    BUILD_TASK,
+    label_of_task,
+    ordinal_of_task,
+    split_server_name,
+)
+from lsst.ctrl.bps.panda.plan.run_attributes import RunAttributes, parse_attributes, render_attributes
 from lsst.ctrl.bps.panda.report.filters import FILTER_KEYS, parse_filters
 from lsst.ctrl.bps.panda.report.notes import MonitorLinks
 from lsst.ctrl.bps.panda.report.report import (
@@ -129,7 +135,7 @@ def test_exit_codes_only_on_demand():
     assert make_run_report(EVIDENCE, return_exit_codes=False).exit_code_summary is None
 
 
-def test_a_rescue_run_names_its_origin():
+def test_a_restart_names_its_origin():
     evidence = RunEvidence(request(origin=40), TRANSFORMS, asked_at=NOW)
     assert "completes run 40" in str(make_run_report(evidence).specific_info)
     assert evidence.attributes.origin == 40
@@ -291,6 +297,33 @@ def test_the_run_list_is_printed_by_bps():
     assert all(word in lines[2] for word in ("FAILED", "40", "41", "ann", "DP2", "pay;load=1", RUN))
 
 
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("", ["41", "42"]),
+        (f"name={RUN}", ["41"]),
+        ("name=other", ["42"]),
+        ("state=FAILED", ["41"]),
+        ("state=running", ["42"]),
+        ("operator=ann project=DP2", ["41"]),
+        ("operator=bob", ["42"]),
+        ("project=DP3", ["42"]),
+        ("campaign=week*", ["42"]),
+        ("campaign='a campaign*'", ["41"]),
+        ("payload=deep", ["42"]),
+        ("payload=pay*", ["41"]),
+        ("site=SLAC", ["41"]),
+        ("site=LANCS", ["42"]),
+    ],
+)
+def test_the_run_list_is_filtered_by_what_the_runs_are(text, numbers):
+    going = dataclasses.replace(
+        request(42, "Transforming", operator="bob", project="DP3", payload="deep"), name="other", site="LANCS"
+    )
+    evidences = [EVIDENCE, RunEvidence(going, ())]
+    assert [run.wms_id for run in make_run_list(evidences, filters=parse_filters(text))] == numbers
+
+
 FIELDS = {
     "name": RUN,
     "operator": "ann",
@@ -369,7 +402,7 @@ def test_links():
 )
 def test_labels_in_task_names(name, label):
     assert label_of_task(name, RUN) == label
-    assert label_of_task(f"{name}_41_7", RUN, suffix="_41_7") == label
+    assert split_server_name(f"{name}_41_7") == (name, 7)
 
 
 def test_tasks_are_ordered_by_their_ordinal():

@@ -17,7 +17,7 @@ from lsst.ctrl.bps import (
 from lsst.ctrl.bps.panda.edgenode.rucio_program import Registration
 from lsst.ctrl.bps.panda.idds.workflow import make_workflow
 from lsst.ctrl.bps.panda.plan.document import parse_plan, render_plan, render_table
-from lsst.ctrl.bps.panda.plan.planner import make_rescue_plan
+from lsst.ctrl.bps.panda.plan.planner import make_restart_plan
 from lsst.ctrl.bps.panda.runs.record import read_plan
 from lsst.ctrl.bps.panda.workflow import PandaBpsWmsWorkflow
 
@@ -142,7 +142,7 @@ def test_preparing_the_same_workflow_twice_adds_one_step(tmp_path):
 
 
 @pytest.mark.parametrize("when", ["SUCCESS", "ALWAYS"])
-def test_the_rescue_plan_has_the_step_and_waits_for_what_is_left(tmp_path, when):
+def test_the_restart_plan_has_the_step_and_waits_for_what_is_left(tmp_path, when):
     workflow = make(tmp_path, when=when)
     workflow.write(str(tmp_path))
     assert Registration.from_json((tmp_path / "panda_rucio.json").read_text()).graph_name == ""
@@ -153,18 +153,18 @@ def test_the_rescue_plan_has_the_step_and_waits_for_what_is_left(tmp_path, when)
         for ordinal, job in enumerate(task.jobs, task.first)
         if job.name not in ("isr_1", "coadd_1")
     }
-    rescue = parse_plan(
-        "".join(render_plan(make_rescue_plan(plan, done, name="run_r1", origin=7))), source="x"
+    restart = parse_plan(
+        "".join(render_plan(make_restart_plan(plan, done, name="run_r1", origin=7))), source="x"
     )
-    assert [task.label for task in rescue.final] == ["finalJob", "rucioRegister"]
+    assert [task.label for task in restart.final] == ["finalJob", "rucioRegister"]
     wanted = ["coadd_1", "finalJob"] if when == "SUCCESS" else ["finalJob"]
-    assert parents_of(rescue, "rucioRegister") == wanted
-    assert len(make_workflow(rescue).template.works) == 4
+    assert parents_of(restart, "rucioRegister") == wanted
+    assert len(make_workflow(restart).template.works) == 4
 
 
 def test_if_only_the_step_failed_it_is_what_is_left_after_the_final_job(tmp_path):
     plan = make(tmp_path).plan
-    rescue = make_rescue_plan(plan, range(6), name="run_r1", origin=7)
-    assert rescue.tasks == ()
-    assert [task.label for task in rescue.final] == ["finalJob", "rucioRegister"]
-    assert parents_of(rescue, "rucioRegister") == ["finalJob"]
+    restart = make_restart_plan(plan, range(6), name="run_r1", origin=7)
+    assert restart.tasks == ()
+    assert [task.label for task in restart.final] == ["finalJob", "rucioRegister"]
+    assert parents_of(restart, "rucioRegister") == ["finalJob"]

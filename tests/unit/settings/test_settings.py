@@ -14,7 +14,7 @@ from lsst.ctrl.bps import (
     GenericWorkflowJob,
 )
 from lsst.ctrl.bps.panda.errors import SettingsError
-from lsst.ctrl.bps.panda.plan.labels import NamingKind
+from lsst.ctrl.bps.panda.plan.model import NamingKind
 from lsst.ctrl.bps.panda.settings import sites
 from lsst.ctrl.bps.panda.settings.keys import KEYS, convert
 from lsst.ctrl.bps.panda.settings.messages import own_messages

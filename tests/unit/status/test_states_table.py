@@ -124,6 +124,23 @@ def test_contents_tell_killed_from_failed_and_retried_from_failed():
 
 
 @pytest.mark.parametrize(
+    ("status", "contents", "expected"),
+    [
+        # While the task is open a failed attempt is tried again, a final failure is not.
+        ("Transforming", ["Failed", "FinalFailed"], {"FAILED": 1, "PENDING": 1}),
+        ("Transforming", ["FinalFailed", "FinalFailed"], {"FAILED": 2}),
+        # Once it is over nothing is tried again.
+        ("SubFinished", ["Failed", "Failed"], {"FAILED": 2}),
+    ],
+)
+def test_only_a_failed_attempt_of_an_open_task_is_tried_again(status, contents, expected):
+    counts = no_jobs() | {WmsStates.FAILED: 2}
+    rows = [content(item, "failed") for item in contents]
+    refine_by_contents(counts, transform(status), rows, aborted=False)
+    assert named(counts) == expected
+
+
+@pytest.mark.parametrize(
     ("status", "job_status", "errors", "killed"),
     [
         ("FinalFailed", "failed", [("payload", 143), ("pilot", 1144), ("task buffer", 100)], True),
@@ -306,6 +323,16 @@ def test_jobs_promised_by_the_request_are_counted_before_their_tasks_exist():
         UNRELEASED_LABEL: {"UNREADY": 9}
     }
     assert tally.state is WmsStates.PENDING
+
+
+@pytest.mark.parametrize("processed", [2, 3])
+def test_a_task_with_as_many_jobs_as_planned_or_more_leaves_none_missing(processed):
+    plan = PlanSummary((("isr", 2),), (("run_01_isr_01", "isr", 2),))
+    done = transform("Finished", FileCounts(total=processed, processed=processed))
+    tally = tally_run(RunEvidence(request(), (done,), plan))
+    assert {label: named(counts) for label, counts in tally.by_label.items()} == {
+        "isr": {"SUCCEEDED": processed}
+    }
 
 
 def test_only_the_request_asked_for():

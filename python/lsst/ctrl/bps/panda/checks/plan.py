@@ -25,7 +25,7 @@ from lsst.ctrl.bps import BpsConfig
 
 from ..errors import SettingsError
 from ..plan.model import TaskPlan, WorkflowPlan
-from ..plan.resources import DEFAULT_WALLTIME
+from ..plan.tasks import DEFAULT_WALLTIME
 from ..settings import sites
 from ..settings.configuration import RunConfiguration
 

@@ -36,10 +36,10 @@ from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
-from ..plan.attributes import RunAttributes, render_attributes
 from ..plan.graph import without_collection
 from ..plan.model import ConditionPlan, Resources, TaskPlan, WorkflowPlan
 from ..plan.naming import BUILD_TASK
+from ..plan.run_attributes import RunAttributes, render_attributes
 
 _COMPRESSION = 4
 """Level of zlib: level 6 takes a third longer for a tenth less."""

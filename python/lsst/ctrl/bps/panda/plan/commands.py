@@ -1,8 +1,8 @@
-"""The command lines: of a job, as a template for all jobs of a task, and of the task on the worker, with
-the files that they name.
+"""Command lines: the payload's, as a template for all jobs of a task, and the task's on the worker, with the
+files that they name.
 
-One quoting function, `quote`; everything that travels to the runner is
-encoded by the runner's own grammar, so that any file name works.
+What travels to the runner is encoded by the runner's own grammar, so that any
+file name works.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ __all__ = [
     "TaskCommands",
     "inert",
     "make_template",
-    "quote",
     "render_task_command",
     "resolve_files",
     "split_long_option",
@@ -21,9 +20,9 @@ __all__ = [
 
 import posixpath
 import re
-import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from shlex import quote
 from urllib.parse import quote as percent_encode
 
 from lsst.ctrl.bps import GenericWorkflowExec, GenericWorkflowFile, GenericWorkflowJob
@@ -31,41 +30,40 @@ from lsst.ctrl.bps import GenericWorkflowExec, GenericWorkflowFile, GenericWorkf
 from ..edgenode import cmd_line_decoder as runner
 from ..errors import PlanError
 from .graph import JobGraph
-from .grouping import own_file_key
-from .labels import LabelSettings, PlanSettings
-from .model import StagedFile
+from .grouping import Family, own_file_key
+from .model import LabelSettings, PlanSettings, StagedFile
 from .naming import NamedJobs, Naming
+
+FILE_PLACEHOLDER = re.compile(r"<FILE:([^>]+)>")
+VALUE_PLACEHOLDER = re.compile(r"(?<!\$)\{([^{}\s]+)\}")
+ANY_PLACEHOLDER = re.compile(r"(<(?:ENV|WMS|FILE):[^>]+>|(?<!\$)\{[^{}\s]+\})")
+
+MAX_ARGUMENT = 100_000
+"""Longest single argument of a command, bytes; Linux refuses 131072
+(``MAX_ARG_STRLEN``, execve(2))."""
+
+PATH_VALUES = frozenset({"butlerConfig", "fileDistributionEndPoint"})
+"""Values that are one path or URI, made inert where they stand."""
+
+EXECUTABLE_KEY = "job_executable"
+"""Key of the file of an executable that is transferred."""
 
 
 class FileLedger:
-    """Gives each source one name in the staging area, and no two the same.
+    """Gives each source one name in the staging area, and no two sources the same name.
 
-    Parameters
-    ----------
-    directories : set of `str`
-        Sources that are directories.
+    Some sources are known to be directories; so is one that ends in ``/``.
     """
 
     def __init__(self, directories: Set[str]) -> None:
         self._directories = directories
         self._by_source: dict[str, StagedFile] = {}
         self._names: set[str] = set()
+        # By base name, the number of the directory that it was last put below.
         self._numbers: dict[str, int] = {}
-        """Number of the directory that a base name was last put below."""
 
     def enter(self, gwfile: GenericWorkflowFile) -> StagedFile:
-        """Enter an input of a job.
-
-        Parameters
-        ----------
-        gwfile : `~lsst.ctrl.bps.GenericWorkflowFile`
-            The file, which is to be transferred.
-
-        Raises
-        ------
-        PlanError
-            Raised if the file has no source.
-        """
+        """Enter an input of a job that is transferred, and return it with its name."""
         if not gwfile.src_uri:
             raise PlanError(f"File {gwfile.name!r} is to be transferred but has no src_uri.")
         return self._enter(gwfile.name, str(gwfile.src_uri), executable=False)
@@ -74,7 +72,7 @@ class FileLedger:
         """Enter an executable that is to be transferred."""
         if not executable.src_uri:
             raise PlanError(f"Executable {executable.name!r} is to be transferred but has no src_uri.")
-        return self._enter("job_executable", str(executable.src_uri), executable=True)
+        return self._enter(EXECUTABLE_KEY, str(executable.src_uri), executable=True)
 
     def add(self, staged: StagedFile) -> None:
         """Enter a file under the name that it has."""
@@ -93,9 +91,7 @@ class FileLedger:
         return staged
 
     def _free_name(self, base: str) -> str:
-        """Return a name that nothing has, below a numbered directory if the
-        base name is taken.
-        """
+        """Return an unused name, below a numbered directory if the base name is taken."""
         name = base
         number = self._numbers.get(base, 1)
         while name in self._names:
@@ -107,22 +103,6 @@ class FileLedger:
     def files(self) -> tuple[StagedFile, ...]:
         """Return all files, sorted by name."""
         return tuple(sorted(self._by_source.values(), key=lambda staged: staged.name))
-
-
-FILE_PLACEHOLDER = re.compile(r"<FILE:([^>]+)>")
-VALUE_PLACEHOLDER = re.compile(r"(?<!\$)\{([^{}\s]+)\}")
-ENVIRONMENT_PARAMETER = "environment"
-MAX_ARGUMENT = 100_000
-"""Longest single argument of a command, bytes; Linux refuses 131072
-(``MAX_ARG_STRLEN``, execve(2))."""
-
-PATH_VALUES = frozenset({"butlerConfig", "fileDistributionEndPoint"})
-"""Values that are one path or URI, made inert where they stand."""
-
-
-def quote(text: str) -> str:
-    """Quote a text as one word of a shell command."""
-    return shlex.quote(text)
 
 
 def inert(path: str) -> str:
@@ -160,46 +140,40 @@ class CommandTemplate:
     """Names in the text that the job has values for, in order."""
 
 
-def make_template(job: GenericWorkflowJob, *, executable: str, arguments: str) -> CommandTemplate:
-    """Make the command template of a job.
+def make_template(
+    job: GenericWorkflowJob, arguments: str, *, executable: str | None = None
+) -> CommandTemplate:
+    """Make the command template of the jobs like a job.
 
-    Parameters
-    ----------
-    job : `~lsst.ctrl.bps.GenericWorkflowJob`
-        A job of the kind.
-    executable : `str`
-        What to run, as it is to be typed on the worker.
-    arguments : `str`
-        Its arguments, with placeholders.
-
-    Returns
-    -------
-    template : `CommandTemplate`
-        The whole command: environment, command to be run before, the
-        payload, command to be run after.  The exit code is that of the
-        payload; if the command before fails, it is that one's.
+    The command sets the environment, runs the command to be run before, the
+    payload, and the command to be run after.  Its exit code is that of the
+    payload, or that of the command before if this fails.  Where the
+    executable is transferred, ``executable`` is how the worker calls it.
     """
+    if job.executable is None or not (job.executable.src_uri or job.executable.name):
+        raise PlanError(f"Job {job.name!r} (label {job.label!r}) has no executable.")
+    payload = executable or str(job.executable.src_uri or job.executable.name)
     parts = [_environment(job)]
     if job.pre_cmdline:
         parts.append(f"{job.pre_cmdline} || exit $?; ")
-    parts.append(f"{executable} {arguments}".rstrip())
+    parts.append(f"{payload} {arguments}".rstrip())
     if job.post_cmdline:
         parts.append(f"; payloadCode=$?; {job.post_cmdline}; exit $payloadCode")
     text = "".join(parts)
-    known = job.cmdvals
-    names = dict.fromkeys(name for name in VALUE_PLACEHOLDER.findall(text) if name in known)
+    names = dict.fromkeys(name for name in VALUE_PLACEHOLDER.findall(text) if name in job.cmdvals)
     return CommandTemplate(text, tuple(names))
 
 
 def _environment(job: GenericWorkflowJob) -> str:
-    """Render the variables that a job wants to be set."""
-    lines = []
-    if not isinstance(job.environment or {}, Mapping):
+    """Render the commands that set the job's environment variables."""
+    variables = job.environment or {}
+    if not isinstance(variables, Mapping):
         raise PlanError(
-            f"environment of job {job.name!r} (label {job.label!r}) is {job.environment!r}; it must be a "
+            f"environment of job {job.name!r} (label {job.label!r}) is {variables!r}; it must be a "
             "mapping of names to values."
         )
-    for name, value in sorted((job.environment or {}).items()):
+    lines = []
+    for name, value in sorted(variables.items()):
         if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
             raise PlanError(
                 f"environment variable {name!r} of job {job.name!r} (label {job.label!r}) is not a name "
@@ -215,36 +189,19 @@ def _environment_value(value: str, job: GenericWorkflowJob) -> str:
     What BPS has already replaced is literal text; a placeholder stands
     between double quotes, where the runner escapes what it puts in.
     """
-    pieces = re.split(r"(<(?:ENV|WMS|FILE):[^>]+>|(?<!\$)\{[^{}\s]+\})", value)
     rendered = []
-    for piece in pieces:
-        if not piece:
-            continue
+    for piece in filter(None, ANY_PLACEHOLDER.split(value)):
         is_value = piece.startswith("{") and piece[1:-1] in job.cmdvals
-        if is_value or (piece.startswith("<") and piece.endswith(">") and ":" in piece):
-            rendered.append(f'"{piece}"')
-        else:
-            rendered.append(quote(piece))
+        is_open = is_value or (ANY_PLACEHOLDER.fullmatch(piece) and piece.startswith("<"))
+        rendered.append(f'"{piece}"' if is_open else quote(piece))
     return "".join(rendered) or "''"
 
 
 def resolve_files(text: str, files: Iterable[GenericWorkflowFile], *, where: str) -> str:
-    """Replace ``<FILE:key>`` of files that nobody transfers by their URI.
+    """Replace ``<FILE:key>`` of files that are not transferred by their URI.
 
-    Parameters
-    ----------
-    text : `str`
-        Command line.
-    files : `~collections.abc.Iterable` \
-            [`~lsst.ctrl.bps.GenericWorkflowFile`]
-        Inputs and outputs of the job.
-    where : `str`
-        Whose command it is, for the error.
-
-    Raises
-    ------
-    PlanError
-        Raised if the command names a file that the job does not have.
+    ``files`` are the inputs and outputs of the job, ``where`` says in an error
+    whose command it is.
     """
     by_key = {gwfile.name: gwfile for gwfile in files}
 
@@ -261,18 +218,11 @@ def resolve_files(text: str, files: Iterable[GenericWorkflowFile], *, where: str
 
 
 def split_long_option(template: str, name: str) -> Callable[[str], str]:
-    """Return how a long, comma-separated value is put into a command.
+    """Return a function that makes a long, comma-separated value fit into a command.
 
     A value of more than `MAX_ARGUMENT` bytes cannot be one argument.  Where
     it follows an option (``--qgraph-node-id {qgraphNodeId}``), the option is
     repeated, each time with a part of the list.
-
-    Parameters
-    ----------
-    template : `str`
-        The command, with the value's placeholder.
-    name : `str`
-        Name of the value.
     """
     match = re.search(r"(--[\w-]+)([ =])\{" + re.escape(name) + r"\}", template)
     if not match:
@@ -306,34 +256,13 @@ def render_task_command(
     options: Mapping[str, str],
     runner_path: str,
 ) -> str:
-    """Render what PanDA runs for each job of a task.
+    """Render what PanDA runs for each job of a task: one line, with ``${IN/L}`` for the pseudo-input.
 
-    Parameters
-    ----------
-    command : `str`
-        The payload's command, for the runner.
-    settings : `LabelSettings`
-        Settings of the label; the runner command is the one of its site.
-    area : `str`
-        URI of the staging area.
-    files : sequence of (`str`, `str`)
-        Key and name of each staged file the command uses.
-    direct : sequence of `str`
-        Keys of the files that are used where they are.
-    options : mapping of `str` to `str`
-        Options of the runner.
-    runner_path : `str`
-        The staged runner as it is to be typed; empty for none.
-
-    Returns
-    -------
-    text : `str`
-        One line, with ``${IN/L}`` where PanDA puts the pseudo-input.
-
-    Raises
-    ------
-    PlanError
-        Raised if the runner command leaves no place for ours.
+    ``command`` is the payload's, ``area`` the URI of the staging area,
+    ``files`` key and name of each staged file that the command uses,
+    ``direct`` the keys of those that are used where they are, ``options`` the
+    runner's, and ``runner_path`` the staged runner as a shell takes it, empty
+    for none.
     """
     outer = " ".join(settings.runner_command.split("\n"))
     if "_cmd_line_" not in outer:
@@ -356,36 +285,15 @@ def render_task_command(
     return re.sub("_runner_|_cmd_line_", lambda match: places[match[0]], outer).strip()
 
 
-EXECUTABLE_KEY = "job_executable"
-
-
 class TaskCommands:
-    """Renders commands, and remembers which files they need.
+    """Renders the commands of tasks, and collects the files that they need."""
 
-    Parameters
-    ----------
-    settings : `PlanSettings`
-        Settings of the plan.
-    naming : `Naming`
-        How jobs are named.
-    ledger : `FileLedger`
-        Where files get their names.
-    """
-
-    def __init__(self, settings: PlanSettings, naming: Naming, ledger: FileLedger) -> None:
+    def __init__(self, settings: PlanSettings, naming: Naming) -> None:
         self._settings = settings
         self._naming = naming
-        self._ledger = ledger
+        self._ledger = FileLedger(settings.directories)
         if settings.runner is not None:
-            ledger.add(settings.runner)
-
-    @staticmethod
-    def template(job: GenericWorkflowJob, arguments: str) -> CommandTemplate:
-        """Return the command of a job before files have names."""
-        executable = job.executable
-        if executable is None or not (executable.src_uri or executable.name):
-            raise PlanError(f"Job {job.name!r} (label {job.label!r}) has no executable.")
-        return make_template(job, executable=str(executable.src_uri or executable.name), arguments=arguments)
+            self._ledger.add(settings.runner)
 
     def files(self) -> tuple[StagedFile, ...]:
         """Return all files that the commands rendered so far need."""
@@ -394,40 +302,24 @@ class TaskCommands:
     def render(
         self,
         graph: JobGraph,
-        members: Sequence[int],
+        family: Family,
         *,
-        arguments: str,
         statics: Mapping[str, str],
         named: NamedJobs,
         final: bool,
-        payloads_per_job: int,
     ) -> str:
         """Render the command of the tasks of a family.
 
-        Parameters
-        ----------
-        graph : `JobGraph`
-            All jobs.
-        members : sequence of `int`
-            The family's jobs.
-        arguments : `str`
-            Their arguments.
-        statics : mapping of `str` to `str`
-            Values that all of them share.
-        named : `NamedJobs`
-            All jobs of the label.
-        final : `bool`
-            Whether this is the final job.
-        payloads_per_job : `int`
-            Payloads a PanDA job carries.
+        ``statics`` are the values that all its jobs share, ``named`` all jobs
+        of the label; ``final`` says whether this is the final job.
         """
-        job = graph.jobs[members[0]]
+        index = family.members[0]
+        job, inputs, outputs = graph.jobs[index], graph.inputs[index], graph.outputs[index]
         settings = self._settings.of(job.label)
-        inputs, outputs = graph.inputs[members[0]], graph.outputs[members[0]]
         shared = [gwfile for gwfile in inputs if gwfile.name != own_file_key(job)]
-        executable, files = self._executable(job)
-        template = make_template(job, executable=executable, arguments=arguments)
-        text = _put_statics(template.text, statics)
+        executable, files = self._transferred_executable(job)
+        text = make_template(job, family.arguments, executable=executable).text
+        text = _put_statics(text, statics)
         text = self._resolve_environment(text)
         text = resolve_files(text, [*shared, *outputs], where=f"job {job.name!r} (label {job.label!r})")
         text = self._area_exports(job) + text
@@ -450,9 +342,7 @@ class TaskCommands:
         )
 
     def own_file(self, graph: JobGraph, index: int) -> str:
-        """Stage the file that a job has for itself, and return its name as it
-        is put into a command.
-        """
+        """Stage the file that only one job has, and return its name as a shell takes it."""
         job = graph.jobs[index]
         key = own_file_key(job)
         for gwfile in graph.inputs[index]:
@@ -460,13 +350,11 @@ class TaskCommands:
                 return quote(self._ledger.enter(gwfile).name)
         raise PlanError(f"The command of job {job.name!r} uses <FILE:{key}>, but the job has no such file.")
 
-    def _executable(self, job: GenericWorkflowJob) -> tuple[str, list[tuple[str, str]]]:
-        """Return how to call the executable, and its file if it has one."""
-        executable = job.executable
-        assert executable is not None
-        if not executable.transfer_executable:
-            return str(executable.src_uri or executable.name), []
-        staged = self._ledger.enter_executable(executable)
+    def _transferred_executable(self, job: GenericWorkflowJob) -> tuple[str | None, list[tuple[str, str]]]:
+        """Stage the executable of a job if it is transferred; return how to call it, and its entry."""
+        if job.executable is None or not job.executable.transfer_executable:
+            return None, []
+        staged = self._ledger.enter_executable(job.executable)
         return quote(f"./{staged.name}"), [(EXECUTABLE_KEY, staged.name)]
 
     def _resolve_environment(self, text: str) -> str:
@@ -476,7 +364,7 @@ class TaskCommands:
         return text
 
     def _area_exports(self, job: GenericWorkflowJob) -> str:
-        """Set the variables that a staged script finds the staging area by.
+        """Render the export of the variables that the staging area's setting uses.
 
         BPS writes the staging area as it stands in the YAML into the script
         of the final job.
@@ -516,7 +404,7 @@ class TaskCommands:
         return options
 
     def _runner_path(self) -> str:
-        """Return the staged runner as it is typed on the worker."""
+        """Return the staged runner as a shell on the worker takes it."""
         staged = self._settings.runner
         if staged is None:
             return ""
@@ -539,12 +427,12 @@ def _exit_code(value: object, job: GenericWorkflowJob) -> int:
 
 
 def _listed(staged: StagedFile) -> str:
-    """Name of a staged file as the runner gets it."""
+    """Return the name of a staged file as the runner expects it."""
     return staged.name + "/" if staged.is_directory else staged.name
 
 
 def _put_statics(text: str, statics: Mapping[str, str]) -> str:
-    """Put the values that all jobs share into a command."""
+    """Replace the placeholders of the values that all jobs share."""
     if not statics:
         return text
     pattern = re.compile(r"(?<!\$)\{(" + "|".join(map(re.escape, statics)) + r")\}")
@@ -552,11 +440,11 @@ def _put_statics(text: str, statics: Mapping[str, str]) -> str:
 
 
 def _fetch_expression(uri: str) -> str:
-    """Return ``python3`` arguments that fetch the runner and become it.
+    """Return the arguments with which ``python3`` fetches the runner and becomes it.
 
     ``http(s)`` needs the standard library only; any other store is read
-    with ``lsst.resources``, which such a site has.  What is typed holds no
-    quote but the outer ones, so that it may stand between double quotes.
+    with ``lsst.resources``, which such a site has.  The arguments hold no
+    quote but the outer ones, so that they may stand between double quotes.
     """
     if uri.startswith(("http://", "https://")):
         read = f"import urllib.request as u; data = u.urlopen({uri!r}, timeout=120).read()"

@@ -1,8 +1,8 @@
-"""A plan as a readable, versioned document, and back; and as the table that ``bps prepare`` shows.
+"""A plan as a readable, versioned document and back, and as the table that ``bps prepare`` shows.
 
-One line a task, so that the file can be paged and searched.  Values of single
-jobs are not repeated here: they lie in the parameter files that are staged
-with the run.
+The document has one line a task, so that it can be paged and searched.  It
+does not repeat the values of single jobs, which are in the parameter files
+that are staged with the run.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def render_plan(plan: WorkflowPlan) -> Iterator[str]:
     Yields
     ------
     line : `str`
-        Piece of one JSON object, ending in a line end.
+        Line of one JSON object, with its line end.
     """
     head = {
         "format": DOCUMENT_FORMAT,
@@ -96,7 +96,7 @@ def parse_plan(text: str, *, source: str) -> WorkflowPlan:
     text : `str`
         The document.
     source : `str`
-        Where it is from, for the error.
+        Its path, for the error.
 
     Returns
     -------
@@ -138,6 +138,8 @@ def parse_plan(text: str, *, source: str) -> WorkflowPlan:
 def _parse_task(entry: Mapping[str, Any]) -> TaskPlan:
     """Read one task."""
     jobs = entry["jobs"]
+    # Earlier versions of the plugin wrote a user, which nothing reads.
+    accounting = {key: value for key, value in entry["accounting"].items() if key != "user"}
     columns = zip(jobs["name"], jobs["order_id"], jobs["pseudo_input"], jobs["parents"], strict=True)
     return TaskPlan(
         name=entry["name"],
@@ -147,7 +149,7 @@ def _parse_task(entry: Mapping[str, Any]) -> TaskPlan:
         command=entry["command"],
         placement=Placement(**entry["placement"]),
         resources=Resources(**entry["resources"]),
-        accounting=Accounting(**entry["accounting"]),
+        accounting=Accounting(**accounting),
         packing=Packing(**entry["packing"]),
         jobs=tuple(JobPlan(name, order, pseudo, tuple(parents)) for name, order, pseudo, parents in columns),
         parameter_names=tuple(entry["parameter_names"]),
@@ -160,19 +162,14 @@ _HEAD = ("label", "jobs", "tasks", "cores", "memory MB", "attempts", "wall time 
 
 
 def render_table(plan: WorkflowPlan, *, request_size: int | None = None) -> str:
-    """Render what will run: a line a label, and totals.
+    """Render what will run as a table with one line a label, and totals.
 
     Parameters
     ----------
     plan : `WorkflowPlan`
         The plan.
     request_size : `int`, optional
-        Size of what is sent for it, bytes.
-
-    Returns
-    -------
-    text : `str`
-        Lines, the columns aligned.
+        Size of the request for it, bytes.
     """
     tasks = (*plan.tasks, *plan.final)
     by_label: dict[str, list[TaskPlan]] = {}
@@ -200,7 +197,7 @@ def render_table(plan: WorkflowPlan, *, request_size: int | None = None) -> str:
 
 
 def _row(label: str, tasks: list[TaskPlan]) -> tuple[str, ...]:
-    """Return the cells of a label."""
+    """Return the cells of a label's line."""
 
     def span(values: set[int]) -> str:
         low, high = min(values), max(values)

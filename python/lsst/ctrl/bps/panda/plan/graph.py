@@ -1,8 +1,4 @@
-"""The jobs of a workflow by index and what each waits for, from a generic workflow with its groups and
-no-op jobs.
-
-Millions of small objects without circles are made at once; the collector
-would look at all of them, and at the whole generic workflow, again and again.
+"""The jobs of a generic workflow by index and what each waits for, through groups and no-op jobs.
 
 Every edge ends up exactly once, as a parent of a job or as a gate:
 
@@ -22,13 +18,16 @@ end without them and a final job that waits for them would never start.
 
 from __future__ import annotations
 
-__all__ = ["JobGraph", "flatten", "some_of", "without_collection"]
+__all__ = ["JobGraph", "flatten", "labels_of", "levels_of", "without_collection"]
 
 import gc
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
+
+import networkx as nx
 
 from lsst.ctrl.bps import (
     GenericWorkflow,
@@ -43,7 +42,12 @@ from ..errors import PlanError
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """Stop the garbage collector, and start it again if it ran before."""
+    """Stop the garbage collector, and start it again if it ran before.
+
+    Millions of small objects without cycles are made at once; the collector
+    would look at all of them, and at the whole generic workflow, again and
+    again.
+    """
     ran = gc.isenabled()
     gc.disable()
     try:
@@ -51,6 +55,50 @@ def without_collection() -> Iterator[None]:
     finally:
         if ran:
             gc.enable()
+
+
+_WITHOUT_NODES = {GenericWorkflowJob, type(None)}
+"""Nodes of nearly all workflows: none is a workflow itself."""
+
+
+def labels_of(levels: Iterable[tuple[GenericWorkflow, list[Any]]]) -> list[str]:
+    """Return all labels of a workflow, its groups and its final job, sorted.
+
+    Parameters
+    ----------
+    levels : iterable of (`~lsst.ctrl.bps.GenericWorkflow`, `list`)
+        Result of `levels_of`.
+    """
+    labels: set[str] = set()
+    for _, nodes in levels:
+        # There may be no final job, and a final workflow has no label.
+        labels.update([getattr(node, "label", "") for node in nodes])
+    return sorted(labels - {""})
+
+
+def levels_of(workflow: GenericWorkflow) -> Iterator[tuple[GenericWorkflow, list[Any]]]:
+    """Yield a workflow, its groups and its final workflow, each with its nodes.
+
+    Parameters
+    ----------
+    workflow : `~lsst.ctrl.bps.GenericWorkflow`
+        The workflow.
+
+    Yields
+    ------
+    level : `~lsst.ctrl.bps.GenericWorkflow`
+        The workflow, or one within it.
+    nodes : `list`
+        Its nodes, and its final job or workflow.
+    """
+    stack = [workflow]
+    while stack:
+        current = stack.pop()
+        nodes = [node for _, node in current.nodes(data="job")]
+        nodes.append(current.get_final())
+        yield current, nodes
+        if not set(map(type, nodes)) <= _WITHOUT_NODES:
+            stack += [node for node in nodes if isinstance(node, GenericWorkflow)]
 
 
 _NO_GATES: frozenset[str] = frozenset()
@@ -89,14 +137,8 @@ class JobGraph:
     def add(self, job: GenericWorkflowJob, workflow: GenericWorkflow | None, *, group: str = "") -> int:
         """Add a job without parents and return its index.
 
-        Parameters
-        ----------
-        job : `~lsst.ctrl.bps.GenericWorkflowJob`
-            The job.
-        workflow : `~lsst.ctrl.bps.GenericWorkflow` or `None`
-            Where its files are known, if it has any.
-        group : `str`, optional
-            Path of its group.
+        ``workflow`` knows its files, if it has any; ``group`` is the path of
+        its group.
         """
         self.extend([job], workflow, group=group)
         return len(self.jobs) - 1
@@ -121,8 +163,9 @@ class JobGraph:
         self.outputs += [shared(files) if files else () for files in map(workflow.get_job_outputs, names)]
 
     def _shared(self, files: list[GenericWorkflowFile]) -> tuple[GenericWorkflowFile, ...]:
-        """Return one tuple for all jobs with the same files: there are few
-        different ones in a run of a million jobs.
+        """Return one tuple for all jobs with the same files.
+
+        There are few different ones in a run of a million jobs.
         """
         key = id(files[0]) if len(files) == 1 else tuple(map(id, files))
         known = self._files.get(key)
@@ -133,38 +176,42 @@ class JobGraph:
     def complete(self) -> None:
         """Find the order of the labels, once all jobs and edges are there.
 
-        Raises
-        ------
-        PlanError
-            Raised if two jobs have one name, if a job has no label, or if
-            jobs wait for each other in a circle.
+        Raises `PlanError` if two jobs have one name, if a job has no label,
+        or if jobs wait for each other in a circle.
         """
         if len(set(self.names)) < len(self.names):
             twice = sorted(name for name, count in Counter(self.names).items() if count > 1)
-            raise PlanError(f"These names are those of several jobs of the workflow: {some_of(twice)}.")
+            raise PlanError(f"These names are those of several jobs of the workflow: {_some_of(twice)}.")
         for label in set(self.label_of):
             if not isinstance(label, str) or not label:
                 name = self.names[self.label_of.index(label)]
                 raise PlanError(f"The label of job {name!r} is {label!r}; it must be a text.")
-        before = self._labels_before()
-        self.labels, straight = _order(before)
-        if straight and not any(label in labels for label, labels in before.items()):
-            return
+        order = self._order_of_labels()
+        within = list(nx.selfloop_edges(order))
+        order.remove_edges_from(within)
+        if nx.is_directed_acyclic_graph(order):
+            generations = nx.topological_generations(order)
+            self.labels = tuple(label for generation in generations for label in sorted(generation))
+            if not within:
+                return
         self.depths = self._find_depths()
-        if not straight:
+        if not self.labels:  # labels depend on each other in a circle, though jobs do not
             first: dict[str, int] = {}
             for label, depth in zip(self.label_of, self.depths, strict=True):
                 first[label] = min(depth, first.get(label, depth))
             self.labels = tuple(sorted(first, key=lambda label: (first[label], label)))
 
-    def _labels_before(self) -> dict[str, set[str]]:
-        """Return the labels that each label depends on, by label."""
+    def _order_of_labels(self) -> nx.DiGraph[str]:
+        """Return the graph of the labels, with an edge where a job of one depends on a job of another."""
         label_of = self.label_of.__getitem__
         before: dict[str, set[str]] = {label: set() for label in set(self.label_of)}
         for label, parents in zip(self.label_of, self.parents, strict=True):
             if parents:
                 before[label].update(map(label_of, parents))
-        return before
+        order: nx.DiGraph[str] = nx.DiGraph()
+        order.add_nodes_from(before)
+        order.add_edges_from((parent, label) for label, parents in before.items() for parent in parents)
+        return order
 
     def children(self) -> list[list[int]]:
         """Return the jobs that depend on each job."""
@@ -175,9 +222,7 @@ class JobGraph:
         return children
 
     def _find_depths(self) -> list[int]:
-        """Return the depth of each job; raise if jobs wait for each other in
-        a circle.
-        """
+        """Return the depth of each job; raise `PlanError` if jobs wait for each other in a circle."""
         missing = [len(parents) for parents in self.parents]
         depths = [0] * len(missing)
         children = self.children()
@@ -193,45 +238,19 @@ class JobGraph:
                     ready.append(child)
         if done < len(missing):
             stuck = sorted(self.names[i] for i, count in enumerate(missing) if count > 0)
-            raise PlanError(f"These jobs wait for each other in a circle: {some_of(stuck)}.")
+            raise PlanError(f"These jobs wait for each other in a circle: {_some_of(stuck)}.")
         return depths
 
 
-def _order(before: dict[str, set[str]]) -> tuple[tuple[str, ...], bool]:
-    """Return the labels, each after those it depends on and those of equal
-    depth by name, and whether that is possible for all of them.
-    """
-    depths: dict[str, int] = {}
-    remaining = sorted(before)
-    straight = True
-    depth = 0
-    while remaining:
-        free = [label for label in remaining if before[label] <= depths.keys() | {label}]
-        if not free:  # labels depend on each other in a circle, though jobs do not
-            free, straight = remaining, False
-        depths.update(dict.fromkeys(free, depth))
-        remaining = [label for label in remaining if label not in depths]
-        depth += 1
-    return tuple(sorted(depths, key=lambda label: (depths[label], label))), straight
-
-
-def some_of(names: Sequence[str], count: int = 8) -> str:
-    """Render a few of many names.
-
-    Parameters
-    ----------
-    names : sequence of `str`
-        All of them.
-    count : `int`, optional
-        How many to show at most.
-    """
+def _some_of(names: Sequence[str], count: int = 8) -> str:
+    """Render the first of many names."""
     shown = ", ".join(names[:count])
     return shown if len(names) <= count else f"{shown} and {len(names) - count} more"
 
 
 @dataclass(slots=True)
 class _Group:
-    """A group as an end of edges."""
+    """A group as the start or end of edges."""
 
     path: str
     label: str
@@ -258,57 +277,35 @@ class _Level:
     """Label by name."""
 
     def label_of(self, name: str) -> str:
-        """Label of a no-op or group."""
+        """Return the label of a no-op or group."""
         return self.noops.get(name) or self.groups[name].label
 
     def fan_out(self, name: str) -> int:
-        """Number of jobs that the edges out of a node lead to."""
+        """Count the jobs that the edges out of a node lead to."""
         children = self.workflow.successors(name)
         return sum(len(self.groups[child].entries) if child in self.groups else 1 for child in children)
 
     def in_order(self) -> list[str]:
-        """Names of the nodes, each after its predecessors, in an order that
-        does not depend on how the workflow was built.
+        """Return the names of the nodes, each after its predecessors.
+
+        The order does not depend on how the workflow was built.
         """
-        workflow = self.workflow
-        missing = {name: workflow.in_degree(name) for name in workflow.nodes}
-        ready = deque(sorted(name for name, count in missing.items() if count == 0))
-        order: list[str] = []
-        while ready:
-            name = ready.popleft()
-            order.append(name)
-            for child in sorted(workflow.successors(name)):
-                missing[child] -= 1
-                if missing[child] == 0:
-                    ready.append(child)
-        if len(order) < len(missing):
-            stuck = sorted(name for name, count in missing.items() if count > 0)
-            raise PlanError(f"These jobs or groups wait for each other in a circle: {some_of(stuck)}.")
-        return order
+        try:
+            return list(nx.lexicographical_topological_sort(self.workflow))
+        except nx.NetworkXUnfeasible:
+            stuck = sorted({name for edge in nx.find_cycle(self.workflow) for name in edge})
+            raise PlanError(
+                f"These jobs or groups wait for each other in a circle: {_some_of(stuck)}."
+            ) from None
 
 
 def flatten(workflow: GenericWorkflow, *, max_direct_edges: int) -> JobGraph:
-    """Make the flat graph of a generic workflow, without its final job.
+    """Make the flat graph of a generic workflow (of BPS 30.2026.300 or later), without its final job.
 
-    Parameters
-    ----------
-    workflow : `~lsst.ctrl.bps.GenericWorkflow`
-        What BPS made, of core 30.2026.300 or later.
-    max_direct_edges : `int`
-        Most edges that a join of many jobs with many is spelled out with; a
-        larger one gets a barrier.
-
-    Returns
-    -------
-    graph : `JobGraph`
-        Its jobs, and a barrier where a join is large.
-
-    Raises
-    ------
-    PlanError
-        Raised if jobs wait for each other in a circle, if a parent does not
-        exist, if two jobs have one name, or for a kind of node that PanDA
-        cannot run.
+    A join of many jobs with many that would have more than
+    ``max_direct_edges`` edges gets a barrier.  Raises `PlanError` if jobs wait
+    for each other in a circle, if a parent does not exist, if two jobs have
+    one name, or for a kind of node that PanDA cannot run.
     """
     graph = JobGraph()
     _Flattener(graph, max_direct_edges).add_level(workflow, "")
@@ -321,7 +318,7 @@ def flatten(workflow: GenericWorkflow, *, max_direct_edges: int) -> JobGraph:
 
 @dataclass(frozen=True, slots=True)
 class _Flattener:
-    """Adds workflows and groups, one within the other, to a graph."""
+    """Adds nested workflows and groups to a graph."""
 
     graph: JobGraph
     max_direct_edges: int
@@ -365,7 +362,7 @@ class _Flattener:
             )
 
     def _add_group(self, workflow: GenericWorkflow, path: str) -> _Group:
-        """Add a group and return it as an end of edges."""
+        """Add the jobs of a group and return it as the start or end of edges."""
         graph = self.graph
         first = len(graph.jobs)
         self.add_level(workflow, path)
@@ -382,7 +379,7 @@ class _Flattener:
 
 
 def _path(above: str, name: str) -> str:
-    """Path of a group or barrier, unique in the run."""
+    """Return the path of a group or barrier, unique in the run."""
     name = name.replace("%", "%25").replace("/", "%2F")
     return f"{above}/{name}" if above else name
 
@@ -405,17 +402,7 @@ def _add_job_edges(graph: JobGraph, level: _Level) -> None:
 
 
 class _SpecialEdges:
-    """Adds the edges of a level that begin or end at a group or no-op.
-
-    Parameters
-    ----------
-    graph : `JobGraph`
-        Graph to add them to.
-    level : `_Level`
-        Workflow or group that has them.
-    max_direct_edges : `int`
-        Most edges that a join is spelled out with.
-    """
+    """Adds the edges of a level that begin or end at a group or no-op."""
 
     def __init__(self, graph: JobGraph, level: _Level, max_direct_edges: int) -> None:
         self._graph = graph
@@ -446,14 +433,12 @@ class _SpecialEdges:
                 self._pass_on(name, "_exit", gates)
 
     def _pass_on(self, name: str, suffix: str, gates: frozenset[str]) -> None:
-        """Let what follows a no-op, or a group without jobs, wait for what is
-        before it.
-        """
+        """Let what follows a no-op, or a group without jobs, wait for what is before it."""
         self._opened_by[name] = self._joined(name, suffix, self._waits(name), self._level.fan_out(name))
         self._passed_on[name] = gates
 
     def _waits(self, name: str) -> list[int]:
-        """Jobs that must succeed before a node, each once."""
+        """Return the jobs that must succeed before a node, each once."""
         waits: dict[int, None] = {}
         for predecessor in sorted(self._level.workflow.predecessors(name)):
             if not self._is_gate(predecessor, name):
@@ -461,18 +446,14 @@ class _SpecialEdges:
         return list(waits)
 
     def _is_gate(self, first: str, second: str) -> bool:
-        """Whether an edge says only when the second may start: it leads from
-        a non-blocking group to the next of its ``ordering`` section.
-        """
+        """Whether an edge is a gate: it leads from a non-blocking group to the next of its ``ordering``."""
         one, other = self._level.groups.get(first), self._level.groups.get(second)
         if one is None or other is None or not one.members:
             return False
         return one.label == other.label and not one.blocking
 
     def _joined(self, name: str, suffix: str, waits: list[int], children: int) -> list[int]:
-        """Return the jobs themselves, or a barrier behind them if there would
-        be too many edges.
-        """
+        """Return the jobs themselves, or a barrier behind them if there would be too many edges."""
         if min(len(waits), children) < 2 or len(waits) * children <= self._max_direct_edges:
             return waits
         return [self._add_barrier(name + suffix, self._level.label_of(name), waits)]
@@ -495,8 +476,9 @@ class _SpecialEdges:
                 self._graph.gates[index] |= gates
 
     def _gates_of(self, name: str) -> frozenset[str]:
-        """Paths of the groups that must be terminated before a node, seen
-        through what has no jobs.
+        """Return the paths of the groups that must be terminated before a node.
+
+        Predecessors without jobs pass on what they wait for.
         """
         paths: set[str] = set()
         for before in self._level.workflow.predecessors(name):
@@ -521,8 +503,9 @@ class _SpecialEdges:
 
 
 def _spread_gates(graph: JobGraph) -> None:
-    """Give each job the gates of its parents, so that no task waits for
-    inputs from a task that has not been released.
+    """Give each job the gates of its parents too.
+
+    So no task waits for inputs from a task that has not been released.
     """
     pending = deque(index for index, gates in enumerate(graph.gates) if gates)
     children = graph.children()
@@ -536,8 +519,9 @@ def _spread_gates(graph: JobGraph) -> None:
 
 
 def _forget_idle_groups(graph: JobGraph) -> None:
-    """Keep of each job's group only what is waited for as a whole: jobs of
-    groups that nothing waits for may share a task.
+    """Reduce each job's group to the part that something waits for.
+
+    Jobs of groups that nothing waits for may share a task.
     """
     if not any(graph.groups):
         return

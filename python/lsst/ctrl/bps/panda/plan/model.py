@@ -1,7 +1,7 @@
-"""What a plan is: frozen records, tuples in a defined order.
+"""What goes into a plan and what comes out of it: frozen records, with tuples in a defined order.
 
-A plan is pure data.  It is made by `~.planner.make_plan`, written to the
-submit directory, sent to iDDS by ``wire`` and read again by restart.
+A plan is pure data.  `~.planner.make_plan` makes it of a generic workflow and `PlanSettings`; it is written
+to the submit directory, sent to iDDS, and read again by a restart.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ __all__ = [
     "Accounting",
     "ConditionPlan",
     "JobPlan",
+    "LabelSettings",
+    "NamingKind",
     "Packing",
     "ParameterShard",
     "Placement",
+    "PlanSettings",
     "Resources",
     "RunIdentity",
     "StagedFile",
@@ -20,7 +23,9 @@ __all__ = [
     "WorkflowPlan",
 ]
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
 from typing import NamedTuple
 
 
@@ -75,7 +80,6 @@ class Accounting:
     task_type: str
     prod_source_label: str
     vo: str
-    user: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,3 +241,89 @@ class WorkflowPlan:
     def job_count(self) -> int:
         """Number of jobs, final ones included."""
         return sum(count for _, count in self.labels)
+
+
+class NamingKind(Enum):
+    """How a job gets a short name, and where its parameters are."""
+
+    SHORT = "short"
+    """Label and order id; parameters in shards."""
+
+    PLAIN = "plain"
+    """Job name and parameters in the name itself."""
+
+    ORDER_ID_MAP = "orderIdMap"
+    """Label and order id; parameters in one map for the run."""
+
+    QNODE_MAP = "qnodeMap"
+    """``PH:`` and the job's name; parameters in one map for the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSettings:
+    """Settings of the jobs of one label."""
+
+    site: str
+    cloud: str
+    queue: str
+    priority: int
+    processing_type: str
+    task_type: str
+    prod_source_label: str
+    vo: str
+    runner_command: str
+    """Command line of a task, with ``_cmd_line_`` and perhaps ``_runner_``
+    to be replaced."""
+
+    payloads_per_job: int = 1
+    """Payloads a PanDA job carries, as asked for."""
+
+    prmon: bool = True
+    """Whether the runner itself may start ``prmon``."""
+
+    keep_tokens: bool = False
+    """Whether the payload may see tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSettings:
+    """All that the planner needs to know besides the generic workflow."""
+
+    run: RunIdentity
+    labels: Mapping[str, LabelSettings]
+    """By label; ``""`` holds those of any other."""
+
+    naming: NamingKind = NamingKind.SHORT
+    max_jobs_per_task: int = 10000
+    max_wms_job_walltime: int = 0
+    """Wall time of an event service job, seconds; 0 if not given."""
+
+    placeholder_params: tuple[str, ...] = ("qgraphNodeId", "qgraphId")
+    """Values that travel with the job even if all jobs share them (plain
+    names and maps, as old runners expect)."""
+
+    submit_environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables that are resolved on the submit side (``<ENV:USER>``)."""
+
+    area_variables: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables in the staging area's setting, with the values
+    they had on the submit side."""
+
+    order_id_map_name: str = "panda_order_id_map.json"
+    runner: StagedFile | None = None
+    """The runner, if it is staged with the run."""
+
+    directories: frozenset[str] = frozenset()
+    """Sources that are directories."""
+
+    attempt_codes: bool = True
+    """Whether the runner may remember exit codes between attempts
+    (``retryUnlessExit``)."""
+
+    max_direct_edges: int = 1000
+    """Most edges that a join of many jobs with many is spelled out with; a
+    larger one gets a barrier."""
+
+    def of(self, label: str) -> LabelSettings:
+        """Return the settings of a label."""
+        return self.labels.get(label) or self.labels[""]

@@ -1,8 +1,9 @@
-"""What short name a job gets in PanDA, and where the long one is.
+"""Names of restarts, of tasks (made and read), and of jobs in PanDA, with the files that hold the jobs'
+parameters.
 
-One strategy object answers both: a name for each job, and the files that hold
-the parameters of the jobs.  iDDS and JEDI accept ``[A-Za-z0-9_.:-]`` for sure;
-``/`` and ``^`` hang a run without an error, and 4000 characters are the most.
+iDDS and JEDI accept ``[A-Za-z0-9_.:-]`` for sure; ``/`` and ``^`` hang a run
+without an error, and 4000 characters are the most.  The grammar of
+pseudo-inputs, which stand for jobs, is the runner's.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ __all__ = [
     "label_of_task",
     "make_naming",
     "ordinal_of_task",
+    "restart_name",
+    "run_of_task",
+    "split_server_name",
     "task_name",
 ]
 
@@ -29,8 +33,7 @@ from typing import Protocol
 
 from ..edgenode import cmd_line_decoder as runner
 from ..errors import PlanError
-from .labels import NamingKind, PlanSettings
-from .model import ParameterShard
+from .model import NamingKind, ParameterShard, PlanSettings
 
 MAX_NAME = 4000
 """Longest pseudo-input that iDDS takes (``DomaPanDAWork``)."""
@@ -52,12 +55,146 @@ BUILD_TASK = "build_task"
 BUILD_LABEL = "buildTask"
 """Label of its job."""
 
-_TASK = re.compile(r"(?P<ordinal>\d{2,})_(?P<label>.+)_(?P<chunk>\d{2,})")
+
+# --- names of runs and tasks -----------------------------------------------
+
+_TASK = "{ordinal:02d}_{label}_{chunk:02d}"
+"""Name of a task after the name of its run and ``_``."""
+
+_RESTART = "_r{number:d}"
+"""End of the name of a restart."""
+
+
+def _pattern(form: str) -> str:
+    """Return the regular expression that reads what a format string writes."""
+    kinds = {":02d": r"\d{2,}", ":d": r"\d+", "": ".+"}
+    return re.sub(r"\{(\w+)(:02d|:d|)\}", lambda field: f"(?P<{field[1]}>{kinds[field[2]]})", form)
+
+
+_TASK_PATTERN = re.compile(_pattern(_TASK))
+_TASK_END = re.compile(f"_(?:{_pattern(_TASK)}|{BUILD_TASK})$")
+_RESTART_END = re.compile(f"{_pattern(_RESTART)}$")
 # A run's name that a task's name holds in another form (with characters
 # replaced, and then a hash) is recognised by BPS's time stamp at its end.
-_STAMPED_RUN = re.compile(r".*?\d{8}T\d{6}Z(?:_r\d+)?(?:_[0-9a-f]{8})?_")
-_FORBIDDEN = str.maketrans({":": "_", ";": "_"})
+_STAMPED_RUN = re.compile(rf".*?\d{{8}}T\d{{6}}Z(?:{_pattern(_RESTART)})?(?:_[0-9a-f]{{8}})?_")
+_SERVER_IDS = re.compile(r"_(?P<request>\d+)_(?P<transform>\d+)$")
+_SEPARATORS_OF_BPS = str.maketrans({":": "_", ";": "_"})
 
+
+def restart_name(name: str, number: int) -> str:
+    """Return the name of a restart of a run.
+
+    Parameters
+    ----------
+    name : `str`
+        Name of the run, which may be a restart itself.
+    number : `int`
+        Ordinal of the restart, from 1.
+    """
+    return _RESTART_END.sub("", name) + _RESTART.format(number=number)
+
+
+def task_name(run: str, ordinal: int, label: str, chunk: int) -> str:
+    """Return the name of a task: ``<run>_<ordinal>_<label>_<chunk>``, both numbers from 1."""
+    tail = "_" + _TASK.format(ordinal=ordinal, label=_safe(label, 100), chunk=chunk)
+    return _safe(run, MAX_TASK_NAME - len(tail)) + tail
+
+
+def split_server_name(name: str) -> tuple[str, int]:
+    """Split the name of a task in PanDA, to which iDDS appends ``_<request>_<transform>``.
+
+    Parameters
+    ----------
+    name : `str`
+        Name in PanDA.
+
+    Returns
+    -------
+    name : `str`
+        Name in iDDS.
+    transform_id : `int`
+        Transform id, or 0 for a task that is not of iDDS.
+    """
+    match = _SERVER_IDS.search(name)
+    return (name[: match.start()], int(match["transform"])) if match else (name, 0)
+
+
+def run_of_task(name: str) -> str:
+    """Find the name of the run in the name of a task, as far as it tells.
+
+    Parameters
+    ----------
+    name : `str`
+        Name in iDDS.
+    """
+    return _TASK_END.sub("", name)
+
+
+def label_of_task(name: str, run_name: str) -> str:
+    """Find the label in the name of a task.
+
+    Parameters
+    ----------
+    name : `str`
+        Name in iDDS.
+    run_name : `str`
+        Name of the run.
+
+    Returns
+    -------
+    label : `str`
+        The label, which may hold digits and underscores; the name itself if
+        it is built in another way.  A ``:`` or ``;`` becomes ``_``, since BPS
+        separates labels by them.
+    """
+    body = _without_run(name, run_name)
+    if BUILD_TASK in (body, name):
+        return BUILD_LABEL
+    match = _TASK_PATTERN.fullmatch(body)
+    return (match["label"] if match else body or "unknown").translate(_SEPARATORS_OF_BPS)
+
+
+def ordinal_of_task(name: str, run_name: str) -> int:
+    """Find a task's ordinal in its name.
+
+    Parameters
+    ----------
+    name : `str`
+        Name in iDDS.
+    run_name : `str`
+        Name of the run.
+
+    Returns
+    -------
+    ordinal : `int`
+        The ordinal, or -1 for the build task, which comes first, and a number
+        beyond all others for a name built in another way.
+    """
+    body = _without_run(name, run_name)
+    if BUILD_TASK in (body, name):
+        return -1
+    match = _TASK_PATTERN.fullmatch(body)
+    return int(match["ordinal"]) if match else 10**9
+
+
+def _without_run(name: str, run_name: str) -> str:
+    """Return a task's name without the run's."""
+    if run_name and name.startswith(f"{run_name}_"):
+        return name[len(run_name) + 1 :]
+    stamped = _STAMPED_RUN.match(name)
+    return name[stamped.end() :] if stamped else name
+
+
+def _safe(text: str, most: int) -> str:
+    """Return a text with harmless characters only, marked by a hash if it was changed or cut."""
+    clean = re.sub(r"[^A-Za-z0-9_.-]", "_", text, flags=re.ASCII)
+    if clean == text and len(clean) <= most:
+        return clean
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"{clean[: most - 9]}_{digest}"
+
+
+# --- names of jobs ---------------------------------------------------------
 
 Row = tuple[str, ...]
 """Values of one job."""
@@ -78,26 +215,14 @@ class NamedJobs:
     _per_shard: int = 0
 
     def extend(self, names: Iterable[str], keys: tuple[str, ...], rows: Sequence[Row]) -> None:
-        """Add jobs that have the same kinds of values.
-
-        Parameters
-        ----------
-        names : iterable of `str`
-            Names of the jobs.
-        keys : `tuple` [`str`, ...]
-            Names of their values.
-        rows : sequence of `tuple` [`str`, ...]
-            Values of each, in the order of ``keys``.
-        """
+        """Add jobs with their values, one row each in the order of ``keys``."""
         self.names.extend(names)
         self._blocks.append((keys, rows))
         self.keys = tuple(sorted({*self.keys, *keys}))
         self._per_shard = 0
 
     def rows(self, keys: tuple[str, ...]) -> Iterator[Row]:
-        """Yield the values of each job by some keys; a job without such a
-        value has an empty one.
-        """
+        """Yield each job's values of some keys; a job without such a value has an empty one."""
         for own, rows in self._blocks:
             if own == keys:
                 yield from rows
@@ -108,7 +233,7 @@ class NamedJobs:
 
     @property
     def per_shard(self) -> int:
-        """Number of jobs in a shard, such that each is about `SHARD_SIZE`."""
+        """Number of jobs in a shard of about `SHARD_SIZE`."""
         if not self._per_shard:
             overhead = 6 + 4 * len(self.keys)
             largest = max((_longest(rows) for _, rows in self._blocks), default=0)
@@ -117,7 +242,7 @@ class NamedJobs:
 
 
 def _longest(rows: Sequence[Row]) -> int:
-    """Length that no row exceeds, in characters of its values."""
+    """Return a length that no row exceeds, in characters of its values."""
     return sum([len(max(column, key=len)) for column in zip(*rows, strict=True)])
 
 
@@ -127,30 +252,18 @@ class Naming(Protocol):
     def pseudo_inputs(self, jobs: NamedJobs) -> list[str]:
         """Return the pseudo-input of each job, in order."""
 
-    def es_label(self, label: str) -> str:
-        """Return the form of a label in names of event service files."""
-
     def files(self, labels: Sequence[NamedJobs]) -> list[ParameterShard]:
         """Return the files with the parameters of all jobs."""
 
     def task_files(self) -> list[tuple[str, str]]:
-        """Return key and name of the files that each task needs."""
+        """Return key and name of the files with parameters that each task needs."""
 
     def options(self, jobs: NamedJobs) -> dict[str, str]:
         """Return the runner's options for tasks of a label."""
 
 
 def make_naming(settings: PlanSettings, *, event_service: bool) -> Naming:
-    """Return the naming that the settings ask for.
-
-    Parameters
-    ----------
-    settings : `PlanSettings`
-        Settings of the plan.
-    event_service : `bool`
-        Whether a task of the run is an event service task; these need names
-        by order id.
-    """
+    """Return the naming that the settings ask for; event service tasks need names by order id."""
     kind = settings.naming
     if event_service and kind in (NamingKind.PLAIN, NamingKind.QNODE_MAP):
         kind = NamingKind.ORDER_ID_MAP
@@ -164,94 +277,6 @@ def make_naming(settings: PlanSettings, *, event_service: bool) -> Naming:
     return _PlainNaming(placeholders)
 
 
-def task_name(run: str, number: int, label: str, chunk: int) -> str:
-    """Return the name of a task: ``<run>_<nn>_<label>_<chunk>``.
-
-    Parameters
-    ----------
-    run : `str`
-        Name of the run.
-    number : `int`
-        Ordinal of the task in the run, from 1.
-    label : `str`
-        Label of its jobs.
-    chunk : `int`
-        Ordinal of the chunk in the label, from 1.
-    """
-    tail = f"_{number:02d}_{_safe(label, 100)}_{chunk:02d}"
-    return _safe(run, MAX_TASK_NAME - len(tail)) + tail
-
-
-def _body_of(name: str, run_name: str, suffix: str) -> str:
-    """Strip a task's name of the run's in front and PanDA's ids behind."""
-    if suffix and name.endswith(suffix):
-        name = name[: -len(suffix)]
-    if run_name and name.startswith(f"{run_name}_"):
-        return name[len(run_name) + 1 :]
-    stamped = _STAMPED_RUN.match(name)
-    return name[stamped.end() :] if stamped else name
-
-
-def label_of_task(name: str, run_name: str, *, suffix: str = "") -> str:
-    """Find the label in the name of a task.
-
-    Parameters
-    ----------
-    name : `str`
-        ``<run>_<nn>_<label>_<chunk>``, as iDDS has it.
-    run_name : `str`
-        Name of the run.
-    suffix : `str`, optional
-        What PanDA's name has in addition, ``_<request>_<transform>``.
-
-    Returns
-    -------
-    label : `str`
-        The label, which may hold digits and underscores; the name itself if
-        it is built in another way.  A ``:`` or ``;`` becomes ``_``, since BPS
-        separates labels by them.
-    """
-    body = _body_of(name, run_name, suffix)
-    if body == BUILD_TASK or name == BUILD_TASK:
-        return BUILD_LABEL
-    match = _TASK.fullmatch(body)
-    return (match["label"] if match else body or "unknown").translate(_FORBIDDEN)
-
-
-def ordinal_of_task(name: str, run_name: str) -> int:
-    """Find a task's ordinal in its name.
-
-    Parameters
-    ----------
-    name : `str`
-        ``<run>_<nn>_<label>_<chunk>``, as iDDS has it.
-    run_name : `str`
-        Name of the run.
-
-    Returns
-    -------
-    ordinal : `int`
-        ``nn``, or -1 for the build task, which comes first, and a number
-        beyond all others for a name built in another way.
-    """
-    body = _body_of(name, run_name, "")
-    if BUILD_TASK in (body, name):
-        return -1
-    match = _TASK.fullmatch(body)
-    return int(match["ordinal"]) if match else 10**9
-
-
-def _safe(text: str, most: int) -> str:
-    """Return a text with harmless characters only, cut and marked by a hash
-    if it is too long.
-    """
-    clean = re.sub(r"[^A-Za-z0-9_.-]", "_", text, flags=re.ASCII)
-    if clean == text and len(clean) <= most:
-        return clean
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return f"{clean[: most - 9]}_{digest}"
-
-
 def _short_label(label: str) -> str:
     """Return a label for use within a name: harmless, short, one to one."""
     return _safe(label, MAX_SHORT_LABEL)
@@ -261,11 +286,9 @@ class _ShortNaming:
     """``label:12``; parameters in shards of about 100 kB."""
 
     def pseudo_inputs(self, jobs: NamedJobs) -> list[str]:
-        prefix = _short_label(jobs.label)
-        return [f"{prefix}:{order_id}" for order_id in range(len(jobs.names))]
-
-    def es_label(self, label: str) -> str:
-        return _short_label(label)
+        # The label is escaped once, not for each of many jobs.
+        prefix = runner.render_short_input(_short_label(jobs.label), 0).removesuffix("0")
+        return [f"{prefix}{order_id}" for order_id in range(len(jobs.names))]
 
     def files(self, labels: Sequence[NamedJobs]) -> list[ParameterShard]:
         shards = []
@@ -312,9 +335,6 @@ class _PlainNaming:
             for name, row in zip(jobs.names, jobs.rows(keys), strict=True)
         ]
 
-    def es_label(self, label: str) -> str:
-        return _short_label(label)
-
     def files(self, labels: Sequence[NamedJobs]) -> list[ParameterShard]:
         return []
 
@@ -333,8 +353,8 @@ class _OrderIdNaming(_PlainNaming):
         self._map_name = map_name
 
     def pseudo_inputs(self, jobs: NamedJobs) -> list[str]:
-        prefix = _short_label(jobs.label)
-        return [f"{prefix}:orderIdMap_{order_id}" for order_id in range(len(jobs.names))]
+        label = _short_label(jobs.label)
+        return [runner.render_order_id_input(label, order_id) for order_id in range(len(jobs.names))]
 
     def files(self, labels: Sequence[NamedJobs]) -> list[ParameterShard]:
         mapping = {
@@ -353,7 +373,7 @@ class _QnodeNaming(_PlainNaming):
     map_name = "qnode_map.json"
 
     def pseudo_inputs(self, jobs: NamedJobs) -> list[str]:
-        return [f"PH:{_safe(name, 200)}" for name in jobs.names]
+        return [runner.render_named_input(_safe(name, 200)) for name in jobs.names]
 
     def files(self, labels: Sequence[NamedJobs]) -> list[ParameterShard]:
         mapping: dict[str, str] = {}

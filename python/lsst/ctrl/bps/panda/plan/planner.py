@@ -1,23 +1,21 @@
-"""Make the plan of a run from its generic workflow, and the plan of what is left of a run.
+"""Make the plan of a run from its generic workflow, and the plan of what is left of a run for a restart.
 
-`make_plan` is the second table of contents: flatten, group, number, split
-values, name, commands, tasks, conditions, files.
+`make_plan` is the table of contents of the folder: flatten, group, number,
+split values, name, command, cut into tasks, conditions, files.
 
-The final tasks start when every sink is terminated, failed or not.  One that
-wants success has the jobs that nobody depends on as parents: if any of these
-did not succeed, the server does not run it.
+The final tasks start when every sink is terminated, failed or not.  A final
+task that wants success has the jobs that nobody depends on as parents: if one
+of these did not succeed, the server does not run it.
 
-iDDS's own retry leaves pruned jobs behind on a real PanDA, does nothing after
-an abort and never runs the final job again; a new request for the rest always
-works.
+A restart is a new request, because iDDS's own retry leaves pruned jobs behind
+on a real PanDA, does nothing after an abort and never runs the final job
+again.
 """
 
 from __future__ import annotations
 
-__all__ = ["make_plan", "make_rescue_plan", "rescue_name", "task_of", "want_success"]
+__all__ = ["make_plan", "make_restart_plan", "want_success"]
 
-import re
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -26,24 +24,23 @@ from lsst.ctrl.bps import GenericWorkflow, GenericWorkflowJob
 
 from ..edgenode import cmd_line_decoder as runner
 from ..errors import PlanError
-from .commands import FileLedger, TaskCommands
+from .commands import TaskCommands
 from .graph import JobGraph, flatten, without_collection
-from .grouping import group_jobs, number_jobs, open_circles
-from .labels import PlanSettings
-from .model import ConditionPlan, JobPlan, Packing, TaskPlan, WorkflowPlan
+from .grouping import group_jobs, number_jobs
+from .job_attributes import list_ignored
+from .model import ConditionPlan, JobPlan, Packing, PlanSettings, TaskPlan, WorkflowPlan
 from .naming import NamedJobs, Naming, make_naming, task_name
-from .resources import NotHonoured
-from .tasks import Part, TaskMaker, split_values
+from .tasks import FamilyPlan, TaskMaker, split_values
 
 MANY_CONDITIONS = 100
-"""Number of groups behind conditions from which a run takes hours for its
-borders alone."""
+"""Number of conditions above which waiting from group to group takes hours."""
 
 BORDER_MINUTES = 1.5
-"""From the end of a group to the start of the next, minutes: JEDI finalises
-tasks once a minute, 45 to 120 s after their last job."""
+"""Time from the end of a group to the start of the next, minutes: JEDI
+finalises tasks once a minute, 45 to 120 s after their last job."""
 
 MANY_JOBS_PER_TASK = 100_000
+"""Number of jobs above which PanDA is slow to start a task."""
 
 
 def make_plan(workflow: GenericWorkflow, settings: PlanSettings) -> WorkflowPlan:
@@ -72,24 +69,23 @@ def make_plan(workflow: GenericWorkflow, settings: PlanSettings) -> WorkflowPlan
 
 
 def _make_plan(workflow: GenericWorkflow, settings: PlanSettings) -> WorkflowPlan:
-    """Make the plan of a run."""
+    """Make the plan of a run, step by step."""
     graph = flatten(workflow, max_direct_edges=settings.max_direct_edges)
     final_graph = _final_graph(workflow, settings)
     if not graph.jobs:
         raise PlanError(f"Workflow {workflow.name!r} has no jobs to run.")
-    event_service = any(settings.of(label).payloads_per_job > 1 for label in graph.labels)
-    naming = make_naming(settings, event_service=event_service)
-    commands = TaskCommands(settings, naming, FileLedger(settings.directories))
-    families = open_circles(graph, group_jobs(graph))
-    final_families = open_circles(final_graph, group_jobs(final_graph))
+    families, final_families = group_jobs(graph), group_jobs(final_graph)
     numbering = number_jobs(graph, families, 0)
     final_numbering = number_jobs(final_graph, final_families, len(graph.jobs))
-    parts = [split_values(graph, family, settings, commands) for family in families]
-    final_parts = [split_values(final_graph, family, settings, commands) for family in final_families]
-    named = _name_jobs([(graph, parts), (final_graph, final_parts)], naming)
+    event_service = any(settings.of(label).payloads_per_job > 1 for label in graph.labels)
+    naming = make_naming(settings, event_service=event_service)
+    commands = TaskCommands(settings, naming)
+    plans = [split_values(graph, family, settings, commands) for family in families]
+    final_plans = [split_values(final_graph, family, settings, commands) for family in final_families]
+    named = _name_jobs([(graph, plans), (final_graph, final_plans)], naming)
     maker = TaskMaker(settings, commands, named)
-    tasks = maker.make(graph, parts, numbering, final=False)
-    final = maker.make(final_graph, final_parts, final_numbering, final=True)
+    tasks = maker.make(graph, plans, numbering, final=False)
+    final = maker.make(final_graph, final_plans, final_numbering, final=True)
     conditions = (*_conditions(tasks, maker.gates), *_conditions(final, maker.gates))
     return WorkflowPlan(
         run=settings.run,
@@ -121,22 +117,22 @@ def _final_graph(workflow: GenericWorkflow, settings: PlanSettings) -> JobGraph:
     return graph
 
 
-def _name_jobs(graphs: Sequence[tuple[JobGraph, list[Part]]], naming: Naming) -> dict[str, NamedJobs]:
+def _name_jobs(graphs: Sequence[tuple[JobGraph, list[FamilyPlan]]], naming: Naming) -> dict[str, NamedJobs]:
     """Give each job its order id and its pseudo-input."""
     named: dict[str, NamedJobs] = {}
-    by_label: dict[str, list[Part]] = {}
-    for graph, parts in graphs:
-        for part in parts:
-            label = part.family.label
+    by_label: dict[str, list[FamilyPlan]] = {}
+    for graph, plans in graphs:
+        for plan in plans:
+            label = plan.family.label
             jobs = named.setdefault(label, NamedJobs(label))
-            part.first_order_id = len(jobs.names)
-            jobs.extend([graph.names[index] for index in part.family.members], part.names, part.rows)
-            by_label.setdefault(label, []).append(part)
+            plan.first_order_id = len(jobs.names)
+            jobs.extend([graph.names[index] for index in plan.family.members], plan.names, plan.rows)
+            by_label.setdefault(label, []).append(plan)
     for label, jobs in named.items():
         pseudo_inputs = naming.pseudo_inputs(jobs)
-        for part in by_label[label]:
-            end = part.first_order_id + len(part.family.members)
-            part.pseudo_inputs = pseudo_inputs[part.first_order_id : end]
+        for plan in by_label[label]:
+            end = plan.first_order_id + len(plan.family.members)
+            plan.pseudo_inputs = pseudo_inputs[plan.first_order_id : end]
     return named
 
 
@@ -156,7 +152,7 @@ def _conditions(
 
 
 def _is_within(path: str, groups: Iterable[str]) -> bool:
-    """Whether a group is one of some groups or inside of one."""
+    """Whether a group is one of some groups or inside one."""
     return any(path == group or path.startswith(f"{group}/") for group in groups)
 
 
@@ -173,8 +169,8 @@ def _label_counts(graphs: Sequence[JobGraph]) -> tuple[tuple[str, int], ...]:
 def _warnings(
     jobs: Sequence[GenericWorkflowJob], tasks: tuple[TaskPlan, ...], conditions: Sequence[ConditionPlan]
 ) -> Iterator[str]:
-    """Say what is not honoured, and what will be slow."""
-    yield from NotHonoured.of(jobs).texts()
+    """Yield what has no effect, and what will be slow."""
+    yield from list_ignored(jobs)
     if len(conditions) > MANY_CONDITIONS:
         hours = len(conditions) * BORDER_MINUTES / 60
         yield (
@@ -190,36 +186,16 @@ def _warnings(
         )
 
 
-def task_of(plan: WorkflowPlan, ordinal: int) -> TaskPlan:
-    """Return the task that holds a job.
-
-    Parameters
-    ----------
-    plan : `WorkflowPlan`
-        The plan.
-    ordinal : `int`
-        Ordinal of the job.
-    """
-    tasks = plan.tasks if not plan.final or ordinal < plan.final[0].first else plan.final
-    position = bisect_right(tasks, ordinal, key=lambda task: task.first) - 1
-    return tasks[position]
-
-
 def want_success(plan: WorkflowPlan, label: str) -> WorkflowPlan:
-    """Let the final jobs of a label depend on the success of the run.
+    """Return a plan in which the final jobs of a label depend on the success of the run.
 
     Parameters
     ----------
     plan : `WorkflowPlan`
         The plan.
     label : `str`
-        Label of final jobs.
-
-    Returns
-    -------
-    plan : `WorkflowPlan`
-        The same, with one more dependency for each job that nobody depends
-        on.
+        Label of final jobs; each gets the jobs that nobody depends on as
+        parents.
     """
     has_child = {parent for task in plan.tasks for job in task.jobs for parent in job.parents}
     ends = tuple(
@@ -234,26 +210,13 @@ def want_success(plan: WorkflowPlan, label: str) -> WorkflowPlan:
 
 
 def _after(task: TaskPlan, ends: tuple[int, ...]) -> TaskPlan:
-    """Return a task whose jobs depend on some jobs more."""
+    """Return a task whose jobs depend on the jobs with some ordinals too."""
     jobs = tuple(job._replace(parents=tuple(sorted({*job.parents, *ends}))) for job in task.jobs)
     return replace(task, jobs=jobs)
 
 
-def rescue_name(name: str, number: int) -> str:
-    """Return the name of a run that completes another.
-
-    Parameters
-    ----------
-    name : `str`
-        Name of the other, which may itself complete one.
-    number : `int`
-        How many times there was a restart so far, from 1.
-    """
-    return f"{re.sub(r'_r[0-9]+$', '', name)}_r{number}"
-
-
-def make_rescue_plan(plan: WorkflowPlan, done: Collection[int], *, name: str, origin: int) -> WorkflowPlan:
-    """Make the plan of what is left.
+def make_restart_plan(plan: WorkflowPlan, done: Collection[int], *, name: str, origin: int) -> WorkflowPlan:
+    """Make the plan of what is left of a run.
 
     Parameters
     ----------
@@ -268,7 +231,7 @@ def make_rescue_plan(plan: WorkflowPlan, done: Collection[int], *, name: str, or
 
     Returns
     -------
-    rescue : `WorkflowPlan`
+    restart : `WorkflowPlan`
         Tasks with the jobs left, without dependencies on what is done, and
         all of the final tasks.  Commands, names of jobs and files are the
         same, since they refer to what is staged.
@@ -304,14 +267,14 @@ def make_rescue_plan(plan: WorkflowPlan, done: Collection[int], *, name: str, or
         run=replace(plan.run, name=name, origin=origin),
         tasks=tuple(tasks),
         final=tuple(final),
-        conditions=_rescue_conditions(plan, renamed),
-        labels=_labels(plan, [*tasks, *final]),
+        conditions=_conditions_left(plan, renamed),
+        labels=_labels_left(plan, [*tasks, *final]),
         warnings=(),
     )
 
 
 def _rest_of(task: TaskPlan, numbers: dict[int, int], has_child: set[int]) -> TaskPlan | None:
-    """Return a task with the jobs that are left of it."""
+    """Return a task with the jobs that are left of it; `None` if there are none."""
     jobs: list[JobPlan] = []
     first = -1
     is_sink = False
@@ -332,11 +295,11 @@ def _rest_of(task: TaskPlan, numbers: dict[int, int], has_child: set[int]) -> Ta
 
 
 def _with_run(command: str, old: str, new: str) -> str:
-    """Let the runner know the name of the new run."""
+    """Return a command that tells the runner the name of the new run."""
     return command.replace(f"--run={runner.quote(old)}", f"--run={runner.quote(new)}")
 
 
-def _rescue_conditions(plan: WorkflowPlan, renamed: dict[str, str]) -> tuple[ConditionPlan, ...]:
+def _conditions_left(plan: WorkflowPlan, renamed: dict[str, str]) -> tuple[ConditionPlan, ...]:
     """Return the conditions among the tasks that are left."""
     conditions = []
     for condition in plan.conditions:
@@ -347,7 +310,7 @@ def _rescue_conditions(plan: WorkflowPlan, renamed: dict[str, str]) -> tuple[Con
     return tuple(conditions)
 
 
-def _labels(plan: WorkflowPlan, tasks: list[TaskPlan]) -> tuple[tuple[str, int], ...]:
+def _labels_left(plan: WorkflowPlan, tasks: list[TaskPlan]) -> tuple[tuple[str, int], ...]:
     """Count the jobs that are left by label."""
     counts = {label: 0 for label, _ in plan.labels}
     for task in tasks:

@@ -1,11 +1,12 @@
-"""Families of jobs cut into tasks, with names, numbers, needs, commands, and the values that differ from
-job to job.
+"""Families of jobs cut into tasks: the values that differ from job to job, names and numbers, and what the
+jobs need in PanDA's terms.
 """
 
 from __future__ import annotations
 
-__all__ = ["Part", "TaskMaker", "placed_value", "split_values"]
+__all__ = ["DEFAULT_WALLTIME", "FamilyPlan", "TaskMaker", "split_values"]
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,29 +17,50 @@ from typing import Any
 from lsst.ctrl.bps import GenericWorkflowJob
 
 from ..errors import PlanError
-from .commands import MAX_ARGUMENT, PATH_VALUES, TaskCommands, inert, split_long_option
+from .commands import MAX_ARGUMENT, PATH_VALUES, TaskCommands, inert, make_template, split_long_option
 from .graph import JobGraph
 from .grouping import OWN_FILE, Family, Numbering, chunk_sizes
-from .labels import LabelSettings, NamingKind, PlanSettings
-from .model import Accounting, JobPlan, Packing, Placement, TaskPlan
+from .job_attributes import yaml_key
+from .model import (
+    Accounting,
+    JobPlan,
+    LabelSettings,
+    NamingKind,
+    Packing,
+    Placement,
+    PlanSettings,
+    Resources,
+    TaskPlan,
+)
 from .naming import NamedJobs, Row, task_name
-from .resources import resources_of, walltime_of
 
 MAX_SHARED_VALUE = 2000
 """Longest value that is written into the command of a task, characters; a
 longer one is fetched by the job, even if all jobs share it."""
 
+DEFAULT_ATTEMPTS = 3
+"""Attempts of a job that does not say how often to retry."""
+
+DEFAULT_MEMORY = 1024
+"""Memory of a job that does not ask for any, MB."""
+
+DEFAULT_WALLTIME = 90000
+"""Longest run of a PanDA job that does not ask for any, seconds."""
+
+MAX_MEMORY = 512000
+"""Limit of the memory growth of a job that sets none, MB."""
+
 
 @dataclass(slots=True)
-class Part:
-    """A family with what has been worked out about it."""
+class FamilyPlan:
+    """A family with its values, order ids and pseudo-inputs."""
 
     family: Family
     names: tuple[str, ...]
-    """Names of the values that are each job's own."""
+    """Names of the values that differ from job to job."""
 
     rows: Sequence[Row]
-    """Own values of each member, in the order of ``names``."""
+    """These values of each member, in the order of ``names``."""
 
     statics: dict[str, str]
     """Values that all members share, as they are put into the command."""
@@ -47,27 +69,15 @@ class Part:
     pseudo_inputs: Sequence[str] = ()
 
 
-def split_values(graph: JobGraph, family: Family, settings: PlanSettings, commands: TaskCommands) -> Part:
-    """Tell the values that all jobs of a family share from the others.
+def split_values(
+    graph: JobGraph, family: Family, settings: PlanSettings, commands: TaskCommands
+) -> FamilyPlan:
+    """Separate the values that all jobs of a family share from those that differ.
 
-    Parameters
-    ----------
-    graph : `JobGraph`
-        All jobs.
-    family : `Family`
-        Some of them, in order.
-    settings : `PlanSettings`
-        Settings of the plan.
-    commands : `TaskCommands`
-        Where files of single jobs get their names.
-
-    Raises
-    ------
-    PlanError
-        Raised if a job has no value for what its command uses.
+    Files of single jobs get their names in ``commands``.  Raises `PlanError`
+    if a job has no value for what its command uses.
     """
-    first = graph.jobs[family.members[0]]
-    template = TaskCommands.template(first, family.arguments)
+    template = make_template(graph.jobs[family.members[0]], family.arguments)
     # Old runners find these in the pseudo-input whatever their values are.
     travelling = () if settings.naming is NamingKind.SHORT else settings.placeholder_params
     columns: dict[str, list[str]] = {}
@@ -76,13 +86,13 @@ def split_values(graph: JobGraph, family: Family, settings: PlanSettings, comman
         value = column[0]
         shared = name not in travelling and column[-1] == value and column.count(value) == len(column)
         if shared and len(_text(value)) <= MAX_SHARED_VALUE:
-            statics[name] = placed_value(name, _text(value), settings)
+            statics[name] = _in_command(name, _text(value), settings)
         else:
             columns[name] = _rendered(column, template.text, name)
     if f"{{{OWN_FILE}}}" in template.text:
         columns[OWN_FILE] = [commands.own_file(graph, index) for index in family.members]
     rows: Sequence[Row] = list(zip(*columns.values(), strict=True))
-    return Part(family, tuple(columns), rows or [()] * len(family.members), statics)
+    return FamilyPlan(family, tuple(columns), rows or [()] * len(family.members), statics)
 
 
 def _all_values(graph: JobGraph, family: Family, names: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
@@ -105,30 +115,20 @@ def _all_values(graph: JobGraph, family: Family, names: tuple[str, ...]) -> Iter
 
 
 def _text(value: object) -> str:
-    """A value as text; nothing for none."""
+    """Return a value as text; an empty one for `None`."""
     return "" if value is None else str(value)
 
 
 def _rendered(column: Sequence[object], command: str, name: str) -> list[str]:
-    """Values as texts; very long ones in a form that a command line takes."""
+    """Return values as texts, very long ones in a form that a command line takes."""
     texts = [value if type(value) is str else _text(value) for value in column]
     if len(max(texts, key=len)) <= MAX_ARGUMENT:
         return texts
     return list(map(split_long_option(command, name), texts))
 
 
-def placed_value(name: str, value: str, settings: PlanSettings) -> str:
-    """Return a value as it is put into a command.
-
-    Parameters
-    ----------
-    name : `str`
-        Name of the value.
-    value : `str`
-        The value; the staging area is that of the settings.
-    settings : `PlanSettings`
-        Settings of the plan.
-    """
+def _in_command(name: str, value: str, settings: PlanSettings) -> str:
+    """Return a value as it is put into a command; the staging area is that of the settings."""
     if name == "fileDistributionEndPoint" and value:
         return inert(settings.run.staging_area)
     return inert(value) if name in PATH_VALUES else value
@@ -136,7 +136,7 @@ def placed_value(name: str, value: str, settings: PlanSettings) -> str:
 
 @dataclass(slots=True)
 class TaskMaker:
-    """Cuts families into tasks."""
+    """Cuts families into tasks, numbered through the run."""
 
     settings: PlanSettings
     commands: TaskCommands
@@ -150,110 +150,89 @@ class TaskMaker:
     _chunks: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
     def make(
-        self, graph: JobGraph, parts: Sequence[Part], numbering: Numbering, *, final: bool
+        self, graph: JobGraph, families: Sequence[FamilyPlan], numbering: Numbering, *, final: bool
     ) -> tuple[TaskPlan, ...]:
-        """Make the tasks of a graph.
-
-        Parameters
-        ----------
-        graph : `JobGraph`
-            The jobs.
-        parts : sequence of `Part`
-            All of them by family.
-        numbering : `Numbering`
-            Number of each.
-        final : `bool`
-            Whether this is the final job or workflow.
-        """
+        """Make the tasks of a graph, which is the main one or that of the final job."""
         with_children = set(chain.from_iterable(graph.parents))
         tasks: list[TaskPlan] = []
-        for part in parts:
-            prototype = self._prototype(graph, part, final=final)
-            jobs = _make_jobs(graph, part, numbering)
+        for plan in families:
+            prototype = self._prototype(graph, plan, final=final)
+            jobs = _make_jobs(graph, plan, numbering)
             position = 0
             for size in chunk_sizes(len(jobs), self.settings.max_jobs_per_task):
-                members = part.family.members[position : position + size]
-                task = self._task(prototype, part, jobs[position : position + size])
+                members = plan.family.members[position : position + size]
+                task = self._task(prototype, plan.family, jobs[position : position + size])
                 is_sink = not with_children.issuperset(members)
                 tasks.append(replace(task, first=numbering.ordinals[members[0]], is_sink=is_sink))
                 position += size
         return tuple(tasks)
 
-    def _prototype(self, graph: JobGraph, part: Part, *, final: bool) -> TaskPlan:
+    def _prototype(self, graph: JobGraph, plan: FamilyPlan, *, final: bool) -> TaskPlan:
         """Return a task without jobs, as all chunks of a family share it."""
-        family = part.family
+        family = plan.family
         job = graph.jobs[family.members[0]]
         settings = self.settings.of(family.label)
-        packing = _packing(job, settings, self.settings.max_wms_job_walltime)
+        max_walltime = self.settings.max_wms_job_walltime
+        packing = _packing(job, settings, max_walltime)
         return TaskPlan(
             name="",
             label=family.label,
             chunk=0,
             first=0,
             command=self.commands.render(
-                graph,
-                family.members,
-                arguments=family.arguments,
-                statics=part.statics,
-                named=self.named[family.label],
-                final=final,
-                payloads_per_job=packing.payloads_per_job,
+                graph, family, statics=plan.statics, named=self.named[family.label], final=final
             ),
             placement=_placement(job, settings),
-            resources=resources_of(
-                job,
-                payloads_per_job=packing.payloads_per_job,
-                max_walltime=self.settings.max_wms_job_walltime,
-            ),
+            resources=_resources(job, packing.payloads_per_job, max_walltime),
             accounting=_accounting(job, settings),
             packing=packing,
             jobs=(),
-            parameter_names=part.names,
+            parameter_names=plan.names,
             group=family.group,
         )
 
-    def _task(self, prototype: TaskPlan, part: Part, jobs: tuple[JobPlan, ...]) -> TaskPlan:
+    def _task(self, prototype: TaskPlan, family: Family, jobs: tuple[JobPlan, ...]) -> TaskPlan:
         """Make one task, with its name."""
         label = prototype.label
         self._number += 1
         self._chunks[label] += 1
         name = task_name(self.settings.run.name, self._number, label, self._chunks[label])
-        if part.family.gates:
-            self.gates[name] = part.family.gates
+        if family.gates:
+            self.gates[name] = family.gates
         return replace(prototype, name=name, chunk=self._chunks[label], jobs=jobs)
 
 
-def _make_jobs(graph: JobGraph, part: Part, numbering: Numbering) -> tuple[JobPlan, ...]:
+def _make_jobs(graph: JobGraph, plan: FamilyPlan, numbering: Numbering) -> tuple[JobPlan, ...]:
     """Make the jobs of a family, in order."""
-    members = part.family.members
+    members = plan.family.members
     fields = zip(
         [graph.names[index] for index in members],
-        range(part.first_order_id, part.first_order_id + len(members)),
-        part.pseudo_inputs,
+        range(plan.first_order_id, plan.first_order_id + len(members)),
+        plan.pseudo_inputs,
         [numbering.parents[index] for index in members],
-        part.rows,
+        plan.rows,
         strict=True,
     )
-    # A named tuple's own constructor is written in Python and takes thrice as long.
+    # A named tuple's own constructor is written in Python and takes three times as long.
     return tuple(map(tuple.__new__, repeat(JobPlan), fields))
 
 
 def _packing(job: GenericWorkflowJob, settings: LabelSettings, max_walltime: int) -> Packing:
-    """How many payloads share a PanDA job.
+    """Decide how many payloads share a PanDA job.
 
     With a wall time for the payload and one for the PanDA job, as many as
     fit; fewer than two means no event service.
     """
     if settings.payloads_per_job <= 1:
         return Packing()
-    walltime = walltime_of(job)
+    walltime = _walltime_asked(job)
     if walltime and max_walltime:
         return Packing(max(1, max_walltime // walltime))
     return Packing(settings.payloads_per_job)
 
 
 def _placement(job: GenericWorkflowJob, settings: LabelSettings) -> Placement:
-    """Where the jobs run; what the job says goes before the settings."""
+    """Decide where the jobs run; the job's own attributes take precedence over the settings."""
     return Placement(
         cloud=str(job.compute_cloud or settings.cloud),
         site=str(job.compute_site or settings.site),
@@ -262,7 +241,7 @@ def _placement(job: GenericWorkflowJob, settings: LabelSettings) -> Placement:
 
 
 def _accounting(job: GenericWorkflowJob, settings: LabelSettings) -> Accounting:
-    """How the jobs are booked."""
+    """Return the priority of the jobs and what they are booked on."""
     try:
         priority = int(job.priority) if job.priority else settings.priority
     except (TypeError, ValueError, OverflowError):
@@ -276,5 +255,53 @@ def _accounting(job: GenericWorkflowJob, settings: LabelSettings) -> Accounting:
         task_type=settings.task_type,
         prod_source_label=settings.prod_source_label,
         vo=settings.vo,
-        user=job.accounting_user or "",
     )
+
+
+def _resources(job: GenericWorkflowJob, payloads_per_job: int, max_walltime: int) -> Resources:
+    """Return what a PanDA job needs.
+
+    Memory is that of the whole job in MB, as BPS defines it, rounded up to a
+    multiple of the cores: iDDS divides it by the cores for PanDA's
+    ``ramCount``, which is MB a core.  BPS lets the memory of attempt n be
+    min(m0 * M**n, max), which is what PanDA does with ``retryRamStep =
+    m0 * M`` and ``retryRamMax``.  Attempts are retries + 1.
+    """
+    cores = math.ceil(_number(job, "request_cpus", 1, least=1))
+    memory = math.ceil(_number(job, "request_memory", DEFAULT_MEMORY, least=1))
+    memory = -(-memory // cores) * cores
+    memory_max = int(_number(job, "request_memory_max", 0, least=0)) or MAX_MEMORY
+    walltime = _walltime_asked(job)
+    if payloads_per_job > 1:
+        walltime = walltime * payloads_per_job or max_walltime
+    return Resources(
+        memory=memory,
+        memory_max=max(memory, memory_max),
+        memory_growth=max(1.0, _number(job, "memory_multiplier", 1.0, least=0)),
+        cores=cores,
+        disk=math.ceil(_number(job, "request_disk", 0, least=0)),
+        walltime=walltime or DEFAULT_WALLTIME,
+        attempts=math.ceil(_number(job, "number_of_retries", DEFAULT_ATTEMPTS - 1, least=0)) + 1,
+    )
+
+
+def _walltime_asked(job: GenericWorkflowJob) -> int:
+    """Return the wall time that a job asks for, seconds; 0 if it does not."""
+    return math.ceil(_number(job, "request_walltime", 0, least=0))
+
+
+def _number(job: GenericWorkflowJob, attribute: str, default: float, *, least: float) -> float:
+    """Read a number of a job; raise `PlanError` if it is none or less than ``least``."""
+    value = getattr(job, attribute)
+    if value is None or value == "":
+        return default
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not least <= number < math.inf:
+        raise PlanError(
+            f"{yaml_key(attribute)} of job {job.name!r} (label {job.label!r}) is {value!r}; "
+            f"it must be a number of at least {least:g}."
+        )
+    return number

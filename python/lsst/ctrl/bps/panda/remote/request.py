@@ -25,8 +25,8 @@ from lsst.ctrl.bps import BpsConfig
 
 from ..errors import SettingsError
 from ..idds.workflow import BuildTask, make_build_submission
-from ..plan.attributes import RunAttributes
 from ..plan.naming import BUILD_LABEL, BUILD_TASK
+from ..plan.run_attributes import RunAttributes
 from ..runs.environment_dump import protect_dumps
 from ..runs.inquiry import Connection
 from ..runs.record import RECORD_FORMAT, RunIndex, RunRecord

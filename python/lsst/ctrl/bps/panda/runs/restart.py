@@ -16,7 +16,8 @@ from ..errors import PandaBpsError
 from ..idds.workflow import make_submission
 from ..plan.document import render_plan
 from ..plan.model import StagedFile, TaskPlan, WorkflowPlan
-from ..plan.planner import make_rescue_plan, rescue_name
+from ..plan.naming import restart_name
+from ..plan.planner import make_restart_plan
 from ..staging import StagingSettings, remove_marker, stage
 from ..status.evidence import RunEvidence, tally_run
 from ..status.records import TransformRecord
@@ -103,21 +104,21 @@ def restart_run(connection: Connection, inquiry: Inquiry, run: str) -> tuple[str
     plan = read_plan(record.submit_path)
     done = _done_jobs(inquiry, evidence, plan)
     number = int(record.content.get("restarts", 0)) + 1
-    rescue = make_rescue_plan(plan, done, name=rescue_name(plan.run.name, number), origin=request_id)
-    directory = _rescue_directory(record, number)
-    rescue = replace(rescue, run=replace(rescue.run, submit_path=os.fspath(directory)))
-    new_id = _submit(connection, rescue, record, directory)
-    _provide_configuration(record, rescue.run.name)
-    reserve_dump(record.submit_path, rescue.run.name)
+    restart = make_restart_plan(plan, done, name=restart_name(plan.run.name, number), origin=request_id)
+    directory = _restart_directory(record, number)
+    restart = replace(restart, run=replace(restart.run, submit_path=os.fspath(directory)))
+    new_id = _submit(connection, restart, record, directory)
+    _provide_configuration(record, restart.run.name)
+    reserve_dump(record.submit_path, restart.run.name)
     record.content["restarts"] = number
     record.content["restarted_as"] = new_id
     record.write(record.submit_path)
-    queued = ", ".join(f"{count} {label}" for label, count in rescue.labels)
+    queued = ", ".join(f"{count} {label}" for label, count in restart.labels)
     message = (
-        f"Run {new_id} ({rescue.run.name}) completes run {request_id}: queued {queued}; "
+        f"Run {new_id} ({restart.run.name}) completes run {request_id}: queued {queued}; "
         f"{len(done)} jobs are done already. Submit directory: {directory}"
     )
-    return str(new_id), rescue.run.name, message
+    return str(new_id), restart.run.name, message
 
 
 def _no_plan(request_id: int, *, complete: bool) -> str:
@@ -172,7 +173,7 @@ def _done_in_task(inquiry: Inquiry, request_id: int, transform: TransformRecord,
     return {ordinal for ordinal, job in enumerate(task.jobs, task.first) if job.pseudo_input in available}
 
 
-def _rescue_directory(record: RunRecord, number: int) -> Path:
+def _restart_directory(record: RunRecord, number: int) -> Path:
     """Directory for the plan and the record of the new run."""
     return Path(_origin_path(record)) / f"restart_{number}"
 

@@ -27,8 +27,8 @@ from lsst.daf.butler import Config
 from lsst.ctrl.bps import BpsConfig, GenericWorkflow
 
 from ..errors import SettingsError
-from ..plan.labels import LabelSettings, NamingKind, PlanSettings, labels_of, levels_of
-from ..plan.model import RunIdentity, StagedFile
+from ..plan.graph import labels_of, levels_of
+from ..plan.model import LabelSettings, NamingKind, PlanSettings, RunIdentity, StagedFile
 from ..version import __version__, bps_version
 from . import sites
 from .keys import KEYS

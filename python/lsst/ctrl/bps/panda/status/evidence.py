@@ -21,15 +21,14 @@ __all__ = [
     "waits_in_vain",
 ]
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from lsst.ctrl.bps.wms_service import WmsStates
 
-from ..plan.attributes import RunAttributes, parse_attributes
-from ..plan.naming import BUILD_TASK, label_of_task, ordinal_of_task
+from ..plan.naming import BUILD_TASK, label_of_task, ordinal_of_task, run_of_task, split_server_name
+from ..plan.run_attributes import RunAttributes, parse_attributes
 from .planned import PlanSummary
 from .records import ContentRecord, FileCounts, JobRecord, RequestRecord, TaskRecord, TransformRecord
 from .states import (
@@ -336,8 +335,6 @@ _STATUSES = {
     "paused": "Suspended",
 }
 _RUNNING = frozenset({"running", "scouting", "prepared", "merging"})
-_SUFFIX = re.compile(r"_(\d+)_(\d+)$")
-_TASK = re.compile(r"_(\d{2,})_.+_\d{2,}$|_build_task$")
 
 
 def tasks_by_request(tasks: Iterable[TaskRecord]) -> dict[int, tuple[TaskRecord, ...]]:
@@ -377,9 +374,9 @@ def transforms_from_tasks(tasks: Iterable[TaskRecord]) -> tuple[TransformRecord,
     """
     found: dict[int, TransformRecord] = {}
     for task in sorted(tasks, key=lambda task: task.task_id):
-        match = _SUFFIX.search(task.name)
-        if match is not None and int(match[2]) not in found:
-            found[int(match[2])] = _transform_from(task, int(match[2]), task.name[: match.start()])
+        name, transform_id = split_server_name(task.name)
+        if transform_id and transform_id not in found:
+            found[transform_id] = _transform_from(task, transform_id, name)
     return tuple(found[transform_id] for transform_id in sorted(found))
 
 
@@ -420,7 +417,7 @@ def request_from_tasks(tasks: Sequence[TaskRecord]) -> RequestRecord:
         known.
     """
     first = tasks[0]
-    name = _TASK.sub("", _SUFFIX.sub("", first.name))
+    name = run_of_task(split_server_name(first.name)[0])
     return RequestRecord(
         request_id=first.request_id,
         name=name,

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..plan.attributes import RunAttributes
+from ..plan.run_attributes import RunAttributes
 
 
 @dataclass(frozen=True, slots=True)

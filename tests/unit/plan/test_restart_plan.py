@@ -16,7 +16,8 @@ from lsst.ctrl.bps.panda.plan.model import (
     TaskPlan,
     WorkflowPlan,
 )
-from lsst.ctrl.bps.panda.plan.planner import make_rescue_plan, rescue_name
+from lsst.ctrl.bps.panda.plan.naming import restart_name
+from lsst.ctrl.bps.panda.plan.planner import make_restart_plan
 
 RUN = RunIdentity("run", "op", "pr", "ca", "pa", "u/x", "site", "/submit", "/area/", "1", "2")
 
@@ -73,62 +74,69 @@ def edges(plan):
 
 
 def test_what_is_left_after_a_failure():
-    rescue = make_rescue_plan(make_plan(), {0, 2, 3, 5}, name="run_r1", origin=7)
-    assert names(rescue) == ["isr:1", "warp:1", "coadd:0", "coadd:1"]
-    assert edges(rescue) == {("isr:1", "warp:1"), ("warp:1", "coadd:0"), ("warp:1", "coadd:1")}
-    assert [task.label for task in rescue.final] == ["finalJob"]
-    assert rescue.labels == (("isr", 1), ("warp", 1), ("coadd", 2), ("finalJob", 1))
-    assert (rescue.run.origin, rescue.run.name) == (7, "run_r1")
-    assert [task.is_sink for task in rescue.tasks] == [False, False, True]
+    restart = make_restart_plan(make_plan(), {0, 2, 3, 5}, name="run_r1", origin=7)
+    assert names(restart) == ["isr:1", "warp:1", "coadd:0", "coadd:1"]
+    assert edges(restart) == {("isr:1", "warp:1"), ("warp:1", "coadd:0"), ("warp:1", "coadd:1")}
+    assert [task.label for task in restart.final] == ["finalJob"]
+    assert restart.labels == (("isr", 1), ("warp", 1), ("coadd", 2), ("finalJob", 1))
+    assert (restart.run.origin, restart.run.name) == (7, "run_r1")
+    assert [task.is_sink for task in restart.tasks] == [False, False, True]
 
 
 def test_tasks_have_new_names_and_the_runner_knows_the_new_run():
-    rescue = make_rescue_plan(make_plan(), {0}, name="run_r1", origin=7)
-    assert [t.name for t in (*rescue.tasks, *rescue.final)] == [
+    restart = make_restart_plan(make_plan(), {0}, name="run_r1", origin=7)
+    assert [t.name for t in (*restart.tasks, *restart.final)] == [
         "run_r1_01_isr_01",
         "run_r1_02_warp_01",
         "run_r1_03_coadd_01",
         "run_r1_04_finalJob_01",
     ]
-    assert all(task.command.endswith("--run=run_r1") for task in rescue.tasks)
-    assert rescue.conditions == (ConditionPlan(("run_r1_01_isr_01",), ("run_r1_03_coadd_01",)),)
+    assert all(task.command.endswith("--run=run_r1") for task in restart.tasks)
+    assert restart.conditions == (ConditionPlan(("run_r1_01_isr_01",), ("run_r1_03_coadd_01",)),)
 
 
 def test_a_condition_on_what_is_done_is_dropped():
-    rescue = make_rescue_plan(make_plan(), {0, 1, 2}, name="run_r1", origin=7)
-    assert rescue.conditions == ()
+    restart = make_restart_plan(make_plan(), {0, 1, 2}, name="run_r1", origin=7)
+    assert restart.conditions == ()
 
 
 def test_only_the_final_job_is_left():
-    rescue = make_rescue_plan(make_plan(), range(8), name="run_r1", origin=7)
-    assert rescue.tasks == ()
-    assert [task.first for task in rescue.final] == [0]
+    restart = make_restart_plan(make_plan(), range(8), name="run_r1", origin=7)
+    assert restart.tasks == ()
+    assert [task.first for task in restart.final] == [0]
 
 
 @pytest.mark.parametrize(("done", "payloads"), [({1}, 1), ({0}, 5), (set(), 5)])
 def test_event_service_needs_contiguous_jobs(done, payloads):
-    rescue = make_rescue_plan(make_plan(payloads=5), done, name="run_r1", origin=7)
-    assert rescue.tasks[0].packing.payloads_per_job == payloads
+    restart = make_restart_plan(make_plan(payloads=5), done, name="run_r1", origin=7)
+    assert restart.tasks[0].packing.payloads_per_job == payloads
 
 
 @given(st.sets(st.integers(0, 7)))
 def test_every_edge_among_what_is_left_stays(done):
     plan = make_plan()
-    rescue = make_rescue_plan(plan, done, name="run_r1", origin=7)
-    left = set(names(rescue))
-    assert edges(rescue) == {(a, b) for a, b in edges(plan) if a in left and b in left}
-    assert sum(count for _, count in rescue.labels) == rescue.job_count == 9 - len(done)
-    firsts = [task.first for task in (*rescue.tasks, *rescue.final)]
-    sizes = [len(task.jobs) for task in (*rescue.tasks, *rescue.final)]
+    restart = make_restart_plan(plan, done, name="run_r1", origin=7)
+    left = set(names(restart))
+    assert edges(restart) == {(a, b) for a, b in edges(plan) if a in left and b in left}
+    assert sum(count for _, count in restart.labels) == restart.job_count == 9 - len(done)
+    firsts = [task.first for task in (*restart.tasks, *restart.final)]
+    sizes = [len(task.jobs) for task in (*restart.tasks, *restart.final)]
     assert firsts == [sum(sizes[:i]) for i in range(len(sizes))]
 
 
 def test_names_of_restarts():
-    assert rescue_name("u_me_x", 1) == "u_me_x_r1"
-    assert rescue_name("u_me_x_r1", 2) == "u_me_x_r2"
+    assert restart_name("u_me_x", 1) == "u_me_x_r1"
+    assert restart_name("u_me_x_r1", 2) == "u_me_x_r2"
 
 
 @pytest.mark.parametrize("done", [set(), {0, 3}])
 def test_a_plan_is_read_as_it_was_written(done):
-    plan = make_rescue_plan(make_plan(), done, name="run_r1", origin=7)
+    plan = make_restart_plan(make_plan(), done, name="run_r1", origin=7)
     assert parse_plan("".join(render_plan(plan)), source="x") == plan
+
+
+def test_a_plan_with_a_user_as_earlier_versions_wrote_it_is_read():
+    text = "".join(render_plan(make_plan()))
+    old = text.replace('"vo": ""', '"vo": "", "user": "ann"')
+    assert old != text
+    assert parse_plan(old, source="x") == make_plan()

@@ -1,9 +1,8 @@
-"""What a run says about itself in its iDDS request, so that anybody's report
-can show it without the submit directory.
+"""Attributes of a run that travel in its iDDS request, so that a report needs no submit directory.
 
 iDDS has four free text fields: ``campaign`` (50 characters), ``campaign_scope``
 (25), ``campaign_group`` (255) and ``campaign_tag`` (100).  PostgreSQL refuses a
-longer value, SQLite takes it, so lengths are cut here.  The tag stays empty:
+longer value, SQLite takes it, so values are cut here.  The tag stays empty:
 a request with all four set is linked to a group of requests by the server.
 """
 
@@ -32,10 +31,10 @@ class RunAttributes:
 
     operator: str = ""
     project: str = ""
-    """At most 25 characters after the way through iDDS."""
+    """Cut by iDDS to 25 characters."""
 
     campaign: str = ""
-    """At most 50 characters after the way through iDDS."""
+    """Cut by iDDS to 50 characters."""
 
     payload: str = ""
     jobs: int = 0
@@ -45,11 +44,11 @@ class RunAttributes:
     """Planned number of tasks, final ones included; 0 if not known."""
 
     origin: int = 0
-    """Request id of the run that this one completes, or 0."""
+    """Request id of the run that this one restarts, or 0."""
 
 
 def render_attributes(attributes: RunAttributes) -> dict[str, str]:
-    """Give the attributes as fields of an iDDS workflow.
+    """Render the attributes as fields of an iDDS workflow.
 
     Parameters
     ----------
@@ -72,7 +71,7 @@ def render_attributes(attributes: RunAttributes) -> dict[str, str]:
 
 
 def _render_group(attributes: RunAttributes) -> str:
-    """Write the group text, shortening payload and operator to fit."""
+    """Render the group, with payload and operator cut to fit."""
     numbers = f"jobs={attributes.jobs};tasks={attributes.tasks};origin={attributes.origin}"
     room = _GROUP_LIMIT - len(f"{_VERSION};op=;payload=;{numbers}")
     operator = _quote_within(attributes.operator, min(room, 60))
@@ -121,8 +120,8 @@ def parse_attributes(record: AttributeFields) -> RunAttributes:
     Returns
     -------
     attributes : `RunAttributes`
-        What is known.  For a request of another program the operator is the
-        user as PanDA knows it, and the numbers are 0.
+        For a request of another program the operator is the user as PanDA
+        knows it, and the numbers are 0.
     """
     version, _, rest = record.campaign_group.partition(";")
     if version != _VERSION:
@@ -142,4 +141,5 @@ def parse_attributes(record: AttributeFields) -> RunAttributes:
 
 
 def _number(text: str | None) -> int:
+    """Read a number; 0 if it is none."""
     return int(text) if text and text.isascii() and text.isdigit() and len(text) < 19 else 0
