@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from lsst.ctrl.bps.panda.local import instance
-from lsst.ctrl.bps.panda.local.trial import TrialClient, TrialTask, diamond
+from lsst.ctrl.bps.panda.local.endpoint import EndpointClient, SampleTask, diamond
 
 
 def _cpu_seconds(pid):
@@ -90,7 +90,7 @@ def main(jobs):
             before = _cpu_seconds(endpoint.pid)
             time.sleep(10)
             _show("idle", f"{10 * (_cpu_seconds(endpoint.pid) - before):.1f} %", "(< 5 % of a core)")
-            client = TrialClient(endpoint)
+            client = EndpointClient(endpoint)
             releases = _releases(client, cores)
             middle = releases[len(releases) // 2]
             _show("end of parent to start of child, median", f"{middle:.2f} s", "(< 1 s)")
@@ -104,7 +104,7 @@ def main(jobs):
 def _many(client, endpoint, jobs, cores):
     cpu, start = _cpu_seconds(endpoint.pid), time.monotonic()
     names = {f"many:{number}": () for number in range(jobs)}
-    trial = client.submit("u_bench_many", [TrialTask("many", names, "true")])
+    trial = client.submit("u_bench_many", [SampleTask("many", names, "true")])
     client.wait(trial, timeout=1800)
     wall = time.monotonic() - start
     records = _jobs(client, _tasks(client, trial)["many"])

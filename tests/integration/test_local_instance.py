@@ -17,9 +17,9 @@ from click.testing import CliRunner
 from lsst.ctrl.bps.panda.cli.panda_local import main
 from lsst.ctrl.bps.panda.errors import LocalPandaError
 from lsst.ctrl.bps.panda.local import instance
-from lsst.ctrl.bps.panda.local.processes import is_alive, marked_processes
+from lsst.ctrl.bps.panda.local.endpoint import EndpointClient, SampleTask, is_alive
+from lsst.ctrl.bps.panda.local.processes import marked_processes
 from lsst.ctrl.bps.panda.local.settings import read_settings
-from lsst.ctrl.bps.panda.local.trial import TrialClient, TrialTask
 
 pytestmark = pytest.mark.slow
 
@@ -189,8 +189,8 @@ def test_newcomer_finds_everything_in_one_directory_and_quiet_logs(tmp_path):
         assert tool("start", "--slots", "2").returncode == 0
         endpoint = instance.find(place)
         assert tool("check").returncode == 0
-        client = TrialClient(endpoint)
-        trial = client.submit("u_me_fails", [TrialTask("bad", {"bad:0": (), "bad:1": ()}, "exit 3")])
+        client = EndpointClient(endpoint)
+        trial = client.submit("u_me_fails", [SampleTask("bad", {"bad:0": (), "bad:1": ()}, "exit 3")])
         assert client.wait(trial, timeout=200)[0] == "Failed"
     finally:
         instance.stop(place)
@@ -208,7 +208,7 @@ def test_newcomer_finds_everything_in_one_directory_and_quiet_logs(tmp_path):
 
 def test_many_requests_do_not_use_up_file_descriptors(directory):
     endpoint = instance.start(directory)
-    client = TrialClient(endpoint)
+    client = EndpointClient(endpoint)
     for _ in range(20):
         client.relay("ping")
     before = len(os.listdir(f"/proc/{endpoint.pid}/fd"))
@@ -239,8 +239,9 @@ def test_private_parts_of_idds_are_where_the_repairs_expect_them(tmp_path):
         "import os, sys; from pathlib import Path\n"
         "from lsst.ctrl.bps.panda.local import idds_repairs\n"
         "from lsst.ctrl.bps.panda.local.idds_host import IddsHost\n"
-        "from lsst.ctrl.bps.panda.local.settings import PACES\n"
-        "host = IddsHost(Path(sys.argv[1]), database=f'sqlite:///{sys.argv[1]}/x.db', pace=PACES['quick'])\n"
+        "from lsst.ctrl.bps.panda.local.settings import TIMINGS\n"
+        "host = IddsHost(Path(sys.argv[1]), database=f'sqlite:///{sys.argv[1]}/x.db',\n"
+        "                timing=TIMINGS['quick'])\n"
         "os.environ.update(host.environment()); os.environ.pop('IDDS_CLIENT_MODE', None)\n"
         "idds_repairs.before_import()\n"
         "assert idds_repairs.self_test() == '', idds_repairs.self_test()\n"

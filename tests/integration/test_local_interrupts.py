@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from lsst.ctrl.bps.panda.local import instance
-from lsst.ctrl.bps.panda.local.processes import is_alive, marked_processes
-from lsst.ctrl.bps.panda.local.trial import TrialClient, TrialTask
+from lsst.ctrl.bps.panda.local.endpoint import EndpointClient, SampleTask, is_alive
+from lsst.ctrl.bps.panda.local.processes import marked_processes
 
 pytestmark = pytest.mark.slow
 
@@ -112,9 +112,9 @@ def test_ctrl_c_to_a_server_in_the_foreground(directory, tmp_path):
         tool = _begin(directory, "start", "--foreground", stdin=subprocess.DEVNULL, stdout=said, stderr=said)
     _wait_for(lambda: instance.find(directory), "server")
     assert instance.find(directory).pid == tool.pid
-    client = TrialClient(instance.find(directory))
+    client = EndpointClient(instance.find(directory))
     command = f"echo $$ > {tmp_path}/job; sleep 600"
-    client.submit("u_me_foreground", [TrialTask("long", {"long:0": ()}, command)])
+    client.submit("u_me_foreground", [SampleTask("long", {"long:0": ()}, command)])
     _wait_for((tmp_path / "job").exists, "job")
     tool.send_signal(signal.SIGINT)
     assert tool.wait(timeout=60) == 130
@@ -143,13 +143,13 @@ def test_interrupted_start_leaves_no_server(directory, moment):
 
 def test_stop_after_kill_9_ends_the_jobs_that_were_left(directory, tmp_path):
     endpoint = instance.start(directory, slots=2)
-    client = TrialClient(endpoint)
+    client = EndpointClient(endpoint)
     # One leaves its session, one is a loop that forks.
     command = (
         f'case "${{IN/L}}" in *:0) setsid sleep 600 & ;; esac; echo $$ >> {tmp_path}/jobs; '
         "while true; do sleep 0.02; done"
     )
-    client.submit("u_me_left", [TrialTask("long", {"long:0": (), "long:1": ()}, command)])
+    client.submit("u_me_left", [SampleTask("long", {"long:0": (), "long:1": ()}, command)])
     _wait_for(
         lambda: (tmp_path / "jobs").exists() and len((tmp_path / "jobs").read_text().split()) == 2, "jobs"
     )

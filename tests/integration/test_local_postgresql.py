@@ -9,8 +9,7 @@ import time
 import pytest
 
 from lsst.ctrl.bps.panda.local import instance
-from lsst.ctrl.bps.panda.local.processes import is_alive
-from lsst.ctrl.bps.panda.local.trial import TrialClient, TrialTask, diamond
+from lsst.ctrl.bps.panda.local.endpoint import EndpointClient, SampleTask, diamond, is_alive
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +18,7 @@ def test_run_with_failure_and_kill_on_postgresql(postgresql_url, tmp_path):
     directory = tmp_path / "state"
     endpoint = instance.start(directory, slots=2, database=postgresql_url)
     try:
-        client = TrialClient(endpoint)
+        client = EndpointClient(endpoint)
         gate = tmp_path / "gate"
         command = (
             f'case "${{IN/L}}" in left:0) exit 3;; left:1) while ! test -e {gate}; do sleep 0.1; done;; esac'
@@ -27,7 +26,7 @@ def test_run_with_failure_and_kill_on_postgresql(postgresql_url, tmp_path):
         trial = client.submit(
             "u_me_postgresql",
             diamond(3, command=command, attempts=2),
-            final=TrialTask("final", {"final:0": ()}),
+            final=SampleTask("final", {"final:0": ()}),
         )
         end = time.monotonic() + 200
         while instance.status(endpoint)["jobs"].get("failed") != 2:
@@ -41,7 +40,7 @@ def test_run_with_failure_and_kill_on_postgresql(postgresql_url, tmp_path):
         again = instance.start(directory)
         assert instance.status(again)["database"] == "PostgreSQL"
         assert not (directory / "panda.db").exists()
-        status, counts = TrialClient(again).wait(trial, timeout=300)
+        status, counts = EndpointClient(again).wait(trial, timeout=300)
         assert status == "SubFinished"
         assert (counts["left"].finished, counts["left"].failed) == (2, 1)
         assert (counts["right"].finished, counts["right"].missing) == (2, 1)

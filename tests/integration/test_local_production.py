@@ -9,7 +9,7 @@ import pytest
 
 from lsst.ctrl.bps.panda.errors import LocalPandaError
 from lsst.ctrl.bps.panda.local import instance
-from lsst.ctrl.bps.panda.local.trial import TrialClient, TrialTask
+from lsst.ctrl.bps.panda.local.endpoint import EndpointClient, SampleTask
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture
 def client(server):
-    yield TrialClient(server)
+    yield EndpointClient(server)
     instance.set_faults(server, [])
 
 
@@ -60,10 +60,10 @@ def _substatus(client, trial):
 
 def test_tasks_are_finalised_late_and_done_tasks_refuse_a_retry(client, tmp_path):
     client_tasks = [
-        TrialTask("good", {"good:0": ()}, f"date +%s.%N > {tmp_path}/good"),
-        TrialTask("bad", {"bad:0": (), "bad:1": ()}, 'case "${IN/L}" in *1) exit 4;; esac'),
+        SampleTask("good", {"good:0": ()}, f"date +%s.%N > {tmp_path}/good"),
+        SampleTask("bad", {"bad:0": (), "bad:1": ()}, 'case "${IN/L}" in *1) exit 4;; esac'),
     ]
-    final = TrialTask("final", {"final:0": ()}, f"date +%s.%N > {tmp_path}/final")
+    final = SampleTask("final", {"final:0": ()}, f"date +%s.%N > {tmp_path}/final")
     trial = client.submit("u_me_late", client_tasks, final=final)
     # Between the end of its job and its final status a task is "prepared".
     _wait_for(lambda: _task(client, trial, "good")["status"] == "prepared", "prepared task")
@@ -97,9 +97,9 @@ def test_abort_reaches_running_payloads_with_the_heartbeat(client, tmp_path):
     trial = client.submit(
         "u_me_abort_late",
         [
-            TrialTask("first", {"first:0": ()}, f"while ! test -e {tmp_path}/began; do sleep 0.1; done"),
-            TrialTask("short", {"short:0": ()}, short),
-            TrialTask("long", {"long:0": first, "long:1": first}, command),
+            SampleTask("first", {"first:0": ()}, f"while ! test -e {tmp_path}/began; do sleep 0.1; done"),
+            SampleTask("short", {"short:0": ()}, short),
+            SampleTask("long", {"long:0": first, "long:1": first}, command),
         ],
     )
     _wait_for(lambda: list(tmp_path.glob("long:*")), "running jobs")
@@ -123,7 +123,7 @@ def test_abort_reaches_running_payloads_with_the_heartbeat(client, tmp_path):
 
 
 def test_commands_that_get_lost_or_come_twice(server, client, tmp_path):
-    task = TrialTask("long", {"long:0": ()}, f"touch {tmp_path}/on; sleep 600")
+    task = SampleTask("long", {"long:0": ()}, f"touch {tmp_path}/on; sleep 600")
     trial = client.submit("u_me_dropped", [task])
     _wait_for((tmp_path / "on").exists, "running job")
     instance.set_faults(server, [{"action": "drop", "target": "command", "match": "^abort$", "times": 1}])

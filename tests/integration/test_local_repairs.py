@@ -16,10 +16,10 @@ import os, sys, threading
 from pathlib import Path
 from lsst.ctrl.bps.panda.local import idds_repairs
 from lsst.ctrl.bps.panda.local.idds_host import IddsHost
-from lsst.ctrl.bps.panda.local.settings import PACES
+from lsst.ctrl.bps.panda.local.settings import TIMINGS
 
 directory = Path(sys.argv[1])
-host = IddsHost(directory, database=f"sqlite:///{directory}/idds.db", pace=PACES["quick"])
+host = IddsHost(directory, database=f"sqlite:///{directory}/idds.db", timing=TIMINGS["quick"])
 os.environ.update(host.environment())
 os.environ.pop("IDDS_CLIENT_MODE", None)
 host.prepare()

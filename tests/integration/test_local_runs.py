@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from lsst.ctrl.bps.panda.local import instance
-from lsst.ctrl.bps.panda.local.processes import is_alive, marked_processes, start_ticks
-from lsst.ctrl.bps.panda.local.trial import TrialClient, TrialTask, diamond
+from lsst.ctrl.bps.panda.local.endpoint import EndpointClient, SampleTask, diamond, is_alive, start_ticks
+from lsst.ctrl.bps.panda.local.processes import marked_processes
 
 pytestmark = pytest.mark.slow
 
@@ -54,9 +54,9 @@ def _jobs(client, task_id):
 
 
 def test_diamond_with_final_task_finishes(shared):
-    client = TrialClient(shared)
+    client = EndpointClient(shared)
     tasks = diamond(3, command='echo "in ${IN/L}"; echo trouble >&2')
-    final = TrialTask("final", {"final:0": ()}, "echo the end")
+    final = SampleTask("final", {"final:0": ()}, "echo the end")
     trial = client.submit("u_me_diamond", tasks, final=final)
     status, counts = client.wait(trial, timeout=_TIMEOUT)
     assert status == "Finished"
@@ -75,10 +75,10 @@ def test_diamond_with_final_task_finishes(shared):
 
 
 def test_failure_prunes_children_and_keeps_all_attempts(shared):
-    client = TrialClient(shared)
+    client = EndpointClient(shared)
     command = 'case "${IN/L}" in left:1) exit 17;; esac'
     trial = client.submit(
-        "u_me_failing", diamond(3, command=command, attempts=2), final=TrialTask("final", {"final:0": ()})
+        "u_me_failing", diamond(3, command=command, attempts=2), final=SampleTask("final", {"final:0": ()})
     )
     status, counts = client.wait(trial, timeout=_TIMEOUT)
     assert status == "SubFinished"
@@ -107,9 +107,9 @@ def test_failure_prunes_children_and_keeps_all_attempts(shared):
 
 
 def test_retry_that_gets_lost_or_comes_twice(shared, tmp_path):
-    client = TrialClient(shared)
+    client = EndpointClient(shared)
     command = f"echo ran >> {tmp_path}/ran; test -e {tmp_path}/gate"
-    trial = client.submit("u_me_retried", [TrialTask("once", {"once:0": ()}, command)])
+    trial = client.submit("u_me_retried", [SampleTask("once", {"once:0": ()}, command)])
     assert client.wait(trial, timeout=_TIMEOUT)[0] == "Failed"
     (tmp_path / "gate").touch()
     instance.set_faults(shared, [{"action": "drop", "target": "command", "match": "^retry$", "times": 1}])
@@ -131,10 +131,10 @@ def test_retry_that_gets_lost_or_comes_twice(shared, tmp_path):
 
 def test_abort_reaches_running_payloads_late_and_queued_jobs_at_once(own, tmp_path):
     endpoint = instance.start(own, slots=1, pace="quick,heartbeat=1.5,grace=0.5")
-    client = TrialClient(endpoint)
+    client = EndpointClient(endpoint)
     jobs = {f"long:{i}": () for i in range(3)}
     trial = client.submit(
-        "u_me_abort", [TrialTask("long", jobs, f"echo ${{IN/L}} >> {tmp_path}/ran; sleep 600")]
+        "u_me_abort", [SampleTask("long", jobs, f"echo ${{IN/L}} >> {tmp_path}/ran; sleep 600")]
     )
     _wait_for((tmp_path / "ran").exists, "running job")
     assert client.relay("abort", request_id=trial.request_id)[0][0] == 0
@@ -150,8 +150,8 @@ def test_abort_reaches_running_payloads_late_and_queued_jobs_at_once(own, tmp_pa
 
 
 def test_memory_and_walltime_are_enforced_and_memory_grows(shared):
-    client = TrialClient(shared)
-    hungry = TrialTask(
+    client = EndpointClient(shared)
+    hungry = SampleTask(
         "hungry",
         {"hungry:0": ()},
         # The second attempt has twice the memory and suffices.
@@ -160,7 +160,7 @@ def test_memory_and_walltime_are_enforced_and_memory_grows(shared):
         memory=120,
         options={"task_rss_retry_step": 240, "task_rss_max": 1000},
     )
-    slow = TrialTask("slow", {"slow:0": ()}, "sleep 600", options={"maxwalltime": 1})
+    slow = SampleTask("slow", {"slow:0": ()}, "sleep 600", options={"maxwalltime": 1})
     trial = client.submit("u_me_limits", [hungry, slow])
     _, counts = client.wait(trial, timeout=_TIMEOUT)
     assert counts["hungry"].finished == 1
@@ -175,13 +175,13 @@ def test_memory_and_walltime_are_enforced_and_memory_grows(shared):
 
 
 def test_event_service_fails_payload_by_payload(shared, tmp_path):
-    client = TrialClient(shared)
+    client = EndpointClient(shared)
     command = f'echo "${{IN/L}}" >> {tmp_path}/ran; case "${{IN/L}}" in *^2) exit 5;; esac'
     es = {"es": True, "es_label": "es", "max_events_per_job": 4}
     jobs = {f"es:{i}": () for i in range(4)}
     after = {f"after:{i}": (("es", f"es:{i}"),) for i in range(4)}
     trial = client.submit(
-        "u_me_events", [TrialTask("es", jobs, command, options=es), TrialTask("after", after, "true")]
+        "u_me_events", [SampleTask("es", jobs, command, options=es), SampleTask("after", after, "true")]
     )
     _, counts = client.wait(trial, timeout=_TIMEOUT)
     assert (counts["es"].finished, counts["es"].failed) == (3, 1)
@@ -193,9 +193,9 @@ def test_event_service_fails_payload_by_payload(shared, tmp_path):
 
 
 def test_two_users_runs_are_two_users_runs(shared):
-    alice = TrialClient(shared, {"X-PanDA-User": "alice"})
-    bob = TrialClient(shared, {"X-PanDA-User": "bob"})
-    trial = alice.submit("u_alice_own", [TrialTask("own", {"own:0": ()}, "sleep 1")])
+    alice = EndpointClient(shared, {"X-PanDA-User": "alice"})
+    bob = EndpointClient(shared, {"X-PanDA-User": "bob"})
+    trial = alice.submit("u_alice_own", [SampleTask("own", {"own:0": ()}, "sleep 1")])
     code, detail = bob.relay("abort", request_id=trial.request_id)[0]
     assert code == -1, detail
     status, _ = alice.wait(trial, timeout=_TIMEOUT)
@@ -214,7 +214,7 @@ def test_two_users_runs_are_two_users_runs(shared):
 def test_kill_9_in_mid_run_loses_and_doubles_nothing(own, tmp_path):
     """Finished jobs are not run again, those that ran are, children follow."""
     endpoint = instance.start(own, slots=3)
-    client = TrialClient(endpoint)
+    client = EndpointClient(endpoint)
     ran, gate = tmp_path / "ran", tmp_path / "gate"
     command = (
         f'echo "start ${{IN/L}} $$" >> {ran}; '
@@ -240,7 +240,7 @@ def test_kill_9_in_mid_run_loses_and_doubles_nothing(own, tmp_path):
     assert again.url == endpoint.url
     assert not any(is_alive(pid, started) for pid, started in ticks.items())
     gate.touch()
-    status, counts = TrialClient(again).wait(trial, timeout=_TIMEOUT)
+    status, counts = EndpointClient(again).wait(trial, timeout=_TIMEOUT)
     assert status == "Finished"
     assert [item.finished for item in counts.values()] == [1, 4, 4, 1]
     starts = [line[1] for line in lines("start")]
@@ -260,14 +260,14 @@ def test_kill_9_in_mid_run_loses_and_doubles_nothing(own, tmp_path):
 def test_lost_last_attempt_is_run_again_under_its_id(own, tmp_path):
     endpoint = instance.start(own, slots=1)
     gate = tmp_path / "gate"
-    client = TrialClient(endpoint)
+    client = EndpointClient(endpoint)
     command = f"echo start >> {tmp_path}/ran; while ! test -e {gate}; do sleep 0.1; done"
-    trial = client.submit("u_me_last", [TrialTask("one", {"one:0": ()}, command)])
+    trial = client.submit("u_me_last", [SampleTask("one", {"one:0": ()}, command)])
     _wait_for((tmp_path / "ran").exists, "running job")
     os.kill(endpoint.pid, signal.SIGKILL)
     _wait_for(lambda: not is_alive(endpoint.pid, endpoint.started), "end of the server")
     gate.touch()
-    client = TrialClient(instance.start(own))
+    client = EndpointClient(instance.start(own))
     status, _ = client.wait(trial, timeout=_TIMEOUT)
     assert status == "Finished"
     assert len(_jobs(client, _task_ids(client, trial)["one"]["jediTaskID"])) == 1
@@ -289,7 +289,7 @@ def test_faults_by_rule(own):
             {"action": "drop", "target": "to_idds", "match": "task_status"},
         ],
     )
-    client = TrialClient(endpoint)
+    client = EndpointClient(endpoint)
     trial = client.submit("u_me_faults", diamond(2, attempts=2))
     status, _ = client.wait(trial, timeout=_TIMEOUT)
     assert status == "Finished"

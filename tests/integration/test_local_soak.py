@@ -20,8 +20,8 @@ import pytest
 
 from lsst.ctrl.bps.panda.errors import LocalPandaError
 from lsst.ctrl.bps.panda.local import instance
-from lsst.ctrl.bps.panda.local.processes import is_alive, marked_processes
-from lsst.ctrl.bps.panda.local.trial import Trial, TrialClient, diamond
+from lsst.ctrl.bps.panda.local.endpoint import EndpointClient, SampleRun, diamond, is_alive
+from lsst.ctrl.bps.panda.local.processes import marked_processes
 
 pytestmark = pytest.mark.slow
 
@@ -72,13 +72,13 @@ class _Soak:
             self.trials.append(self._submit(f"u_me_soak_{number:02d}", tasks))
 
     def _submit(self, name, tasks):
-        client = TrialClient(self.endpoint)
+        client = EndpointClient(self.endpoint)
         while True:
             try:
                 # As the plugin does: what came of a call that failed is looked up first.
                 known = client.relay("get_request_id_by_name", name=name)
                 if isinstance(known, dict) and known.get(name):
-                    return Trial(int(known[name]), name, tuple(task.label for task in tasks))
+                    return SampleRun(int(known[name]), name, tuple(task.label for task in tasks))
                 return client.submit(name, tasks)
             except (OSError, LocalPandaError, http.client.HTTPException, ValueError):
                 assert time.monotonic() < self._end
@@ -189,7 +189,7 @@ def test_twenty_runs_survive_random_kills(tmp_path, record_property):
         soak.wait_for(lambda: len(soak.executions("end")) > most)
         time.sleep(pauses[2])
         soak.kill()
-        client = TrialClient(soak.endpoint)
+        client = EndpointClient(soak.endpoint)
         soak.wait_for(lambda: soak.ended() == _RUNS)
         for trial in soak.trials:
             status, counts = client.look(trial)

@@ -4,16 +4,16 @@ import json
 
 import pytest
 
-from lsst.ctrl.bps.panda.local.database import Database, Outbox, files, jobs
-from lsst.ctrl.bps.panda.local.dispatcher import JobDesk
+from lsst.ctrl.bps.panda.local.database import Database, MessageQueue, files, jobs
+from lsst.ctrl.bps.panda.local.executor import Dispatcher
 from lsst.ctrl.bps.panda.local.jedi import Jedi
 from lsst.ctrl.bps.panda.local.job_store import JobStore
-from lsst.ctrl.bps.panda.local.pilot import OUT_OF_MEMORY, EventOutcome, outcome_of
-from lsst.ctrl.bps.panda.local.settings import Queue, Queues, parse_pace
+from lsst.ctrl.bps.panda.local.pilot import OUT_OF_MEMORY, EventResult, make_result
+from lsst.ctrl.bps.panda.local.settings import Queue, Queues, parse_timing
 from lsst.ctrl.bps.panda.local.views import Views, runs
 
-GOOD = outcome_of(0)
-BAD = outcome_of(17)
+GOOD = make_result(0)
+BAD = make_result(17)
 
 
 class Panda:
@@ -22,13 +22,18 @@ class Panda:
     def __init__(self, path, pace="quick", queues=None):
         self.now = 1000.0
         self.database = Database(f"sqlite:///{path}")
-        self.outbox = Outbox(self.database, self.clock)
+        self.message_queue = MessageQueue(self.database, self.clock)
         self.wakes = 0
-        store = JobStore(self.database, self.outbox, clock=self.clock, wake=self.wake)
+        store = JobStore(self.database, self.message_queue, clock=self.clock, wake=self.wake)
         self.jedi = Jedi(
-            self.database, self.outbox, store, pace=parse_pace(pace), clock=self.clock, wake=self.wake
+            self.database,
+            self.message_queue,
+            store,
+            timing=parse_timing(pace),
+            clock=self.clock,
+            wake=self.wake,
         )
-        self.desk = JobDesk(self.database, self.jedi, queues=queues or Queues(), clock=self.clock)
+        self.desk = Dispatcher(self.database, self.jedi, queues=queues or Queues(), clock=self.clock)
         self.views = Views(self.database)
 
     def clock(self):
@@ -63,7 +68,7 @@ class Panda:
             return [row.status for row in connection.execute(query)]
 
     def messages(self):
-        return self.outbox.take(timeout=0)
+        return self.message_queue.take(timeout=0)
 
 
 @pytest.fixture
@@ -178,7 +183,7 @@ def test_report_counts_once(panda):
 def test_memory_grows_after_running_out_of_it(panda):
     panda.submit(["a"], retryRamStep=2500, retryRamMax=2000, coreCount=1, maxAttempt=3)
     (order,) = panda.take()
-    panda.desk.report(order.panda_id, outcome_of(137, error=OUT_OF_MEMORY))
+    panda.desk.report(order.panda_id, make_result(137, error=OUT_OF_MEMORY))
     (again,) = panda.take()
     assert again.memory == 2000
     panda.desk.report(again.panda_id, BAD)
@@ -280,14 +285,14 @@ def test_killed_single_jobs_are_tried_again(panda):
 def test_event_service_runs_only_what_is_missing(panda):
     task = panda.submit(["es:eventservice_0^3"], fineGrainedProc=True)
     (order,) = panda.take()
-    events = (EventOutcome(1, 0), EventOutcome(2, 5), EventOutcome(3, 0))
+    events = (EventResult(1, 0), EventResult(2, 5), EventResult(3, 0))
     panda.messages()
-    panda.desk.report(order.panda_id, outcome_of(5, events=events))
+    panda.desk.report(order.panda_id, make_result(5, events=events))
     told = [message["status"] for message in panda.messages() if message["msg_type"] == "job_status"]
     assert "finished" not in told, "iDDS would take all payloads as finished"
     (again,) = panda.take()
     assert again.done_events == {1, 3}
-    panda.desk.report(again.panda_id, outcome_of(5, events=(EventOutcome(2, 5),)))
+    panda.desk.report(again.panda_id, make_result(5, events=(EventResult(2, 5),)))
     assert panda.status(task) == "failed"
     states = panda.views.event_states([{"task_id": task, "panda_id": again.panda_id}])
     assert [state["status"] for _, state in sorted(states[str(again.panda_id)].items())] == [
@@ -341,7 +346,7 @@ def test_messages_taken_before_a_crash_come_again(panda):
     first = panda.messages()
     assert first
     assert panda.messages() == []
-    panda.outbox.replay()
+    panda.message_queue.replay()
     assert panda.messages() == first
 
 

@@ -20,27 +20,32 @@ from lsst.ctrl.bps.panda.local.api import CacheError, FileCache
 from lsst.ctrl.bps.panda.local.endpoint import (
     Endpoint,
     environment,
+    is_alive,
     read_endpoint,
+    start_ticks,
     state_directory,
     write_endpoint,
 )
-from lsst.ctrl.bps.panda.local.executor import JobPlaces, Payload, job_environment, read_memory_summary
 from lsst.ctrl.bps.panda.local.faults import Faults, parse_faults, read_faults
 from lsst.ctrl.bps.panda.local.identity import IdentityRules, NotAllowedError, identify
 from lsst.ctrl.bps.panda.local.job_store import memory_of_retry
-from lsst.ctrl.bps.panda.local.pilot import OUT_OF_TIME, EventOutcome, JobOrder, outcome_of, payload_commands
-from lsst.ctrl.bps.panda.local.processes import (
-    end_session,
-    is_alive,
-    marked_processes,
-    measure_sessions,
-    start_ticks,
+from lsst.ctrl.bps.panda.local.pilot import (
+    OUT_OF_TIME,
+    EventResult,
+    JobDirectories,
+    PayloadRun,
+    PilotJob,
+    job_environment,
+    make_result,
+    payload_commands,
+    read_memory_summary,
 )
+from lsst.ctrl.bps.panda.local.processes import end_session, marked_processes, measure_sessions
 from lsst.ctrl.bps.panda.local.settings import (
-    PACES,
+    TIMINGS,
     Queue,
     ServerSettings,
-    parse_pace,
+    parse_timing,
     read_queues,
     read_settings,
     write_settings,
@@ -66,7 +71,7 @@ def _order(**values):
         "walltime": 0,
         **values,
     }
-    return JobOrder(**given)
+    return PilotJob(**given)
 
 
 # -- Commands, environment, payload ------------------------------------------
@@ -95,11 +100,11 @@ def test_environment_of_a_job_is_clean():
 
 @pytest.fixture
 def places(tmp_path):
-    return JobPlaces(tmp_path / "logs", tmp_path / "work", "http://127.0.0.1:1/logs")
+    return JobDirectories(tmp_path / "logs", tmp_path / "work", "http://127.0.0.1:1/logs")
 
 
 def _payload(places, **values):
-    payload = Payload(_order(**values), places, {"PATH": os.environ["PATH"], "TMPDIR": "/tmp"})
+    payload = PayloadRun(_order(**values), places, {"PATH": os.environ["PATH"], "TMPDIR": "/tmp"})
     payload.prepare()
     return payload
 
@@ -125,7 +130,7 @@ def test_payload_has_fresh_directories_and_its_output_is_kept(places):
 
 def test_files_of_a_job_have_the_permissions_that_the_user_wants(places):
     environment = {"PATH": os.environ["PATH"]}
-    payload = Payload(_order(), places, environment, umask=0o027)
+    payload = PayloadRun(_order(), places, environment, umask=0o027)
     payload.prepare()
     assert payload.run("touch made; mkdir below") == 0
     work = places.work_directory(1000001)
@@ -144,7 +149,7 @@ def test_payload_that_leaves_a_process_behind(places, tmp_path):
 
 
 def test_payload_that_leaves_a_process_in_a_session_of_its_own(places, tmp_path):
-    other = Payload(_order(panda_id=1000002), places, {"PATH": os.environ["PATH"]})
+    other = PayloadRun(_order(panda_id=1000002), places, {"PATH": os.environ["PATH"]})
     other.prepare()
     run = threading.Thread(target=other.run, args=(f"echo $$ > {tmp_path}/other; sleep 600",))
     run.start()
@@ -200,18 +205,18 @@ def test_bad_memory_summary_is_ignored(tmp_path, text):
 
 
 def test_outcomes():
-    assert (outcome_of(0).status, outcome_of(0).detail["transExitCode"]) == ("finished", "0")
-    failed = outcome_of(17)
+    assert (make_result(0).status, make_result(0).detail["transExitCode"]) == ("finished", "0")
+    failed = make_result(17)
     assert (failed.status, failed.pilot_error_code, failed.detail["transExitCode"]) == ("failed", 1305, "17")
-    late = outcome_of(143, error=OUT_OF_TIME)
+    late = make_result(143, error=OUT_OF_TIME)
     assert (late.pilot_error_code, late.detail["pilotErrorDiag"]) == (1213, "Reached batch system time limit")
-    events = (EventOutcome(1, 0), EventOutcome(2, 3))
-    assert (outcome_of(3, events=events).status, outcome_of(3, events=events).sub_status) == (
+    events = (EventResult(1, 0), EventResult(2, 3))
+    assert (make_result(3, events=events).status, make_result(3, events=events).sub_status) == (
         "finished",
         "fg_partial",
     )
-    assert outcome_of(3, events=events[1:]).status == "failed"
-    assert outcome_of(0, events=events[:1]).sub_status == "fg_done"
+    assert make_result(3, events=events[1:]).status == "failed"
+    assert make_result(0, events=events[:1]).sub_status == "fg_done"
 
 
 @pytest.mark.parametrize(
@@ -284,12 +289,12 @@ def test_owner_of_a_connection_of_another_user(tmp_path):
     assert owner_of_peer(8081, 80, tables=((str(table), "0100007F"),)) is None
 
 
-# -- Pace, queues, faults -------------------------------------------------------
+# -- Timing, queues, faults -------------------------------------------------------
 
 
 def test_paces():
-    assert parse_pace("quick") is PACES["quick"]
-    changed = parse_pace("production, heartbeat=30 ,poll=2,event_states=true")
+    assert parse_timing("quick") is TIMINGS["quick"]
+    changed = parse_timing("production, heartbeat=30 ,poll=2,event_states=true")
     assert (changed.heartbeat, changed.poll, changed.event_states, changed.finalise) == (30.0, 2, True, 60.0)
 
 
@@ -299,7 +304,7 @@ def test_paces():
 )
 def test_bad_pace_is_refused_by_name(text):
     with pytest.raises(ValueError, match="pace"):
-        parse_pace(text)
+        parse_timing(text)
 
 
 def test_queues_are_read(tmp_path):
@@ -466,6 +471,29 @@ def test_stale_endpoints_are_recognised(tmp_path):
     assert not (tmp_path / "endpoint.json").exists()
     write_endpoint(_endpoint(tmp_path))
     assert instance.find(tmp_path) == _endpoint(tmp_path)
+
+
+def test_without_the_extra_it_is_said_what_to_install(tmp_path):
+    """The plain plugin has no psutil, and imports these modules all the same."""
+    code = (
+        "import sys\n"
+        "from lsst.ctrl.bps.panda.errors import LocalPandaError\n"
+        "sys.modules['psutil'] = None\n"
+        "from lsst.ctrl.bps.panda.local import instance\n"
+        "assert instance.find(sys.argv[1]) is None\n"
+        "for action in (instance.start, instance.stop):\n"
+        "    try:\n"
+        "        action(sys.argv[1])\n"
+        "    except LocalPandaError as error:\n"
+        "        print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.stderr == ""
+    said = done.stdout.splitlines()
+    assert len(said) == 2
+    assert all("psutil; install it with: pip install 'lsst-ctrl-bps-panda[local]'" in line for line in said)
 
 
 def test_settings_are_remembered(tmp_path):

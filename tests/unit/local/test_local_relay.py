@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lsst.ctrl.bps.panda.local.faults import Faults, parse_faults
-from lsst.ctrl.bps.panda.local.idds_host import Relay
+from lsst.ctrl.bps.panda.local.idds_host import IddsRelay
 from lsst.ctrl.bps.panda.local.identity import Identity
 
 _REGISTERED = [[0, {"status": 0, "message": "Command registered successfully"}]]
@@ -44,7 +44,7 @@ def _ask(relay, command):
 @pytest.mark.parametrize("command", ["abort", "retry", "close", "abort_task"])
 def test_command_that_gets_lost_or_comes_twice(command):
     host, faults = _Host(), Faults()
-    relay = Relay(host, faults)
+    relay = IddsRelay(host, faults)
     faults.set(parse_faults([{"action": "drop", "target": "command", "match": f"^{command}$", "times": 1}]))
     # Whoever sent it cannot tell that it is lost.
     assert _ask(relay, command) == (True, _REGISTERED)
@@ -57,7 +57,7 @@ def test_command_that_gets_lost_or_comes_twice(command):
 
 def test_what_is_no_command_never_gets_lost():
     host = _Host()
-    relay = Relay(host, Faults(parse_faults([{"action": "drop", "target": "command"}])))
+    relay = IddsRelay(host, Faults(parse_faults([{"action": "drop", "target": "command"}])))
     assert _ask(relay, "ping") == (True, "ping 1")
     assert _ask(relay, "retry") == (True, _REGISTERED)
     assert _ask(relay, "no_such") == (False, "no_such is not a command of iDDS _Client")

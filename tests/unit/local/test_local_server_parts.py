@@ -13,9 +13,10 @@ import time
 
 import pytest
 
+from lsst.ctrl.bps.panda.local.endpoint import SERVER_MARKER
 from lsst.ctrl.bps.panda.local.idds_repairs.embedding import Absent, DeepDiff, taken_away
-from lsst.ctrl.bps.panda.local.idds_repairs.speed import Bell, BelledEvent
-from lsst.ctrl.bps.panda.local.processes import MARKER, SERVER_MARKER, end_marked, marked_processes
+from lsst.ctrl.bps.panda.local.idds_repairs.speed import LoopWaker, StopEvent
+from lsst.ctrl.bps.panda.local.processes import MARKER, end_leftovers, marked_processes
 from lsst.ctrl.bps.panda.local.server import PrintedLines, set_up_log
 from lsst.ctrl.bps.panda.local.settings import take_lock
 
@@ -110,7 +111,7 @@ def test_what_is_loaded_is_not_taken_away():
 
 
 def test_bell_wakes_who_waits_and_who_comes_late():
-    bell = Bell()
+    bell = LoopWaker()
     bell.wait(0.0)
     bell.ring()
     # Rung before the wait: heard at once, however long the wait.
@@ -118,10 +119,10 @@ def test_bell_wakes_who_waits_and_who_comes_late():
     waiter = threading.Thread(target=lambda: (bell.wait(600), done.set()), daemon=True)
     waiter.start()
     assert done.wait(30)
-    event = BelledEvent(bell)
+    event = StopEvent(bell)
     event.set()
     assert event.wait(0.001) is True
-    assert BelledEvent(bell).wait(0.001) is False
+    assert StopEvent(bell).wait(0.001) is False
 
 
 def test_marked_processes_are_ended_also_those_that_are_just_becoming_a_job(tmp_path):
@@ -135,7 +136,7 @@ def test_marked_processes_are_ended_also_those_that_are_just_becoming_a_job(tmp_
         end = time.monotonic() + 30
         while len(marked_processes(f"{MARKER}={tmp_path}", f"{SERVER_MARKER}=0123")) < 2:
             assert time.monotonic() < end
-        assert end_marked(tmp_path, dead_server="0123") == 2
+        assert end_leftovers(tmp_path, dead_server="0123") == 2
         assert (job.wait(timeout=30), becoming.wait(timeout=30)) == (-9, -9)
         assert other.poll() is None
     finally:

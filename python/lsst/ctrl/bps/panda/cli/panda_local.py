@@ -21,7 +21,7 @@ import click
 
 from ..errors import LocalPandaError
 from ..local import instance
-from ..local.trial import TrialClient, diamond
+from ..local.endpoint import EndpointClient, diamond
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -384,7 +384,7 @@ def _variables(endpoint: instance.Endpoint) -> dict[str, str]:
 @_clear_errors
 def check(directory: Path | None, timeout: float) -> None:
     """Run six empty jobs in a diamond, to see that all parts work."""
-    client = TrialClient(_running(directory))
+    client = EndpointClient(_running(directory))
     trial = client.submit(f"panda_local_check_{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}", diamond(2))
     click.echo(f"run {trial.request_id} is submitted")
     status, counts = client.wait(trial, timeout=timeout, show=click.echo)

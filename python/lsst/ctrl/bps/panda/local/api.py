@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from .database import jobs
 from .identity import Identity
 from .jedi import CommandReply, Jedi
-from .settings import Pace, Queues
+from .settings import Queues, Timing
 from .views import Views
 
 _LARGE = 768 * 1024 * 1024
@@ -30,13 +30,7 @@ class CacheError(Exception):
 
 
 class FileCache:
-    """The cache.
-
-    Parameters
-    ----------
-    directory : `~pathlib.Path`
-        Where the files are.
-    """
+    """The cache."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -50,30 +44,13 @@ class FileCache:
         return _LOGS if name.endswith(".log.tgz") else _SMALL
 
     def path(self, name: str) -> Path:
-        """Tell where a file is.
-
-        Raises
-        ------
-        CacheError
-            Raised for a name that is not a plain file name.
-        """
+        """Tell where a file is."""
         if not _NAME.fullmatch(name):
             raise CacheError(f"{name!r} is not a name of a file in the cache")
         return self._directory / name
 
     def put(self, name: str, stream: BinaryIO) -> int:
-        """Store a file.
-
-        Returns
-        -------
-        size : `int`
-            Bytes.
-
-        Raises
-        ------
-        CacheError
-            Raised if it is too large.
-        """
+        """Store a file."""
         target = self.path(name)
         limit = self.limit(name)
         temporary = target.with_name(f".{name}.{os.getpid()}")
@@ -126,25 +103,13 @@ class ApiError(Exception):
 
 
 class Api:
-    """The calls.
+    """The calls."""
 
-    Parameters
-    ----------
-    jedi : `Jedi`
-        What changes.
-    views : `Views`
-        What reads.
-    queues : `Queues`
-        Queues that a task may name.
-    pace : `Pace`
-        Whether states of events can be read.
-    """
-
-    def __init__(self, jedi: Jedi, views: Views, *, queues: Queues, pace: Pace) -> None:
+    def __init__(self, jedi: Jedi, views: Views, *, queues: Queues, timing: Timing) -> None:
         self._jedi = jedi
         self._views = views
         self._queues = queues
-        self._pace = pace
+        self._timing = timing
         self._calls: dict[tuple[str, str], Callable[[_Params, Identity], tuple[Any, str]]] = {
             ("POST", "task/submit"): self._submit,
             ("GET", "task/get_details"): self._details,
@@ -172,31 +137,7 @@ class Api:
             self._calls["POST", f"task/{name}"] = self._refuse
 
     def call(self, method: str, path: str, params: _Params, identity: Identity) -> tuple[Any, str]:
-        """Answer a call.
-
-        Parameters
-        ----------
-        method, path : `str`
-            ``GET`` or ``POST``, and ``module/method``.
-        params : `~collections.abc.Mapping`
-            Parameters.
-        identity : `Identity`
-            Who asks.
-
-        Returns
-        -------
-        data : object
-            The ``data`` of the reply.
-        message : `str`
-            Its ``message``.
-
-        Raises
-        ------
-        ApiError
-            Raised for what PanDA answers with ``success: false``.
-        LookupError
-            Raised for a call that does not exist.
-        """
+        """Answer a call."""
         function = self._calls.get((method, path))
         if function is None:
             raise LookupError(f"{method} {path} is not a call of this PanDA")
@@ -300,7 +241,7 @@ class Api:
         return self._jedi.kill_jobs(self._ids(params), who.user), ""
 
     def _events(self, params: _Params, who: Identity) -> tuple[Any, str]:
-        if not self._pace.event_states:
+        if not self._timing.event_states:
             raise ApiError("the JSON object must be str, bytes or bytearray, not list")
         value = params["job_task_ids"]
         items = value if isinstance(value, list) else [value]

@@ -8,7 +8,7 @@ state or the new one.
 
 from __future__ import annotations
 
-__all__ = ["Database", "Outbox", "SCHEMA", "events", "files", "jobs", "messages", "sandboxes", "tasks"]
+__all__ = ["Database", "MessageQueue", "SCHEMA", "events", "files", "jobs", "messages", "tasks"]
 
 import json
 import threading
@@ -118,24 +118,9 @@ messages = sa.Table(
     sa.Column("body", sa.Text, nullable=False),
 )
 
-sandboxes = sa.Table(
-    "sandboxes",
-    _METADATA,
-    sa.Column("name", sa.String(255), primary_key=True),
-    sa.Column("user_name", sa.String(128), nullable=False),
-    sa.Column("size", sa.BigInteger, nullable=False),
-    sa.Column("created", sa.Float, nullable=False),
-)
-
 
 class Database:
-    """The engine, the lock and the transactions.
-
-    Parameters
-    ----------
-    url : `str`
-        SQLAlchemy URL.
-    """
+    """The engine, the lock and the transactions."""
 
     def __init__(self, url: str) -> None:
         postgresql = url.startswith("postgresql")
@@ -214,16 +199,8 @@ after a restart: iDDS may have been killed before it stored the effect."""
 _KEEP = 600.0
 
 
-class Outbox:
-    """Messages that wait for iDDS.
-
-    Parameters
-    ----------
-    database : `Database`
-        Where they are kept.
-    clock : callable
-        Time, seconds since the epoch.
-    """
+class MessageQueue:
+    """Messages that wait for iDDS."""
 
     def __init__(self, database: Database, clock: Callable[[], float]) -> None:
         self._database = database
@@ -244,15 +221,7 @@ class Outbox:
         self._database.after_commit(self._bell.set)
 
     def take(self, timeout: float, limit: int = 500) -> list[dict[str, Any]]:
-        """Wait for messages and take them.
-
-        Parameters
-        ----------
-        timeout : `float`
-            Seconds to wait if there are none.
-        limit : `int`, optional
-            Number of messages to take at most.
-        """
+        """Wait for messages and take them."""
         if not self._bell.wait(timeout):
             return []
         self._bell.clear()
@@ -272,13 +241,7 @@ class Outbox:
         return [json.loads(row.body) for row in rows]
 
     def replay(self) -> int:
-        """Have what was handed over last handed over again (after a restart).
-
-        Returns
-        -------
-        count : `int`
-            Number of messages.
-        """
+        """Have what was handed over last handed over again (after a restart)."""
         with self._database.change() as connection:
             last = connection.execute(sa.select(sa.func.max(messages.c.taken))).scalar()
             count = 0

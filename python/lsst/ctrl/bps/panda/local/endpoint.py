@@ -1,20 +1,69 @@
-"""Where an embedded PanDA keeps its state and how to reach it: the state
-directory, and the file ``endpoint.json`` in it that a running server leaves
-for clients.
+"""Where an embedded PanDA keeps its state and how to reach it: the state directory, the file
+``endpoint.json`` that a running server leaves in it, and a client that runs small samples.
 """
 
 from __future__ import annotations
 
-__all__ = ["ENDPOINT_FILE", "Endpoint", "environment", "read_endpoint", "state_directory", "write_endpoint"]
+__all__ = [
+    "ENDPOINT_FILE",
+    "SERVER_MARKER",
+    "TOKEN_HEADER",
+    "Endpoint",
+    "EndpointClient",
+    "SampleRun",
+    "SampleTask",
+    "TaskCounts",
+    "diamond",
+    "environment",
+    "is_alive",
+    "read_endpoint",
+    "start_ticks",
+    "state_directory",
+    "write_endpoint",
+]
 
+import gzip
+import importlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import time
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
+
+from lsst.ctrl.bps.panda.errors import LocalPandaError
 
 ENDPOINT_FILE = "endpoint.json"
 """Name of the file in the state directory."""
+
+SERVER_MARKER = "PANDA_LOCAL_SERVER"
+"""Environment variable of a server; its value is different for each start."""
+
+TOKEN_HEADER = "X-PanDA-Local-Token"
+"""Header with the secret of the instance."""
+
+
+def start_ticks(pid: int) -> int:
+    """Read when a process was started, in clock ticks since boot.
+
+    It is 0 for a process that does not exist or is a zombie.  Not read with
+    psutil: its time since the epoch shifts when the clock is set, and a
+    server would be taken for dead.
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    # The command's name stands in parentheses and may hold anything.
+    fields = text[text.rindex(")") + 2 :].split()
+    return 0 if fields[0] in ("Z", "X") else int(fields[19])
+
+
+def is_alive(pid: int, started: int) -> bool:
+    """Whether this very process lives, and not a later one with its number."""
+    return pid > 0 and started > 0 and start_ticks(pid) == started
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +77,7 @@ class Endpoint:
     """Process of the server."""
 
     started: int
-    """Start of that process in clock ticks since boot, which tells a process
-    from another one that got the same number later."""
+    """Start of that process, see `start_ticks`."""
 
     token: str
     """Secret of this instance; allows the calls of `/api/v1/local`."""
@@ -41,11 +89,11 @@ class Endpoint:
     """State directory, absolute."""
 
     mark: str = ""
-    """Value of an environment variable of this server only."""
+    """Value of `SERVER_MARKER` in the server's environment."""
 
 
 def state_directory(variables: Mapping[str, str]) -> Path:
-    """Tell the default state directory.
+    """Choose the default state directory.
 
     Parameters
     ----------
@@ -95,7 +143,7 @@ def write_endpoint(endpoint: Endpoint) -> None:
 
 
 def environment(endpoint: Endpoint) -> dict[str, str]:
-    """Tell the variables that make clients use this embedded PanDA.
+    """Make the variables with which clients use this embedded PanDA.
 
     Returns
     -------
@@ -107,13 +155,13 @@ def environment(endpoint: Endpoint) -> dict[str, str]:
         "PANDA_URL": endpoint.url,
         "PANDA_URL_SSL": endpoint.url,
         "PANDACACHE_URL": endpoint.url,
-        # panda-client resolves the cache server's host name on import else.
+        # Otherwise panda-client resolves the cache server's host name when it is imported.
         "PANDA_BEHIND_REAL_LB": "1",
         "PANDA_LOCAL_DIR": endpoint.directory,
-        # idds.common takes itself for a server where idds-server is
-        # installed, and then wants a server's configuration file.
+        # Where idds-server is installed, idds.common otherwise behaves as a
+        # server and wants a server's configuration file.
         "IDDS_CLIENT_MODE": "1",
-        # idds.workflowv2 makes ~/.idds when it is imported.
+        # Otherwise idds.workflowv2 makes ~/.idds when it is imported.
         "IDDS_LOCAL_CONFIG_ROOT": str(Path(endpoint.directory) / "idds" / "client"),
         "PANDA_AUTH": "",
         "PANDA_AUTH_VO": "",
@@ -121,3 +169,237 @@ def environment(endpoint: Endpoint) -> dict[str, str]:
         "OIDC_AUTH_ID_TOKEN": "",
         "OIDC_AUTH_TOKEN_FILE": "",
     }
+
+
+_ENDED = ("Finished", "SubFinished", "Failed", "Cancelled", "Expired", "Broken")
+_HEADERS = {"Content-Type": "application/json", "Accept": "application/json"}
+
+
+@dataclass(frozen=True, slots=True)
+class SampleTask:
+    """A task of a sample run."""
+
+    label: str
+    jobs: Mapping[str, Sequence[tuple[str, str]]]
+    """Jobs by name; each with the (label, job) pairs it waits for."""
+
+    command: str = "true"
+    """Bash, with ``${IN/L}`` for the job's name."""
+
+    attempts: int = 1
+    memory: int = 2000
+    """MB a core."""
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of iDDS's work."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskCounts:
+    """Status of a task of a sample run, and its jobs by state."""
+
+    status: str
+    total: int
+    finished: int
+    failed: int
+    missing: int
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRun:
+    """A sample run that was submitted."""
+
+    request_id: int
+    name: str
+    tasks: tuple[str, ...]
+
+
+class EndpointClient:
+    """Calls an embedded PanDA, and runs samples made directly of iDDS's
+    classes: for ``panda_local``, tests and benchmarks.
+
+    Parameters
+    ----------
+    endpoint : `Endpoint`
+        The server.
+    headers : `~collections.abc.Mapping`, optional
+        Headers to send with each request, such as a token.
+    timeout : `float`, optional
+        Seconds to wait for a reply.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, headers: Mapping[str, str] | None = None, *, timeout: float = 120
+    ) -> None:
+        self._endpoint = endpoint
+        self._headers = {**_HEADERS, **(headers or {})}
+        self._timeout = timeout
+
+    def request(self, url: str, body: bytes | None = None) -> Any:
+        """Send a request and decode the reply: POST with a body, else GET."""
+        request = urllib.request.Request(url, data=body, headers=self._headers)
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(request, timeout=self._timeout) as reply:
+            return json.load(reply)
+
+    def api(self, path: str, parameters: object = None) -> Any:
+        """Call PanDA's API: POST with parameters, else GET."""
+        url = self._endpoint.url.replace("/server/panda", f"/api/v1/{path}")
+        return self.request(url, None if parameters is None else json.dumps(parameters).encode())
+
+    def relay(self, command: str, *args: Any, **kwargs: Any) -> Any:
+        """Call iDDS through PanDA's relay.
+
+        Raises
+        ------
+        LocalPandaError
+            Raised if the relay says that it failed.
+        """
+        dumps = self._idds("idds.common.utils").json_dumps
+        body = {
+            "command_name": command,
+            "args": dumps(list(args)),
+            "kwargs": dumps(kwargs),
+            "manager": True,
+        }
+        packed = gzip.compress(json.dumps(body).encode(), 1)
+        success, value = self.request(f"{self._endpoint.url}/relay_idds_command", packed)
+        if not success:
+            raise LocalPandaError(f"{command}: {value}")
+        return value
+
+    def _idds(self, module: str) -> Any:
+        """Import a module of iDDS as a client does, see `environment`."""
+        for name in ("IDDS_CLIENT_MODE", "IDDS_LOCAL_CONFIG_ROOT"):
+            os.environ.setdefault(name, environment(self._endpoint)[name])
+        return importlib.import_module(module)
+
+    def submit(self, name: str, tasks: Sequence[SampleTask], *, final: SampleTask | None = None) -> SampleRun:
+        """Submit a sample run.
+
+        Parameters
+        ----------
+        name : `str`
+            Name of the run.
+        tasks : `~collections.abc.Sequence` [`SampleTask`]
+            Its tasks.
+        final : `SampleTask`, optional
+            A task that starts when all others are terminated.
+        """
+        workflows = self._idds("idds.workflowv2.workflow")
+        kind = self._idds("idds.doma.workflowv2.domapandawork").DomaPanDAWork
+        names = {task.label: f"{name}_{number:02d}_{task.label}_01" for number, task in enumerate(tasks)}
+        workflow = workflows.Workflow(name=name)
+        works = []
+        for task in tasks:
+            works.append(kind(**_work_arguments(task, names)))
+            workflow.add_work(works[-1])
+        if final is not None:
+            names[final.label] = f"{name}_{len(tasks):02d}_{final.label}_01"
+            last = kind(**_work_arguments(final, names))
+            workflow.add_work(last)
+            ends = [work.is_terminated for work in works]
+            workflow.add_condition(workflows.AndCondition(conditions=ends, true_works=[last]))
+        reply = self.relay("submit", workflow, username=None, use_dataset_name=False)
+        if not isinstance(reply, int):
+            raise LocalPandaError(f"the run was not accepted: {reply}")
+        return SampleRun(reply, name, tuple(names))
+
+    def look(self, run: SampleRun) -> tuple[str, dict[str, TaskCounts]]:
+        """Read the status of a run, and its tasks by label."""
+        rows = self.relay("get_requests", request_id=run.request_id, with_detail=True)
+        counts = {}
+        for row in rows:
+            if not row["transform_name"]:
+                continue
+            label = row["transform_name"].removeprefix(f"{run.name}_")[3:-3]
+            counts[label] = TaskCounts(
+                _enum_name(row["transform_status"]),
+                row["output_total_files"] or 0,
+                row["output_processed_files"] or 0,
+                row["output_failed_files"] or 0,
+                row["output_missing_files"] or 0,
+            )
+        return (_enum_name(rows[0]["status"]) if rows else ""), counts
+
+    def wait(
+        self, run: SampleRun, *, timeout: float, show: Callable[[str], None] | None = None
+    ) -> tuple[str, dict[str, TaskCounts]]:
+        """Wait for the end of a run: the request and all its tasks.
+
+        Raises
+        ------
+        LocalPandaError
+            Raised if it does not end in time.
+        """
+        end = time.monotonic() + timeout
+        shown = ""
+        while True:
+            status, counts = self.look(run)
+            line = ", ".join(f"{label} {item.finished}/{item.total}" for label, item in counts.items())
+            if show and line != shown:
+                show(f"{status}: {line}")
+                shown = line
+            complete = len(counts) == len(run.tasks)
+            if complete and status in _ENDED and all(item.status in _ENDED for item in counts.values()):
+                return status, counts
+            if time.monotonic() > end:
+                raise LocalPandaError(f"run {run.name} did not end within {timeout:g} s: {status}, {counts}")
+            time.sleep(0.2)
+
+
+def _enum_name(value: Any) -> str:
+    return str(value["attributes"]["_name_"]) if isinstance(value, dict) else str(value)
+
+
+def _work_arguments(task: SampleTask, names: Mapping[str, str]) -> dict[str, Any]:
+    """Make the arguments of iDDS's ``DomaPanDAWork``."""
+    jobs = [
+        {
+            "name": job,
+            "order_id": number,
+            "dependencies": [{"task": names[label], "inputname": parent} for label, parent in parents],
+        }
+        for number, (job, parents) in enumerate(task.jobs.items())
+    ]
+    return {
+        "executable": task.command,
+        "primary_input_collection": {"scope": "pseudo_dataset", "name": "pseudo_input_collection#1"},
+        "output_collections": [{"scope": "pseudo_dataset", "name": "pseudo_output_collection#1"}],
+        "log_collections": [],
+        "dependency_map": jobs,
+        "task_name": names[task.label],
+        "task_queue": "LOCAL",
+        "task_site": "LOCAL",
+        "task_cloud": "LOCAL",
+        "task_type": "test",
+        "task_log": {
+            "destination": "local",
+            "value": "log.tgz",
+            "dataset": "PandaJob_#{pandaid}/",
+            "token": "local",
+            "param_type": "log",
+            "type": "template",
+        },
+        "encode_command_line": True,
+        "task_rss": task.memory,
+        "maxattempt": task.attempts,
+        "maxwalltime": 3600,
+        "core_count": 1,
+        "task_priority": 900,
+        "prodSourceLabel": "managed",
+        "working_group": "lsst",
+        "vo": "wlcg",
+        **task.options,
+    }
+
+
+def diamond(width: int, *, command: str = "true", attempts: int = 1) -> list[SampleTask]:
+    """Make the tasks of a diamond: one job, twice ``width`` jobs, one job."""
+    shapes: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
+        "first": {"first:0": ()},
+        "left": {f"left:{i}": (("first", "first:0"),) for i in range(width)},
+        "right": {f"right:{i}": (("left", f"left:{i}"),) for i in range(width)},
+        "last": {"last:0": tuple(("right", f"right:{i}") for i in range(width))},
+    }
+    return [SampleTask(label, jobs, command, attempts) for label, jobs in shapes.items()]

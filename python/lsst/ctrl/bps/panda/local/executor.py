@@ -1,325 +1,187 @@
-"""Run PanDA jobs on this machine: their directories, environments and processes, and what is measured of
-them.  It does the part of a pilot.
+"""Take PanDA jobs as slots become free, run each with a pilot, and watch their limits: the dispatcher and
+the executor.
 """
 
 from __future__ import annotations
 
-__all__ = ["Executor", "ExecutorSettings", "JobPlaces", "Payload", "job_environment", "read_memory_summary"]
+__all__ = ["Dispatcher", "Executor", "ExecutorSettings"]
 
-import json
 import logging
-import os
-import shutil
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from .dispatcher import JobDesk
+import sqlalchemy as sa
+
+from .database import Database, events, files, jobs, tasks
 from .faults import Faults
+from .jedi import Jedi
 from .pilot import (
     KILLED_BY_SERVER,
     OUT_OF_MEMORY,
     OUT_OF_TIME,
     SET_UP_FAILED,
-    EventOutcome,
-    JobOrder,
-    Outcome,
+    EventResult,
+    JobDirectories,
+    JobResult,
+    PayloadRun,
     PilotError,
+    PilotJob,
     cancelled_detail,
-    outcome_of,
+    job_environment,
+    lost_detail,
+    make_result,
     payload_commands,
 )
-from .processes import JOB_MARKER, SessionUse, end_bearers, end_session, measure_sessions
-from .settings import Pace
-
-_SUMMARY = "memory_monitor_summary.json"
-_KEPT_FILES = ("payload*", "memory_monitor*")
-_PASSED = ("HOME", "USER", "LOGNAME", "LANG", "TZ")
-
-
-@dataclass(frozen=True, slots=True)
-class JobPlaces:
-    """Directories of jobs and how they are reached.
-
-    Parameters
-    ----------
-    logs : `~pathlib.Path`
-        Parent of the log directories, which are kept.
-    work : `~pathlib.Path`
-        Parent of the work directories.
-    url : `str`
-        URL of ``logs``, without a slash at its end.
-    """
-
-    logs: Path
-    work: Path
-    url: str
-
-    def log_directory(self, panda_id: int) -> Path:
-        """Tell the log directory of a job."""
-        return self.logs / f"PandaJob_{panda_id}"
-
-    def work_directory(self, panda_id: int) -> Path:
-        """Tell the work directory of a job."""
-        return self.work / f"PandaJob_{panda_id}"
-
-    def log_url(self, panda_id: int) -> str:
-        """Tell the URL of a job's pilot log; the other logs lie next to it."""
-        return f"{self.url}/PandaJob_{panda_id}/pilotlog.txt"
-
-
-def job_environment(
-    order: JobOrder,
-    work: Path,
-    *,
-    base: Mapping[str, str],
-    path: str,
-    extra: Mapping[str, str],
-) -> dict[str, str]:
-    """Make the environment of a job: a clean one, with a pilot's variables.
-
-    Parameters
-    ----------
-    order : `JobOrder`
-        The job.
-    work : `~pathlib.Path`
-        Its work directory.
-    base : `~collections.abc.Mapping`
-        Environment of the server, of which only who the user is, language
-        and time zone are passed on.
-    path : `str`
-        First directory of ``PATH``.
-    extra : `~collections.abc.Mapping`
-        Further variables, which win.
-    """
-    variables = {name: base[name] for name in _PASSED if name in base}
-    variables.update(
-        PATH=f"{path}:/usr/local/bin:/usr/bin:/bin",
-        TMPDIR=str(work),
-        PWD=str(work),
-        PANDAID=str(order.panda_id),
-        PanDA_TaskID=str(order.task_id),
-        PANDA_ATTEMPTNR=str(order.attempt),
-        PANDA_JSID="panda_local",
-        PANDA_RESOURCE=order.queue,
-        PILOT_SITENAME=order.queue,
-        GTAG="unknown",
-        ATHENA_PROC_NUMBER=str(order.cores),
-        ATHENA_CORE_NUMBER=str(order.cores),
-        CORE_COUNT=str(order.cores),
-    )
-    variables.update(extra)
-    return variables
-
-
-def read_memory_summary(directory: Path) -> dict[str, Any]:
-    """Read what prmon left, as the pilot of Rubin does.
-
-    Returns
-    -------
-    fields : `dict`
-        ``maxRSS``, ``avgRSS`` and so on, kB; empty without a usable file.
-    """
-    try:
-        summary = json.loads((directory / _SUMMARY).read_text())
-        highest, average = summary["Max"], summary["Avg"]
-        fields: dict[str, Any] = {}
-        for name in ("rss", "vmem", "swap", "pss"):
-            if name in highest:
-                fields[f"max{name.upper()}"] = int(highest[name])
-            if name in average:
-                fields[f"avg{name.upper()}"] = int(average[name])
-        names = (("rchar", "RCHAR"), ("wchar", "WCHAR"), ("read_bytes", "RBYTES"), ("write_bytes", "WBYTES"))
-        for name, field in names:
-            # PanDA stores these divided by 1024.
-            if name in highest:
-                fields[f"tot{field}"] = int(highest[name]) // 1024
-            if name in average:
-                fields[f"rate{field}"] = int(average[name]) // 1024
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return fields
-
-
-class Payload:
-    """The processes of a job that runs.
-
-    Parameters
-    ----------
-    order : `JobOrder`
-        The job.
-    places : `JobPlaces`
-        Where it runs.
-    environment : `dict`
-        Its variables.
-    umask : `int`, optional
-        Permissions that its files do not get.
-    """
-
-    def __init__(
-        self, order: JobOrder, places: JobPlaces, environment: Mapping[str, str], *, umask: int = 0o022
-    ) -> None:
-        self.order = order
-        self._umask = umask
-        self.work = places.work_directory(order.panda_id)
-        self.logs = places.log_directory(order.panda_id)
-        self._mark = f"{JOB_MARKER}={self.work}"
-        self._environment = {**environment, JOB_MARKER: str(self.work)}
-        self._lock = threading.Lock()
-        self._started = time.time()
-        self._begun = time.monotonic()
-        self._session = 0
-        self._error: PilotError | None = None
-        self._samples = 0
-        self._rss_sum = 0
-        self._max = SessionUse(0, 0, 0.0, 0)
-        self._cpu = 0.0
-
-    @property
-    def session(self) -> int:
-        """Session id of the process that runs now, 0 if none."""
-        return self._session
-
-    @property
-    def error(self) -> PilotError | None:
-        """Why the payload was ended from outside, if it was."""
-        return self._error
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the start."""
-        return time.monotonic() - self._begun
-
-    def prepare(self) -> None:
-        """Make fresh directories."""
-        for directory in (self.work, self.logs):
-            if directory.exists():
-                shutil.rmtree(directory, ignore_errors=True)
-            directory.mkdir(parents=True, mode=0o700)
-        for name in ("payload.stdout", "payload.stderr"):
-            (self.logs / name).touch()
-            (self.work / name).symlink_to(self.logs / name)
-
-    def run(self, command: str) -> int:
-        """Run one command line to its end.
-
-        Returns
-        -------
-        exit_code : `int`
-            Exit code; 128 + n for signal n.
-        """
-        with (
-            (self.logs / "payload.stdout").open("ab") as stdout,
-            (self.logs / "payload.stderr").open("ab") as stderr,
-        ):
-            with self._lock:
-                if self._error is not None:
-                    return 143
-                process = self._spawn(command, stdout, stderr)
-                self._session = process.pid
-            _, status, usage = os.wait4(process.pid, 0)
-        code = os.waitstatus_to_exitcode(status)
-        process.returncode = code
-        self._cpu += usage.ru_utime + usage.ru_stime
-        self._sweep()
-        return 128 - code if code < 0 else code
-
-    def _spawn(self, command: str, stdout: BinaryIO, stderr: BinaryIO) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            ["bash", "-c", command],
-            cwd=self.work,
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=stderr,
-            start_new_session=True,
-            umask=self._umask,
-        )
-
-    def _sweep(self) -> None:
-        """End what the command left running, in its session or not."""
-        session, self._session = self._session, 0
-        try:
-            os.killpg(session, 0)
-        except (ProcessLookupError, PermissionError):
-            pass
-        else:
-            end_session(session, grace=0.0)
-        end_bearers(self._mark)
-
-    def sample(self, use: SessionUse) -> None:
-        """Note a measurement of the running processes."""
-        self._samples += 1
-        self._rss_sum += use.rss
-        before = self._max
-        self._max = SessionUse(max(before.rss, use.rss), max(before.vmem, use.vmem), use.cpu, use.processes)
-
-    def end(self, error: PilotError, *, grace: float) -> None:
-        """End the payload from outside.
-
-        Parameters
-        ----------
-        error : `PilotError`
-            Why; the first reason stands.
-        grace : `float`
-            Seconds between SIGTERM and SIGKILL.
-        """
-        with self._lock:
-            if self._error is not None:
-                return
-            self._error = error
-            session = self._session
-        if session:
-            end_session(session, grace=grace)
-        end_bearers(self._mark)
-
-    def figures(self) -> dict[str, Any]:
-        """Tell what was measured, in the fields of PanDA's job record (kB)."""
-        # Not the kernel's ru_maxrss: after an exec it still holds the size of
-        # the server that forked.
-        peak = self._max.rss
-        fields: dict[str, Any] = {
-            "maxRSS": peak,
-            "avgRSS": self._rss_sum // self._samples if self._samples else peak,
-            "cpuConsumptionTime": round(self._cpu),
-        }
-        if self._max.vmem:
-            fields["maxVMEM"] = self._max.vmem
-        fields.update(read_memory_summary(self.work))
-        return fields
-
-    def keep_logs(self, text: str) -> None:
-        """Copy the payload's own logs next to its output, and write a pilot
-        log.
-        """
-        for pattern in _KEPT_FILES:
-            for path in self.work.glob(pattern):
-                if path.is_file() and not path.is_symlink():
-                    shutil.copy2(path, self.logs / path.name)
-        (self.logs / "pilotlog.txt").write_text(text)
-
-    def remove_work(self) -> None:
-        """Remove the work directory."""
-        shutil.rmtree(self.work, ignore_errors=True)
-
+from .processes import measure_sessions
+from .settings import Queues, Timing
 
 _LOG = logging.getLogger(__name__)
+
+_NEXT = (
+    sa.select(
+        *(jobs.c[name] for name in ("panda_id", "task_id", "file_id", "attempt", "queue", "cores", "ram")),
+        files.c.lfn,
+        files.c.events,
+    )
+    .join(files, files.c.file_id == jobs.c.file_id)
+    .where(jobs.c.status == "activated")
+    .order_by(jobs.c.priority.desc(), jobs.c.panda_id)
+    .limit(sa.bindparam("_most"))
+)
+_CORES = (
+    sa.select(jobs.c.queue, sa.func.sum(jobs.c.cores))
+    .where(jobs.c.status == "running")
+    .group_by(jobs.c.queue)
+)
+_STARTS = (
+    jobs.update()
+    .where(jobs.c.panda_id == sa.bindparam("_job"))
+    .values(status="running", started=sa.bindparam("_now"), changed=sa.bindparam("_now"))
+)
+
+
+class Dispatcher:
+    """PanDA's job dispatcher: gives out jobs that are ready, and takes reports of their ends."""
+
+    def __init__(self, database: Database, jedi: Jedi, *, queues: Queues, clock: Callable[[], float]) -> None:
+        self._database = database
+        self._jedi = jedi
+        self._queues = queues
+        self._clock = clock
+
+    def take(self, free: int, slots: int) -> list[PilotJob]:
+        """Take the jobs that may run now on ``free`` of all slots, by priority and age.
+
+        A job that wants more than all slots runs alone.  A job that does not
+        fit stops those behind it in its queue, so that jobs with many cores
+        are not overtaken for ever.
+        """
+        taken: list[PilotJob] = []
+        if free <= 0:
+            return taken
+        with self._database.change() as connection:
+            busy = self._cores_by_queue(connection)
+            blocked: set[str] = set()
+            for job in connection.execute(_NEXT, {"_most": max(free * 4, 32)}).mappings().all():
+                queue = self._queues.get(job["queue"])
+                cores = min(job["cores"], slots, queue.cores or slots)
+                room = (queue.cores or slots) - busy.get(job["queue"], 0)
+                if job["queue"] in blocked:
+                    continue
+                if cores > min(free, room):
+                    blocked.add(job["queue"])
+                    if cores > free:
+                        break
+                    continue
+                taken.append(self._start(connection, job, cores))
+                busy[job["queue"]] = busy.get(job["queue"], 0) + cores
+                free -= cores
+                if free <= 0:
+                    break
+        return taken
+
+    def _cores_by_queue(self, connection: sa.Connection) -> dict[str, int]:
+        return {queue: int(cores) for queue, cores in connection.execute(_CORES).all()}
+
+    def _start(self, connection: sa.Connection, job: Any, cores: int) -> PilotJob:
+        now = self._clock()
+        connection.execute(_STARTS, {"_job": job["panda_id"], "_now": now})
+        task = self._jedi.task(connection, job["task_id"])
+        assert task is not None
+        params = task["params"]
+        done = sa.select(events.c.number).where(
+            events.c.file_id == job["file_id"], events.c.status == "finished"
+        )
+        queue = self._queues.get(job["queue"])
+        return PilotJob(
+            panda_id=job["panda_id"],
+            task_id=job["task_id"],
+            task_name=task["name"],
+            request_id=task["req_id"],
+            attempt=job["attempt"],
+            template="".join(str(part.get("value", "")) for part in params.get("jobParameters") or []),
+            pseudo_input=job["lfn"].partition(":")[2],
+            event_count=job["events"],
+            done_events=frozenset(connection.execute(done).scalars()) if job["events"] else frozenset(),
+            queue=job["queue"],
+            cores=cores,
+            # The unit of the task is MBPerCoreFixed.
+            memory=_lower(job["ram"] * task["cores"], queue.memory),
+            walltime=_lower(int(params.get("maxWalltime") or 0), queue.walltime),
+        )
+
+    def report(self, panda_id: int, result: JobResult) -> bool:
+        """Report the end of a job; see `Jedi.job_ended`."""
+        return self._jedi.job_ended(panda_id, result)
+
+    def report_lost(self, panda_id: int, last_seen: str) -> bool:
+        """Report a job whose pilot sends no more heartbeats."""
+        return self._jedi.job_ended(panda_id, JobResult("failed", detail=lost_detail(last_seen)))
+
+    def due_kills(self, panda_ids: Collection[int]) -> list[int]:
+        """List those of some running jobs whose pilots are now told to kill them."""
+        query = sa.select(jobs.c.panda_id).where(jobs.c.status == "running", jobs.c.kill_at <= self._clock())
+        with self._database.look() as connection:
+            return [panda_id for panda_id in connection.execute(query).scalars() if panda_id in panda_ids]
+
+    def killer(self, panda_id: int) -> str:
+        """Return the user who asked for a job to be killed."""
+        query = sa.select(jobs.c.kill_by).where(jobs.c.panda_id == panda_id)
+        with self._database.look() as connection:
+            return str(connection.execute(query).scalar() or "")
+
+    def counts(self) -> dict[str, int]:
+        """Count all jobs by status."""
+        query = sa.select(jobs.c.status, sa.func.count()).group_by(jobs.c.status)
+        with self._database.look() as connection:
+            return {row[0]: int(row[1]) for row in connection.execute(query)}
+
+    def open_tasks(self) -> int:
+        """Count the tasks that have not ended."""
+        query = sa.select(sa.func.count()).where(tasks.c.ended.is_(None))
+        with self._database.look() as connection:
+            return int(connection.execute(query).scalar() or 0)
+
+
+def _lower(first: int, second: int) -> int:
+    """Return the lower of two limits, of which 0 means none."""
+    return min(first, second) if first and second else first or second
+
 
 _WATCH_PERIOD = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class ExecutorSettings:
-    """What an executor needs to know."""
+    """What an executor is started with."""
 
     slots: int
     """Cores that jobs may use together."""
 
-    places: JobPlaces
+    directories: JobDirectories
     environment: Mapping[str, str]
     """Environment of the server."""
 
@@ -339,29 +201,19 @@ class ExecutorSettings:
 
 
 class Executor:
-    """Runs jobs.
+    """Runs PanDA jobs on this machine, each in a thread, and watches their limits."""
 
-    Parameters
-    ----------
-    desk : `JobDesk`
-        Where jobs are taken and reported.
-    settings : `ExecutorSettings`
-        What to run with.
-    pace : `Pace`
-        Delays.
-    faults : `Faults`
-        Faults to inject.
-    """
-
-    def __init__(self, desk: JobDesk, settings: ExecutorSettings, *, pace: Pace, faults: Faults) -> None:
-        self._desk = desk
+    def __init__(
+        self, dispatcher: Dispatcher, settings: ExecutorSettings, *, timing: Timing, faults: Faults
+    ) -> None:
+        self._dispatcher = dispatcher
         self._settings = settings
-        self._pace = pace
+        self._timing = timing
         self._faults = faults
         self._bell = threading.Event()
         self._stopping = threading.Event()
         self._lock = threading.Lock()
-        self._running: dict[int, Payload] = {}
+        self._running: dict[int, PayloadRun] = {}
         self._cores_used = 0
         self._threads = [
             threading.Thread(target=self._dispatch, name="executor-dispatch", daemon=True),
@@ -379,7 +231,7 @@ class Executor:
         return self._cores_used
 
     def wake(self) -> None:
-        """Look for jobs now."""
+        """Have the executor look for jobs now."""
         self._bell.set()
 
     def start(self) -> None:
@@ -389,13 +241,15 @@ class Executor:
         self.wake()
 
     def stop(self) -> None:
-        """End all payloads; nothing of what they do from now on counts."""
+        """End all payloads; how they end is not reported any more."""
         self._stopping.set()
         self._bell.set()
         with self._lock:
             running = list(self._running.values())
         enders = [
-            threading.Thread(target=payload.end, args=(KILLED_BY_SERVER,), kwargs={"grace": self._pace.grace})
+            threading.Thread(
+                target=payload.end, args=(KILLED_BY_SERVER,), kwargs={"grace": self._timing.grace}
+            )
             for payload in running
         ]
         for ender in enders:
@@ -419,101 +273,101 @@ class Executor:
     def _take_jobs(self) -> None:
         with self._lock:
             free = self.slots - self._cores_used
-        for order in self._desk.take(free, self.slots):
+        for job in self._dispatcher.take(free, self.slots):
             if self._stopping.is_set():
                 return
             with self._lock:
-                self._cores_used += order.cores
+                self._cores_used += job.cores
             thread = threading.Thread(
-                target=self._run_job, args=(order,), name=f"job-{order.panda_id}", daemon=True
+                target=self._run_job, args=(job,), name=f"job-{job.panda_id}", daemon=True
             )
             thread.start()
 
-    def _run_job(self, order: JobOrder) -> None:
+    def _run_job(self, job: PilotJob) -> None:
         try:
-            self._run(order)
+            self._run(job)
         except Exception:
-            _LOG.exception("job %s could not be run", order.panda_id)
-            self._desk.report(order.panda_id, outcome_of(1, error=SET_UP_FAILED))
+            _LOG.exception("job %s could not be run", job.panda_id)
+            self._dispatcher.report(job.panda_id, make_result(1, error=SET_UP_FAILED))
         finally:
             with self._lock:
-                self._cores_used -= order.cores
-                self._running.pop(order.panda_id, None)
+                self._cores_used -= job.cores
+                self._running.pop(job.panda_id, None)
             self.wake()
 
-    def _run(self, order: JobOrder) -> None:
-        places = self._settings.places
-        work = places.work_directory(order.panda_id)
+    def _run(self, job: PilotJob) -> None:
+        directories = self._settings.directories
+        work = directories.work_directory(job.panda_id)
         environment = job_environment(
-            order,
+            job,
             work,
             base=self._settings.environment,
             path=self._settings.path,
             extra=self._settings.extra,
         )
-        payload = Payload(order, places, environment, umask=self._settings.umask)
+        payload = PayloadRun(job, directories, environment, umask=self._settings.umask)
         with self._lock:
-            self._running[order.panda_id] = payload
+            self._running[job.panda_id] = payload
         payload.prepare()
-        fault = self._faults.for_job(order)
+        fault = self._faults.for_job(job)
         if fault.delay:
             self._stopping.wait(fault.delay)
         if fault.lose:
-            self._lose(order, payload)
+            self._lose(job, payload)
             return
-        code, results = self._run_commands(order, payload, forced=fault.exit_code)
+        code, event_results = self._run_commands(job, payload, forced=fault.exit_code)
         if self._stopping.is_set():
-            # Ended by stop: the next start finds the job as lost.
+            # Ended by `stop`: the next start treats the job as lost.
             return
-        outcome = self._outcome(order, payload, code, results)
-        if outcome.status == "failed" and self._pace.failed_attempt > 0:
-            self._stopping.wait(self._pace.failed_attempt)
-        self._desk.report(order.panda_id, outcome)
+        result = self._result(job, payload, code, event_results)
+        if result.status == "failed" and self._timing.failed_attempt > 0:
+            self._stopping.wait(self._timing.failed_attempt)
+        self._dispatcher.report(job.panda_id, result)
         keep = self._settings.keep_work
-        if keep == "never" or (keep == "failed" and outcome.status == "finished"):
+        if keep == "never" or (keep == "failed" and result.status == "finished"):
             payload.remove_work()
 
     def _run_commands(
-        self, order: JobOrder, payload: Payload, *, forced: int | None
-    ) -> tuple[int, tuple[EventOutcome, ...]]:
+        self, job: PilotJob, payload: PayloadRun, *, forced: int | None
+    ) -> tuple[int, tuple[EventResult, ...]]:
         """Run the job's payload, or its payloads one after the other."""
         first_bad = 0
         results = []
-        for number, command in payload_commands(order):
+        for number, command in payload_commands(job):
             if payload.error is not None or self._stopping.is_set():
-                results.append(EventOutcome(number, 143))
+                results.append(EventResult(number, 143))
                 continue
             code = payload.run(command) if forced is None else forced
             if number:
-                results.append(EventOutcome(number, code))
+                results.append(EventResult(number, code))
             first_bad = first_bad or code
         return first_bad, tuple(result for result in results if result.number)
 
-    def _outcome(
-        self, order: JobOrder, payload: Payload, code: int, results: tuple[EventOutcome, ...]
-    ) -> Outcome:
-        places = self._settings.places
+    def _result(
+        self, job: PilotJob, payload: PayloadRun, code: int, event_results: tuple[EventResult, ...]
+    ) -> JobResult:
+        directories = self._settings.directories
         detail = payload.figures()
-        log_url = places.log_url(order.panda_id)
+        log_url = directories.log_url(job.panda_id)
         detail["pilotID"] = f"{log_url}|local|{self._settings.version}"
         if payload.error is KILLED_BY_SERVER:
-            detail.update(cancelled_detail(self._desk.killer(order.panda_id)))
-        outcome = outcome_of(code, error=payload.error, events=results, detail=detail)
+            detail.update(cancelled_detail(self._dispatcher.killer(job.panda_id)))
+        result = make_result(code, error=payload.error, events=event_results, detail=detail)
         payload.keep_logs(
-            f"job {order.panda_id} of task {order.task_id} ({order.task_name}), attempt {order.attempt}\n"
-            f"input {order.pseudo_input}\nqueue {order.queue}\nstatus {outcome.status}\n"
-            f"exit code {code}\npilot error {outcome.pilot_error_code}"
-            f" {outcome.detail.get('pilotErrorDiag') or ''}\n"
+            f"job {job.panda_id} of task {job.task_id} ({job.task_name}), attempt {job.attempt}\n"
+            f"input {job.pseudo_input}\nqueue {job.queue}\nstatus {result.status}\n"
+            f"exit code {code}\npilot error {result.pilot_error_code}"
+            f" {result.detail.get('pilotErrorDiag') or ''}\n"
             f"elapsed {payload.elapsed:.2f} s\nmaximum resident memory {detail['maxRSS']} kB\n"
         )
-        return outcome
+        return result
 
-    def _lose(self, order: JobOrder, payload: Payload) -> None:
-        """Do as if the worker had vanished with the job."""
+    def _lose(self, job: PilotJob, payload: PayloadRun) -> None:
+        """Report a job as if its worker had vanished with it."""
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
-        self._stopping.wait(self._pace.heartbeat)
+        self._stopping.wait(self._timing.heartbeat)
         if not self._stopping.is_set():
-            self._desk.report_lost(order.panda_id, when)
+            self._dispatcher.report_lost(job.panda_id, when)
             payload.remove_work()
 
     # -- Watch --------------------------------------------------------------
@@ -524,7 +378,7 @@ class Executor:
                 running = {payload.session: payload for payload in self._running.values() if payload.session}
                 waiting = dict(self._running)
             if not waiting:
-                # Nothing runs: sleep until something does.
+                # Nothing runs: look less often.
                 self._stopping.wait(_WATCH_PERIOD)
                 continue
             try:
@@ -532,21 +386,21 @@ class Executor:
             except Exception:
                 _LOG.exception("could not watch the jobs")
 
-    def _check(self, running: Mapping[int, Payload], waiting: Mapping[int, Payload]) -> None:
+    def _check(self, running: Mapping[int, PayloadRun], waiting: Mapping[int, PayloadRun]) -> None:
         for session, use in measure_sessions(running.keys()).items():
             payload = running[session]
             payload.sample(use)
-            limit = payload.order.memory
+            limit = payload.job.memory
             if limit and use.rss > limit * 1024:
                 self._end(payload, OUT_OF_MEMORY)
         for payload in running.values():
-            if payload.order.walltime and payload.elapsed > payload.order.walltime:
+            if payload.job.walltime and payload.elapsed > payload.job.walltime:
                 self._end(payload, OUT_OF_TIME)
-        for panda_id in self._desk.due_kills(waiting.keys()):
+        for panda_id in self._dispatcher.due_kills(waiting.keys()):
             self._end(waiting[panda_id], KILLED_BY_SERVER)
 
-    def _end(self, payload: Payload, error: PilotError) -> None:
+    def _end(self, payload: PayloadRun, error: PilotError) -> None:
         if payload.error is not None:
             return
-        ender: Callable[[], None] = lambda: payload.end(error, grace=self._pace.grace)  # noqa: E731
+        ender: Callable[[], None] = lambda: payload.end(error, grace=self._timing.grace)  # noqa: E731
         threading.Thread(target=ender, daemon=True).start()

@@ -12,11 +12,13 @@ import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
-from .pilot import JobOrder
+if TYPE_CHECKING:
+    # Not at run time: clients read rules without what the extra "local" installs.
+    from .pilot import PilotJob
 
 _T = TypeVar("_T")
 _JOB_ACTIONS = ("fail", "lose", "delay")
@@ -65,15 +67,7 @@ class JobFault:
 
 
 class Faults:
-    """The rules in force; they can be changed while the server runs.
-
-    Parameters
-    ----------
-    rules : `~collections.abc.Iterable` [`FaultRule`], optional
-        Rules.
-    chance : `random.Random`, optional
-        For rules with a probability.
-    """
+    """The rules in force; they can be changed while the server runs."""
 
     def __init__(self, rules: Iterable[FaultRule] = (), *, chance: random.Random | None = None) -> None:
         self._lock = threading.Lock()
@@ -98,13 +92,13 @@ class Faults:
         self._used[number] = self._used.get(number, 0) + 1
         return True
 
-    def for_job(self, order: JobOrder) -> JobFault:
+    def for_job(self, job: PilotJob) -> JobFault:
         """Tell what happens to a job."""
         exit_code, lose, delay = None, False, 0.0
-        text = f"{order.task_name} {order.pseudo_input}"
+        text = f"{job.task_name} {job.pseudo_input}"
         with self._lock:
             for number, rule in enumerate(self._rules):
-                if rule.attempts and order.attempt > rule.attempts:
+                if rule.attempts and job.attempt > rule.attempts:
                     continue
                 if not self._applies(number, rule, "job", text):
                     continue
@@ -117,17 +111,7 @@ class Faults:
         return JobFault(exit_code, lose, delay)
 
     def flow(self, target: str, name: str, item: _T) -> list[_T]:
-        """Pass a message or command on: not at all, once, or twice.
-
-        Parameters
-        ----------
-        target : `str`
-            ``to_idds``, ``to_panda`` or ``command``.
-        name : `str`
-            Its type.
-        item : object
-            What is passed on.
-        """
+        """Pass a message or command on: not at all, once, or twice."""
         copies = 1
         with self._lock:
             for number, rule in enumerate(self._rules):
@@ -137,13 +121,7 @@ class Faults:
 
 
 def parse_faults(content: Any, *, origin: str = "faults") -> list[FaultRule]:
-    """Make rules of a list of mappings.
-
-    Raises
-    ------
-    ValueError
-        Raised for anything that is not understood, naming it.
-    """
+    """Make rules of a list of mappings."""
     if not isinstance(content, list):
         raise ValueError(f"{origin}: expected a list of rules")
     known = [item.name for item in fields(FaultRule)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["IddsHost", "Notifier", "Receiver", "Relay", "connect"]
+__all__ = ["IddsHost", "Notifier", "Receiver", "IddsRelay", "connect"]
 
 import gzip
 import importlib
@@ -22,12 +22,12 @@ import requests
 from requests.adapters import BaseAdapter
 
 from . import idds_repairs
-from .database import Outbox
+from .database import MessageQueue
 from .faults import Faults
-from .idds_repairs import BELL
+from .idds_repairs import LOOP_WAKER
 from .identity import Identity
 from .jedi import Jedi
-from .settings import Pace
+from .settings import Timing
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,17 +35,17 @@ _LONGEST_BATCH = 1.5
 _BATCH_PER_INPUT = 0.001
 
 
-class _Wires:
+class _Connections:
     """What the plug-ins connect; iDDS makes them without arguments."""
 
     jedi: Jedi
-    outbox: Outbox
+    message_queue: MessageQueue
     faults: Faults
 
 
-def connect(jedi: Jedi, outbox: Outbox, faults: Faults) -> None:
+def connect(jedi: Jedi, message_queue: MessageQueue, faults: Faults) -> None:
     """Set what the plug-ins connect, before iDDS's agents are started."""
-    _Wires.jedi, _Wires.outbox, _Wires.faults = jedi, outbox, faults
+    _Connections.jedi, _Connections.message_queue, _Connections.faults = jedi, message_queue, faults
 
 
 class _Plugin(threading.Thread):
@@ -128,8 +128,8 @@ class Notifier(_Plugin):
             return
         if content.get("relation_type") != "input" or not content.get("workload_id"):
             return
-        for copy in _Wires.faults.flow("to_panda", "file_processing", content):
-            _Wires.jedi.release(int(copy["workload_id"]), copy.get("files") or [])
+        for copy in _Connections.faults.flow("to_panda", "file_processing", content):
+            _Connections.jedi.release(int(copy["workload_id"]), copy.get("files") or [])
 
 
 class Receiver(_Plugin):
@@ -143,18 +143,18 @@ class Receiver(_Plugin):
         if self._suspended.is_set():
             time.sleep(0.1)
             return
-        bodies = _Wires.outbox.take(timeout=1)
+        bodies = _Connections.message_queue.take(timeout=1)
         for body in bodies:
-            for copy in _Wires.faults.flow("to_idds", str(body.get("msg_type")), body):
+            for copy in _Connections.faults.flow("to_idds", str(body.get("msg_type")), body):
                 headers = {"persistent": "true", "from_idds": "false"}
                 self._output.put(
                     {"name": "default", "from_idds": "false", "msg": {"headers": headers, "body": copy}}
                 )
         if bodies:
-            BELL.ring()
+            LOOP_WAKER.ring()
         # iDDS goes through all inputs of a task for each batch of messages:
         # the larger the task, the larger the batches, up to a second's worth.
-        size = _Wires.outbox.largest_task({int(body["taskid"]) for body in bodies})
+        size = _Connections.message_queue.largest_task({int(body["taskid"]) for body in bodies})
         self._stopped.wait(min(_LONGEST_BATCH, size * _BATCH_PER_INPUT))
 
 
@@ -178,8 +178,8 @@ super_users = {_SUPER_USER}
 """
 
 
-def _sections(directory: Path, database: str, pace: Pace, loglevel: str) -> dict[str, dict[str, object]]:
-    poll = pace.poll
+def _sections(directory: Path, database: str, timing: Timing, loglevel: str) -> dict[str, dict[str, object]]:
+    poll = timing.poll
     periods: dict[str, object] = {
         "poll_period": poll,
         "new_poll_period": poll,
@@ -289,23 +289,11 @@ class _InProcessAdapter(BaseAdapter):
 
 
 class IddsHost:
-    """iDDS in this process.
+    """iDDS in this process."""
 
-    Parameters
-    ----------
-    directory : `~pathlib.Path`
-        For its configuration, logs and storage.
-    database : `str`
-        SQLAlchemy URL.
-    pace : `Pace`
-        Delays.
-    loglevel : `str`
-        Level of its own logs.
-    """
-
-    def __init__(self, directory: Path, *, database: str, pace: Pace, loglevel: str = "WARNING") -> None:
+    def __init__(self, directory: Path, *, database: str, timing: Timing, loglevel: str = "WARNING") -> None:
         self._directory = directory
-        self._pace = pace
+        self._timing = timing
         self._agents: list[Any] = []
         self._clients = threading.local()
         for name in ("log", "cache", "storage", "home"):
@@ -315,7 +303,7 @@ class IddsHost:
         (directory / "home" / "proxy").write_text("none")
         (directory / "auth.cfg").write_text(_AUTH)
         lines = []
-        for section, values in _sections(directory, database, pace, loglevel).items():
+        for section, values in _sections(directory, database, timing, loglevel).items():
             lines.append(f"[{section}]")
             lines += [f"{key} = {str(value).replace('%', '%%')}" for key, value in values.items()]
         configuration = directory / "idds.cfg"
@@ -340,13 +328,7 @@ class IddsHost:
         }
 
     def prepare(self) -> None:
-        """Import iDDS, repair it, make its tables and its REST application.
-
-        Raises
-        ------
-        RuntimeError
-            Raised if this iDDS is not known; the text says what to install.
-        """
+        """Import iDDS, repair it, make its tables and its REST application."""
         wrong = idds_repairs.wrong_versions()
         if wrong:
             raise RuntimeError(idds_repairs.self_test())
@@ -361,7 +343,7 @@ class IddsHost:
             with engine.begin() as connection:
                 connection.execute(schema.CreateSchema("doma_idds", if_not_exists=True))
         models.register_models(engine)
-        idds_repairs.repair(self._pace)
+        idds_repairs.repair(self._timing)
         idds_repairs.unlock_everything()
         application = importlib.import_module("idds.rest.v1.app").create_app()
         self._adapter = _InProcessAdapter(application)
@@ -372,7 +354,7 @@ class IddsHost:
         for name in _AGENTS:
             agent = main.load_agent(name)
             agent.daemon = True
-            idds_repairs.tune(agent, self._pace)
+            idds_repairs.tune(agent, self._timing)
             agent.start()
             self._agents.append(agent)
 
@@ -422,19 +404,7 @@ _COMMANDS = ("abort", "retry", "close", "abort_task")
 
 
 def decode_body(body: bytes) -> dict[str, Any]:
-    """Decode the body of a request to the relay.
-
-    Parameters
-    ----------
-    body : `bytes`
-        JSON, or JSON packed with gzip (which the client does not say in a
-        header), or a URL-encoded form.
-
-    Raises
-    ------
-    ValueError
-        Raised for anything else.
-    """
+    """Decode the body of a request to the relay."""
     if body[:2] == b"\x1f\x8b":
         body = gzip.decompress(body)
     try:
@@ -446,40 +416,15 @@ def decode_body(body: bytes) -> dict[str, Any]:
     return value
 
 
-class Relay:
-    """The relay.
-
-    Parameters
-    ----------
-    host : `IddsHost`
-        Where commands go.
-    faults : `Faults`
-        Faults to inject.
-    """
+class IddsRelay:
+    """The relay."""
 
     def __init__(self, host: IddsHost, faults: Faults) -> None:
         self._host = host
         self._faults = faults
 
     def call(self, body: dict[str, Any], identity: Identity) -> tuple[bool, Any]:
-        """Send a command.
-
-        Parameters
-        ----------
-        body : `dict`
-            ``command_name``, ``args`` and ``kwargs`` (JSON texts of iDDS's
-            own kind), ``manager``, ``json_outputs``.
-        identity : `Identity`
-            In whose name.
-
-        Returns
-        -------
-        success : `bool`
-            Whether a client could be called; its reply may still be an
-            error.
-        reply : object
-            Reply, or what went wrong.
-        """
+        """Send a command."""
         # "command+http://host" asks for another iDDS server: there is one.
         command = str(body["command_name"]).partition("+")[0]
         manager = str(body.get("manager", "")).lower() == "true"

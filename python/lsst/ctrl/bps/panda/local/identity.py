@@ -57,13 +57,7 @@ class IdentityRules:
 
 
 def read_claims(token: str) -> dict[str, Any]:
-    """Read the claims of a JSON web token without checking it.
-
-    Raises
-    ------
-    NotAllowedError
-        Raised for what is no such token.
-    """
+    """Read the claims of a JSON web token without checking it."""
     try:
         payload = token.split(".")[1]
         claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
@@ -75,23 +69,7 @@ def read_claims(token: str) -> dict[str, Any]:
 
 
 def identify(headers: Headers, rules: IdentityRules, *, inside: bool = False) -> Identity:
-    """Tell who asks.
-
-    Parameters
-    ----------
-    headers : `Headers`
-        HTTP headers; ``get`` ignores case.
-    rules : `IdentityRules`
-        How users are told apart.
-    inside : `bool`, optional
-        Whether the request comes from this very process.
-
-    Raises
-    ------
-    NotAllowedError
-        Raised for a token that is no token or not accepted, or none where
-        one is needed.
-    """
+    """Tell who asks."""
     if inside:
         return Identity(rules.default_user, production=True, inside=True)
     scheme, _, token = headers.get("Authorization", "").partition(" ")
@@ -126,17 +104,7 @@ def _number(text: str) -> int:
 
 
 class TokenCheck:
-    """Checks tokens.
-
-    Parameters
-    ----------
-    issuer : `str`
-        URL of the issuer; its keys are found by OpenID discovery.
-    read : callable, optional
-        Reads the JSON document at a URL.
-    clock : callable, optional
-        Time, seconds since the epoch.
-    """
+    """Checks tokens."""
 
     def __init__(
         self,
@@ -165,18 +133,7 @@ class TokenCheck:
         return self._keys[name]
 
     def verify(self, token: str) -> Mapping[str, Any]:
-        """Check a token.
-
-        Returns
-        -------
-        claims : `~collections.abc.Mapping`
-            Its claims.
-
-        Raises
-        ------
-        NotAllowedError
-            Raised if it is not accepted; the text says why.
-        """
+        """Check a token."""
         claims = read_claims(token)
         signed, _, signature = token.rpartition(".")
         try:

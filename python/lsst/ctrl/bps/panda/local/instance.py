@@ -1,6 +1,8 @@
 """Start, find and stop an embedded PanDA: what the rest of the package uses.
 
-Nothing of iDDS's server is imported here; the server is a process of its own.
+Nothing that the extra ``local`` installs is imported at the top: the server is
+a process of its own, and without the extra the functions here say what to
+install.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ __all__ = [
 ]
 
 import importlib.util
-import json
 import os
 import secrets
 import shutil
@@ -26,8 +27,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -35,8 +34,17 @@ from typing import Any
 
 from lsst.ctrl.bps.panda.errors import LocalPandaError
 
-from .endpoint import ENDPOINT_FILE, Endpoint, environment, read_endpoint, state_directory
-from .processes import SERVER_MARKER, end_marked, is_alive
+from .endpoint import (
+    ENDPOINT_FILE,
+    SERVER_MARKER,
+    TOKEN_HEADER,
+    Endpoint,
+    EndpointClient,
+    environment,
+    is_alive,
+    read_endpoint,
+    state_directory,
+)
 from .settings import read_settings, take_lock, write_settings
 
 _LAUNCHER = Path(__file__).resolve().with_name("launch.py")
@@ -47,11 +55,12 @@ _NEEDED = {
     "waitress": "waitress",
     "flask": "flask",
     "sqlalchemy": "sqlalchemy",
+    "psutil": "psutil",
 }
 _children: dict[int, subprocess.Popen[bytes]] = {}
 """Servers that this process has started, to be collected when they end."""
 
-# Credentials of a facility are none of the server's business.
+# Credentials for a facility are not passed on to the server.
 _DROPPED = ("PANDA_", "OIDC_", "IDDS_", "X509_")
 
 
@@ -79,7 +88,7 @@ def _check_installed() -> None:
 
 
 def _canonical(directory: str | Path) -> Path:
-    """Give a directory one name: processes are found by it."""
+    """Resolve a directory's name, by which its processes are found."""
     return Path(directory).resolve()
 
 
@@ -108,15 +117,12 @@ def _prepare_directory(directory: Path) -> Path:
     return directory
 
 
-def _ask(endpoint: Endpoint, path: str, *, body: bytes | None = None, timeout: float = 10) -> Any:
-    url = endpoint.url.removesuffix("/server/panda") + path
-    headers = {"X-PanDA-Local-Token": endpoint.token, "Content-Type": "application/json"}
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+def _ask(endpoint: Endpoint, path: str, parameters: object = None) -> Any:
+    client = EndpointClient(endpoint, {TOKEN_HEADER: endpoint.token}, timeout=10)
     try:
-        with opener.open(urllib.request.Request(url, data=body, headers=headers), timeout=timeout) as reply:
-            value = json.load(reply)
+        value = client.api(path, parameters)
     except (OSError, ValueError) as error:
-        raise LocalPandaError(f"the embedded PanDA at {url} does not answer: {error}") from error
+        raise LocalPandaError(f"the embedded PanDA at {endpoint.url} does not answer: {error}") from error
     if not value.get("success"):
         raise LocalPandaError(f"the embedded PanDA refused {path}: {value.get('message')}")
     return value.get("data")
@@ -162,16 +168,16 @@ def start(
     database : `str`, optional
         ``postgresql://...``; SQLite files in the state directory by default.
     pace : `str`, optional
-        ``quick`` or ``production``, see `~.pace.parse_pace`.
+        ``quick`` or ``production``, see `~.settings.parse_timing`.
     foreground : `bool`, optional
-        Become the server; returns never.
+        Become the server; never returns.
     timeout : `float`, optional
         Seconds to wait for the server to answer.
     sleep : callable, optional
         Time, for tests.
     **options
-        Further settings, see `~.server_settings.ServerSettings`.  What is not
-        given stays as it was at the last start with this directory.
+        Further settings, see `~.settings.ServerSettings`.  What is not given
+        stays as it was at the last start with this directory.
 
     Returns
     -------
@@ -202,8 +208,8 @@ def start(
         try:
             endpoint = _wait_for_answer(process, directory, end=end, sleep=sleep)
         except BaseException:
-            # Also Ctrl-C: nobody would know of it.  And what it could not be
-            # started with is not to stay for the next start.
+            # Also after Ctrl-C, since nobody would know of it.  Settings with
+            # which it did not start must not stay for the next start.
             _abandon(process)
             write_settings(directory, asdict(before))
             raise
@@ -214,8 +220,8 @@ def start(
 def _wait_for_answer(
     process: subprocess.Popen[bytes], directory: Path, *, end: float, sleep: Callable[[float], None]
 ) -> Endpoint | None:
-    """Wait for a server that was just started, or for the one that was
-    faster; `None` if that one has gone.
+    """Wait for a server that was just started, or for another one that took
+    the directory first; `None` if that one has ended.
     """
     while time.monotonic() < end:
         code = process.poll()
@@ -316,17 +322,20 @@ def stop(directory: str | Path, *, timeout: float = 30, sleep: Callable[[float],
 
 
 def _end_remains(directory: str | Path) -> None:
-    """End what jobs of a server that was killed have left running."""
+    """Kill what the jobs of a server that was killed have left running."""
     directory = _canonical(directory)
     if not directory.is_dir():
         return
+    _check_installed()
+    from .processes import end_leftovers
+
     lock = take_lock(directory, patience=1.0)
     if lock is None:
         # A server is just starting, and tidies up itself.
         return
     with lock:
         dead = read_endpoint(directory)
-        end_marked(directory, dead_server=dead.mark if dead else "")
+        end_leftovers(directory, dead_server=dead.mark if dead else "")
         (directory / ENDPOINT_FILE).unlink(missing_ok=True)
 
 
@@ -338,13 +347,13 @@ def _reap(pid: int) -> None:
 
 
 def status(endpoint: Endpoint) -> dict[str, Any]:
-    """Ask a running embedded PanDA what goes on."""
-    return dict(_ask(endpoint, "/api/v1/local/status"))
+    """Read slots, runs, tasks and jobs of a running embedded PanDA."""
+    return dict(_ask(endpoint, "local/status"))
 
 
 def set_faults(endpoint: Endpoint, rules: Sequence[Mapping[str, Any]]) -> None:
-    """Replace the faults that are injected, for tests; see `~.faults`."""
-    _ask(endpoint, "/api/v1/local/faults", body=json.dumps(list(rules)).encode())
+    """Replace the rules of the faults that are injected, for tests; see `~.faults`."""
+    _ask(endpoint, "local/faults", list(rules))
 
 
 def clean(directory: str | Path) -> bool:

@@ -4,7 +4,7 @@ and the commands kill, finish, retry.
 
 from __future__ import annotations
 
-__all__ = ["CommandReply", "FINAL_STATES", "Jedi", "TaskBook"]
+__all__ = ["CommandReply", "FINAL_STATES", "Jedi", "TaskStore"]
 
 import itertools
 import json
@@ -14,10 +14,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from .database import Database, Outbox, files, jobs, tasks
+from .database import Database, MessageQueue, files, jobs, tasks
 from .job_store import OPEN_JOBS, JobStore
-from .pilot import Outcome, cancelled_detail, lost_detail
-from .settings import Pace
+from .pilot import JobResult, cancelled_detail, lost_detail
+from .settings import Timing
 
 FINAL_STATES = ("done", "finished", "failed", "aborted", "broken", "exhausted")
 """States in which a task stays until a command comes."""
@@ -28,26 +28,19 @@ _TOUCH = (
 )
 
 
-class TaskBook:
-    """Tasks in the database.
-
-    Parameters
-    ----------
-    database : `Database`
-        Where they are kept.
-    outbox : `Outbox`
-        For the messages about tasks.
-    clock : callable
-        Time, seconds since the epoch.
-    wake : callable
-        Called after something became due.
-    """
+class TaskStore:
+    """Tasks in the database."""
 
     def __init__(
-        self, database: Database, outbox: Outbox, *, clock: Callable[[], float], wake: Callable[[], None]
+        self,
+        database: Database,
+        message_queue: MessageQueue,
+        *,
+        clock: Callable[[], float],
+        wake: Callable[[], None],
     ) -> None:
         self._database = database
-        self._outbox = outbox
+        self._message_queue = message_queue
         self._clock = clock
         self._wake = wake
         self._params: dict[int, Mapping[str, Any]] = {}
@@ -117,7 +110,9 @@ class TaskBook:
         task.update(values, status=status)
         update = tasks.update().where(tasks.c.task_id == task["task_id"])
         connection.execute(update.values(status=status, modified=self._clock(), **values))
-        self._outbox.put(connection, {"msg_type": "task_status", "taskid": task["task_id"], "status": status})
+        self._message_queue.put(
+            connection, {"msg_type": "task_status", "taskid": task["task_id"], "status": status}
+        )
 
     def plan(
         self,
@@ -164,68 +159,37 @@ class CommandReply:
 
 
 class Jedi:
-    """Tasks.
-
-    Parameters
-    ----------
-    database : `Database`
-        Where they are kept.
-    outbox : `Outbox`
-        For the messages about tasks.
-    store : `JobStore`
-        Inputs and jobs.
-    pace : `Pace`
-        Delays.
-    clock : callable
-        Time, seconds since the epoch.
-    wake : callable
-        Called after something became due.
-    """
+    """Tasks."""
 
     def __init__(
         self,
         database: Database,
-        outbox: Outbox,
+        message_queue: MessageQueue,
         store: JobStore,
         *,
-        pace: Pace,
+        timing: Timing,
         clock: Callable[[], float],
         wake: Callable[[], None],
     ) -> None:
         self._database = database
         self._store = store
-        self._pace = pace
+        self._timing = timing
         self._clock = clock
         self._wake = wake
-        self._book = TaskBook(database, outbox, clock=clock, wake=wake)
+        self._tasks = TaskStore(database, message_queue, clock=clock, wake=wake)
 
     def task(self, connection: sa.Connection, task_id: int) -> dict[str, Any] | None:
         """Read a task, with its parameters as a `dict`."""
-        return self._book.get(connection, task_id)
+        return self._tasks.get(connection, task_id)
 
     def submitted(self, req_id: int, name: str) -> int | None:
-        """Find a task by its name; see `TaskBook.submitted`."""
-        return self._book.submitted(req_id, name)
+        """Find a task by its name; see `TaskStore.submitted`."""
+        return self._tasks.submitted(req_id, name)
 
     # -- Submission and release ---------------------------------------------
 
     def submit(self, params: Mapping[str, Any], user: str) -> int:
-        """Take a task.
-
-        Parameters
-        ----------
-        params : `~collections.abc.Mapping`
-            Task parameters.
-        user : `str`
-            Whose it is, if the parameters do not say.
-
-        Returns
-        -------
-        task_id : `int`
-            Id of the task.  A task that was submitted before (same name, same
-            iDDS request) is not made a second time: iDDS submits again when
-            it was killed between the submission and storing the id.
-        """
+        """Take a task."""
         name = str(params["taskName"])
         req_id = params.get("reqID")
         with self._database.change() as connection:
@@ -234,25 +198,25 @@ class Jedi:
             return self._insert(connection, name, params, user)
 
     def _insert(self, connection: sa.Connection, name: str, params: Mapping[str, Any], user: str) -> int:
-        task = self._book.add(connection, name, params, user)
+        task = self._tasks.add(connection, name, params, user)
         names = [str(value) for value in params.get("pfnList") or ["pseudo_file"]]
         try:
             self._store.add_files(connection, task, names)
         except ValueError as error:
-            self._book.set(connection, task, "broken", error_dialog=f"bad name of an input: {error}")
+            self._tasks.set(connection, task, "broken", error_dialog=f"bad name of an input: {error}")
             return int(task["task_id"])
         self._activate(connection, task)
         return int(task["task_id"])
 
     def _activate(self, connection: sa.Connection, task: dict[str, Any]) -> None:
         """Make jobs of what is ready, and move the task on."""
-        count = self._store.activate_ready(connection, task, self._pace.activation)
-        if count and self._pace.activation > 0:
+        count = self._store.activate_ready(connection, task, self._timing.activation)
+        if count and self._timing.activation > 0:
             self._database.after_commit(self._wake)
         if count and task["status"] in ("registered", "pending", "ready"):
-            self._book.set(connection, task, "running" if self._pace.activation <= 0 else "ready")
+            self._tasks.set(connection, task, "running" if self._timing.activation <= 0 else "ready")
         elif task["status"] == "registered":
-            self._book.set(
+            self._tasks.set(
                 connection,
                 task,
                 "pending",
@@ -260,21 +224,7 @@ class Jedi:
             )
 
     def release(self, task_id: int, inputs: Iterable[Mapping[str, Any]]) -> int:
-        """Release inputs or give them up, as iDDS tells.
-
-        Parameters
-        ----------
-        task_id : `int`
-            The task.
-        inputs : `~collections.abc.Iterable`
-            Per input ``name``, ``status`` (``Available`` or ``Missing``) and,
-            if iDDS knows it, ``external_content_id`` (the id of the input).
-
-        Returns
-        -------
-        count : `int`
-            Number of inputs whose state changed.
-        """
+        """Release inputs or give them up, as iDDS tells."""
         wanted = {"Available": "ready", "Missing": "missing"}
         with self._database.change() as connection:
             task = self.task(connection, task_id)
@@ -306,14 +256,8 @@ class Jedi:
 
     # -- Ends ---------------------------------------------------------------
 
-    def job_ended(self, panda_id: int, outcome: Outcome) -> bool:
-        """Take the report of a job's end.
-
-        Returns
-        -------
-        taken : `bool`
-            `False` if the job had ended before, whatever the report says.
-        """
+    def job_ended(self, panda_id: int, outcome: JobResult) -> bool:
+        """Take the report of a job's end."""
         with self._database.change() as connection:
             job = self._store.get(connection, panda_id)
             if job is None or job["status"] != "running":
@@ -321,7 +265,7 @@ class Jedi:
             self._end_job(connection, job, outcome)
             return True
 
-    def _end_job(self, connection: sa.Connection, job: Mapping[str, Any], outcome: Outcome) -> None:
+    def _end_job(self, connection: sa.Connection, job: Mapping[str, Any], outcome: JobResult) -> None:
         task = self.task(connection, job["task_id"])
         assert task is not None
         self._store.note_events(connection, job, outcome)
@@ -329,7 +273,7 @@ class Jedi:
             connection, job, status=outcome.status, detail=outcome.detail, sub_status=outcome.sub_status
         )
         self._store.settle_file(connection, task, job, outcome)
-        self._book.touch(connection, task)
+        self._tasks.touch(connection, task)
         self._check_end(connection, task)
 
     def _check_end(self, connection: sa.Connection, task: dict[str, Any]) -> None:
@@ -339,9 +283,9 @@ class Jedi:
             # The registered command will end it.
             return
         if task["status"] == "aborting":
-            self._book.set(connection, task, "aborted", ended=self._clock())
-        elif self._pace.finalise > 0:
-            self._book.plan(connection, task, "prepared", command="finalise", delay=self._pace.finalise)
+            self._tasks.set(connection, task, "aborted", ended=self._clock())
+        elif self._timing.finalise > 0:
+            self._tasks.plan(connection, task, "prepared", command="finalise", delay=self._timing.finalise)
         else:
             self._finalise(connection, task)
 
@@ -358,23 +302,12 @@ class Jedi:
         else:
             status = "failed"
             dialog = None if bad else "failed due to no input"
-        self._book.set(connection, task, status, ended=self._clock(), error_dialog=dialog)
+        self._tasks.set(connection, task, status, ended=self._clock(), error_dialog=dialog)
 
     # -- Commands -----------------------------------------------------------
 
     def command(self, task_id: int, command: str, user: str) -> CommandReply:
-        """Register a command.
-
-        Parameters
-        ----------
-        task_id : `int`
-            The task.
-        command : `str`
-            ``kill``, ``finish``, ``retry`` or ``incexec`` (reload of the
-            input).
-        user : `str`
-            Who asks.
-        """
+        """Register a command."""
         with self._database.change() as connection:
             task = self.task(connection, task_id)
             if task is None:
@@ -389,12 +322,12 @@ class Jedi:
                 return CommandReply(0, _REGISTERED) if same else CommandReply(4, refusal)
             if task["command"] in ("kill", "finish") or status in ("aborting", "finishing"):
                 return CommandReply(0, _REGISTERED)
-            self._book.plan(
+            self._tasks.plan(
                 connection,
                 task,
                 _ACTIVE_COMMANDS[command],
                 command=command,
-                delay=self._pace.command,
+                delay=self._timing.command,
                 by=user,
             )
         return CommandReply(0, _REGISTERED)
@@ -409,22 +342,22 @@ class Jedi:
                 if job is None or job["status"] not in OPEN_JOBS:
                     continue
                 update = jobs.update().where(jobs.c.panda_id == panda_id)
-                when = self._clock() + self._pace.heartbeat
+                when = self._clock() + self._timing.heartbeat
                 connection.execute(update.values(kill_at=when, kill_by=user))
                 if job["status"] == "activated":
-                    self._end_job(connection, job, Outcome("cancelled", detail=cancelled_detail(user)))
+                    self._end_job(connection, job, JobResult("cancelled", detail=cancelled_detail(user)))
             self._database.after_commit(self._wake)
         return results
 
     def _execute(self, connection: sa.Connection, task: dict[str, Any]) -> None:
         command, user = task["command"], task["command_by"] or ""
-        self._book.unplan(connection, task)
+        self._tasks.unplan(connection, task)
         if command == "finalise":
             self._finalise(connection, task)
         elif command in ("kill", "finish"):
-            self._book.set(connection, task, "aborting" if command == "kill" else "finishing")
+            self._tasks.set(connection, task, "aborting" if command == "kill" else "finishing")
             self._store.cancel_queued(connection, task["task_id"], user)
-            self._store.order_kill(connection, task["task_id"], user, self._clock() + self._pace.heartbeat)
+            self._store.order_kill(connection, task["task_id"], user, self._clock() + self._timing.heartbeat)
             self._database.after_commit(self._wake)
             self._check_end(connection, task)
         else:
@@ -440,27 +373,21 @@ class Jedi:
             # What was never released waits for its release again.
             fresh = files.update().where(files.c.task_id == task["task_id"], files.c.status == "ready")
             connection.execute(fresh.where(files.c.attempt == 0).values(status="staging"))
-        self._book.set(connection, task, "ready", ended=None, error_dialog=None)
+        self._tasks.set(connection, task, "ready", ended=None, error_dialog=None)
         if not self._store.has_open(connection, task["task_id"]):
             counts = self._store.counts(connection, task["task_id"])
             if counts.get("finished"):
                 self._finalise(connection, task)
                 return
             dialog = "no retry since no new/unprocessed files available"
-            self._book.set(connection, task, "failed", ended=self._clock(), error_dialog=dialog)
+            self._tasks.set(connection, task, "failed", ended=self._clock(), error_dialog=dialog)
             return
         self._activate(connection, task)
 
     # -- Time ---------------------------------------------------------------
 
     def tick(self) -> float | None:
-        """Do what is due.
-
-        Returns
-        -------
-        next_due : `float` or `None`
-            When to come back, seconds since the epoch.
-        """
+        """Do what is due."""
         now = self._clock()
         with self._database.change() as connection:
             for task_id in connection.execute(sa.select(tasks.c.task_id).where(tasks.c.due <= now)).scalars():
@@ -473,7 +400,7 @@ class Jedi:
                 assert task is not None
                 self._store.create(connection, task, [dict(file)])
                 if task["status"] == "ready":
-                    self._book.set(connection, task, "running")
+                    self._tasks.set(connection, task, "running")
             dues = [
                 connection.execute(sa.select(sa.func.min(column))).scalar()
                 for column in (tasks.c.due, files.c.due)
@@ -483,13 +410,6 @@ class Jedi:
     def recover(self, last_seen: str) -> int:
         """Deal with jobs that were running when the server died.
 
-        Returns
-        -------
-        count : `int`
-            Number of jobs.
-
-        Notes
-        -----
         With an attempt left, a job is failed as a lost heartbeat and tried
         again.  The last attempt is run again under its own id: the death of
         the embedded PanDA must not use up the attempts of a run, and a failed
@@ -505,7 +425,7 @@ class Jedi:
                 assert task is not None
                 closing = task["status"] in ("aborting", "finishing")
                 if closing or job["attempt"] < job["max_attempt"]:
-                    outcome = Outcome("failed", detail=lost_detail(last_seen))
+                    outcome = JobResult("failed", detail=lost_detail(last_seen))
                     self.job_ended(panda_id, outcome)
                 else:
                     update = jobs.update().where(jobs.c.panda_id == panda_id)

@@ -14,30 +14,13 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from .database import Database, Outbox, events, files, jobs
-from .pilot import MEMORY_CODES, Outcome, cancelled_detail
+from .database import Database, MessageQueue, events, files, jobs
+from .pilot import MEMORY_CODES, JobResult, cancelled_detail
 
 
 def memory_of_retry(current: int, params: Mapping[str, Any], cores: int) -> int:
     """Tell the memory of the next attempt after one that ran out of memory.
 
-    Parameters
-    ----------
-    current : `int`
-        Memory of the attempt that failed, MB per core.
-    params : `~collections.abc.Mapping`
-        Task parameters, MB: ``ramCount``, ``retryRamStep`` and
-        ``retryRamOffset`` per core, ``retryRamMax`` of the whole job.
-    cores : `int`
-        Cores of the job.
-
-    Returns
-    -------
-    memory : `int`
-        MB per core, never less than ``current``.
-
-    Notes
-    -----
     The rule is that of panda-server's ``task_event_module``: the memory is
     multiplied by ``retryRamStep / ramCount``.  Without a step the offset is a
     lower limit.  ``retryRamMax`` caps the result.
@@ -118,25 +101,18 @@ def _input_of(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class JobStore:
-    """Inputs and jobs of all tasks.
-
-    Parameters
-    ----------
-    database : `Database`
-        Where they are kept.
-    outbox : `Outbox`
-        For the messages about jobs.
-    clock : callable
-        Time, seconds since the epoch.
-    wake : callable
-        Called after a job became ready to run.
-    """
+    """Inputs and jobs of all tasks."""
 
     def __init__(
-        self, database: Database, outbox: Outbox, *, clock: Callable[[], float], wake: Callable[[], None]
+        self,
+        database: Database,
+        message_queue: MessageQueue,
+        *,
+        clock: Callable[[], float],
+        wake: Callable[[], None],
     ) -> None:
         self._database = database
-        self._outbox = outbox
+        self._message_queue = message_queue
         self._clock = clock
         self._wake = wake
         self._job_ids = itertools.count(max(database.highest(jobs.c.panda_id), _FIRST_JOB) + 1)
@@ -145,8 +121,6 @@ class JobStore:
     def add_files(self, connection: sa.Connection, task: Mapping[str, Any], names: list[str]) -> None:
         """Add the inputs of a new task.
 
-        Notes
-        -----
         The name of an input is made as JEDI's ContentsFeeder does: a running
         number, a colon, what stands behind the last ``/``, and up to ``^``,
         which separates the number of events.
@@ -174,13 +148,7 @@ class JobStore:
             connection.execute(files.insert(), rows)
 
     def activate_ready(self, connection: sa.Connection, task: Mapping[str, Any], delay: float) -> int:
-        """Make jobs of the inputs of a task that are ready, now or later.
-
-        Returns
-        -------
-        count : `int`
-            Number of inputs that were ready.
-        """
+        """Make jobs of the inputs of a task that are ready, now or later."""
         query = sa.select(files).where(files.c.task_id == task["task_id"], files.c.status == "ready")
         rows = connection.execute(query.order_by(files.c.file_id)).mappings().all()
         if delay > 0:
@@ -245,7 +213,7 @@ class JobStore:
 
     def tell(self, connection: sa.Connection, *told: Mapping[str, Any]) -> None:
         """Send iDDS the states of jobs."""
-        self._outbox.put(
+        self._message_queue.put(
             connection,
             *(
                 {
@@ -284,7 +252,7 @@ class JobStore:
             # also for those that failed; it learns of these by polling.
             self.tell(connection, {**job, "status": status})
 
-    def note_events(self, connection: sa.Connection, job: Mapping[str, Any], outcome: Outcome) -> None:
+    def note_events(self, connection: sa.Connection, job: Mapping[str, Any], outcome: JobResult) -> None:
         """Store how the payloads of an event service job ended."""
         for event in outcome.events:
             good = event.exit_code == 0
@@ -300,7 +268,7 @@ class JobStore:
             )
 
     def settle_file(
-        self, connection: sa.Connection, task: Mapping[str, Any], job: Mapping[str, Any], outcome: Outcome
+        self, connection: sa.Connection, task: Mapping[str, Any], job: Mapping[str, Any], outcome: JobResult
     ) -> None:
         """Draw the consequence of a job's end for its input: finished, tried
         again, or failed.
@@ -340,13 +308,7 @@ class JobStore:
         connection.execute(idle.values(status="cancelled", due=None))
 
     def order_kill(self, connection: sa.Connection, task_id: int, user: str, when: float) -> int:
-        """Have the running jobs of a task killed when their pilots hear of it.
-
-        Returns
-        -------
-        count : `int`
-            Number of running jobs.
-        """
+        """Have the running jobs of a task killed when their pilots hear of it."""
         update = jobs.update().where(jobs.c.task_id == task_id, jobs.c.status == "running")
         result = connection.execute(update.values(kill_at=when, kill_by=user))
         return int(result.rowcount)

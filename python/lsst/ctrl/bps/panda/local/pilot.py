@@ -1,5 +1,5 @@
-"""What a pilot is told and what it reports: the order for one PanDA job, and how a payload ended, in PanDA's
-codes and texts.
+"""What a pilot does for one PanDA job: the job it is given, its environment and processes, and its report in
+PanDA's codes and texts.
 
 Pilot codes are those of pilot 3 (``pilot/common/errorcodes.py``), task buffer
 and job dispatcher codes those of panda-server (``ErrorCode.py`` of
@@ -9,29 +9,47 @@ and job dispatcher codes those of panda-server (``ErrorCode.py`` of
 from __future__ import annotations
 
 __all__ = [
-    "EventOutcome",
-    "JobOrder",
+    "EventResult",
+    "JobDirectories",
+    "JobResult",
     "KILLED_BY_SERVER",
     "MEMORY_CODES",
     "OUT_OF_MEMORY",
     "OUT_OF_TIME",
-    "Outcome",
     "PAYLOAD_FAILED",
+    "PayloadRun",
     "PilotError",
+    "PilotJob",
+    "SET_UP_FAILED",
     "cancelled_detail",
+    "job_environment",
     "lost_detail",
-    "outcome_of",
+    "make_result",
     "payload_commands",
+    "read_memory_summary",
 ]
 
+import json
+import os
+import shutil
+import subprocess
+import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from .processes import JOB_MARKER, SessionUse, end_marked, end_session
+
+_SUMMARY = "memory_monitor_summary.json"
+_KEPT_FILES = ("payload*", "memory_monitor*")
+_PASSED = ("HOME", "USER", "LOGNAME", "LANG", "TZ")
 
 
 @dataclass(frozen=True, slots=True)
-class JobOrder:
-    """A PanDA job to run."""
+class PilotJob:
+    """A PanDA job as a pilot is told to run it."""
 
     panda_id: int
     task_id: int
@@ -61,27 +79,19 @@ class JobOrder:
     """Limit of the run time, seconds; 0 means none."""
 
 
-def payload_commands(order: JobOrder) -> list[tuple[int, str]]:
-    """List the command lines of a job.
+def payload_commands(job: PilotJob) -> list[tuple[int, str]]:
+    """List the command lines of a job, each with the number of its payload.
 
-    Returns
-    -------
-    commands : `list` [`tuple` [`int`, `str`]]
-        Number of the payload (0 for an ordinary job, from 1 for event
-        service) and command line.
-
-    Notes
-    -----
-    PanDA puts the text in place unquoted.  With event service the pilot runs
-    the payload once an event, with ``^`` and the event's number behind the
-    name of the input.
+    The number is 0 for an ordinary job.  With event service the pilot runs
+    the payload once for each event, from 1, with ``^`` and the event's number
+    behind the name of the input.  PanDA inserts that name unquoted.
     """
-    if not order.event_count:
-        return [(0, order.template.replace("${IN/L}", order.pseudo_input))]
+    if not job.event_count:
+        return [(0, job.template.replace("${IN/L}", job.pseudo_input))]
     return [
-        (number, order.template.replace("${IN/L}", f"{order.pseudo_input}^{number}"))
-        for number in range(1, order.event_count + 1)
-        if number not in order.done_events
+        (number, job.template.replace("${IN/L}", f"{job.pseudo_input}^{number}"))
+        for number in range(1, job.event_count + 1)
+        if number not in job.done_events
     ]
 
 
@@ -107,7 +117,7 @@ _DISPATCHER_WATCHER = 100
 
 
 @dataclass(frozen=True, slots=True)
-class EventOutcome:
+class EventResult:
     """How one payload of an event service job ended."""
 
     number: int
@@ -117,7 +127,7 @@ class EventOutcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class JobResult:
     """How a PanDA job ended."""
 
     status: str
@@ -129,7 +139,7 @@ class Outcome:
     detail: Mapping[str, Any] = field(default_factory=dict)
     """Fields of PanDA's job record."""
 
-    events: tuple[EventOutcome, ...] = ()
+    events: tuple[EventResult, ...] = ()
 
     @property
     def pilot_error_code(self) -> int:
@@ -137,43 +147,35 @@ class Outcome:
         return int(self.detail.get("pilotErrorCode") or 0)
 
 
-def outcome_of(
+def make_result(
     exit_code: int,
     *,
     error: PilotError | None = None,
-    events: tuple[EventOutcome, ...] = (),
+    events: tuple[EventResult, ...] = (),
     detail: Mapping[str, Any] | None = None,
-) -> Outcome:
-    """Make the report of a payload that has ended.
+) -> JobResult:
+    """Make the report of a job whose payload has ended.
 
-    Parameters
-    ----------
-    exit_code : `int`
-        Of the payload; of an event service job that of the first payload
-        that failed.
-    error : `PilotError`, optional
-        Why the pilot ended the payload, if it did.
-    events : `tuple` [`EventOutcome`], optional
-        Payloads of an event service job.
-    detail : `~collections.abc.Mapping`, optional
-        Further fields of the job record (memory, log).
+    ``exit_code`` of an event service job is that of the first payload that
+    failed, ``error`` the reason why the pilot ended the payload, and
+    ``detail`` further fields of the job record (memory, log).
     """
     fields = dict(detail or {})
     fields["transExitCode"] = str(exit_code)
     good = [event for event in events if event.exit_code == 0]
     if error is None and exit_code == 0:
-        return Outcome("finished", "fg_done" if events else None, fields, events)
+        return JobResult("finished", "fg_done" if events else None, fields, events)
     reported = error or PAYLOAD_FAILED
     fields["pilotErrorCode"] = reported.code
     fields["pilotErrorDiag"] = reported.text
     if good:
         # PanDA counts the job as finished when some of its events are.
-        return Outcome("finished", "fg_partial", fields, events)
-    return Outcome("failed", None, fields, events)
+        return JobResult("finished", "fg_partial", fields, events)
+    return JobResult("failed", None, fields, events)
 
 
 def lost_detail(last_seen: str) -> dict[str, Any]:
-    """Tell the fields of a job whose pilot was not heard of any more."""
+    """Make the fields of a job whose pilot sends no more heartbeats."""
     return {
         "jobDispatcherErrorCode": _DISPATCHER_WATCHER,
         "jobDispatcherErrorDiag": f"lost heartbeat : {last_seen}",
@@ -181,5 +183,233 @@ def lost_detail(last_seen: str) -> dict[str, Any]:
 
 
 def cancelled_detail(user: str) -> dict[str, Any]:
-    """Tell the fields of a job that was killed."""
+    """Make the fields of a job that a user has killed."""
     return {"taskBufferErrorCode": _TASK_BUFFER_KILL, "taskBufferErrorDiag": f"kill by {user}"}
+
+
+@dataclass(frozen=True, slots=True)
+class JobDirectories:
+    """Where the log and work directories of jobs are."""
+
+    logs: Path
+    """Parent of the log directories, which are kept."""
+
+    work: Path
+    """Parent of the work directories."""
+
+    url: str
+    """URL of ``logs``, without a slash at its end."""
+
+    def log_directory(self, panda_id: int) -> Path:
+        """Return the log directory of a job."""
+        return self.logs / f"PandaJob_{panda_id}"
+
+    def work_directory(self, panda_id: int) -> Path:
+        """Return the work directory of a job."""
+        return self.work / f"PandaJob_{panda_id}"
+
+    def log_url(self, panda_id: int) -> str:
+        """Return the URL of a job's pilot log; its other logs are next to it."""
+        return f"{self.url}/PandaJob_{panda_id}/pilotlog.txt"
+
+
+def job_environment(
+    job: PilotJob,
+    work: Path,
+    *,
+    base: Mapping[str, str],
+    path: str,
+    extra: Mapping[str, str],
+) -> dict[str, str]:
+    """Make the environment of a job: a clean one, with a pilot's variables.
+
+    Of ``base``, the server's environment, only user, language and time zone
+    are passed on; ``path`` is the first directory of ``PATH``; ``extra`` has
+    precedence.
+    """
+    variables = {name: base[name] for name in _PASSED if name in base}
+    variables.update(
+        PATH=f"{path}:/usr/local/bin:/usr/bin:/bin",
+        TMPDIR=str(work),
+        PWD=str(work),
+        PANDAID=str(job.panda_id),
+        PanDA_TaskID=str(job.task_id),
+        PANDA_ATTEMPTNR=str(job.attempt),
+        PANDA_JSID="panda_local",
+        PANDA_RESOURCE=job.queue,
+        PILOT_SITENAME=job.queue,
+        GTAG="unknown",
+        ATHENA_PROC_NUMBER=str(job.cores),
+        ATHENA_CORE_NUMBER=str(job.cores),
+        CORE_COUNT=str(job.cores),
+    )
+    variables.update(extra)
+    return variables
+
+
+def read_memory_summary(directory: Path) -> dict[str, Any]:
+    """Read the summary that prmon left, as Rubin's pilot does.
+
+    The fields are ``maxRSS``, ``avgRSS`` and so on, in kB; there are none
+    without a usable file.
+    """
+    try:
+        summary = json.loads((directory / _SUMMARY).read_text())
+        highest, average = summary["Max"], summary["Avg"]
+        fields: dict[str, Any] = {}
+        for name in ("rss", "vmem", "swap", "pss"):
+            if name in highest:
+                fields[f"max{name.upper()}"] = int(highest[name])
+            if name in average:
+                fields[f"avg{name.upper()}"] = int(average[name])
+        names = (("rchar", "RCHAR"), ("wchar", "WCHAR"), ("read_bytes", "RBYTES"), ("write_bytes", "WBYTES"))
+        for name, field in names:
+            # PanDA stores these divided by 1024.
+            if name in highest:
+                fields[f"tot{field}"] = int(highest[name]) // 1024
+            if name in average:
+                fields[f"rate{field}"] = int(average[name]) // 1024
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return fields
+
+
+class PayloadRun:
+    """A job that runs: its directories, its processes and their measurements."""
+
+    def __init__(
+        self,
+        job: PilotJob,
+        directories: JobDirectories,
+        environment: Mapping[str, str],
+        *,
+        umask: int = 0o022,
+    ) -> None:
+        self.job = job
+        self._umask = umask
+        self.work = directories.work_directory(job.panda_id)
+        self.logs = directories.log_directory(job.panda_id)
+        self._mark = f"{JOB_MARKER}={self.work}"
+        self._environment = {**environment, JOB_MARKER: str(self.work)}
+        self._lock = threading.Lock()
+        self._begun = time.monotonic()
+        self._session = 0
+        self._error: PilotError | None = None
+        self._samples = 0
+        self._rss_sum = 0
+        self._max = SessionUse(0, 0, 0)
+        self._cpu = 0.0
+
+    @property
+    def session(self) -> int:
+        """Session id of the process that runs now, 0 if none."""
+        return self._session
+
+    @property
+    def error(self) -> PilotError | None:
+        """Why the payload was ended from outside, if it was."""
+        return self._error
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._begun
+
+    def prepare(self) -> None:
+        """Make empty log and work directories."""
+        for directory in (self.work, self.logs):
+            if directory.exists():
+                shutil.rmtree(directory, ignore_errors=True)
+            directory.mkdir(parents=True, mode=0o700)
+        for name in ("payload.stdout", "payload.stderr"):
+            (self.logs / name).touch()
+            (self.work / name).symlink_to(self.logs / name)
+
+    def run(self, command: str) -> int:
+        """Run one command line to its end; returns 128 + n after signal n."""
+        with (
+            (self.logs / "payload.stdout").open("ab") as stdout,
+            (self.logs / "payload.stderr").open("ab") as stderr,
+        ):
+            with self._lock:
+                if self._error is not None:
+                    return 143
+                process = self._spawn(command, stdout, stderr)
+                self._session = process.pid
+            _, status, usage = os.wait4(process.pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        process.returncode = code
+        self._cpu += usage.ru_utime + usage.ru_stime
+        self._sweep()
+        return 128 - code if code < 0 else code
+
+    def _spawn(self, command: str, stdout: BinaryIO, stderr: BinaryIO) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            ["bash", "-c", command],
+            cwd=self.work,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+            umask=self._umask,
+        )
+
+    def _sweep(self) -> None:
+        """End processes that the command left running, in its session or not."""
+        session, self._session = self._session, 0
+        try:
+            os.killpg(session, 0)
+        except (ProcessLookupError, PermissionError):
+            pass
+        else:
+            end_session(session, grace=0.0)
+        end_marked(self._mark)
+
+    def sample(self, use: SessionUse) -> None:
+        """Record a measurement of the running processes."""
+        self._samples += 1
+        self._rss_sum += use.rss
+        before = self._max
+        self._max = SessionUse(max(before.rss, use.rss), max(before.vmem, use.vmem), use.processes)
+
+    def end(self, error: PilotError, *, grace: float) -> None:
+        """End the payload: SIGTERM, after ``grace`` seconds SIGKILL.
+
+        The first reason given is the one that is reported.
+        """
+        with self._lock:
+            if self._error is not None:
+                return
+            self._error = error
+            session = self._session
+        if session:
+            end_session(session, grace=grace)
+        end_marked(self._mark)
+
+    def figures(self) -> dict[str, Any]:
+        """Return the measurements as fields of PanDA's job record, in kB and s."""
+        # Not the kernel's ru_maxrss: after an exec it still holds the size of
+        # the server that forked.
+        peak = self._max.rss
+        fields: dict[str, Any] = {
+            "maxRSS": peak,
+            "avgRSS": self._rss_sum // self._samples if self._samples else peak,
+            "cpuConsumptionTime": round(self._cpu),
+        }
+        if self._max.vmem:
+            fields["maxVMEM"] = self._max.vmem
+        fields.update(read_memory_summary(self.work))
+        return fields
+
+    def keep_logs(self, text: str) -> None:
+        """Copy the payload's own logs next to its output, and write the pilot log."""
+        for pattern in _KEPT_FILES:
+            for path in self.work.glob(pattern):
+                if path.is_file() and not path.is_symlink():
+                    shutil.copy2(path, self.logs / path.name)
+        (self.logs / "pilotlog.txt").write_text(text)
+
+    def remove_work(self) -> None:
+        """Remove the work directory."""
+        shutil.rmtree(self.work, ignore_errors=True)

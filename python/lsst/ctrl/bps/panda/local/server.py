@@ -6,7 +6,7 @@ server.  Started by `~.instance.start`; ends by a signal.
 
 from __future__ import annotations
 
-__all__ = ["PrintedLines", "Server", "catch_prints", "main", "set_up_log"]
+__all__ = ["PrintedLines", "Server", "redirect_prints", "main", "set_up_log"]
 
 import faulthandler
 import gc
@@ -26,23 +26,31 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
 from waitress import create_server  # type: ignore[import-untyped]
 
 from ..version import __version__
-from . import idds_host as idds_plugins
 from . import idds_repairs
 from .api import Api, FileCache
-from .database import Database, Outbox
-from .dispatcher import JobDesk
-from .endpoint import ENDPOINT_FILE, Endpoint, environment, read_endpoint, write_endpoint
-from .executor import Executor, ExecutorSettings, JobPlaces
+from .database import Database, MessageQueue
+from .endpoint import (
+    ENDPOINT_FILE,
+    SERVER_MARKER,
+    Endpoint,
+    environment,
+    read_endpoint,
+    start_ticks,
+    write_endpoint,
+)
+from .executor import Dispatcher, Executor, ExecutorSettings
 from .faults import Faults, read_faults
-from .idds_host import IddsHost, Relay
+from .idds_host import IddsHost, IddsRelay, connect
 from .identity import IdentityRules, TokenCheck
 from .jedi import Jedi
 from .job_store import JobStore
-from .processes import MARKER, SERVER_MARKER, end_marked, is_alive, start_ticks
-from .settings import Queues, ServerSettings, parse_pace, read_queues, read_settings, take_lock
+from .pilot import JobDirectories
+from .processes import MARKER, end_leftovers, is_running
+from .settings import Queues, ServerSettings, parse_timing, read_queues, read_settings, take_lock
 from .views import Views, runs
 from .web import WebParts, make_application
 
@@ -51,22 +59,7 @@ _FILES = 3
 
 
 def set_up_log(directory: Path, level: str, *, size: int = _SIZE) -> logging.Handler:
-    """Log to ``server.log``, and to ``server.log.1`` and so on what is older.
-
-    Parameters
-    ----------
-    directory : `~pathlib.Path`
-        State directory.
-    level : `str`
-        Level of iDDS's messages.
-    size : `int`, optional
-        Largest size of a file, bytes.
-
-    Returns
-    -------
-    handler : `logging.Handler`
-        The root logger's new handler.
-    """
+    """Log to ``server.log``, and to ``server.log.1`` and so on what is older."""
     handler = logging.handlers.RotatingFileHandler(
         directory / "server.log", maxBytes=size, backupCount=_FILES - 1
     )
@@ -82,15 +75,7 @@ def set_up_log(directory: Path, level: str, *, size: int = _SIZE) -> logging.Han
 
 
 class PrintedLines(io.TextIOBase):
-    """A stream whose lines go to a logger.
-
-    Parameters
-    ----------
-    logger : `logging.Logger`
-        Where to.
-    level : `int`
-        With which level.
-    """
+    """A stream whose lines go to a logger."""
 
     _LONGEST = 2000
 
@@ -110,7 +95,7 @@ class PrintedLines(io.TextIOBase):
         return len(text)
 
 
-def catch_prints() -> None:
+def redirect_prints() -> None:
     """Have the log get what libraries print from now on.
 
     panda-client prints whole replies of the server, as iDDS asks it to.
@@ -145,20 +130,7 @@ def _listen(host: str, ports: tuple[int, ...]) -> socket.socket:
 
 
 class Server:
-    """A running embedded PanDA.
-
-    Parameters
-    ----------
-    directory : `~pathlib.Path`
-        State directory.
-    settings : `ServerSettings`
-        What it was started with.
-    listener : `socket.socket`
-        Bound socket.
-    umask : `int`
-        Permissions that files of jobs do not get.  The server's own files are
-        private; what a job puts into a Butler is as the user wants files.
-    """
+    """A running embedded PanDA."""
 
     def __init__(
         self, directory: Path, settings: ServerSettings, listener: socket.socket, *, umask: int
@@ -193,40 +165,38 @@ class Server:
         return f"sqlite:///{self._directory / 'idds.db'}", f"sqlite:///{self._directory / 'panda.db'}"
 
     def build(self) -> None:
-        """Put everything together and take up what was left.
-
-        Raises
-        ------
-        RuntimeError
-            Raised if something needed is missing; the text says what to
-            install.
-        """
+        """Put everything together and take up what was left."""
         settings, directory = self._settings, self._directory
-        self._pace = parse_pace(settings.pace)
+        self._timing = parse_timing(settings.pace)
         self._queues = read_queues(settings.queues) if settings.queues else Queues()
         self._faults = Faults(read_faults(settings.faults) if settings.faults else ())
         idds_url, panda_url = self._databases()
         self._host = IddsHost(
-            directory / "idds", database=idds_url, pace=self._pace, loglevel=settings.loglevel
+            directory / "idds", database=idds_url, timing=self._timing, loglevel=settings.loglevel
         )
         self._set_environment()
         self._host.prepare()
         self._database = Database(panda_url)
-        outbox = Outbox(self._database, time.time)
-        store = JobStore(self._database, outbox, clock=time.time, wake=self._wake_executor)
+        message_queue = MessageQueue(self._database, time.time)
+        store = JobStore(self._database, message_queue, clock=time.time, wake=self._wake_executor)
         self._jedi = Jedi(
-            self._database, outbox, store, pace=self._pace, clock=time.time, wake=self._tick_bell.set
+            self._database,
+            message_queue,
+            store,
+            timing=self._timing,
+            clock=time.time,
+            wake=self._tick_bell.set,
         )
-        self._desk = JobDesk(self._database, self._jedi, queues=self._queues, clock=time.time)
-        self._places = JobPlaces(directory / "logs", directory / "work", f"{self._base}/logs")
+        self._dispatcher = Dispatcher(self._database, self._jedi, queues=self._queues, clock=time.time)
+        self._job_directories = JobDirectories(directory / "logs", directory / "work", f"{self._base}/logs")
         self._executor = self._make_executor()
-        idds_plugins.connect(self._jedi, outbox, self._faults)
+        connect(self._jedi, message_queue, self._faults)
         idds_repairs.offer_task_lookup(self._jedi.submitted)
         self._application = self._make_application()
         before = read_endpoint(directory)
-        killed = end_marked(directory, dead_server=before.mark if before else "")
+        killed = end_leftovers(directory, dead_server=before.mark if before else "")
         lost = self._jedi.recover(time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()))
-        replayed = outbox.replay()
+        replayed = message_queue.replay()
         _LOG.info("ended %d processes, %d lost jobs, %d messages again", killed, lost, replayed)
 
     def _set_environment(self) -> None:
@@ -245,7 +215,7 @@ class Server:
         variables = {name: value for name, value in environment(self.endpoint).items() if value}
         settings = ExecutorSettings(
             slots=self._settings.slots or len(os.sched_getaffinity(0)),
-            places=self._places,
+            directories=self._job_directories,
             environment=self._outside,
             path=str(Path(sys.executable).parent),
             extra={**variables, MARKER: str(self._directory)},
@@ -253,15 +223,15 @@ class Server:
             umask=self._umask,
             version=__version__,
         )
-        return Executor(self._desk, settings, pace=self._pace, faults=self._faults)
+        return Executor(self._dispatcher, settings, timing=self._timing, faults=self._faults)
 
     def _make_application(self) -> Any:
         views = Views(self._database)
         parts = WebParts(
-            api=Api(self._jedi, views, queues=self._queues, pace=self._pace),
-            relay=Relay(self._host, self._faults),
+            api=Api(self._jedi, views, queues=self._queues, timing=self._timing),
+            relay=IddsRelay(self._host, self._faults),
             cache=FileCache(self._directory / "cache"),
-            logs=self._places.logs,
+            logs=self._job_directories.logs,
             rules=IdentityRules(getpass.getuser(), self._token_check()),
             faults=self._faults,
             status=self.status,
@@ -286,8 +256,8 @@ class Server:
             "url": self.endpoint.url,
             "slots": self._executor.slots,
             "slots_used": self._executor.slots_used,
-            "jobs": self._desk.counts(),
-            "open_tasks": self._desk.open_tasks(),
+            "jobs": self._dispatcher.counts(),
+            "open_tasks": self._dispatcher.open_tasks(),
             "runs": [asdict(run) for run in runs(self._database)],
             "dead_agents": self._host.dead_agents(),
             "pace": self._settings.pace,
@@ -345,22 +315,21 @@ class Server:
         faulthandler.register(signal.SIGUSR1, 2)
 
     def wait(self) -> int:
-        """Wait until a signal comes or the parent has ended.
-
-        Returns
-        -------
-        exit_code : `int`
-            130 after Ctrl-C, else 0.
-        """
-        parent = self._settings.parent
-        started = start_ticks(parent) if parent else 0
-        while not select.select([self._signalled], [], [], 1.0 if parent else None)[0]:
-            if not is_alive(parent, started):
-                _LOG.info("process %d has ended: so do we", parent)
+        """Wait until a signal comes or the parent has ended."""
+        parent = self._find_parent()
+        while not select.select([self._signalled], [], [], 1.0 if self._settings.parent else None)[0]:
+            if parent is None or not is_running(parent):
+                _LOG.info("process %d has ended: so do we", self._settings.parent)
                 return 0
         number = os.read(self._signalled, 1)[0]
         _LOG.info("signal %d", number)
         return _EXIT_INTERRUPTED if number == signal.SIGINT else 0
+
+    def _find_parent(self) -> psutil.Process | None:
+        try:
+            return psutil.Process(self._settings.parent) if self._settings.parent else None
+        except psutil.Error:
+            return None
 
     def stop(self) -> None:
         """End payloads and threads; the rest ends with the process."""
@@ -368,18 +337,12 @@ class Server:
         self._tick_bell.set()
         for part in self._parts:
             part.stop()
-        end_marked(self._directory)
+        end_leftovers(self._directory)
         (self._directory / ENDPOINT_FILE).unlink(missing_ok=True)
 
 
 def main(arguments: list[str]) -> int:
-    """Run a server until it is told to stop.
-
-    Parameters
-    ----------
-    arguments : `list` [`str`]
-        The state directory.
-    """
+    """Run a server until it is told to stop."""
     directory = Path(arguments[0])
     umask_of_user = os.umask(0o077)
     lock = take_lock(directory, patience=1.0)
@@ -391,7 +354,7 @@ def main(arguments: list[str]) -> int:
     server = Server(directory, settings, listener, umask=umask_of_user)
     server.catch_signals()
     terminal, said = sys.stdout, sys.stderr
-    catch_prints()
+    redirect_prints()
     try:
         server.build()
         server.start()

@@ -8,13 +8,13 @@ JEDI 1.0.4; iDDS's polling periods are its defaults.
 from __future__ import annotations
 
 __all__ = [
-    "PACES",
-    "Pace",
+    "TIMINGS",
+    "Timing",
     "Queue",
     "Queues",
     "SETTINGS_FILE",
     "ServerSettings",
-    "parse_pace",
+    "parse_timing",
     "read_queues",
     "read_settings",
     "take_lock",
@@ -37,7 +37,7 @@ from .faults import read_faults
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class Timing:
     """Delays in seconds."""
 
     name: str
@@ -76,8 +76,8 @@ class Pace:
     does not read, and iDDS takes all payloads of a failed job as failed."""
 
 
-PACES = {
-    "quick": Pace(
+TIMINGS = {
+    "quick": Timing(
         name="quick",
         activation=0.0,
         command=0.2,
@@ -90,7 +90,7 @@ PACES = {
         message_age=0.0,
         event_states=True,
     ),
-    "production": Pace(
+    "production": Timing(
         name="production",
         activation=7.0,
         command=10.0,
@@ -107,7 +107,7 @@ PACES = {
 """The presets by name."""
 
 
-def parse_pace(text: str) -> Pace:
+def parse_timing(text: str) -> Timing:
     """Read a pace: a preset's name, with changes if wanted.
 
     Parameters
@@ -121,10 +121,10 @@ def parse_pace(text: str) -> Pace:
         Raised for a name, a key or a value that is not known.
     """
     name, *changes = [part.strip() for part in text.split(",")]
-    if name not in PACES:
-        raise ValueError(f"pace {name!r} is not known; known: {', '.join(PACES)}")
-    pace = PACES[name]
-    kinds = {field.name: field.type for field in fields(Pace) if field.name != "name"}
+    if name not in TIMINGS:
+        raise ValueError(f"pace {name!r} is not known; known: {', '.join(TIMINGS)}")
+    pace = TIMINGS[name]
+    kinds = {field.name: field.type for field in fields(Timing) if field.name != "name"}
     for change in changes:
         key, _, value = change.partition("=")
         if key not in kinds:
@@ -230,7 +230,7 @@ class ServerSettings:
     the state directory."""
 
     pace: str = "quick"
-    """See `~.pace.parse_pace`."""
+    """See `~.pace.parse_timing`."""
 
     queues: str = ""
     """Path of a YAML file, see `~.queues.read_queues`."""
@@ -281,7 +281,7 @@ class ServerSettings:
 
     def _check_texts(self) -> None:
         try:
-            parse_pace(self.pace)
+            parse_timing(self.pace)
             if self.queues:
                 read_queues(self.queues)
             if self.faults:

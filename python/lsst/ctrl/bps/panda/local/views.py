@@ -4,7 +4,7 @@ reading only.
 
 from __future__ import annotations
 
-__all__ = ["RunOverview", "Views", "job_record", "moment", "run_name", "runs", "task_record"]
+__all__ = ["RunSummary", "Views", "job_record", "moment", "run_name", "runs", "task_record"]
 
 import datetime
 import json
@@ -194,13 +194,6 @@ def _command(params: Mapping[str, Any]) -> str:
 def job_record(job: Mapping[str, Any], task: Mapping[str, Any], file: Mapping[str, Any]) -> dict[str, Any]:
     """Make the record of a job.
 
-    Parameters
-    ----------
-    job, task, file : `~collections.abc.Mapping`
-        Rows of the job, its task (parameters as a mapping) and its input.
-
-    Notes
-    -----
     As in PanDA, ``maxAttempt`` of a job follows its own attempt number.
     """
     params = task["params"]
@@ -298,15 +291,6 @@ def _file_record(job: Mapping[str, Any], task: Mapping[str, Any], file: Mapping[
 def task_record(task: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str, Any]:
     """Make the detailed record of a task.
 
-    Parameters
-    ----------
-    task : `~collections.abc.Mapping`
-        Row of the task, its parameters as a mapping.
-    counts : `~collections.abc.Mapping` [`str`, `int`]
-        Inputs by state.
-
-    Notes
-    -----
     As in PanDA, pruned (missing) inputs are not part of ``nFiles``.
     """
     params = task["params"]
@@ -365,13 +349,7 @@ _MAX_JOBS = 5500
 
 
 class Views:
-    """Reads the database.
-
-    Parameters
-    ----------
-    database : `Database`
-        What to read.
-    """
+    """Reads the database."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -475,13 +453,7 @@ class Views:
         ]
 
     def event_states(self, pairs: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Tell how the payloads of event service jobs ended.
-
-        Parameters
-        ----------
-        pairs : `~collections.abc.Iterable`
-            ``task_id`` and ``panda_id`` of each job.
-        """
+        """Tell how the payloads of event service jobs ended."""
         answer: dict[str, dict[str, Any]] = {}
         with self._database.look() as connection:
             for pair in pairs:
@@ -501,19 +473,7 @@ class Views:
     def tasks_since(
         self, since: str | None, filters: Mapping[str, str], *, user: str, limit: int
     ) -> list[dict[str, Any]]:
-        """Make the detailed records of tasks changed since a time.
-
-        Parameters
-        ----------
-        since : `str` or `None`
-            UTC, ``%Y-%m-%d %H:%M:%S``.
-        filters : `~collections.abc.Mapping` [`str`, `str`]
-            Fields and values; a value with ``|`` is a regular expression.
-        user : `str`
-            Whose tasks, unless the filters name ``userName``; empty for all.
-        limit : `int`
-            Highest number of tasks.
-        """
+        """Make the detailed records of tasks changed since a time."""
         wanted = {"userName": user, **filters} if user else dict(filters)
         query = sa.select(tasks)
         if since:
@@ -553,7 +513,7 @@ _TASK_TAIL = re.compile(r"_\d{2,}_.*")
 
 
 @dataclass(frozen=True, slots=True)
-class RunOverview:
+class RunSummary:
     """One run: an iDDS request, as far as PanDA knows it."""
 
     run: int
@@ -586,7 +546,7 @@ def run_name(task_names: Sequence[str]) -> str:
     return common.rpartition("_")[0] or common
 
 
-def runs(database: Database, *, limit: int = 20) -> list[RunOverview]:
+def runs(database: Database, *, limit: int = 20) -> list[RunSummary]:
     """List the newest runs, newest first."""
     newest = sa.select(tasks.c.req_id).where(tasks.c.req_id.isnot(None)).distinct()
     newest = newest.order_by(tasks.c.req_id.desc()).limit(limit)
@@ -602,7 +562,7 @@ def runs(database: Database, *, limit: int = 20) -> list[RunOverview]:
             query = sa.select(files.c.status, sa.func.count()).where(files.c.task_id.in_(ids))
             counts = {item[0]: int(item[1]) for item in connection.execute(query.group_by(files.c.status))}
             answer.append(
-                RunOverview(
+                RunSummary(
                     run=int(run),
                     name=run_name([row.name for row in rows]),
                     user=rows[0].user_name,

@@ -19,7 +19,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 
 from .api import Api, ApiError, CacheError, FileCache
 from .faults import Faults, parse_faults
-from .idds_host import Relay, decode_body
+from .idds_host import IddsRelay, decode_body
 from .identity import Identity, IdentityRules, NotAllowedError, identify
 
 _TABLES = (("/proc/net/tcp", "0100007F"), ("/proc/net/tcp6", "0000000000000000FFFF00000100007F"))
@@ -28,22 +28,7 @@ _TABLES = (("/proc/net/tcp", "0100007F"), ("/proc/net/tcp6", "0000000000000000FF
 def owner_of_peer(
     peer_port: int, own_port: int, *, tables: tuple[tuple[str, str], ...] = _TABLES
 ) -> int | None:
-    """Tell the user id that owns the client's end of a connection.
-
-    Parameters
-    ----------
-    peer_port, own_port : `int`
-        Ports of the client's and of our end, both on 127.0.0.1.
-    tables : `tuple`, optional
-        Files of the kernel's connection tables with the notation of the
-        loopback address in each.
-
-    Returns
-    -------
-    uid : `int` or `None`
-        `None` if the connection is not found, for instance because the
-        client has closed it already.
-    """
+    """Tell the user id that owns the client's end of a connection."""
     for path, loopback in tables:
         local = f"{loopback}:{peer_port:04X}"
         remote = f"{loopback}:{own_port:04X}"
@@ -70,7 +55,7 @@ class WebParts:
     """What the web server serves."""
 
     api: Api
-    relay: Relay
+    relay: IddsRelay
     cache: FileCache
     logs: Path
     rules: IdentityRules

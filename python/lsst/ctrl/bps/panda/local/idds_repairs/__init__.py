@@ -9,7 +9,7 @@ iDDS whose private parts are not known.
 from __future__ import annotations
 
 __all__ = [
-    "BELL",
+    "LOOP_WAKER",
     "IDDS_VERSION",
     "REPAIRS",
     "Repair",
@@ -27,12 +27,12 @@ __all__ = [
 import functools
 import importlib.metadata
 
-from ..settings import Pace
+from ..settings import Timing
 from . import correctness, embedding, speed
 from .correctness import offer_task_lookup
 from .embedding import import_lightly, prepare_sqlalchemy, unlock_everything
 from .repair import Repair, module
-from .speed import BELL, settle_client, tune
+from .speed import LOOP_WAKER, settle_client, tune
 
 IDDS_VERSION = "2.6.21"
 """The version whose private parts are known."""
@@ -81,13 +81,7 @@ def missing_grips() -> list[str]:
 
 
 def self_test() -> str:
-    """Check that this iDDS is the one that the repairs know.
-
-    Returns
-    -------
-    problem : `str`
-        A sentence that says what to install; empty if all is well.
-    """
+    """Check that this iDDS is the one that the repairs know."""
     problems = wrong_versions() or missing_grips()
     if not problems:
         return ""
@@ -97,8 +91,8 @@ def self_test() -> str:
     )
 
 
-def repair(pace: Pace) -> None:
+def repair(timing: Timing) -> None:
     """Apply all repairs."""
     for item in REPAIRS:
         if item.apply is not None:
-            item.apply(pace)
+            item.apply(timing)

@@ -13,14 +13,14 @@ import types
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-from ..settings import Pace
+from ..settings import Timing
 from .repair import Repair, module
 
 _CLERK = "idds.agents.clerk.clerk"
 _TASK_LOOKUP = "pandaclient.queryPandaMonUtils"
 
 
-def _rescue_commands(pace: Pace) -> None:
+def _rescue_commands(timing: Timing) -> None:
     clerk = module("idds.agents.clerk.clerk")
     models = module("idds.orm.base.models")
     constants = module("idds.common.constants")
@@ -56,13 +56,7 @@ def _rescue_commands(pace: Pace) -> None:
 
 
 def offer_task_lookup(find: Callable[[int, str], int | None]) -> None:
-    """Let iDDS look a task up by its name before it submits it.
-
-    Parameters
-    ----------
-    find : callable
-        Tells the id of a task from its request's id and its name.
-    """
+    """Let iDDS look a task up by its name before it submits it."""
     lookup = types.ModuleType(_TASK_LOOKUP)
 
     def query_tasks(reqid: int, taskname: str) -> tuple[float, str, list[dict[str, Any]]]:
@@ -131,14 +125,14 @@ def _one_at_a_time(function: Callable[..., Any], lock: threading.Lock) -> Callab
     return call
 
 
-def _take_one_at_a_time(pace: Pace) -> None:
+def _take_one_at_a_time(timing: Timing) -> None:
     for name, functions in _TAKING.items():
         core, lock = module(name), threading.Lock()
         for function in functions:
             setattr(core, function, _one_at_a_time(getattr(core, function), lock))
 
 
-def _keep_locks_at_start(pace: Pace) -> None:
+def _keep_locks_at_start(timing: Timing) -> None:
     for name in (*_CLEANING, _POLLER):
         where, _, agent = name.partition(":")
         kind = getattr(module(where), agent)
@@ -168,7 +162,7 @@ def _given_back(function: Callable[..., Any], lock: Any) -> Callable[..., Any]:
     return call
 
 
-def _give_back_locks(pace: Pace) -> None:
+def _give_back_locks(timing: Timing) -> None:
     utils = module(_UTILS)
     for name, lock_name in _GUARDED.items():
         # One that knows who holds it.
@@ -218,25 +212,7 @@ def newest_news(
     available: Collection[int],
     good: object,
 ) -> list[dict[str, Any]]:
-    """Choose what of some news about contents is to be stored.
-
-    Parameters
-    ----------
-    news : `~collections.abc.Iterable` [`~collections.abc.Mapping`]
-        With ``content_id``, ``substatus`` and maybe ``content_metadata``, the
-        oldest first.
-    waiting : `~collections.abc.Mapping`
-        News that are stored and not taken up yet, by content.
-    available : `~collections.abc.Collection` [`int`]
-        Contents that are available.
-    good : object
-        The state of an available content.
-
-    Returns
-    -------
-    chosen : `list` [`dict`]
-        At most one a content; it replaces what waits.
-    """
+    """Choose what of some news about contents is to be stored."""
     chosen: dict[int, dict[str, Any]] = {}
     for item in news:
         content_id = item["content_id"]
@@ -251,7 +227,7 @@ def newest_news(
     return list(chosen.values())
 
 
-def _keep_newest_news(pace: Pace) -> None:
+def _keep_newest_news(timing: Timing) -> None:
     contents, models = module(_CONTENTS), module("idds.orm.base.models")
     good = module("idds.common.constants").ContentStatus.Available
     stock, update, content = contents.add_contents_update, models.Content_update, models.Content

@@ -29,7 +29,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from ..settings import Pace
+from ..settings import Timing
 from .repair import Repair, module
 
 _NOT_NEEDED = (
@@ -232,7 +232,7 @@ def prepare_sqlalchemy() -> None:
     compiles(BinaryExpression, "sqlite")(_compile_sum)
 
 
-def _insert_or_ignore(pace: Pace) -> None:
+def _insert_or_ignore(timing: Timing) -> None:
     import sqlalchemy as sa
 
     contents = module("idds.orm.contents")
@@ -316,7 +316,7 @@ def _harmless(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith(_HARMLESS)
 
 
-def _small_log_files(pace: Pace) -> None:
+def _small_log_files(timing: Timing) -> None:
     codec = module("idds.common.utils")
     codec.RotatingFileHandler = _SmallFile
 
@@ -328,12 +328,12 @@ class _SmallFile(logging.handlers.RotatingFileHandler):
         super().__init__(filename, maxBytes=_LARGEST_FILE, backupCount=1)
 
 
-def _one_log_handler(pace: Pace) -> None:
+def _one_log_handler(timing: Timing) -> None:
     controller = module("idds.rest.v1.controller")
     controller.get_logger = functools.lru_cache(maxsize=None)(controller.get_logger)
 
 
-def _no_harmless_warnings(pace: Pace) -> None:
+def _no_harmless_warnings(timing: Timing) -> None:
     for handler in logging.getLogger().handlers:
         handler.addFilter(_harmless)
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["Repair", "Stand", "module"]
+__all__ = ["Repair", "Overlay", "module"]
 
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..settings import Pace
+from ..settings import Timing
 
 
-class Stand:
+class Overlay:
     """A module or object with some attributes replaced."""
 
     def __init__(self, real: Any, **replaced: Any) -> None:
@@ -42,6 +42,6 @@ class Repair:
     grips: tuple[str, ...]
     """Private parts it needs, ``module:attribute.attribute``."""
 
-    apply: Callable[[Pace], None] | None
+    apply: Callable[[Timing], None] | None
     """`None` if it is done by `before_import`, `unlock_everything` or
     `offer_task_lookup`."""

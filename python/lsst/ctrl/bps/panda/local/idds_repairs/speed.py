@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-__all__ = ["BELL", "Bell", "BelledEvent", "REPAIRS", "settle_client", "tune"]
+__all__ = ["LOOP_WAKER", "LoopWaker", "StopEvent", "REPAIRS", "settle_client", "tune"]
 
 import threading
 import time
 from typing import Any
 
-from ..settings import Pace
-from .repair import Repair, Stand, module
+from ..settings import Timing
+from .repair import Overlay, Repair, module
 
 _STOCK_TIMER = 10
 _STOCK_MESSAGE_AGE = 60
 
 
-def _send_messages_at_once(pace: Pace) -> None:
+def _send_messages_at_once(timing: Timing) -> None:
     conductor = module("idds.agents.conductor.conductor")
     orm_messages = module("idds.orm.messages")
     core = conductor.core_messages
@@ -28,7 +28,7 @@ def _send_messages_at_once(pace: Pace) -> None:
 
     def retrieve_messages(*args: Any, **kwargs: Any) -> Any:
         if kwargs.get("delay") == _STOCK_MESSAGE_AGE:
-            kwargs["delay"] = pace.message_age
+            kwargs["delay"] = timing.message_age
         return core.retrieve_messages(*args, **kwargs)
 
     looks = [0]
@@ -42,15 +42,15 @@ def _send_messages_at_once(pace: Pace) -> None:
         else:
             looks[0] = max(looks[0] - 1, 0)
 
-    conductor.core_messages = Stand(core, retrieve_messages=retrieve_messages)
-    if pace.message_age < 1:
+    conductor.core_messages = Overlay(core, retrieve_messages=retrieve_messages)
+    if timing.message_age < 1:
         orm_messages.add_message = add_message
-        conductor.time = Stand(time, sleep=sleep)
+        conductor.time = Overlay(time, sleep=sleep)
 
 
-def _start_poller_at_once(pace: Pace) -> None:
+def _start_poller_at_once(timing: Timing) -> None:
     poller = module("idds.agents.carrier.poller")
-    poller.time = Stand(time, sleep=lambda seconds: None if seconds == 5 else time.sleep(seconds))
+    poller.time = Overlay(time, sleep=lambda seconds: None if seconds == 5 else time.sleep(seconds))
 
 
 def _dependent_processings(request_id: int, transform_id: int) -> list[int]:
@@ -78,8 +78,8 @@ def _dependent_processings(request_id: int, transform_id: int) -> list[int]:
     return list(look())
 
 
-def _trigger_dependents(pace: Pace) -> None:
-    if pace.timer >= _STOCK_TIMER:
+def _trigger_dependents(timing: Timing) -> None:
+    if timing.timer >= _STOCK_TIMER:
         return
     trigger = module("idds.agents.carrier.trigger")
     event_class = module("idds.agents.common.eventbus.event").TriggerProcessingEvent
@@ -115,9 +115,9 @@ def _trigger_dependents(pace: Pace) -> None:
     trigger.Trigger.get_processing = get
 
 
-def tune(agent: Any, pace: Pace) -> None:
+def tune(agent: Any, timing: Timing) -> None:
     """Set what can be set on an agent but not in the configuration."""
-    if pace.message_age < 1 and hasattr(agent, "bulk_message_delay"):
+    if timing.message_age < 1 and hasattr(agent, "bulk_message_delay"):
         # The configuration takes whole seconds only.
         agent.bulk_message_delay = 0.02
 
@@ -180,7 +180,7 @@ _LONGEST = 0.25
 that, and nothing depends on the bell being rung."""
 
 
-class Bell:
+class LoopWaker:
     """Wakes all loops: there is an event, or a worker for one has become
     free.
     """
@@ -207,20 +207,14 @@ class Bell:
             self._heard.rings = self._rings
 
 
-BELL = Bell()
+LOOP_WAKER = LoopWaker()
 """The bell of all agents in this process."""
 
 
-class BelledEvent(threading.Event):
-    """The event that ends a loop, whose `wait` ends with the bell too.
+class StopEvent(threading.Event):
+    """The event that ends a loop, whose `wait` ends with the bell too."""
 
-    Parameters
-    ----------
-    bell : `Bell`
-        The bell.
-    """
-
-    def __init__(self, bell: Bell) -> None:
+    def __init__(self, bell: LoopWaker) -> None:
         super().__init__()
         self._bell = bell
 
@@ -239,7 +233,7 @@ class BelledEvent(threading.Event):
         return self.is_set()
 
 
-def _calm_loops(pace: Pace) -> None:
+def _calm_loops(timing: Timing) -> None:
     scheduler = module(_SCHEDULER.partition(":")[0])
     bus = module("idds.agents.common.eventbus.eventbus").EventBus
     stock, stock_submit = scheduler.TimerScheduler.__init__, scheduler.IDDSThreadPoolExecutor.submit
@@ -247,18 +241,18 @@ def _calm_loops(pace: Pace) -> None:
 
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         stock(self, *args, **kwargs)
-        self.graceful_stop = BelledEvent(BELL)
+        self.graceful_stop = StopEvent(LOOP_WAKER)
 
     def submit(self: Any, *args: Any, **kwargs: Any) -> Any:
         future = stock_submit(self, *args, **kwargs)
         if not self._thread_name_prefix.endswith("_Timer"):
             # An event may be waiting for the worker.
-            future.add_done_callback(BELL.ring)
+            future.add_done_callback(LOOP_WAKER.ring)
         return future
 
     def publish(self: Any, event: Any) -> Any:
         answer = stock_publish(self, event)
-        BELL.ring()
+        LOOP_WAKER.ring()
         return answer
 
     scheduler.TimerScheduler.__init__ = init
@@ -266,13 +260,13 @@ def _calm_loops(pace: Pace) -> None:
     bus.publish_event = publish
 
 
-def _set_timers(pace: Pace) -> None:
+def _set_timers(timing: Timing) -> None:
     scheduler = module(_SCHEDULER.partition(":")[0]).TimerScheduler
     stock = scheduler.create_task
 
     def create_task(self: Any, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("delay_time", _STOCK_TIMER) == _STOCK_TIMER:
-            kwargs["delay_time"] = pace.timer
+            kwargs["delay_time"] = timing.timer
         return stock(self, *args, **kwargs)
 
     scheduler.create_task = create_task
@@ -314,7 +308,7 @@ _UNKNOWN_FOR = 0.3
 """Seconds; a task that was just submitted is known soon after."""
 
 
-def _keep_maps_of_jobs(pace: Pace) -> None:
+def _keep_maps_of_jobs(timing: Timing) -> None:
     cache = module("idds.agents.common.cache.redis").RedisCache
     stock_get, stock_set = cache.get, cache.set
     maps: dict[str, Any] = {}
@@ -336,7 +330,7 @@ def _keep_maps_of_jobs(pace: Pace) -> None:
     cache.get, cache.set = get, put
 
 
-def _remember_unknown_tasks(pace: Pace) -> None:
+def _remember_unknown_tasks(timing: Timing) -> None:
     carrier = module(f"{_CARRIER}.utils")
     stock = carrier.get_workload_id_transform_id_map
     unknown: dict[int, float] = {}
@@ -375,7 +369,7 @@ def _contents_of_changed_jobs(request_id: int, transform_id: int) -> list[dict[s
     return list(look())
 
 
-def _trigger_changed_jobs_only(pace: Pace) -> None:
+def _trigger_changed_jobs_only(timing: Timing) -> None:
     trigger = module(f"{_CARRIER}.trigger")
     contents = module("idds.core.transforms").orm_contents
     stock_handle, stock_get = trigger.handle_trigger_processing, contents.get_contents_by_request_transform
@@ -399,7 +393,7 @@ def _trigger_changed_jobs_only(pace: Pace) -> None:
     contents.get_contents_by_request_transform = get
 
 
-def _poll_large_tasks_less(pace: Pace) -> None:
+def _poll_large_tasks_less(timing: Timing) -> None:
     poller = module(f"{_CARRIER}.poller").Poller
     stock = poller.load_poll_period
 
@@ -408,7 +402,7 @@ def _poll_large_tasks_less(pace: Pace) -> None:
         inner = (processing.get("processing_metadata") or {}).get("processing")
         size = getattr(getattr(inner, "work", None), "num_inputs", None) or 0
         if size > _LARGE_TASK:
-            period = max(pace.poll, min(size // _LARGE_TASK, 30))
+            period = max(timing.poll, min(size // _LARGE_TASK, 30))
             answer["update_poll_period"] = period
         return answer
 
