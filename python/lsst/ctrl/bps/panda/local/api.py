@@ -1,8 +1,8 @@
-"""PanDA's API and file cache."""
+"""The calls of PanDA's API, and PanDA's file cache; `~.web` declares who may make which call."""
 
 from __future__ import annotations
 
-__all__ = ["Api", "ApiError", "CacheError", "FileCache"]
+__all__ = ["Api", "ApiCall", "ApiError", "CacheError", "FileCache"]
 
 import ast
 import json
@@ -12,9 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .database import jobs
 from .identity import Identity
-from .jedi import CommandReply, Jedi
+from .jedi import Jedi
 from .settings import Queues, Timing
 from .views import Views
 
@@ -30,7 +29,7 @@ class CacheError(Exception):
 
 
 class FileCache:
-    """The cache."""
+    """PanDA's file cache: one directory of files with plain names."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -38,19 +37,19 @@ class FileCache:
 
     @staticmethod
     def limit(name: str) -> int:
-        """Tell the highest size of a file, bytes, as panda-server has it."""
+        """Return the largest allowed size of a file, bytes, as panda-server has it."""
         if name.startswith("sources."):
             return _LARGE
         return _LOGS if name.endswith(".log.tgz") else _SMALL
 
     def path(self, name: str) -> Path:
-        """Tell where a file is."""
+        """Return where a file is; `CacheError` for a name that is no plain file name."""
         if not _NAME.fullmatch(name):
             raise CacheError(f"{name!r} is not a name of a file in the cache")
         return self._directory / name
 
     def put(self, name: str, stream: BinaryIO) -> int:
-        """Store a file."""
+        """Store a file and return its size, bytes; `CacheError` if it is too large."""
         target = self.path(name)
         limit = self.limit(name)
         temporary = target.with_name(f".{name}.{os.getpid()}")
@@ -68,30 +67,27 @@ class FileCache:
         return size
 
     def touch(self, name: str) -> bool:
-        """Renew a file's time; tell whether it is there."""
+        """Renew a file's time; returns whether it exists."""
         path = self.path(name)
         if path.exists():
             os.utime(path)
         return path.exists()
 
+    def exists(self, name: str) -> bool:
+        """Whether a file is in the cache."""
+        return self.path(name).exists()
+
     def delete(self, name: str) -> bool:
-        """Remove a file; it does not matter whether it was there."""
+        """Remove a file, whether it exists or not."""
         self.path(name).unlink(missing_ok=True)
         return True
 
 
-_Params = Mapping[str, Any]
-_PRODUCTION_ONLY = (
-    "pause",
-    "resume",
-    "release",
-    "reactivate",
-    "avalanche",
-    "increase_attempts",
-    "change_priority",
-    "change_attribute",
-    "change_split_rule",
-)
+_Parameters = Mapping[str, Any]
+_Reply = tuple[Any, str]
+"""The ``data`` and the ``message`` of a reply."""
+
+_REFUSED_CODE = 3
 
 
 class ApiError(Exception):
@@ -103,50 +99,34 @@ class ApiError(Exception):
 
 
 class Api:
-    """The calls."""
+    """PanDA's API: what changes is done by JEDI, what is read comes from the views.
+
+    Each public method but `call` is one call; it takes the parameters and who
+    asks, and returns data and message of the reply.
+    """
 
     def __init__(self, jedi: Jedi, views: Views, *, queues: Queues, timing: Timing) -> None:
         self._jedi = jedi
         self._views = views
         self._queues = queues
         self._timing = timing
-        self._calls: dict[tuple[str, str], Callable[[_Params, Identity], tuple[Any, str]]] = {
-            ("POST", "task/submit"): self._submit,
-            ("GET", "task/get_details"): self._details,
-            ("GET", "task/get_status"): self._status,
-            ("GET", "task/get_task_parameters"): self._parameters,
-            ("GET", "task/get_job_ids"): self._job_ids,
-            ("GET", "task/get_datasets_and_files"): self._datasets,
-            ("GET", "task/get_job_descriptions"): self._job_descriptions,
-            ("GET", "task/get_detailed_info"): self._detailed_info,
-            ("GET", "task/get_tasks_detailed_info_since"): self._tasks_since,
-            ("POST", "task/kill"): self._command("kill"),
-            ("POST", "task/finish"): self._command("finish"),
-            ("POST", "task/retry"): self._command("retry"),
-            ("POST", "task/reload_input"): self._command("incexec"),
-            ("POST", "job/get_description"): self._jobs,
-            ("POST", "job/get_description_incl_archive"): self._jobs,
-            ("GET", "job/get_status"): self._job_states,
-            ("POST", "job/kill"): self._kill_jobs,
-            ("GET", "event/get_event_range_statuses"): self._events,
-            ("GET", "system/is_alive"): lambda params, who: ("alive=yes", ""),
-            ("GET", "system/get_attributes"): self._attributes,
-            ("GET", "system/get_user_attributes"): self._attributes,
-        }
-        for name in _PRODUCTION_ONLY:
-            self._calls["POST", f"task/{name}"] = self._refuse
 
-    def call(self, method: str, path: str, params: _Params, identity: Identity) -> tuple[Any, str]:
-        """Answer a call."""
-        function = self._calls.get((method, path))
-        if function is None:
-            raise LookupError(f"{method} {path} is not a call of this PanDA")
+    def call(self, method: ApiCall, parameters: _Parameters, identity: Identity) -> _Reply:
+        """Make a call; wrong parameters are an `ApiError`, too."""
         try:
-            return function(params, identity)
+            return method(self, parameters, identity)
         except KeyError as error:
             raise ApiError(f"missing argument {error}") from None
         except (TypeError, ValueError) as error:
             raise ApiError(f"bad argument: {error}") from None
+
+    def is_alive(self, parameters: _Parameters, who: Identity) -> _Reply:
+        """Answer that the server lives."""
+        return "alive=yes", ""
+
+    def user_attributes(self, parameters: _Parameters, who: Identity) -> _Reply:
+        """Return who asks."""
+        return {"user": who.user, "production": who.production}, ""
 
     # -- Tasks --------------------------------------------------------------
 
@@ -156,8 +136,9 @@ class Api:
             raise ApiError(f"Task {task_id} not found")
         return value
 
-    def _submit(self, params: _Params, who: Identity) -> tuple[Any, str]:
-        task = dict(params["task_parameters"])
+    def submit_task(self, parameters: _Parameters, who: Identity) -> _Reply:
+        """Submit a task."""
+        task = dict(parameters["task_parameters"])
         if not who.production:
             # What PanDA does to the tasks of ordinary users.
             task.update(userName=who.user, taskType="anal", taskPriority=1000)
@@ -168,82 +149,116 @@ class Api:
         # iDDS reads the id from this text.
         return task_id, f"succeeded. new jediTaskID={task_id}"
 
-    def _details(self, params: _Params, who: Identity) -> tuple[Any, str]:
-        return self._found(self._views.details(int(params["task_id"])), params["task_id"]), ""
+    def task_details(self, parameters: _Parameters, who: Identity) -> _Reply:
+        """Return a task's status and the current job of each input."""
+        task_id = parameters["task_id"]
+        return self._found(self._views.details(int(task_id)), task_id), ""
 
-    def _status(self, params: _Params, who: Identity) -> tuple[Any, str]:
-        return self._found(self._views.task(int(params["task_id"])), params["task_id"])["status"], ""
+    def task_status(self, parameters: _Parameters, who: Identity) -> _Reply:
+        """Return a task's status."""
+        task_id = parameters["task_id"]
+        return self._found(self._views.task(int(task_id)), task_id)["status"], ""
 
-    def _parameters(self, params: _Params, who: Identity) -> tuple[Any, str]:
-        return self._found(self._views.task(int(params["task_id"])), params["task_id"])["params"], ""
+    def task_parameters(self, parameters: _Parameters, who: Identity) -> _Reply:
+        """Return the parameters with which a task was submitted."""
+        task_id = parameters["task_id"]
+        return self._found(self._views.task(int(task_id)), task_id)["params"], ""
 
-    def _job_ids(self, params: _Params, who: Identity) -> tuple[Any, str]:
-        return self._views.job_ids(int(params["task_id"])), ""
+    def task_job_ids(self, parameters: _Parameters, who: Identity) -> _Reply:
+        """List the ids of all jobs of a task."""
+        return self._views.job_ids(int(parameters["task_id"])), ""
 
-    def _datasets(self, params: _Params, who: Identity) -> tuple[Any, str]:
-        return self._found(self._views.datasets(int(params["task_id"])), params["task_id"]), ""
+    def task_datasets(self, parameters: _Parameters, who: Identity) -> _Reply:
+        """List a task's inputs with their states."""
+        task_id = parameters["task_id"]
+        return self._found(self._views.datasets(int(task_id)), task_id), ""
 
-    def _job_descriptions(self, params: _Params, who: Identity) -> tuple[Any, str]:
-        bad_only = str(params.get("unsuccessful_only", False)).lower() == "true"
-        return self._views.job_descriptions(int(params["task_id"]), unsuccessful_only=bad_only), ""
+    def task_job_descriptions(self, parameters: _Parameters, who: Identity) -> _Reply:
+        """Return the records of all attempts of all jobs of a task."""
+        bad_only = str(parameters.get("unsuccessful_only", False)).lower() == "true"
+        return self._views.job_descriptions(int(parameters["task_id"]), unsuccessful_only=bad_only), ""
 
-    def _detailed_info(self, params: _Params, who: Identity) -> tuple[Any, str]:
-        return self._found(self._views.detailed_task(int(params["task_id"])), params["task_id"]), ""
+    def task_record(self, parameters: _Parameters, who: Identity) -> _Reply:
+        """Return the detailed record of a task."""
+        task_id = parameters["task_id"]
+        return self._found(self._views.detailed_task(int(task_id)), task_id), ""
 
-    def _tasks_since(self, params: _Params, who: Identity) -> tuple[Any, str]:
-        filters = json.loads(params.get("filters") or "{}")
+    def task_records_since(self, parameters: _Parameters, who: Identity) -> _Reply:
+        """Return the detailed records of tasks that have changed since a time."""
+        filters = json.loads(parameters.get("filters") or "{}")
         for value in filters.values():
             if not isinstance(value, str):
                 # panda-server 1.0.4 fails like this.
                 raise ApiError(f"argument of type '{type(value).__name__}' is not iterable")
         user = "" if who.production else who.user
-        limit = int(params.get("n_tasks") or 500)
-        return self._views.tasks_since(params.get("since"), filters, user=user, limit=limit), ""
+        limit = int(parameters.get("n_tasks") or 500)
+        return self._views.tasks_since(parameters.get("since"), filters, user=user, limit=limit), ""
 
-    def _command(self, command: str) -> Callable[[_Params, Identity], tuple[Any, str]]:
-        def call(params: _Params, who: Identity) -> tuple[Any, str]:
-            task_id = int(params["task_id"])
-            task = self._views.task(task_id)
-            reply = CommandReply(3, "permission denied")
-            if task is None or who.production or task["user_name"] == who.user:
-                reply = self._jedi.command(task_id, command, who.user)
-            if reply.code:
-                raise ApiError(reply.message, reply.code)
-            return reply.code, reply.message
+    def check_owner(self, parameters: _Parameters, who: Identity) -> _Reply:
+        """Refuse with an `ApiError` who may not change a task; a task that does not exist is nobody's."""
+        task = self._views.task(int(parameters["task_id"]))
+        if task is not None and not who.production and task["user_name"] != who.user:
+            raise ApiError("permission denied", _REFUSED_CODE)
+        return None, ""
 
-        return call
+    def kill_task(self, parameters: _Parameters, who: Identity) -> _Reply:
+        """Kill a task."""
+        return self._command("kill", parameters, who)
 
-    def _refuse(self, params: _Params, who: Identity) -> tuple[Any, str]:
+    def finish_task(self, parameters: _Parameters, who: Identity) -> _Reply:
+        """Finish a task with the jobs that it has."""
+        return self._command("finish", parameters, who)
+
+    def retry_task(self, parameters: _Parameters, who: Identity) -> _Reply:
+        """Try the failed inputs of a task again."""
+        return self._command("retry", parameters, who)
+
+    def reload_task_input(self, parameters: _Parameters, who: Identity) -> _Reply:
+        """Try the failed and the pruned inputs of a task again."""
+        return self._command("incexec", parameters, who)
+
+    def _command(self, command: str, parameters: _Parameters, who: Identity) -> _Reply:
+        reply = self._jedi.command(int(parameters["task_id"]), command, who.user)
+        if reply.code:
+            raise ApiError(reply.message, reply.code)
+        return reply.code, reply.message
+
+    def refuse(self, parameters: _Parameters, who: Identity) -> _Reply:
+        """Refuse a call for which PanDA wants a role that nobody has here."""
         raise ApiError("production or pilot role required")
 
     # -- Jobs and events ----------------------------------------------------
 
     @staticmethod
-    def _ids(params: _Params) -> list[int]:
-        value = params["job_ids"]
+    def _ids(parameters: _Parameters) -> list[int]:
+        value = parameters["job_ids"]
         return [int(item) for item in (value if isinstance(value, list) else [value])]
 
-    def _jobs(self, params: _Params, who: Identity) -> tuple[Any, str]:
-        records = self._views.jobs(self._ids(params))
+    def job_records(self, parameters: _Parameters, who: Identity) -> _Reply:
+        """Return the records of jobs."""
+        records = self._views.jobs(self._ids(parameters))
         if not who.inside:
             return records, ""
-        # iDDS asks for all jobs of a task at every poll, and takes what is
+        # iDDS asks for all jobs of a task at every poll, and reads what is
         # absent as null.
         slim = [
             record and {key: item for key, item in record.items() if item is not None} for record in records
         ]
         return slim, ""
 
-    def _job_states(self, params: _Params, who: Identity) -> tuple[Any, str]:
-        return self._views.job_states(self._ids(params)), ""
+    def job_states(self, parameters: _Parameters, who: Identity) -> _Reply:
+        """Return status and pending command of jobs."""
+        return self._views.job_states(self._ids(parameters)), ""
 
-    def _kill_jobs(self, params: _Params, who: Identity) -> tuple[Any, str]:
-        return self._jedi.kill_jobs(self._ids(params), who.user), ""
+    def kill_jobs(self, parameters: _Parameters, who: Identity) -> _Reply:
+        """Kill single jobs."""
+        return self._jedi.kill_jobs(self._ids(parameters), who.user), ""
 
-    def _events(self, params: _Params, who: Identity) -> tuple[Any, str]:
+    def event_states(self, parameters: _Parameters, who: Identity) -> _Reply:
+        """Return how the payloads of event service jobs ended."""
         if not self._timing.event_states:
             raise ApiError("the JSON object must be str, bytes or bytearray, not list")
-        value = params["job_task_ids"]
+        value = parameters["job_task_ids"]
         items = value if isinstance(value, list) else [value]
         pairs: list[Any] = []
         for item in items:
@@ -252,5 +267,6 @@ class Api:
             pairs.extend(decoded if isinstance(decoded, list) else [decoded])
         return self._views.event_states(pairs), ""
 
-    def _attributes(self, params: _Params, who: Identity) -> tuple[Any, str]:
-        return {"user": who.user, "production": who.production, "jobs": str(jobs.name)}, ""
+
+ApiCall = Callable[[Api, _Parameters, Identity], _Reply]
+"""A method of `Api`."""
