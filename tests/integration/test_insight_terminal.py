@@ -71,15 +71,26 @@ def read_terminal(command, env):
         os.close(ours)
 
 
-def test_the_display_is_renewed_until_the_run_has_ended(tmp_path):
+RENEW = re.compile(r"\r\x1b\[2K((?:\x1b\[1A\x1b\[2K)*)")
+"""The lines from the last one up are erased, one by one."""
+
+COLOUR = re.compile(r"\x1b\[[\d;]*m")
+
+
+@pytest.mark.parametrize("colours", [True, False])
+def test_the_display_is_renewed_until_the_run_has_ended(tmp_path, colours):
     with ForgetfulPanda(GoingRun(tasks=2, jobs=40)) as server:
         env = {"PANDA_URL_SSL": server.url, "HOME": str(tmp_path), "USER": "ann", "PATH": os.environ["PATH"]}
-        env |= {"COLUMNS": "120", "LINES": "30"}
+        env |= {"COLUMNS": "120", "LINES": "30"} | ({} if colours else {"NO_COLOR": "1"})
         command = [sys.executable, "-m", "lsst.ctrl.bps.panda.cli.panda_bps", "watch", str(REQUEST_ID)]
         text, code = read_terminal([*command, "--interval", "5"], env)
     assert code == WmsStates.FAILED.value, text
-    first, *others = re.split(r"\x1b\[\d+A\x1b\[J", text)
-    assert len(others) == 1
+    assert bool(COLOUR.findall(text)) == colours
+    assert text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l"), "the cursor is there again"
+    text = re.sub(r"\x1b\[\?25[hl]", "", COLOUR.sub("", text))
+    first, ups, *others = RENEW.split(text)
+    # At its end the last display is written once more.
+    assert [display.strip() for display in others[::2]] == [others[0].strip()] * 2
     assert f"Run {REQUEST_ID}  {RUN}" in first
     assert re.search(r"label_1 +#{12}\S* +40 +20 ", first), first
     assert "FAILED (over)" in others[0]
@@ -87,5 +98,28 @@ def test_the_display_is_renewed_until_the_run_has_ended(tmp_path):
     assert "jobs/min" in others[0]
     assert "payload 17 in label_1, label_2" in others[0]
     # The cursor goes up as many lines as were written, so nothing of the first display is left.
-    (up,) = re.findall(r"\x1b\[(\d+)A", text)
-    assert int(up) == first.count("\n")
+    assert ups.count("\x1b[1A") == first.count("\n")
+    assert text.endswith("\n")
+
+
+def test_a_table_on_a_terminal_is_in_colour_and_into_a_pipe_it_is_not(tmp_path):
+    with RecordedPanda(RecordedRun(tasks=1, jobs=10)) as server:
+        env = {"PANDA_URL_SSL": server.url, "HOME": str(tmp_path), "USER": "ann", "PATH": os.environ["PATH"]}
+        env |= {"COLUMNS": "80", "LINES": "24", "FORCE_COLOR": "1"}
+        command = [
+            sys.executable,
+            "-m",
+            "lsst.ctrl.bps.panda.cli.panda_bps",
+            "show",
+            str(REQUEST_ID),
+            "--jobs",
+        ]
+        text, code = read_terminal(command, env)
+        piped = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
+    assert code == 0
+    assert "\x1b[31mfailed\x1b[0m" in text
+    assert "\x1b" not in piped
+    # The terminal has no place for all columns, the pipe has.
+    shown, whole = (lines.splitlines() for lines in (COLOUR.sub("", text), piped))
+    assert len(shown) == len(whole) == 13
+    assert max(map(len, shown)) <= 80 < max(map(len, whole))

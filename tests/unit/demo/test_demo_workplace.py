@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import yaml
 from lsst.ctrl.bps.wms_service import WmsStates
 
-from lsst.ctrl.bps.panda.cli.quickstart import Progress, QuickstartError, read_submission, render_progress
+from lsst.ctrl.bps.panda.cli.quickstart import ProgressLine, QuickstartError, read_submission, render_progress
 from lsst.ctrl.bps.panda.demo.workplace import LOCAL_SERVICE, Workplace
 
 
@@ -107,17 +108,19 @@ def test_progress_counts_what_has_ended_and_names_what_goes_on() -> None:
 
 def test_lines_are_shown_once_where_they_stay() -> None:
     stream = io.StringIO()
-    progress = Progress(stream, live=False)
+    progress = ProgressLine(stream, live=False)
     for line in ("0:01  0/3 jobs", "0:02  0/3 jobs", "0:03  1/3 jobs"):
         progress.show(line)
-    progress.end()
+    progress.close()
     assert stream.getvalue() == "0:01  0/3 jobs\n0:03  1/3 jobs\n"
 
 
 def test_on_a_terminal_lines_replace_each_other() -> None:
     stream = io.StringIO()
-    progress = Progress(stream, live=True)
+    progress = ProgressLine(stream, live=True)
     progress.show("0:01  0/3 jobs")
     progress.show("0:02  0/3 jobs")
-    progress.end()
-    assert stream.getvalue() == "\r\x1b[K0:01  0/3 jobs\r\x1b[K0:02  0/3 jobs\n"
+    progress.close()
+    frames = re.sub(r"\x1b\[\?25[hl]|\x1b\[[\d;]*m", "", stream.getvalue()).split("\r\x1b[2K")
+    # The last one stays.
+    assert frames == ["0:01  0/3 jobs", "0:02  0/3 jobs", "0:02  0/3 jobs\n"]

@@ -8,9 +8,9 @@ import pytest
 from click.testing import CliRunner
 from lsst.ctrl.bps.wms_service import WmsStates
 
+from lsst.ctrl.bps.panda.cli.output import table
 from lsst.ctrl.bps.panda.cli.panda_bps import COMMANDS, main
 from lsst.ctrl.bps.panda.cli.panda_bps_watch import screen_lines
-from lsst.ctrl.bps.panda.cli.run_argument import table
 from lsst.ctrl.bps.panda.insight.progress import Progress
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)

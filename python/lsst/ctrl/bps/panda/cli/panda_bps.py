@@ -1,7 +1,7 @@
 """The command ``panda_bps``: what BPS has no command for.
 
-Each sub-command is a function in a module of its own, which is imported when
-it is used, so that ``panda_bps --help`` costs nothing.
+Each sub-command is imported when it is used, so that ``panda_bps --help`` is
+quick.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import click
 COMMANDS: dict[str, tuple[str, str]] = {
     "build": ("panda_bps_build:build", "Submit a run whose quantum graph is made at the site."),
     "campaign": ("panda_bps_campaign:campaign", "Run one configuration at several sites."),
-    "check": ("panda_bps_check:check", "Look for everything that would keep a run from working."),
-    "errors": ("panda_bps_errors:errors", "Show why jobs of a run failed, and what to do."),
-    "html": ("panda_bps_html:html", "Write a run as one web page."),
+    "check": ("panda_bps_check:check", "Check a configuration before a run of it is submitted."),
+    "errors": ("panda_bps_show:errors", "Show why jobs of a run failed, and what to do."),
+    "html": ("panda_bps_show:html", "Write a run as one web page."),
     "logs": ("panda_bps_logs:logs", "Show the logs of a run's jobs."),
-    "resources": ("panda_bps_resources:resources", "Show what jobs used, and suggest what to ask for."),
+    "resources": ("panda_bps_show:resources", "Show what jobs used, and suggest what to ask for."),
     "rucio": ("panda_bps_rucio:rucio", "Look at what runs register in Rucio."),
     "show": ("panda_bps_show:show", "Show a run: its tasks, files, links."),
     "watch": ("panda_bps_watch:watch", "Watch a run until it has ended."),

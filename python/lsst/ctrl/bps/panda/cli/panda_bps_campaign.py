@@ -6,9 +6,7 @@ from __future__ import annotations
 
 __all__ = ["campaign"]
 
-import functools
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import click
@@ -16,12 +14,15 @@ import click
 from lsst.ctrl.bps.panda.errors import PandaBpsError
 from lsst.ctrl.bps.panda.status.states import Counts
 
+from .output import STATE_COLUMNS, count_columns, json_option, print_lines, shows_errors, table, write_json
 from .panda_bps_check import make_service
-from .run_argument import STATE_COLUMNS, count_columns, json_option, table, write_json
 
 _service_option = click.option(
     "--wms-service-class", help="Service class to use instead of the configuration's."
 )
+
+
+_shows_errors = shows_errors(KeyError, ValueError, OSError)
 
 
 @click.group()
@@ -32,20 +33,6 @@ def campaign() -> None:
     divided.  CAMPAIGN is the submit directory of a campaign, or the
     configuration it was made from.
     """
-
-
-def _command(function: Callable[..., int | None]) -> Callable[..., None]:
-    """Show our errors, and those of BPS, as one message."""
-
-    @functools.wraps(function)
-    def call(**options: Any) -> None:
-        try:
-            code = function(**options)
-        except (PandaBpsError, KeyError, ValueError, OSError) as error:
-            raise click.ClickException(str(error)) from error
-        sys.exit(code or 0)
-
-    return call
 
 
 def _read(config: str, service_class: str | None) -> Any:
@@ -80,15 +67,14 @@ def _prepare(configuration: Any) -> Any:
         for part in record.parts
     ]
     click.echo(f"Campaign {record.name}, divided by {record.partition}, in {record.directory}")
-    for line in table(("site", "computeSite", "configuration", "share", record.partition), rows, left=3):
-        click.echo(line)
+    print_lines(table(("site", "computeSite", "configuration", "share", record.partition), rows, left=3))
     return record
 
 
 @campaign.command()
 @click.argument("config", type=click.Path(exists=True, dir_okay=False))
 @_service_option
-@_command
+@_shows_errors
 def prepare(config: str, wms_service_class: str | None) -> None:
     """Divide the data of CONFIG and write each site's configuration.
 
@@ -109,7 +95,7 @@ def prepare(config: str, wms_service_class: str | None) -> None:
     "--new", is_flag=True, help="Begin another campaign of a configuration that was submitted before."
 )
 @_service_option
-@_command
+@_shows_errors
 def submit(campaign_or_config: str, new: bool, wms_service_class: str | None) -> int:
     """Submit a run to each site.
 
@@ -187,7 +173,7 @@ def _look(name: str) -> tuple[Any, Any]:
 @campaign.command()
 @click.argument("name", metavar="CAMPAIGN")
 @json_option
-@_command
+@_shows_errors
 def report(name: str, as_json: bool) -> None:
     """Show the jobs of all sites by state, for each site and each label."""
     from lsst.ctrl.bps.panda.campaign.overview import make_campaign_document
@@ -203,12 +189,10 @@ def report(name: str, as_json: bool) -> None:
     ]
     values = sum(site.values for site in found.sites)
     rows.append(("total", found.state.name, "", values, *_numbers(found.total)))
-    for line in table(("site", "state", "run", found.partition, "jobs", *STATE_COLUMNS), rows, left=2):
-        click.echo(line)
+    print_lines(table(("site", "state", "run", found.partition, "jobs", *STATE_COLUMNS), rows, left=2))
     click.echo()
     labels = [(label, *_numbers(counts)) for label, counts in found.labels.items()]
-    for line in table(("label", "jobs", *STATE_COLUMNS), labels):
-        click.echo(line)
+    print_lines(table(("label", "jobs", *STATE_COLUMNS), labels))
     _print_problems(found.problems)
 
 
@@ -223,7 +207,7 @@ def _print_problems(problems: Iterable[str]) -> None:
 
 @campaign.command()
 @click.argument("name", metavar="CAMPAIGN")
-@_command
+@_shows_errors
 def status(name: str) -> int:
     """Show the state of all sites together; the exit code is as that of "bps
     status": 0 if all runs have succeeded.
@@ -237,7 +221,7 @@ def status(name: str) -> int:
 
 @campaign.command()
 @click.argument("name", metavar="CAMPAIGN")
-@_command
+@_shows_errors
 def cancel(name: str) -> int:
     """Cancel the runs of all sites that are not over."""
     from lsst.ctrl.bps.panda.campaign.runs import cancel_campaign
@@ -249,7 +233,7 @@ def cancel(name: str) -> int:
 
 @campaign.command()
 @click.argument("name", metavar="CAMPAIGN")
-@_command
+@_shows_errors
 def restart(name: str) -> int:
     """Run again whatever did not succeed, at the sites whose runs are over."""
     from lsst.ctrl.bps.panda.campaign.runs import restart_campaign

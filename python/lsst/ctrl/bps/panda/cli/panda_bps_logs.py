@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 import click
 
-from lsst.ctrl.bps.panda.errors import ConnectionFailedError, RunNotFoundError, TransportError
-from lsst.ctrl.bps.panda.insight.cloud_log import (
+from ..errors import ConnectionFailedError, RunNotFoundError, TransportError
+from ..insight.cloud_log import (
     CloudLog,
     CloudLogSettings,
     CloudQuery,
@@ -23,14 +23,13 @@ from lsst.ctrl.bps.panda.insight.cloud_log import (
     render_filter,
     since_of,
 )
-from lsst.ctrl.bps.panda.insight.documents import make_document
-from lsst.ctrl.bps.panda.insight.log_lines import LineFilter, LogLine
-from lsst.ctrl.bps.panda.insight.logs import JobChoice, LogReader, choose_jobs, make_log_transport
-from lsst.ctrl.bps.panda.insight.overview import JobScope, Observation, observe
-from lsst.ctrl.bps.panda.rest.credentials import verify_host
-from lsst.ctrl.bps.panda.status.jobs import JobDetail, number_of
-
-from .run_argument import Asked, json_option, print_problems, run_command, write_json
+from ..insight.log_lines import LineFilter, LogLine
+from ..insight.logs import JobChoice, LogReader, choose_jobs, make_log_transport
+from ..insight.overview import JobScope, Observation, observe
+from ..rest.credentials import verify_host
+from ..status.jobs import JobDetail, number_of
+from .output import json_option, print_problems, write_document
+from .run_argument import Asked, run_command
 
 _INTERVAL = 5.0
 
@@ -131,14 +130,7 @@ def logs(
 def _write_lines(observation: Observation, lines: Iterable[LogLine], *, one_by_one: bool) -> None:
     """Write lines as one document, or one for each as they come."""
     for some in ([line] for line in lines) if one_by_one else [list(lines)]:
-        document = make_document(
-            some,
-            request_id=observation.request_id,
-            name=observation.name,
-            kind="logs",
-            problems=observation.problems,
-        )
-        write_json(document, line=one_by_one)
+        write_document(some, observation, "logs", line=one_by_one)
 
 
 def _print_query(observation: Observation, wish: _Wish, grep: str, as_json: bool) -> None:
@@ -146,8 +138,7 @@ def _print_query(observation: Observation, wish: _Wish, grep: str, as_json: bool
     text = render_filter(replace(_cloud_query(observation, wish), pattern=grep), wish.cloud)
     found = {"filter": text, "address": console_url(text, wish.cloud)}
     if as_json:
-        request_id, name = observation.request_id, observation.name
-        write_json(make_document(found, request_id=request_id, name=name, kind="query"))
+        write_document(found, observation, "query")
     else:
         for words in found.values():
             click.echo(words)

@@ -7,10 +7,8 @@ from __future__ import annotations
 __all__ = ["campaign_lines", "complete", "is_campaign", "look_at_campaign", "rucio", "rule_line"]
 
 import contextlib
-import functools
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -34,7 +32,8 @@ from ..runs.build_reply import complete_record
 from ..runs.inquiry import Inquiry
 from ..runs.record import RunRecord, read_record
 from ..settings.run import read_service_settings
-from .run_argument import connect_for, json_option, print_problems, table, write_json
+from .output import json_option, print_lines, print_problems, shows_errors, table, write_json
+from .run_argument import connect_for
 
 
 def is_campaign(name: str) -> bool:
@@ -138,7 +137,7 @@ def campaign_lines(found: CampaignRegistration, *, list_missing: bool) -> Iterat
         yield f"in the Butler, registered, missing: without {', '.join(found.not_asked)}"
     if found.places:
         places = [(place.rse, place.available, place.others) for place in found.places]
-        yield from ("  " + line for line in table(("replicas at", "available", "other"), places))
+        yield from table(("replicas at", "available", "other"), places, indent="  ")
     yield from _wanting(found, list_missing=list_missing)
 
 
@@ -187,20 +186,6 @@ def _wanting(found: CampaignRegistration, *, list_missing: bool) -> Iterator[str
 _INCOMPLETE = 1
 
 
-def _shown(function: Callable[..., int | None]) -> Callable[..., None]:
-    """Show our errors as one message, and end with the function's code."""
-
-    @functools.wraps(function)
-    def call(*args: Any, **options: Any) -> None:
-        try:
-            code = function(*args, **options)
-        except (PandaBpsError, Refused) as error:
-            raise click.ClickException(str(error)) from error
-        sys.exit(code or 0)
-
-    return call
-
-
 def _find(run: str, *, local: bool) -> RunRecord:
     """Find the record of a run; that of a directory without any server."""
     if os.path.isdir(run) or os.path.sep in run:
@@ -241,7 +226,7 @@ def rucio(context: click.Context, dry_run: str | None, local: bool) -> None:
     help="Quantum graph to go along, if not the run's.",
 )
 @click.option("--local", is_flag=True, help="Ask the embedded PanDA of this machine.")
-@_shown
+@shows_errors(Refused)
 def register(run: str, dry_run: bool, quantum_graph: str, local: bool) -> None:
     """Register what is missing of a run, as its step would.
 
@@ -283,23 +268,21 @@ def _forecast(butler: Any, registration: Registration) -> Forecast:
 def _print_forecast(forecast: Forecast, quantum_graph: str) -> None:
     registration = forecast.registration
     rows = [
-        ("is there" if file.is_registered else "add", file.dataset_type, file.pfn, file.size)
+        (
+            "is there" if file.is_registered else "add",
+            file.dataset_type,
+            f"{registration.scope}:{file.name}",
+            file.pfn,
+            file.size,
+        )
         for file in forecast.files
     ]
-    dids = [f"{registration.scope}:{file.name}" for file in forecast.files]
-    lines = table(
-        ("", "dataset type", "did", "where", "bytes"),
-        [(row[0], row[1], did, row[2], row[3]) for row, did in zip(rows, dids, strict=True)],
-        left=4,
-    )
-    for line in lines:
-        click.echo(line)
+    print_lines(table(("", "dataset type", "did", "where", "bytes"), rows, left=4))
     for name in forecast.absent:
         click.echo(f"The run has no dataset of type {name}.")
     if forecast.without_file:
         click.echo(f"{forecast.without_file} datasets have no file and are left out.")
-    for line in _plan_lines(forecast):
-        click.echo(line)
+    print_lines(_plan_lines(forecast))
     if quantum_graph:
         click.echo(f"quantum graph: {registration.scope}:{graph_name(registration, quantum_graph)}")
     if not forecast.files:
@@ -338,7 +321,7 @@ def _dataset_words(forecast: Forecast) -> str:
 @json_option
 @click.option("--missing", "list_missing", is_flag=True, help="Name every file that is missing.")
 @click.option("--local", is_flag=True, help="Ask the embedded PanDA of this machine.")
-@_shown
+@shows_errors(Refused)
 def status(run: str, as_json: bool, list_missing: bool, local: bool) -> int:
     """Show what is registered of a run, where it is, and what is missing.
 
@@ -351,8 +334,7 @@ def status(run: str, as_json: bool, list_missing: bool, local: bool) -> int:
         if as_json:
             write_json(make_registration_document(found))
         else:
-            for line in campaign_lines(found, list_missing=list_missing):
-                click.echo(line)
+            print_lines(campaign_lines(found, list_missing=list_missing))
             print_problems(found.problems)
         return 0 if found.is_complete else _INCOMPLETE
     record = complete(_find(run, local=local), local=local)
@@ -365,8 +347,7 @@ def status(run: str, as_json: bool, list_missing: bool, local: bool) -> int:
             )
         )
     else:
-        for line in _status_lines(state, list_missing=list_missing):
-            click.echo(line)
+        print_lines(_status_lines(state, list_missing=list_missing))
         print_problems(problems)
     return 0 if state.is_complete else _INCOMPLETE
 
@@ -376,7 +357,7 @@ def _status_lines(state: RegistrationStatus, *, list_missing: bool) -> Iterator[
     yield f"dataset {state.scope}:{state.dataset}: {kind}, {state.files} files, {state.size} bytes"
     if state.places:
         rows = [(place.rse, place.available, place.others) for place in state.places]
-        yield from ("  " + line for line in table(("replicas at", "available", "other"), rows))
+        yield from table(("replicas at", "available", "other"), rows, indent="  ")
     yield from map(rule_line, state.rules)
     if state.rule_missing:
         yield f"no rule for {state.rule_missing}, which there should be"
@@ -388,7 +369,7 @@ def _status_lines(state: RegistrationStatus, *, list_missing: bool) -> Iterator[
         return
     if state.by_type:
         rows = [(name, *numbers) for name, numbers in state.by_type.items()]
-        yield from ("  " + line for line in table(("dataset type", "in the Butler", "registered"), rows))
+        yield from table(("dataset type", "in the Butler", "registered"), rows, indent="  ")
     for name in state.absent:
         yield f"The run has no dataset of type {name}."
     yield f"missing: {len(state.missing)} of {state.outputs}"

@@ -1,23 +1,58 @@
-"""The command ``panda_bps show``: a run at a glance."""
+"""The commands that show a run: ``panda_bps show``, ``errors``, ``resources`` and ``html``."""
 
 from __future__ import annotations
 
-__all__ = ["show"]
+__all__ = ["errors", "html", "resources", "show"]
 
+import textwrap
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
 
 import click
 
-from lsst.ctrl.bps.panda.insight.documents import make_document
-from lsst.ctrl.bps.panda.insight.overview import JobScope, Overview, make_overview, observe
-from lsst.ctrl.bps.panda.runs.inquiry import Inquiry
-from lsst.ctrl.bps.panda.status.jobs import JobDetail
+from ..errors import PandaBpsError
+from ..insight.digest import ErrorGroup, digest_errors, judge_groups
+from ..insight.documents import make_document
+from ..insight.logs import TailReader, make_log_transport
+from ..insight.overview import JobScope, Observation, Overview, make_overview, observe
+from ..insight.resources import LabelResources, measure_resources, render_suggestions
+from ..insight.task_graph import TaskGraph, make_task_graph
+from ..rest.credentials import verify_host
+from ..runs.inquiry import Inquiry
+from ..runs.record import read_plan, write_text
+from ..status.jobs import JobDetail, number_of
+from ..status.verdicts import Rulebook, read_rulebook
+from ..version import __version__
+from .output import (
+    json_option,
+    print_lines,
+    print_problems,
+    table,
+    terminal_width,
+    write_document,
+    write_json,
+)
+from .run_argument import Asked, run_command
 
-from .run_argument import Asked, json_option, print_problems, run_command, table, terminal_width, write_json
+_label_option = click.option("-l", "--label", default="", help="Jobs of this label only.")
+_rules_option = click.option(
+    "--rules",
+    envvar="PANDA_BPS_VERDICTS",
+    type=click.Path(exists=True, dir_okay=False),
+    help="YAML file with rules of your own for the verdicts  [env: PANDA_BPS_VERDICTS].",
+)
+
+
+def _title(run: Observation) -> str:
+    return f"Run {run.request_id}  {run.name}: {run.tally.state.name}"
+
+
+# --- show -------------------------------------------------------------------
 
 _JOB_HEAD = ("label", "job", "state", "queue", "PanDA job", "attempt", "started", "wall s", "RSS MB", "error")
 # Left out one after the other on a narrow terminal.
-_LESS = ("started", "queue", "RSS MB", "wall s", "attempt")
+_JOB_LESS = ("started", "queue", "RSS MB", "wall s", "attempt")
 
 
 @click.command()
@@ -37,35 +72,30 @@ def show(asked: Asked, with_jobs: bool, label: str, as_json: bool) -> None:
     if with_jobs or label:
         _show_jobs(asked, label, as_json)
         return
-    request_id, record = Inquiry(asked.connection).identify(asked.run)
-    observation = observe(asked.connection, request_id, scope=JobScope.NONE, tasks=True, errors=False)
-    area = record.staging_area if record is not None else ""
-    overview = make_overview(observation, server=asked.settings.url, staging_area=area)
+    run, overview = _overview(asked, scope=JobScope.NONE, tasks=True, errors=False)
     if as_json:
-        write_json(make_document(overview, request_id=request_id, name=overview.name))
+        write_json(make_document(overview, request_id=run.request_id, name=run.name))
         return
-    for line in _lines(overview):
-        click.echo(line)
+    print_lines(_overview_lines(overview))
     print_problems(overview.problems)
 
 
+def _overview(
+    asked: Asked, *, scope: JobScope = JobScope.ALL, tasks: bool = False, errors: bool = True
+) -> tuple[Observation, Overview]:
+    request_id, record = Inquiry(asked.connection).identify(asked.run)
+    run = observe(asked.connection, request_id, scope=scope, tasks=tasks, errors=errors)
+    area = record.staging_area if record is not None else ""
+    return run, make_overview(run, server=asked.settings.url, staging_area=area)
+
+
 def _show_jobs(asked: Asked, label: str, as_json: bool) -> None:
-    observation = observe(asked.connection, asked.run, label=label, errors=False)
+    run = observe(asked.connection, asked.run, label=label, errors=False)
     if as_json:
-        write_json(
-            make_document(
-                observation.jobs,
-                request_id=observation.request_id,
-                name=observation.name,
-                kind="jobs",
-                problems=observation.problems,
-            )
-        )
+        write_document(run.jobs, run, "jobs")
         return
-    rows = map(_job_row, observation.jobs)
-    for line in table(_JOB_HEAD, rows, left=4, drop=_LESS, width=terminal_width()):
-        click.echo(line)
-    print_problems(observation.problems)
+    print_lines(table(_JOB_HEAD, map(_job_row, run.jobs), left=4, drop=_JOB_LESS, width=terminal_width()))
+    print_problems(run.problems)
 
 
 def _job_row(job: JobDetail) -> tuple[object, ...]:
@@ -83,24 +113,11 @@ def _job_row(job: JobDetail) -> tuple[object, ...]:
     )
 
 
-def _lines(found: Overview) -> Iterator[str]:
-    over = "" if found.ended else ", not over yet"
+def _overview_lines(found: Overview) -> Iterator[str]:
     yield f"Run {found.request_id}  {found.name}"
-    facts = {
-        "state": f"{found.state.name}{over} (iDDS: {found.idds_status})",
-        "operator": found.operator,
-        "project": found.project,
-        "campaign": found.campaign,
-        "payload": found.payload,
-        "site": found.site,
-        "completes": f"run {found.origin}" if found.origin else "",
-        "submitted": f"{found.created:%Y-%m-%d %H:%M:%S} UTC" if found.created else "",
-        "last change": f"{found.updated:%Y-%m-%d %H:%M:%S} UTC" if found.updated else "",
-        "server": found.server,
-        "submit directory": found.submit_path,
-        "staging area": found.staging_area,
-    }
-    yield from (f"  {name + ':':<18}{value}" for name, value in facts.items() if value)
+    over = "" if found.ended else ", not over yet"
+    facts = {"state": f"{found.state.name}{over} (iDDS: {found.idds_status})", **found.facts}
+    yield from (f"  {name + ':':<18}{value}" for name, value in facts.items())
     yield ""
     head = ("label", "iDDS", "PanDA", "transform", "task", "jobs", "finished", "failed", "deleted")
     deleted = any(task.deleted for task in found.tasks)
@@ -109,14 +126,10 @@ def _lines(found: Overview) -> Iterator[str]:
          t.jobs, t.finished, t.failed, *([t.deleted] if deleted else ()))
         for t in found.tasks
     ]  # fmt: skip
-    yield from table(head if deleted else head[:-1], rows, left=3) if rows else ["No task is there yet."]
+    yield from table(head if deleted else head[:-1], rows, left=3) if rows else ["There is no task yet."]
     for task in found.tasks:
         if task.remark:
             yield f"  task {task.task_id}: {task.remark}"
-    yield from _places(found)
-
-
-def _places(found: Overview) -> Iterator[str]:
     if found.files:
         yield ""
         yield "Files:"
@@ -126,3 +139,256 @@ def _places(found: Overview) -> Iterator[str]:
         yield "Monitor:"
         yield from (f"  {what}: {link}" for what, link in found.links)
         yield from (f"  failed jobs of {t.label}: {t.failed_link}" for t in found.tasks if t.failed_link)
+
+
+# --- errors -----------------------------------------------------------------
+
+_ADVICE_WIDTH = 100
+
+
+@click.command()
+@run_command
+@_label_option
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="Most kinds of errors.")
+@click.option(
+    "--tail", default=12, show_default=True, type=click.IntRange(0), help="Lines of the example's log."
+)
+@_rules_option
+@click.option("--recovered", is_flag=True, help="Also attempts whose job finished in a later one.")
+@json_option
+def errors(
+    asked: Asked, label: str, limit: int, tail: int, rules: str | None, recovered: bool, as_json: bool
+) -> None:
+    """Show why jobs of a run failed, and what to do.  RUN is its id, name or
+    submit directory.
+
+    Attempts with the same error are one group; the group that cost most jobs
+    comes first.  Each gets a verdict, the end of an example's log and advice.
+
+    \b
+    panda_bps errors 41
+    panda_bps errors 41 --label isr --tail 40   one label, more of the log
+    panda_bps errors 41 --recovered             also what retries mended
+    """  # noqa: D301 (click's mark)
+    rulebook = read_rulebook(rules)
+    scope = JobScope.UNSUCCESSFUL if recovered else JobScope.FAILED
+    run = observe(asked.connection, asked.run, scope=scope, label=label)
+    groups, left_out = _errors(asked, run, rulebook, label=label, limit=limit, tail=tail)
+    if as_json:
+        write_document(groups, run, "errors")
+        return
+    click.echo(_title(run))
+    if not groups:
+        click.echo("No failed job is known.")
+    for number, group in enumerate(groups, 1):
+        print_lines(_error_lines(number, group))
+    if left_out:
+        click.echo(f"\n{left_out} more kinds of errors: see --limit.")
+    print_problems(run.problems)
+
+
+def _errors(
+    asked: Asked, run: Observation, rulebook: Rulebook, *, limit: int, label: str = "", tail: int = 12
+) -> tuple[list[ErrorGroup], int]:
+    """Return so many kinds of errors with verdicts and logs, and how many there are besides."""
+    groups = digest_errors(run, label=label)
+    transport = make_log_transport(verify=verify_host(asked.settings.environment))
+    reader = TailReader(asked.settings.url, transport, count=tail) if tail else None
+    return judge_groups(groups[:limit], rulebook, read_tail=reader), max(0, len(groups) - limit)
+
+
+def _error_lines(number: int, group: ErrorGroup) -> Iterator[str]:
+    error = group.error
+    yield ""
+    yield f"{number}. {group.label}: {group.verdict.name}"
+    yield f"   {error.source} {error.code}: {error.text or 'no text'}"
+    for other in group.errors[1:]:
+        text = "" if other.text in error.text else f": {other.text}"
+        yield f"   {other.source} {other.code}{text}"
+    recovered = group.jobs - group.unfinished
+    mended = f"; {recovered} of them finished in another attempt" if recovered else ""
+    yield f"   {number_of(group.attempts, 'attempt')} of {number_of(group.jobs, 'job')}{mended}"
+    if group.sites or group.nodes:
+        yield f"   where: {_places(group.sites)}; nodes {_places(group.nodes) or 'not known'}"
+    if group.first and group.last:
+        first, last = (f"{moment:%Y-%m-%d %H:%M:%S}" for moment in (group.first, group.last))
+        yield f"   when: {first}{f' to {last}' if last != first else ''} UTC"
+    if group.example is not None:
+        yield f"   for instance: {group.example.name}, PanDA job {group.example.panda_id or 'none'}"
+        yield f"   log: {group.example.log_url or 'none known'}"
+    yield from (f"     | {line}" for line in group.log_tail)
+    yield from textwrap.wrap(
+        group.verdict.advice, _ADVICE_WIDTH, initial_indent="   => ", subsequent_indent="      "
+    )
+
+
+def _places(places: tuple[tuple[str, int], ...]) -> str:
+    return ", ".join(f"{name} ({count})" for name, count in places)
+
+
+# --- resources --------------------------------------------------------------
+
+_RESOURCE_HEAD = (
+    "label", "finished", "attempts", "wall 50% s", "95% s", "max s", "CPU 50%", "RSS 50% MB", "95% MB",
+    "max MB", "asked MB", "near limit", "no memory",
+)  # fmt: skip
+# Left out one after the other on a narrow terminal.
+_RESOURCE_LESS = ("95% s", "95% MB", "attempts", "CPU 50%", "RSS 50% MB", "wall 50% s")
+
+
+@click.command()
+@run_command
+@_label_option
+@click.option(
+    "--plots",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Directory to write plots to (needs matplotlib: the extra 'plots').",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["png", "svg"]),
+    default="png",
+    show_default=True,
+    help="Format of the plots.",
+)
+@json_option
+def resources(asked: Asked, label: str, plots: Path | None, form: str, as_json: bool) -> None:
+    """Show what the jobs of a run used and what was requested, and
+    suggest values.  RUN is its id, name or submit directory.
+
+    "50%" is the median, "95%" what 95 of 100 jobs do not exceed, RSS the
+    largest memory in use.  The last lines can be pasted into the
+    configuration of the next run.
+
+    \b
+    panda_bps resources 41
+    panda_bps resources 41 --plots plots --format svg
+    """  # noqa: D301 (click's mark)
+    run = observe(asked.connection, asked.run, label=label, errors=False)
+    labels = _resources(run, read_rulebook())
+    written: list[Path] = []
+    if plots is not None:
+        from ..insight.plots import write_plots
+
+        written = write_plots(run, labels, plots, form=form)
+    if as_json:
+        write_document(labels, run, "resources")
+        return
+    click.echo(_title(run))
+    print_lines(_resource_lines(labels, planned=run.evidence.plan is not None))
+    for path in written:
+        click.echo(f"Wrote {path}")
+    print_problems(run.problems)
+
+
+def _resources(run: Observation, rulebook: Rulebook) -> list[LabelResources]:
+    return measure_resources(run.jobs, run.tally.by_label, rulebook, clusters=run.clusters)
+
+
+def _resource_lines(labels: list[LabelResources], *, planned: bool) -> Iterator[str]:
+    if not labels:
+        yield "PanDA has no job of this run yet."
+        return
+    rows = map(_resource_row, labels)
+    yield from table(_RESOURCE_HEAD, rows, drop=_RESOURCE_LESS, width=terminal_width())
+    for found in labels:
+        for job in found.near_limit[:1]:
+            yield (
+                f"  {found.label}: {number_of(found.near_count, 'attempt')} near the limit or over it; "
+                f"most: {job.name}, PanDA job {job.panda_id}, {job.max_rss / 1024:.0f} of {job.memory} MB"
+            )
+        if found.retried_with_more:
+            yield (
+                f"  {found.label}: {number_of(found.retried_with_more, 'attempt')} got more memory, up to "
+                f"{found.largest_request} MB"
+            )
+    yield ""
+    suggestions = render_suggestions(labels)
+    if suggestions:
+        yield "Suggested for the next run (BPS configuration; memory in MB, times in s):"
+        yield from suggestions
+        if not planned:
+            yield "# The run's record is not at hand: a label that is a cluster belongs below 'cluster:'."
+    else:
+        yield "What was asked for fits, or fewer than five jobs have finished: nothing to suggest."
+
+
+def _resource_row(found: LabelResources) -> tuple[object, ...]:
+    wall, cpu, memory = (
+        (figures.half, figures.most_of_all, figures.largest) if figures else (None, None, None)
+        for figures in (found.wall, found.cpu, found.memory)
+    )
+    return (
+        found.label,
+        found.finished,
+        found.attempts,
+        *map(_whole, wall),
+        None if cpu[0] is None else f"{cpu[0]:.0%}",
+        *map(_whole, memory),
+        found.requested_memory or None,
+        found.near_count,
+        found.out_of_memory,
+    )
+
+
+def _whole(value: float | None) -> str | None:
+    return None if value is None else f"{value:.0f}"
+
+
+# --- html -------------------------------------------------------------------
+
+_MOST_ERRORS = 30
+
+
+@click.command()
+@run_command
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write  [default: run_<id>.html].",
+)
+@_rules_option
+@json_option
+def html(asked: Asked, output: Path | None, rules: str | None, as_json: bool) -> None:
+    """Write a run as one web page.  RUN is its id, name or submit directory.
+
+    The page holds everything and loads nothing, so it can be mailed or kept.
+
+    \b
+    panda_bps html 41 -o run41.html
+    """  # noqa: D301 (click's mark)
+    from ..web.page import RunPage, render_page
+
+    rulebook = read_rulebook(rules)
+    run, overview = _overview(asked)
+    groups, left_out = _errors(asked, run, rulebook, limit=_MOST_ERRORS)
+    page = RunPage(
+        overview=overview,
+        graph=_graph(run),
+        groups=groups,
+        labels=_resources(run, rulebook),
+        jobs=run.jobs,
+        made_at=datetime.now(UTC),
+        version=__version__,
+        left_out=left_out,
+    )
+    path = output or Path(f"run_{run.request_id}.html")
+    try:
+        write_text(path.absolute(), [render_page(page)])
+    except OSError as error:
+        raise PandaBpsError(f"{path} cannot be written: {error}.") from error
+    if as_json:
+        write_document({"path": str(path.absolute())}, run, "page")
+    else:
+        click.echo(f"Wrote {path}")
+
+
+def _graph(run: Observation) -> TaskGraph:
+    plan = run.evidence.plan
+    try:
+        return make_task_graph(run, read_plan(plan.path) if plan is not None and plan.path else None)
+    except PandaBpsError as error:
+        print_problems([str(error)])
+        return make_task_graph(run, None)

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 __all__ = ["screen_lines", "watch"]
 
-import shutil
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any
 
 import click
 from lsst.ctrl.bps.wms_service import WmsStates
 
-from lsst.ctrl.bps.panda.insight.broker import Subscription, find_broker_settings
-from lsst.ctrl.bps.panda.insight.documents import make_document
-from lsst.ctrl.bps.panda.insight.messages import follow
-from lsst.ctrl.bps.panda.insight.progress import LEAST_INTERVAL, Progress
-from lsst.ctrl.bps.panda.insight.progress import watch as watch_run
-from lsst.ctrl.bps.panda.runs.inquiry import Inquiry
-from lsst.ctrl.bps.panda.status.states import Counts
-
-from .run_argument import STATE_COLUMNS, Asked, count_columns, json_option, run_command, table, write_json
+from ..insight.broker import Subscription, find_broker_settings
+from ..insight.documents import make_document
+from ..insight.messages import follow
+from ..insight.progress import LEAST_INTERVAL, Progress
+from ..insight.progress import watch as watch_run
+from ..runs.inquiry import Inquiry
+from ..status.states import Counts
+from .output import STATE_COLUMNS, LiveDisplay, count_columns, json_option, table, write_json
+from .run_argument import Asked, run_command
 
 _RARE = ("pruned", "deleted", "unknown")
 """Columns that are shown only if they hold something."""
@@ -35,7 +36,6 @@ _FIGURES = 50
 """Columns that the figures need at most, about."""
 
 _INTERRUPTED = 130
-_UP_AND_CLEAR = "\x1b[{}A\x1b[J"
 
 
 @click.command()
@@ -73,16 +73,26 @@ def watch(asked: Asked, interval: float, poll: bool, as_json: bool) -> int:
     else:
         looks = follow(look, partial(Subscription, broker), name=broker.name,
                        look_closer=look_closer, interval=interval)  # fmt: skip
-    show = _write_json if as_json else _Screen() if sys.stdout.isatty() else _Log()
     state = WmsStates.UNKNOWN
     try:
-        for progress in looks:
-            state = progress.state
-            show(progress)
+        with _open_display(as_json) as show:
+            for progress in looks:
+                state = progress.state
+                show(progress)
     except KeyboardInterrupt:
         click.echo("Not watched any more; the run goes on.", err=True)
         return _INTERRUPTED
     return int(state.value)
+
+
+@contextmanager
+def _open_display(as_json: bool) -> Iterator[Callable[[Progress], None]]:
+    """Choose how progress is shown: as JSON, as lines for a file, or on a terminal."""
+    if as_json or not sys.stdout.isatty():
+        yield _write_json if as_json else _Log()
+        return
+    with closing(LiveDisplay()) as display:
+        yield lambda progress: display.show(screen_lines(progress, *display.size))
 
 
 def _write_json(progress: Progress) -> None:
@@ -125,23 +135,6 @@ class _Log:
         for error in new_errors:
             click.echo(f"{moment} run {progress.request_id} error: {error}")
         sys.stdout.flush()
-
-
-class _Screen:
-    """Renews a display on a terminal."""
-
-    def __init__(self) -> None:
-        self._height = 0
-
-    def __call__(self, progress: Progress) -> None:
-        size = shutil.get_terminal_size()
-        lines = [
-            line[: size.columns - 1] for line in screen_lines(progress, size.columns - 1, size.lines - 1)
-        ]
-        if self._height:
-            sys.stdout.write(_UP_AND_CLEAR.format(self._height))
-        click.echo("\n".join(lines))
-        self._height = len(lines)
 
 
 def screen_lines(progress: Progress, columns: int, height: int) -> list[str]:

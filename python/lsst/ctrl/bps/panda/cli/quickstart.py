@@ -9,7 +9,7 @@ or if anything fails on the way, nothing stays running.
 
 from __future__ import annotations
 
-__all__ = ["Progress", "main", "read_submission", "render_progress"]
+__all__ = ["ProgressLine", "main", "read_submission", "render_progress"]
 
 import contextlib
 import fcntl
@@ -17,7 +17,6 @@ import logging
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +30,7 @@ import click
 from lsst.ctrl.bps.wms_service import WmsRunReport, WmsStates
 
 from ..errors import PandaBpsError
+from .output import LiveDisplay
 
 if TYPE_CHECKING:
     from ..demo.workplace import Workplace
@@ -280,29 +280,35 @@ def render_progress(report: WmsRunReport, seconds: float) -> str:
     return ", ".join(parts) + (f"  ({', '.join(labels)})" if labels else "")
 
 
-@dataclass(slots=True)
-class Progress:
-    """Shows lines: over each other on a terminal, else one below the other."""
+class ProgressLine:
+    """Shows how a run goes on: in one line of a terminal, else a line for each change.
 
-    stream: TextIO
-    live: bool
-    shown: str = ""
+    Parameters
+    ----------
+    stream : `~typing.TextIO`
+        Where to write.
+    live : `bool`
+        Whether that is a terminal.
+    """
+
+    def __init__(self, stream: TextIO, *, live: bool) -> None:
+        self._stream = stream
+        self._display = LiveDisplay(stream) if live else None
+        self._shown = ""
 
     def show(self, line: str) -> None:
-        """Show a line unless nothing but the time has changed."""
-        if self.live:
-            width = shutil.get_terminal_size().columns - 1
-            self.stream.write("\r\x1b[K" + line[:width])
-        elif line.partition("  ")[2] != self.shown:
-            self.stream.write(line + "\n")
-        self.shown = line.partition("  ")[2]
-        self.stream.flush()
+        """Show a line; into a file, unless nothing but the time has changed."""
+        if self._display is not None:
+            self._display.show([line])
+        elif line.partition("  ")[2] != self._shown:
+            self._shown = line.partition("  ")[2]
+            self._stream.write(line + "\n")
+            self._stream.flush()
 
-    def end(self) -> None:
-        """Go to a line of one's own."""
-        if self.live and self.shown:
-            self.stream.write("\n")
-            self.stream.flush()
+    def close(self) -> None:
+        """Go on below the line."""
+        if self._display is not None:
+            self._display.close()
 
 
 def _watch(
@@ -316,9 +322,8 @@ def _watch(
     from ..service import LocalPanDAService
 
     service = LocalPanDAService({})
-    progress = Progress(sys.stdout, sys.stdout.isatty())
     start = seen = clock()
-    try:
+    with contextlib.closing(ProgressLine(sys.stdout, live=sys.stdout.isatty())) as progress:
         while True:
             reports, message = service.report(wms_workflow_id=run_id)
             now = clock()
@@ -332,8 +337,6 @@ def _watch(
             if now - start > timeout:
                 raise QuickstartError(f"run {run_id} has not ended within {timeout:g} s")
             sleep(_POLL)
-    finally:
-        progress.end()
 
 
 # --- results ------------------------------------------------------------

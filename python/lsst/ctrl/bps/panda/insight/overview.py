@@ -287,6 +287,24 @@ class Overview:
 
     problems: tuple[str, ...] = ()
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """What is known of the run as a whole, by name."""
+        facts = {
+            "operator": self.operator,
+            "project": self.project,
+            "campaign": self.campaign,
+            "payload": self.payload,
+            "site": self.site,
+            "completes": f"run {self.origin}" if self.origin else "",
+            "submitted": f"{self.created:%Y-%m-%d %H:%M:%S} UTC" if self.created else "",
+            "last change": f"{self.updated:%Y-%m-%d %H:%M:%S} UTC" if self.updated else "",
+            "server": self.server,
+            "submit directory": self.submit_path,
+            "staging area": self.staging_area,
+        }
+        return {name: value for name, value in facts.items() if value}
+
 
 def make_overview(observation: Observation, *, server: str, staging_area: str = "") -> Overview:
     """Put together what is known of a run.

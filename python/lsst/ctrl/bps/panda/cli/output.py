@@ -1,0 +1,243 @@
+"""What the commands print: lines, tables, a live display, JSON documents, and errors as one message.
+
+On a terminal rich colours states and renews displays.  Into a file or a pipe
+goes the same text at its full width, without escape sequences.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "STATE_COLUMNS",
+    "LiveDisplay",
+    "count_columns",
+    "json_option",
+    "print_lines",
+    "print_problems",
+    "shows_errors",
+    "table",
+    "terminal_width",
+    "write_document",
+    "write_json",
+]
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+from lsst.ctrl.bps.wms_service import WmsStates
+
+from ..errors import PandaBpsError
+from ..status.states import Counts
+
+# rich is imported where it is used: it would double the time of `panda_bps --help`.
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    from ..insight.overview import Observation
+
+STATE_COLUMNS = {
+    "done": (WmsStates.SUCCEEDED,),
+    "running": (WmsStates.RUNNING,),
+    "waiting": (WmsStates.UNREADY, WmsStates.READY, WmsStates.PENDING, WmsStates.HELD),
+    "failed": (WmsStates.FAILED,),
+    "pruned": (WmsStates.PRUNED,),
+    "deleted": (WmsStates.DELETED,),
+    "unknown": (WmsStates.UNKNOWN, WmsStates.MISFIT),
+}
+"""The columns of tables that count jobs: title and the states it holds."""
+
+_COLOURS = (
+    # A bar of `panda_bps watch`.
+    r"(?<= )(?=[#x>.]{24}( |$))(?P<green>#*)(?P<red>x*)(?P<blue>>*)",
+    # A state anywhere, or in a column of its own.
+    r"\b(?:(?P<green>SUCCEEDED)|(?P<red>FAILED)|(?P<magenta>DELETED)|(?P<yellow>PRUNED)|(?P<blue>RUNNING))\b",
+    r"(?<=  )(?:(?P<green>finished)|(?P<red>failed)|(?P<blue>running))(?=  )",
+)
+"""What is coloured on a terminal; the names of groups are colours."""
+
+
+def count_columns(counts: Counts) -> list[int]:
+    """Count jobs for each of `STATE_COLUMNS`."""
+    return [sum(counts[state] for state in states) for states in STATE_COLUMNS.values()]
+
+
+def table(
+    head: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    left: int = 1,
+    drop: Sequence[str] = (),
+    width: int = 0,
+    indent: str = "",
+) -> list[str]:
+    """Arrange values in columns.
+
+    rich's tables are not used: they take half a millisecond a row, a hundred
+    times as long, and a run has ten thousands of attempts.
+
+    Parameters
+    ----------
+    head : `~collections.abc.Sequence` [`str`]
+        Titles.
+    rows : `~collections.abc.Iterable`
+        Values; `None` is shown as ``-``.
+    left : `int`, optional
+        How many columns are text, set to the left; the others are figures.
+    drop : `~collections.abc.Sequence` [`str`], optional
+        Titles of columns to leave out, one after the other, until the table
+        fits.
+    width : `int`, optional
+        Columns of the terminal; 0 if everything fits.
+    indent : `str`, optional
+        What each line begins with.
+
+    Returns
+    -------
+    lines : `list` [`str`]
+        Without blanks at their ends.
+    """
+    texts = [list(head), *(["-" if value is None else str(value) for value in row] for row in rows)]
+    flush = [number < left for number in range(len(head))]
+    spare = [name for name in drop if name in head] if width else []
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    while spare and sum(widths) + 2 * (len(widths) - 1) > width:
+        number = texts[0].index(spare.pop(0))
+        for row in (*texts, flush, widths):
+            del row[number]  # type: ignore[attr-defined]
+    return [
+        indent
+        + "  ".join(
+            text.ljust(size) if to_left else text.rjust(size)
+            for text, size, to_left in zip(row, widths, flush, strict=True)
+        ).rstrip()
+        for row in texts
+    ]
+
+
+def terminal_width() -> int:
+    """Return the columns of the terminal; 0 if the output goes elsewhere."""
+    return _console().width if sys.stdout.isatty() else 0
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines as they come; on a terminal, states are coloured."""
+    if not sys.stdout.isatty():
+        for line in lines:
+            click.echo(line)
+        return
+    console = _console()
+    for line in lines:
+        # The terminal wraps long lines, so that what is copied from it is whole.
+        console.print(line, soft_wrap=True)
+
+
+def print_problems(problems: Iterable[str]) -> None:
+    """Say on the standard error what could not be found out."""
+    for problem in problems:
+        click.echo(f"Not known: {problem}", err=True)
+
+
+def _console(stream: TextIO | None = None) -> Console:
+    """Return a terminal; rich respects NO_COLOR, TERM, COLUMNS and LINES."""
+    from rich.console import Console
+
+    return Console(file=stream, force_terminal=True, markup=False, emoji=False, highlighter=_colour)
+
+
+def _colour(line: str | Text) -> Text:
+    from rich.text import Text
+
+    text = Text(line) if isinstance(line, str) else line
+    for pattern in _COLOURS:
+        text.highlight_regex(pattern)
+    return text
+
+
+class LiveDisplay:
+    """Lines on a terminal, in place of those shown before.
+
+    Parameters
+    ----------
+    stream : `~typing.TextIO`, optional
+        The terminal; the standard output by default.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        from rich.live import Live
+
+        self._console = _console(stream)
+        self._live = Live(console=self._console, auto_refresh=False)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Columns and lines that can be used now."""
+        return self._console.width - 1, self._console.height - 1
+
+    def show(self, lines: Iterable[str]) -> None:
+        """Show lines, cut where they are too long."""
+        from rich.text import Text
+
+        if not self._live.is_started:
+            self._live.start()
+            # rich hides the cursor, and a process that is killed could not bring it back.
+            self._console.show_cursor()
+        text = Text("\n".join(lines), no_wrap=True, overflow="crop")
+        self._live.update(_colour(text), refresh=True)
+
+    def close(self) -> None:
+        """Leave the last lines and go on below them."""
+        self._live.stop()
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON, as described in the manual.")
+
+
+def write_document(found: Any, run: Observation, kind: str = "", *, line: bool = False) -> None:
+    """Write what was found out about a run as a document."""
+    from ..insight.documents import make_document
+
+    write_json(
+        make_document(found, request_id=run.request_id, name=run.name, kind=kind, problems=run.problems),
+        line=line,
+    )
+
+
+def write_json(document: Mapping[str, Any], *, line: bool = False) -> None:
+    """Write a JSON-ready document to the standard output, on one line if that is asked for."""
+    click.echo(json.dumps(document, indent=None if line else 1))
+
+
+def shows_errors(
+    *kinds: type[Exception],
+) -> Callable[[Callable[..., int | None]], Callable[..., None]]:
+    """Make a command show errors of our own, and of other kinds, as one
+    message, and exit with the code that the function returns.
+
+    Parameters
+    ----------
+    kinds : `type` [`Exception`]
+        Other errors whose text says enough.
+    """
+    shown: tuple[type[Exception], ...] = (PandaBpsError, *kinds)
+
+    def decorate(function: Callable[..., int | None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def call(*args: Any, **options: Any) -> None:
+            try:
+                code = function(*args, **options)
+            except BrokenPipeError:
+                # The reader, such as head, has enough.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                code = 0
+            except shown as error:
+                raise click.ClickException(str(error)) from error
+            sys.exit(code or 0)
+
+        return call
+
+    return decorate
