@@ -18,7 +18,8 @@ import pytest
 import yaml
 
 from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig
-from lsst.ctrl.bps.panda.checks.preflight import check_configuration
+from lsst.ctrl.bps.panda.checks.configuration import check_configuration
+from lsst.ctrl.bps.panda.findings import Severity
 
 pytestmark = pytest.mark.slow
 
@@ -169,8 +170,8 @@ def test_the_checks_let_them_pass(example, previous, tmp_path, monkeypatch):
     # Pipelines and repositories are not here.
     config[".bps_cmdline.pipelineYaml"] = "drp"
     config[".bps_cmdline.butlerConfig"] = "main"
-    problems, _ = check_configuration(config, {**os.environ, "PATH": "/nowhere"})
-    assert problems == []
+    findings = check_configuration(config, {**os.environ, "PATH": "/nowhere"})
+    assert [finding.text for finding in findings if finding.severity is Severity.ERROR] == []
 
 
 def test_an_include_that_is_nowhere_is_named(previous, tmp_path):

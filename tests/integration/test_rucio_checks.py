@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zlib
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from lsst.daf.butler import Butler
@@ -17,6 +18,7 @@ from lsst.daf.butler import Butler
 from lsst.ctrl.bps import BPS_SEARCH_ORDER, BpsConfig
 from lsst.ctrl.bps.panda.edgenode.rucio_program import RuleWanted, find_outputs
 from lsst.ctrl.bps.panda.errors import RucioError
+from lsst.ctrl.bps.panda.findings import Severity
 from lsst.ctrl.bps.panda.rucio.checks import check_registration, check_server
 from lsst.ctrl.bps.panda.rucio.status import Place, find_status
 from lsst.ctrl.bps.panda.rucio.step import make_forecast
@@ -66,9 +68,10 @@ def test_what_the_server_would_refuse_is_told(site, rucio_server, changes, accou
     client = rucio_server.client()
     if changes.get("scope") == "checkvisitor":
         client.add_scope("checkvisitor", "checkvisitor")
-    problems = check_server(client, site.registration(RUN, **changes), account)
-    assert len(problems) == bool(words)
-    assert all(words in problem for problem in problems)
+    findings = check_server(client, site.registration(RUN, **changes), account)
+    assert len(findings) == bool(words)
+    assert all(words in finding.text for finding in findings)
+    assert {finding.severity for finding in findings} <= {Severity.NEEDS_SERVER}
 
 
 def configuration(site, **section):
@@ -80,13 +83,23 @@ def configuration(site, **section):
     return BpsConfig(content, search_order=BPS_SEARCH_ORDER, defaults={})
 
 
+def check(*arguments, **options):
+    """Return the texts of errors, of what needs a server, and of warnings."""
+    found = check_registration(*arguments, **options)
+    return SimpleNamespace(
+        problems=[finding.text for finding in found if finding.severity is Severity.ERROR],
+        outside=[finding.text for finding in found if finding.severity is Severity.NEEDS_SERVER],
+        notes=[finding.text for finding in found if finding.severity is Severity.WARNING],
+    )
+
+
 def test_a_good_configuration_has_no_problem(site):
-    verdict = check_registration(configuration(site), {}, open_rucio=site.server.client)
+    verdict = check(configuration(site), {}, open_rucio=site.server.client)
     assert (verdict.problems, verdict.outside, verdict.notes) == ([], [], [])
 
 
 def test_problems_are_of_the_configuration_or_of_the_server(site):
-    verdict = check_registration(
+    verdict = check(
         configuration(site, rseRoot="/elsewhere", rse="NOT_THERE"), {}, open_rucio=site.server.client
     )
     (problem,) = verdict.problems
@@ -105,13 +118,13 @@ def test_problems_are_of_the_configuration_or_of_the_server(site):
     ],
 )
 def test_the_butler_reads_the_expression(site, where, words):
-    verdict = check_registration(configuration(site, where=where, askRucio=False), {})
+    verdict = check(configuration(site, where=where, askRucio=False), {})
     assert len(verdict.problems) == bool(words)
     assert all(words in text for text in verdict.problems)
 
 
 def test_a_prefix_of_the_workers_own_is_left_to_the_worker(site):
-    verdict = check_registration(configuration(site, rseRoot="<ENV:SITE_ROOT>", askRucio=False), {})
+    verdict = check(configuration(site, rseRoot="<ENV:SITE_ROOT>", askRucio=False), {})
     assert verdict.problems == []
     assert "with variables of the worker" in verdict.notes[0]
 
@@ -120,19 +133,19 @@ def test_what_could_not_be_asked_is_said(site):
     def refuse():
         raise RucioError("Rucio did not take the log-in: the server is away")
 
-    verdict = check_registration(configuration(site, butlerConfig="/not/here"), {}, open_rucio=refuse)
+    verdict = check(configuration(site, butlerConfig="/not/here"), {}, open_rucio=refuse)
     assert (verdict.problems, verdict.outside) == ([], [])
     assert "rseRoot could not be compared" in verdict.notes[0]
     assert "Rucio was not asked" in verdict.notes[1]
     assert "the server is away" in verdict.notes[1]
-    quiet = check_registration(configuration(site, askRucio=False), {}, open_rucio=refuse)
+    quiet = check(configuration(site, askRucio=False), {}, open_rucio=refuse)
     assert quiet.notes == ["Rucio was not asked about the registration (rucio.askRucio is no)."]
 
 
 def test_a_wrong_section_is_a_problem_and_none_is_none(site):
-    (problem,) = check_registration(configuration(site, when="perhaps"), {}).problems
+    (problem,) = check(configuration(site, when="perhaps"), {}).problems
     assert "rucio.when is" in problem
-    assert check_registration(configuration(site, enabled=False), {}).problems == []
+    assert check(configuration(site, enabled=False), {}).problems == []
 
 
 def test_status_and_forecast_from_nothing_to_complete(site, found, rucio_server, tmp_path_factory):

@@ -24,7 +24,7 @@ ROOT = CHECKOUT / "python" / "lsst" / "ctrl" / "bps" / "panda"
 PACKAGE = "lsst.ctrl.bps.panda"
 
 LAYERS = (
-    "panda_service", "utils", "cli", "web", "service", "campaign", "remote", "workflow", "rucio", "checks",
+    "panda_service", "utils", "cli", "web", "service", "campaign", "remote", "workflow", "checks", "rucio",
     "insight", "runs", "report", "status", "idds", "staging", "auth", "rest", "settings", "plan", "findings",
     "errors", "version",
 )  # fmt: skip

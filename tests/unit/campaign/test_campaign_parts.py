@@ -15,7 +15,7 @@ from lsst.daf.butler import Butler, DatasetType
 from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig
 from lsst.ctrl.bps.panda.campaign.parts import (
     divide_campaign,
-    find_notes,
+    find_shared_places,
     make_configuration,
     make_parts,
     read_configuration,
@@ -29,9 +29,10 @@ from lsst.ctrl.bps.panda.campaign.record import (
     read_campaign,
 )
 from lsst.ctrl.bps.panda.campaign.values import ask_butler, check_values, fixed_in
-from lsst.ctrl.bps.panda.checks.preflight import check_configuration
+from lsst.ctrl.bps.panda.checks.configuration import check_configuration
 from lsst.ctrl.bps.panda.cli.panda_bps import main
 from lsst.ctrl.bps.panda.errors import PandaBpsError, RunNotFoundError, SettingsError
+from lsst.ctrl.bps.panda.findings import Severity
 from lsst.ctrl.bps.panda.remote.request import make_archive
 from lsst.ctrl.bps.panda.settings.campaign import read_section
 
@@ -80,17 +81,26 @@ def write(directory, **changes):
     return path
 
 
+def texts(findings, severity):
+    return [finding.text for finding in findings if finding.severity is severity]
+
+
 def prepared(directory, **changes):
+    """Return the record, what is wrong, what needs a server, and warnings."""
     config = read_configuration(str(write(directory, **changes)), timestamp=STAMP, user="bob")
     done = prepare_campaign(config, {"PATH": "/bin:/usr/bin"})
-    return done.record if done.problems else done.write(), list(done.problems), list(done.outside)
+    problems, *others = (
+        texts(done.findings, severity)
+        for severity in (Severity.ERROR, Severity.NEEDS_SERVER, Severity.WARNING)
+    )
+    return done.record if problems else done.write(), problems, *others
 
 
 # --- the files ---------------------------------------------------------------
 
 
 def test_the_parts_are_configurations_of_bps(tmp_path):
-    record, problems, outside = prepared(tmp_path)
+    record, problems, outside, _ = prepared(tmp_path)
     assert (problems, outside) == ([], [])
     found = {}
     for part in record.parts:
@@ -213,9 +223,9 @@ def test_weights_count():
 
 def test_what_holds_for_all_sites_alike_is_noted():
     config = configuration(queue="SLAC_Rubin", fileDistributionEndPoint="")
-    assert find_notes(config) == (
+    assert texts(find_shared_places(config), Severity.WARNING) == [
         "queue is 'SLAC_Rubin' for CC-IN2P3, SLAC alike; what differs belongs below campaignSites.sites.",
-    )
+    ]
 
 
 # --- what is refused ---------------------------------------------------------
@@ -286,7 +296,7 @@ def test_all_sites_are_checked_before_anything_is_written(tmp_path):
         "fileDistributionEndPoint": "",
         "section": {"sites": {"SLACK": 1, "local": {"share": 1, "priority": "high"}}},
     }
-    record, problems, outside = prepared(tmp_path, **changes)
+    record, problems, outside, _ = prepared(tmp_path, **changes)
     assert any(text.startswith("Site local: priority is 'high'") for text in problems)
     assert any("Site SLACK: fileDistributionEndPoint is not set" in text for text in [*problems, *outside])
     assert not Path(record.directory).exists()
@@ -298,24 +308,24 @@ RUCIO = {
 }  # fmt: skip
 
 
-def test_the_registration_of_every_site_is_checked(tmp_path, caplog):
+def test_the_registration_of_every_site_is_checked(tmp_path):
     sites = {"SLAC": 1, "LANCS": {"share": 1, "rucio": {"rse": "lancs_disk"}}}
-    record, problems, _ = prepared(tmp_path, rucio=RUCIO, section={"sites": sites})
+    record, problems, _, warnings = prepared(tmp_path, rucio=RUCIO, section={"sites": sites})
     (problem,) = (text for text in problems if "rucio" in text)
     assert problem.startswith("Site LANCS: rucio.rse is 'lancs_disk'")
-    assert "Site SLAC: Rucio was not asked" in caplog.text
+    assert any(text.startswith("Site SLAC: Rucio was not asked") for text in warnings)
     assert not Path(record.directory).exists()
 
 
 def test_a_dataset_of_several_sites_must_not_be_closed_by_one(tmp_path):
     shared = {**RUCIO, "datasetName": "campaign"}
     sites = {"SLAC": {"share": 1, "rucio": {"close": True}}, "LANCS": 1}
-    *_, problems, _ = prepared(tmp_path, rucio=shared, section={"sites": sites})
+    _, problems, *_ = prepared(tmp_path, rucio=shared, section={"sites": sites})
     (problem,) = (text for text in problems if "closes" in text)
     assert problem.startswith("Site SLAC closes Rucio's dataset dp2:campaign, into which LANCS and SLAC")
     for number, rucio in enumerate((shared, {**RUCIO, "close": True})):
         (tmp_path / str(number)).mkdir()
-        *_, problems, _ = prepared(
+        _, problems, *_ = prepared(
             tmp_path / str(number), rucio=rucio, section={"sites": {"SLAC": 1, "LANCS": 1}}
         )
         assert not [text for text in problems if "closes" in text]
@@ -332,7 +342,7 @@ def test_bps_submit_does_not_run_a_campaign_at_one_site(tmp_path):
     def problems(**changes):
         config = BpsConfig(content(tmp_path, **changes), search_order=BPS_SEARCH_ORDER, defaults=BPS_DEFAULTS)
         config[".bps_defined.timestamp"] = STAMP
-        return check_configuration(config, {"PATH": "/bin:/usr/bin"})[0]
+        return texts(check_configuration(config, {"PATH": "/bin:/usr/bin"}), Severity.ERROR)
 
     (problem,) = problems()
     assert "campaignSites divides this run among 3 sites" in problem
@@ -414,7 +424,7 @@ def test_the_configuration_may_leave_values_to_the_butler(butler, tmp_path):
     }
     section = {"values": None, "datasetType": "tile", "weights": "datasets", "sites": {"A": 1, "B": 2}}
     sites = {name: {"share": share, "computeSite": "SLAC"} for name, share in section["sites"].items()}
-    record, problems, _ = prepared(tmp_path, payload=payload, section={**section, "sites": sites})
+    record, problems, *_ = prepared(tmp_path, payload=payload, section={**section, "sites": sites})
     assert problems == []
     assert {part.site: part.values for part in record.parts} == {"A": [1], "B": [3]}
 

@@ -8,6 +8,7 @@ import pytest
 
 from lsst.ctrl.bps import BPS_SEARCH_ORDER, BpsConfig
 from lsst.ctrl.bps.panda.checks.plan import find_separated
+from lsst.ctrl.bps.panda.findings import Severity
 from lsst.ctrl.bps.panda.plan.model import Placement
 from lsst.ctrl.bps.panda.settings.search import KeyLookup
 
@@ -33,7 +34,13 @@ def config_of(**content):
 
 
 def find(*labels, area=AREA, share_files=False, **content):
-    return find_separated(plan_of(*labels, area=area), config_of(**content), share_files=share_files)
+    """Return the errors and the warnings."""
+    found = find_separated(plan_of(*labels, area=area), config_of(**content), share_files=share_files)
+    assert {finding.severity for finding in found} <= {Severity.ERROR, Severity.WARNING}
+    return tuple(
+        [finding.text for finding in found if finding.severity is severity]
+        for severity in (Severity.ERROR, Severity.WARNING)
+    )
 
 
 def test_one_site_needs_nothing():

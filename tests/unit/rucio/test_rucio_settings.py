@@ -10,7 +10,8 @@ import yaml
 from lsst.ctrl.bps import BPS_SEARCH_ORDER, BpsConfig
 from lsst.ctrl.bps.panda.edgenode.rucio_program import Refused, Registration, RuleWanted, name_of
 from lsst.ctrl.bps.panda.errors import SettingsError
-from lsst.ctrl.bps.panda.rucio.checks import find_name_problems, find_prefix_problems
+from lsst.ctrl.bps.panda.findings import Severity
+from lsst.ctrl.bps.panda.rucio.checks import check_names, check_prefix
 from lsst.ctrl.bps.panda.settings.rucio import read_registration_settings
 
 PLACE = {
@@ -155,12 +156,14 @@ def test_a_site_may_go_without_the_rule_of_the_others():
     ],
 )
 def test_names_that_rubins_rucio_refuses(changes, words):
-    (problem,) = find_name_problems(registration(**changes))
-    assert words in problem
+    (finding,) = check_names(registration(**changes))
+    assert words in finding.text
+    assert finding.severity is Severity.ERROR
 
 
 def test_good_names_are_no_problem():
-    assert find_name_problems(registration(scope="a_-.9" * 5, dataset="A+b/c-d.e_1", rse="A1-B2_C3")) == []
+    good = registration(scope="a_-.9" * 5, dataset="A+b/c-d.e_1", rse="A1-B2_C3")
+    assert [*check_names(good)] == []
 
 
 def test_name_is_the_path_below_the_scope():
@@ -185,7 +188,7 @@ def test_a_path_elsewhere_is_refused(path):
     ],
 )
 def test_the_butler_must_write_below_the_folder_of_the_scope(roots, count):
-    assert len(find_prefix_problems(registration(), roots)) == count
+    assert len(check_prefix(registration(), roots)) == count
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "rule": null}'])

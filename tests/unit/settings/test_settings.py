@@ -15,7 +15,6 @@ from lsst.ctrl.bps import (
 )
 from lsst.ctrl.bps.panda.errors import SettingsError
 from lsst.ctrl.bps.panda.plan.model import NamingKind
-from lsst.ctrl.bps.panda.settings import sites
 from lsst.ctrl.bps.panda.settings.keys import KEYS, convert
 from lsst.ctrl.bps.panda.settings.messages import own_messages
 from lsst.ctrl.bps.panda.settings.run import (
@@ -24,7 +23,6 @@ from lsst.ctrl.bps.panda.settings.run import (
     read_service_settings,
     site_staging_area,
 )
-from lsst.ctrl.bps.panda.settings.spelling import closest_key, find_misspelt_keys
 
 
 def make_config(**values):
@@ -191,14 +189,6 @@ def test_event_service_by_label():
     assert [plan.of(label).payloads_per_job for label in labels] == [20, 3, 1, 1]
 
 
-def test_labels_of_the_event_service_that_the_run_does_not_have():
-    config = make_config(computeSite="local", enableEventService="isr;20, isr, wrap:3")
-    assert read(config, labels=("isr", "warp")).hints == (
-        "enableEventService names isr;20, wrap, which this run does not have; its labels are finalJob, isr, "
-        "warp.",
-    )
-
-
 def test_directories_among_the_inputs_are_found(tmp_path):
     workflow = make_workflow()
     (tmp_path / "d").mkdir()
@@ -209,91 +199,10 @@ def test_directories_among_the_inputs_are_found(tmp_path):
     assert settings.plan.directories == {str(tmp_path / "d")}
 
 
-def test_a_misspelt_key_is_pointed_out():
-    hints = read(make_config(computeSite="local", maxJobPerTask=5)).hints
-    assert hints == ("Key maxJobPerTask of the configuration is not known; did you mean maxJobsPerTask?",)
-    assert read(make_config(computeSite="local")).hints == ()
-
-
-def test_a_key_of_the_whole_run_means_nothing_at_a_label():
-    config = make_config(
-        computeSite="local",
-        pipetask={"isr": {"maxJobsPerTask": 5, "queue": "Q", "environment": {"jobNaming": "x"}}},
-        finalJob={"jobNaming": "plain", "priority": 7},
-        site={"SLAC": {"maxJobsPerTask": 6}},
-        payload={"maxRequestLength": 20000},
-    )
-    assert read(config).hints == tuple(
-        f"Key {path} of the configuration has no effect: {name} is for the whole run. Set it at the top."
-        for path, name in (
-            ("pipetask.isr.maxJobsPerTask", "maxJobsPerTask"),
-            ("finalJob.jobNaming", "jobNaming"),
-        )
-    )
-
-
-def test_a_site_without_a_profile_has_no_set_up():
-    (hint,) = read(make_config(computeSite="NEVERLAND")).hints
-    assert hint.startswith("computeSite NEVERLAND has no profile")
-    assert "SLAC, local. For another site, set setupLSSTEnv." in hint
-    assert read(make_config(computeSite="NEVERLAND", setupLSSTEnv="")).hints == ()
-    (hint,) = read(make_config(computeSite=None)).hints
-    assert hint.startswith("computeSite is not set")
-
-
 @pytest.mark.parametrize("name", ["", "a/b.json", ".."])
 def test_the_map_of_order_ids_is_a_file(name):
     with pytest.raises(SettingsError, match="orderIdMapFilename is"):
         read(make_config(orderIdMapFilename=name))
-
-
-def test_misspelt_keys_are_found_in_all_sections():
-    config = make_config(
-        site={"SLAC": {"queu": "Q"}},
-        cloud={"US": {"prodSourceLable": "x"}},
-        payload={"payloadName": "p", "inColection": "HSC"},
-        pipetask={"isr": {"requestMemroy": 5, "requestmemory": 6}},
-        cluster={"all": {"pipetask": "isr", "dimension": "visit"}},
-        finalJob={"quee": "Q"},
-        remoteBuild={"enable": True},
-        # Names of the user's: used, numbered, a label or a variable.
-        queue1="Q",
-        priority1=5,
-        taskTypes="x",
-        used="{taskTypes}",
-        environment={"QUEUES_": "x", "queu": "x"},
-        bps_defined={"timestamps": "x"},
-    )
-    assert sorted(find_misspelt_keys(config)) == sorted(
-        f"Key {path} of the configuration is not known; did you mean {meant}?"
-        for path, meant in (
-            ("site.SLAC.queu", "queue"),
-            ("cloud.US.prodSourceLable", "prodSourceLabel"),
-            ("payload.inColection", "inCollection"),
-            ("pipetask.isr.requestMemroy", "requestMemory"),
-            ("pipetask.isr.requestmemory", "requestMemory"),
-            ("cluster.all.dimension", "dimensions"),
-            ("finalJob.quee", "queue"),
-            ("remoteBuild.enable", "enabled"),
-        )
-    )
-
-
-@pytest.mark.parametrize("name", [*sites.site_names(), ""])
-def test_packaged_configurations_have_no_misspelt_key(name):
-    content = sites.profile_of(name) if name else {**sites.base(), **sites.defaults()}
-    assert find_misspelt_keys(BpsConfig(content)) == []
-
-
-def test_a_site_with_a_notice():
-    (hint,) = read(make_config(computeSite="LSST", sw_image="i")).hints
-    assert hint.startswith("Site LSST: By the page")
-    assert read(make_config(computeSite="SLAC", LSST_VERSION="w_1")).hints == ()
-
-
-@pytest.mark.parametrize("name", ["requestMemory", "payload", "pipelineYaml", "site", "cluster", "finalJob"])
-def test_keys_of_bps_are_not_taken_for_misspelt_ones(name):
-    assert closest_key(name) is None
 
 
 def test_the_user_is_known_without_the_variable():

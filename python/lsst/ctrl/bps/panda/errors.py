@@ -37,7 +37,27 @@ class SettingsError(PandaBpsError, ValueError):
     or has a value that cannot be used.
 
     The text names the key, its value and where the value came from.
+
+    Parameters
+    ----------
+    message : `str`
+        The text.
+    key, label : `str`, optional
+        Key of the configuration, and the label that it was read for.
+    file : `str`, optional
+        File in which the value stands.
+    line : `int`, optional
+        Line in that file, from 1.
     """
+
+    def __init__(
+        self, message: str, *, key: str = "", label: str = "", file: str = "", line: int = 0
+    ) -> None:
+        super().__init__(message)
+        self.key = key
+        self.label = label
+        self.file = file
+        self.line = line
 
 
 class PlanError(PandaBpsError, ValueError):

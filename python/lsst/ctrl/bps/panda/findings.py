@@ -1,13 +1,23 @@
-"""What a user should know before a run is submitted: a finding, and how
-serious it is.
+"""Findings: what a user should know about a configuration or a plan before a
+run is submitted.
+
+Every check returns a list of findings.  What becomes of them is decided here
+and nowhere else: how they are sorted, counted and shown, and which of them
+stop a submission or a dry run.
 """
 
 from __future__ import annotations
 
-__all__ = ["Finding", "Severity"]
+__all__ = ["Finding", "Severity", "describe_findings", "report_findings", "select"]
 
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+
+from .errors import PandaBpsError, SettingsError
+
+_LOG = logging.getLogger(__name__)
 
 
 class Severity(StrEnum):
@@ -21,7 +31,8 @@ class Severity(StrEnum):
     server, the staging area or the log-in."""
 
     WARNING = "warning"
-    """The run can be submitted, and something will not be as it was asked."""
+    """The run can be submitted, and something will not be as it was asked, or
+    could not be checked."""
 
     HINT = "hint"
     """Something may be better another way, or may be a mistake."""
@@ -48,3 +59,108 @@ class Finding:
 
     line: int = 0
     """Line in that file, from 1; 0 if it is not known."""
+
+    @classmethod
+    def from_error(cls, error: PandaBpsError, severity: Severity = Severity.ERROR) -> Finding:
+        """Make a finding of an error that a check has met."""
+        if isinstance(error, SettingsError):
+            return cls(severity, str(error), error.key, error.label, error.file, error.line)
+        return cls(severity, str(error))
+
+    def __str__(self) -> str:
+        """Return the text, with file and line unless it names them."""
+        if not self.file or self.file in self.text:
+            return self.text
+        return f"{self.text} ({self.file}, line {self.line})"
+
+
+_BLOCKING = (Severity.ERROR, Severity.NEEDS_SERVER)
+
+# Singular and plural of what is counted at the end of a list.
+_COUNTED = {
+    Severity.ERROR: ("error", "errors"),
+    Severity.NEEDS_SERVER: (
+        "problem of the server, the log-in or the staging area",
+        "problems of the server, the log-in or the staging area",
+    ),
+    Severity.WARNING: ("warning", "warnings"),
+    Severity.HINT: ("hint", "hints"),
+}
+
+
+def select(findings: Iterable[Finding], *severities: Severity) -> list[Finding]:
+    """Return the findings of some severities, each text once.
+
+    Parameters
+    ----------
+    findings : iterable of `Finding`
+        The findings.
+    *severities : `Severity`
+        Which ones, in this order.
+    """
+    by_text = {(finding.severity, finding.text): finding for finding in reversed([*findings])}
+    unique = [*reversed(by_text.values())]
+    return [finding for severity in severities for finding in unique if finding.severity is severity]
+
+
+def report_findings(findings: Sequence[Finding], *, is_dry_run: bool) -> None:
+    """Log what a run can live with, and raise one error for all the rest.
+
+    Parameters
+    ----------
+    findings : sequence of `Finding`
+        What the checks have found.
+    is_dry_run : `bool`
+        Whether nothing will be sent: what needs a server is a warning then.
+
+    Raises
+    ------
+    PandaBpsError
+        Raised if the run cannot be submitted; the text lists every reason.
+    """
+    for finding in select(findings, Severity.WARNING, Severity.HINT):
+        _LOG.warning("%s", finding)
+    blocking = select(findings, *_BLOCKING)
+    if is_dry_run and (waiting := select(findings, Severity.NEEDS_SERVER)):
+        _LOG.warning(
+            "A submission from here would fail; it goes on because nothing is sent now:\n%s", _list(waiting)
+        )
+        blocking = select(findings, Severity.ERROR)
+    if blocking:
+        raise PandaBpsError(f"This run cannot be submitted:\n{_list(blocking)}")
+
+
+def describe_findings(findings: Sequence[Finding], subject: str) -> tuple[str, bool]:
+    """Return all findings as text that ends in their number.
+
+    Parameters
+    ----------
+    findings : sequence of `Finding`
+        What the checks have found.
+    subject : `str`
+        What was checked, a file for instance.
+
+    Returns
+    -------
+    text : `str`
+        Hints and warnings, problems, and the number of each.
+    can_submit : `bool`
+        Whether nothing speaks against a submission.
+    """
+    lines = [f"Hint: {finding}" for finding in select(findings, Severity.HINT)]
+    lines += [f"Warning: {finding}" for finding in select(findings, Severity.WARNING)]
+    blocking = select(findings, *_BLOCKING)
+    if blocking:
+        lines += [f"{len(blocking)} problem{'s' if len(blocking) > 1 else ''} in {subject}:", _list(blocking)]
+    lines.append(_count(findings, subject))
+    return "\n".join(lines), not blocking
+
+
+def _count(findings: Sequence[Finding], subject: str) -> str:
+    numbers = {severity: len(select(findings, severity)) for severity in Severity}
+    parts = [f"{number} {_COUNTED[severity][number > 1]}" for severity, number in numbers.items() if number]
+    return f"{', '.join(parts) or 'No problem found'} in {subject}."
+
+
+def _list(findings: Iterable[Finding]) -> str:
+    return "\n".join(f"- {finding}" for finding in findings)

@@ -21,15 +21,16 @@ from lsst.resources import ResourcePath
 
 from lsst.ctrl.bps import BaseWmsService, BaseWmsWorkflow, BpsConfig, GenericWorkflow
 
-from .checks.plan import find_hints
-from .checks.preflight import check_configuration, check_run, check_service, report_problems
+from .checks.configuration import check_configuration, check_service
+from .checks.misspellings import check_names
+from .checks.plan import check_plan, find_advice
 from .errors import PandaBpsError, RunNotFoundError, SettingsError
+from .findings import Finding, report_findings
 from .plan.document import render_table
 from .remote.request import submit_build
 from .report.filters import parse_filters
 from .report.report import describe_counts, get_status_of, list_notes, make_run_list, make_run_report
 from .rest.faults import diagnose
-from .rucio.checks import check_registration
 from .runs.build_reply import complete_record
 from .runs.cancel import cancel_run
 from .runs.environment_dump import protect_dumps
@@ -39,12 +40,11 @@ from .runs.record import RunIndex, read_record
 from .runs.restart import restart_run
 from .runs.submit import send
 from .settings import sites
-from .settings.bps_command import accept_service_names, configuration_file
+from .settings.bps_command import accept_service_names, configuration_file, is_dry_run
 from .settings.configuration import RunConfiguration
 from .settings.messages import own_messages
 from .settings.remote import is_batch_submission
 from .settings.run import ServiceSettings, default_configuration, read_service_settings
-from .settings.search import find_broken_sections
 from .staging import stage
 from .staging.progress import ProgressLine
 from .workflow import PandaBpsWmsWorkflow
@@ -98,28 +98,14 @@ class PanDAService(BaseWmsService):
         PandaBpsError
             Raised if there is a problem; the text lists all of them.
         """
-        report_problems(*self.find_problems())
+        report_findings(self.check_submission(), is_dry_run=is_dry_run())
 
-    def find_problems(self) -> tuple[list[str], list[str]]:
-        """List what would keep a submission from working, as far as it can
+    def check_submission(self) -> list[Finding]:
+        """Return what would keep a submission from working, as far as it can
         be told before there is a quantum graph.
-
-        Returns
-        -------
-        problems : `list` [`str`]
-            What is wrong with the configuration and the environment.
-        outside : `list` [`str`]
-            What is wrong with the staging area, the server and the log-in.
         """
         settings = self.settings()
-        problems, outside = check_configuration(self.config, settings.environment)
-        if find_broken_sections(self.config):
-            return problems, outside
-        registration = check_registration(self.config, settings.environment)
-        for note in registration.notes:
-            _LOG.warning("%s", note)
-        problems += registration.problems
-        return problems, [*outside, *registration.outside, *check_service(settings)]
+        return [*check_configuration(self.config, settings.environment), *check_service(settings)]
 
     def prepare(
         self, config: BpsConfig, generic_workflow: GenericWorkflow, out_prefix: str | None = None
@@ -136,25 +122,30 @@ class PanDAService(BaseWmsService):
         workflow = PandaBpsWmsWorkflow.from_generic_workflow(
             config, generic_workflow, out_prefix or "", service_class
         )
-        self._check_run(workflow)
+        self._check_plan(workflow)
         workflow.write(out_prefix or "")
         table = render_table(workflow.plan, request_size=workflow.submission.length)
         _LOG.info("Plan of run %s:\n%s", workflow.name, table)
-        hints = find_hints(
-            workflow.plan, length=len(workflow.submission.request), most=workflow.settings.max_request_length
-        )
-        for warning in (*workflow.settings.hints, *workflow.plan.warnings, *hints):
-            _LOG.warning("%s", warning)
+        self._advise(workflow)
         return workflow
 
-    def _check_run(self, workflow: PandaBpsWmsWorkflow) -> None:
+    def _check_plan(self, workflow: PandaBpsWmsWorkflow) -> None:
         """Check a plan; for a command also the server, which BPS has not
         asked to be checked.
         """
-        problems, outside = check_run(workflow.plan, workflow.settings, self.config)
+        findings = check_plan(workflow.plan, workflow.settings, self.config)
         if workflow.run_attrs.get("bps_iscustom"):
-            outside += check_service(self.settings())
-        report_problems(problems, outside)
+            findings += check_service(self.settings())
+        report_findings(findings, is_dry_run=is_dry_run())
+
+    def _advise(self, workflow: PandaBpsWmsWorkflow) -> None:
+        """Log what may be a mistake or could be better."""
+        advice = find_advice(
+            workflow.plan, length=len(workflow.submission.request), most=workflow.settings.max_request_length
+        )
+        environment = read_service_settings(workflow.config).environment
+        names = check_names(workflow.config, environment, labels=workflow.settings.plan.labels)
+        report_findings([*names, *advice], is_dry_run=is_dry_run())
 
     def submit(self, workflow: BaseWmsWorkflow, **kwargs: Any) -> BaseWmsWorkflow | None:
         # Docstring inherited.

@@ -6,7 +6,7 @@ __all__ = [
     "CampaignConfiguration",
     "Part",
     "divide_campaign",
-    "find_notes",
+    "find_shared_places",
     "make_configuration",
     "make_parts",
     "read_configuration",
@@ -26,6 +26,7 @@ from lsst.daf.butler import Config
 from lsst.ctrl.bps import BpsConfig
 
 from ..errors import SettingsError
+from ..findings import Finding, Severity
 from ..settings.campaign import SECTION, CampaignSection, SiteShare, Value, divide, read_section
 from ..settings.configuration import RunConfiguration, complete_configuration
 from .values import check_values, fixed_in, render_condition
@@ -118,6 +119,8 @@ def make_configuration(
     section = read_section(content.get(SECTION), source=path)
     try:
         run = RunConfiguration(complete_configuration(Config(dict(content)), timestamp=timestamp, user=user))
+    except SettingsError as error:
+        raise SettingsError(f"{path} cannot be used: {error}") from error
     except ValueError as error:
         raise SettingsError(f"{path} cannot be used: {error.__cause__ or error}") from error
     configuration = CampaignConfiguration(str(Path(path).absolute()), content, run, section)
@@ -311,21 +314,16 @@ def render_part(part: Part, *, base: str, campaign: str) -> str:
     )
 
 
-def find_notes(configuration: CampaignConfiguration) -> tuple[str, ...]:
-    """Say which settings of one place hold for several sites.
-
-    Parameters
-    ----------
-    configuration : `CampaignConfiguration`
-        The campaign.
-    """
-    notes = []
+def find_shared_places(configuration: CampaignConfiguration) -> list[Finding]:
+    """Find settings of one place that hold for several sites."""
+    findings = []
     for key in _PLACES:
         value = configuration.content.get(key)
         sites = [site.name for site in configuration.section.sites if key not in site.settings]
         if value and len(sites) > 1:
-            notes.append(
+            text = (
                 f"{key} is {value!r} for {', '.join(sites)} alike; what differs belongs below "
                 f"{SECTION}.sites."
             )
-    return tuple(notes)
+            findings.append(Finding(Severity.WARNING, text, key=key))
+    return findings

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 __all__ = ["Preparation", "prepare_campaign"]
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,15 @@ from typing import Any
 import yaml
 from lsst.daf.butler import Butler
 
-from ..checks.preflight import check_configuration
+from ..checks.configuration import check_configuration
 from ..errors import SettingsError
-from ..rucio.checks import check_registration
+from ..findings import Finding, Severity
 from ..runs.record import write_text
 from ..settings.campaign import Value
 from ..settings.rucio import read_registration_settings
-from .parts import CampaignConfiguration, Part, divide_campaign, find_notes, make_parts, render_part
+from .parts import CampaignConfiguration, Part, divide_campaign, find_shared_places, make_parts, render_part
 from .record import CampaignRecord, PartRecord
 from .values import ask_butler
-
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +34,9 @@ class Preparation:
     configuration: CampaignConfiguration
     parts: tuple[Part, ...]
     record: CampaignRecord
-    problems: tuple[str, ...]
-    """What is wrong with the configurations, each with its site."""
-
-    outside: tuple[str, ...]
-    """What is wrong with staging areas."""
+    findings: tuple[Finding, ...]
+    """What is wrong with it or with the configuration of a site, which the
+    text names."""
 
     def write(self) -> CampaignRecord:
         """Write the user's configuration as it is now, the parts, and last
@@ -56,8 +51,6 @@ class Preparation:
         for part in self.parts:
             write_text(directory / _file_name(part), [render_part(part, base=base, campaign=record.name)])
         record.write()
-        for note in find_notes(self.configuration):
-            _LOG.warning("%s", note)
         return record
 
 
@@ -79,7 +72,6 @@ def prepare_campaign(configuration: CampaignConfiguration, environment: Mapping[
     directory = _directory(configuration)
     divided = divide_campaign(configuration, _count(configuration))
     parts = make_parts(configuration, divided, directory=directory)
-    problems, outside = _check(configuration, parts, environment)
     record = CampaignRecord(
         name=configuration.run.name,
         directory=directory,
@@ -90,7 +82,8 @@ def prepare_campaign(configuration: CampaignConfiguration, environment: Mapping[
         prepared_at=datetime.now(UTC).isoformat(timespec="seconds"),
         parts=[_record(part, directory) for part in parts],
     )
-    return Preparation(configuration, parts, record, tuple(problems), tuple(outside))
+    findings = (*_check_parts(configuration, parts, environment), *find_shared_places(configuration))
+    return Preparation(configuration, parts, record, findings)
 
 
 def _directory(configuration: CampaignConfiguration) -> str:
@@ -140,26 +133,21 @@ def _count(configuration: CampaignConfiguration) -> dict[Value, float]:
     return dict(counted)
 
 
-def _check(
+def _check_parts(
     configuration: CampaignConfiguration, parts: Sequence[Part], environment: Mapping[str, str]
-) -> tuple[list[str], list[str]]:
+) -> list[Finding]:
     """Check the configuration of every part before anything is submitted."""
-    problems: list[str] = []
-    outside: list[str] = []
-    for part in parts:
-        config = configuration.with_settings(part.content)
-        some, areas = check_configuration(config, environment)
-        registration = check_registration(config, environment)
-        for note in registration.notes:
-            _LOG.warning("Site %s: %s", part.site, note)
-        problems += [f"Site {part.site}: {text}" for text in (*some, *registration.problems)]
-        outside += [f"Site {part.site}: {text}" for text in (*areas, *registration.outside)]
-    return problems + _closed_too_early(configuration, parts, environment), outside
+    findings = [
+        replace(finding, text=f"Site {part.site}: {finding.text}")
+        for part in parts
+        for finding in check_configuration(configuration.with_settings(part.content), environment)
+    ]
+    return findings + _find_closed_too_early(configuration, parts, environment)
 
 
-def _closed_too_early(
+def _find_closed_too_early(
     configuration: CampaignConfiguration, parts: Sequence[Part], environment: Mapping[str, str]
-) -> list[str]:
+) -> list[Finding]:
     """Find sites that register into a dataset which another one closes."""
     sites: dict[str, list[str]] = {}
     closing: dict[str, str] = {}
@@ -167,7 +155,7 @@ def _closed_too_early(
         try:
             settings = read_registration_settings(configuration.with_settings(part.content), environment)
         except SettingsError:
-            continue  # said with the site's other problems
+            continue  # found by the check of the site's configuration
         if settings is None:
             continue
         place = f"{settings.registration.scope}:{settings.registration.dataset}"
@@ -175,8 +163,13 @@ def _closed_too_early(
         if settings.registration.close:
             closing.setdefault(place, part.site)
     return [
-        f"Site {site} closes Rucio's dataset {place}, into which {' and '.join(sites[place])} register, so "
-        "that whoever ends later registers nothing. Set rucio.close to no, or give each site a datasetName."
+        Finding(
+            Severity.ERROR,
+            f"Site {site} closes Rucio's dataset {place}, into which {' and '.join(sites[place])} register, "
+            "so that whoever ends later registers nothing. Set rucio.close to no, or give each site a "
+            "datasetName.",
+            key="rucio.close",
+        )
         for place, site in closing.items()
         if len(sites[place]) > 1
     ]

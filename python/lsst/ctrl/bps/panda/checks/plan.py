@@ -1,5 +1,5 @@
-"""Checks of a plan: what no queue of its site takes, files that its sites cannot share, and what would
-make it run faster.
+"""Checks of a plan: its name and staging area, jobs that no queue of their
+site takes, files that its sites cannot share, and what would make it faster.
 """
 
 from __future__ import annotations
@@ -8,7 +8,11 @@ __all__ = [
     "LARGE_TASK",
     "MANY_JOBS",
     "QueueLimits",
-    "find_hints",
+    "QueueSource",
+    "check_area",
+    "check_plan",
+    "check_run_name",
+    "find_advice",
     "find_misfits",
     "find_separated",
     "find_unknown_queues",
@@ -17,17 +21,74 @@ __all__ = [
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lsst.ctrl.bps import BpsConfig
 
+from .. import staging
 from ..errors import SettingsError
+from ..findings import Finding, Severity
 from ..plan.model import TaskPlan, WorkflowPlan
 from ..plan.tasks import DEFAULT_WALLTIME
 from ..settings import sites
 from ..settings.configuration import RunConfiguration
+from ..settings.run import RunSettings
+from ..staging import StagingSettings
+
+MAX_NAME = 255
+"""Longest name of a request in iDDS (PostgreSQL column)."""
+
+_UNSAFE_IN_NAME = frozenset("?#%*^/")
+
+
+def check_plan(plan: WorkflowPlan, settings: RunSettings, config: BpsConfig) -> list[Finding]:
+    """Check a plan and its staging area.
+
+    Parameters
+    ----------
+    plan : `WorkflowPlan`
+        The plan.
+    settings : `RunSettings`
+        Settings of the run.
+    config : `~lsst.ctrl.bps.BpsConfig`
+        Its configuration, for the limits of queues.
+    """
+    tasks = (*plan.tasks, *plan.final)
+    findings = check_run_name(plan.run.name)
+    try:
+        queues_of = QueueSource(RunConfiguration(config))
+        findings += find_misfits(tasks, queues_of)
+        findings += find_unknown_queues(tasks, queues_of)
+    except SettingsError as error:
+        findings.append(Finding.from_error(error))
+    findings += find_separated(plan, config, share_files=settings.sites_share_files)
+    return findings + check_area(settings.staging)
+
+
+def check_run_name(name: str) -> list[Finding]:
+    """Check that iDDS can store and find a run of this name."""
+    problems = []
+    if len(name) > MAX_NAME:
+        problems.append(
+            f"The run's name has {len(name)} characters and iDDS takes {MAX_NAME}: {name!r}. "
+            "Use a shorter outputRun."
+        )
+    if bad := sorted(set(name) & _UNSAFE_IN_NAME):
+        problems.append(
+            f"The run's name {name!r} holds {' '.join(bad)}, with which iDDS cannot look it up. "
+            "Use another outputRun."
+        )
+    return [Finding(Severity.ERROR, text, key="outputRun") for text in problems]
+
+
+def check_area(settings: StagingSettings) -> list[Finding]:
+    """Check that a staging area can be written."""
+    return [
+        Finding(Severity.NEEDS_SERVER, text, key="fileDistributionEndPoint")
+        for text in staging.check_area(settings)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,21 +139,9 @@ _KEYS = {
 
 
 def read_queues(section: Any, *, source: str) -> tuple[QueueLimits, ...]:
-    """Read a section ``queues``.
-
-    Parameters
-    ----------
-    section : mapping or `None`
-        Limits by the queue's name: ``maxMemory`` (MB), ``cores`` and
-        ``minCores`` (most and least), ``maxWalltime`` (seconds), ``brokered``
-        (yes or no).
-    source : `str`
-        Where it is from, for the error.
-
-    Raises
-    ------
-    SettingsError
-        Raised if it is not understood.
+    """Read a section ``queues``: limits by the queue's name, ``maxMemory``
+    (MB), ``cores`` and ``minCores`` (most and least), ``maxWalltime``
+    (seconds), ``brokered`` (yes or no).  Errors name the source.
     """
     if section is None or section == "":
         return ()
@@ -118,20 +167,36 @@ def _read_queue(name: str, limits: Any, source: str) -> QueueLimits:
     return QueueLimits(name, **values)
 
 
-def find_misfits(tasks: Iterable[TaskPlan], queues_of: Callable[[str], tuple[QueueLimits, ...]]) -> list[str]:
-    """Find labels whose jobs fit no queue.
+class QueueSource:
+    """Gives the known queues of a site, none if they are not known: those of
+    its profile, or over them those of the configuration.
 
     Parameters
     ----------
-    tasks : iterable of `TaskPlan`
-        The tasks of a run.
-    queues_of : callable
-        Gives the known queues of a site, none if they are not known.
+    run : `RunConfiguration`
+        Configuration of a run.
 
-    Returns
-    -------
-    problems : `list` [`str`]
-        One text for all labels with the same problem.
+    Raises
+    ------
+    SettingsError
+        Raised if the section ``queues`` is not understood.
+    """
+
+    def __init__(self, run: RunConfiguration) -> None:
+        self._own = read_queues(run.queues, source="BPS configuration")
+
+    def __call__(self, site: str) -> tuple[QueueLimits, ...]:
+        """Return the queues of a site."""
+        known = read_queues(sites.profile_of(site).get("queues"), source=f"profile of {site}")
+        by_name = {queue.name: queue for queue in (*known, *self._own)}
+        return tuple(by_name.values())
+
+
+def find_misfits(
+    tasks: Iterable[TaskPlan], queues_of: Callable[[str], tuple[QueueLimits, ...]]
+) -> list[Finding]:
+    """Find labels whose jobs fit no queue: one error for all labels with the
+    same problem.
     """
     problems: dict[str, str] = {}
     for task in tasks:
@@ -142,27 +207,20 @@ def find_misfits(tasks: Iterable[TaskPlan], queues_of: Callable[[str], tuple[Que
     for label, problem in problems.items():
         labels.setdefault(problem, []).append(label)
     return [
-        f"Label{'s' if len(some) > 1 else ''} {', '.join(some)}: {problem}"
+        Finding(
+            Severity.ERROR,
+            f"Label{'s' if len(some) > 1 else ''} {', '.join(some)}: {problem}",
+            label=", ".join(some),
+        )
         for problem, some in labels.items()
     ]
 
 
 def find_unknown_queues(
     tasks: Iterable[TaskPlan], queues_of: Callable[[str], tuple[QueueLimits, ...]]
-) -> list[str]:
-    """Find queues that are named and that a site is not known to have.
-
-    Parameters
-    ----------
-    tasks : iterable of `TaskPlan`
-        The tasks of a run.
-    queues_of : callable
-        Gives the known queues of a site, none if they are not known.
-
-    Returns
-    -------
-    doubts : `list` [`str`]
-        One text a queue; it may be a new one, so this is no error.
+) -> list[Finding]:
+    """Find queues that are named and that a site is not known to have: one
+    warning a queue, as it may be a new one.
     """
     labels: dict[tuple[str, str], list[str]] = {}
     for task in tasks:
@@ -170,15 +228,14 @@ def find_unknown_queues(
         known = [queue.name for queue in queues_of(where.site)]
         if where.queue and known and where.queue not in known:
             labels.setdefault((where.site, where.queue), []).append(task.label)
-    doubts = []
+    findings = []
     for (site, name), named_by in labels.items():
         near = difflib.get_close_matches(name, [queue.name for queue in queues_of(site)], n=1)
         meant = f"did you mean {near[0]}?" if near else "jobs for a queue that does not exist never start."
-        doubts.append(
-            f"Queue {name} (labels {', '.join(dict.fromkeys(named_by))}) is not among those known of {site}; "
-            f"{meant}"
-        )
-    return doubts
+        listed = ", ".join(dict.fromkeys(named_by))
+        text = f"Queue {name} (labels {listed}) is not among those known of {site}; {meant}"
+        findings.append(Finding(Severity.WARNING, text, key="queue", label=listed))
+    return findings
 
 
 _CHANGED = "If that has changed, say so in the YAML: queues: {{{name}: {{maxMemory: {memory}}}}}."
@@ -214,9 +271,7 @@ def _takes_cores(queue: QueueLimits, task: TaskPlan) -> bool:
 _AREA_KEYS = ("stagingArea", "stagingAreaDefault")
 
 
-def find_separated(
-    plan: WorkflowPlan, config: BpsConfig, *, share_files: bool
-) -> tuple[list[str], list[str]]:
+def find_separated(plan: WorkflowPlan, config: BpsConfig, *, share_files: bool) -> list[Finding]:
     """Find labels that go to another site than the run, where its files may
     not be.
 
@@ -225,21 +280,9 @@ def find_separated(
     the final job registers all of it.  PanDA and iDDS release a job at one
     site by the end of a job at another, but move no data.
 
-    Parameters
-    ----------
-    plan : `WorkflowPlan`
-        The plan.
-    config : `~lsst.ctrl.bps.BpsConfig`
-        Configuration of the run.
-    share_files : `bool`
-        Whether the configuration says that all sites see the same files.
-
-    Returns
-    -------
-    problems : `list` [`str`]
-        What cannot work.
-    doubts : `list` [`str`]
-        What may not work: nothing is known of one of the sites.
+    It is a warning only where nothing is known of one of the sites, and
+    nothing at all if the configuration says that all sites see the same files
+    (``share_files``).
     """
     tasks = (*plan.tasks, *plan.final)
     elsewhere = _elsewhere(tasks, plan.run.site)
@@ -248,20 +291,22 @@ def find_separated(
         task.label: butler_of(task.label, site=task.placement.site, cloud=task.placement.cloud)
         for task in tasks
     }
-    different = _different_butlers(butlers, plan)
+    findings = []
+    if different := _different_butlers(butlers, plan):
+        findings.append(Finding(Severity.ERROR, different, key="butlerConfig"))
     needed = [f"the staging area {plan.run.staging_area}"] if _is_path(plan.run.staging_area) else []
     needed += [f"the Butler {butler}" for butler in sorted(set(butlers.values())) if _is_path(butler)]
-    problems = [different] if different else []
-    doubts: list[str] = []
     for site, labels in elsewhere.items() if needed and not share_files else ():
+        listed = ", ".join(labels)
         text = (
-            f"Labels {', '.join(labels)} go to {site}, the run to {plan.run.site}, and all its jobs need "
+            f"Labels {listed} go to {site}, the run to {plan.run.site}, and all its jobs need "
             f"{' and '.join(needed)}: a path, which another site may not see. Give URIs that both sites "
             "reach, or, if they see the same files, set sitesShareFiles: yes. For data at separate "
             "facilities use a run for each site: panda_bps campaign."
         )
-        (problems if _are_apart(site, plan.run.site) else doubts).append(text)
-    return problems, doubts
+        severity = Severity.ERROR if _are_apart(site, plan.run.site) else Severity.WARNING
+        findings.append(Finding(severity, text, key="computeSite", label=listed))
+    return findings
 
 
 def _elsewhere(tasks: tuple[TaskPlan, ...], run_site: str) -> dict[str, list[str]]:
@@ -314,69 +359,77 @@ LARGE_TASK = 100_000
 on the processing for DP0.2)."""
 
 
-def find_hints(plan: WorkflowPlan, *, length: int = 0, most: int = 0) -> tuple[str, ...]:
-    """List what could be better.
+def find_advice(plan: WorkflowPlan, *, length: int = 0, most: int = 0) -> list[Finding]:
+    """Tell what the planner could not honour, and what could be better.
 
     Parameters
     ----------
     plan : `WorkflowPlan`
         The plan of a run.
     length : `int`, optional
-        Length of the request, without what goes in steps before it, bytes.
+        Length of the request, without the parts that are sent in steps of
+        their own, bytes.
     most : `int`, optional
         Length that it should not exceed, bytes.
-
-    Returns
-    -------
-    hints : `tuple` [`str`]
-        One line each.
     """
-    return (
+    return [
+        *(Finding(Severity.WARNING, text) for text in plan.warnings),
         *_short_jobs(plan.tasks),
         *_large_tasks(plan.tasks),
         *_final_job(plan),
         *_long_request(plan, length, most),
-    )
+    ]
 
 
-def _short_jobs(tasks: Iterable[TaskPlan]) -> list[str]:
+def _hint(text: str, key: str, label: str = "") -> Finding:
+    return Finding(Severity.HINT, text, key=key, label=label)
+
+
+def _short_jobs(tasks: Iterable[TaskPlan]) -> Iterator[Finding]:
     jobs: dict[str, int] = {}
     for task in tasks:
         walltime = task.resources.walltime
         if not task.packing.event_service and (walltime <= SHORT_JOB or walltime == DEFAULT_WALLTIME):
             jobs[task.label] = jobs.get(task.label, 0) + len(task.jobs)
-    return [
-        f"Label {label} has {count} jobs, each a PanDA job of its own. If they take minutes, "
-        f"'enableEventService: {label}:20' or clustering (clusterAlgorithm) saves most of their start-up."
-        for label, count in jobs.items()
-        if count > MANY_JOBS
-    ]
+    for label, count in jobs.items():
+        if count > MANY_JOBS:
+            yield _hint(
+                f"Label {label} has {count} jobs, each a PanDA job of its own. If they take minutes, "
+                f"'enableEventService: {label}:20' or clustering (clusterAlgorithm) saves most of their "
+                "start-up.",
+                "enableEventService",
+                label,
+            )
 
 
-def _large_tasks(tasks: Iterable[TaskPlan]) -> list[str]:
+def _large_tasks(tasks: Iterable[TaskPlan]) -> Iterator[Finding]:
     large = {task.label: len(task.jobs) for task in tasks if len(task.jobs) > LARGE_TASK}
-    return [
-        f"Label {label} has tasks of {count} jobs; PanDA is slow to start tasks of more than {LARGE_TASK}. "
-        "Set maxJobsPerTask lower, 10000 for instance."
-        for label, count in large.items()
-    ]
+    for label, count in large.items():
+        yield _hint(
+            f"Label {label} has tasks of {count} jobs; PanDA is slow to start tasks of more than "
+            f"{LARGE_TASK}. Set maxJobsPerTask lower, 10000 for instance.",
+            "maxJobsPerTask",
+            label,
+        )
 
 
-def _long_request(plan: WorkflowPlan, length: int, most: int) -> list[str]:
-    if length <= most:
-        return []
-    return [
-        f"The request has {length} bytes even without the dependencies, which go before it; maxRequestLength "
-        f"is {most}. Its {len(plan.tasks)} tasks are the rest: a larger maxJobsPerTask makes fewer."
-    ]
+def _long_request(plan: WorkflowPlan, length: int, most: int) -> Iterator[Finding]:
+    if length > most:
+        yield _hint(
+            f"The request has {length} bytes even without the dependencies, which go before it; "
+            f"maxRequestLength is {most}. Its {len(plan.tasks)} tasks are the rest: a larger maxJobsPerTask "
+            "makes fewer.",
+            "maxRequestLength",
+        )
 
 
-def _final_job(plan: WorkflowPlan) -> list[str]:
+def _final_job(plan: WorkflowPlan) -> Iterator[Finding]:
     lost = [task for task in plan.final if not task.placement.queue]
-    if not lost:
-        return []
-    site = lost[0].placement.site or "SITE"
-    return [
-        "The final job names no queue. Queues for merging take only jobs that name them: set queue in "
-        f"finalJob, {site}_Rubin_Merge for instance, if the site has one."
-    ]
+    if lost:
+        site = lost[0].placement.site or "SITE"
+        yield _hint(
+            "The final job names no queue. Queues for merging take only jobs that name them: set queue in "
+            f"finalJob, {site}_Rubin_Merge for instance, if the site has one.",
+            "queue",
+            "finalJob",
+        )

@@ -52,15 +52,18 @@ def _read(config: str, service_class: str | None) -> Any:
 def _prepare(configuration: Any) -> Any:
     """Divide and check; nothing is sent."""
     from lsst.ctrl.bps.panda.campaign.preparation import prepare_campaign
-    from lsst.ctrl.bps.panda.checks.preflight import check_service, report_problems
+    from lsst.ctrl.bps.panda.checks.configuration import check_service
+    from lsst.ctrl.bps.panda.findings import report_findings
     from lsst.ctrl.bps.panda.settings.bps_command import is_dry_run
     from lsst.ctrl.bps.panda.settings.run import read_service_settings
 
     settings = read_service_settings(None)
     prepared = prepare_campaign(configuration, settings.environment)
     service = make_service(prepared.record.service_class)
-    missing = [] if is_dry_run() else check_service(service.settings())
-    report_problems(prepared.problems, [*prepared.outside, *missing])
+    findings = [*prepared.findings]
+    if not is_dry_run():
+        findings += check_service(service.settings())
+    report_findings(findings, is_dry_run=is_dry_run())
     record = prepared.write()
     rows = [
         (part.site, part.compute_site, part.file, f"{part.share:g}", len(part.values))

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from lsst.ctrl.bps.panda.errors import PandaBpsError
+from lsst.ctrl.bps.panda.errors import PandaBpsError, SettingsError
 
 
 def read_configuration(path: str, *, compute_site: str | None = None, service: str | None = None) -> Any:
@@ -62,17 +62,23 @@ def make_service(name: str, config: Any = None) -> Any:
 
     Raises
     ------
-    PandaBpsError
-        Raised if the class is of another plugin.
+    SettingsError
+        Raised if there is no such class, or it is another plugin's.
     """
     from lsst.utils import doImport
 
-    service_class: Any = doImport(name)
+    from lsst.ctrl.bps.panda.settings.configuration import missing_service_class
+
+    try:
+        service_class: Any = doImport(name)
+    except ImportError as error:
+        raise missing_service_class(error) from error
     service = service_class({} if config is None else config)
-    if not hasattr(service, "find_problems"):
-        raise PandaBpsError(
+    if not hasattr(service, "check_submission"):
+        raise SettingsError(
             f"wmsServiceClass is {name}, which is not a service class of this plugin. Set it to "
-            "lsst.ctrl.bps.panda.PanDAService or lsst.ctrl.bps.panda.LocalPanDAService."
+            "lsst.ctrl.bps.panda.PanDAService or lsst.ctrl.bps.panda.LocalPanDAService.",
+            key="wmsServiceClass",
         )
     return service
 
@@ -88,35 +94,27 @@ def check(config: str, compute_site: str | None, wms_service_class: str | None) 
     jobs are checked by "bps prepare".  The exit code is 1 if there is a
     problem.
     """
+    from lsst.ctrl.bps.panda.checks.misspellings import check_names
+    from lsst.ctrl.bps.panda.findings import describe_findings
     from lsst.ctrl.bps.panda.settings.configuration import RunConfiguration
-    from lsst.ctrl.bps.panda.settings.sites import notices_of
-    from lsst.ctrl.bps.panda.settings.spelling import find_misspelt_keys
 
     try:
         bps_config = read_configuration(config, compute_site=compute_site, service=wms_service_class)
-        run = RunConfiguration(bps_config)
-        service = make_service(run.service_class, bps_config)
-        problems = [problem for some in service.find_problems() for problem in some]
-        hints = [*find_misspelt_keys(bps_config), *notices_of(run.site)]
-    except ImportError as error:
-        raise click.ClickException(
-            f"{config} cannot be checked: there is no such service class ({error}). Set wmsServiceClass to "
-            "lsst.ctrl.bps.panda.PanDAService or lsst.ctrl.bps.panda.LocalPanDAService."
-        ) from error
+        service = make_service(RunConfiguration(bps_config).service_class, bps_config)
+        findings = [*service.check_submission(), *check_names(bps_config, service.settings().environment)]
     except (PandaBpsError, KeyError, ValueError, OSError, RuntimeError) as error:
         raise click.ClickException(f"{config} cannot be checked: {_reason(error)}") from error
-    for hint in hints:
-        click.echo(f"Hint: {hint}")
-    if problems:
-        click.echo(f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in {config}:")
-        for problem in problems:
-            click.echo(f"- {problem}")
-        sys.exit(1)
-    click.echo(f"No problem found in {config}.")
+    text, can_submit = describe_findings(findings, config)
+    click.echo(text)
+    sys.exit(0 if can_submit else 1)
 
 
 def _reason(error: BaseException) -> str:
-    """Give an error with the one that it was caused by, which BPS hides."""
+    """Return the text of an error; of BPS's own with that of its cause, which
+    BPS leaves out.
+    """
+    if isinstance(error, PandaBpsError):
+        return str(error)
     causes = []
     current: BaseException | None = error
     while current is not None:

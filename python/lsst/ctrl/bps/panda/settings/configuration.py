@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["GraphCommand", "GraphInput", "RunConfiguration", "complete_configuration"]
+__all__ = [
+    "GraphCommand",
+    "GraphInput",
+    "RunConfiguration",
+    "complete_configuration",
+    "missing_service_class",
+]
 
 import os
 from collections.abc import Mapping
@@ -184,6 +190,12 @@ class RunConfiguration:
         return self._config.get("campaignSites")
 
     @property
+    def content(self) -> dict[str, Any]:
+        """All of it as plain mappings, with nothing put in."""
+        content: dict[str, Any] = Config(self._config).toDict()
+        return content
+
+    @property
     def queues(self) -> Any:
         """The section ``queues`` as it was written; `None` without one."""
         return dict(self._config).get("queues") if "queues" in self._config else None
@@ -265,14 +277,17 @@ def complete_configuration(
     Raises
     ------
     SettingsError
-        Raised if a section is none.
+        Raised if a section is none, or there is no such service class.
     """
-    config = BpsConfig(
-        content,
-        search_order=BPS_SEARCH_ORDER,
-        defaults=BPS_DEFAULTS,
-        wms_service_class_fqn=service_class or None,
-    )
+    try:
+        config = BpsConfig(
+            content,
+            search_order=BPS_SEARCH_ORDER,
+            defaults=BPS_DEFAULTS,
+            wms_service_class_fqn=service_class or None,
+        )
+    except ImportError as error:
+        raise missing_service_class(error) from error
     if broken := find_broken_sections(config):
         raise SettingsError("; ".join(broken))
     for key, value in (command_line or {}).items():
@@ -283,3 +298,18 @@ def complete_configuration(
     if "uniqProcName" not in config:
         config[".bps_defined.uniqProcName"] = str(config["outputRun"]).replace("/", "_")
     return config
+
+
+def missing_service_class(error: ImportError) -> SettingsError:
+    """Make the error for a service class that cannot be imported.
+
+    Parameters
+    ----------
+    error : `ImportError`
+        Why it cannot be imported.
+    """
+    return SettingsError(
+        f"wmsServiceClass is wrong: there is no such service class ({error}). Set wmsServiceClass to "
+        "lsst.ctrl.bps.panda.PanDAService or lsst.ctrl.bps.panda.LocalPanDAService.",
+        key="wmsServiceClass",
+    )

@@ -34,7 +34,6 @@ from . import sites
 from .keys import KEYS
 from .search import KeyLookup
 from .sites import expand_area, profile_area
-from .spelling import find_misplaced_keys, find_misspelt_keys, find_unknown_labels
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -187,9 +186,6 @@ class RunSettings:
     plan: PlanSettings
     staging: StagingSettings
     max_request_length: int
-    hints: tuple[str, ...]
-    """Misspelt keys, and what is known of the site; one text each."""
-
     sites_share_files: bool = False
     """Whether all sites that labels name see the same files."""
 
@@ -258,12 +254,6 @@ def read_run_settings(
         plan=plan,
         staging=staging,
         max_request_length=reader.get("maxRequestLength"),
-        hints=(
-            *find_misspelt_keys(config),
-            *find_misplaced_keys(config),
-            *sites.notices_of(identity.site, has_set_up=any(key in config for key in sites.SET_UP_KEYS)),
-            *find_unknown_labels(reader.get("enableEventService") or {}, labels),
-        ),
         sites_share_files=reader.get("sitesShareFiles"),
         clusters=tuple(label for label in labels if label in (config.get("cluster") or ())),
     )
@@ -393,7 +383,7 @@ def site_staging_area(site: str, folder: str, run: str) -> str:
     return profile_area(site, folder, run, os.environ)
 
 
-# --- defaults and hints ----------------------------------------------------
+# --- defaults ----------------------------------------------------
 
 
 def default_configuration(environment: Mapping[str, str] | None = None) -> Config:

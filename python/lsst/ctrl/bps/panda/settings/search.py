@@ -7,6 +7,7 @@ from __future__ import annotations
 __all__ = [
     "KeyLookup",
     "LayeredConfig",
+    "Origin",
     "PLAIN_SECTIONS",
     "SECTIONS_BY_NAME",
     "find_broken_sections",
@@ -17,7 +18,7 @@ __all__ = [
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from lsst.daf.butler import Config
@@ -75,7 +76,17 @@ _DEPTH = 20
 _VARIABLE = re.compile(r"\$\{(\w+)\}|\$(\w+)")
 
 
-def find_origin(path: str, key: str, value: Any, env: Mapping[str, str]) -> str:
+class Origin(NamedTuple):
+    """Where a value stands; empty if that is not known."""
+
+    file: str = ""
+    line: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.file}, line {self.line}" if self.file else ""
+
+
+def find_origin(path: str, key: str, value: Any, env: Mapping[str, str]) -> Origin:
     """Find where a value is from.
 
     Parameters
@@ -83,39 +94,43 @@ def find_origin(path: str, key: str, value: Any, env: Mapping[str, str]) -> str:
     path : `str`
         The user's YAML file.
     key : `str`
-        Key, whatever section it is in.
+        Key, in whatever section; a dotted path tells places with the same
+        value apart.
     value : `~typing.Any`
         Its value, to tell its places apart.
     env : mapping of `str` to `str`
         The environment, for variables in the names of included files.
-
-    Returns
-    -------
-    origin : `str`
-        ``FILE, line N``; empty if it is not found.
     """
     if not path:
-        return ""
+        return Origin()
     found = [*_places(ResourcePath(path, forceDirectory=False), key, env, _DEPTH)]
-    same = [place for place, text in found if text == str(value)]
-    return next(iter([*same, *(place for place, _ in found)]), "")
+
+    def unlikeness(place: tuple[Origin, bool, str]) -> tuple[bool, bool]:
+        return place[2] != str(value), not place[1]
+
+    return min(found, key=unlikeness, default=(Origin(), False, ""))[0]
 
 
-def _places(uri: ResourcePath, key: str, env: Mapping[str, str], depth: int) -> Iterator[tuple[str, str]]:
-    """Yield the places of a key and the texts there: a file's own before
-    those of what it includes, the last of which wins.
+def _places(
+    uri: ResourcePath, key: str, env: Mapping[str, str], depth: int
+) -> Iterator[tuple[Origin, bool, str]]:
+    """Yield the places of a key, whether the whole path is right, and the
+    text there: a file's own before those of what it includes, the last of
+    which wins.
     """
     try:
         root = yaml.compose(uri.read().decode(), Loader=yaml.SafeLoader)
     except (OSError, ValueError, yaml.YAMLError):
         return
     name = uri.ospath if uri.isLocal else str(uri)
+    leaf = key.rpartition(".")[2]
     includes: list[str] = []
-    for found, node in _entries(root):
+    for path, line, node in _entries(root):
+        found = path.rpartition(".")[2]
         if found == "includeConfigs":
             includes += _texts(node)
-        elif found == key:
-            yield f"{name}, line {node.start_mark.line + 1}", ", ".join(_texts(node))
+        elif found == leaf:
+            yield Origin(name, line), path == key, ", ".join(_texts(node))
     for include in reversed(includes) if depth else ():
         inner = _VARIABLE.sub(lambda match: env.get(match[1] or match[2], match[0]), include)
         yield from _places(_resolve(uri, inner), key, env, depth - 1)
@@ -127,11 +142,11 @@ def _resolve(uri: ResourcePath, include: str) -> ResourcePath:
     return uri.dirname().join(include)
 
 
-def _entries(node: yaml.Node | None) -> Iterator[tuple[str, yaml.Node]]:
-    """Yield all keys at all depths, with their values."""
+def _entries(node: yaml.Node | None, above: str = "") -> Iterator[tuple[str, int, yaml.Node]]:
+    """Yield the dotted paths of all keys at all depths, with line and value."""
     for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-        yield str(key.value), value
-        yield from _entries(value)
+        yield f"{above}{key.value}", key.start_mark.line + 1, value
+        yield from _entries(value, f"{above}{key.value}.")
 
 
 def _texts(node: yaml.Node) -> list[str]:
@@ -324,9 +339,19 @@ class KeyLookup:
         """
         key = KEYS.get(name) or CORE_KEYS[name]
         value = self._find(name, label, raw=raw)
-        return convert(
-            key, key.default if value is None else value, source=lambda: self.source(key.name, value, label)
-        )
+        try:
+            return convert(
+                key, key.default if value is None else value, source=lambda: self.source(name, value, label)
+            )
+        except SettingsError as error:
+            origin = find_origin(configuration_file(), name, value, self._env)
+            raise SettingsError(
+                str(error),
+                key=name,
+                label=self._owner(name, value, label),
+                file=origin.file,
+                line=origin.line,
+            ) from error
 
     def source(self, name: str, value: Any, label: str = "") -> str:
         """Say where a value is from, as well as it can be told.
@@ -344,12 +369,15 @@ class KeyLookup:
             cmdline = self._config.get("bps_cmdline")
             if isinstance(cmdline, Config) and Config.__contains__(cmdline, name):
                 return "command line"
-        if label and self._find(name, "", raw=True) == value:
-            label = ""
-        place = find_origin(configuration_file(), name, value, self._env)
+        label = self._owner(name, value, label)
+        place = str(find_origin(configuration_file(), name, value, self._env))
         if not place and name in self._beneath and str(self._beneath[name]) == str(value):
             place = "profile of the site or packaged base"
         return ", ".join(filter(None, (f"label {label}" if label else "", place))) or "BPS configuration"
+
+    def _owner(self, name: str, value: Any, label: str) -> str:
+        """Return the label if the value is its own, and not that of all."""
+        return label if label and self._find(name, "", raw=True) != value else ""
 
     def check_variables(
         self, name: str, labels: Iterable[str] = (), *, optional: re.Pattern[str] | None = None
@@ -392,7 +420,8 @@ class KeyLookup:
                 "; LSST_VERSION is the release to use, such as w_2026_45" if "LSST_VERSION" in missing else ""
             )
             raise SettingsError(
-                f"{name} uses variables that the configuration does not set: {listed}. Set them{hint}."
+                f"{name} uses variables that the configuration does not set: {listed}. Set them{hint}.",
+                key=name,
             )
 
     def _find(self, name: str, label: str, *, raw: bool) -> Any:

@@ -11,14 +11,12 @@ __all__ = [
     "drop_variable",
     "expand_area",
     "local_defaults",
-    "notices_of",
     "profile_area",
     "profile_of",
     "site_names",
     "variables_in",
 ]
 
-import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -102,36 +100,6 @@ def profile_of(site: str) -> dict[str, Any]:
     names = {name.lower(): name for name in site_names()}
     name = names.get(site.lower())
     return dict(_load(f"config/sites/{name}.yaml")) if name else {}
-
-
-def notices_of(site: str, *, has_set_up: bool = True) -> tuple[str, ...]:
-    """Return what users of a site should know: from its profile, that its
-    name looks like a misspelt one, or that there is no profile.
-
-    Parameters
-    ----------
-    site : `str`
-        Value of ``computeSite``.
-    has_set_up : `bool`, optional
-        Whether the user has set one of `SET_UP_KEYS`.
-    """
-    if not site:
-        return (
-            "computeSite is not set, so that PanDA may send jobs to any site. Set it to keep them at one.",
-        )
-    profile = profile_of(site)
-    if not profile:
-        folded = {name.upper(): name for name in site_names()}
-        near = difflib.get_close_matches(site.upper(), folded, n=1, cutoff=0.7)
-        if near:
-            return (f"computeSite {site} has no profile; did you mean {folded[near[0]]}?",)
-    if not profile and not has_set_up:
-        return (
-            f"computeSite {site} has no profile, so that jobs run without any set-up of software. Sites with "
-            f"a profile: {', '.join(site_names())}. For another site, set setupLSSTEnv.",
-        )
-    notice = str(profile.get("notice") or "").strip()
-    return (f"Site {site}: {notice}",) if notice else ()
 
 
 def drop_variable(defaults: Config, name: str) -> None:

@@ -8,12 +8,13 @@ from lsst.ctrl.bps.panda.checks.plan import (
     LARGE_TASK,
     MANY_JOBS,
     QueueLimits,
-    find_hints,
+    find_advice,
     find_misfits,
     find_unknown_queues,
     read_queues,
 )
 from lsst.ctrl.bps.panda.errors import SettingsError
+from lsst.ctrl.bps.panda.findings import Severity
 from lsst.ctrl.bps.panda.plan.model import (
     Accounting,
     JobPlan,
@@ -46,8 +47,18 @@ def make_task(label="isr", *, memory=1000, cores=1, walltime=3600, queue="", job
     )
 
 
+def told(findings, severity):
+    assert {finding.severity for finding in findings} <= {severity}
+    return [finding.text for finding in findings]
+
+
+def hints(*arguments, **options):
+    return told(find_advice(*arguments, **options), Severity.HINT)
+
+
 def misfits(*tasks, queues=(SMALL, LARGE, MERGE)):
-    return find_misfits(tasks, lambda site: queues if site == "S" else ())
+    found = find_misfits(tasks, lambda site: queues if site == "S" else ())
+    return told(found, Severity.ERROR)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +78,8 @@ def test_fits(needs):
 
 def test_a_queue_that_a_site_is_not_known_to_have():
     def doubts(*tasks):
-        return find_unknown_queues(tasks, lambda site: (SMALL, LARGE) if site == "S" else ())
+        found = find_unknown_queues(tasks, lambda site: (SMALL, LARGE) if site == "S" else ())
+        return told(found, Severity.WARNING)
 
     assert doubts(make_task(), make_task(queue="Q_small"), make_task(queue="X", site="elsewhere")) == []
     assert doubts(make_task(queue="Q_smal"), make_task("b", queue="Q_smal"), make_task(queue="Q_smal")) == [
@@ -139,7 +151,7 @@ def test_the_packaged_profiles_are_understood():
 )
 def test_queues_of_the_facilities(site, needs, words):
     known = read_queues(sites.profile_of(site)["queues"], source=site)
-    problems = find_misfits([make_task(site=site, **needs)], lambda _: known)
+    problems = told(find_misfits([make_task(site=site, **needs)], lambda _: known), Severity.ERROR)
     assert [words in problem for problem in problems] == ([True] if words else [])
 
 
@@ -158,31 +170,31 @@ def plan(*tasks, final=()):
 
 def test_no_hint_without_need():
     final = make_task("finalJob", queue="Q_merge")
-    assert find_hints(plan(make_task(jobs=MANY_JOBS), final=[final])) == ()
-    assert find_hints(plan(make_task(jobs=MANY_JOBS + 1))) == ()  # an hour each
+    assert hints(plan(make_task(jobs=MANY_JOBS), final=[final])) == []
+    assert hints(plan(make_task(jobs=MANY_JOBS + 1))) == []  # an hour each
 
 
 def test_many_short_jobs():
     task = make_task(jobs=MANY_JOBS, walltime=600)
-    (hint,) = find_hints(plan(task, task))
+    (hint,) = hints(plan(task, task))
     assert "Label isr has 20000 jobs" in hint
     assert "enableEventService: isr:20" in hint
     packed = replace(task, packing=Packing(10))
-    assert find_hints(plan(packed, packed)) == ()
+    assert hints(plan(packed, packed)) == []
 
 
 def test_a_request_that_steps_do_not_make_short_enough():
-    (hint,) = find_hints(plan(make_task()), length=501, most=500)
+    (hint,) = hints(plan(make_task()), length=501, most=500)
     assert hint.startswith("The request has 501 bytes even without the dependencies")
-    assert find_hints(plan(make_task()), length=500, most=500) == ()
+    assert hints(plan(make_task()), length=500, most=500) == []
 
 
 def test_a_large_task():
-    (hint,) = find_hints(plan(make_task(jobs=LARGE_TASK + 1)))
+    (hint,) = hints(plan(make_task(jobs=LARGE_TASK + 1)))
     assert "tasks of 100001 jobs" in hint
     assert "maxJobsPerTask" in hint
 
 
 def test_a_final_job_without_a_queue():
-    (hint,) = find_hints(plan(final=[make_task("finalJob")]))
+    (hint,) = hints(plan(final=[make_task("finalJob")]))
     assert "S_Rubin_Merge" in hint

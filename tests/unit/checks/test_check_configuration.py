@@ -9,15 +9,40 @@ import pytest
 from click.testing import CliRunner
 
 from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig
-from lsst.ctrl.bps.panda.checks.preflight import check_configuration, check_service, report_problems
+from lsst.ctrl.bps.panda import PanDAService
+from lsst.ctrl.bps.panda.checks import configuration
+from lsst.ctrl.bps.panda.checks.misspellings import check_names
+from lsst.ctrl.bps.panda.cli.panda_bps import main
 from lsst.ctrl.bps.panda.cli.panda_bps_check import check
 from lsst.ctrl.bps.panda.errors import PandaBpsError
+from lsst.ctrl.bps.panda.findings import Finding, Severity, report_findings
 from lsst.ctrl.bps.panda.runs.inquiry import connect
 from lsst.ctrl.bps.panda.settings.bps_command import configuration_file, is_dry_run
 from lsst.ctrl.bps.panda.settings.keys import KEYS
 from lsst.ctrl.bps.panda.settings.run import read_service_settings
 from lsst.ctrl.bps.panda.settings.search import find_broken_sections
-from lsst.ctrl.bps.panda.settings.sites import notices_of
+
+
+def check_configuration(config, env):
+    """Return the texts of what is wrong, and of what needs a server."""
+    found = configuration.check_configuration(config, env)
+    assert {finding.severity for finding in found} <= {Severity.ERROR, Severity.NEEDS_SERVER}
+    return tuple(
+        list(dict.fromkeys(finding.text for finding in found if finding.severity is severity))
+        for severity in (Severity.ERROR, Severity.NEEDS_SERVER)
+    )
+
+
+def check_service(settings):
+    found = configuration.check_service(settings)
+    assert {finding.severity for finding in found} <= {Severity.NEEDS_SERVER}
+    return [finding.text for finding in found]
+
+
+def report_problems(problems, outside):
+    findings = [Finding(Severity.ERROR, text) for text in problems]
+    findings += [Finding(Severity.NEEDS_SERVER, text) for text in outside]
+    report_findings(findings, is_dry_run=is_dry_run())
 
 
 @pytest.fixture
@@ -415,7 +440,11 @@ def test_what_a_graph_is_made_from_is_there(make_config, env, tmp_path):
     assert check_configuration(make_config(**bad, createQuantumGraph="/bin/sh in.sh"), env)[0] == []
 
 
-def test_a_site_that_is_almost_one_with_a_profile():
+def test_a_site_that_is_almost_one_with_a_profile(make_config, env):
+    def notices_of(site):
+        found = check_names(make_config(computeSite=site, setupLSSTEnv="true"), env)
+        return tuple(finding.text for finding in found if finding.key == "computeSite")
+
     assert notices_of("SALC") == ("computeSite SALC has no profile; did you mean SLAC?",)
     assert notices_of("cc-in2p4") == ("computeSite cc-in2p4 has no profile; did you mean CC-IN2P3?",)
     assert [notices_of(site) for site in ("slac", "BNL", "SITE", "TEST_QUEUE")] == [()] * 4
@@ -428,3 +457,37 @@ def test_a_service_class_that_does_not_exist_is_no_traceback(tmp_path):
     assert done.exit_code == 1
     assert "there is no such service class (Could not get attribute 'PandaService'" in done.output
     assert "Set wmsServiceClass to lsst.ctrl.bps.panda.PanDAService or" in done.output
+
+
+def test_every_command_names_a_service_class_that_does_not_exist(tmp_path):
+    """The check said so, and a campaign showed BPS's traceback."""
+    run = tmp_path / "run.yaml"
+    sites = "campaignSites: {partition: tract, values: [1, 2], sites: {SLAC: 1, LANCS: 1}}\n"
+    run.write_text(f"wmsServiceClass: lsst.ctrl.bps.panda.PandaService\n{sites}")
+    words = []
+    for command in (["check"], ["campaign", "prepare"], ["campaign", "submit"]):
+        done = CliRunner().invoke(main, [*command, str(run)])
+        assert done.exit_code == 1
+        assert isinstance(done.exception, SystemExit)
+        words.append(done.output.partition("wmsServiceClass is wrong: ")[2])
+    assert words[0].startswith("there is no such service class (Could not get attribute 'PandaService'")
+    assert words == [words[0]] * 3
+
+
+def test_a_service_class_of_another_plugin_is_named(tmp_path):
+    run = tmp_path / "run.yaml"
+    run.write_text("wmsServiceClass: lsst.ctrl.bps.BaseWmsService\nsubmitPath: /x\noutputRun: y\n")
+    done = CliRunner().invoke(main, ["check", str(run)])
+    assert done.exit_code == 1
+    assert "BaseWmsService, which is not a service class of this plugin" in done.output
+
+
+def test_broken_sections_hide_neither_each_other_nor_the_server():
+    """Nothing else is looked up then, and the server is asked all the same."""
+    config = BpsConfig({"pipetask": {"isr": None}}, search_order=BPS_SEARCH_ORDER)
+    service = PanDAService(config)
+    found = service.check_submission()
+    assert [finding.text for finding in found if finding.severity is Severity.ERROR] == [
+        "pipetask.isr is None; it must be a section of keys with values. Remove it if it is empty."
+    ]
+    assert {finding.severity for finding in found} <= {Severity.ERROR, Severity.NEEDS_SERVER}

@@ -1,0 +1,273 @@
+"""Checks of a configuration and of the server, before there is a quantum
+graph and before anything is staged or sent.
+"""
+
+from __future__ import annotations
+
+__all__ = ["check_configuration", "check_service"]
+
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import timedelta
+from functools import partial
+
+from lsst.resources import ResourcePath
+
+from lsst.ctrl.bps import BpsConfig
+
+from ..errors import PandaBpsError, SettingsError
+from ..findings import Finding, Severity
+from ..rest.faults import diagnose
+from ..rucio.checks import check_registration
+from ..runs.inquiry import connect
+from ..settings.bps_command import is_dry_run
+from ..settings.campaign import SECTION, is_divided
+from ..settings.configuration import GraphCommand, RunConfiguration
+from ..settings.keys import CORE_KEYS, KEYS
+from ..settings.remote import is_remote_build, read_build_settings
+from ..settings.run import ServiceSettings
+from ..settings.search import KeyLookup, find_broken_sections
+from ..settings.sites import expand_area, variables_in
+from ..staging import StagingSettings
+from .plan import QueueSource, check_area, check_run_name
+
+# Variables of the commands for quantum graphs that BPS sets later, or leaves out if they are not set.
+_OPTIONAL = re.compile(r"qgraphFile|inputQgraphFile|dataQuery|\w+(?:Options|Opts)")
+
+
+def check_service(settings: ServiceSettings) -> list[Finding]:
+    """Check that PanDA can be reached with a log-in that lives long enough.
+
+    Parameters
+    ----------
+    settings : `ServiceSettings`
+        Where PanDA is and who we are.
+    """
+    try:
+        connection = connect(settings, prompt=True)
+        connection.relay.ping()
+        # Longer than any log-in lives, and short enough to be added to a date.
+        hours = min(settings.token_lifetime, 1e6)
+        connection.credentials.ensure_lifetime(timedelta(hours=hours))
+    except SettingsError as error:
+        return [Finding.from_error(error, Severity.NEEDS_SERVER)]
+    except PandaBpsError as error:
+        return [Finding(Severity.NEEDS_SERVER, diagnose(error))]
+    return []
+
+
+def check_configuration(config: BpsConfig, environment: Mapping[str, str]) -> list[Finding]:
+    """Check what can be checked before there is a quantum graph, except the
+    server of PanDA.
+
+    Parameters
+    ----------
+    config : `~lsst.ctrl.bps.BpsConfig`
+        Configuration of the run.
+    environment : mapping of `str` to `str`
+        The environment.
+    """
+    if broken := find_broken_sections(config):
+        # Nothing can be looked up, neither here nor by BPS.
+        return [_error(text) for text in broken]
+    lookup = KeyLookup(config, environment)
+    run = RunConfiguration(config)
+    findings = [
+        *_check_values(lookup, run.labels),
+        *check_run_name(run.name),
+        *_check_division(run),
+        *_catch(partial(QueueSource, run)),
+    ]
+    if is_remote_build(config) and not is_dry_run():
+        # Graph, plan and staging are the site's business.
+        findings += _catch(lambda: read_build_settings(config, environment))
+    else:
+        graph = None if run.is_command else run.graph_command()
+        findings += _check_variables(run, lookup, graph)
+        if graph is not None:
+            findings += _check_graph_command(graph, environment)
+            findings += _check_graph_path(graph, run.submit_path)
+            findings += _check_inputs(graph, environment)
+        findings += _check_staging_area(lookup, environment)
+    return [*findings, *check_registration(config, environment)]
+
+
+def _error(text: str, key: str = "", label: str = "") -> Finding:
+    return Finding(Severity.ERROR, text, key=key, label=label)
+
+
+def _catch(check: Callable[[], object], severity: Severity = Severity.ERROR) -> list[Finding]:
+    """Return the error that a function raises, if it does."""
+    try:
+        check()
+    except SettingsError as error:
+        return [Finding.from_error(error, severity)]
+    return []
+
+
+def _check_values(lookup: KeyLookup, labels: Iterable[str]) -> Iterator[Finding]:
+    """Find values that cannot be used, also those for a label."""
+    for name, key in {**KEYS, **CORE_KEYS}.items():
+        for label in ["", *labels] if key.per_label else [""]:
+            yield from _catch(partial(lookup.get, name, label, raw=True))
+
+
+def _check_division(run: RunConfiguration) -> Iterator[Finding]:
+    """Refuse to run at one site what is to be divided among several."""
+    section = run.campaign_sites
+    if is_divided(section):
+        yield _error(
+            f"{SECTION} divides this run among {len(section.get('sites') or ())} sites, and BPS would run "
+            f"all of it at computeSite. Use panda_bps campaign submit, or set {SECTION}: {{enabled: no}}.",
+            SECTION,
+        )
+
+
+def _check_variables(
+    run: RunConfiguration, lookup: KeyLookup, graph: GraphCommand | None
+) -> Iterator[Finding]:
+    """Find variables without a value, and a runner command without a place
+    for the job's command.
+    """
+    checked: list[tuple[str, tuple[str, ...], re.Pattern[str] | None]] = [
+        ("runnerCommand", run.labels, None),
+        ("fileDistributionEndPoint", (), None),
+    ]
+    if graph is not None:
+        checked.append((graph.key, (), _OPTIONAL))
+    for key, labels, optional in checked:
+        if not run.is_evaluated(key):
+            findings = _catch(partial(lookup.check_variables, key, labels, optional=optional))
+            yield from findings
+            if key == "runnerCommand" and not findings:
+                yield from _check_runner(lookup, labels)
+
+
+def _check_runner(lookup: KeyLookup, labels: Iterable[str]) -> Iterator[Finding]:
+    """Find labels whose jobs would run nothing, or a runner that nobody
+    stages.
+    """
+    try:
+        commands = {str(lookup.get("runnerCommand", label, raw=True)): label for label in ["", *labels]}
+        staged = lookup.get("stageRunner")
+    except SettingsError:
+        return  # found among the values already
+    complete = True
+    for command, label in commands.items():
+        if command and "_cmd_line_" not in command:
+            complete = False
+            yield _error(
+                f"runnerCommand holds no _cmd_line_, the place for the job's command; it is {command!r}"
+                f"{f' for label {label}' if label else ''}.",
+                "runnerCommand",
+                label,
+            )
+    if complete and not staged and any("_runner_" in command for command in commands):
+        yield _error(
+            "runnerCommand asks for the staged runner (_runner_), and stageRunner is no. Change one of them.",
+            "stageRunner",
+        )
+
+
+def _check_graph_command(graph: GraphCommand, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Find out whether the program that makes the quantum graph is there."""
+    key = graph.key
+    try:
+        word = shlex.split(graph.written)[0]
+    except (IndexError, ValueError):
+        return
+    for name, value in environment.items():
+        word = word.replace(f"${{{name}}}", value)
+    if "$" in word or "{" in word:
+        yield _error(
+            f"{key} begins with {word}, which has a variable without value. Set it, or set {key} to a "
+            "command that is on PATH.",
+            key,
+        )
+    elif not shutil.which(word, path=environment.get("PATH", os.defpath)):
+        yield _error(f"{key} runs {word}, which is not there (PATH is {environment.get('PATH', '')!r}).", key)
+
+
+def _check_graph_path(graph: GraphCommand, directory: str) -> Iterator[Finding]:
+    """Find out whether the path of the quantum graph survives the command
+    that makes it: BPS puts it in and splits the line like a shell.
+    """
+    if unset := sorted(variables_in(directory)):
+        yield _error(
+            f"submitPath is {directory!r}, but the environment variable {unset[0]} is not set. Set it, or "
+            "set submitPath to another directory.",
+            "submitPath",
+        )
+        return
+    path = graph.path
+    try:
+        words = shlex.split(graph.line)
+        whole = "$" not in path and any(path in word for word in words)
+    except ValueError:
+        whole = not set(path) & set("'\"\\")
+    if whole or "{qgraphFile}" not in graph.written:
+        return
+    bad = {character for character in path if character in "'\"\\$" or character.isspace()}
+    listed = " ".join(map(repr, sorted(bad)))
+    yield _error(
+        f"submitPath is {directory!r}; BPS cannot make a quantum graph in a directory whose name holds "
+        f"{listed}. Set submitPath to another one.",
+        "submitPath",
+    )
+
+
+def _check_inputs(graph: GraphCommand, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Find a pipeline, a Butler or a given quantum graph that is not there.
+
+    URIs are left to those who read them, and so are names without a slash:
+    they may be a Butler's in the index of repositories.  What a command of
+    the user's own can see, in a container perhaps, is not known.
+    """
+    if not re.match(r"(\S*/)?pipetask\s", graph.written):
+        return
+    for given in graph.inputs:
+        key, raw = given.key, given.written
+        if given.is_evaluated or not raw:
+            continue
+        if unset := sorted(name for name in variables_in(raw) if not environment.get(name)):
+            if not _is_in_package(raw.partition("#")[0]):
+                yield _error(
+                    f"{key} is {raw!r}, but the environment variable {unset[0]} is not set. Set it "
+                    f"(if it ends in _DIR: setup that product of an LSST stack), or set {key} to a path.",
+                    key,
+                )
+            continue
+        path = os.path.expanduser(given.value.partition("#")[0])
+        if "/" in path and "{" not in path and "://" not in path and not os.path.exists(path):
+            yield _error(
+                f"{key} is {given.value!r}, which is not there. Is this the machine that has it?", key
+            )
+
+
+def _is_in_package(path: str) -> bool:
+    """Find out whether a Python package has what an LSST stack keeps in the
+    directory of a product: `lsst.resources` looks there for
+    ``${PRODUCT_DIR}/...`` where no such variable is set.
+    """
+    try:
+        return bool(ResourcePath(path).exists())
+    except (OSError, ValueError):
+        return False
+
+
+def _check_staging_area(lookup: KeyLookup, environment: Mapping[str, str]) -> list[Finding]:
+    """Find out where the staging area is, and whether it can be written."""
+    try:
+        area, _ = expand_area(
+            lookup.get("fileDistributionEndPoint", raw=True).strip(),
+            lookup.get("fileDistributionEndPointDefault", raw=True).strip(),
+            lookup.get("computeSite"),
+            environment,
+        )
+        permissions = lookup.get("groupPermissions")
+    except SettingsError as error:
+        return [Finding.from_error(error, Severity.NEEDS_SERVER)]
+    return check_area(StagingSettings(area=area, group_permissions=permissions))

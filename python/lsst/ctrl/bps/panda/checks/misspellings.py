@@ -1,0 +1,218 @@
+"""Names in a configuration that are probably mistakes: misspelt keys, sites
+and labels, and keys where they have no effect.
+"""
+
+from __future__ import annotations
+
+__all__ = ["check_names", "closest_key", "find_misplaced_keys", "find_misspelt_keys", "find_unknown_labels"]
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
+from functools import cache
+from typing import Any
+
+from lsst.daf.butler import Config
+
+from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig, GenericWorkflowJob
+
+from ..findings import Finding, Severity
+from ..settings.bps_command import configuration_file
+from ..settings.configuration import RunConfiguration
+from ..settings.keys import KEYS
+from ..settings.search import PLAIN_SECTIONS, SECTIONS_BY_NAME, KeyLookup, find_origin
+from ..settings.sites import SET_UP_KEYS, profile_of, site_names
+
+_LIKENESS = 0.88
+"""How much alike two names must be, by `difflib`."""
+
+# Sections with settings of labels, and the number of dots in the path of one.
+_OF_LABELS = {"pipetask": 2, "cluster": 2, "finalJob": 1, "customJob": 1}
+
+# Sections in which all names are the user's or the program's.
+_FREE = frozenset(
+    "bps_cmdline bps_defined environment inputs outputs ordering queues campaignSites".split()  # noqa: SIM905
+)
+
+# What BPS reads and neither its defaults nor the attributes of a job name.
+_MORE = frozenset(
+    """
+    includeConfigs pipelineYaml qgraphFile operator project campaign payloadName butlerConfig inCollection
+    dataQuery extraQgraphOptions extraInitOptions extraRunQuantumOptions extraUpdateQgraphOptions executable
+    pipetasks dimensions equalDimensions partitionDimensions partitionMaxClusters partitionMaxSize
+    findDependencyMethod uniqProcName timestamp bpsGenerateConfig bpsBatchSubmission enabled files whenSetup
+    implementation custom_lsst_setup setupLSSTEnv jobInitDir jobLogDir jobContainer jobCleanup payloadCommand
+    dockerImageLocation sw_image s3EndpointUrl LSST_VERSION LSST_RUN_TEMP_SPACE IDDS_MAX_NAME_LENGTH
+    """.split()  # noqa: SIM905
+)
+
+_VARIABLE = re.compile(r"\{(\w+)\}")
+
+
+def check_names(
+    config: BpsConfig, environment: Mapping[str, str], *, labels: Iterable[str] = ()
+) -> list[Finding]:
+    """Find misspelt and misplaced keys, labels that the run does not have,
+    and what users of its site should know.
+
+    Parameters
+    ----------
+    config : `~lsst.ctrl.bps.BpsConfig`
+        Configuration of a run.
+    environment : mapping of `str` to `str`
+        The environment, for variables in the names of included files.
+    labels : iterable of `str`, optional
+        Labels of the run, if they are known already.
+
+    Returns
+    -------
+    findings : `list` [`Finding`]
+        Hints, each with file and line where they are known.
+    """
+    run = RunConfiguration(config)
+    hints = [*find_misspelt_keys(config, environment), *find_misplaced_keys(config, environment)]
+    if text := _about_site(run.site, has_set_up=any(map(run.has, SET_UP_KEYS))):
+        hints.append(_hint(text, "computeSite", run.site, environment))
+    if labels := [label for label in labels if label]:
+        named = KeyLookup(config, environment).get("enableEventService") or {}
+        hints += find_unknown_labels(named, labels)
+    return hints
+
+
+def _hint(text: str, key: str, value: Any, environment: Mapping[str, str]) -> Finding:
+    """Make a hint about a key, with the place where the key stands."""
+    origin = find_origin(configuration_file(), key, value, environment)
+    return Finding(Severity.HINT, text, key=key, file=origin.file, line=origin.line)
+
+
+@cache
+def _known_names() -> frozenset[str]:
+    """Return all keys that somebody reads."""
+    names = {str(part) for path in Config(BPS_DEFAULTS).nameTuples() for part in path}
+    for field in fields(GenericWorkflowJob):
+        first, *others = field.name.split("_")
+        names.add(first + "".join(word.capitalize() for word in others))
+    sections = {*BPS_SEARCH_ORDER, *SECTIONS_BY_NAME, *PLAIN_SECTIONS}
+    return frozenset(names | set(KEYS) | sections | _FREE | _MORE)
+
+
+def closest_key(name: str) -> str | None:
+    """Return the key of this plugin or of BPS that a name is probably meant
+    to be; `None` if it is one, or resembles none.
+    """
+    known = _known_names()
+    if name in known:
+        return None
+    folded = {key.lower(): key for key in sorted(known)}
+    # One that is numbered, as `queue1`, has a meaning of its own.
+    bare = name.lower().rstrip("0123456789_")
+    near = difflib.get_close_matches(bare, folded, n=1, cutoff=_LIKENESS)
+    if not near or (near[0] == bare and near[0] != name.lower()):
+        return None
+    return folded[near[0]]
+
+
+def find_misspelt_keys(config: BpsConfig, environment: Mapping[str, str]) -> list[Finding]:
+    """Find keys that look like misspelt ones, in the order of the
+    configuration.
+
+    A key whose value is used elsewhere, as ``{name}``, is taken for a
+    variable of the user's.
+    """
+    content = RunConfiguration(config).content
+    used = {name for text in _texts(content) for name in _VARIABLE.findall(text)}
+    return [
+        _hint(
+            f"Key {path} of the configuration is not known; did you mean {meant}?", path, value, environment
+        )
+        for path, name, value in _keys(content)
+        if name not in used and (meant := closest_key(name)) is not None
+    ]
+
+
+def find_misplaced_keys(config: BpsConfig, environment: Mapping[str, str]) -> list[Finding]:
+    """Find keys of this plugin that stand at a label, where they mean
+    nothing, in the order of the configuration.
+    """
+    content = RunConfiguration(config).content
+    hints = []
+    sections = {section: content[section] for section in _OF_LABELS if section in content}
+    for path, name, value in _keys(sections):
+        depth = _OF_LABELS[path.partition(".")[0]]
+        if path.count(".") == depth and name in KEYS and not KEYS[name].per_label:
+            text = (
+                f"Key {path} of the configuration has no effect: {name} is for the whole run. Set it at the "
+                "top."
+            )
+            hints.append(_hint(text, path, value, environment))
+    return hints
+
+
+def find_unknown_labels(named: Iterable[str], labels: Iterable[str]) -> list[Finding]:
+    """Find labels in ``enableEventService`` that a run does not have.
+
+    Parameters
+    ----------
+    named : iterable of `str`
+        Labels in the configuration.
+    labels : iterable of `str`
+        Labels of the run.
+    """
+    if not (unknown := sorted(set(named) - set(labels))):
+        return []
+    text = (
+        f"enableEventService names {', '.join(unknown)}, which this run does not have; its labels are "
+        f"{', '.join(labels)}."
+    )
+    return [Finding(Severity.HINT, text, key="enableEventService")]
+
+
+def _about_site(site: str, *, has_set_up: bool) -> str:
+    """Return what users of a site should know: the notice of its profile,
+    that its name looks misspelt, or that it has no profile.
+    """
+    if not site:
+        return "computeSite is not set, so that PanDA may send jobs to any site. Set it to keep them at one."
+    profile = profile_of(site)
+    if profile:
+        notice = str(profile.get("notice") or "").strip()
+        return f"Site {site}: {notice}" if notice else ""
+    folded = {name.upper(): name for name in site_names()}
+    if near := difflib.get_close_matches(site.upper(), folded, n=1, cutoff=0.7):
+        return f"computeSite {site} has no profile; did you mean {folded[near[0]]}?"
+    if has_set_up:
+        return ""
+    return (
+        f"computeSite {site} has no profile, so that jobs run without any set-up of software. Sites with "
+        f"a profile: {', '.join(site_names())}. For another site, set setupLSSTEnv."
+    )
+
+
+def _keys(section: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Yield the dotted path, the name and the value of each key whose name is
+    not the user's to choose.
+    """
+    for key, value in section.items():
+        name = str(key)
+        yield above + name, name, value
+        if not isinstance(value, Mapping):
+            continue
+        if name in PLAIN_SECTIONS:
+            yield from _keys(value, f"{above}{name}.")
+        elif name in SECTIONS_BY_NAME:
+            for label, settings in value.items():
+                if isinstance(settings, Mapping):
+                    yield from _keys(settings, f"{above}{name}.{label}.")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield all texts in a configuration."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for entry in value.values():
+            yield from _texts(entry)
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _texts(entry)
