@@ -36,9 +36,9 @@ from ..errors import (
     ServerError,
     TokenBrokenError,
 )
-from ..rest.faults import Fault, make_reply_error
+from ..rest.credentials import redact
+from ..rest.faults import Fault, cut, make_reply_error
 from ..rest.panda_api import server_root
-from ..rest.redaction import cut, redact
 from ..rest.tokens import Claims, TokenSet, claims_from, parse_claims
 from ..rest.transport import Reply, Transport, is_loopback, parse_json
 

@@ -49,8 +49,16 @@ from ..errors import (
     TokenMissingError,
     TransportError,
 )
-from ..rest.credentials import find_proxy, find_token_source, read_proxy
-from ..rest.tokens import Claims, TokenStore, ensure_lifetime, parse_claims, render_span, token_directory
+from ..rest.credentials import find_proxy, read_proxy
+from ..rest.tokens import (
+    Claims,
+    TokenStore,
+    ensure_lifetime,
+    find_token_source,
+    parse_claims,
+    render_span,
+    token_directory,
+)
 
 _CANCELLED = 130
 

@@ -9,6 +9,7 @@ __all__ = [
     "Fault",
     "classify_exception",
     "classify_status",
+    "cut",
     "describe_exception",
     "describe_reply",
     "diagnose",
@@ -39,7 +40,7 @@ from ..errors import (
     ServerError,
     TransportError,
 )
-from .redaction import cut, redact
+from .credentials import redact
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -391,6 +392,17 @@ def classify_status(status: int) -> Fault | None:
     if 200 <= status < 300:
         return None
     return next((fault for fault in Fault if status in fault.row.statuses), Fault.SERVER)
+
+
+def cut(text: str, limit: int = 300) -> str:
+    """Put a text on one line and cut it after ``limit`` characters, saying how many more there are.
+
+    Redact it first, so that no half of a secret stays.
+    """
+    text = " ".join(text.split())
+    if len(text) <= limit:
+        return text
+    return f"{text[:limit]}... ({len(text) - limit} more characters)"
 
 
 def looks_like_web_page(content_type: str, body: bytes) -> bool:

@@ -14,8 +14,8 @@ from urllib.parse import quote, urlsplit
 from urllib3.filepost import encode_multipart_formdata
 
 from ..errors import SettingsError
+from .credentials import redact
 from .faults import Fault, make_refusal, make_reply_error
-from .redaction import redact
 from .transport import Transport
 
 # The server sends Python text instead of JSON without it.

@@ -1,13 +1,16 @@
-"""Tokens as values, and the token file that panda-client shares."""
+"""Tokens as values, the token file that panda-client shares, and the places that may have a token."""
 
 from __future__ import annotations
 
 __all__ = [
     "Claims",
     "TokenSet",
+    "TokenSource",
     "TokenStore",
     "claims_from",
     "ensure_lifetime",
+    "find_token_source",
+    "find_vo",
     "parse_claims",
     "parse_token_set",
     "render_span",
@@ -20,13 +23,18 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import SettingsError, TokenBrokenError, TokenExpiredError, TokenMissingError
+
+_LOG = logging.getLogger(__name__)
+
+_LOG_IN = "Log in with 'panda_auth reset'."
 
 
 class TokenSet:
@@ -38,12 +46,8 @@ class TokenSet:
     Parameters
     ----------
     fields : `~collections.abc.Mapping` [`str`, `object`]
-        The reply, with ``id_token`` at least.
-
-    Raises
-    ------
-    TokenBrokenError
-        Raised if there is no ``id_token``.
+        The reply, with ``id_token`` at least; `TokenBrokenError` is raised
+        if that is missing.
     """
 
     __slots__ = ("_fields",)
@@ -51,7 +55,7 @@ class TokenSet:
     def __init__(self, fields: Mapping[str, object]) -> None:
         id_token = fields.get("id_token")
         if not (isinstance(id_token, str) and id_token.count(".") == 2):
-            raise TokenBrokenError("There is no ID token in it. Log in with 'panda_auth reset'.")
+            raise TokenBrokenError(f"There is no ID token in it. {_LOG_IN}")
         self._fields = dict(fields)
 
     def __repr__(self) -> str:
@@ -78,100 +82,56 @@ class TokenSet:
 
     @property
     def fields(self) -> Mapping[str, object]:
-        """Everything that the provider gave."""
+        """Everything that the provider sent."""
         return self._fields
 
     def render(self) -> str:
-        """Give the text of the token file."""
+        """Render the text of the token file."""
         return json.dumps(self._fields)
 
     def renewed(self, fields: Mapping[str, object]) -> TokenSet:
-        """Give the tokens after a refresh.
+        """Return the tokens after a refresh.
 
-        Parameters
-        ----------
-        fields : `~collections.abc.Mapping` [`str`, `object`]
-            The reply; where it has no new refresh token the old one stays
-            valid (RFC 6749, section 6).
-
-        Returns
-        -------
-        tokens : `TokenSet`
-            New tokens.
+        Where the reply has no new refresh token the old one stays valid
+        (RFC 6749, section 6).
         """
         kept = {"refresh_token": self.refresh_token} if self.refresh_token else {}
         return TokenSet({**kept, **fields})
 
 
 def parse_token_set(text: str) -> TokenSet:
-    """Read the text of a token file.
-
-    Parameters
-    ----------
-    text : `str`
-        JSON object as panda-client writes it.
-
-    Returns
-    -------
-    tokens : `TokenSet`
-        The tokens.
-
-    Raises
-    ------
-    TokenBrokenError
-        Raised if it is not such an object.
-    """
+    """Parse the text of a token file, as panda-client writes it."""
     try:
         fields = json.loads(text)
     except json.JSONDecodeError:
         fields = None
     if not isinstance(fields, dict):
-        raise TokenBrokenError("It is cut or is not JSON. Log in with 'panda_auth reset'.")
+        raise TokenBrokenError(f"It is cut or is not JSON. {_LOG_IN}")
     return TokenSet(fields)
 
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What an ID token says.
-
-    Parameters
-    ----------
-    issuer, subject : `str`
-        Who says it about whom.
-    audience : `tuple` [`str`, ...]
-        For whom it is meant.
-    issued, expires : `~datetime.datetime` or `None`
-        From when to when it is valid, in UTC.
-    name, username, email, organisation : `str`
-        About the person; empty if not said.
-    groups : `tuple` [`str`, ...]
-        Groups of the virtual organisation.
-    """
+    """What an ID token says; texts are empty if it does not."""
 
     issuer: str
     subject: str
-    audience: tuple[str, ...]
     issued: datetime | None
     expires: datetime | None
+    """From when to when it is valid, in UTC."""
+
     name: str = ""
     username: str = ""
     email: str = ""
     organisation: str = ""
     groups: tuple[str, ...] = ()
+    """Groups of the virtual organisation."""
 
     def remaining(self, now: datetime) -> timedelta:
-        """Give how long it is still valid.
+        """Return how long it is still valid.
 
-        Parameters
-        ----------
-        now : `~datetime.datetime`
-            The time, with a time zone.
-
-        Returns
-        -------
-        remaining : `~datetime.timedelta`
-            Negative if it has expired; the largest possible one if it never
-            does.
+        Negative if it has expired; the largest possible value if it never
+        does.  ``now`` has a time zone.
         """
         return self.expires - now if self.expires is not None else timedelta.max
 
@@ -187,17 +147,12 @@ def parse_claims(id_token: str) -> Claims:
     id_token : `str`
         The token.
 
-    Returns
-    -------
-    claims : `Claims`
-        What it says.
-
     Raises
     ------
     TokenBrokenError
         Raised if it is not a JSON web token.
     """
-    # Imported here: it costs 0.1 s, and no other command needs it.
+    # Imported here: it costs 0.1 s, and most commands do not need it.
     import jwt
 
     try:
@@ -206,27 +161,14 @@ def parse_claims(id_token: str) -> Claims:
     except (jwt.PyJWTError, ValueError, TypeError, OverflowError, OSError):
         # Not chained: the library's error may quote the token.
         pass
-    raise TokenBrokenError("The ID token cannot be read. Log in with 'panda_auth reset'.")
+    raise TokenBrokenError(f"The ID token cannot be read. {_LOG_IN}")
 
 
 def claims_from(raw: Mapping[str, Any]) -> Claims:
-    """Pick the claims of interest.
-
-    Parameters
-    ----------
-    raw : `~collections.abc.Mapping`
-        All claims.
-
-    Returns
-    -------
-    claims : `Claims`
-        Those that we use.
-    """
-    audience = raw.get("aud", ())
+    """Pick the claims that are used out of all of a token."""
     return Claims(
         issuer=str(raw.get("iss", "")),
         subject=str(raw.get("sub", "")),
-        audience=(audience,) if isinstance(audience, str) else tuple(map(str, audience)),
         issued=_moment(raw.get("iat")),
         expires=_moment(raw.get("exp")),
         name=str(raw.get("name", "")),
@@ -244,27 +186,22 @@ def _moment(seconds: object) -> datetime | None:
 
 
 def ensure_lifetime(id_token: str, needed: timedelta, *, now: datetime | None = None) -> Claims:
-    """Make sure that a token lasts for what is to be done.
+    """Check that a token lasts long enough, and return its claims.
 
     Parameters
     ----------
     id_token : `str`
         The token.
     needed : `~datetime.timedelta`
-        How long it must still be valid; a negative one lets a token pass
+        How long it must still be valid; a negative value lets a token pass
         that expired only so long ago, for clocks that differ.
     now : `~datetime.datetime`, optional
         The time, with a time zone; None means the clock's.
 
-    Returns
-    -------
-    claims : `Claims`
-        What the token says.
-
     Raises
     ------
     TokenExpiredError
-        Raised if it does not last; the text gives the command to type.
+        Raised if it does not last; the text names the command to type.
     TokenBrokenError
         Raised if it cannot be read.
     """
@@ -284,18 +221,7 @@ def ensure_lifetime(id_token: str, needed: timedelta, *, now: datetime | None = 
 
 
 def render_span(span: timedelta) -> str:
-    """Write a span of time in its two largest units.
-
-    Parameters
-    ----------
-    span : `~datetime.timedelta`
-        Not negative.
-
-    Returns
-    -------
-    text : `str`
-        Such as ``3 d 4 h`` or ``4 min 10 s``.
-    """
+    """Render a span of time, not negative, in its two largest units: ``3 d 4 h`` or ``4 min 10 s``."""
     seconds = int(span.total_seconds())
     parts: list[str] = []
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
@@ -304,8 +230,6 @@ def render_span(span: timedelta) -> str:
             parts.append(f"{count} {unit}")
     return " ".join(part for part in parts[:2] if not part.startswith("0 ")) or "0 s"
 
-
-_LOG = logging.getLogger(__name__)
 
 # Names that panda-client 2.2.0 uses in its directory; its own clean-up removes
 # everything that begins with them, hence the other name for the lock.
@@ -317,16 +241,8 @@ _LOCK_NAME = ".panda_auth.lock"
 def token_directory(env: Mapping[str, str]) -> Path:
     """Find the directory of the token file as panda-client does.
 
-    Parameters
-    ----------
-    env : `~collections.abc.Mapping` [`str`, `str`]
-        Environment.
-
-    Returns
-    -------
-    directory : `~pathlib.Path`
-        ``PANDA_CONFIG_ROOT``, with ``~`` put in full, else the current
-        directory.
+    It is ``PANDA_CONFIG_ROOT``, with ``~`` expanded, else the current
+    directory.
     """
     return Path(env.get("PANDA_CONFIG_ROOT") or ".").expanduser().absolute()
 
@@ -352,12 +268,7 @@ class TokenStore:
         return self.directory / _TOKEN_NAME
 
     def load(self) -> TokenSet:
-        """Read the tokens.
-
-        Returns
-        -------
-        tokens : `TokenSet`
-            What the file holds, written by us or by panda-client.
+        """Read the tokens, written by us or by panda-client.
 
         Raises
         ------
@@ -369,9 +280,7 @@ class TokenStore:
         try:
             text = self.path.read_text(encoding="utf-8")
         except FileNotFoundError:
-            raise TokenMissingError(
-                f"There is no token file {self.path}. Log in with 'panda_auth reset'."
-            ) from None
+            raise TokenMissingError(f"There is no token file {self.path}. {_LOG_IN}") from None
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not text"
             raise TokenBrokenError(f"The token file {self.path} cannot be read: {reason}.") from None
@@ -382,20 +291,10 @@ class TokenStore:
         raise TokenBrokenError(f"The token file {self.path} is broken. {problem}")
 
     def save(self, tokens: TokenSet) -> None:
-        """Replace the file.
+        """Replace the file; `SettingsError` is raised if the directory cannot be written.
 
         Another process sees the old file or the new one.  The mode is 0600
         from the first byte, whatever the umask.
-
-        Parameters
-        ----------
-        tokens : `TokenSet`
-            What to write.
-
-        Raises
-        ------
-        SettingsError
-            Raised if the directory cannot be written.
         """
         # A link stays a link, and the new file lies beside what it points at.
         target = Path(os.path.realpath(self.path))
@@ -423,13 +322,7 @@ class TokenStore:
         return not self.path.stat().st_mode & 0o077
 
     def clean(self) -> tuple[Path, ...]:
-        """Remove the token and what panda-client keeps beside it.
-
-        Returns
-        -------
-        removed : `tuple` [`~pathlib.Path`, ...]
-            What was there.
-        """
+        """Remove the token and what panda-client keeps beside it; return what was there."""
         removed = []
         for pattern in (f"{_TOKEN_NAME}*", f"{_CACHE_PREFIX}*"):
             for path in sorted(self.directory.glob(pattern)):
@@ -458,3 +351,55 @@ class TokenStore:
 
     def _make_directory(self) -> None:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSource:
+    """A place that has a token."""
+
+    description: str
+    """The place, for people."""
+
+    read: Callable[[], str]
+    """Returns the ID token as it is there now."""
+
+    store: TokenStore | None = None
+    """The token file, if it is that: only there it can be renewed."""
+
+
+def find_token_source(env: Mapping[str, str]) -> TokenSource:
+    """Find the place that has the token; nothing is read yet.
+
+    It is the first of ``PANDA_AUTH_ID_TOKEN`` (the token itself),
+    ``OIDC_AUTH_TOKEN_FILE`` (a file that holds nothing else),
+    ``OIDC_AUTH_ID_TOKEN`` (the token itself), and the file ``.token`` in
+    ``PANDA_CONFIG_ROOT``.  A variable set to nothing counts as not set.
+    """
+    path = env.get("OIDC_AUTH_TOKEN_FILE", "")
+    given: tuple[tuple[str, Callable[[], str], str], ...] = (
+        ("PANDA_AUTH_ID_TOKEN", lambda: env["PANDA_AUTH_ID_TOKEN"].strip(), "PANDA_AUTH_ID_TOKEN"),
+        ("OIDC_AUTH_TOKEN_FILE", partial(_read_file, path), f"{path} (OIDC_AUTH_TOKEN_FILE)"),
+        ("OIDC_AUTH_ID_TOKEN", lambda: env["OIDC_AUTH_ID_TOKEN"].strip(), "OIDC_AUTH_ID_TOKEN"),
+    )
+    for name, read, description in given:
+        if env.get(name):
+            return TokenSource(description, read)
+    store = TokenStore(token_directory(env))
+    return TokenSource(str(store.path), lambda: store.load().id_token, store)
+
+
+def _read_file(path: str) -> str:
+    try:
+        return Path(path).expanduser().read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        raise TokenMissingError(f"The token file {path} (OIDC_AUTH_TOKEN_FILE) does not exist.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it holds other than ASCII characters"
+        raise TokenBrokenError(
+            f"The token file {path} (OIDC_AUTH_TOKEN_FILE) cannot be read: {reason}."
+        ) from None
+
+
+def find_vo(env: Mapping[str, str]) -> str:
+    """Find the virtual organisation: ``PANDA_AUTH_VO``, else ``OIDC_AUTH_VO``, else nothing."""
+    return env.get("PANDA_AUTH_VO") or env.get("OIDC_AUTH_VO") or ""

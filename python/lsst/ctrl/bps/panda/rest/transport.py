@@ -22,17 +22,17 @@ import requests
 import urllib3.exceptions
 
 from ..errors import ReplyError, TransportError
-from .credentials import Credentials
+from .credentials import Credentials, redact
 from .faults import (
     FailedAttempt,
     Fault,
     classify_status,
+    cut,
     describe_exception,
     describe_reply,
     looks_like_web_page,
     make_error,
 )
-from .redaction import cut, redact
 from .retries import Attempt, RetryPolicy, plan_retry
 
 _LOG = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import yaml
 
-from ..rest.redaction import redact
+from ..rest.credentials import redact
 from .record import write_text
 
 _LOG = logging.getLogger(__name__)
