@@ -25,8 +25,16 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 
-from lsst.ctrl.bps.panda.auth.login import find_login_settings, keep_fresh, log_in, make_renewer, refresh
-from lsst.ctrl.bps.panda.auth.oidc import await_approval, find_provider, start_device_login
+from lsst.ctrl.bps.panda.auth.login import (
+    await_approval,
+    find_login_settings,
+    find_provider,
+    keep_fresh,
+    log_in,
+    make_renewer,
+    refresh,
+    start_device_login,
+)
 from lsst.ctrl.bps.panda.errors import (
     LoginError,
     RefreshRefusedError,

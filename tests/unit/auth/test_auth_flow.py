@@ -10,11 +10,11 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from lsst.ctrl.bps.panda.auth.login import find_login_settings
-from lsst.ctrl.bps.panda.auth.oidc import (
+from lsst.ctrl.bps.panda.auth.login import (
     DeviceGrant,
     Provider,
     await_approval,
+    find_login_settings,
     find_provider,
     refresh_tokens,
     start_device_login,

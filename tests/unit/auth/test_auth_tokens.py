@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
-from lsst.ctrl.bps.panda.auth.oidc import Provider, auth_config_url, verify_id_token
+from lsst.ctrl.bps.panda.auth.login import Provider, auth_config_url, verify_id_token
 from lsst.ctrl.bps.panda.errors import SettingsError, TokenBrokenError, TokenExpiredError, TokenMissingError
 from lsst.ctrl.bps.panda.rest.credentials import find_proxy, read_proxy
 from lsst.ctrl.bps.panda.rest.tokens import (

@@ -1,88 +1,481 @@
-"""What people and cron jobs do with a login: log in, refresh, renew on the
-way.  Each keeps the token file whole, whatever happens in between.
+"""Logging in: the OpenID provider behind a PanDA server, the two OAuth exchanges of a login, device
+authorization (RFC 8628) and refresh (RFC 6749, section 6), with the checks that a client must make, and what
+people and cron jobs do with them.  Each keeps the token file whole, whatever happens in between.
+
+`oauthlib` makes the requests' bodies and reads the replies, `jwt` checks
+signatures and claims; the transport carries them.
 """
 
+from __future__ import annotations
+
 __all__ = [
+    "DeviceGrant",
     "LoginSettings",
+    "Provider",
     "RefreshOutcome",
+    "auth_config_url",
+    "await_approval",
     "find_login_settings",
+    "find_provider",
     "keep_fresh",
     "log_in",
     "make_renewer",
     "refresh",
+    "refresh_tokens",
+    "start_device_login",
+    "verify_id_token",
 ]
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
 
-from ..errors import AuthenticationError, SettingsError, TransportError
-from ..rest.credentials import Anonymous, verify_host
+from ..errors import (
+    AuthenticationError,
+    ConnectionFailedError,
+    LoginError,
+    RefreshRefusedError,
+    ReplyError,
+    ServerError,
+    SettingsError,
+    TokenBrokenError,
+    TransportError,
+)
+from ..rest.credentials import RENEW_BEFORE, Anonymous, redact, verify_host
+from ..rest.faults import Fault, cut, make_reply_error
+from ..rest.panda_api import server_root
 from ..rest.retries import RetryPolicy
-from ..rest.tokens import Claims, TokenStore, parse_claims
-from ..rest.transport import Timeouts, Transport
-from .oidc import DeviceGrant, await_approval, find_provider, refresh_tokens, start_device_login
+from ..rest.tokens import Claims, TokenSet, TokenStore, claims_from, find_vo, parse_claims
+from ..rest.transport import Reply, Timeouts, Transport, is_loopback, parse_json
 
 _LOG = logging.getLogger(__name__)
 
 # A provider answers at once or not at all, in seconds.
 _TIMEOUTS = Timeouts(connect=15.0, read=60.0, total=120.0)
+_RETRY = RetryPolicy(attempts=3, base=1.0, cap=5.0, budget=60.0)
+
 # Of a process that keeps a token fresh, in seconds.
 _PAUSE = 300.0
 _SHORTEST_WAIT = 60.0
 _LONGEST_WAIT = 3600.0
 
-# As long before the end credentials ask for another token.
-_RENEW_BEFORE = timedelta(minutes=5)
+_FORM = "application/x-www-form-urlencoded"
+_ACCEPT = {"Accept": "application/json"}
 
-_RETRY = RetryPolicy(attempts=3, base=1.0, cap=5.0, budget=60.0)
+# OAuth's own errors come with these (RFC 6749, section 5.2).
+_OAUTH_STATUSES = (400, 401, 403)
+
+# RFC 8628, section 3.5: the interval if none is given, and by how much it
+# grows at each "slow_down".
+_INTERVAL = 5.0
+
+# Clocks that differ by less are let pass, in seconds.
+_LEEWAY = 60
+
+
+# --- the provider ----------------------------------------------------------
+
+_WELL_KNOWN = "/.well-known/openid-configuration"
+
+_SCOPES = ("openid", "profile", "email", "offline_access")
+# What panda-client adds for providers of this profile.
+_PROFILE_SCOPES: Mapping[str, tuple[str, ...]] = {"wlcg": ("wlcg", "wlcg.groups")}
+
+# Signatures that a client can check with public keys.  "none" and those with
+# a shared secret are not among them.
+_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """Where and as what to log in."""
+
+    issuer: str
+    """Name of the provider, which ID tokens carry."""
+
+    client_id: str
+    """Name of PanDA at the provider."""
+
+    client_secret: str = field(repr=False)
+    """Its secret, which every user of the server can read; empty for a public client."""
+
+    audience: str
+    """For whom access tokens are meant; may be empty."""
+
+    device_endpoint: str
+    token_endpoint: str
+    jwks_uri: str
+    """URLs of device authorization, tokens and public keys."""
+
+    scopes: tuple[str, ...] = _SCOPES
+    """What to ask for."""
+
+    algorithms: tuple[str, ...] = ("RS256",)
+    """Signatures to accept."""
+
+
+def auth_config_url(panda_url: str, vo: str) -> str:
+    """Return the URL of a PanDA server's auth configuration, as panda-client has it."""
+    return f"{server_root(panda_url)}/auth/{quote(vo, safe=':')}_auth_config.json"
+
+
+def find_provider(transport: Transport, panda_url: str, vo: str) -> Provider:
+    """Ask a PanDA server for its provider, and the provider for its URLs.
+
+    Credentials are not needed.  `ReplyError` is raised if a document lacks
+    something, names another issuer than its own URL (OpenID Connect Discovery
+    1.0, section 4.3), or leads to somewhere without encryption.
+    """
+    config_url = auth_config_url(panda_url, vo)
+    config = _fetch(transport, config_url, f"auth configuration of {vo}")
+    discovery_url = _text(config, "oidc_config_url", config_url)
+    discovery = _fetch(transport, discovery_url, "discovery document of the OpenID provider")
+    issuer = _text(discovery, "issuer", discovery_url)
+    if issuer.rstrip("/") + _WELL_KNOWN != discovery_url:
+        raise _broken(f"The provider calls itself {issuer!r}, which is not where it was found", discovery_url)
+    profile = config.get("jwt_profile")
+    offered = discovery.get("id_token_signing_alg_values_supported") or ["RS256"]
+    return Provider(
+        issuer=issuer,
+        client_id=_text(config, "client_id", config_url),
+        client_secret=str(config.get("client_secret") or ""),
+        audience=str(config.get("audience") or ""),
+        device_endpoint=_endpoint(discovery, "device_authorization_endpoint", discovery_url),
+        token_endpoint=_endpoint(discovery, "token_endpoint", discovery_url),
+        jwks_uri=_endpoint(discovery, "jwks_uri", discovery_url),
+        scopes=_SCOPES + _PROFILE_SCOPES.get(str(profile), ()),
+        algorithms=tuple(name for name in _ALGORITHMS if name in offered),
+    )
+
+
+def _fetch(transport: Transport, url: str, what: str) -> dict[str, Any]:
+    document = parse_json(transport.get(url, headers=_ACCEPT, what=what), what)
+    if not isinstance(document, dict):
+        # The value may hold the client's secret: it is not shown.
+        raise make_reply_error("A JSON object was expected.", None, endpoint=url, what=what)
+    return document
+
+
+def _text(document: Mapping[str, Any], key: str, url: str) -> str:
+    value = document.get(key)
+    if not isinstance(value, str) or not value:
+        raise _broken(f"It has no {key!r}", url)
+    return value
+
+
+def _endpoint(document: Mapping[str, Any], key: str, url: str) -> str:
+    value = _text(document, key, url)
+    parts = urlsplit(value)
+    host = parts.hostname or ""
+    if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(host)):
+        raise _broken(f"Its {key!r} is {value!r}: tokens are not sent without encryption", url)
+    return value
+
+
+def _broken(words: str, url: str) -> ReplyError:
+    return ReplyError(
+        f"{words}. Tell the operators of the PanDA server.",
+        endpoint=redact(url),
+        request="set-up of the login",
+        fault=Fault.SHAPE,
+    )
+
+
+# --- the exchanges ---------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceGrant:
+    """A login that waits for its approval."""
+
+    device_code: str = field(repr=False)
+    """Our half; secret."""
+
+    user_code: str
+    """What the person types or compares."""
+
+    verification_uri: str
+    """Where the person goes."""
+
+    verification_uri_complete: str
+    """The same with the code in it; may be empty."""
+
+    expires_in: float
+    """Seconds until it is too late."""
+
+    interval: float
+    """Seconds to wait before each question."""
+
+
+def start_device_login(transport: Transport, provider: Provider) -> DeviceGrant:
+    """Begin a login; `LoginError` is raised if the provider refuses, for instance PanDA's client id."""
+    what = "start of the login"
+    form = {"client_id": provider.client_id, "scope": " ".join(provider.scopes)}
+    if provider.audience:
+        form["audience"] = provider.audience
+    form |= _secret(provider)
+    reply = _post(transport, provider.device_endpoint, urlencode(form), what, safe=True)
+    fields = _fields(reply, what)
+    if reply.status != 200:
+        raise LoginError(_explain(str(fields.get("error")), fields, provider), endpoint=reply.url)
+    try:
+        return DeviceGrant(
+            device_code=str(fields["device_code"]),
+            user_code=str(fields["user_code"]),
+            verification_uri=str(fields["verification_uri"]),
+            verification_uri_complete=str(fields.get("verification_uri_complete") or ""),
+            expires_in=float(fields["expires_in"]),
+            interval=float(fields.get("interval") or _INTERVAL),
+        )
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise make_reply_error(
+        "The provider's reply lacks a code, a link or a time.", None, endpoint=reply.url, what=what
+    )
+
+
+def await_approval(
+    transport: Transport,
+    provider: Provider,
+    grant: DeviceGrant,
+    *,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> TokenSet:
+    """Ask again and again until the person has approved, and check the ID token.
+
+    `LoginError` is raised if the person or the provider refused, or nobody
+    approved in time; `TokenBrokenError` if the ID token does not pass the
+    checks.
+    """
+    deadline = clock() + grant.expires_in
+    interval = grant.interval
+    while clock() + interval < deadline:
+        sleep(interval)
+        try:
+            fields, error = _ask_for_tokens(transport, provider, _device_body(provider, grant), "login")
+        except (ConnectionFailedError, ServerError) as problem:
+            # RFC 8628, section 3.5: slow down when connections fail.
+            _LOG.warning("Still waiting for the login, although: %s", problem)
+            interval = min(2 * interval, 60.0)
+            continue
+        if fields is not None:
+            return _checked(transport, provider, fields)
+        if error == "slow_down":
+            interval += _INTERVAL
+        elif error != "authorization_pending":
+            raise LoginError(_explain(error, {}, provider), endpoint=provider.token_endpoint)
+    raise LoginError(_explain("expired_token", {}, provider), endpoint=provider.token_endpoint)
+
+
+def refresh_tokens(transport: Transport, provider: Provider, tokens: TokenSet) -> TokenSet:
+    """Get new tokens for a refresh token, and check the new ID token.
+
+    It is sent once: a refresh token is often good for one use only, and the
+    provider may take a second one for theft.  `RefreshRefusedError` is raised
+    if there is no refresh token, or the provider refuses it or gives tokens
+    of somebody else.
+    """
+    if tokens.refresh_token is None:
+        raise RefreshRefusedError("There is no refresh token. Log in with 'panda_auth reset'.")
+    body = _refresh_body(provider, tokens.refresh_token)
+    fields, error = _ask_for_tokens(transport, provider, body, "refresh of the token")
+    if fields is None:
+        raise RefreshRefusedError(_explain(error, {}, provider), endpoint=provider.token_endpoint)
+    if "id_token" not in fields:
+        raise RefreshRefusedError(
+            "The provider gave no ID token. Log in with 'panda_auth reset'.", endpoint=provider.token_endpoint
+        )
+    renewed = _checked(transport, provider, tokens.renewed(fields).fields)
+    if parse_claims(renewed.id_token).subject != parse_claims(tokens.id_token).subject:
+        raise RefreshRefusedError("The provider gave a token of somebody else; it is not used.")
+    return renewed
+
+
+def verify_id_token(
+    id_token: str, keys: Mapping[str, Any], provider: Provider, *, now: datetime | None = None
+) -> Claims:
+    """Check signature, issuer, audience and times of an ID token, and return its claims.
+
+    ``keys`` is the provider's key set (RFC 7517); ``now`` is for the words
+    about clocks that differ.  `TokenBrokenError` says which check failed.
+    """
+    import jwt
+
+    try:
+        key = _select_key(jwt.PyJWKSet.from_dict(dict(keys)), jwt.get_unverified_header(id_token))
+        raw = jwt.decode(
+            id_token,
+            key,
+            algorithms=list(provider.algorithms),
+            audience=provider.client_id,
+            issuer=provider.issuer,
+            leeway=_LEEWAY,
+            options={"require": ["iss", "sub", "aud", "exp", "iat"]},
+        )
+        # Section 3.1.3.7, number 5: with several audiences the token says
+        # for whom it was made.
+        if isinstance(raw["aud"], list) and len(raw["aud"]) > 1 and raw.get("azp") != provider.client_id:
+            raise jwt.InvalidAudienceError("made for another client (azp)")
+        return claims_from(raw)
+    except (jwt.ImmatureSignatureError, jwt.ExpiredSignatureError) as error:
+        problem = f"{error}; {_compare_clocks(id_token, now or datetime.now(UTC))}"
+    except jwt.PyJWTError as error:
+        problem = redact(str(error))
+    # Not chained: the library's error may quote the token.
+    raise TokenBrokenError(
+        f"The provider's ID token is not accepted: {cut(problem)}.", endpoint=provider.issuer
+    )
+
+
+def _select_key(keys: Any, header: Mapping[str, Any]) -> Any:
+    """Choose the key that the token names; a single key needs no name."""
+    import jwt
+
+    name = header.get("kid")
+    for key in keys.keys:
+        if key.key_id == name or (name is None and len(keys.keys) == 1):
+            return key
+    raise jwt.InvalidKeyError("signed with a key that the provider does not show")
+
+
+def _compare_clocks(id_token: str, now: datetime) -> str:
+    issued = parse_claims(id_token).issued
+    if issued is None:
+        return "check the clock of this machine"
+    ahead = (issued - now).total_seconds()
+    side = "behind" if ahead > 0 else "ahead of"
+    return f"the clock of this machine seems to be {abs(ahead):.0f} s {side} the provider's"
+
+
+def _checked(transport: Transport, provider: Provider, fields: Mapping[str, object]) -> TokenSet:
+    """Check the ID token of a reply before anything else is done with it."""
+    tokens = TokenSet(fields)
+    what = "keys of the OpenID provider"
+    keys = parse_json(transport.get(provider.jwks_uri, headers=_ACCEPT, what=what), what)
+    if not isinstance(keys, dict):
+        raise make_reply_error("A set of keys was expected.", keys, endpoint=provider.jwks_uri, what=what)
+    verify_id_token(tokens.id_token, keys, provider)
+    return tokens
+
+
+def _device_body(provider: Provider, grant: DeviceGrant) -> str:
+    from oauthlib.oauth2 import DeviceClient
+
+    client = DeviceClient(provider.client_id)
+    body: str = client.prepare_request_body(grant.device_code, include_client_id=True, **_secret(provider))
+    return body
+
+
+def _refresh_body(provider: Provider, refresh_token: str) -> str:
+    from oauthlib.oauth2 import DeviceClient
+
+    client = DeviceClient(provider.client_id)
+    body: str = client.prepare_refresh_body(
+        refresh_token=refresh_token, client_id=provider.client_id, **_secret(provider)
+    )
+    return body
+
+
+def _secret(provider: Provider) -> dict[str, str]:
+    """Return the client's secret as a parameter; a public client sends none."""
+    return {"client_secret": provider.client_secret} if provider.client_secret else {}
+
+
+def _ask_for_tokens(
+    transport: Transport, provider: Provider, body: str, what: str
+) -> tuple[dict[str, Any] | None, str]:
+    """Ask the token endpoint; return its fields, or the code of its error."""
+    from oauthlib.oauth2 import DeviceClient, OAuth2Error
+
+    reply = _post(transport, provider.token_endpoint, body, what, safe=False)
+    fields = _fields(reply, what)
+    try:
+        DeviceClient(provider.client_id).parse_request_body_response(json.dumps(fields))
+    except OAuth2Error as error:
+        code = str(error.error)
+        _LOG.debug("%s: %s %s", what, code, cut(redact(str(fields.get("error_description", "")))))
+        return None, code
+    return fields, ""
+
+
+def _post(transport: Transport, url: str, body: str, what: str, *, safe: bool) -> Reply:
+    return transport.post(
+        url,
+        body=body.encode("ascii"),
+        content_type=_FORM,
+        headers=_ACCEPT,
+        safe=safe,
+        what=what,
+        accept=_OAUTH_STATUSES,
+    )
+
+
+def _fields(reply: Reply, what: str) -> dict[str, Any]:
+    """Read a reply without ever showing it: it holds tokens."""
+    try:
+        fields = parse_json(reply, what)
+    except ReplyError as error:
+        problem = error
+    else:
+        if isinstance(fields, dict) and (reply.status == 200 or isinstance(fields.get("error"), str)):
+            return fields
+        problem = make_reply_error(
+            "The provider's reply is not of OAuth.", None, endpoint=reply.url, what=what
+        )
+    if reply.status in {401, 403}:
+        raise AuthenticationError(problem.message, endpoint=reply.url, request=what, status=reply.status)
+    raise ReplyError(
+        problem.message, endpoint=reply.url, request=what, status=reply.status, fault=problem.fault
+    )
+
+
+_WORDS: Mapping[str, str] = {
+    "access_denied": "The login was refused in the browser",
+    "expired_token": "Nobody approved the login in time",
+    "invalid_grant": "The provider does not accept the refresh token any more (expired, used or revoked)",
+    "invalid_client": "The provider does not know PanDA's client {client}; tell the operators of PanDA",
+    "unauthorized_client": "PanDA's client {client} may not log in; tell the operators of PanDA",
+    "invalid_scope": "PanDA's client {client} may not ask for this; tell the operators of PanDA",
+}
+
+
+def _explain(code: str, fields: Mapping[str, Any], provider: Provider) -> str:
+    """Explain the code of an OAuth error in words."""
+    words = _WORDS.get(code, "The provider refused").format(client=repr(provider.client_id))
+    said = cut(redact(f"{code} {fields.get('error_description') or ''}".strip()))
+    return f"{words} ({said}). Log in with 'panda_auth reset'."
+
+
+# --- what is done with a login ---------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class LoginSettings:
-    """Which server, for which virtual organisation.
-
-    Parameters
-    ----------
-    panda_url : `str`
-        ``PANDA_URL_SSL``.
-    vo : `str`
-        ``PANDA_AUTH_VO``.
-    verify : `bool`
-        Check certificates of servers.
-    """
+    """Which server to log in to, and for which virtual organisation."""
 
     panda_url: str
     vo: str
     verify: bool = True
+    """Whether to check certificates of servers."""
 
     def make_transport(self) -> Transport:
-        """Make what talks to the PanDA server and the provider."""
+        """Make the transport to the PanDA server and the provider."""
         return Transport(Anonymous(), verify=self.verify, timeouts=_TIMEOUTS, retry=_RETRY)
 
 
 def find_login_settings(env: Mapping[str, str]) -> LoginSettings:
-    """Read the settings of a login.
+    """Find the settings of a login in the environment.
 
-    Parameters
-    ----------
-    env : `~collections.abc.Mapping` [`str`, `str`]
-        Environment.
-
-    Returns
-    -------
-    settings : `LoginSettings`
-        Which server and virtual organisation.
-
-    Raises
-    ------
-    SettingsError
-        Raised if variables are missing; the text names all of them.
+    `SettingsError` names all variables that are missing.
     """
     url = env.get("PANDA_URL_SSL") or env.get("PANDA_URL") or ""
-    vo = env.get("PANDA_AUTH_VO") or env.get("OIDC_AUTH_VO") or ""
+    vo = find_vo(env)
     missing = [name for name, value in (("PANDA_URL_SSL", url), ("PANDA_AUTH_VO", vo)) if not value]
     if missing:
         raise SettingsError(f"To log in, set the environment variables {' and '.join(missing)}.")
@@ -96,23 +489,18 @@ def log_in(
     *,
     transport: Transport | None = None,
 ) -> Claims:
-    """Log in with the help of a person and a browser.
+    """Log in with the help of a person and a browser, and return the claims of the new token.
 
     Parameters
     ----------
     store : `TokenStore`
         Gets the tokens; what it has stays until there are new ones.
     settings : `LoginSettings`
-        Where.
+        Where to log in.
     show : `~collections.abc.Callable`
         Shows link and code to the person.
     transport : `Transport`, optional
-        How to ask.
-
-    Returns
-    -------
-    claims : `Claims`
-        Who logged in, until when.
+        Sends the requests.
 
     Raises
     ------
@@ -133,18 +521,13 @@ def log_in(
 
 @dataclass(frozen=True, slots=True)
 class RefreshOutcome:
-    """What a refresh did.
-
-    Parameters
-    ----------
-    refreshed : `bool`
-        Whether there is a new token.
-    claims : `Claims`
-        What the token in the store says now.
-    """
+    """What a refresh did."""
 
     refreshed: bool
+    """Whether there is a new token."""
+
     claims: Claims
+    """What the token in the store says now."""
 
 
 def refresh(
@@ -165,18 +548,13 @@ def refresh(
     store : `TokenStore`
         Has the tokens.
     settings : `LoginSettings`
-        Where.
+        Where to log in.
     threshold : `~datetime.timedelta`
         Refresh if less than that is left.
     transport : `Transport`, optional
-        How to ask.
+        Sends the requests.
     now : `~collections.abc.Callable`, optional
-        Gives the time, with a time zone.
-
-    Returns
-    -------
-    outcome : `RefreshOutcome`
-        What was done.
+        Returns the time, with a time zone.
 
     Raises
     ------
@@ -212,25 +590,10 @@ def keep_fresh(
     sleep: Callable[[float], None] = time.sleep,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Iterator[RefreshOutcome]:
-    """Refresh again and again, for ever.
+    """Refresh again and again, for ever, and yield what was done each time.
 
-    Parameters
-    ----------
-    store, settings, threshold, transport, now
-        As for `refresh`.
-    sleep : `~collections.abc.Callable`, optional
-        Waits for a number of seconds.
-
-    Yields
-    ------
-    outcome : `RefreshOutcome`
-        What was done each time.
-
-    Raises
-    ------
-    AuthenticationError
-        Raised if a person has to log in.  Servers that cannot be asked are
-        asked again later.
+    Parameters are those of `refresh`.  `AuthenticationError` is raised if a
+    person has to log in; servers that cannot be asked are asked again later.
     """
     while True:
         try:
@@ -250,24 +613,16 @@ def keep_fresh(
 
 
 def make_renewer(env: Mapping[str, str]) -> Callable[[TokenStore], bool]:
-    """Make what credentials call when their token is about to expire.
+    """Make the function that credentials call when their token is about to expire.
 
-    Parameters
-    ----------
-    env : `~collections.abc.Mapping` [`str`, `str`]
-        Environment.
-
-    Returns
-    -------
-    renew : `~collections.abc.Callable`
-        Refreshes the tokens of a store without asking a person; `True` if
-        there are new ones.  A failure is logged, not raised: the present
-        token may still do.
+    It refreshes the tokens of a store without asking a person, and returns
+    `True` if there are new ones.  A failure is logged, not raised: the
+    present token may still do.
     """
 
     def renew(store: TokenStore) -> bool:
         try:
-            return refresh(store, find_login_settings(env), threshold=_RENEW_BEFORE).refreshed
+            return refresh(store, find_login_settings(env), threshold=RENEW_BEFORE).refreshed
         except (TransportError, SettingsError) as error:
             _LOG.warning("The token could not be renewed: %s", error)
             return False

@@ -36,9 +36,8 @@ from lsst.daf.butler.cli.opt import (
     long_log_option,
 )
 
-from ..auth.login import RefreshOutcome, find_login_settings, keep_fresh, log_in
+from ..auth.login import DeviceGrant, RefreshOutcome, find_login_settings, keep_fresh, log_in
 from ..auth.login import refresh as refresh_login
-from ..auth.oidc import DeviceGrant
 from ..errors import (
     AuthenticationError,
     LoginError,
