@@ -115,10 +115,12 @@ def test_a_table_on_a_terminal_is_in_colour_and_into_a_pipe_it_is_not(tmp_path):
             "--jobs",
         ]
         text, code = read_terminal(command, env)
+        plain, _ = read_terminal(command, env | {"TERM": "dumb"})
         piped = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
     assert code == 0
     assert "\x1b[31mfailed\x1b[0m" in text
     assert "\x1b" not in piped
+    assert plain.replace("\r", "") == piped
     # The terminal has no place for all columns, the pipe has.
     shown, whole = (lines.splitlines() for lines in (COLOUR.sub("", text), piped))
     assert len(shown) == len(whole) == 13

@@ -9,7 +9,9 @@ from __future__ import annotations
 __all__ = [
     "STATE_COLUMNS",
     "LiveDisplay",
+    "bar",
     "count_columns",
+    "is_terminal",
     "json_option",
     "print_lines",
     "print_problems",
@@ -25,20 +27,18 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 import click
 from lsst.ctrl.bps.wms_service import WmsStates
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
 
 from ..errors import PandaBpsError
+from ..insight.documents import make_document
+from ..insight.overview import Observation
 from ..status.states import Counts
-
-# rich is imported where it is used: it would double the time of `panda_bps --help`.
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.text import Text
-
-    from ..insight.overview import Observation
 
 STATE_COLUMNS = {
     "done": (WmsStates.SUCCEEDED,),
@@ -51,19 +51,32 @@ STATE_COLUMNS = {
 }
 """The columns of tables that count jobs: title and the states it holds."""
 
+_BAR_LENGTH = 24
 _COLOURS = (
-    # A bar of `panda_bps watch`.
-    r"(?<= )(?=[#x>.]{24}( |$))(?P<green>#*)(?P<red>x*)(?P<blue>>*)",
-    # A state anywhere, or in a column of its own.
+    rf"(?<= )(?=[#x>.]{{{_BAR_LENGTH}}}( |$))(?P<green>#*)(?P<red>x*)(?P<blue>>*)",
     r"\b(?:(?P<green>SUCCEEDED)|(?P<red>FAILED)|(?P<magenta>DELETED)|(?P<yellow>PRUNED)|(?P<blue>RUNNING))\b",
     r"(?<=  )(?:(?P<green>finished)|(?P<red>failed)|(?P<blue>running))(?=  )",
 )
-"""What is coloured on a terminal; the names of groups are colours."""
+"""What is coloured on a terminal: bars and states.  The names of groups are colours."""
 
 
-def count_columns(counts: Counts) -> list[int]:
+def count_columns(counts: Counts) -> dict[str, int]:
     """Count jobs for each of `STATE_COLUMNS`."""
-    return [sum(counts[state] for state in states) for states in STATE_COLUMNS.values()]
+    return {title: sum(counts[state] for state in states) for title, states in STATE_COLUMNS.items()}
+
+
+def bar(counts: Counts) -> str:
+    """Draw done jobs as ``#``, failed ones as ``x``, running ones as ``>``."""
+    total = sum(counts.values())
+    if not total:
+        return "." * _BAR_LENGTH
+    numbers = count_columns(counts)
+    bad = numbers["failed"] + numbers["pruned"] + numbers["deleted"]
+    # A single failed job of thousands is seen as well.
+    failed = max(1, round(_BAR_LENGTH * bad / total)) if bad else 0
+    done = min(round(_BAR_LENGTH * numbers["done"] / total), _BAR_LENGTH - failed)
+    running = max(0, min(round(_BAR_LENGTH * numbers["running"] / total), _BAR_LENGTH - failed - done))
+    return ("#" * done + "x" * failed + ">" * running).ljust(_BAR_LENGTH, ".")
 
 
 def table(
@@ -75,31 +88,14 @@ def table(
     width: int = 0,
     indent: str = "",
 ) -> list[str]:
-    """Arrange values in columns.
+    """Return the lines of a table; `None` is shown as ``-``.
+
+    The first columns, ``left`` of them, hold text, the others figures.  If the
+    table is wider than ``width`` (0: no limit), columns are left out, in the
+    order of the titles in ``drop``, until it fits.
 
     rich's tables are not used: they take half a millisecond a row, a hundred
-    times as long, and a run has ten thousands of attempts.
-
-    Parameters
-    ----------
-    head : `~collections.abc.Sequence` [`str`]
-        Titles.
-    rows : `~collections.abc.Iterable`
-        Values; `None` is shown as ``-``.
-    left : `int`, optional
-        How many columns are text, set to the left; the others are figures.
-    drop : `~collections.abc.Sequence` [`str`], optional
-        Titles of columns to leave out, one after the other, until the table
-        fits.
-    width : `int`, optional
-        Columns of the terminal; 0 if everything fits.
-    indent : `str`, optional
-        What each line begins with.
-
-    Returns
-    -------
-    lines : `list` [`str`]
-        Without blanks at their ends.
+    times as long, and runs have tens of thousands of attempts.
     """
     texts = [list(head), *(["-" if value is None else str(value) for value in row] for row in rows)]
     flush = [number < left for number in range(len(head))]
@@ -119,14 +115,19 @@ def table(
     ]
 
 
+def is_terminal(stream: TextIO) -> bool:
+    """Tell whether somebody looks at a terminal that knows colours and can be renewed."""
+    return stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
 def terminal_width() -> int:
     """Return the columns of the terminal; 0 if the output goes elsewhere."""
-    return _console().width if sys.stdout.isatty() else 0
+    return _console().width if is_terminal(sys.stdout) else 0
 
 
 def print_lines(lines: Iterable[str]) -> None:
     """Print lines as they come; on a terminal, states are coloured."""
-    if not sys.stdout.isatty():
+    if not is_terminal(sys.stdout):
         for line in lines:
             click.echo(line)
         return
@@ -144,14 +145,10 @@ def print_problems(problems: Iterable[str]) -> None:
 
 def _console(stream: TextIO | None = None) -> Console:
     """Return a terminal; rich respects NO_COLOR, TERM, COLUMNS and LINES."""
-    from rich.console import Console
-
     return Console(file=stream, force_terminal=True, markup=False, emoji=False, highlighter=_colour)
 
 
 def _colour(line: str | Text) -> Text:
-    from rich.text import Text
-
     text = Text(line) if isinstance(line, str) else line
     for pattern in _COLOURS:
         text.highlight_regex(pattern)
@@ -159,17 +156,9 @@ def _colour(line: str | Text) -> Text:
 
 
 class LiveDisplay:
-    """Lines on a terminal, in place of those shown before.
-
-    Parameters
-    ----------
-    stream : `~typing.TextIO`, optional
-        The terminal; the standard output by default.
-    """
+    """Lines on a terminal that take the place of those shown before."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        from rich.live import Live
-
         self._console = _console(stream)
         self._live = Live(console=self._console, auto_refresh=False)
 
@@ -180,8 +169,6 @@ class LiveDisplay:
 
     def show(self, lines: Iterable[str]) -> None:
         """Show lines, cut where they are too long."""
-        from rich.text import Text
-
         if not self._live.is_started:
             self._live.start()
             # rich hides the cursor, and a process that is killed could not bring it back.
@@ -199,8 +186,6 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON, 
 
 def write_document(found: Any, run: Observation, kind: str = "", *, line: bool = False) -> None:
     """Write what was found out about a run as a document."""
-    from ..insight.documents import make_document
-
     write_json(
         make_document(found, request_id=run.request_id, name=run.name, kind=kind, problems=run.problems),
         line=line,
@@ -215,13 +200,8 @@ def write_json(document: Mapping[str, Any], *, line: bool = False) -> None:
 def shows_errors(
     *kinds: type[Exception],
 ) -> Callable[[Callable[..., int | None]], Callable[..., None]]:
-    """Make a command show errors of our own, and of other kinds, as one
-    message, and exit with the code that the function returns.
-
-    Parameters
-    ----------
-    kinds : `type` [`Exception`]
-        Other errors whose text says enough.
+    """Make a command show errors of this package, and of other kinds, as one
+    message, and exit with the code that its function returns.
     """
     shown: tuple[type[Exception], ...] = (PandaBpsError, *kinds)
 

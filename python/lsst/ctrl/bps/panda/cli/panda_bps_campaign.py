@@ -200,7 +200,7 @@ def report(name: str, as_json: bool) -> None:
 
 
 def _numbers(counts: Counts) -> list[int]:
-    return [sum(counts.values()), *count_columns(counts)]
+    return [sum(counts.values()), *count_columns(counts).values()]
 
 
 def _print_problems(problems: Iterable[str]) -> None:

@@ -20,7 +20,16 @@ from ..insight.progress import LEAST_INTERVAL, Progress
 from ..insight.progress import watch as watch_run
 from ..runs.inquiry import Inquiry
 from ..status.states import Counts
-from .output import STATE_COLUMNS, LiveDisplay, count_columns, json_option, table, write_json
+from .output import (
+    STATE_COLUMNS,
+    LiveDisplay,
+    bar,
+    count_columns,
+    is_terminal,
+    json_option,
+    table,
+    write_json,
+)
 from .run_argument import Asked, run_command
 
 _RARE = ("pruned", "deleted", "unknown")
@@ -30,7 +39,6 @@ _LESS = ("", "waiting", "jobs", "running", "done")
 """Columns that go one after the other on a narrow terminal: the bar first,
 what went wrong never."""
 
-_BAR = 24
 _SHORT_LABEL = 12
 _FIGURES = 50
 """Columns that the figures need at most, about."""
@@ -88,7 +96,7 @@ def watch(asked: Asked, interval: float, poll: bool, as_json: bool) -> int:
 @contextmanager
 def _open_display(as_json: bool) -> Iterator[Callable[[Progress], None]]:
     """Choose how progress is shown: as JSON, as lines for a file, or on a terminal."""
-    if as_json or not sys.stdout.isatty():
+    if as_json or not is_terminal(sys.stdout):
         yield _write_json if as_json else _Log()
         return
     with closing(LiveDisplay()) as display:
@@ -124,9 +132,7 @@ class _Log:
             return
         new_errors = progress.errors if self._last is None or self._last[3] != progress.errors else ()
         self._last = now
-        counts = ", ".join(
-            f"{n} {name}" for name, n in zip(STATE_COLUMNS, count_columns(progress.total), strict=True) if n
-        )
+        counts = ", ".join(f"{n} {name}" for name, n in count_columns(progress.total).items() if n)
         rest = ", ".join(part for part in (_estimate(progress), "ended" if progress.ended else "") if part)
         moment = f"{progress.moment:%Y-%m-%dT%H:%M:%SZ}"
         click.echo(
@@ -138,15 +144,9 @@ class _Log:
 
 
 def screen_lines(progress: Progress, columns: int, height: int) -> list[str]:
-    """Write the display of a run, so that it fits a terminal.
+    """Return the display of a run for a terminal of that size.
 
-    Parameters
-    ----------
-    progress : `Progress`
-        The run.
-    columns, height : `int`
-        Size of the terminal.  The bars go first where it is narrow; where it
-        is low, labels on which nothing happens.
+    A narrow one has no bars, a low one no labels on which nothing happens.
     """
     head = [f"Run {progress.request_id}  {progress.name}"]
     head.append(f"{progress.state.name}{' (over)' if progress.ended else ''}  {_estimate(progress)}".rstrip())
@@ -160,10 +160,9 @@ def screen_lines(progress: Progress, columns: int, height: int) -> list[str]:
     if left_out:
         rows.append((f"({left_out} more)", "", *([""] * (1 + len(STATE_COLUMNS)))))
     rows.append(_row("total", progress.total))
-    names = list(STATE_COLUMNS)
-    numbers = dict(zip(names, count_columns(progress.total), strict=True))
-    empty = [n for n, name in enumerate(names, 3) if name in _RARE and not numbers[name]]
-    titles = ("label", "", "jobs", *names)
+    numbers = count_columns(progress.total)
+    empty = [n for n, name in enumerate(numbers, 3) if name in _RARE and not numbers[name]]
+    titles = ("label", "", "jobs", *numbers)
     body = table(
         [title for n, title in enumerate(titles) if n not in empty],
         [[value for n, value in enumerate(row) if n not in empty] for row in rows],
@@ -177,7 +176,7 @@ def _shorten(label: str, length: int) -> str:
 
 
 def _row(label: str, counts: Counts) -> tuple[object, ...]:
-    return (label, _bar(counts), sum(counts.values()), *count_columns(counts))
+    return (label, bar(counts), sum(counts.values()), *count_columns(counts).values())
 
 
 def _labels_to_show(labels: dict[str, Counts], room: int) -> tuple[list[str], int]:
@@ -186,24 +185,7 @@ def _labels_to_show(labels: dict[str, Counts], room: int) -> tuple[list[str], in
     """
     if len(labels) <= room:
         return list(labels), 0
-    numbers = {
-        label: dict(zip(STATE_COLUMNS, count_columns(counts), strict=True))
-        for label, counts in labels.items()
-    }
+    numbers = {label: count_columns(counts) for label, counts in labels.items()}
     urgency = {label: (not found["failed"], not found["running"]) for label, found in numbers.items()}
     chosen = set(sorted(labels, key=urgency.__getitem__)[: max(1, room - 1)])
     return [label for label in labels if label in chosen], len(labels) - len(chosen)
-
-
-def _bar(counts: Counts) -> str:
-    """Draw done jobs as ``#``, failed ones as ``x``, running ones as ``>``."""
-    total = sum(counts.values())
-    if not total:
-        return "." * _BAR
-    numbers = dict(zip(STATE_COLUMNS, count_columns(counts), strict=True))
-    bad = numbers["failed"] + numbers["pruned"] + numbers["deleted"]
-    # A single failed job of thousands is seen as well.
-    failed = max(1, round(_BAR * bad / total)) if bad else 0
-    done = min(round(_BAR * numbers["done"] / total), _BAR - failed)
-    running = max(0, min(round(_BAR * numbers["running"] / total), _BAR - failed - done))
-    return ("#" * done + "x" * failed + ">" * running).ljust(_BAR, ".")

@@ -30,7 +30,7 @@ import click
 from lsst.ctrl.bps.wms_service import WmsRunReport, WmsStates
 
 from ..errors import PandaBpsError
-from .output import LiveDisplay
+from .output import LiveDisplay, is_terminal
 
 if TYPE_CHECKING:
     from ..demo.workplace import Workplace
@@ -323,7 +323,7 @@ def _watch(
 
     service = LocalPanDAService({})
     start = seen = clock()
-    with contextlib.closing(ProgressLine(sys.stdout, live=sys.stdout.isatty())) as progress:
+    with contextlib.closing(ProgressLine(sys.stdout, live=is_terminal(sys.stdout))) as progress:
         while True:
             reports, message = service.report(wms_workflow_id=run_id)
             now = clock()

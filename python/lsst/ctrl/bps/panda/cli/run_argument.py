@@ -86,14 +86,9 @@ def _record_of(run: str, settings: ServiceSettings) -> RunRecord | None:
 
 
 def connect_for(run: str, *, local: bool) -> Connection:
-    """Reach the server that has a run.
+    """Connect to the server that has a run, or to the embedded PanDA if that is asked for.
 
-    Parameters
-    ----------
-    run : `str`
-        Id, name or submit directory of the run.
-    local : `bool`
-        Whether the embedded PanDA is asked for.
+    A run is given by its id, name or submit directory.
     """
     return connect(_settings(local, run))
 
