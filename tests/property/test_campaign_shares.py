@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lsst.ctrl.bps.panda.campaign.values import render_condition
+from lsst.ctrl.bps.panda.campaign.parts import render_condition
 from lsst.ctrl.bps.panda.errors import SettingsError
 from lsst.ctrl.bps.panda.settings.campaign import divide
 

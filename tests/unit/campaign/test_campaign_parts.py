@@ -14,8 +14,11 @@ from lsst.daf.butler import Butler, DatasetType
 
 from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig
 from lsst.ctrl.bps.panda.campaign.parts import (
+    ask_butler,
+    check_values,
     divide_campaign,
     find_shared_places,
+    fixed_in,
     make_configuration,
     make_parts,
     read_configuration,
@@ -28,7 +31,6 @@ from lsst.ctrl.bps.panda.campaign.record import (
     find_campaign,
     read_campaign,
 )
-from lsst.ctrl.bps.panda.campaign.values import ask_butler, check_values, fixed_in
 from lsst.ctrl.bps.panda.checks.configuration import check_configuration
 from lsst.ctrl.bps.panda.cli.panda_bps import main
 from lsst.ctrl.bps.panda.errors import PandaBpsError, RunNotFoundError, SettingsError

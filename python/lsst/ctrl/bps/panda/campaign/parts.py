@@ -1,35 +1,51 @@
-"""The parts of a campaign: an ordinary BPS configuration for each site, made from the campaign's own."""
+"""The configuration of a campaign, the values of the dimension that it
+divides, and the parts: an ordinary BPS configuration for each site.
+"""
 
 from __future__ import annotations
 
 __all__ = [
     "CampaignConfiguration",
-    "Part",
+    "SitePart",
+    "ask_butler",
+    "check_values",
     "divide_campaign",
     "find_shared_places",
+    "fixed_in",
     "make_configuration",
     "make_parts",
     "read_configuration",
+    "render_condition",
     "render_part",
 ]
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from lsst.daf.butler import Config
+from lsst.daf.butler import Butler, Config, DimensionUniverse
 
 from lsst.ctrl.bps import BpsConfig
 
 from ..errors import SettingsError
 from ..findings import Finding, Severity
-from ..settings.campaign import SECTION, CampaignSection, SiteShare, Value, divide, read_section
+from ..settings.campaign import SECTION, CampaignSection, SiteShare, Value, divide, read_section, sort_key
 from ..settings.configuration import RunConfiguration, complete_configuration
-from .values import check_values, fixed_in, render_condition
+
+MAX_QUERY = 100_000
+"""Longest data query, characters: it is one argument of a command, and Linux
+takes 131072 bytes."""
+
+# Keys that name a place of one site, and are probably wrong for another.
+_PLACES = ("queue", "computeCloud", "fileDistributionEndPoint")
+
+_QUOTED = re.compile(r"'[^']*'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +70,7 @@ class CampaignConfiguration:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def with_settings(self, settings: Mapping[str, Any]) -> BpsConfig:
-        """Return the configuration with more settings over it.
-
-        Parameters
-        ----------
-        settings : mapping
-            Keys and sections.
-        """
+        """Return the configuration with more keys and sections over it."""
         merged = Config(dict(self.content))
         merged.update(Config(dict(settings)))
         return complete_configuration(merged, timestamp=self.run.timestamp, user=self.run.operator)
@@ -69,7 +79,7 @@ class CampaignConfiguration:
 def read_configuration(
     path: str, *, timestamp: str, user: str, service_class: str | None = None
 ) -> CampaignConfiguration:
-    """Read a file.
+    """Read the configuration of a campaign.
 
     Parameters
     ----------
@@ -81,12 +91,6 @@ def read_configuration(
         Operator if the file names none.
     service_class : `str`, optional
         Service class to use instead of the file's.
-
-    Raises
-    ------
-    SettingsError
-        Raised if it cannot be read, or its section ``campaignSites`` cannot
-        be used.
     """
     try:
         content = Config(path)
@@ -94,27 +98,15 @@ def read_configuration(
         raise SettingsError(f"{path} cannot be read: {error}") from error
     if service_class:
         content["wmsServiceClass"] = service_class
-    return make_configuration(_plain(content), path=path, timestamp=timestamp, user=user)
+    plain: dict[str, Any] = content.toDict()
+    return make_configuration(plain, path=path, timestamp=timestamp, user=user)
 
 
 def make_configuration(
     content: Mapping[str, Any], *, path: str, timestamp: str, user: str
 ) -> CampaignConfiguration:
-    """Make a configuration of what a file holds.
-
-    Parameters
-    ----------
-    content : mapping
-        Content of the file, includes resolved.
-    path : `str`
-        The file.
-    timestamp, user : `str`
-        As in `read_configuration`.
-
-    Raises
-    ------
-    SettingsError
-        Raised if it cannot be used.
+    """Make the configuration from the content of its file, with includes
+    resolved.
     """
     section = read_section(content.get(SECTION), source=path)
     try:
@@ -132,21 +124,9 @@ def make_configuration(
     return configuration
 
 
-def _plain(content: Config) -> dict[str, Any]:
-    plain: dict[str, Any] = content.toDict()
-    return plain
-
-
-MAX_QUERY = 100_000
-"""Longest data query, characters: it is one argument of a command, and Linux
-takes 131072 bytes."""
-
-_PLACES = ("queue", "computeCloud", "fileDistributionEndPoint")
-
-
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One site's part."""
+class SitePart:
+    """The part of a campaign that one site runs."""
 
     site: str
     """Name of the part."""
@@ -167,21 +147,10 @@ class Part:
 def divide_campaign(
     configuration: CampaignConfiguration, counted: Mapping[Value, float]
 ) -> dict[str, tuple[Value, ...]]:
-    """Divide a campaign's values among its sites.
+    """Divide the values among the sites.
 
-    Parameters
-    ----------
-    configuration : `CampaignConfiguration`
-        The campaign.
-    counted : mapping
-        Values that the Butler has, with the number of inputs of each; empty if
-        the configuration lists the values.
-
-    Raises
-    ------
-    SettingsError
-        Raised if values or shares make no sense, the data query gives the
-        dimension a value already, or a site would get nothing.
+    The values are those of the configuration, or those that were counted in
+    the Butler, with the number of inputs of each.
     """
     section = configuration.section
     name = section.partition
@@ -214,22 +183,9 @@ def _weights(configuration: CampaignConfiguration) -> dict[Value, float]:
 
 def make_parts(
     configuration: CampaignConfiguration, parts: Mapping[str, Sequence[Value]], *, directory: str
-) -> tuple[Part, ...]:
-    """Make the parts.
-
-    Parameters
-    ----------
-    configuration : `CampaignConfiguration`
-        The campaign.
-    parts : mapping of `str` to sequence
-        Values of each site.
-    directory : `str`
-        Submit directory of the campaign.
-
-    Raises
-    ------
-    SettingsError
-        Raised if a part cannot be written as a configuration.
+) -> tuple[SitePart, ...]:
+    """Make the part of each site from its values, with a submit directory
+    below that of the campaign.
     """
     sites = {site.name: site for site in configuration.section.sites}
     made = tuple(
@@ -244,7 +200,7 @@ def make_parts(
 
 def _part(
     configuration: CampaignConfiguration, site: SiteShare, values: tuple[Value, ...], directory: str
-) -> Part:
+) -> SitePart:
     settings = _settings_of(configuration, site)
     compute_site = str(settings.get("computeSite") or settings["payload"].get("computeSite"))
     payload = settings["payload"]
@@ -268,7 +224,7 @@ def _part(
     settings["wmsServiceClass"] = configuration.run.service_class
     # Also keeps bps submit from taking the part for a campaign.
     settings[SECTION] = {"enabled": False, "site": site.name}
-    return Part(
+    return SitePart(
         site=site.name,
         compute_site=compute_site,
         share=site.share,
@@ -292,17 +248,10 @@ def _settings_of(configuration: CampaignConfiguration, site: SiteShare) -> dict[
     return {**own, "payload": payload}
 
 
-def render_part(part: Part, *, base: str, campaign: str) -> str:
-    """Write the configuration of a part.
+def render_part(part: SitePart, *, base: str, campaign: str) -> str:
+    """Return the configuration of a part as YAML.
 
-    Parameters
-    ----------
-    part : `Part`
-        The part.
-    base : `str`
-        File that it includes, relative.
-    campaign : `str`
-        Name of the campaign, for the first line.
+    It includes the file ``base``, the campaign's own configuration.
     """
     head = (
         f"# Part of campaign {campaign} for site {part.site}: {len(part.values)} values, share "
@@ -327,3 +276,125 @@ def find_shared_places(configuration: CampaignConfiguration) -> list[Finding]:
             )
             findings.append(Finding(Severity.WARNING, text, key=key))
     return findings
+
+
+def _kind(partition: str, universe: DimensionUniverse) -> type:
+    """Return the type of a dimension's values: `int` or `str`."""
+    if partition not in universe.dimensions.names:
+        known = ", ".join(sorted(universe.dimensions.names))
+        raise SettingsError(f"campaignSites.partition is {partition!r}; dimensions are {known}.")
+    kind: type = universe.dimensions[partition].primaryKey.getPythonType()
+    return kind
+
+
+def check_values(
+    partition: str, values: Iterable[Value], universe: DimensionUniverse | None = None
+) -> tuple[Value, ...]:
+    """Return values with the type of their dimension, and refuse those that
+    cannot have it.
+    """
+    kind = _kind(partition, universe or DimensionUniverse())
+    checked: list[Value] = []
+    for value in values:
+        if kind is not int:
+            # YAML takes unquoted names such as 0123 or 2024 for numbers.
+            checked.append(str(value))
+            continue
+        try:
+            checked.append(int(value))
+        except ValueError:
+            raise SettingsError(
+                f"campaignSites holds the value {value!r}, but {partition} has whole numbers."
+            ) from None
+    return tuple(checked)
+
+
+def ask_butler(
+    butler: Butler,
+    partition: str,
+    *,
+    data_query: str,
+    collections: Sequence[str] = (),
+    dataset_type: str = "",
+) -> dict[Value, int]:
+    """Ask a Butler for the values of a dimension that a data query leaves.
+
+    Returns
+    -------
+    values : `dict` [`int` or `str`, `int`]
+        Values, sorted; for each, the number of its inputs of the dataset type,
+        or 1 without one.
+    """
+    _kind(partition, butler.dimensions)
+    dimensions = butler.dimensions.conform([partition])
+    question = "dimension records"
+    with butler.query() as query:
+        if dataset_type:
+            question = f"datasets {dataset_type} in {', '.join(collections)}"
+            dimensions = dimensions.union(butler.get_dataset_type(dataset_type).dimensions)
+            query = query.join_dataset_search(dataset_type, collections=list(collections))
+        if data_query.strip():
+            query = query.where(data_query)
+        rows = [dict(row.required) for row in query.data_ids(dimensions)]
+    others = [name for name in butler.dimensions.conform([partition]).required if name != partition]
+    for name in others:
+        found = sorted({str(row[name]) for row in rows})
+        if len(found) > 1:
+            raise SettingsError(
+                f"Values of {partition} belong to {len(found)} different values of {name} "
+                f"({', '.join(found[:3])}, ...), so {partition} alone divides nothing. Name one of them in "
+                f"dataQuery, which is {data_query!r}."
+            )
+    counted = Counter(row[partition] for row in rows)
+    if not counted:
+        raise SettingsError(
+            f"The Butler has no value of {partition} for dataQuery {data_query!r} ({question}). Correct the "
+            "query, or give campaignSites.values."
+        )
+    return {value: counted[value] for value in sorted(counted, key=sort_key)}
+
+
+def fixed_in(partition: str, data_query: str) -> str:
+    """Return the condition of a data query that gives a dimension one value,
+    such as ``tract = 9813``; empty if there is none.
+    """
+    # Quoted texts are blanked first: a name in quotes is not a dimension.
+    bare = _QUOTED.sub(lambda match: "'" + "_" * (len(match[0]) - 2) + "'", data_query)
+    match = re.search(rf"(?<![\w.]){re.escape(partition)}(?:\.id|\.name)?\s*=\s*(?:'[^']*'|-?\w+)", bare)
+    return data_query[match.start() : match.end()] if match else ""
+
+
+def render_condition(partition: str, values: Sequence[Value]) -> str:
+    """Return the condition that a dimension has one of some sorted values,
+    such as ``tract IN (4, 7..9)``.
+    """
+    return f"{partition} IN ({', '.join(_terms(values))})"
+
+
+def _terms(values: Sequence[Value]) -> list[str]:
+    """Render values, with three or more consecutive numbers as a range."""
+    terms: list[str] = []
+    run: list[int] = []
+
+    def close() -> None:
+        terms.extend([f"{run[0]}..{run[-1]}"] if len(run) > 2 else map(str, run))
+        run.clear()
+
+    for value in values:
+        if isinstance(value, str):
+            terms.append(_quote(value))
+            continue
+        if run and value != run[-1] + 1:
+            close()
+        run.append(value)
+    close()
+    return terms
+
+
+def _quote(value: str) -> str:
+    """Render a text as a literal of the Butler's query language."""
+    if not re.fullmatch(r"[^'\"{}$\\\x00-\x1f]+", value):
+        raise SettingsError(
+            f"campaignSites holds the value {value!r}, which cannot be written in a data query of BPS."
+        )
+    return f"'{value}'"

@@ -22,9 +22,16 @@ from ..findings import Finding, Severity
 from ..runs.record import write_text
 from ..settings.campaign import Value
 from ..settings.rucio import read_registration_settings
-from .parts import CampaignConfiguration, Part, divide_campaign, find_shared_places, make_parts, render_part
+from .parts import (
+    CampaignConfiguration,
+    SitePart,
+    ask_butler,
+    divide_campaign,
+    find_shared_places,
+    make_parts,
+    render_part,
+)
 from .record import CampaignRecord, PartRecord
-from .values import ask_butler
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +39,7 @@ class Preparation:
     """A campaign that is divided and looked through, and not written yet."""
 
     configuration: CampaignConfiguration
-    parts: tuple[Part, ...]
+    parts: tuple[SitePart, ...]
     record: CampaignRecord
     findings: tuple[Finding, ...]
     """What is wrong with it or with the configuration of a site, which the
@@ -134,7 +141,7 @@ def _count(configuration: CampaignConfiguration) -> dict[Value, float]:
 
 
 def _check_parts(
-    configuration: CampaignConfiguration, parts: Sequence[Part], environment: Mapping[str, str]
+    configuration: CampaignConfiguration, parts: Sequence[SitePart], environment: Mapping[str, str]
 ) -> list[Finding]:
     """Check the configuration of every part before anything is submitted."""
     findings = [
@@ -146,7 +153,7 @@ def _check_parts(
 
 
 def _find_closed_too_early(
-    configuration: CampaignConfiguration, parts: Sequence[Part], environment: Mapping[str, str]
+    configuration: CampaignConfiguration, parts: Sequence[SitePart], environment: Mapping[str, str]
 ) -> list[Finding]:
     """Find sites that register into a dataset which another one closes."""
     sites: dict[str, list[str]] = {}
@@ -184,11 +191,11 @@ def _base_name(record: CampaignRecord) -> str:
     return f"{record.name}_campaign.yaml"
 
 
-def _file_name(part: Part) -> str:
+def _file_name(part: SitePart) -> str:
     return f"{part.site}.yaml"
 
 
-def _record(part: Part, directory: str) -> PartRecord:
+def _record(part: SitePart, directory: str) -> PartRecord:
     return PartRecord(
         site=part.site,
         compute_site=part.compute_site,
