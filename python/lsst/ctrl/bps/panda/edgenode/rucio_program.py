@@ -2,12 +2,12 @@
 step, which is staged with the run.
 
 It runs by itself, with a ``python3`` that has the Butler, ``rucio-clients``
-and ``lsst-rucio-register`` (which wants ``backoff`` and does not say so), and
-without this plugin: those who look after a site's workers then have nothing
-of ours to install.  The size, the checksum, the names and the metadata of
-what is registered are the business of ``lsst-rucio-register``; this program
-finds out what is missing, refuses what that one would get wrong without a
-word, and adds rule and end.  It may be run again at any time::
+and ``lsst-rucio-register`` (which needs ``backoff`` without declaring it), and
+without this plugin, so that a site has nothing of it to install on its
+workers.  ``lsst-rucio-register`` computes the size, the checksum, the names
+and the metadata of the files; this program finds what is missing, refuses
+what that package would silently get wrong, adds the rule and closes the
+dataset.  It may be run again at any time::
 
     python3 program.py REGISTRATION.json [--quantum-graph FILE]
 """
@@ -44,23 +44,23 @@ from typing import Any
 _LOG = logging.getLogger("rucioRegister")
 
 FORMAT = 1
-"""Version of the file that says what is to be registered."""
+"""Version of the file that describes a registration."""
 
 REFUSED = 3
-"""Exit code: what is asked for cannot be right; another attempt is in vain."""
+"""Exit code: the request itself is wrong, so that another attempt fails, too."""
 
 FAILED = 4
-"""Exit code: the Butler or Rucio said no, or was not there."""
+"""Exit code: the Butler or Rucio refused or did not answer."""
 
 _DATASETS_AT_ONCE = 1000
-"""Datasets whose places the Butler is asked for at a time."""
+"""Datasets whose files are looked up in one question to the Butler."""
 
 INCOMPLETE_ENVIRONMENT = 5
 """Exit code: this Python lacks what the program needs."""
 
 
 class Refused(Exception):  # noqa: N818
-    """Something that must not be registered as it is asked for."""
+    """A registration that must not be made as it is asked for."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,12 @@ class RuleWanted:
     rse_expression: str
     copies: int = 1
     lifetime: int = 0
-    """Seconds; 0 means for ever."""
+    """Seconds; 0 means no end."""
 
 
 @dataclass(frozen=True)
 class Registration:
-    """What is to be registered, and as what."""
+    """What is to be registered, and under which names and paths."""
 
     butler: str
     """Butler repository as the worker reaches it; may hold ``$VARIABLES``."""
@@ -95,7 +95,7 @@ class Registration:
     """Path or URI below which the folder of the scope lies."""
 
     dtn_url: str
-    """What a transfer service puts in the place of ``rse_root``."""
+    """URL that a transfer service uses in place of ``rse_root``."""
 
     where: str = ""
     """Expression of the Butler that selects among the outputs."""
@@ -103,25 +103,21 @@ class Registration:
     rule: RuleWanted | None = None
     close: bool = False
     chunk: int = 200
-    """Files that are registered at once."""
+    """Number of files that are registered in one call."""
 
     quantum_graph: str = ""
-    """Quantum graph that goes along, where the run was planned; empty if none
-    does."""
+    """Path of the quantum graph on the submit host, if it is registered, too;
+    empty otherwise."""
 
     @property
     def graph_name(self) -> str:
-        """Name of the quantum graph in Rucio; empty if none goes along."""
+        """Name of the quantum graph in Rucio; empty if it is not registered."""
         return graph_name(self, self.quantum_graph) if self.quantum_graph else ""
 
     @classmethod
     def from_json(cls, text: str) -> Registration:
-        """Read what `to_json` wrote.
-
-        Raises
-        ------
-        Refused
-            Raised if it is of another version, or no such text.
+        """Parse what `to_json` wrote; `Refused` if it is anything else or of
+        another version.
         """
         try:
             content = json.loads(text)
@@ -134,12 +130,12 @@ class Registration:
             raise Refused(f"What is to be registered cannot be read: {error!r}.") from error
 
     def to_json(self) -> str:
-        """Write it down."""
+        """Render the registration as JSON."""
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1) + "\n"
 
     def expanded(self) -> Registration:
-        """Return it with environment variables put in where a worker may
-        have its own.
+        """Return a copy with environment variables replaced in the places
+        that may differ from worker to worker.
         """
         names = ("butler", "rse_root", "dtn_url")
         values: dict[str, Any] = {name: os.path.expandvars(getattr(self, name)) for name in names}
@@ -155,7 +151,7 @@ class Output:
     """Name in Rucio, without the scope."""
 
     uri: Any
-    """Where the file is, a `~lsst.resources.ResourcePath`."""
+    """URI of the file, a `~lsst.resources.ResourcePath`."""
 
     ref: Any
     """The `~lsst.daf.butler.DatasetRef`."""
@@ -163,14 +159,14 @@ class Output:
 
 @dataclass(frozen=True)
 class Found:
-    """What the Butler holds of a run."""
+    """What the Butler has of a run."""
 
     outputs: tuple[Output, ...]
     absent: tuple[str, ...]
-    """Dataset types of which there is nothing."""
+    """Dataset types without any dataset."""
 
     without_file: int
-    """Datasets that the Butler knows and has no file of."""
+    """Number of datasets that the Butler knows without having a file."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +178,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Held:
-    """What Rucio holds of a dataset."""
+    """What Rucio has of a dataset."""
 
     dataset: Dataset | None
     """`None` if it does not exist."""
@@ -206,7 +202,7 @@ def graph_name(registration: Registration, path: str) -> str:
     registration : `Registration`
         What is to be registered.
     path : `str`
-        Path of the graph, anywhere.
+        Path of the graph; only its last part counts.
     """
     return f"{registration.dataset}/{os.path.basename(path)}"
 
@@ -217,9 +213,8 @@ def graph_name(registration: Registration, path: str) -> str:
 def name_of(path: str, registration: Registration) -> str:
     """Return the name that ``lsst-rucio-register`` gives a file.
 
-    It cuts ``rse_root`` and ``/scope/`` off the path where they are there,
-    and takes what is left; a file elsewhere gets a name with which nobody
-    finds it.
+    That package takes the rest of the path after ``rse_root`` and
+    ``/scope/``; a file elsewhere would get a name by which it cannot be found.
 
     Parameters
     ----------
@@ -283,7 +278,7 @@ def find_outputs(butler: Any, registration: Registration) -> Found:
 
 
 def _query(butler: Any, wanted: str, registration: Registration) -> Iterator[Any]:
-    """Yield the datasets of the types that a name stands for."""
+    """Yield the datasets of all types that match a pattern."""
     for dataset_type in butler.registry.queryDatasetTypes(wanted):
         yield from butler.query_datasets(
             dataset_type,
@@ -297,7 +292,7 @@ def _query(butler: Any, wanted: str, registration: Registration) -> Iterator[Any
 
 
 def _locate(butler: Any, refs: Sequence[Any]) -> list[tuple[Any, Any]]:
-    """Return the datasets that have a file, with where it is."""
+    """Return the datasets that have a file, each with its URI."""
     located = []
     for start in range(0, len(refs), _DATASETS_AT_ONCE):
         part = refs[start : start + _DATASETS_AT_ONCE]
@@ -318,7 +313,7 @@ def _locate(butler: Any, refs: Sequence[Any]) -> list[tuple[Any, Any]]:
 
 
 def look_at_rucio(client: Any, registration: Registration) -> Held:
-    """Find out what Rucio holds already.
+    """Find out what Rucio has already.
 
     Parameters
     ----------
@@ -347,7 +342,7 @@ def look_at_rucio(client: Any, registration: Registration) -> Held:
 
 
 def _interface(butler: Any, registration: Registration) -> Any:
-    """Make the object of ``lsst-rucio-register`` that registers."""
+    """Make the object of ``lsst-rucio-register`` that does the work."""
     from lsst.rucio.register.data_type import DataType
     from lsst.rucio.register.rucio_interface import RucioInterface
 
@@ -362,7 +357,7 @@ def _interface(butler: Any, registration: Registration) -> Any:
 
 
 def _register_missing(butler: Any, registration: Registration, missing: Sequence[Output]) -> None:
-    """Have datasets registered, a chunk at a time."""
+    """Register datasets, a chunk at a time."""
     interface = _interface(butler, registration)
     for start in range(0, len(missing), registration.chunk):
         part = missing[start : start + registration.chunk]
@@ -382,7 +377,7 @@ def register(butler: Any, client: Any, registration: Registration, *, quantum_gr
     registration : `Registration`
         What is to be registered.
     quantum_graph : `str`, optional
-        Path of the quantum graph if it is to go along.
+        Path of the quantum graph, if it is to be registered.
 
     Returns
     -------
@@ -392,7 +387,7 @@ def register(butler: Any, client: Any, registration: Registration, *, quantum_gr
     Raises
     ------
     Refused
-        Raised if it must not be done.
+        Raised if the registration must not be made.
     """
     found = find_outputs(butler, registration)
     for wanted in found.absent:
@@ -430,10 +425,10 @@ def register(butler: Any, client: Any, registration: Registration, *, quantum_gr
 
 
 def _register_quantum_graph(butler: Any, client: Any, registration: Registration, source: str) -> str:
-    """Put the quantum graph beside the outputs and register it.
+    """Copy the quantum graph to the outputs and register it.
 
-    It has no ``rubin_butler`` metadata: what a Butler ingests at the other
-    end must not be tempted by it.
+    It gets no ``rubin_butler`` metadata, so that no Butler at the other end
+    tries to ingest it.
     """
     from lsst.resources import ResourcePath
 
@@ -449,7 +444,7 @@ def _register_quantum_graph(butler: Any, client: Any, registration: Registration
         )
     target = ResourcePath(registration.rse_root.rstrip("/") + path, forceDirectory=False)
     original = ResourcePath(source, forceDirectory=False)
-    # An attempt that was killed may have left a piece of it.
+    # An attempt that was killed may have left a partial copy.
     if not target.exists() or target.size() != original.size():
         target.transfer_from(original, "copy", overwrite=True)
     size, adler32 = _interface(butler, registration).compute_hashes(target)
@@ -461,7 +456,7 @@ def _register_quantum_graph(butler: Any, client: Any, registration: Registration
 
 
 def add_rule(client: Any, registration: Registration, wanted: RuleWanted) -> str:
-    """Add the rule if there is none like it; what was done.
+    """Add the rule unless it exists, and describe what was done.
 
     Parameters
     ----------
@@ -498,7 +493,7 @@ def _close(client: Any, registration: Registration) -> str:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    """Do it; the exit code."""
+    """Register the outputs, and return the exit code."""
     with open(arguments.registration, encoding="utf-8") as stream:
         registration = Registration.from_json(stream.read()).expanded()
     try:
@@ -514,7 +509,7 @@ def _run(arguments: argparse.Namespace) -> int:
             error.name,
         )
         return INCOMPLETE_ENVIRONMENT
-    # Before the log-in, as its errors do not name the server.
+    # Logged before the log-in, whose errors do not name the server.
     _LOG.info("Rucio %s", config_get("client", "rucio_host", raise_exception=False, default="not set up"))
     client = Client()
     _LOG.info("account %s", client.account)
@@ -525,7 +520,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; its exit code.
+    """Run the program, and return its exit code.
 
     Parameters
     ----------
@@ -533,7 +528,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Arguments; those of the process by default.
     """
     parser = argparse.ArgumentParser(description="Register the outputs of a run in Rucio.")
-    parser.add_argument("registration", help="JSON file that says what is to be registered")
+    parser.add_argument("registration", help="JSON file that describes the registration")
     parser.add_argument("--quantum-graph", default="", help="file to register with the outputs")
     arguments = parser.parse_args(argv)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
@@ -543,9 +538,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Refused as error:
         _LOG.error("%s", error)
         return REFUSED
-    except Exception as error:  # every library has its own
+    except Exception as error:  # each library has errors of its own
         _LOG.info("where it happened", exc_info=True)
-        # What is shown of a log is its end.
+        # Last, as the end of a log is what is shown.
         _LOG.error(
             "%s: %s. What was registered stays; bps restart, or panda_bps rucio register, adds the rest.",
             type(error).__name__,

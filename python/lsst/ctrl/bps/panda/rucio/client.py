@@ -1,5 +1,5 @@
-"""Rucio's client and the Butler, opened when they are needed: both are slow to
-import, and the first is an extra.
+"""Rucio's client and the Butler, imported only when they are opened: both are
+slow to import, and Rucio's clients are an extra.
 """
 
 from __future__ import annotations
@@ -15,36 +15,34 @@ from ..edgenode.rucio_program import Found, Refused, Registration, find_outputs
 from ..errors import RucioError, SettingsError
 
 _CONNECT = 10
-"""Seconds until a server that takes no connection counts as away; Rucio's
-client tries three times."""
+"""Seconds to wait for a connection; Rucio's client tries three times."""
 
 PATIENCE = 600
-"""Seconds that Rucio's own client waits for an answer: lists may be long."""
+"""Seconds that Rucio's own client waits for a reply: lists may be long."""
 
 _EXTRA = "pip install 'lsst-ctrl-bps-panda[rucio]'"
 
 
+def _describe(error: Exception) -> str:
+    """Return kind and text of an error in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 @contextmanager
 def rucio_errors(what: str) -> Iterator[None]:
-    """Turn what Rucio's client raises into errors of this plugin.
+    """Raise what goes wrong in Rucio, or on the way to it, as `RucioError`.
 
     Parameters
     ----------
     what : `str`
-        What was asked, for the text.
-
-    Raises
-    ------
-    RucioError
-        Raised instead of an error of Rucio, or of the way to it.
+        What Rucio is asked to do: "Rucio did not ...".
     """
     from rucio.common.exception import RucioException
 
     try:
         yield
     except (RucioException, OSError) as error:  # those of requests are an OSError
-        text = " ".join(str(error).split())
-        raise RucioError(f"Rucio did not {what}: {type(error).__name__}: {text}") from error
+        raise RucioError(f"Rucio did not {what}: {_describe(error)}") from error
 
 
 def open_client(patience: int = PATIENCE) -> Any:
@@ -53,12 +51,7 @@ def open_client(patience: int = PATIENCE) -> Any:
     Parameters
     ----------
     patience : `int`, optional
-        Seconds to wait for each answer.
-
-    Returns
-    -------
-    client : `rucio.client.Client`
-        The client.
+        Seconds to wait for each reply.
 
     Raises
     ------
@@ -91,7 +84,9 @@ def open_client(patience: int = PATIENCE) -> Any:
 
 
 def _host() -> str:
-    """Name the server, which errors of the log-in do not."""
+    """Return the address of the server, which errors of the log-in leave
+    out.
+    """
     from rucio.common.config import config_get
     from rucio.common.exception import RucioException
 
@@ -103,51 +98,41 @@ def _host() -> str:
 
 
 def open_butler(repo: str) -> Any:
-    """Open a Butler for reading.
+    """Open a Butler for reading; `RucioError` if that is not possible here.
 
     Parameters
     ----------
     repo : `str`
         Path, URI or alias.
-
-    Raises
-    ------
-    RucioError
-        Raised if it cannot be opened here.
     """
     from lsst.daf.butler import Butler
 
     try:
         return Butler.from_config(repo, writeable=False)
     except Exception as error:  # each registry and store has errors of its own
-        text = " ".join(str(error).split())
-        raise RucioError(
-            f"The Butler {repo} cannot be opened here: {type(error).__name__}: {text}"
-        ) from error
+        raise RucioError(f"The Butler {repo} cannot be opened here: {_describe(error)}") from error
 
 
 def look_up_outputs(butler: Any, registration: Registration) -> Found:
-    """Find a run's outputs in the Butler.
+    """Find the outputs of a run in the Butler.
 
     Parameters
     ----------
     butler : `~lsst.daf.butler.Butler`
         The site's Butler.
     registration : `Registration`
-        What is registered of the run.
+        What is to be registered.
 
     Raises
     ------
     RucioError
-        Raised if the Butler does not tell, or what it tells must not be
-        registered.
+        Raised if the Butler fails, or an output must not be registered.
     """
     try:
         return find_outputs(butler, registration)
     except Refused as error:
         raise RucioError(str(error)) from error
     except Exception as error:  # each registry and store has errors of its own
-        text = " ".join(str(error).split())
         raise RucioError(
-            f"The Butler {registration.butler} did not tell the outputs: {type(error).__name__}: {text}"
+            f"The Butler {registration.butler} did not list the outputs: {_describe(error)}"
         ) from error

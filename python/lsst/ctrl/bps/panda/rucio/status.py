@@ -1,5 +1,5 @@
-"""What became of a registration: files, where their replicas are, rules, and what is missing against the
-Butler.
+"""The state of a registration: files, the places of their replicas, rules, and
+outputs of the Butler that are missing.
 """
 
 from __future__ import annotations
@@ -29,14 +29,12 @@ AVAILABLE = "AVAILABLE"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The replicas of the dataset at one RSE."""
+    """Number of replicas of the dataset at one RSE."""
 
     rse: str
     available: int
-    """Files that are there."""
-
     others: int
-    """Replicas in another state: on the way, or bad."""
+    """Replicas in another state: being copied, or bad."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,25 +58,25 @@ class Rule:
     """UTC; empty if it does not end."""
 
     waiting: int
-    """Locks that it is to have and has not yet: of files that came to the
-    dataset after it."""
+    """Locks that do not exist yet, of files that were added to the dataset
+    after the rule."""
 
     @property
     def is_satisfied(self) -> bool:
-        """Whether it is OK, and counts all files."""
+        """Whether it is OK, for all files of the dataset."""
         return self.state == "OK" and not self.waiting
 
 
 @dataclass(frozen=True, slots=True)
 class RegistrationStatus:
-    """What is registered of a run, and what is not."""
+    """What is registered of a run, and what is missing."""
 
     scope: str
     dataset: str
     exists: bool
     is_open: bool
     files: int
-    """Files of the dataset; the quantum graph too, if it went along."""
+    """Files of the dataset, with the quantum graph if that is registered."""
 
     size: int
     """Their bytes."""
@@ -86,28 +84,27 @@ class RegistrationStatus:
     places: tuple[Place, ...]
     rules: tuple[Rule, ...]
     outputs: int | None
-    """Datasets that the Butler has of the run, with a file; `None` if it was
-    not asked."""
+    """Datasets of the run in the Butler that have a file; `None` if the
+    Butler was not asked."""
 
     missing: tuple[str, ...]
-    """Names of those without a replica at the site's RSE in this dataset."""
+    """Names of outputs without a replica at the site's RSE in this dataset."""
 
     foreign: int
     """Files of the dataset that the Butler does not have."""
 
     by_type: Mapping[str, tuple[int, int]]
-    """By dataset type: outputs, and those that are registered."""
+    """By dataset type: number of outputs, and how many are registered."""
 
     absent: tuple[str, ...]
     """Dataset types of which the Butler has nothing."""
 
     rule_missing: str
-    """Where copies were to be asked for and no rule asks; empty if that is in
-    order."""
+    """RSE expression of the rule that should exist and does not; empty if it
+    exists or none was asked for."""
 
     quantum_graph: bool | None
-    """Whether the quantum graph is registered; `None` if it does not go
-    along."""
+    """Whether the quantum graph is registered; `None` if it should not be."""
 
     @property
     def is_complete(self) -> bool:
@@ -122,21 +119,8 @@ class RegistrationStatus:
 
 
 def find_status(client: Any, registration: Registration, found: Found | None) -> RegistrationStatus:
-    """Find out what became of a registration.
-
-    Parameters
-    ----------
-    client : `rucio.client.Client`
-        Rucio.
-    registration : `Registration`
-        What was to be registered.
-    found : `Found` or `None`
-        What the Butler has.
-
-    Raises
-    ------
-    RucioError
-        Raised if Rucio does not answer.
+    """Compare what Rucio has with what the Butler has; without the Butler's
+    outputs, report what Rucio has.
     """
     from rucio.common.exception import DataIdentifierNotFound
 
@@ -177,7 +161,7 @@ def find_status(client: Any, registration: Registration, found: Found | None) ->
 
 
 def _lacks_rule(registration: Registration, rules: Sequence[Rule]) -> str:
-    """Return where copies were to be asked for and no rule asks."""
+    """Return the RSE expression of a rule that should exist and does not."""
     wanted = registration.rule.rse_expression if registration.rule is not None else ""
     return "" if wanted in [rule.rse_expression for rule in rules] else wanted
 
@@ -185,8 +169,8 @@ def _lacks_rule(registration: Registration, rules: Sequence[Rule]) -> str:
 def look_at_registration(
     client: Any, registration: Registration
 ) -> tuple[RegistrationStatus, tuple[str, ...]]:
-    """Find out what became of a registration, with the Butler if it can be
-    asked here.
+    """Compare what Rucio has with what the Butler has, if the Butler can be
+    opened here.
 
     Parameters
     ----------
@@ -198,14 +182,9 @@ def look_at_registration(
     Returns
     -------
     status : `RegistrationStatus`
-        What became of it.
+        The state of the registration.
     problems : `tuple` [`str`, ...]
         What could not be found out.
-
-    Raises
-    ------
-    RucioError
-        Raised if Rucio does not answer.
     """
     found: Found | None = None
     problems: tuple[str, ...] = ()
@@ -227,7 +206,7 @@ def _places(replicas: Sequence[Mapping[str, Any]]) -> tuple[Place, ...]:
 
 
 def _rule(record: Mapping[str, Any], *, files: int) -> Rule:
-    """Read a rule, of a dataset of some files, as Rucio gives it."""
+    """Parse Rucio's record of a rule for a dataset of so many files."""
     ok, replicating, stuck = _numbers(record, ("locks_ok_cnt", "locks_replicating_cnt", "locks_stuck_cnt"))
     copies = int(record["copies"] or 0)
     return Rule(
@@ -252,12 +231,12 @@ def _numbers(record: Mapping[str, Any], names: Iterable[str]) -> list[int]:
 def make_status_document(
     status: RegistrationStatus, *, request_id: int, name: str, problems: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Give a registration's status as JSON-ready data.
+    """Make the JSON document of kind ``rucio``.
 
     Parameters
     ----------
     status : `RegistrationStatus`
-        What became of the registration.
+        The state of the registration.
     request_id : `int`
         Number of the run; 0 if it was not submitted.
     name : `str`
@@ -277,13 +256,7 @@ def make_status_document(
 
 
 def plain_status(status: RegistrationStatus) -> dict[str, Any]:
-    """Give the document's own keys.
-
-    Parameters
-    ----------
-    status : `RegistrationStatus`
-        What became of the registration.
-    """
+    """Return a registration as plain data, for documents."""
     by_type = {
         dataset_type: {"outputs": outputs, "registered": registered}
         for dataset_type, (outputs, registered) in status.by_type.items()

@@ -1,4 +1,6 @@
-"""The registration step as a job of the generic workflow; what it would register if it ran now."""
+"""The registration step: its job in the generic workflow, and what it would
+register if it ran now.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +41,6 @@ from ..runs.record import REGISTRATION_NAME, RunRecord
 from ..settings.rucio import LABEL, RegistrationSettings
 from .client import rucio_errors
 
-"""File of the submit directory that says what is to be registered."""
-
 _PROGRAM_KEY = "rucioProgram"
 _REGISTRATION_KEY = "rucioRegistration"
 _GRAPH_KEY = "rucioQuantumGraph"
@@ -50,11 +50,11 @@ _GRAPH_OF_BPS = "runQgraphFile"
 def add_step(
     workflow: GenericWorkflow, settings: RegistrationSettings, *, submit_path: str | os.PathLike[str]
 ) -> None:
-    """Add the step after the final job, or as the final job if there is none.
+    """Add the step after the final job, which brings the outputs into the
+    Butler and has to succeed, or as the final job if there is none.
 
-    A final workflow gets it behind all of its jobs.  The step needs the final
-    job to succeed, as that one brings the outputs into the Butler.  Twice is
-    the same as once.
+    In a final workflow it comes after all other jobs.  A second call changes
+    nothing.
 
     Parameters
     ----------
@@ -63,13 +63,7 @@ def add_step(
     settings : `RegistrationSettings`
         What the step does.
     submit_path : path
-        Submit directory, where the file that says what is to be registered
-        will be.
-
-    Raises
-    ------
-    SettingsError
-        Raised if the quantum graph is to go along and there is none.
+        Submit directory, for the file that describes the registration.
     """
     final = workflow.get_final()
     if LABEL in _job_names(final):
@@ -95,7 +89,7 @@ def _job_names(final: GenericWorkflow | GenericWorkflowJob | None) -> list[str]:
 
 
 def _as_workflow(workflow: GenericWorkflow, job: GenericWorkflowJob) -> GenericWorkflow:
-    """Make a final workflow of a final job, with its files."""
+    """Turn a final job into a final workflow, with its files."""
     final = GenericWorkflow(f"{workflow.name}_final")
     final.add_job(job)
     final.add_job_inputs(job.name, workflow.get_job_inputs(job.name, data=True, transfer_only=False))
@@ -118,7 +112,7 @@ def _make_job(settings: RegistrationSettings) -> GenericWorkflowJob:
         request_cpus=settings.cores,
         request_walltime=str(settings.walltime) if settings.walltime else None,
         number_of_retries=settings.retries,
-        # Another attempt finds the same.
+        # Another attempt would fail in the same way.
         retry_unless_exit=[REFUSED, INCOMPLETE_ENVIRONMENT],
     )
 
@@ -134,23 +128,18 @@ def _make_files(
     ]
     if settings.quantum_graph:
         source = find_graph(workflow)
-        # BPS's own entry is for jobs that read it in the staging area; it is to be copied here.
+        # BPS's own entry is for jobs that read it in the staging area; this job gets a copy.
         files.append(GenericWorkflowFile(_GRAPH_KEY, src_uri=source, wms_transfer=True, job_shared=True))
     return files
 
 
 def find_graph(workflow: GenericWorkflow) -> str:
-    """Return the path of the run's quantum graph.
+    """Return the path of the run's quantum graph; an error if it has none.
 
     Parameters
     ----------
     workflow : `~lsst.ctrl.bps.GenericWorkflow`
         Workflow of the run.
-
-    Raises
-    ------
-    SettingsError
-        Raised if there is none.
     """
     try:
         return str(workflow.get_file(_GRAPH_OF_BPS).src_uri)
@@ -199,24 +188,24 @@ def _why_not(record: RunRecord) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ForecastFile:
-    """A file that would be registered, or is."""
+    """A file that would be registered, or is registered already."""
 
     name: str
-    """Without the scope."""
+    """Name in Rucio, without the scope."""
 
     dataset_type: str
     size: int
     """Bytes."""
 
     pfn: str
-    """Where transfers would find it."""
+    """URL from which transfers would copy it."""
 
     is_registered: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What would be registered."""
+    """What the step would register if it ran now."""
 
     registration: Registration
     files: tuple[ForecastFile, ...]
@@ -225,7 +214,7 @@ class Forecast:
 
     without_file: int
     held: Held | None
-    """What Rucio holds; `None` if it was not asked."""
+    """What Rucio has; `None` if it was not asked."""
 
     rule_exists: bool
 
@@ -242,23 +231,23 @@ def make_forecast(
     *,
     measure: Callable[[Any], int] = lambda uri: int(uri.size()),
 ) -> Forecast:
-    """Find out what the step would do.
+    """Find out what the step would register.
 
     Parameters
     ----------
     client : `rucio.client.Client` or `None`
-        Rucio; without it, nothing is taken to be registered.
+        Rucio; without it, nothing counts as registered.
     registration : `Registration`
         What is to be registered.
     found : `Found`
         What the Butler has.
     measure : callable, optional
-        Gives the size of a file, bytes.
+        Returns the size of a file, bytes.
 
     Raises
     ------
     RucioError
-        Raised if Rucio does not answer, or a file is not there.
+        Raised if Rucio does not answer, or a file does not exist.
     """
     held, rule_exists = None, False
     if client is not None:
@@ -283,7 +272,7 @@ def make_forecast(
 
 
 def _has_rule(client: Any, registration: Registration) -> bool:
-    """Whether the wanted rule is there already."""
+    """Tell whether the rule exists already."""
     wanted = registration.rule
     rules = client.list_did_rules(registration.scope, registration.dataset)
     return wanted is not None and any(
