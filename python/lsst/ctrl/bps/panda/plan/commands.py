@@ -38,15 +38,11 @@ FILE_PLACEHOLDER = re.compile(r"<FILE:([^>]+)>")
 VALUE_PLACEHOLDER = re.compile(r"(?<!\$)\{([^{}\s]+)\}")
 ANY_PLACEHOLDER = re.compile(r"(<(?:ENV|WMS|FILE):[^>]+>|(?<!\$)\{[^{}\s]+\})")
 
-MAX_ARGUMENT = 100_000
-"""Longest single argument of a command, bytes; Linux refuses 131072
-(``MAX_ARG_STRLEN``, execve(2))."""
+MAX_ARGUMENT = runner.LONGEST_ARGUMENT
+"""Longest single argument of a command, bytes."""
 
 PATH_VALUES = frozenset({"butlerConfig", "fileDistributionEndPoint"})
 """Values that are one path or URI, made inert where they stand."""
-
-EXECUTABLE_KEY = "job_executable"
-"""Key of the file of an executable that is transferred."""
 
 
 class FileLedger:
@@ -72,7 +68,7 @@ class FileLedger:
         """Enter an executable that is to be transferred."""
         if not executable.src_uri:
             raise PlanError(f"Executable {executable.name!r} is to be transferred but has no src_uri.")
-        return self._enter(EXECUTABLE_KEY, str(executable.src_uri), executable=True)
+        return self._enter(runner.EXECUTABLE, str(executable.src_uri), executable=True)
 
     def add(self, staged: StagedFile) -> None:
         """Enter a file under the name that it has."""
@@ -355,7 +351,7 @@ class TaskCommands:
         if job.executable is None or not job.executable.transfer_executable:
             return None, []
         staged = self._ledger.enter_executable(job.executable)
-        return quote(f"./{staged.name}"), [(EXECUTABLE_KEY, staged.name)]
+        return quote(f"./{staged.name}"), [(runner.EXECUTABLE, staged.name)]
 
     def _resolve_environment(self, text: str) -> str:
         """Replace the variables that are resolved on the submit side."""

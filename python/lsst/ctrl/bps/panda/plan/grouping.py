@@ -13,6 +13,7 @@ __all__ = ["OWN_FILE", "Family", "Numbering", "chunk_sizes", "group_jobs", "numb
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from operator import attrgetter
 from typing import Any
 
@@ -245,6 +246,9 @@ class Numbering:
     parents: list[tuple[int, ...]]
     """Ordinals of each job's parents, sorted."""
 
+    has_child: bytearray
+    """Whether another job depends on each job, 1 or 0."""
+
 
 def number_jobs(graph: JobGraph, families: list[Family], first: int) -> Numbering:
     """Put the members of each family in order and number all jobs from ``first``.
@@ -281,7 +285,10 @@ def number_jobs(graph: JobGraph, families: list[Family], first: int) -> Numberin
             first += 1
     for index in early:  # jobs with parents in their own family, or in a later one
         numbered[index] = tuple(sorted(map(ordinal_of, parents[index])))
-    return Numbering(ordinals, numbered)
+    has_child = bytearray(len(graph.jobs))
+    for parent in chain.from_iterable(parents):
+        has_child[parent] = 1
+    return Numbering(ordinals, numbered, has_child)
 
 
 def chunk_sizes(count: int, most: int) -> list[int]:

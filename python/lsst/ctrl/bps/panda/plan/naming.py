@@ -364,7 +364,7 @@ class _OrderIdNaming(_PlainNaming):
         return [ParameterShard(self._map_name, json.dumps(mapping))]
 
     def task_files(self) -> list[tuple[str, str]]:
-        return [("orderIdMapFilename", self._map_name)]
+        return [(runner.ORDER_ID_MAP, self._map_name)]
 
 
 class _QnodeNaming(_PlainNaming):
@@ -389,4 +389,4 @@ class _QnodeNaming(_PlainNaming):
         return [ParameterShard(self.map_name, json.dumps(mapping))]
 
     def task_files(self) -> list[tuple[str, str]]:
-        return [("qnodemap", self.map_name)]
+        return [(runner.NAME_MAP, self.map_name)]

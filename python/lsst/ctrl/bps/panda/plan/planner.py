@@ -77,6 +77,7 @@ def _make_plan(workflow: GenericWorkflow, settings: PlanSettings) -> WorkflowPla
     families, final_families = group_jobs(graph), group_jobs(final_graph)
     numbering = number_jobs(graph, families, 0)
     final_numbering = number_jobs(final_graph, final_families, len(graph.jobs))
+    graph.parents.clear()  # the numbering has them too, and there may be millions
     event_service = any(settings.of(label).payloads_per_job > 1 for label in graph.labels)
     naming = make_naming(settings, event_service=event_service)
     commands = TaskCommands(settings, naming)

@@ -10,7 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice, repeat
+from itertools import islice, repeat
 from operator import itemgetter
 from typing import Any
 
@@ -153,7 +153,6 @@ class TaskMaker:
         self, graph: JobGraph, families: Sequence[FamilyPlan], numbering: Numbering, *, final: bool
     ) -> tuple[TaskPlan, ...]:
         """Make the tasks of a graph, which is the main one or that of the final job."""
-        with_children = set(chain.from_iterable(graph.parents))
         tasks: list[TaskPlan] = []
         for plan in families:
             prototype = self._prototype(graph, plan, final=final)
@@ -162,7 +161,7 @@ class TaskMaker:
             for size in chunk_sizes(len(jobs), self.settings.max_jobs_per_task):
                 members = plan.family.members[position : position + size]
                 task = self._task(prototype, plan.family, jobs[position : position + size])
-                is_sink = not with_children.issuperset(members)
+                is_sink = 0 in map(numbering.has_child.__getitem__, members)
                 tasks.append(replace(task, first=numbering.ordinals[members[0]], is_sink=is_sink))
                 position += size
         return tuple(tasks)
