@@ -27,7 +27,7 @@ from lsst.ctrl.bps.panda.plan.model import (
     RunIdentity,
     StagedFile,
 )
-from lsst.ctrl.bps.panda.plan.planner import make_plan
+from lsst.ctrl.bps.panda.plan.planner import make_plan, want_success
 
 LABEL = LabelSettings("SITE", "US", "", 900, "", "test", "managed", "wlcg", "python3 runner.py _cmd_line_")
 RUN = RunIdentity("u_run", "someone", "dev", "", "pipe", "u/run", "SITE", "/submit", "/area/", "1", "30")
@@ -285,3 +285,131 @@ def test_many_groups_one_after_another_are_said_to_take_long() -> None:
     (text,) = warnings(122)
     assert "121 non-blocking groups" in text
     assert "3.0 h" in text
+
+
+@pytest.mark.parametrize(
+    ("payloads", "asked", "largest", "packed", "walltime"),
+    [
+        (1, None, 0, 1, 90_000),
+        (1, 600, 7200, 1, 600),
+        (4, None, 0, 4, 90_000),
+        (4, None, 7200, 4, 7200),
+        (4, 600, 0, 4, 2400),
+        (4, 600, 7200, 12, 7200),
+        (4, 5000, 7200, 1, 5000),
+        (4, 9000, 7200, 1, 9000),
+    ],
+)
+def test_payloads_share_a_job_as_its_wall_time_allows(
+    payloads: int, asked: int | None, largest: int, packed: int, walltime: int
+) -> None:
+    settings = replace(
+        SETTINGS, labels={"": replace(LABEL, payloads_per_job=payloads)}, max_wms_job_walltime=largest
+    )
+    workflow = GenericWorkflow("u_run")
+    workflow.add_job(make_job(request_walltime=asked))
+    (task,) = make_plan(workflow, settings).tasks
+    assert task.packing.payloads_per_job == packed
+    assert task.packing.event_service == (packed > 1)
+    assert task.resources.walltime == walltime
+
+
+@pytest.mark.parametrize(
+    ("needs", "memory", "largest", "growth"),
+    [
+        ({}, 1024, 512_000, 1.0),
+        ({"request_memory": 2000, "memory_multiplier": 2.5}, 2000, 512_000, 2.5),
+        ({"request_memory": 2000, "memory_multiplier": 0.5}, 2000, 512_000, 1.0),
+        ({"request_memory": 2000, "request_memory_max": 9000}, 2000, 9000, 1.0),
+        ({"request_memory": 2000, "request_memory_max": 1000}, 2000, 2000, 1.0),
+    ],
+)
+def test_memory_grows_up_to_its_limit(
+    needs: dict[str, object], memory: int, largest: int, growth: float
+) -> None:
+    planned = plan_of(make_job(**needs)).tasks[0].resources
+    assert (planned.memory, planned.memory_max, planned.memory_growth) == (memory, largest, growth)
+    assert planned.cores == 1
+    assert planned.disk == 0
+
+
+def test_what_a_job_says_of_its_place_and_priority_goes_before_the_settings() -> None:
+    label = replace(LABEL, site="S", cloud="C", queue="Q", priority=7)
+    settings = replace(SETTINGS, labels={"": label})
+    workflow = GenericWorkflow("u_run")
+    workflow.add_job(make_job("a"))
+    workflow.add_job(
+        make_job(
+            "b",
+            label="own",
+            compute_site="T",
+            compute_cloud="D",
+            queue="R",
+            priority="9",
+            accounting_group="g",
+        )
+    )
+    by_label = {task.label: task for task in make_plan(workflow, settings).tasks}
+    assert by_label["isr"].placement == Placement("C", "S", "Q")
+    assert (by_label["isr"].accounting.priority, by_label["isr"].accounting.working_group) == (7, "")
+    assert by_label["own"].placement == Placement("D", "T", "R")
+    assert (by_label["own"].accounting.priority, by_label["own"].accounting.working_group) == (9, "g")
+
+
+def test_a_final_task_may_want_the_success_of_the_run() -> None:
+    workflow = GenericWorkflow("u_run")
+    for name, label in (("a", "isr"), ("b", "coadd"), ("c", "alone")):
+        workflow.add_job(make_job(name, label))
+    workflow.add_job_relationships("a", "b")
+    final = GenericWorkflow("final")
+    final.add_job(make_job("d", "register"))
+    final.add_job(make_job("e", "finalJob"))
+    workflow.add_final(final)
+    plan = make_plan(workflow, SETTINGS)
+    wanting = want_success(plan, "register")
+    names = {task.first: task.jobs[0].name for task in plan.tasks}
+    parents = {task.label: {names[p] for p in task.jobs[0].parents} for task in wanting.final}
+    assert parents == {"register": {"b", "c"}, "finalJob": set()}
+    assert wanting.tasks == plan.tasks
+    assert want_success(wanting, "register") == wanting
+
+
+@pytest.mark.slow
+def test_a_task_of_very_many_jobs_is_said_to_be_slow() -> None:
+    workflow = GenericWorkflow("u_run")
+    executable = GenericWorkflowExec("sh", "/bin/sh")
+    for number in range(100_001):
+        workflow.add_job(GenericWorkflowJob(str(number), "isr", executable=executable, arguments="x"))
+    (text,) = make_plan(workflow, replace(SETTINGS, max_jobs_per_task=200_000)).warnings
+    assert "100001 jobs" in text
+    assert "maxJobsPerTask" in text
+    assert make_plan(workflow, replace(SETTINGS, max_jobs_per_task=100_000)).warnings == ()
+
+
+def test_a_workflow_without_jobs_is_an_error() -> None:
+    with pytest.raises(PlanError, match="'u_run' has no jobs"):
+        make_plan(GenericWorkflow("u_run"), SETTINGS)
+
+
+def test_two_jobs_of_one_name_are_an_error() -> None:
+    workflow = GenericWorkflow("u_run")
+    for name in ("one", "two"):
+        group = GenericWorkflowGroup(name, "order")
+        group.add_job(make_job("same"))
+        workflow.add_job(group)
+    with pytest.raises(PlanError, match=r"several jobs of the workflow: same\."):
+        make_plan(workflow, SETTINGS)
+
+
+def test_a_circle_of_groups_is_an_error_that_names_them() -> None:
+    workflow = GenericWorkflow("u_run")
+    for name in ("one", "two"):
+        group = GenericWorkflowGroup(name, "order")
+        group.add_job(make_job(f"in_{name}"))
+        workflow.add_job(group)
+    workflow.add_job(make_job("after"))
+    workflow.add_job_relationships("one", "two")
+    workflow.add_job_relationships("two", "after")
+    workflow.add_edge("two", "one")
+    with pytest.raises(PlanError, match=r"wait for each other in a circle: one, two\."):
+        make_plan(workflow, SETTINGS)

@@ -121,7 +121,7 @@ def inert(path: str) -> str:
         return percent_encode(path, safe="/:@%+=,~<>{}$#?&-._")
     if not path.startswith("/"):
         return quote(path)
-    return "file://" + percent_encode(path, safe="/@+=,~<>{}$-._")
+    return "file://" + percent_encode(path, safe="/:@+=,~<>{}$-._")
 
 
 @dataclass(frozen=True, slots=True)

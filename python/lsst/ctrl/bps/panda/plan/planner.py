@@ -107,11 +107,6 @@ def _final_graph(workflow: GenericWorkflow, settings: PlanSettings) -> JobGraph:
         return JobGraph()
     if isinstance(final, GenericWorkflow):
         return flatten(final, max_direct_edges=settings.max_direct_edges)
-    if not isinstance(final, GenericWorkflowJob):
-        raise PlanError(
-            f"The final job of workflow {workflow.name!r} is a {type(final).__name__}; "
-            "it must be a GenericWorkflowJob or a GenericWorkflow."
-        )
     graph = JobGraph()
     graph.add(final, workflow)
     graph.complete()
