@@ -13,7 +13,6 @@ __all__ = [
     "TaskCommands",
     "inert",
     "make_template",
-    "render_task_command",
     "resolve_files",
     "split_long_option",
 ]
@@ -242,45 +241,6 @@ def split_long_option(template: str, name: str) -> Callable[[str], str]:
     return split
 
 
-def render_task_command(
-    command: str,
-    settings: LabelSettings,
-    *,
-    area: str,
-    files: Sequence[tuple[str, str]],
-    direct: Sequence[str],
-    options: Mapping[str, str],
-    runner_path: str,
-) -> str:
-    """Render what PanDA runs for each job of a task: one line, with ``${IN/L}`` for the pseudo-input.
-
-    ``command`` is the payload's, ``area`` the URI of the staging area,
-    ``files`` key and name of each staged file that the command uses,
-    ``direct`` the keys of those that are used where they are, ``options`` the
-    runner's, and ``runner_path`` the staged runner as a shell takes it, empty
-    for none.
-    """
-    outer = " ".join(settings.runner_command.split("\n"))
-    if "_cmd_line_" not in outer:
-        raise PlanError(
-            "runnerCommand holds no _cmd_line_, the place for the job's command; "
-            f"it is {settings.runner_command!r}."
-        )
-    words = [
-        runner.encode_command(command),
-        "${IN/L}",
-        runner.encode_area(area),
-        runner.encode_files(files),
-        runner.encode_direct(direct),
-    ]
-    words += [f"--{name}={runner.quote(value)}" for name, value in sorted(options.items())]
-    if "_runner_" in outer and not runner_path:
-        raise PlanError("runnerCommand asks for the staged runner (_runner_), but none is staged.")
-    places = {"_runner_": runner_path, "_cmd_line_": " ".join(words)}
-    # At once: what is put in, a path perhaps, may hold such a word itself.
-    return re.sub("_runner_|_cmd_line_", lambda match: places[match[0]], outer).strip()
-
-
 class TaskCommands:
     """Renders the commands of tasks, and collects the files that they need."""
 
@@ -315,27 +275,54 @@ class TaskCommands:
         shared = [gwfile for gwfile in inputs if gwfile.name != own_file_key(job)]
         executable, files = self._transferred_executable(job)
         text = make_template(job, family.arguments, executable=executable).text
-        text = _put_statics(text, statics)
-        text = self._resolve_environment(text)
+        text = VALUE_PLACEHOLDER.sub(lambda match: statics.get(match[1], match[0]), text)
+        for name, value in self._settings.submit_environment.items():
+            text = text.replace(f"<ENV:{name}>", value)
         text = resolve_files(text, [*shared, *outputs], where=f"job {job.name!r} (label {job.label!r})")
         text = self._area_exports(job) + text
         direct: list[str] = []
         for gwfile in shared:
             if gwfile.wms_transfer:
                 staged = self._ledger.enter(gwfile)
-                files.append((gwfile.name, _listed(staged)))
+                files.append((gwfile.name, f"{staged.name}/" if staged.is_directory else staged.name))
                 if gwfile.job_access_remote:
                     direct.append(gwfile.name)
         files += self._naming.task_files()
-        return render_task_command(
-            text,
-            settings,
-            area=self._settings.run.staging_area,
-            files=sorted(files),
-            direct=sorted(direct),
-            options=self._options(job, settings, named, outputs, final=final),
-            runner_path=self._runner_path(),
-        )
+        options = self._options(job, settings, named, outputs, final=final)
+        return self._runner_call(settings, text, sorted(files), sorted(direct), options)
+
+    def _runner_call(
+        self,
+        settings: LabelSettings,
+        command: str,
+        files: Sequence[tuple[str, str]],
+        direct: Sequence[str],
+        options: Mapping[str, str],
+    ) -> str:
+        """Render what PanDA runs for each job: one line, with ``${IN/L}`` for the pseudo-input.
+
+        ``files`` are key and name of each staged file that the command uses,
+        ``direct`` the keys of those that are used where they are.
+        """
+        outer = " ".join(settings.runner_command.split("\n"))
+        if "_cmd_line_" not in outer:
+            raise PlanError(
+                "runnerCommand holds no _cmd_line_, the place for the job's command; "
+                f"it is {settings.runner_command!r}."
+            )
+        if "_runner_" in outer and self._settings.runner is None:
+            raise PlanError("runnerCommand asks for the staged runner (_runner_), but none is staged.")
+        words = [
+            runner.encode_command(command),
+            "${IN/L}",
+            runner.encode_area(self._settings.run.staging_area),
+            runner.encode_files(files),
+            runner.encode_direct(direct),
+        ]
+        words += [f"--{name}={runner.quote(value)}" for name, value in sorted(options.items())]
+        places = {"_runner_": self._runner_path(), "_cmd_line_": " ".join(words)}
+        # At once: what is put in, a path perhaps, may hold such a word itself.
+        return re.sub("_runner_|_cmd_line_", lambda match: places[match[0]], outer).strip()
 
     def own_file(self, graph: JobGraph, index: int) -> str:
         """Stage the file that only one job has, and return its name as a shell takes it."""
@@ -353,24 +340,16 @@ class TaskCommands:
         staged = self._ledger.enter_executable(job.executable)
         return quote(f"./{staged.name}"), [(runner.EXECUTABLE, staged.name)]
 
-    def _resolve_environment(self, text: str) -> str:
-        """Replace the variables that are resolved on the submit side."""
-        for name, value in self._settings.submit_environment.items():
-            text = text.replace(f"<ENV:{name}>", value)
-        return text
-
     def _area_exports(self, job: GenericWorkflowJob) -> str:
         """Render the export of the variables that the staging area's setting uses.
 
         BPS writes the staging area as it stands in the YAML into the script
         of the final job.
         """
-        executable = job.executable
-        if executable is None or not executable.transfer_executable:
+        if job.executable is None or not job.executable.transfer_executable:
             return ""
-        return "".join(
-            f"export {name}={quote(value)}; " for name, value in sorted(self._settings.area_variables.items())
-        )
+        variables = sorted(self._settings.area_variables.items())
+        return "".join(f"export {name}={quote(value)}; " for name, value in variables)
 
     def _options(
         self,
@@ -420,19 +399,6 @@ def _exit_code(value: object, job: GenericWorkflowJob) -> int:
             f"retryUnlessExit of label {job.label!r} holds {value!r}; it must be a whole number or a list of "
             "whole numbers."
         ) from None
-
-
-def _listed(staged: StagedFile) -> str:
-    """Return the name of a staged file as the runner expects it."""
-    return staged.name + "/" if staged.is_directory else staged.name
-
-
-def _put_statics(text: str, statics: Mapping[str, str]) -> str:
-    """Replace the placeholders of the values that all jobs share."""
-    if not statics:
-        return text
-    pattern = re.compile(r"(?<!\$)\{(" + "|".join(map(re.escape, statics)) + r")\}")
-    return pattern.sub(lambda match: statics[match.group(1)], text)
 
 
 def _fetch_expression(uri: str) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 __all__ = ["OWN_FILE", "Family", "Numbering", "chunk_sizes", "group_jobs", "number_jobs", "own_file_key"]
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from operator import attrgetter
@@ -106,23 +106,21 @@ def _unusable(job: GenericWorkflowJob) -> PlanError:
     return PlanError(f"Job {job.name!r} (label {job.label!r}) has attributes that cannot be compared.")
 
 
-def _turns(families: Iterable[Family]) -> dict[frozenset[str], int]:
+def _turns(families: Collection[Family]) -> dict[frozenset[str], int]:
     """Count, for the gates of each family, how many groups run before it, one after another."""
     behind: dict[str, set[frozenset[str]]] = {}
     for family in families:
         parts = family.group.split("/")
         for size in range(1, len(parts) + 1):
             behind.setdefault("/".join(parts[:size]), set()).add(family.gates)
-    turns: dict[frozenset[str], int] = {frozenset(): 0}
-    pending = {family.gates for family in families if family.gates}
-    while pending:
-        # Gates never form a circle, so that there is always one whose groups are all known.
-        ready = [gates for gates in pending if all(behind.get(g, set()) <= turns.keys() for g in gates)]
-        for gates in ready or pending:
-            before = [turns.get(above, 0) for group in gates for above in behind.get(group, ())]
-            turns[gates] = 1 + max(before, default=0)
-        pending -= turns.keys()
-    return turns
+    first: frozenset[str] = frozenset()
+    order: nx.DiGraph[frozenset[str]] = nx.DiGraph()
+    order.add_node(first)
+    for gates in {family.gates for family in families if family.gates}:
+        order.add_edge(first, gates)
+        order.add_edges_from((above, gates) for group in gates for above in behind.get(group, ()))
+    generations = enumerate(nx.topological_generations(order))
+    return {gates: turn for turn, generation in generations for gates in generation}
 
 
 def _general_arguments(job: GenericWorkflowJob) -> str:
