@@ -27,8 +27,9 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parents[1]
 PACKAGE = "python/lsst/ctrl/bps/panda"
 
-# Folder of the package -> tests that see it, the most telling first.
+# Folder or module of the package -> tests that see it, the most telling first.
 TESTS = {
+    "plan/run_attributes": ["property/test_truth_replies.py", "unit/report"],
     "plan": ["unit/plan", "property/test_plan_structure.py", "unit/runs", "contract/test_plan_request.py"],
     "status": [
         "unit/status",
@@ -128,7 +129,9 @@ def all_mutants(path: Path, draw: random.Random) -> list[Mutant]:
 
 def tests_of(path: Path) -> list[str]:
     """Return the tests that see a module."""
-    return [f"tests/{name}" for name in TESTS[path.relative_to(PACKAGE).parts[0]]]
+    module = path.relative_to(PACKAGE).with_suffix("")
+    tests = TESTS.get(str(module)) or TESTS[module.parts[0]]
+    return [f"tests/{name}" for name in tests]
 
 
 def run_tests(tree: Path, tests: list[str], limit: float) -> bool:

@@ -60,6 +60,8 @@ def test_the_build_task_comes_first_and_a_strange_one_last():
     assert ordinal_of_task(BUILD_TASK, RUN) < ordinal_of_task(task_name(RUN, 1, "isr", 1), RUN)
     assert ordinal_of_task("strange", RUN) > ordinal_of_task(task_name(RUN, 9999, "isr", 1), RUN)
     assert label_of_task(f"{RUN}_{BUILD_TASK}", RUN) == label_of_task(BUILD_TASK, RUN) == BUILD_LABEL
+    assert label_of_task("a:b;c", RUN) == "a_b_c"
+    assert label_of_task("", RUN) == "unknown"
 
 
 @pytest.mark.parametrize("size", [MAX_TASK_NAME - 11, MAX_TASK_NAME - 10, 400])
