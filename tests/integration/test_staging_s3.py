@@ -30,7 +30,7 @@ def test_s3_serves_as_staging_area(bucket, tmp_path):
 def test_s3_reads_back(bucket, tmp_path):
     from panda_servers.staging_exercise import exercise
 
-    exercise(bucket, tmp_path, names=("one", "two"), read_back=True)
+    exercise(bucket, tmp_path, names=("one", "two"))
 
 
 def test_s3_finds_damage_of_the_same_size_by_checksum(bucket, tmp_path):

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from lsst.ctrl.bps.panda.errors import StagingError
 from lsst.ctrl.bps.panda.plan.model import StagedFile
 from lsst.ctrl.bps.panda.staging import StagingSettings, read_manifest, stage
-from lsst.ctrl.bps.panda.staging.remote import compare_checksums
 from lsst.ctrl.bps.panda.staging.sources import (
     Digest,
     Manifest,
@@ -22,6 +21,7 @@ from lsst.ctrl.bps.panda.staging.sources import (
     parse_manifest,
     render_manifest,
 )
+from lsst.ctrl.bps.panda.staging.stores import compare_checksums
 
 parts = st.text(
     st.characters(blacklist_characters="/\0", blacklist_categories=("Cs",)), min_size=1, max_size=20

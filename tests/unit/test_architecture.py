@@ -60,7 +60,7 @@ FOREIGN = {
     "jwt": {"auth", "rest.tokens"},
     "networkx": {"plan"},
     "pydantic": {"settings", "runs", "campaign", "insight"},
-    "rich": {"cli"},
+    "rich": {"cli", "service"},
     "jinja2": {"web"},
     "psutil": {"local"},
 }

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import re
 import stat
 import threading
 import traceback
@@ -15,6 +16,7 @@ import pytest
 
 from lsst.ctrl.bps.panda.errors import StagingError
 from lsst.ctrl.bps.panda.plan.model import StagedFile
+from lsst.ctrl.bps.panda.service import show_staging
 from lsst.ctrl.bps.panda.staging import (
     StagingSettings,
     check_area,
@@ -23,7 +25,6 @@ from lsst.ctrl.bps.panda.staging import (
     stage,
     write_marker,
 )
-from lsst.ctrl.bps.panda.staging.progress import ProgressLine
 
 NOBODY = 65534
 
@@ -77,7 +78,7 @@ def contents(folder) -> dict[str, bytes]:
 def test_every_form_of_a_local_area_works(tmp_path, form):
     from panda_servers.staging_exercise import exercise
 
-    exercise(form.format(tmp_path), tmp_path, read_back=True)
+    exercise(form.format(tmp_path), tmp_path)
     assert sorted(path.name for path in (tmp_path / "area").iterdir()) == [
         ".staged.json", "butler.yaml", "graph", "input tree",
     ]  # fmt: skip
@@ -415,9 +416,28 @@ class Terminal(io.StringIO):
 
 def test_progress_is_drawn_on_a_terminal_only(settings, inputs):
     terminal, file = Terminal(), io.StringIO()
-    stage(inputs, settings, progress=ProgressLine(terminal))
-    stage(inputs, settings, progress=ProgressLine(file))
+    for stream in (terminal, file):
+        with show_staging(stream) as progress:
+            stage(inputs, settings, progress=progress)
     assert file.getvalue() == ""
-    lines = terminal.getvalue().split("\r")
-    assert lines[-1] == f"Staging [{'#' * 30}] 20 of 20 files\n"
-    assert len(lines) == 21
+    lines = [line for line in re.split("[\r\n]", terminal.getvalue()) if "files" in line]
+    assert "Staging" in lines[-1]
+    assert "20 of 20 files" in lines[-1]
+
+
+def interrupt(stream):
+    with show_staging(stream) as progress:
+        progress(1, 20)
+        raise KeyboardInterrupt
+
+
+def test_progress_leaves_a_terminal_as_it_was():
+    terminal = Terminal()
+    with show_staging(terminal):
+        pass
+    assert terminal.getvalue() == ""
+    with pytest.raises(KeyboardInterrupt):
+        interrupt(terminal)
+    assert "1 of 20 files" in terminal.getvalue()
+    # The cursor is hidden while a bar is drawn.
+    assert terminal.getvalue().count("\x1b[?25l") == terminal.getvalue().count("\x1b[?25h")

@@ -10,10 +10,11 @@ __all__ = ["LocalPanDAService", "PanDAService"]
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 
 from lsst.ctrl.bps.wms_service import WmsRunReport, WmsStates
 from lsst.daf.butler import Config
@@ -46,7 +47,6 @@ from .settings.messages import own_messages
 from .settings.remote import is_batch_submission
 from .settings.run import ServiceSettings, default_configuration, read_service_settings
 from .staging import stage
-from .staging.progress import ProgressLine
 from .workflow import PandaBpsWmsWorkflow
 
 _LOG = logging.getLogger(__name__)
@@ -56,6 +56,32 @@ CONTROL_SUFFIX = "_ctrl"
 
 DEFAULT_DAYS = 2.0
 """How far the list of runs looks back if nobody says, days."""
+
+
+@contextmanager
+def show_staging(stream: TextIO) -> Iterator[Callable[[int, int], None] | None]:
+    """Draw on a terminal how many files are staged; on any other stream draw nothing."""
+    if not stream.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    files = TextColumn("{task.completed} of {task.total} files")
+    bar = Progress(TextColumn("Staging"), BarColumn(), files, console=Console(file=stream))
+    task = bar.add_task("")
+
+    def draw(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total)
+        bar.start()
+        if done >= total:
+            bar.stop()
+
+    try:
+        yield draw
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
 class PanDAService(BaseWmsService):
@@ -165,8 +191,8 @@ class PanDAService(BaseWmsService):
             self._tell_how_to_ask(workflow)
             return None
         connection = self._connect()
-        progress = ProgressLine(sys.stderr)
-        stage(workflow.staged_files(), workflow.settings.staging, progress=progress)
+        with show_staging(sys.stderr) as progress:
+            stage(workflow.staged_files(), workflow.settings.staging, progress=progress)
         submission = workflow.submission
         request_id = send(connection.relay, submission, workflow.name)
         workflow.run_id = str(request_id)

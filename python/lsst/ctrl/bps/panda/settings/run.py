@@ -166,10 +166,6 @@ class StagingSettings:
     timeout: float = 300
     """Seconds for all attempts at one file, and one more a megabyte."""
 
-    read_back: bool = False
-    """Whether each copied file is read again from the area and its checksum
-    compared, whatever checksums the store gives."""
-
     def __post_init__(self) -> None:
         if self.max_workers < 1:
             raise ValueError(f"max_workers must be at least 1, not {self.max_workers}")

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 __all__ = [
     "StagingReport",
-    "StagingSession",
     "check_area",
     "read_manifest",
     "remove_marker",
@@ -75,21 +74,10 @@ class StagingReport:
     """Names of all files of the run in the area, sorted."""
 
 
-class StagingSession:
+class _Staging:
     """One staging.
 
-    Parameters
-    ----------
-    store : `Store`
-        Where to.
-    settings : `StagingSettings`
-        How.
-    progress : `~collections.abc.Callable`, optional
-        Called with the number of files done and the number of all files.
-    retries : `Retries`
-        How often something is tried again.
-    clock : `~collections.abc.Callable`
-        Gives the time in seconds.
+    ``progress`` is called with the number of files done and of all files.
     """
 
     def __init__(
@@ -110,23 +98,7 @@ class StagingSession:
         self._total = 0
 
     def run(self, sources: Sequence[SourceFile]) -> StagingReport:
-        """Stage files.
-
-        Parameters
-        ----------
-        sources : `~collections.abc.Sequence` [`SourceFile`]
-            What to stage, with distinct names.
-
-        Returns
-        -------
-        report : `StagingReport`
-            What was done.
-
-        Raises
-        ------
-        StagingError
-            Raised if any of them could not be staged.
-        """
+        """Stage files with distinct names; `StagingError` is raised if any of them could not be staged."""
         files = [source for source in sources if not source.is_folder]
         self._total = len(files)
         begun = time.monotonic()
@@ -154,20 +126,7 @@ class StagingSession:
         return report
 
     def refuse(self, failures: Sequence[tuple[str, str]], *, total: int) -> None:
-        """Raise one error about all files that failed, if any did.
-
-        Parameters
-        ----------
-        failures : `~collections.abc.Sequence` [`tuple` [`str`, `str`]]
-            Names and causes.
-        total : `int`
-            Number of all files.
-
-        Raises
-        ------
-        StagingError
-            Raised if there are failures.
-        """
+        """Raise one error about all files that failed (names and causes), if any did."""
         if failures:
             lines = "".join(f"\n  {name}: {cause}" for name, cause in failures)
             raise StagingError(
@@ -177,7 +136,7 @@ class StagingSession:
 
     @contextmanager
     def _fetched(self, sources: Sequence[SourceFile]) -> Iterator[list[SourceFile]]:
-        """Give all sources a local path for a while."""
+        """Fetch remote sources, so that all have a local path for a while."""
         remote = [source for source in sources if source.is_remote]
         if not remote:
             yield list(sources)
@@ -203,7 +162,7 @@ class StagingSession:
         return present, missing
 
     def _known(self) -> tuple[Mapping[str, Digest], bool]:
-        """What an earlier staging has recorded, and whether it was ended."""
+        """Read what an earlier staging has recorded, and whether it was completed."""
         for name in (MANIFEST_NAME, PARTIAL_NAME):
             data = self._do(partial(self._store.read, name), f"reading {name}")
             if data is None:
@@ -226,21 +185,18 @@ class StagingSession:
         return digest if same and digest.size == size else None
 
     def _copy_all(self, missing: Sequence[SourceFile], present: Mapping[str, Digest]) -> dict[str, Digest]:
+        def copy(source: SourceFile) -> Digest:
+            return self._store.put(source.path, source.name, executable=source.executable)
+
         copied: dict[str, Digest] = {}
         try:
-            self._each(missing, self._copy, results=copied, advance=True)
+            self._each(missing, copy, results=copied, advance=True)
         except StagingError:
             self._leave_partial(Manifest({**present, **copied}))
             raise
         finally:
             self._store.tidy()
         return copied
-
-    def _copy(self, source: SourceFile) -> Digest:
-        digest = self._store.put(source.path, source.name, executable=source.executable)
-        if self._settings.read_back and (found := self._store.read_back(source.name)) != digest:
-            raise VerificationError(f"read back {found} from the staging area, but {digest} was sent")
-        return digest
 
     def _begin_partial(self, present: Manifest) -> None:
         if not self._leave_partial(present):
@@ -268,19 +224,13 @@ class StagingSession:
 
     def _do(self, action: Callable[[], _Result], what: str) -> _Result:
         """Do one thing with retries and a time-out."""
-        outcomes = run_all(
-            [what],
-            lambda _: self._retries.run(action, what=what),
-            workers=1,
-            allowance=lambda _: self._settings.timeout,
-            clock=self._clock,
-        )
-        (outcome,) = outcomes
-        if outcome.error is not None:
+        try:
+            retry = partial(self._retries.run, action, what=what)
+            return _bounded(retry, self._settings.timeout, clock=self._clock)
+        except Exception as error:
             raise StagingError(
-                f"{what} in the staging area {self._store.area} failed: {describe_cause(outcome.error)}"
-            ) from outcome.error
-        return outcome.result  # type: ignore[return-value]
+                f"{what} in the staging area {self._store.area} failed: {describe_cause(error)}"
+            ) from error
 
     def _each(
         self,
@@ -290,27 +240,27 @@ class StagingSession:
         results: dict[str, _Result] | None = None,
         advance: bool = False,
     ) -> dict[str, _Result]:
-        """Call for each source, in parallel, with retries; fail as one."""
+        """Call a function for each source, in parallel, with retries; fail with one error about all."""
         results = {} if results is None else results
         failures: dict[str, str] = {}
         in_a_row = 0
         limit = max(_FEWEST_FAILURES, self._settings.max_workers)
-        outcomes = run_all(
+        ended = run_all(
             sources,
             lambda source: self._retries.run(lambda: function(source), what=source.name),
             workers=self._settings.max_workers,
             allowance=self._allowance,
             clock=self._clock,
         )
-        with closing(outcomes):
-            for outcome in outcomes:
-                name = outcome.item.name
-                if outcome.error is None:
+        with closing(ended):
+            for result in ended:
+                name = result.item.name
+                if result.error is None:
                     in_a_row = 0
-                    results[name] = outcome.result  # type: ignore[assignment]
+                    results[name] = result.result  # type: ignore[assignment]
                     self._advance(int(advance))
                     continue
-                failures[name] = describe_cause(outcome.error)
+                failures[name] = describe_cause(result.error)
                 in_a_row += 1
                 if in_a_row >= limit:
                     break
@@ -321,7 +271,7 @@ class StagingSession:
     def _refuse_rest(
         self, sources: Sequence[SourceFile], results: Mapping[str, object], failures: Mapping[str, str]
     ) -> None:
-        """Fail, naming those too that were not tried as the store is down."""
+        """Raise the error about all failures and about the files that were not tried."""
         rest = f"not tried, or not waited for, after {len(failures)} files had failed one after the other"
         names = [source.name for source in sources if source.name not in results]
         self.refuse([(name, failures.get(name, rest)) for name in names], total=self._total)
@@ -336,7 +286,7 @@ class StagingSession:
 
 
 _MARKER_SECONDS = 30.0
-"""How long leaving a marker may hold its caller up."""
+"""Longest time that leaving a marker may take."""
 
 
 def stage(
@@ -360,15 +310,9 @@ def stage(
         Where and how.
     progress : `~collections.abc.Callable`, optional
         Called with the number of files done and the number of all files.
-    sleep : `~collections.abc.Callable`, optional
-        Waits for a number of seconds, between attempts.
-    clock : `~collections.abc.Callable`, optional
-        Gives the time in seconds, for time-outs.
-
-    Returns
-    -------
-    report : `StagingReport`
-        What was done.
+    sleep, clock : `~collections.abc.Callable`, optional
+        Waits for a number of seconds, between attempts; returns the time in
+        seconds, for time-outs.
 
     Raises
     ------
@@ -379,7 +323,7 @@ def stage(
     store = open_store(settings.area, group_permissions=settings.group_permissions)
     if problems := (*find_name_problems(files), *_find_overlaps(files, store)):
         raise StagingError(f"cannot stage to {settings.area}:\n  " + "\n  ".join(problems))
-    session = StagingSession(
+    session = _Staging(
         store, settings, progress=progress, retries=Retries(settings.retries, sleep), clock=clock
     )
     sources, failures = expand_files(files)
@@ -405,7 +349,7 @@ def check_area(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> tuple[str, ...]:
-    """Find out whether the staging area can be written, by writing.
+    """Check whether the staging area can be written, by writing.
 
     A small file is written, read and removed again, and so are directories
     of a local area that did not exist.
@@ -453,12 +397,12 @@ def _try_area(store: Store) -> None:
 
 
 def _bounded(action: Callable[[], _Result], seconds: float, *, clock: Callable[[], float]) -> _Result:
-    """Call something that may hang, and wait for it for so many seconds."""
-    (outcome,) = run_all([None], lambda _: action(), workers=1, allowance=lambda _: seconds, clock=clock)
-    if outcome.error is not None:
-        raise outcome.error
+    """Call something that may hang, and wait so many seconds for it."""
+    (ended,) = run_all([None], lambda _: action(), workers=1, allowance=lambda _: seconds, clock=clock)
+    if ended.error is not None:
+        raise ended.error
     # The result is of the type of the action, `None` being one it may have.
-    return outcome.result  # type: ignore[return-value]
+    return ended.result  # type: ignore[return-value]
 
 
 def read_manifest(area: str) -> Manifest | None:
@@ -496,19 +440,14 @@ def write_marker(area: str, name: str, text: str) -> bool:
         URI of the staging area, or an absolute path; a local one that does
         not exist is not made.
     name : `str`
-        Name of the file, without a directory, for instance ``.cancelled``.
+        Plain name of the file, for instance ``.cancelled``.
     text : `str`
-        What it is to hold.
+        Content of the file.
 
     Returns
     -------
     written : `bool`
         Whether it is there.  If not, the cause is logged as a warning.
-
-    Raises
-    ------
-    ValueError
-        Raised if the name is not a plain one.
     """
     return _attempt(area, name, lambda store: store.write(name, text.encode()), "leave the marker")
 
@@ -518,21 +457,14 @@ def remove_marker(area: str, name: str) -> bool:
 
     Parameters
     ----------
-    area : `str`
-        URI of the staging area, or an absolute path.
-    name : `str`
-        Name of the file, without a directory.
+    area, name : `str`
+        As in `write_marker`.
 
     Returns
     -------
     removed : `bool`
         Whether it is not there (any more).  If it may be, the cause is
         logged as a warning.
-
-    Raises
-    ------
-    ValueError
-        Raised if the name is not a plain one.
     """
     return _attempt(area, name, lambda store: store.remove(name), "remove the marker")
 

@@ -73,23 +73,7 @@ class Manifest:
 
 
 def digest_file(path: str) -> Digest:
-    """Measure a local file.
-
-    Parameters
-    ----------
-    path : `str`
-        Path of the file.
-
-    Returns
-    -------
-    digest : `Digest`
-        Size in bytes and checksum.
-
-    Raises
-    ------
-    OSError
-        Raised if the file cannot be read.
-    """
+    """Compute the size and the checksum of a local file."""
     size, checksum = 0, 1
     with open(path, "rb") as stream:
         while block := stream.read(_BLOCK):
@@ -99,18 +83,7 @@ def digest_file(path: str) -> Digest:
 
 
 def render_manifest(manifest: Manifest) -> str:
-    """Write a manifest as JSON, the same text for the same content.
-
-    Parameters
-    ----------
-    manifest : `Manifest`
-        What to write.
-
-    Returns
-    -------
-    text : `str`
-        One line a file, sorted by name.
-    """
+    """Render a manifest as JSON, a line a file sorted by name: the same text for the same content."""
     # A line a file by hand: json's own indentation makes four of them.
     lines = [
         f"  {json.dumps(name)}: {{" + f'"size": {digest.size}, "adler32": "{digest.adler32}"}}'
@@ -121,23 +94,7 @@ def render_manifest(manifest: Manifest) -> str:
 
 
 def parse_manifest(data: bytes) -> Manifest:
-    """Read a manifest.
-
-    Parameters
-    ----------
-    data : `bytes`
-        Content of the file.
-
-    Returns
-    -------
-    manifest : `Manifest`
-        What it says.
-
-    Raises
-    ------
-    ValueError
-        Raised if it is not a manifest, or one of a later format.
-    """
+    """Parse a manifest; `ValueError` is raised if it is none, or one of a later format."""
     try:
         value: Any = json.loads(data)
     except ValueError as error:
@@ -183,18 +140,7 @@ class SourceFile:
 
 
 def find_name_problems(files: Sequence[StagedFile]) -> tuple[str, ...]:
-    """Check the names that files are to have in the staging area.
-
-    Parameters
-    ----------
-    files : `~collections.abc.Sequence` [`StagedFile`]
-        What is to be staged.
-
-    Returns
-    -------
-    problems : `tuple` [`str`]
-        A sentence each; empty if the names can be used.
-    """
+    """Check the names that files are to have in the staging area; return a sentence for each problem."""
     problems = [
         f"{file.source}: staged name {file.name!r} {problem}"
         for file in files
@@ -242,19 +188,10 @@ def _name_problem(name: str, *, is_directory: bool = False) -> str:
 
 
 def expand_files(files: Iterable[StagedFile]) -> tuple[list[SourceFile], list[tuple[str, str]]]:
-    """Turn what a run wants staged into single files.
+    """Expand what a run wants staged, with checked names, into single files.
 
-    Parameters
-    ----------
-    files : `~collections.abc.Iterable` [`StagedFile`]
-        What is to be staged, names checked.
-
-    Returns
-    -------
-    sources : `list` [`SourceFile`]
-        Single files, in the order given, trees sorted.
-    failures : `list` [`tuple` [`str`, `str`]]
-        Sources that cannot be staged, and why.
+    They come in the order given, trees sorted; then what cannot be staged,
+    and why.
     """
     sources: list[SourceFile] = []
     failures: list[tuple[str, str]] = []
@@ -274,7 +211,7 @@ def _plain(error: Exception) -> str:
 
 
 def _local_path(source: str) -> str | None:
-    """Path of a local source, `None` if it is elsewhere."""
+    """Return the path of a local source, `None` if it is elsewhere."""
     parts = urlsplit(source)
     if source.startswith("file:"):
         return unquote(parts.path)
@@ -350,24 +287,9 @@ def _expand_remote(file: StagedFile) -> Iterator[SourceFile]:
 
 
 def fetch_source(source: SourceFile, folder: str) -> SourceFile:
-    """Fetch a remote source.
+    """Fetch a remote source into a local folder, and return it with its local path.
 
-    Parameters
-    ----------
-    source : `SourceFile`
-        What to fetch, its path being a URI.
-    folder : `str`
-        Directory to put it into.
-
-    Returns
-    -------
-    local : `SourceFile`
-        The same with a local path.
-
-    Raises
-    ------
-    OSError
-        Raised if it cannot be fetched, or not whole.
+    `OSError` is raised if it cannot be fetched, or not whole.
     """
     from lsst.resources import ResourcePath
 
