@@ -5,22 +5,22 @@ killed jobs: it depends on whether it asked PanDA before it closed their task.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 from lsst.ctrl.bps.wms_service import WmsStates
 
-from lsst.ctrl.bps.panda.insight.digest import digest_errors
-from lsst.ctrl.bps.panda.insight.overview import Observation, make_overview
+from lsst.ctrl.bps.panda.insight.overview import make_overview
 from lsst.ctrl.bps.panda.insight.progress import error_lines, make_progress
 from lsst.ctrl.bps.panda.insight.task_graph import make_task_graph, state_of
 from lsst.ctrl.bps.panda.report.report import describe_counts, get_status_of, make_run_list, make_run_report
 from lsst.ctrl.bps.panda.rest.credentials import Anonymous
 from lsst.ctrl.bps.panda.runs.inquiry import Connection, Inquiry
 from lsst.ctrl.bps.panda.settings.run import read_service_settings
-from lsst.ctrl.bps.panda.status.evidence import tally_run
-from lsst.ctrl.bps.panda.status.jobs import parse_job_details
+from lsst.ctrl.bps.panda.status.failures import digest_errors
+from lsst.ctrl.bps.panda.status.replies import parse_jobs
 
 CAPTURES = Path(__file__).parents[1] / "data" / "captures" / "real"
 ISR, CALIBRATE = 10, 11
@@ -134,7 +134,7 @@ def test_whoever_asks_reads_the_same(inquiry, failed_before):
         assert report.exit_code_summary["isr"] == ([17] if failed_before else [])
         (listed,) = make_run_list([evidence])
         progress = make_progress(evidence, evidence.asked_at)
-        assert progress.total == listed.job_state_counts == tally_run(evidence).total
+        assert progress.total == listed.job_state_counts == evidence.tally.total
         assert of_both(progress.labels) == wanted
         assert ("1 FAILED" in describe_counts(evidence)) is failed_before
         assert [line[:17] for line in error_lines(evidence)] == ["1 x payload 17 in"] * failed_before
@@ -154,18 +154,16 @@ def test_what_failed_by_itself_comes_before_what_the_cancel_ended(tmp_path):
     evidence = inquiry.status(3)
     rows = [job_row(n, f"isr_{n}", transExitCode="143", pilotErrorCode=1144) for n in (22, 23)]
     rows.append(job_row(21, "isr_1", transExitCode="17", pilotErrorCode=1305))
-    observation = Observation(evidence, tally_run(evidence), parse_job_details(rows, {10: "isr"}))
-    groups = digest_errors(observation)
+    groups = digest_errors(dataclasses.replace(evidence, attempts=parse_jobs(rows, {10: "isr"})))
     assert [(group.error.code, group.unfinished) for group in groups] == [(17, 1), (143, 2)]
 
 
 def test_tasks_are_shown_alike(inquiry, failed_before):
     evidence = inquiry.status(3)
-    observation = Observation(evidence, tally_run(evidence), parse_job_details([]))
-    lines = {line.label: line for line in make_overview(observation, server="").tasks}
+    lines = {line.label: line for line in make_overview(evidence, server="").tasks}
     assert (lines["isr"].finished, lines["isr"].failed, lines["isr"].deleted) == (
         (1, 1, 2) if failed_before else (1, 0, 3)
     )
-    nodes = {node.label: node for node in make_task_graph(observation, None).nodes}
+    nodes = {node.label: node for node in make_task_graph(evidence, None).nodes}
     assert state_of(nodes["isr"].counts) is (WmsStates.FAILED if failed_before else WmsStates.DELETED)
     assert named(nodes["calibrate"].counts) == expected(failed_before)["calibrate"]

@@ -15,15 +15,15 @@ from lsst.ctrl.bps.report import display_report
 from lsst.ctrl.bps.wms_service import WmsStates
 
 from lsst.ctrl.bps.panda.plan.run_attributes import RunAttributes
-from lsst.ctrl.bps.panda.report.report import get_status_of, make_run_list, make_run_report, needs_contents
+from lsst.ctrl.bps.panda.report.report import get_status_of, make_run_list, make_run_report
 from lsst.ctrl.bps.panda.status.evidence import (
+    PlanSummary,
     RunEvidence,
     request_from_tasks,
     tasks_by_request,
     transforms_from_tasks,
 )
-from lsst.ctrl.bps.panda.status.planned import PlanSummary
-from lsst.ctrl.bps.panda.status.records import (
+from lsst.ctrl.bps.panda.status.replies import (
     parse_contents,
     parse_jobs,
     parse_requests,
@@ -167,7 +167,8 @@ def evidence_of(capture: str) -> RunEvidence:
     rows = load(f"{capture}_get_requests_detail")
     evidence = RunEvidence(parse_requests(rows)[0], parse_transforms(rows), asked_at=LATER)
     contents = parse_contents(load(f"{capture}_get_contents_output_ext_all"))
-    return dataclasses.replace(evidence, contents={key: contents[key] for key in needs_contents(evidence)})
+    wanted = {key: contents[key] for key in evidence.unexplained_transforms}
+    return dataclasses.replace(evidence, contents=wanted)
 
 
 def planned_evidence_of(capture: str, labels: tuple[tuple[str, int], ...]) -> RunEvidence:
@@ -286,9 +287,9 @@ def test_running_comes_from_panda_where_it_was_asked():
 
 
 def test_no_run_is_asked_for_contents_in_vain():
-    assert needs_contents(evidence_of("real/run2_failed_before_end")) == (6,)
-    assert needs_contents(evidence_of("real/run1_success")) == ()
-    assert needs_contents(evidence_of("real/run3_aborted_final")) == ()
+    assert evidence_of("real/run2_failed_before_end").unexplained_transforms == (6,)
+    assert evidence_of("real/run1_success").unexplained_transforms == ()
+    assert evidence_of("real/run3_aborted_final").unexplained_transforms == ()
 
 
 @pytest.mark.parametrize(
@@ -383,7 +384,7 @@ def test_sample_of_job_descriptions_is_understood():
     samples = json.loads((CAPTURES / "embedded" / "protocol_samples.json").read_text(encoding="utf-8"))
     jobs = samples["('POST', '/api/v1/job/get_description', 'application/json')"]["resp"]["data"]
     assert [job.panda_id for job in parse_jobs(jobs)] == [5001]
-    assert parse_jobs(jobs)[0].inputs
+    assert parse_jobs(jobs)[0].name not in ("", parse_jobs(jobs)[0].job_name)
 
 
 def test_memory_and_log_of_a_job():

@@ -25,7 +25,6 @@ from lsst.ctrl.bps import (
     GenericWorkflowJob,
 )
 from lsst.ctrl.bps.panda.cli.panda_bps import main
-from lsst.ctrl.bps.panda.insight.digest import digest_errors, judge_groups
 from lsst.ctrl.bps.panda.insight.documents import make_document, read_schema
 from lsst.ctrl.bps.panda.insight.overview import observe
 from lsst.ctrl.bps.panda.insight.resources import measure_resources
@@ -33,7 +32,8 @@ from lsst.ctrl.bps.panda.local import instance
 from lsst.ctrl.bps.panda.local.endpoint import environment
 from lsst.ctrl.bps.panda.runs.inquiry import connect
 from lsst.ctrl.bps.panda.settings.run import read_service_settings
-from lsst.ctrl.bps.panda.status.verdicts import read_rulebook
+from lsst.ctrl.bps.panda.status.failures import digest_errors, judge_groups
+from lsst.ctrl.bps.panda.status.verdicts import PACKAGED_RULES
 
 pytestmark = pytest.mark.slow
 
@@ -365,7 +365,7 @@ def test_how_to_1_what_went_wrong(place, bad_run, act):
         else:
             shown = shown.replace(line + "\n", "")
     # Each verdict that the rules give is explained there.
-    for verdict in read_rulebook().verdicts:
+    for verdict in PACKAGED_RULES.verdicts:
         assert re.search(rf"^{verdict}  ", text, re.MULTILINE), verdict
     # What the end of the section says of labels and of attempts that a retry mended.
     assert "missing" not in place.call("errors", bad_run, "--label", "hungry")[0]
@@ -515,18 +515,17 @@ def test_every_document_follows_the_schema(place, good_run, bad_run, tmp_path):
 
 
 def test_from_python(place, bad_run):
-    observation = observe(connect(read_service_settings(None, place.env)), bad_run)
-    assert observation.tally.state is WmsStates.FAILED
-    assert {job.label for job in observation.jobs if job.failed} == {
+    evidence = observe(connect(read_service_settings(None, place.env)), bad_run)
+    assert evidence.tally.state is WmsStates.FAILED
+    assert {job.label for job in evidence.attempts if job.failed} == {
         "missing", "crashes", "nocommand", "again", "hungry", "grows",
     }  # fmt: skip
     # The commands write the same records.
-    head = {"request_id": observation.request_id, "name": observation.name}
-    rulebook = read_rulebook()
-    labels = measure_resources(observation.jobs, observation.tally.by_label, rulebook)
-    groups = judge_groups(digest_errors(observation), rulebook)
+    head = {"request_id": evidence.request_id, "name": evidence.name}
+    labels = measure_resources(evidence)
+    groups = judge_groups(digest_errors(evidence), PACKAGED_RULES)
     for words, kind, records in (
-        (("show", bad_run, "--jobs"), "jobs", observation.jobs),
+        (("show", bad_run, "--jobs"), "jobs", evidence.attempts),
         (("resources", bad_run), "resources", labels),
         (("errors", bad_run, "--recovered", "--tail", "0"), "errors", groups),
     ):

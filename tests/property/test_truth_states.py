@@ -16,15 +16,8 @@ from lsst.ctrl.bps.report import display_report
 from lsst.ctrl.bps.wms_service import WmsStates
 
 from lsst.ctrl.bps.panda.plan.run_attributes import RunAttributes, render_attributes
-from lsst.ctrl.bps.panda.report.report import get_status_of, make_run_list, make_run_report, needs_contents
-from lsst.ctrl.bps.panda.status.evidence import UNRELEASED_LABEL, RunEvidence, tally_run
-from lsst.ctrl.bps.panda.status.fields import (
-    CONTENT_STATUSES,
-    PROCESSING_STATUSES,
-    REQUEST_STATUSES,
-    TRANSFORM_STATUSES,
-)
-from lsst.ctrl.bps.panda.status.planned import PlanSummary
+from lsst.ctrl.bps.panda.report.report import get_status_of, make_run_list, make_run_report
+from lsst.ctrl.bps.panda.status.evidence import UNRELEASED_LABEL, PlanSummary, RunEvidence
 from lsst.ctrl.bps.panda.status.records import (
     ContentRecord,
     FileCounts,
@@ -33,7 +26,14 @@ from lsst.ctrl.bps.panda.status.records import (
     RequestRecord,
     TransformRecord,
 )
-from lsst.ctrl.bps.panda.status.states import TERMINAL, count_task
+from lsst.ctrl.bps.panda.status.states import count_task
+from lsst.ctrl.bps.panda.status.vocabulary import (
+    CONTENT_STATUSES,
+    PROCESSING_STATUSES,
+    REQUEST_STATUSES,
+    TERMINAL,
+    TRANSFORM_STATUSES,
+)
 
 RUN = "u_tester_run_20261120T000000Z"
 START = datetime(2026, 11, 20, tzinfo=UTC)
@@ -64,8 +64,8 @@ def transforms_of(
         request_id=st.just(7),
         transform_id=st.integers(1, 9),
         name=names,
-        status=st.sampled_from(TRANSFORM_STATUSES) | strange,
-        processing_status=st.sampled_from(PROCESSING_STATUSES) | strange,
+        status=st.sampled_from(list(TRANSFORM_STATUSES)) | strange,
+        processing_status=st.sampled_from(list(PROCESSING_STATUSES)) | strange,
         workload_id=st.integers(0, 4),
         outputs=st.none() | counts,
         inputs=st.none() | counts,
@@ -83,7 +83,7 @@ requests = st.builds(
     RequestRecord,
     request_id=st.just(7),
     name=st.just(RUN),
-    status=st.sampled_from(REQUEST_STATUSES) | strange,
+    status=st.sampled_from(list(REQUEST_STATUSES)) | strange,
     substatus=st.sampled_from(["New", "ToCancel", ""]),
     campaign_group=st.sampled_from(
         ["", render_attributes(RunAttributes(RUN, "ann", "P", "C", "pay", 40, 5, 3))["campaign_group"]]
@@ -100,7 +100,7 @@ contents = st.builds(
     ContentRecord,
     transform_id=st.just(0),
     name=st.text(max_size=9),
-    status=st.sampled_from(CONTENT_STATUSES) | strange,
+    status=st.sampled_from(list(CONTENT_STATUSES)) | strange,
     panda_id=st.integers(0, 9),
     job_status=st.sampled_from(["", "failed", "cancelled", "closed", "finished"]),
     errors=st.lists(errors, max_size=2).map(tuple),
@@ -174,7 +174,7 @@ def test_planned_jobs_are_all_there(evidence):
     if evidence.plan is None:
         assert total == max(seen, evidence.attributes.jobs)
         return
-    by_label = tally_run(evidence).by_label
+    by_label = evidence.tally.by_label
     for label, count in evidence.plan.labels:
         assert sum(by_label[label].values()) >= count
     assert total >= max(seen, evidence.plan.job_count)
@@ -183,7 +183,7 @@ def test_planned_jobs_are_all_there(evidence):
 
 @given(evidences())
 def test_no_finished_job_is_lost_and_none_invented(evidence):
-    tally = tally_run(evidence)
+    tally = evidence.tally
     finished = sum(item.outputs.processed for item in evidence.transforms or () if item.outputs)
     if evidence.transforms is not None:
         assert tally.total[WmsStates.SUCCEEDED] == finished
@@ -203,9 +203,9 @@ def test_status_and_report_agree_whatever_was_fetched_besides(evidence, other):
 
 @given(evidences())
 def test_a_run_is_not_called_over_before_it_is(evidence):
-    tally = tally_run(evidence)
-    assert (tally.state in FINAL) <= tally.ended
-    if tally.ended:
+    tally = evidence.tally
+    assert (tally.state in FINAL) <= evidence.ended
+    if evidence.ended:
         assert evidence.request.status in TERMINAL
         assert all(item.status in TERMINAL for item in evidence.transforms or ())
         assert tally.state not in (WmsStates.RUNNING, WmsStates.PENDING, WmsStates.HELD)
@@ -239,8 +239,8 @@ def test_bps_prints_anything(evidence):
 @given(evidences())
 def test_contents_are_asked_for_where_jobs_failed(evidence):
     """Without their contents the codes of failed jobs could not be told."""
-    asked = set(needs_contents(evidence))
-    tally = tally_run(dataclasses.replace(evidence, contents={}))
+    asked = set(evidence.unexplained_transforms)
+    tally = dataclasses.replace(evidence, contents={}).tally
     for item in evidence.transforms or ():
         if item.outputs and item.outputs.failed:
             assert item.transform_id in asked
@@ -261,7 +261,7 @@ def test_every_status_with_every_status():
     substatuses = ("New", "ToCancel")
     cases = itertools.product(REQUEST_STATUSES, TRANSFORM_STATUSES, substatuses, shapes, (0, 4))
     for request_status, status, substatus, outputs, planned in cases:
-        tally = tally_run(one_task(request_status, status, substatus, outputs, planned))
+        tally = one_task(request_status, status, substatus, outputs, planned).tally
         seen = outputs or FileCounts()
         sure = seen.processed + seen.failed + seen.missing
         assert tally.job_count == max(planned, seen.total, sure)

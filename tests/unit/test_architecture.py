@@ -71,7 +71,6 @@ HEAVY = ("pandaclient", "idds.core", "idds.orm", "idds.rest", "waitress", "flask
 PURE = ("plan", "report", "status")
 IMPURE = {
     "idds.workflow": "iDDS's own classes, which can only be imported with a variable set",
-    "status.verdicts": "its packaged rules",
 }
 IMPURE_MODULES = {
     "datetime.now", "http", "io", "os", "pathlib.Path", "random", "requests", "secrets", "shutil", "socket",

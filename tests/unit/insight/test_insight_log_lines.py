@@ -9,13 +9,21 @@ from functools import partial
 import pytest
 
 from lsst.ctrl.bps.panda.errors import SettingsError
-from lsst.ctrl.bps.panda.insight.log_lines import LineFilter, parse_json_line, parse_line
-from lsst.ctrl.bps.panda.insight.logs import LogArea, LogReader, TailReader, area_of, make_log_transport
-from lsst.ctrl.bps.panda.status.jobs import JobDetail
+from lsst.ctrl.bps.panda.insight.logs import (
+    LineFilter,
+    LogArea,
+    LogReader,
+    TailReader,
+    area_of,
+    make_log_transport,
+    parse_json_line,
+    parse_line,
+)
+from lsst.ctrl.bps.panda.status.records import JobRecord
 
 
 def a_job(url="", **values):
-    return JobDetail(7, 1, "isr", "isr:1", values.pop("status", "failed"), log_url=url, **values)
+    return JobRecord(7, 1, values.pop("status", "failed"), "isr", "isr:1", log_url=url, **values)
 
 
 @pytest.fixture

@@ -10,24 +10,23 @@ import pytest
 from jsonschema import Draft202012Validator
 from lsst.ctrl.bps.wms_service import WmsStates
 
-from lsst.ctrl.bps.panda.insight.digest import ErrorGroup
 from lsst.ctrl.bps.panda.insight.documents import make_document, read_schema
-from lsst.ctrl.bps.panda.insight.overview import Observation, make_overview
+from lsst.ctrl.bps.panda.insight.overview import make_overview
 from lsst.ctrl.bps.panda.insight.plots import count_over_time, write_plots
 from lsst.ctrl.bps.panda.insight.resources import measure_resources
 from lsst.ctrl.bps.panda.insight.task_graph import MAX_NODES, TaskGraph, TaskNode, make_task_graph
 from lsst.ctrl.bps.panda.plan.model import ConditionPlan, JobPlan, TaskPlan, WorkflowPlan
-from lsst.ctrl.bps.panda.report.notes import MonitorLinks
-from lsst.ctrl.bps.panda.status.evidence import RunEvidence, tally_run
-from lsst.ctrl.bps.panda.status.jobs import JobDetail
+from lsst.ctrl.bps.panda.status.evidence import RunEvidence
+from lsst.ctrl.bps.panda.status.failures import ErrorGroup
 from lsst.ctrl.bps.panda.status.records import (
     FileCounts,
     JobError,
+    JobRecord,
     RequestRecord,
     TaskRecord,
     TransformRecord,
 )
-from lsst.ctrl.bps.panda.status.verdicts import Verdict, read_rulebook
+from lsst.ctrl.bps.panda.status.verdicts import Verdict
 from lsst.ctrl.bps.panda.web.drawing import draw_graph, draw_histogram, draw_timeline
 from lsst.ctrl.bps.panda.web.page import RunPage, render_page
 
@@ -48,12 +47,12 @@ def observation(*transforms, jobs=()):
     request = RequestRecord(9, "run", "SubFinished", created_at=START, updated_at=START)
     tasks = tuple(TaskRecord(item.workload_id, item.name, "finished", dialog=NASTY) for item in transforms)
     evidence = RunEvidence(request, transforms, tasks=tasks, asked_at=START + timedelta(days=1))
-    return Observation(evidence, tally_run(evidence), tuple(jobs), MonitorLinks("https://monitor:8443"))
+    return replace(evidence, attempts=tuple(jobs))
 
 
 def a_job(number, start, end, status="finished"):
-    return JobDetail(
-        number, 101, "isr", f"isr:{number}", status, 1, started=START + timedelta(seconds=start),
+    return JobRecord(
+        number, 101, status, "isr", f"isr:{number}", 1, started=START + timedelta(seconds=start),
         ended=None if end is None else START + timedelta(seconds=end), max_rss=1024 * (100 + number),
         memory=200,
         log_url="javascript:alert(1)",
@@ -73,10 +72,10 @@ def page():
         example=jobs[3], errors=(error,), log_tail=(NASTY,), verdict=Verdict(NASTY, NASTY),
     )  # fmt: skip
     return RunPage(
-        overview=make_overview(seen, server="http://x/server/panda"),
+        overview=make_overview(seen, server="http://x/server/panda", monitor_url="https://monitor:8443"),
         graph=make_task_graph(seen, None),
         groups=[group],
-        labels=measure_resources(jobs, ["isr"], read_rulebook()),
+        labels=measure_resources(seen),
         jobs=jobs,
         made_at=START,
     ), seen

@@ -12,7 +12,7 @@ from lsst.ctrl.bps.panda.errors import RunNotFoundError, TransportError
 from lsst.ctrl.bps.panda.insight.documents import make_document
 from lsst.ctrl.bps.panda.insight.progress import watch
 from lsst.ctrl.bps.panda.status.evidence import RunEvidence
-from lsst.ctrl.bps.panda.status.records import parse_contents, parse_requests, parse_transforms
+from lsst.ctrl.bps.panda.status.replies import parse_contents, parse_requests, parse_transforms
 
 CAPTURES = Path(__file__).resolve().parents[2] / "data" / "captures"
 START = datetime(2026, 11, 21, tzinfo=UTC)

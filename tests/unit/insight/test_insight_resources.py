@@ -6,15 +6,16 @@ import pytest
 import yaml
 
 from lsst.ctrl.bps.panda.insight.resources import Quantiles, measure_resources, render_suggestions
-from lsst.ctrl.bps.panda.status.jobs import JobDetail, parse_job_details, parse_job_name
-from lsst.ctrl.bps.panda.status.records import JobError
-from lsst.ctrl.bps.panda.status.verdicts import read_rulebook
+from lsst.ctrl.bps.panda.plan.naming import name_of_inputs
+from lsst.ctrl.bps.panda.status.evidence import PlanSummary, RunEvidence
+from lsst.ctrl.bps.panda.status.records import JobError, JobRecord, RequestRecord
+from lsst.ctrl.bps.panda.status.replies import parse_jobs
 
 START = datetime(2026, 11, 20, tzinfo=UTC)
 
 
 def job(number, *, status="finished", wall=100, cpu=90, mb=1000, asked=2048, attempt=1, errors=(), **values):
-    return JobDetail(
+    return JobRecord(
         panda_id=number,
         task_id=1,
         label=values.pop("label", "isr"),
@@ -31,8 +32,12 @@ def job(number, *, status="finished", wall=100, cpu=90, mb=1000, asked=2048, att
     )
 
 
+def evidence(jobs, **fields):
+    return RunEvidence(RequestRecord(4, "run", "Transforming"), attempts=tuple(jobs), **fields)
+
+
 def measure(jobs):
-    return measure_resources(jobs, ["isr"], read_rulebook())[0]
+    return measure_resources(evidence(jobs))[0]
 
 
 def suggested(jobs):
@@ -96,7 +101,8 @@ def test_lines_to_paste():
 def test_each_label_has_its_section_of_the_configuration():
     labels = ("isr", "visit_cluster", "coadd", "finalJob", "customJob")
     jobs = [job(n, asked=8192, walltime_limit=1800, label=label) for label in labels for n in range(5)]
-    found = measure_resources(jobs, labels, read_rulebook(), clusters=("visit_cluster",))
+    plan = PlanSummary(tuple((label, 5) for label in labels), (), clusters=("visit_cluster",))
+    found = measure_resources(evidence(jobs, plan=plan))
     text = "\n".join(render_suggestions(found))
     memory = {"requestMemory": 1280}
     assert yaml.safe_load(text) == {
@@ -110,11 +116,11 @@ def test_each_label_has_its_section_of_the_configuration():
 
 def test_values_that_a_pilot_could_not_read_are_not_figures():
     row = {"PandaID": 1, "jediTaskID": 2, "jobStatus": "finished", "maxRSS": -1, "cpuConsumptionTime": None}
-    (found,) = parse_job_details([None, row], {2: "isr"})
+    (found,) = parse_jobs([None, row], {2: "isr"})
     assert (found.max_rss, found.cpu_efficiency, found.label) == (0, None, "isr")
 
 
 def test_names():
-    assert parse_job_name(["000012:isr:4"], "x") == "isr:4"
-    assert parse_job_name(["000000:000001:a", "b"], "x") == "000001:a and 1 more"
-    assert parse_job_name([], "x") == "x"
+    assert name_of_inputs(["000012:isr:4"]) == "isr:4"
+    assert name_of_inputs(["000000:000001:a", "b"]) == "000001:a and 1 more"
+    assert name_of_inputs([]) == ""

@@ -2,10 +2,11 @@
 
 import pytest
 
+from lsst.ctrl.bps.panda.cli.panda_bps_show import read_rules
 from lsst.ctrl.bps.panda.errors import SettingsError
-from lsst.ctrl.bps.panda.insight.digest import signature_of
+from lsst.ctrl.bps.panda.status.failures import signature_of
 from lsst.ctrl.bps.panda.status.records import JobError
-from lsst.ctrl.bps.panda.status.verdicts import read_rulebook
+from lsst.ctrl.bps.panda.status.verdicts import PACKAGED_RULES
 
 CASES = [
     ([("payload", 1)], "", "payload"),
@@ -44,19 +45,19 @@ CASES = [
 
 @pytest.mark.parametrize(("errors", "log", "verdict"), CASES)
 def test_packaged_rules(errors, log, verdict):
-    found = read_rulebook().judge([JobError(*error) for error in errors], log=log)
+    found = PACKAGED_RULES.judge([JobError(*error) for error in errors], log=log)
     assert found.name == verdict
     assert found.advice.endswith(".")
 
 
 def test_an_error_on_one_node_only_is_the_node():
     error = JobError("payload", 1)
-    assert read_rulebook().judge([error], one_node=True).name == "node"
-    assert read_rulebook().judge([JobError("payload", 137)], one_node=True).name == "out of memory"
+    assert PACKAGED_RULES.judge([error], one_node=True).name == "node"
+    assert PACKAGED_RULES.judge([JobError("payload", 137)], one_node=True).name == "out of memory"
 
 
 def test_every_packaged_rule_has_advice_and_every_advice_a_rule():
-    book = read_rulebook()
+    book = PACKAGED_RULES
     assert {rule.verdict for rule in book.rules} | {"unknown"} == set(book.verdicts)
 
 
@@ -78,13 +79,13 @@ def test_rules_that_are_not_understood_name_file_and_cause(tmp_path, text, words
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(SettingsError, match=words) as raised:
-        read_rulebook(path)
+        read_rules(path)
     assert "mine.yaml" in str(raised.value)
 
 
 def test_a_rules_file_that_is_not_there(tmp_path):
     with pytest.raises(SettingsError, match=r"none\.yaml cannot be read"):
-        read_rulebook(tmp_path / "none.yaml")
+        read_rules(tmp_path / "none.yaml")
 
 
 def test_texts_that_differ_in_numbers_are_the_same_error():

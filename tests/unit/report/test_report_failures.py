@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from lsst.ctrl.bps.panda.status.failures import (
-    SOURCES,
-    UNKNOWN_EXIT_CODE,
-    Failure,
+from lsst.ctrl.bps.panda.report.report import make_run_report
+from lsst.ctrl.bps.panda.status.evidence import RunEvidence, failures_of
+from lsst.ctrl.bps.panda.status.failures import ErrorGroup, digest_errors, exit_codes, is_memory_error
+from lsst.ctrl.bps.panda.status.records import (
+    ContentRecord,
+    FileCounts,
+    JobError,
+    JobRecord,
+    RequestRecord,
+    TransformRecord,
     choose_error,
-    digest_failures,
-    exit_codes,
-    failures_of,
-    is_memory_error,
     log_url,
     signal_name,
 )
-from lsst.ctrl.bps.panda.status.records import ContentRecord, JobError, TransformRecord
+from lsst.ctrl.bps.panda.status.vocabulary import SOURCES, UNKNOWN_EXIT_CODE
 
 
 def transform(status: str = "SubFinished") -> TransformRecord:
@@ -30,7 +32,7 @@ def content(status: str = "FinalFailed", *errors: JobError, job_status: str = "f
 @pytest.mark.parametrize("first", range(len(SOURCES)))
 def test_the_earlier_source_is_told(first):
     errors = [JobError(source, number + 10) for number, source in enumerate(SOURCES)][first:]
-    assert choose_error(errors[::-1]).source == SOURCES[first]
+    assert choose_error(errors[::-1]).source == tuple(SOURCES)[first]
 
 
 def test_a_payloads_code_borrows_the_pilots_text():
@@ -62,7 +64,7 @@ def test_no_error_at_all_is_said():
     ],
 )
 def test_memory_errors(error, expected):
-    assert is_memory_error(error) is expected
+    assert is_memory_error([error]) is expected
 
 
 @pytest.mark.parametrize(
@@ -110,8 +112,15 @@ def test_killed_jobs_have_not_failed():
     assert len(failures_of(transform(), "isr", rows, aborted=False)) == 1
 
 
-def failure(label: str, source: str, code: int, text: str = "", *, name: str = "j", log: str = "") -> Failure:
-    return Failure(label, name, JobError(source, code, text), log_url=log)
+def failure(
+    label: str, source: str, code: int, text: str = "", *, name: str = "j", log: str = ""
+) -> JobRecord:
+    return JobRecord(0, 0, "failed", label, name, errors=(JobError(source, code, text),), log_url=log)
+
+
+def digest(failures: list[JobRecord]) -> list[ErrorGroup]:
+    evidence = RunEvidence(RequestRecord(4, "run", "SubFinished"), attempts=tuple(failures))
+    return digest_errors(evidence, by_label=False)
 
 
 def test_as_many_codes_as_failures():
@@ -139,16 +148,21 @@ def test_equal_errors_are_put_together():
         failure("coadd", "pilot", 1099, "file 7 not staged in", name="b", log="http://log"),
         failure("isr", "payload", 1, "", name="c"),
     ]
-    digests = digest_failures(failures)
-    assert [(digest.count, digest.error.source, digest.labels) for digest in digests] == [
-        (2, "pilot", ("isr", "coadd")),
-        (1, "payload", ("isr",)),
+    groups = digest(failures)
+    assert [(group.attempts, group.error.source, group.label) for group in groups] == [
+        (2, "pilot", "isr, coadd"),
+        (1, "payload", "isr"),
     ]
-    assert digests[0].example.name == "b"
-    assert digests[0].error.text == "file 7 not staged in"
+    assert groups[0].example.name == "b"
+    assert groups[0].error.text == "file 7 not staged in"
 
 
 def test_only_the_most_frequent_are_kept():
     failures = [failure("isr", "payload", code) for code in range(1, 30) for _ in range(code)]
-    digests = digest_failures(failures, limit=3)
-    assert [digest.error.code for digest in digests] == [29, 28, 27]
+    run = RequestRecord(4, "run", "SubFinished")
+    outputs = FileCounts(total=435, failed=435)
+    evidence = RunEvidence(
+        run, (TransformRecord(4, 1, "run_01_isr_01", "SubFinished", outputs=outputs),), attempts=failures
+    )
+    text = str(make_run_report(evidence).specific_info)
+    assert [code for code in range(1, 30) if f" x payload {code} " in text] == list(range(20, 30))

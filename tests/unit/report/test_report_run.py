@@ -19,22 +19,23 @@ from lsst.ctrl.bps.panda.plan.naming import (
     split_server_name,
 )
 from lsst.ctrl.bps.panda.plan.run_attributes import RunAttributes, parse_attributes, render_attributes
-from lsst.ctrl.bps.panda.report.filters import FILTER_KEYS, parse_filters
 from lsst.ctrl.bps.panda.report.notes import MonitorLinks
 from lsst.ctrl.bps.panda.report.report import (
+    FILTER_KEYS,
     describe_counts,
     get_status_of,
     list_notes,
     make_run_list,
     make_run_report,
+    parse_filters,
 )
 from lsst.ctrl.bps.panda.status.evidence import (
+    PlanSummary,
     RunEvidence,
     request_from_tasks,
     tasks_by_request,
     transforms_from_tasks,
 )
-from lsst.ctrl.bps.panda.status.planned import PlanSummary
 from lsst.ctrl.bps.panda.status.records import (
     ContentRecord,
     FileCounts,

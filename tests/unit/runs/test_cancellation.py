@@ -8,8 +8,7 @@ import pytest
 from lsst.ctrl.bps.panda.errors import RefusedError
 from lsst.ctrl.bps.panda.runs.cancel import CANCELLED_MARKER, cancel_run
 from lsst.ctrl.bps.panda.runs.record import RunRecord
-from lsst.ctrl.bps.panda.status.evidence import RunEvidence
-from lsst.ctrl.bps.panda.status.planned import PlanSummary
+from lsst.ctrl.bps.panda.status.evidence import PlanSummary, RunEvidence
 from lsst.ctrl.bps.panda.status.records import (
     ContentRecord,
     FileCounts,

@@ -9,23 +9,23 @@ import pytest
 from idds.common import constants
 
 from lsst.ctrl.bps.panda.errors import ReplyError
-from lsst.ctrl.bps.panda.status.fields import (
-    PROCESSING_STATUSES,
-    REQUEST_STATUSES,
-    TRANSFORM_STATUSES,
+from lsst.ctrl.bps.panda.status.records import FileCounts, JobError
+from lsst.ctrl.bps.panda.status.replies import (
     cut,
     date_of,
     name_of,
     optional_integer,
-)
-from lsst.ctrl.bps.panda.status.records import (
-    FileCounts,
-    JobError,
     parse_contents,
     parse_jobs,
     parse_requests,
     parse_tasks,
     parse_transforms,
+)
+from lsst.ctrl.bps.panda.status.vocabulary import (
+    CONTENT_STATUSES,
+    PROCESSING_STATUSES,
+    REQUEST_STATUSES,
+    TRANSFORM_STATUSES,
 )
 
 AT = datetime(2026, 11, 20, 8, 49, 34, tzinfo=UTC)
@@ -65,13 +65,13 @@ def row(**changes: object) -> dict[str, object]:
     ],
 )
 def test_enums_in_every_shape(value, names, expected):
-    assert name_of(value, names) == expected
+    assert name_of(value, tuple(names)) == expected
 
 
 @pytest.mark.parametrize("value", [[], {}, {"attributes": {}}, {"attributes": 3}, 1.5, True])
 def test_an_enum_of_another_shape_is_shown(value):
     with pytest.raises(ReplyError, match="status is not understood"):
-        name_of(value, REQUEST_STATUSES)
+        name_of(value, tuple(REQUEST_STATUSES))
 
 
 def test_numbers_of_statuses_are_those_of_idds():
@@ -79,8 +79,9 @@ def test_numbers_of_statuses_are_those_of_idds():
         (REQUEST_STATUSES, constants.RequestStatus),
         (TRANSFORM_STATUSES, constants.TransformStatus),
         (PROCESSING_STATUSES, constants.ProcessingStatus),
+        (CONTENT_STATUSES, constants.ContentStatus),
     ):
-        assert names == tuple(item.name for item in sorted(enumeration, key=lambda item: item.value))
+        assert tuple(names) == tuple(item.name for item in sorted(enumeration, key=lambda item: item.value))
 
 
 @pytest.mark.parametrize(
@@ -231,4 +232,4 @@ def test_a_tasks_total_holds_pruned_jobs():
 
 def test_unknown_jobs_are_left_out():
     (job,) = parse_jobs([None, {"PandaID": 5, "jobStatus": "running", "transExitCode": "0"}])
-    assert (job.panda_id, job.status, job.errors, job.inputs) == (5, "running", (), ())
+    assert (job.panda_id, job.status, job.errors, job.name) == (5, "running", (), "")

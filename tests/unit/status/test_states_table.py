@@ -9,8 +9,7 @@ import pytest
 from lsst.ctrl.bps.wms_service import WmsStates
 
 from lsst.ctrl.bps.panda.report.report import get_status_of, make_run_report
-from lsst.ctrl.bps.panda.status.evidence import UNRELEASED_LABEL, RunEvidence, tally_run
-from lsst.ctrl.bps.panda.status.planned import PlanSummary
+from lsst.ctrl.bps.panda.status.evidence import UNRELEASED_LABEL, PlanSummary, RunEvidence
 from lsst.ctrl.bps.panda.status.records import (
     ContentRecord,
     FileCounts,
@@ -189,7 +188,7 @@ def test_without_a_failure_nothing_of_a_cancelled_run_is_pruned(failed, state):
     missing = FileCounts(total=3, missing=3)
     second = dataclasses.replace(transform("Failed", missing, 2), inputs=missing)
     evidence = RunEvidence(request("Failed", "ToCancel"), (first, second), asked_at=NOW)
-    tally = tally_run(evidence)
+    tally = evidence.tally
     assert tally.total[WmsStates[state]] == 3 + (state == "DELETED")
     assert named(tally.by_transform[2]) == {state: 3}
 
@@ -308,7 +307,7 @@ def test_chunks_of_a_label_add_up():
         name="run_01_measure_2_stars_01",
         status="Finished",
     )
-    tally = tally_run(RunEvidence(request(), (first,), plan, asked_at=NOW))
+    tally = RunEvidence(request(), (first,), plan, asked_at=NOW).tally
     assert {label: named(counts) for label, counts in tally.by_label.items()} == {
         "measure_2_stars": {"SUCCEEDED": 3, "UNREADY": 2},
         "finalJob": {"UNREADY": 1},
@@ -318,7 +317,7 @@ def test_chunks_of_a_label_add_up():
 
 def test_jobs_promised_by_the_request_are_counted_before_their_tasks_exist():
     record = dataclasses.replace(request("New"), campaign_group="v1;op=ann;payload=p;jobs=9;tasks=3;origin=0")
-    tally = tally_run(RunEvidence(record, ()))
+    tally = RunEvidence(record, ()).tally
     assert {label: named(counts) for label, counts in tally.by_label.items()} == {
         UNRELEASED_LABEL: {"UNREADY": 9}
     }
@@ -329,7 +328,7 @@ def test_jobs_promised_by_the_request_are_counted_before_their_tasks_exist():
 def test_a_task_with_as_many_jobs_as_planned_or_more_leaves_none_missing(processed):
     plan = PlanSummary((("isr", 2),), (("run_01_isr_01", "isr", 2),))
     done = transform("Finished", FileCounts(total=processed, processed=processed))
-    tally = tally_run(RunEvidence(request(), (done,), plan))
+    tally = RunEvidence(request(), (done,), plan).tally
     assert {label: named(counts) for label, counts in tally.by_label.items()} == {
         "isr": {"SUCCEEDED": processed}
     }
@@ -350,5 +349,5 @@ def test_only_the_request_asked_for():
 def test_a_transform_that_the_plan_does_not_name_is_counted():
     plan = PlanSummary((("isr", 1),), (("run_01_isr_01", "isr", 1),))
     extra = dataclasses.replace(transform("Finished", DONE, 2), name="run_02_isr_02")
-    tally = tally_run(RunEvidence(request(), (transform("Finished", DONE), extra), plan))
+    tally = RunEvidence(request(), (transform("Finished", DONE), extra), plan).tally
     assert named(tally.by_label["isr"]) == {"SUCCEEDED": 2}

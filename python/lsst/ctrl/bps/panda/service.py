@@ -29,8 +29,14 @@ from .errors import PandaBpsError, RunNotFoundError, SettingsError
 from .findings import Finding, report_findings
 from .plan.document import render_table
 from .remote.request import submit_build
-from .report.filters import parse_filters
-from .report.report import describe_counts, get_status_of, list_notes, make_run_list, make_run_report
+from .report.report import (
+    describe_counts,
+    get_status_of,
+    list_notes,
+    make_run_list,
+    make_run_report,
+    parse_filters,
+)
 from .rest.faults import diagnose
 from .runs.build_reply import complete_record
 from .runs.cancel import cancel_run

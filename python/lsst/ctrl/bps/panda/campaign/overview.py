@@ -24,7 +24,7 @@ from lsst.ctrl.bps.wms_service import WmsStates
 from ..errors import PandaBpsError
 from ..insight.documents import SCHEMA_VERSION, make_plain
 from ..report.report import get_status_of
-from ..status.evidence import RunEvidence, RunTally, tally_run
+from ..status.evidence import RunEvidence, RunTally
 from ..status.states import Counts, no_jobs
 from .record import CampaignRecord, PartRecord, PartState
 
@@ -180,9 +180,9 @@ def _look_at_part(
         except PandaBpsError as error:
             state, problem = WmsStates.UNKNOWN, str(error)
         else:
-            tallies = [tally_run(evidence) for evidence in evidences]
+            tallies = [evidence.tally for evidence in evidences]
             state, problem = get_status_of(evidences[-1])
-            ended, labels = tallies[-1].ended, merge_restarts(tallies)
+            ended, labels = evidences[-1].ended, merge_restarts(tallies)
     elif not problem:
         problem = _NOT_SUBMITTED.get(part.state, "")
     return SiteOverview(

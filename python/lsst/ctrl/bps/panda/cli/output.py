@@ -37,7 +37,7 @@ from rich.text import Text
 
 from ..errors import PandaBpsError
 from ..insight.documents import make_document
-from ..insight.overview import Observation
+from ..status.evidence import RunEvidence
 from ..status.states import Counts
 
 STATE_COLUMNS = {
@@ -184,7 +184,7 @@ class LiveDisplay:
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON, as described in the manual.")
 
 
-def write_document(found: Any, run: Observation, kind: str = "", *, line: bool = False) -> None:
+def write_document(found: Any, run: RunEvidence, kind: str = "", *, line: bool = False) -> None:
     """Write what was found out about a run as a document."""
     write_json(
         make_document(found, request_id=run.request_id, name=run.name, kind=kind, problems=run.problems),

@@ -23,11 +23,11 @@ from ..insight.cloud_log import (
     render_filter,
     since_of,
 )
-from ..insight.log_lines import LineFilter, LogLine
-from ..insight.logs import JobChoice, LogReader, choose_jobs, make_log_transport
-from ..insight.overview import JobScope, Observation, observe
+from ..insight.logs import JobChoice, LineFilter, LogLine, LogReader, choose_jobs, make_log_transport
+from ..insight.overview import JobScope, observe
 from ..rest.credentials import verify_host
-from ..status.jobs import JobDetail, number_of
+from ..status.evidence import RunEvidence
+from ..status.records import JobRecord, number_of
 from .output import json_option, print_problems, write_document
 from .run_argument import Asked, run_command
 
@@ -110,35 +110,35 @@ def logs(
         cloud=cloud,
         follow=follow,
     )
-    observation = _look(asked, wish)
+    evidence = _look(asked, wish)
     if query:
-        _print_query(observation, wish, grep, as_json)
+        _print_query(evidence, wish, grep, as_json)
         return
-    lines = _choose_source(source, observation, wish)(asked, observation, wish)
+    lines = _choose_source(source, evidence, wish)(asked, evidence, wish)
     if as_json:
-        _write_lines(observation, lines, one_by_one=follow)
+        _write_lines(evidence, lines, one_by_one=follow)
         return
     found = False
     for line in lines:
         found = True
         click.echo(_render(line))
-    if observation.jobs and not found:
+    if evidence.attempts and not found:
         click.echo("No line was found that --level, --grep, --file and the like ask for.", err=True)
-    print_problems(observation.problems)
+    print_problems(evidence.problems)
 
 
-def _write_lines(observation: Observation, lines: Iterable[LogLine], *, one_by_one: bool) -> None:
+def _write_lines(evidence: RunEvidence, lines: Iterable[LogLine], *, one_by_one: bool) -> None:
     """Write lines as one document, or one for each as they come."""
     for some in ([line] for line in lines) if one_by_one else [list(lines)]:
-        write_document(some, observation, "logs", line=one_by_one)
+        write_document(some, evidence, "logs", line=one_by_one)
 
 
-def _print_query(observation: Observation, wish: _Wish, grep: str, as_json: bool) -> None:
+def _print_query(evidence: RunEvidence, wish: _Wish, grep: str, as_json: bool) -> None:
     """Print the query for the console, of which Google does the grepping."""
-    text = render_filter(replace(_cloud_query(observation, wish), pattern=grep), wish.cloud)
+    text = render_filter(replace(_cloud_query(evidence, wish), pattern=grep), wish.cloud)
     found = {"filter": text, "address": console_url(text, wish.cloud)}
     if as_json:
-        write_document(found, observation, "query")
+        write_document(found, evidence, "query")
     else:
         for words in found.values():
             click.echo(words)
@@ -147,17 +147,17 @@ def _print_query(observation: Observation, wish: _Wish, grep: str, as_json: bool
         click.echo(words, err=True)
 
 
-def _look(asked: Asked, wish: _Wish) -> Observation:
+def _look(asked: Asked, wish: _Wish) -> RunEvidence:
     scope = JobScope.UNSUCCESSFUL if wish.choice.failed and not wish.follow else JobScope.ALL
     return observe(asked.connection, asked.run, scope=scope, label=wish.choice.label, errors=False)
 
 
-_Source = Callable[[Asked, Observation, _Wish], Iterator[LogLine]]
+_Source = Callable[[Asked, RunEvidence, _Wish], Iterator[LogLine]]
 
 
-def _choose_source(source: str, observation: Observation, wish: _Wish) -> _Source:
+def _choose_source(source: str, evidence: RunEvidence, wish: _Wish) -> _Source:
     if source == "auto":
-        chosen, _ = choose_jobs(observation, wish.choice)
+        chosen, _ = choose_jobs(evidence, wish.choice)
         in_area = any(job.log_url or job.pilot_id.startswith("unknown|local|") for job in chosen)
         source = "cloud" if wish.cloud.project and (not in_area or wish.follow) else "area"
     return {"area": _from_areas, "cloud": _from_cloud}[source]
@@ -171,26 +171,26 @@ def _render(line: LogLine) -> str:
 # --- log areas --------------------------------------------------------------
 
 
-def _from_areas(asked: Asked, observation: Observation, wish: _Wish) -> Iterator[LogLine]:
+def _from_areas(asked: Asked, evidence: RunEvidence, wish: _Wish) -> Iterator[LogLine]:
     transport = make_log_transport(verify=verify_host(asked.settings.environment))
     reader = LogReader(asked.settings.url, transport, files=wish.files)
     told: set[int] = set()
     while True:
-        jobs, left_out = choose_jobs(observation, wish.choice) if observation.jobs else ([], 0)
+        jobs, left_out = choose_jobs(evidence, wish.choice) if evidence.attempts else ([], 0)
         yield from _read_jobs(reader, jobs, wish.filter, told)
-        if not wish.follow or observation.tally.ended:
+        if not wish.follow or evidence.ended:
             break
         time.sleep(_INTERVAL)
-        observation = _look(asked, wish)
+        evidence = _look(asked, wish)
     if not told:
-        click.echo(_why_nothing(observation, jobs, wish), err=True)
+        click.echo(_why_nothing(evidence, jobs, wish), err=True)
     _tell_left_out(left_out)
 
 
-def _why_nothing(observation: Observation, jobs: Sequence[JobDetail], wish: _Wish) -> str:
+def _why_nothing(evidence: RunEvidence, jobs: Sequence[JobRecord], wish: _Wish) -> str:
     if not jobs and wish.choice.failed:
         return "No attempt has failed."
-    if not observation.jobs:
+    if not evidence.attempts:
         return "PanDA has no job of this run yet."
     return "No job has a log yet."
 
@@ -202,7 +202,7 @@ def _tell_left_out(number: int) -> None:
 
 
 def _read_jobs(
-    reader: LogReader, jobs: Iterable[JobDetail], wanted: LineFilter, told: set[int]
+    reader: LogReader, jobs: Iterable[JobRecord], wanted: LineFilter, told: set[int]
 ) -> Iterator[LogLine]:
     lost: set[str] = set()
     for job in jobs:
@@ -227,27 +227,27 @@ def _read_jobs(
 # --- Google Cloud Logging ---------------------------------------------------
 
 
-def _cloud_query(observation: Observation, wish: _Wish) -> CloudQuery:
+def _cloud_query(evidence: RunEvidence, wish: _Wish) -> CloudQuery:
     choice = wish.choice
-    jobs: list[JobDetail] = []
+    jobs: list[JobRecord] = []
     if choice.job or choice.failed:
-        jobs, left_out = choose_jobs(observation, choice)
+        jobs, left_out = choose_jobs(evidence, choice)
         _tell_left_out(left_out)
         if not jobs:
             raise RunNotFoundError("No attempt has failed, so there is nothing to ask for.")
-    tasks = [task for task, name in observation.task_labels.items() if choice.label == name]
+    tasks = [task for task, name in evidence.task_labels.items() if choice.label == name]
     return CloudQuery(
-        since=since_of(observation.evidence.request.created_at, datetime.now(UTC)),
-        request_id=observation.request_id,
+        since=since_of(evidence.request.created_at, datetime.now(UTC)),
+        request_id=evidence.request_id,
         task_ids=tuple(tasks),
         panda_ids=tuple(job.panda_id for job in jobs),
         level=wish.filter.level,
     )
 
 
-def _from_cloud(asked: Asked, observation: Observation, wish: _Wish) -> Iterator[LogLine]:
+def _from_cloud(asked: Asked, evidence: RunEvidence, wish: _Wish) -> Iterator[LogLine]:
     log = CloudLog(wish.cloud)
-    query = _cloud_query(observation, wish)
+    query = _cloud_query(evidence, wish)
     click.echo(f"== Google Cloud Logging: {render_filter(query, wish.cloud)}", err=True)
     if not wish.follow:
         yield from filter(wish.filter.wants, log.lines(query))
@@ -257,4 +257,4 @@ def _from_cloud(asked: Asked, observation: Observation, wish: _Wish) -> Iterator
 
 
 def _has_ended(asked: Asked) -> bool:
-    return observe(asked.connection, asked.run, scope=JobScope.NONE).tally.ended
+    return observe(asked.connection, asked.run, scope=JobScope.NONE).ended

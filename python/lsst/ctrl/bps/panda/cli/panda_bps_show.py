@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["errors", "html", "resources", "show"]
+__all__ = ["errors", "html", "read_rules", "resources", "show"]
 
 import textwrap
 from collections.abc import Iterator
@@ -11,18 +11,19 @@ from pathlib import Path
 
 import click
 
-from ..errors import PandaBpsError
-from ..insight.digest import ErrorGroup, digest_errors, judge_groups
+from ..errors import PandaBpsError, SettingsError
 from ..insight.documents import make_document
 from ..insight.logs import TailReader, make_log_transport
-from ..insight.overview import JobScope, Observation, Overview, make_overview, observe
+from ..insight.overview import JobScope, Overview, make_overview, observe
 from ..insight.resources import LabelResources, measure_resources, render_suggestions
 from ..insight.task_graph import TaskGraph, make_task_graph
 from ..rest.credentials import verify_host
 from ..runs.inquiry import Inquiry
 from ..runs.record import read_plan, write_text
-from ..status.jobs import JobDetail, number_of
-from ..status.verdicts import Rulebook, read_rulebook
+from ..status.evidence import RunEvidence
+from ..status.failures import ErrorGroup, digest_errors, judge_groups
+from ..status.records import JobRecord, number_of
+from ..status.verdicts import PACKAGED_RULES, Rulebook, parse_rulebook
 from ..version import __version__
 from .output import (
     json_option,
@@ -44,7 +45,28 @@ _rules_option = click.option(
 )
 
 
-def _title(run: Observation) -> str:
+def read_rules(path: str | Path) -> Rulebook:
+    """Read the rules that failures are judged by.
+
+    Parameters
+    ----------
+    path : path
+        File with rules of the user's own, which come before the packaged
+        ones.
+
+    Raises
+    ------
+    SettingsError
+        Raised if the file cannot be read or is not understood.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"The rules {path} cannot be read: {error}.") from error
+    return parse_rulebook(text, str(path))
+
+
+def _title(run: RunEvidence) -> str:
     return f"Run {run.request_id}  {run.name}: {run.tally.state.name}"
 
 
@@ -82,23 +104,24 @@ def show(asked: Asked, with_jobs: bool, label: str, as_json: bool) -> None:
 
 def _overview(
     asked: Asked, *, scope: JobScope = JobScope.ALL, tasks: bool = False, errors: bool = True
-) -> tuple[Observation, Overview]:
+) -> tuple[RunEvidence, Overview]:
     request_id, record = Inquiry(asked.connection).identify(asked.run)
     run = observe(asked.connection, request_id, scope=scope, tasks=tasks, errors=errors)
     area = record.staging_area if record is not None else ""
-    return run, make_overview(run, server=asked.settings.url, staging_area=area)
+    settings = asked.settings
+    return run, make_overview(run, server=settings.url, monitor_url=settings.monitor_url, staging_area=area)
 
 
 def _show_jobs(asked: Asked, label: str, as_json: bool) -> None:
     run = observe(asked.connection, asked.run, label=label, errors=False)
     if as_json:
-        write_document(run.jobs, run, "jobs")
+        write_document(run.attempts, run, "jobs")
         return
-    print_lines(table(_JOB_HEAD, map(_job_row, run.jobs), left=4, drop=_JOB_LESS, width=terminal_width()))
+    print_lines(table(_JOB_HEAD, map(_job_row, run.attempts), left=4, drop=_JOB_LESS, width=terminal_width()))
     print_problems(run.problems)
 
 
-def _job_row(job: JobDetail) -> tuple[object, ...]:
+def _job_row(job: JobRecord) -> tuple[object, ...]:
     return (
         job.label,
         job.name,
@@ -170,7 +193,7 @@ def errors(
     panda_bps errors 41 --label isr --tail 40   one label, more of the log
     panda_bps errors 41 --recovered             also what retries mended
     """  # noqa: D301 (click's mark)
-    rulebook = read_rulebook(rules)
+    rulebook = read_rules(rules) if rules else PACKAGED_RULES
     scope = JobScope.UNSUCCESSFUL if recovered else JobScope.FAILED
     run = observe(asked.connection, asked.run, scope=scope, label=label)
     groups, left_out = _errors(asked, run, rulebook, label=label, limit=limit, tail=tail)
@@ -188,7 +211,7 @@ def errors(
 
 
 def _errors(
-    asked: Asked, run: Observation, rulebook: Rulebook, *, limit: int, label: str = "", tail: int = 12
+    asked: Asked, run: RunEvidence, rulebook: Rulebook, *, limit: int, label: str = "", tail: int = 12
 ) -> tuple[list[ErrorGroup], int]:
     """Return so many kinds of errors with verdicts and logs, and how many there are besides."""
     groups = digest_errors(run, label=label)
@@ -266,7 +289,7 @@ def resources(asked: Asked, label: str, plots: Path | None, form: str, as_json: 
     panda_bps resources 41 --plots plots --format svg
     """  # noqa: D301 (click's mark)
     run = observe(asked.connection, asked.run, label=label, errors=False)
-    labels = _resources(run, read_rulebook())
+    labels = measure_resources(run)
     written: list[Path] = []
     if plots is not None:
         from ..insight.plots import write_plots
@@ -276,14 +299,10 @@ def resources(asked: Asked, label: str, plots: Path | None, form: str, as_json: 
         write_document(labels, run, "resources")
         return
     click.echo(_title(run))
-    print_lines(_resource_lines(labels, planned=run.evidence.plan is not None))
+    print_lines(_resource_lines(labels, planned=run.plan is not None))
     for path in written:
         click.echo(f"Wrote {path}")
     print_problems(run.problems)
-
-
-def _resources(run: Observation, rulebook: Rulebook) -> list[LabelResources]:
-    return measure_resources(run.jobs, run.tally.by_label, rulebook, clusters=run.clusters)
 
 
 def _resource_lines(labels: list[LabelResources], *, planned: bool) -> Iterator[str]:
@@ -361,15 +380,15 @@ def html(asked: Asked, output: Path | None, rules: str | None, as_json: bool) ->
     """  # noqa: D301 (click's mark)
     from ..web.page import RunPage, render_page
 
-    rulebook = read_rulebook(rules)
+    rulebook = read_rules(rules) if rules else PACKAGED_RULES
     run, overview = _overview(asked)
     groups, left_out = _errors(asked, run, rulebook, limit=_MOST_ERRORS)
     page = RunPage(
         overview=overview,
         graph=_graph(run),
         groups=groups,
-        labels=_resources(run, rulebook),
-        jobs=run.jobs,
+        labels=measure_resources(run, rulebook=rulebook),
+        jobs=run.attempts,
         made_at=datetime.now(UTC),
         version=__version__,
         left_out=left_out,
@@ -385,8 +404,8 @@ def html(asked: Asked, output: Path | None, rules: str | None, as_json: bool) ->
         click.echo(f"Wrote {path}")
 
 
-def _graph(run: Observation) -> TaskGraph:
-    plan = run.evidence.plan
+def _graph(run: RunEvidence) -> TaskGraph:
+    plan = run.plan
     try:
         return make_task_graph(run, read_plan(plan.path) if plan is not None and plan.path else None)
     except PandaBpsError as error:

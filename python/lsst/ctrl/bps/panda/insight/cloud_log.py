@@ -27,7 +27,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ..errors import PandaBpsError, SettingsError, TransportError
-from .log_lines import LEVELS, LogLine, from_record
+from .logs import LEVELS, LogLine, from_record
 
 _LOG = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from typing import Any
 
 import yaml
 
-from ..status.jobs import JobDetail
-from .digest import ErrorGroup
-from .log_lines import LogLine
+from ..status.failures import ErrorGroup
+from ..status.records import JobRecord
+from .logs import LogLine
 from .overview import Overview
 from .progress import Progress
 from .resources import LabelResources
@@ -32,7 +32,7 @@ _LISTS: dict[type, tuple[str, str]] = {
     ErrorGroup: ("errors", "groups"),
     LabelResources: ("resources", "labels"),
     LogLine: ("logs", "lines"),
-    JobDetail: ("jobs", "jobs"),
+    JobRecord: ("jobs", "jobs"),
 }
 # Tuples of pairs that read better as an object.
 _PAIRS = frozenset({"suggestions", "links", "sites", "nodes"})

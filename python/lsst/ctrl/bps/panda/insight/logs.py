@@ -1,5 +1,8 @@
 """Logs of jobs from wherever they are: Google Cloud Logging, the job's log area, or the files of the
-embedded PanDA.
+embedded PanDA; lines of a log, and which of them are wanted.
+
+The Science Pipelines write ``payload-log.json``, one JSON object a line; other
+files hold plain lines, whose level is read from the word at its usual place.
 
 No credentials of ours are sent: log areas are read by anybody or not at all,
 and they may lie on any host.
@@ -8,30 +11,167 @@ and they may lie on any host.
 from __future__ import annotations
 
 __all__ = [
-    "JobChoice",
+    "LEVELS",
     "LOG_FILES",
+    "JobChoice",
+    "LineFilter",
     "LogArea",
+    "LogLine",
     "LogReader",
     "TailReader",
     "area_of",
     "choose_jobs",
+    "from_record",
     "make_log_transport",
+    "parse_json_line",
+    "parse_line",
 ]
 
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from ..errors import ConnectionFailedError, ReplyError, RunNotFoundError, TransportError
+from ..errors import ConnectionFailedError, ReplyError, RunNotFoundError, SettingsError, TransportError
 from ..rest.credentials import Anonymous
 from ..rest.faults import Fault
 from ..rest.retries import RetryPolicy
 from ..rest.transport import Timeouts, Transport
-from ..status.jobs import JobDetail
-from .log_lines import LineFilter, LogLine, parse_json_line, parse_line
-from .overview import Observation
+from ..status.evidence import RunEvidence
+from ..status.records import JobRecord
+from ..status.replies import cut, text_of
+
+LEVELS = {"TRACE": 5, "DEBUG": 10, "VERBOSE": 15, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
+"""Names of levels and their numbers."""
+
+_ALIASES = {"WARN": "WARNING", "FATAL": "CRITICAL"}
+_WORD = re.compile(r"\b(TRACE|DEBUG|VERBOSE|INFO|WARN(?:ING)?|ERROR|CRITICAL|FATAL)\b")
+_TRACEBACK = re.compile(r"Traceback \(most recent call last\)|^\w+(\.\w+)*(Error|Exception)\b")
+_LEVEL_WITHIN = 120
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """A line."""
+
+    message: str
+    level: str = ""
+    """A name of `LEVELS`; empty if the line has none."""
+
+    time: str = ""
+    """As the log has it."""
+
+    logger: str = ""
+    panda_id: int = 0
+    """PanDA job that wrote it, 0 if not known."""
+
+    file: str = ""
+    """File it is from, or ``cloud``."""
+
+
+@dataclass(frozen=True, slots=True)
+class LineFilter:
+    """Which lines are wanted."""
+
+    level: str = ""
+    """Least level, a name of `LEVELS`; lines without a level are then left
+    out, unless they belong to a traceback."""
+
+    pattern: re.Pattern[str] | None = None
+
+    @classmethod
+    def from_options(cls, *, level: str = "", grep: str = "") -> LineFilter:
+        """Make a filter of what a user gives.
+
+        Raises
+        ------
+        SettingsError
+            Raised if the level or the expression is not understood.
+        """
+        name = _ALIASES.get(level.upper(), level.upper())
+        if name and name not in LEVELS:
+            raise SettingsError(f"There is no level {level!r}. Levels: {', '.join(LEVELS)}.")
+        try:
+            return cls(name, re.compile(grep) if grep else None)
+        except re.error as error:
+            raise SettingsError(f"{grep!r} is not a regular expression: {error}.") from None
+
+    def wants(self, line: LogLine) -> bool:
+        """Tell whether a line is wanted."""
+        if self.level and LEVELS.get(line.level, 0) < LEVELS[self.level]:
+            return False
+        return self.pattern is None or self.pattern.search(line.message) is not None
+
+
+def parse_line(text: str, *, panda_id: int = 0, file: str = "") -> LogLine:
+    """Read a line of a text file.
+
+    Parameters
+    ----------
+    text : `str`
+        The line, without its end.
+    panda_id : `int`, optional
+        PanDA job it is from.
+    file : `str`, optional
+        File it is from.
+    """
+    found = _WORD.search(text, 0, _LEVEL_WITHIN)
+    level = found.group() if found else "ERROR" if _TRACEBACK.search(text) else ""
+    return LogLine(text, _ALIASES.get(level, level), panda_id=panda_id, file=file)
+
+
+def parse_json_line(text: str, *, panda_id: int = 0, file: str = "") -> LogLine:
+    """Read a line of ``payload-log.json``.
+
+    Parameters
+    ----------
+    text : `str`
+        The line; one that is not a JSON object is taken as plain text.
+    panda_id : `int`, optional
+        PanDA job it is from.
+    file : `str`, optional
+        File it is from.
+    """
+    try:
+        content = json.loads(text)
+    except ValueError:
+        content = None
+    if not isinstance(content, Mapping):
+        return parse_line(text, panda_id=panda_id, file=file)
+    return from_record(content, panda_id=panda_id, file=file)
+
+
+def from_record(content: Mapping[str, Any], *, panda_id: int = 0, file: str = "") -> LogLine:
+    """Make a line of a log record of the Science Pipelines.
+
+    Parameters
+    ----------
+    content : `~collections.abc.Mapping`
+        ``message``, ``levelname``, ``asctime``, ``name``, ``exc_info``, and
+        in the cloud ``PandaJobID``.
+    panda_id : `int`, optional
+        PanDA job, if the record does not say.
+    file : `str`, optional
+        File it is from.
+    """
+    message = text_of(content.get("message"))
+    trace = content.get("exc_info")
+    if isinstance(trace, str) and trace.strip():
+        message = f"{message}\n{trace}".strip()
+    level = text_of(content.get("levelname")).upper()
+    own = text_of(content.get("PandaJobID"))
+    return LogLine(
+        message=message or cut(content),
+        level=_ALIASES.get(level, level),
+        time=text_of(content.get("asctime")),
+        logger=text_of(content.get("name")),
+        panda_id=int(own) if own.isdecimal() else panda_id,
+        file=file,
+    )
+
 
 LOG_FILES = ("payload-log.json", "payload.stderr", "payload.stdout")
 """Files of the payload; the first is the best where it is there."""
@@ -60,12 +200,12 @@ def make_log_transport(*, verify: bool | str = True) -> Transport:
     )
 
 
-def area_of(job: JobDetail, server: str) -> dict[str, str]:
+def area_of(job: JobRecord, server: str) -> dict[str, str]:
     """Find the addresses of a job's files.
 
     Parameters
     ----------
-    job : `JobDetail`
+    job : `JobRecord`
         The job.
     server : `str`
         URL of PanDA; the embedded one shows the files of a job that runs.
@@ -93,7 +233,7 @@ class LogArea:
 
     Parameters
     ----------
-    job : `JobDetail`
+    job : `JobRecord`
         The job.
     server : `str`
         URL of PanDA.
@@ -101,7 +241,7 @@ class LogArea:
         Reads through HTTP, see `make_log_transport`.
     """
 
-    def __init__(self, job: JobDetail, server: str, transport: Transport) -> None:
+    def __init__(self, job: JobRecord, server: str, transport: Transport) -> None:
         self.job = job
         self._addresses = area_of(job, server)
         self._transport = transport
@@ -243,12 +383,12 @@ class JobChoice:
     """Most jobs; the latest are taken."""
 
 
-def choose_jobs(observation: Observation, choice: JobChoice) -> tuple[list[JobDetail], int]:
+def choose_jobs(evidence: RunEvidence, choice: JobChoice) -> tuple[list[JobRecord], int]:
     """Choose the attempts whose logs are read.
 
     Parameters
     ----------
-    observation : `Observation`
+    evidence : `RunEvidence`
         The run with its jobs.
     choice : `JobChoice`
         What is wanted.  Where nothing is said, it is the failed attempts, or
@@ -256,7 +396,7 @@ def choose_jobs(observation: Observation, choice: JobChoice) -> tuple[list[JobDe
 
     Returns
     -------
-    jobs : `list` [`JobDetail`]
+    jobs : `list` [`JobRecord`]
         Attempts, in PanDA's order.
     left_out : `int`
         How many more there are.
@@ -266,7 +406,7 @@ def choose_jobs(observation: Observation, choice: JobChoice) -> tuple[list[JobDe
     RunNotFoundError
         Raised if a job is named that the run does not have.
     """
-    jobs = [job for job in observation.jobs if choice.label in ("", job.label)]
+    jobs = [job for job in evidence.attempts if choice.label in ("", job.label)]
     if choice.job:
         jobs = [job for job in jobs if choice.job in (str(job.panda_id), job.name, job.job_name)]
         if not jobs:
@@ -302,17 +442,17 @@ class LogReader:
         self._offsets: dict[tuple[int, str], int] = {}
         self._levels: dict[tuple[int, str], str] = {}
 
-    def place(self, job: JobDetail) -> str:
+    def place(self, job: JobRecord) -> str:
         """Tell where a job's log is read; empty if there is none."""
         area = LogArea(job, self._server, self._transport)
         return area.address(self._files[0] if self._files else "") or area.address("payload.stderr")
 
-    def lines(self, job: JobDetail, wanted: LineFilter) -> Iterator[LogLine]:
+    def lines(self, job: JobRecord, wanted: LineFilter) -> Iterator[LogLine]:
         """Read what is new in a job's files since the last time.
 
         Parameters
         ----------
-        job : `JobDetail`
+        job : `JobRecord`
             The job.
         wanted : `LineFilter`
             Which lines.
@@ -335,7 +475,7 @@ class LogReader:
                 if wanted.wants(line):
                     yield line
 
-    def _names(self, area: LogArea, job: JobDetail) -> Sequence[str]:
+    def _names(self, area: LogArea, job: JobRecord) -> Sequence[str]:
         if self._files:
             return self._files
         best, *others = LOG_FILES
@@ -345,7 +485,7 @@ class LogReader:
             return (best,)
         return others
 
-    def _new_lines(self, area: LogArea, job: JobDetail, name: str) -> Iterator[LogLine]:
+    def _new_lines(self, area: LogArea, job: JobRecord, name: str) -> Iterator[LogLine]:
         key = (job.panda_id, name)
         rest = b""
         ended = job.finished or job.failed or job.killed
@@ -360,7 +500,7 @@ class LogReader:
             self._offsets[key] = offset + len(rest)
             yield self._parse(rest, job, name)
 
-    def _parse(self, piece: bytes, job: JobDetail, name: str) -> LogLine:
+    def _parse(self, piece: bytes, job: JobRecord, name: str) -> LogLine:
         text = piece.decode("utf-8", "replace").rstrip("\r")
         if name.endswith(".json"):
             return parse_json_line(text, panda_id=job.panda_id, file=name)
@@ -393,12 +533,12 @@ class TailReader:
         self._count = count
         self._unreachable: dict[str, str] = {}
 
-    def __call__(self, job: JobDetail) -> list[str]:
+    def __call__(self, job: JobRecord) -> list[str]:
         """Read the last lines of a job's log.
 
         Parameters
         ----------
-        job : `JobDetail`
+        job : `JobRecord`
             The job.
 
         Returns

@@ -29,17 +29,14 @@ from typing import Any, Protocol
 from lsst.ctrl.bps.wms_service import WmsStates
 
 from ..errors import PandaBpsError, ReplyError
-from ..status.evidence import RunEvidence, tally_run
-from ..status.fields import optional_integer, text_of
+from ..status.evidence import RunEvidence
+from ..status.replies import optional_integer, text_of
 from ..status.states import Counts
+from ..status.vocabulary import ENDED_TASKS, JOB_STATUSES, JobPhase, is_running
 from .progress import LEAST_INTERVAL, Looker, Progress
 
 _JOB = "job_status"
 _TASK = "task_status"
-_RUNNING = frozenset({"running"})
-_FINISHED = frozenset({"finished"})
-_FAILED = frozenset({"failed", "cancelled", "closed"})
-_TASK_ENDED = frozenset({"done", "finished", "failed", "exhausted", "aborted", "broken"})
 # Where a job that moves on is taken from, most likely first.
 _BEFORE_DONE = (WmsStates.RUNNING, WmsStates.PENDING, WmsStates.READY, WmsStates.UNREADY)
 _BEFORE_RUNNING = (WmsStates.PENDING, WmsStates.READY, WmsStates.UNREADY)
@@ -135,7 +132,7 @@ class LiveCounts:
         evidence : `RunEvidence`
             What the look gave.
         """
-        labels = tally_run(evidence).labels
+        labels = evidence.tally.labels
         self.wants_look = False
         self._open_tasks = evidence.transforms is None
         for item in evidence.transforms or ():
@@ -159,7 +156,7 @@ class LiveCounts:
             task.running.clear()
         for job in evidence.jobs or ():
             known = self._tasks.get(job.task_id)
-            if known is None or job.status not in _RUNNING or self._has_ended(known, job.panda_id):
+            if known is None or not is_running(job.status) or self._has_ended(known, job.panda_id):
                 continue
             known.running.add(job.panda_id)
 
@@ -188,22 +185,23 @@ class LiveCounts:
                 self.wants_look = True
             return False
         if not message.job_id:
-            self.wants_look |= message.status in _TASK_ENDED
+            self.wants_look |= message.status in ENDED_TASKS
             return False
         if self._has_ended(task, message.job_id):
             return False
-        if message.status in _RUNNING:
+        if is_running(message.status):
             before = len(task.running)
             task.running.add(message.job_id)
             return len(task.running) != before
         return self._end(task, message)
 
     def _end(self, task: _Task, message: StatusMessage) -> bool:
-        if message.status in _FINISHED:
+        phase = JOB_STATUSES.get(message.status)
+        if phase is JobPhase.FINISHED:
             task.running.discard(message.job_id)
             task.finished[message.job_id] = max(1, message.inputs)
             return True
-        if message.status in _FAILED:
+        if phase in (JobPhase.FAILED, JobPhase.KILLED):
             task.running.discard(message.job_id)
             task.over.add(message.job_id)
             # Whether there is another attempt, PanDA decides.

@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = [
     "JOBS_A_TASK",
     "JobScope",
-    "Observation",
     "Overview",
     "RunFile",
     "TaskLine",
@@ -16,7 +15,7 @@ __all__ = [
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
@@ -29,9 +28,9 @@ from ..report.notes import MonitorLinks
 from ..rest.panda_api import PandaApi
 from ..runs.build_reply import complete_record
 from ..runs.inquiry import Connection, Inquiry
-from ..status.evidence import RunEvidence, RunTally, tally_run
-from ..status.jobs import JobDetail, parse_job_details
-from ..status.records import TransformRecord
+from ..status.evidence import RunEvidence
+from ..status.records import JobRecord, TransformRecord
+from ..status.replies import parse_jobs
 from ..status.states import Counts
 
 JOBS_A_TASK = 5500
@@ -55,40 +54,6 @@ class JobScope(Enum):
     ALL = "all"
 
 
-@dataclass(frozen=True, slots=True)
-class Observation:
-    """A run in detail."""
-
-    evidence: RunEvidence
-    tally: RunTally
-    jobs: tuple[JobDetail, ...] = ()
-    """Attempts, by task and PanDA's number."""
-
-    links: MonitorLinks = MonitorLinks("")
-    problems: tuple[str, ...] = ()
-    """What could not be found out, one text each."""
-
-    @property
-    def request_id(self) -> int:
-        """Number of the run."""
-        return self.evidence.request.request_id
-
-    @property
-    def name(self) -> str:
-        """Name of the run."""
-        return self.tally.attributes.name or self.evidence.request.name
-
-    @property
-    def clusters(self) -> tuple[str, ...]:
-        """Labels that are clusters of the configuration, if that is known."""
-        return self.evidence.plan.clusters if self.evidence.plan is not None else ()
-
-    @property
-    def task_labels(self) -> Mapping[int, str]:
-        """Label of each PanDA task."""
-        return _task_labels(self.evidence, self.tally)
-
-
 def observe(
     connection: Connection,
     run: str | int,
@@ -97,7 +62,7 @@ def observe(
     label: str = "",
     tasks: bool = False,
     errors: bool = True,
-) -> Observation:
+) -> RunEvidence:
     """Find out about a run.
 
     Parameters
@@ -117,8 +82,8 @@ def observe(
 
     Returns
     -------
-    observation : `Observation`
-        What could be found out; what could not is named in it.
+    evidence : `RunEvidence`
+        What could be found out, with attempts; what could not is named in it.
 
     Raises
     ------
@@ -133,40 +98,38 @@ def observe(
         evidence = inquiry.detail(run, errors=errors)
     else:
         evidence = inquiry.status(run)
-    tally = tally_run(evidence)
-    if label and label not in tally.by_label:
-        known = ", ".join(tally.by_label) or "none yet"
+    if label and label not in evidence.tally.by_label:
+        known = ", ".join(evidence.tally.by_label) or "none yet"
         raise RunNotFoundError(f"The run has no label {label!r}. Labels of the run: {known}.")
-    links = MonitorLinks(connection.settings.monitor_url)
-    labels = _task_labels(evidence, tally)
+    labels = evidence.task_labels
     wanted = [
         task.workload_id
         for task in _tasks_to_ask(evidence, scope)
         if not label or labels[task.workload_id] == label
     ]
     jobs, problems = _ask_for_jobs(connection.api, wanted, labels, scope)
-    return Observation(evidence, tally, jobs, links, (*evidence.problems, *problems))
+    return replace(evidence, attempts=jobs, problems=(*evidence.problems, *problems))
 
 
 def _ask_for_jobs(
     api: PandaApi, task_ids: Iterable[int], labels: Mapping[int, str], scope: JobScope
-) -> tuple[tuple[JobDetail, ...], list[str]]:
+) -> tuple[tuple[JobRecord, ...], list[str]]:
     """Ask PanDA for the jobs of tasks, some tasks at a time."""
     own = threading.local()
 
-    def ask(task_id: int) -> tuple[tuple[JobDetail, ...], str]:
+    def ask(task_id: int) -> tuple[tuple[JobRecord, ...], str]:
         if not hasattr(own, "api"):
             own.api = api.again()
         try:
             rows = own.api.job_descriptions(task_id, unsuccessful_only=scope is not JobScope.ALL)
-            found = parse_job_details(rows, labels)
+            found = parse_jobs(rows, labels)
         except TransportError as error:
             return (), f"The jobs of PanDA task {task_id} could not be had: {error.message}"
         if len(found) < JOBS_A_TASK:
             return found, ""
         return found, f"PanDA lists {JOBS_A_TASK} jobs of task {task_id} ({labels[task_id]}); it has more."
 
-    jobs: list[JobDetail] = []
+    jobs: list[JobRecord] = []
     problems = []
     with ThreadPoolExecutor(_AT_ONCE, "jobs") as pool:
         # In the order of the tasks, whoever answers first.
@@ -176,14 +139,6 @@ def _ask_for_jobs(
     return tuple(jobs), problems
 
 
-def _task_labels(evidence: RunEvidence, tally: RunTally) -> dict[int, str]:
-    return {
-        transform.workload_id: tally.labels.get(transform.transform_id, transform.name)
-        for transform in evidence.transforms or ()
-        if transform.workload_id
-    }
-
-
 def _tasks_to_ask(evidence: RunEvidence, scope: JobScope) -> list[TransformRecord]:
     """List the transforms whose jobs are of interest and known to PanDA."""
     if scope is JobScope.NONE:
@@ -191,16 +146,9 @@ def _tasks_to_ask(evidence: RunEvidence, scope: JobScope) -> list[TransformRecor
     tasks = [transform for transform in evidence.transforms or () if transform.workload_id]
     if scope is not JobScope.FAILED:
         return tasks
-    return [task for task in tasks if not _all_processed(task)]
-
-
-def _all_processed(task: TransformRecord) -> bool:
-    """Whether a task has finished without a failure that is still known.
-
-    Attempts that failed before one that finished are not looked for: PanDA
-    would have to be asked for each task.
-    """
-    return task.status == "Finished" and (task.outputs is None or task.outputs.failed == 0)
+    # Attempts that failed before one that finished are not looked for: PanDA
+    # would have to be asked for each task.
+    return [task for task in tasks if not task.complete]
 
 
 _KNOWN_FILES = {
@@ -306,15 +254,19 @@ class Overview:
         return {name: value for name, value in facts.items() if value}
 
 
-def make_overview(observation: Observation, *, server: str, staging_area: str = "") -> Overview:
+def make_overview(
+    evidence: RunEvidence, *, server: str, monitor_url: str = "", staging_area: str = ""
+) -> Overview:
     """Put together what is known of a run.
 
     Parameters
     ----------
-    observation : `Observation`
-        The run; jobs are not needed.
+    evidence : `RunEvidence`
+        The run; its jobs are not needed.
     server : `str`
         URL of PanDA.
+    monitor_url : `str`, optional
+        Address of the PanDA monitor, for links.
     staging_area : `str`, optional
         From the run's record.
 
@@ -323,47 +275,44 @@ def make_overview(observation: Observation, *, server: str, staging_area: str = 
     It looks which files are in the submit directory, if that is known and on
     this machine.
     """
-    evidence, tally = observation.evidence, observation.tally
-    attributes = tally.attributes
-    submit_path = evidence.plan.path if evidence.plan is not None else ""
-    planned_site = evidence.plan.site if evidence.plan is not None else ""
+    attributes, tally = evidence.attributes, evidence.tally
+    links = MonitorLinks(monitor_url)
     return Overview(
-        request_id=observation.request_id,
-        name=observation.name,
+        request_id=evidence.request_id,
+        name=evidence.name,
         state=tally.state,
-        ended=tally.ended,
+        ended=evidence.ended,
         idds_status=evidence.request.status,
         operator=attributes.operator,
         project=attributes.project,
         campaign=attributes.campaign,
         payload=attributes.payload,
-        site=planned_site or evidence.request.site or evidence.request.queue,
+        site=evidence.site,
         origin=attributes.origin,
         created=evidence.request.created_at,
         updated=evidence.request.updated_at,
         server=server,
-        submit_path=submit_path,
+        submit_path=evidence.path,
         staging_area=staging_area,
         labels=tally.by_label,
         total=tally.total,
-        tasks=tuple(_task_lines(observation)),
-        files=tuple(_files_of(submit_path)),
-        links=tuple(_links_of(observation.request_id, observation.links)),
-        problems=observation.problems,
+        tasks=tuple(_task_lines(evidence, links)),
+        files=tuple(_files_of(evidence.path)),
+        links=tuple(_links_of(evidence.request_id, links)),
+        problems=evidence.problems,
     )
 
 
-def _task_lines(observation: Observation) -> Iterator[TaskLine]:
-    evidence, links = observation.evidence, observation.links
+def _task_lines(evidence: RunEvidence, links: MonitorLinks) -> Iterator[TaskLine]:
     panda = {task.task_id: task for task in evidence.tasks}
-    run_name = observation.name
+    run_name = evidence.name
     for item in sorted(evidence.transforms or (), key=lambda t: (ordinal_of_task(t.name, run_name), t.name)):
         task = panda.get(item.workload_id)
         outputs = item.outputs
-        counts = observation.tally.by_transform.get(item.transform_id, {})
+        counts = evidence.tally.by_transform.get(item.transform_id, {})
         failed = counts.get(WmsStates.FAILED, 0)
         yield TaskLine(
-            label=observation.tally.labels.get(item.transform_id, ""),
+            label=evidence.tally.labels.get(item.transform_id, ""),
             name=item.name,
             transform_id=item.transform_id,
             task_id=item.workload_id,

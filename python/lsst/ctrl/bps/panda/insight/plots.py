@@ -28,8 +28,8 @@ from typing import Any
 from lsst.ctrl.bps.wms_service import WmsStates
 
 from ..errors import PandaBpsError
-from ..status.jobs import JobDetail
-from .overview import Observation
+from ..status.evidence import RunEvidence
+from ..status.records import JobRecord
 from .resources import LabelResources
 
 STATE_COLOURS = {
@@ -74,13 +74,13 @@ class TimeSeries:
 
 
 def count_over_time(
-    jobs: Sequence[JobDetail], steps: int = _STEPS, *, until: datetime | None = None
+    jobs: Sequence[JobRecord], steps: int = _STEPS, *, until: datetime | None = None
 ) -> TimeSeries:
     """Count the jobs that were running, and those that had finished or failed, at each of many moments.
 
     Parameters
     ----------
-    jobs : `~collections.abc.Sequence` [`JobDetail`]
+    jobs : `~collections.abc.Sequence` [`JobRecord`]
         Attempts that have started.
     steps : `int`, optional
         Number of moments.
@@ -112,13 +112,13 @@ def count_over_time(
 
 
 def write_plots(
-    observation: Observation, labels: Sequence[LabelResources], directory: Path, *, form: str = "png"
+    evidence: RunEvidence, labels: Sequence[LabelResources], directory: Path, *, form: str = "png"
 ) -> list[Path]:
     """Write plots of what jobs used, and of jobs over time.
 
     Parameters
     ----------
-    observation : `Observation`
+    evidence : `RunEvidence`
         The run with all its jobs.
     labels : `~collections.abc.Sequence` [`LabelResources`]
         What each label used.
@@ -148,10 +148,10 @@ def write_plots(
     made: list[tuple[str, Any]] = []
     for found in labels:
         figure = Figure(figsize=(9, 3.2), layout="constrained")
-        if _draw_label(figure, observation, found):
+        if _draw_label(figure, evidence, found):
             made.append((f"resources_{_UNSAFE.sub('_', found.label)}", figure))
     timeline = Figure(figsize=(9, 3.2), layout="constrained")
-    if _draw_timeline(timeline, observation):
+    if _draw_timeline(timeline, evidence):
         made.append(("timeline", timeline))
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -174,9 +174,9 @@ def _write(canvas: Any, path: Path, form: str) -> Path:
     return path
 
 
-def _draw_label(figure: Any, observation: Observation, found: LabelResources) -> bool:
+def _draw_label(figure: Any, evidence: RunEvidence, found: LabelResources) -> bool:
     """Draw histograms of memory and run time; tell whether there is any."""
-    jobs = [job for job in observation.jobs if job.label == found.label]
+    jobs = [job for job in evidence.attempts if job.label == found.label]
     memory = [job.max_rss / 1024 for job in jobs if job.max_rss]
     walls = [job.wall_seconds for job in jobs if job.finished and job.wall_seconds is not None]
     if not memory and not walls:
@@ -195,13 +195,13 @@ def _draw_label(figure: Any, observation: Observation, found: LabelResources) ->
         axes.set_xlim(left=0)
         axes.set_xlabel(text)
         axes.set_ylabel("attempts")
-    figure.suptitle(f"run {observation.request_id}, {found.label}")
+    figure.suptitle(f"run {evidence.request_id}, {found.label}")
     return True
 
 
-def _draw_timeline(figure: Any, observation: Observation) -> bool:
+def _draw_timeline(figure: Any, evidence: RunEvidence) -> bool:
     """Draw jobs over time; tell whether one has started."""
-    begun = [job for job in observation.jobs if job.started is not None]
+    begun = [job for job in evidence.attempts if job.started is not None]
     if not begun:
         return False
     series = count_over_time(begun)
@@ -214,5 +214,5 @@ def _draw_timeline(figure: Any, observation: Observation) -> bool:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("time, UTC")
     axes.set_ylabel("jobs")
-    axes.set_title(f"run {observation.request_id}")
+    axes.set_title(f"run {evidence.request_id}")
     return True

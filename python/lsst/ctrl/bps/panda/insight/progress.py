@@ -19,9 +19,9 @@ from lsst.ctrl.bps.wms_service import WmsStates
 
 from ..errors import PandaBpsError, RunNotFoundError
 from ..report.report import get_status_of
-from ..status.evidence import RunEvidence, tally_run
-from ..status.failures import digest_failures, failures_of
-from ..status.states import Counts, is_aborted
+from ..status.evidence import RunEvidence
+from ..status.failures import digest_errors
+from ..status.states import Counts
 
 _LOG = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ every minute."""
 _DONE = (WmsStates.SUCCEEDED, WmsStates.FAILED, WmsStates.DELETED, WmsStates.PRUNED)
 _HISTORY = 60
 _ERRORS = 5
+_TEXT_LIMIT = 160
 _SLOWEST = 8.0
 _PATIENCE = 10
 
@@ -94,16 +95,15 @@ def make_progress(evidence: RunEvidence, moment: datetime, errors: Sequence[str]
     errors : `~collections.abc.Sequence` [`str`], optional
         Most frequent errors.
     """
-    tally = tally_run(evidence)
     state, note = get_status_of(evidence)
     return Progress(
         moment=moment,
-        request_id=evidence.request.request_id,
-        name=tally.attributes.name or evidence.request.name,
+        request_id=evidence.request_id,
+        name=evidence.name,
         state=state,
-        ended=tally.ended,
-        labels=tally.by_label,
-        total=tally.total,
+        ended=evidence.ended,
+        labels=evidence.tally.by_label,
+        total=evidence.tally.total,
         errors=tuple(errors),
         note=note,
     )
@@ -117,22 +117,11 @@ def error_lines(evidence: RunEvidence) -> list[str]:
     evidence : `RunEvidence`
         What is known of the run, with contents of its failed tasks.
     """
-    labels = tally_run(evidence).labels
-    failures = [
-        failure
-        for transform in evidence.transforms or ()
-        for failure in failures_of(
-            transform,
-            labels.get(transform.transform_id, ""),
-            evidence.contents.get(transform.transform_id, ()),
-            aborted=is_aborted(evidence.request),
-        )
-    ]
     lines = []
-    for digest in digest_failures(failures, limit=_ERRORS):
-        error = digest.error
-        text = f": {error.text}" if error.text else ""
-        lines.append(f"{digest.count} x {error.source} {error.code} in {', '.join(digest.labels)}{text}")
+    for group in digest_errors(evidence, by_label=False)[:_ERRORS]:
+        error = group.error
+        text = f": {error.text[:_TEXT_LIMIT]}" if error.text else ""
+        lines.append(f"{group.attempts} x {error.source} {error.code} in {group.label}{text}")
     return lines
 
 

@@ -15,8 +15,10 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from ..status.jobs import JobDetail, number_of
-from ..status.verdicts import Rulebook
+from ..status.evidence import RunEvidence
+from ..status.records import JobRecord, number_of
+from ..status.verdicts import PACKAGED_RULES, Rulebook
+from ..status.vocabulary import OUT_OF_MEMORY, OUT_OF_TIME
 
 NEAR_LIMIT = 0.9
 """Part of the request from which on a job is near its limit."""
@@ -33,8 +35,6 @@ _NEAR_SHOWN = 5
 _KB = 1024
 _PARTS = (0.25, 0.5, 0.75, 0.95)
 _TOLERANCE = 0.15
-_MEMORY_VERDICT = "out of memory"
-_TIME_VERDICT = "out of time"
 _ALONE = ("finalJob", "customJob")
 
 
@@ -101,7 +101,7 @@ class LabelResources:
     """Seconds; 0 if not known."""
 
     cores: int
-    near_limit: tuple[JobDetail, ...] = ()
+    near_limit: tuple[JobRecord, ...] = ()
     """Attempts that used 90 % or more of the memory of their request,
     largest first, at most five."""
 
@@ -121,30 +121,25 @@ class LabelResources:
     """Why, one text for each suggestion."""
 
 
-def measure_resources(
-    jobs: Iterable[JobDetail], order: Iterable[str], rulebook: Rulebook, *, clusters: Collection[str] = ()
-) -> list[LabelResources]:
+def measure_resources(evidence: RunEvidence, *, rulebook: Rulebook = PACKAGED_RULES) -> list[LabelResources]:
     """Sum up what the jobs of each label used.
 
     Parameters
     ----------
-    jobs : `~collections.abc.Iterable` [`JobDetail`]
-        All attempts of the run.
-    order : `~collections.abc.Iterable` [`str`]
-        Labels in pipeline order.
-    rulebook : `Rulebook`
+    evidence : `RunEvidence`
+        The run, with all its attempts.
+    rulebook : `Rulebook`, optional
         Tells which attempts ran out of memory or time.
-    clusters : `~collections.abc.Collection` [`str`], optional
-        Labels that are clusters of the configuration.
 
     Returns
     -------
     labels : `list` [`LabelResources`]
-        One for each label with an attempt.
+        One for each label with an attempt, in pipeline order.
     """
-    groups: dict[str, list[JobDetail]] = {label: [] for label in order}
-    for job in jobs:
+    groups: dict[str, list[JobRecord]] = {label: [] for label in evidence.tally.by_label}
+    for job in evidence.attempts:
         groups.setdefault(job.label, []).append(job)
+    clusters = evidence.plan.clusters if evidence.plan is not None else ()
     return [
         _measure(label, group, rulebook, _section_of(label, clusters))
         for label, group in groups.items()
@@ -158,7 +153,7 @@ def _section_of(label: str, clusters: Collection[str]) -> str:
     return label if label in _ALONE else "pipetask"
 
 
-def _measure(label: str, jobs: Sequence[JobDetail], rulebook: Rulebook, section: str) -> LabelResources:
+def _measure(label: str, jobs: Sequence[JobRecord], rulebook: Rulebook, section: str) -> LabelResources:
     finished = [job for job in jobs if job.finished]
     # Many attempts fail in the same way; each way is judged once.
     ways = Counter(job.errors for job in jobs if job.failed)
@@ -185,20 +180,20 @@ def _measure(label: str, jobs: Sequence[JobDetail], rulebook: Rulebook, section:
         cores=max((job.cores for job in jobs), default=1),
         near_limit=tuple(near[:_NEAR_SHOWN]),
         near_count=len(near),
-        out_of_memory=verdicts[_MEMORY_VERDICT],
-        out_of_time=verdicts[_TIME_VERDICT],
+        out_of_memory=verdicts[OUT_OF_MEMORY],
+        out_of_time=verdicts[OUT_OF_TIME],
         retried_with_more=sum(memory > first for memory in known),
     )
     return _suggest(measured, _memory_that_sufficed(finished))
 
 
-def _first_request(jobs: Sequence[JobDetail]) -> int:
+def _first_request(jobs: Sequence[JobRecord]) -> int:
     """Give the memory of first attempts, MB."""
     lowest = min((job.attempt for job in jobs), default=0)
     return min((job.memory for job in jobs if job.memory and job.attempt == lowest), default=0)
 
 
-def _memory_that_sufficed(finished: Sequence[JobDetail]) -> float:
+def _memory_that_sufficed(finished: Sequence[JobRecord]) -> float:
     """Give the largest memory that a finished attempt used, MB."""
     return max((job.max_rss / _KB for job in finished), default=0.0)
 

@@ -12,9 +12,9 @@ from lsst.ctrl.bps.wms_service import WmsStates
 
 from ..plan.model import TaskPlan, WorkflowPlan
 from ..plan.naming import label_of_task, ordinal_of_task
+from ..status.evidence import RunEvidence
 from ..status.records import TransformRecord
-from ..status.states import Counts, count_task, is_aborted
-from .overview import Observation
+from ..status.states import Counts, count_task
 
 MAX_NODES = 150
 """With more tasks, those of a label are drawn as one."""
@@ -54,12 +54,12 @@ class TaskGraph:
     submit directory."""
 
 
-def make_task_graph(observation: Observation, plan: WorkflowPlan | None) -> TaskGraph:
+def make_task_graph(evidence: RunEvidence, plan: WorkflowPlan | None) -> TaskGraph:
     """Make the graph of a run.
 
     Parameters
     ----------
-    observation : `Observation`
+    evidence : `RunEvidence`
         How far its tasks are.
     plan : `WorkflowPlan`, optional
         Its plan; without it the tasks are drawn in their order.
@@ -69,12 +69,12 @@ def make_task_graph(observation: Observation, plan: WorkflowPlan | None) -> Task
     graph : `TaskGraph`
         Placed in columns from left to right.
     """
-    transforms = {item.name: item for item in observation.evidence.transforms or ()}
+    transforms = {item.name: item for item in evidence.transforms or ()}
     if plan is None:
-        return _without_plan(observation, transforms)
+        return _without_plan(evidence, transforms)
     tasks = (*plan.tasks, *plan.final)
     nodes = [
-        TaskNode(task.name, task.label, _counts(observation, transforms.get(task.name), len(task.jobs)))
+        TaskNode(task.name, task.label, _counts(evidence, transforms.get(task.name), len(task.jobs)))
         for task in tasks
     ]
     edges = _edges_of(plan, tasks)
@@ -83,19 +83,16 @@ def make_task_graph(observation: Observation, plan: WorkflowPlan | None) -> Task
     return _placed(nodes, edges, known=True)
 
 
-def _counts(observation: Observation, transform: TransformRecord | None, planned: int) -> Counts:
-    if transform is not None and (counts := observation.tally.by_transform.get(transform.transform_id)):
+def _counts(evidence: RunEvidence, transform: TransformRecord | None, planned: int) -> Counts:
+    if transform is not None and (counts := evidence.tally.by_transform.get(transform.transform_id)):
         return counts
-    aborted = is_aborted(observation.evidence.request)
-    return count_task(transform, planned, aborted=aborted, ended=observation.tally.ended)
+    return count_task(transform, planned, aborted=evidence.aborted, ended=evidence.ended)
 
 
-def _without_plan(observation: Observation, transforms: Mapping[str, TransformRecord]) -> TaskGraph:
-    run = observation.name
+def _without_plan(evidence: RunEvidence, transforms: Mapping[str, TransformRecord]) -> TaskGraph:
+    run = evidence.name
     items = sorted(transforms.values(), key=lambda item: (ordinal_of_task(item.name, run), item.name))
-    nodes = [
-        TaskNode(item.name, label_of_task(item.name, run), _counts(observation, item, 0)) for item in items
-    ]
+    nodes = [TaskNode(item.name, label_of_task(item.name, run), _counts(evidence, item, 0)) for item in items]
     nodes, _ = _by_label(nodes, set())
     # The order is that of the pipeline, in lines like text.
     placed = (replace(node, column=n % _A_LINE, row=n // _A_LINE) for n, node in enumerate(nodes))

@@ -16,7 +16,9 @@ __all__ = [
     "Naming",
     "label_of_task",
     "make_naming",
+    "name_of_inputs",
     "ordinal_of_task",
+    "printable_label",
     "restart_name",
     "run_of_task",
     "split_server_name",
@@ -151,7 +153,12 @@ def label_of_task(name: str, run_name: str) -> str:
     if BUILD_TASK in (body, name):
         return BUILD_LABEL
     match = _TASK_PATTERN.fullmatch(body)
-    return (match["label"] if match else body or "unknown").translate(_SEPARATORS_OF_BPS)
+    return printable_label(match["label"] if match else body or "unknown")
+
+
+def printable_label(label: str) -> str:
+    """Return a label as BPS can print it: ``:`` and ``;``, by which BPS separates labels, become ``_``."""
+    return label.translate(_SEPARATORS_OF_BPS)
 
 
 def ordinal_of_task(name: str, run_name: str) -> int:
@@ -195,6 +202,28 @@ def _safe(text: str, most: int) -> str:
 
 
 # --- names of jobs ---------------------------------------------------------
+
+
+def name_of_inputs(inputs: Sequence[str]) -> str:
+    """Name a job by its pseudo-inputs.
+
+    Parameters
+    ----------
+    inputs : `~collections.abc.Sequence` [`str`]
+        As JEDI writes them, ``000012:<pseudo-input>``.
+
+    Returns
+    -------
+    name : `str`
+        The pseudo-input; of a job with several the first one, and how many
+        more there are.  Empty for a job without input.
+    """
+    if not inputs:
+        return ""
+    ordinal, colon, rest = inputs[0].partition(":")
+    name = rest if colon and ordinal.isdecimal() else inputs[0]
+    return f"{name} and {len(inputs) - 1} more" if len(inputs) > 1 else name
+
 
 Row = tuple[str, ...]
 """Values of one job."""

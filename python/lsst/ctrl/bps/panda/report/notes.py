@@ -4,23 +4,16 @@ from __future__ import annotations
 
 __all__ = ["MonitorLinks", "add_notes"]
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from lsst.ctrl.bps.wms_service import WmsSpecificInfo, WmsStates
 
-from ..plan.naming import BUILD_LABEL
-from ..status.evidence import RunEvidence, RunTally, waits_in_vain
-from ..status.failures import (
-    MEMORY_ADVICE,
-    UNKNOWN_EXIT_CODE,
-    ErrorDigest,
-    Failure,
-    digest_failures,
-    is_memory_error,
-    signal_name,
-)
-from ..status.states import TERMINAL, is_aborted, running_by_task
+from ..plan.naming import BUILD_LABEL, printable_label
+from ..status.evidence import RunEvidence
+from ..status.failures import ErrorGroup, digest_errors, is_memory_error
+from ..status.records import JobError, signal_name
+from ..status.vocabulary import DYING_TASKS, MEMORY_ADVICE, PAUSED_TASKS, TERMINAL, UNKNOWN_EXIT_CODE
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,40 +53,22 @@ class MonitorLinks:
 
 _ERROR_LIMIT = 10
 _TASK_LIMIT = 5
-_DYING_TASKS = frozenset({"aborting", "toabort"})
+_TEXT_LIMIT = 160
 _DIGEST_TEMPLATE = (
     "  {count} x {source} {code} ({text}) in {labels}; for instance {name}, PanDA job {job}, {log}"
 )
 
 
-def add_notes(
-    info: WmsSpecificInfo,
-    evidence: RunEvidence,
-    tally: RunTally,
-    failures: Sequence[Failure],
-    links: MonitorLinks,
-) -> None:
-    """Add what a user wants to know besides the counts.
-
-    Parameters
-    ----------
-    info : `lsst.ctrl.bps.WmsSpecificInfo`
-        Lines are added to it; values are in its context too.
-    evidence : `RunEvidence`
-        What is known of the run.
-    tally : `RunTally`
-        Its counts.
-    failures : `~collections.abc.Sequence` [`Failure`]
-        Its failed jobs, as far as known.
-    links : `MonitorLinks`
-        Pages of the monitor.
+def add_notes(info: WmsSpecificInfo, evidence: RunEvidence, links: MonitorLinks) -> None:
+    """Add to a report what a user wants to know besides the counts: lines,
+    and their values in its context.
     """
     _add_origin(info, evidence)
-    _add_server_state(info, evidence, tally)
+    _add_server_state(info, evidence)
     _add_problems(info, evidence)
-    _add_errors(info, tally, failures, links)
-    _add_links(info, evidence, tally, links)
-    _add_advice(info, evidence, tally, failures)
+    _add_errors(info, evidence, links)
+    _add_links(info, evidence, links)
+    _add_advice(info, evidence)
 
 
 def _add_origin(info: WmsSpecificInfo, evidence: RunEvidence) -> None:
@@ -103,9 +78,9 @@ def _add_origin(info: WmsSpecificInfo, evidence: RunEvidence) -> None:
         )
 
 
-def _add_server_state(info: WmsSpecificInfo, evidence: RunEvidence, tally: RunTally) -> None:
+def _add_server_state(info: WmsSpecificInfo, evidence: RunEvidence) -> None:
     request = evidence.request
-    if not tally.ended and request.status in TERMINAL:
+    if not evidence.ended and request.status in TERMINAL:
         info.add_message(
             "The server calls the run {request_status}, but {made} of {planned} tasks are there or not all of"
             " them have ended: it is not over yet.",
@@ -113,19 +88,18 @@ def _add_server_state(info: WmsSpecificInfo, evidence: RunEvidence, tally: RunTa
             made=len(evidence.transforms or ()),
             planned=evidence.planned_tasks or "an unknown number of",
         )
-    if is_aborted(request):
-        still = sum(running_by_task(evidence.jobs or ()).values())
+    if evidence.aborted:
         info.add_message("The run was cancelled.")
-        if still:
+        if still := evidence.running_jobs:
             info.add_message(
                 "{still_running} PanDA jobs still run: a pilot hears of it at its next heartbeat, up to 30"
                 " minutes later.",
                 still_running=still,
             )
-        _add_tasks(info, evidence, "PanDA is still ending task", _DYING_TASKS)
+        _add_tasks(info, evidence, "PanDA is still ending task", DYING_TASKS)
     if request.errors:
         info.add_message("iDDS says: {idds_errors}", idds_errors=request.errors)
-    _add_tasks(info, evidence, "Paused in PanDA: task", frozenset({"paused"}))
+    _add_tasks(info, evidence, "Paused in PanDA: task", PAUSED_TASKS)
 
 
 def _add_tasks(info: WmsSpecificInfo, evidence: RunEvidence, words: str, statuses: frozenset[str]) -> None:
@@ -143,17 +117,16 @@ def _add_problems(info: WmsSpecificInfo, evidence: RunEvidence) -> None:
         info.add_message(f"Not known: {{{key}}}", {key: problem})
 
 
-def _add_errors(
-    info: WmsSpecificInfo, tally: RunTally, failures: Sequence[Failure], links: MonitorLinks
-) -> None:
-    failed = tally.total[WmsStates.FAILED]
+def _add_errors(info: WmsSpecificInfo, evidence: RunEvidence, links: MonitorLinks) -> None:
+    failed = evidence.tally.total[WmsStates.FAILED]
     if not failed:
         return
-    if failures:
+    if evidence.failures:
         info.add_message("Errors of {failed_jobs} failed jobs, most frequent first:", failed_jobs=failed)
-    for number, digest in enumerate(digest_failures(failures, limit=_ERROR_LIMIT), start=1):
-        _add_digest(info, number, digest, links)
-    untold = failed - sum(failure.error.code != UNKNOWN_EXIT_CODE for failure in failures)
+    groups = digest_errors(evidence, by_label=False)
+    for number, group in enumerate(groups[:_ERROR_LIMIT], start=1):
+        _add_group(info, number, group, links)
+    untold = failed - sum(error.code != UNKNOWN_EXIT_CODE for error in _told(evidence))
     if untold > 0:
         info.add_message(
             "The exit codes of {untold} failed jobs are not known; they are given as {unknown_code}.",
@@ -162,15 +135,21 @@ def _add_errors(
         )
 
 
-def _add_digest(info: WmsSpecificInfo, number: int, digest: ErrorDigest, links: MonitorLinks) -> None:
-    example = digest.example
+def _told(evidence: RunEvidence) -> Iterator[JobError]:
+    """Yield the error that is told of each failed job."""
+    return (failure.errors[0] for failure in evidence.failures)
+
+
+def _add_group(info: WmsSpecificInfo, number: int, group: ErrorGroup, links: MonitorLinks) -> None:
+    example, error = group.example, group.error
+    assert example is not None
     log = example.log_url or (links.job(example.panda_id) if example.panda_id else "")
     values = {
-        "count": digest.count,
-        "source": digest.error.source,
-        "code": digest.error.code,
-        "text": digest.error.text or "no text",
-        "labels": ", ".join(digest.labels),
+        "count": group.attempts,
+        "source": error.source,
+        "code": error.code,
+        "text": error.text[:_TEXT_LIMIT] or "no text",
+        "labels": printable_label(group.label),
         "name": example.name,
         "job": example.panda_id or "none",
         "log": log or "no log known",
@@ -179,14 +158,15 @@ def _add_digest(info: WmsSpecificInfo, number: int, digest: ErrorDigest, links: 
     info.add_message(_DIGEST_TEMPLATE.replace("{", f"{{error_{number}_"), context)
 
 
-def _add_links(info: WmsSpecificInfo, evidence: RunEvidence, tally: RunTally, links: MonitorLinks) -> None:
+def _add_links(info: WmsSpecificInfo, evidence: RunEvidence, links: MonitorLinks) -> None:
     if not links.base:
         return
-    info.add_message("Monitor: {monitor_run}", monitor_run=links.tasks_of_run(evidence.request.request_id))
+    info.add_message("Monitor: {monitor_run}", monitor_run=links.tasks_of_run(evidence.request_id))
+    by_transform = evidence.tally.by_transform
     failed = [
-        (-tally.by_transform[transform.transform_id][WmsStates.FAILED], transform.workload_id)
+        (-by_transform[transform.transform_id][WmsStates.FAILED], transform.workload_id)
         for transform in evidence.transforms or ()
-        if transform.workload_id and tally.by_transform[transform.transform_id][WmsStates.FAILED]
+        if transform.workload_id and by_transform[transform.transform_id][WmsStates.FAILED]
     ]
     failed.sort(key=lambda item: item[0])
     for number, (_, task_id) in enumerate(failed[:_TASK_LIMIT], start=1):
@@ -194,70 +174,67 @@ def _add_links(info: WmsSpecificInfo, evidence: RunEvidence, tally: RunTally, li
         info.add_message(f"Failed jobs: {{{key}}}", {key: links.failed_jobs(task_id)})
 
 
-def _add_advice(
-    info: WmsSpecificInfo, evidence: RunEvidence, tally: RunTally, failures: Sequence[Failure]
-) -> None:
-    applies = [text for condition, text in _ADVICE if condition(evidence, tally, failures)]
+def _add_advice(info: WmsSpecificInfo, evidence: RunEvidence) -> None:
+    applies = [text for condition, text in _ADVICE if condition(evidence)]
     for number, text in enumerate(applies, start=1):
         key = f"advice_{number}"
-        info.add_message(f"Next: {{{key}}}", {key: text.format(id=evidence.request.request_id)})
+        info.add_message(f"Next: {{{key}}}", {key: text.format(id=evidence.request_id)})
 
 
-def _can_restart(evidence: RunEvidence, tally: RunTally, failures: Sequence[Failure]) -> bool:
-    can = tally.ended and tally.state is not WmsStates.SUCCEEDED
-    return can and not (_is_dying(evidence, tally, failures) or _has_no_plan(evidence, tally, failures))
+def _can_restart(evidence: RunEvidence) -> bool:
+    can = evidence.ended and evidence.tally.state is not WmsStates.SUCCEEDED
+    return can and not (_is_dying(evidence) or _has_no_plan(evidence))
 
 
-def _has_no_plan(evidence: RunEvidence, tally: RunTally, failures: Sequence[Failure]) -> bool:
-    """Tell whether the task that was to make the plan of the run at its site
-    did not succeed.
+def _has_no_plan(evidence: RunEvidence) -> bool:
+    """Whether the task that was to make the plan of the run at its site did
+    not succeed.
     """
-    build = tally.by_label.get(BUILD_LABEL)
-    return tally.ended and build is not None and not build[WmsStates.SUCCEEDED]
+    build = evidence.tally.by_label.get(BUILD_LABEL)
+    return evidence.ended and build is not None and not build[WmsStates.SUCCEEDED]
 
 
-def _is_dying(evidence: RunEvidence, tally: RunTally, failures: Sequence[Failure]) -> bool:
-    """Tell whether killed jobs may still write their outputs."""
-    if not tally.ended or not is_aborted(evidence.request):
+def _is_dying(evidence: RunEvidence) -> bool:
+    """Whether killed jobs may still write their outputs."""
+    if not evidence.ended or not evidence.aborted:
         return False
-    running = sum(running_by_task(evidence.jobs or ()).values())
-    return running > 0 or any(task.status in _DYING_TASKS for task in evidence.tasks)
+    return evidence.running_jobs > 0 or any(task.status in DYING_TASKS for task in evidence.tasks)
 
 
-def _lacks_memory(evidence: RunEvidence, tally: RunTally, failures: Sequence[Failure]) -> bool:
-    return any(is_memory_error(failure.error) for failure in failures)
+def _lacks_memory(evidence: RunEvidence) -> bool:
+    return any(is_memory_error(failure.errors) for failure in evidence.failures)
 
 
-def _is_killed(evidence: RunEvidence, tally: RunTally, failures: Sequence[Failure]) -> bool:
+def _is_killed(evidence: RunEvidence) -> bool:
     return any(
-        failure.error.source == "payload"
-        and signal_name(failure.error.code) != ""
-        and not is_memory_error(failure.error)
-        for failure in failures
+        failure.errors[0].source == "payload"
+        and signal_name(failure.errors[0].code) != ""
+        and not is_memory_error(failure.errors)
+        for failure in evidence.failures
     )
 
 
-def _is_infrastructure(evidence: RunEvidence, tally: RunTally, failures: Sequence[Failure]) -> bool:
-    return any(failure.error.source not in ("payload", "unknown", "task") for failure in failures)
+def _is_infrastructure(evidence: RunEvidence) -> bool:
+    return any(error.source not in ("payload", "unknown", "task") for error in _told(evidence))
 
 
-def _has_failed(evidence: RunEvidence, tally: RunTally, failures: Sequence[Failure]) -> bool:
-    return tally.total[WmsStates.FAILED] > 0
+def _has_failed(evidence: RunEvidence) -> bool:
+    return evidence.tally.total[WmsStates.FAILED] > 0
 
 
-def _goes_on(evidence: RunEvidence, tally: RunTally, failures: Sequence[Failure]) -> bool:
-    return not tally.ended
+def _goes_on(evidence: RunEvidence) -> bool:
+    return not evidence.ended
 
 
-def _waits_in_vain(evidence: RunEvidence, tally: RunTally, failures: Sequence[Failure]) -> bool:
-    return waits_in_vain(evidence, tally)
+def _waits_in_vain(evidence: RunEvidence) -> bool:
+    return evidence.waits_in_vain
 
 
-def _still_fails(evidence: RunEvidence, tally: RunTally, failures: Sequence[Failure]) -> bool:
-    return not tally.ended and tally.total[WmsStates.FAILED] > 0
+def _still_fails(evidence: RunEvidence) -> bool:
+    return _goes_on(evidence) and _has_failed(evidence)
 
 
-_Condition = Callable[[RunEvidence, RunTally, Sequence[Failure]], bool]
+_Condition = Callable[[RunEvidence], bool]
 _ADVICE: tuple[tuple[_Condition, str], ...] = (
     (_lacks_memory, f"some jobs ran out of memory: {MEMORY_ADVICE}."),
     (_is_killed, "some payloads were ended by a signal: look at their logs."),

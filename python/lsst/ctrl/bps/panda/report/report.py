@@ -8,57 +8,108 @@ said in the report; it never prevents it.
 from __future__ import annotations
 
 __all__ = [
+    "FILTER_KEYS",
+    "RunFilters",
     "describe_counts",
     "get_status_of",
     "list_notes",
     "make_run_list",
     "make_run_report",
-    "needs_contents",
+    "parse_filters",
 ]
 
 import dataclasses
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 
 from lsst.ctrl.bps.wms_service import WmsRunReport, WmsSpecificInfo, WmsStates
 
-from ..status.evidence import RunEvidence, RunTally, tally_run
-from ..status.failures import Failure, exit_codes, failures_of
-from ..status.states import TERMINAL, Counts, Phase, is_aborted, no_jobs, phase_of
-from .filters import RunFilters
+from ..errors import SettingsError
+from ..plan.naming import printable_label
+from ..status.evidence import RunEvidence, RunTally
+from ..status.failures import exit_codes
+from ..status.states import Counts, no_jobs
+from ..status.vocabulary import TERMINAL
 from .notes import MonitorLinks, add_notes
 
+FILTER_KEYS = {
+    "name": "name of the run",
+    "operator": "who submitted it",
+    "project": "project (25 characters are kept)",
+    "campaign": "campaign (50 characters are kept)",
+    "payload": "name of the payload",
+    "state": "state of the run, for instance RUNNING or FAILED",
+    "site": "computing site",
+}
+"""Documented filters and what they look at."""
+
+_ALIASES = {"run": "name", "user": "operator"}
 # BPS has the field since 30.2026.4300.
 _HAS_SITE = "site" in {field.name for field in dataclasses.fields(WmsRunReport)}
-_SEPARATORS = str.maketrans({":": "_", ";": "_"})
 
 
-def needs_contents(evidence: RunEvidence) -> tuple[int, ...]:
-    """List the transforms whose contents explain failures.
+@dataclasses.dataclass(frozen=True, slots=True)
+class RunFilters:
+    """Conditions on runs; all keys must match, one pattern of each."""
+
+    patterns: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Key and its patterns, shell-style."""
+
+    def matches(self, fields: Mapping[str, str]) -> bool:
+        """Whether a run with these values by filter key meets each condition."""
+        return all(
+            any(fnmatchcase(fields.get(key, ""), pattern) for pattern in patterns)
+            for key, patterns in self.patterns
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.patterns)
+
+
+def parse_filters(text: str | None) -> RunFilters:
+    """Read filters.
 
     Parameters
     ----------
-    evidence : `RunEvidence`
-        What is known of the run.
+    text : `str` or `None`
+        ``key=value`` pairs with blanks between them; a value may be quoted
+        and may hold ``*``, ``?`` and ``[...]``.  Values of the same key are
+        alternatives.
 
-    Returns
-    -------
-    transform_ids : `tuple` [`int`, ...]
-        Transforms with failed jobs, and those that ended and left jobs
-        undone; those with most failures first.  A row costs 3 kB, so a
-        caller may take the first few only.
+    Raises
+    ------
+    SettingsError
+        Raised if a pair or a key is not understood; the text lists the keys.
     """
-    aborted = is_aborted(evidence.request)
-    found = []
-    for transform in evidence.transforms or ():
-        outputs = transform.outputs
-        if outputs is None:
-            continue
-        failed = outputs.failed
-        if phase_of(transform.status, aborted) is Phase.OVER:
-            failed += max(0, outputs.total - outputs.processed - outputs.missing - outputs.failed)
-        if failed > 0:
-            found.append((-failed, transform.transform_id))
-    return tuple(transform_id for _, transform_id in sorted(found))
+    patterns: dict[str, list[str]] = {}
+    try:
+        words = shlex.split(text or "")
+    except ValueError as error:
+        raise SettingsError(f"The filters {text!r} are not understood: {error}. {_usage()}") from None
+    for word in words:
+        key, equals, value = word.partition("=")
+        key = _ALIASES.get(key.lower(), key.lower())
+        if not equals:
+            raise SettingsError(f"The filter {word!r} is not of the form key=value. {_usage()}")
+        if key not in FILTER_KEYS:
+            raise SettingsError(f"There is no filter {key!r}. {_usage()}")
+        patterns.setdefault(key, []).append(_state_pattern(value) if key == "state" else value)
+    return RunFilters(tuple((key, tuple(values)) for key, values in patterns.items()))
+
+
+def _state_pattern(value: str) -> str:
+    """Check that a pattern for states can match one."""
+    pattern = value.upper()
+    states = [state.name for state in WmsStates]
+    if not any(fnmatchcase(state, pattern) for state in states):
+        raise SettingsError(f"No state matches {value!r}. States: {', '.join(states)}.")
+    return pattern
+
+
+def _usage() -> str:
+    keys = "; ".join(f"{key} ({meaning})" for key, meaning in FILTER_KEYS.items())
+    return f"Filters are key=value pairs, values may hold * and ?: {keys}."
 
 
 def make_run_report(
@@ -74,7 +125,7 @@ def make_run_report(
         Address of the PanDA monitor, for links.
     return_exit_codes : `bool`, optional
         Whether to give an exit code for each failed job; those that no
-        server could tell are `~.wire.failures.UNKNOWN_EXIT_CODE`.
+        server could tell are `~.status.vocabulary.UNKNOWN_EXIT_CODE`.
 
     Returns
     -------
@@ -82,14 +133,12 @@ def make_run_report(
         The report: all 11 states for each label, labels in pipeline order,
         and in ``specific_info`` errors, links and what to do next.
     """
-    tally = tally_run(evidence)
-    failures = _failures(evidence, tally)
-    report = _bare_report(evidence, tally)
-    report.job_summary = _job_summary(tally)
+    report = _bare_report(evidence)
+    report.job_summary = _job_summary(evidence.tally)
     if return_exit_codes:
-        report.exit_code_summary = exit_codes(_failed_by_label(tally), failures)
+        report.exit_code_summary = _exit_codes(evidence)
     info = WmsSpecificInfo()
-    add_notes(info, evidence, tally, failures, MonitorLinks(monitor_url))
+    add_notes(info, evidence, MonitorLinks(monitor_url))
     report.specific_info = info
     return report
 
@@ -112,8 +161,8 @@ def make_run_list(
         One for each wanted run, newest last.
     """
     reports = []
-    for evidence in sorted(evidences, key=lambda item: item.request.request_id):
-        report = _bare_report(evidence, tally_run(evidence))
+    for evidence in sorted(evidences, key=lambda item: item.request_id):
+        report = _bare_report(evidence)
         if filters is None or filters.matches(_filter_fields(evidence, report)):
             reports.append(report)
     return reports
@@ -144,8 +193,8 @@ def list_notes(evidences: Sequence[RunEvidence], *, days: float, user: str | Non
             "--id, for those of others with --user or --global."
         ]
     notes = []
-    for evidence in sorted(evidences, key=lambda item: item.request.request_id):
-        number = evidence.request.request_id
+    for evidence in sorted(evidences, key=lambda item: item.request_id):
+        number = evidence.request_id
         if origin := evidence.attributes.origin:
             notes.append(f"Run {number} completes run {origin}.")
         notes += [f"Run {number}: {problem}" for problem in evidence.problems]
@@ -168,42 +217,36 @@ def get_status_of(evidence: RunEvidence) -> tuple[WmsStates, str]:
         What is out of the ordinary or not known; empty otherwise, since BPS
         logs it as a warning.
     """
-    tally = tally_run(evidence)
     lines: list[str] = []
-    if not tally.ended and is_aborted(evidence.request):
+    if not evidence.ended and evidence.aborted:
         lines.append("It was cancelled and is not over yet.")
-    elif not tally.ended and evidence.request.status in TERMINAL:
+    elif not evidence.ended and evidence.request.status in TERMINAL:
         lines.append(f"The server calls it {evidence.request.status} already, but it is not over yet.")
     lines += evidence.problems
-    return tally.state, "\n".join(lines)
+    return evidence.tally.state, "\n".join(lines)
 
 
 def describe_counts(evidence: RunEvidence) -> str:
-    """Say how many jobs are in which state.
+    """Say in one line how many jobs are in which state.
 
     Parameters
     ----------
     evidence : `RunEvidence`
         What is known of the run.
-
-    Returns
-    -------
-    text : `str`
-        One line.
     """
-    total = tally_run(evidence).total
+    total = evidence.tally.total
     counts = ", ".join(f"{number} {state.name}" for state, number in total.items() if number)
-    return f"Run {evidence.request.request_id}: {counts or 'no jobs known yet'}."
+    return f"Run {evidence.request_id}: {counts or 'no jobs known yet'}."
 
 
-def _bare_report(evidence: RunEvidence, tally: RunTally) -> WmsRunReport:
+def _bare_report(evidence: RunEvidence) -> WmsRunReport:
     """Make a report as the list of runs needs it."""
-    attributes = tally.attributes
-    request_id = str(evidence.request.request_id)
+    tally, attributes = evidence.tally, evidence.attributes
+    request_id = str(evidence.request_id)
     report = WmsRunReport(
         wms_id=request_id,
         global_wms_id=request_id,
-        path=evidence.plan.path if evidence.plan is not None else "",
+        path=evidence.path,
         label=attributes.payload,
         run=attributes.name,
         project=attributes.project,
@@ -214,17 +257,12 @@ def _bare_report(evidence: RunEvidence, tally: RunTally) -> WmsRunReport:
         state=tally.state,
         jobs=[],
         total_number_jobs=tally.job_count,
-        job_state_counts=tally.total,
+        job_state_counts=dict(tally.total),
         job_summary={},
     )
     if _HAS_SITE:
-        report.site = _site(evidence)
+        report.site = evidence.site
     return report
-
-
-def _label(label: str) -> str:
-    """Give a label as BPS can print it: it splits at these characters."""
-    return label.translate(_SEPARATORS)
 
 
 def _job_summary(tally: RunTally) -> dict[str, Counts]:
@@ -233,7 +271,7 @@ def _job_summary(tally: RunTally) -> dict[str, Counts]:
     """
     summary: dict[str, Counts] = {}
     for label, counts in tally.by_label.items():
-        total = summary.setdefault(_label(label), no_jobs())
+        total = summary.setdefault(printable_label(label), no_jobs())
         for state, number in counts.items():
             total[state] += number
     return summary
@@ -242,28 +280,17 @@ def _job_summary(tally: RunTally) -> dict[str, Counts]:
 def _run_summary(tally: RunTally) -> str:
     numbers: dict[str, int] = {}
     for label, counts in tally.by_label.items():
-        numbers[_label(label)] = numbers.get(_label(label), 0) + sum(counts.values())
+        numbers[printable_label(label)] = numbers.get(printable_label(label), 0) + sum(counts.values())
     return ";".join(f"{label}:{number}" for label, number in numbers.items())
 
 
-def _site(evidence: RunEvidence) -> str:
-    if evidence.plan is not None and evidence.plan.site:
-        return evidence.plan.site
-    return evidence.request.site or evidence.request.queue
-
-
-def _failed_by_label(tally: RunTally) -> dict[str, int]:
-    return {label: counts[WmsStates.FAILED] for label, counts in _job_summary(tally).items()}
-
-
-def _failures(evidence: RunEvidence, tally: RunTally) -> list[Failure]:
-    aborted = is_aborted(evidence.request)
-    failures: list[Failure] = []
-    for transform in evidence.transforms or ():
-        contents = evidence.contents.get(transform.transform_id, ())
-        label = _label(tally.labels.get(transform.transform_id, ""))
-        failures += failures_of(transform, label, contents, aborted=aborted)
-    return failures
+def _exit_codes(evidence: RunEvidence) -> dict[str, list[int]]:
+    """Give the exit codes by label as BPS can print it."""
+    failed = {label: counts[WmsStates.FAILED] for label, counts in evidence.tally.by_label.items()}
+    codes: dict[str, list[int]] = {}
+    for label, found in exit_codes(failed, evidence.failures).items():
+        codes[printable_label(label)] = sorted(codes.get(printable_label(label), []) + found)
+    return codes
 
 
 def _filter_fields(evidence: RunEvidence, report: WmsRunReport) -> Mapping[str, str]:
@@ -274,5 +301,5 @@ def _filter_fields(evidence: RunEvidence, report: WmsRunReport) -> Mapping[str, 
         "campaign": report.campaign or "",
         "payload": report.payload or "",
         "state": report.state.name if report.state is not None else "",
-        "site": _site(evidence),
+        "site": evidence.site,
     }

@@ -12,8 +12,7 @@ from lsst.ctrl.bps.wms_service import WmsStates
 from ..errors import RefusedError
 from ..rest.relay import Relay
 from ..staging import remove_marker, write_marker
-from ..status.evidence import RunEvidence, tally_run, waits_in_vain
-from ..status.states import is_aborted
+from ..status.evidence import RunEvidence
 from .inquiry import Inquiry
 from .record import RunRecord
 
@@ -63,7 +62,7 @@ def cancel_run(
     request_id, record = inquiry.identify(run)
     evidence = inquiry.glance(str(request_id))
     if evidence.ended:
-        state = tally_run(evidence).state
+        state = evidence.tally.state
         return False, f"Run {request_id} has ended already ({state.name}); there is nothing to cancel."
     marked = _mark(record)
     try:
@@ -74,7 +73,7 @@ def cancel_run(
         return False, f"The server refused to cancel run {request_id}: {error.message}"
     watch = _Watch(relay, inquiry, request_id, patience=patience, sleep=sleep, clock=clock)
     evidence = watch.look()
-    accepted = is_aborted(evidence.request)
+    accepted = evidence.aborted
     if not accepted:
         return False, (
             f"The command to cancel run {request_id} was sent {watch.sent} times, but the server does "
@@ -121,7 +120,7 @@ class _Watch:
         """
         while True:
             evidence = self._inquiry.glance(str(self._request_id))
-            quiet = is_aborted(evidence.request) and _is_quiet(evidence)
+            quiet = evidence.aborted and _is_quiet(evidence)
             if evidence.ended or (quiet and not _may_wait_in_vain(evidence)):
                 return evidence
             now = self._clock()
@@ -144,12 +143,11 @@ class _Watch:
 def _is_quiet(evidence: RunEvidence) -> bool:
     """Whether no task but the final one is going on."""
     finals = set(evidence.plan.final_labels) if evidence.plan is not None else {"finalJob"}
-    tally = tally_run(evidence)
     going = (WmsStates.READY, WmsStates.PENDING, WmsStates.RUNNING, WmsStates.UNREADY)
     transforms = evidence.transforms or ()
     return bool(transforms) and all(
         not sum(counts[state] for state in going)
-        for label, counts in tally.by_label.items()
+        for label, counts in evidence.tally.by_label.items()
         if label not in finals
     )
 
@@ -163,13 +161,13 @@ def _wants_command(evidence: RunEvidence) -> bool:
     """Whether another command helps: the first was lost, or the final tasks,
     which iDDS starts after it, hang.
     """
-    quiet = is_aborted(evidence.request) and _is_quiet(evidence)
-    return not quiet or waits_in_vain(evidence, tally_run(evidence))
+    quiet = evidence.aborted and _is_quiet(evidence)
+    return not quiet or evidence.waits_in_vain
 
 
 def _describe(request_id: int, evidence: RunEvidence, *, marked: bool) -> str:
     """Say how far the cancellation has come."""
-    total = tally_run(evidence).total
+    total = evidence.tally.total
     running = total[WmsStates.RUNNING] + total[WmsStates.PENDING]
     counts = ", ".join(f"{number} {state.name}" for state, number in total.items() if number)
     parts = [f"Run {request_id} is cancelled: {counts}."]

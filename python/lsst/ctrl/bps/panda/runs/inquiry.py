@@ -11,33 +11,23 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from ..errors import PandaBpsError, RunNotFoundError, TransportError
-from ..report.report import needs_contents
 from ..rest.credentials import Credentials, find_credentials, verify_host
 from ..rest.panda_api import PandaApi, api_base
 from ..rest.relay import Relay
 from ..rest.transport import PROMPT, PROMPT_RETRY, Transport
 from ..settings.run import ServiceSettings
 from ..status.evidence import (
+    PlanSummary,
     RunEvidence,
     count_build_job,
     request_from_tasks,
     tasks_by_request,
     transforms_from_tasks,
 )
-from ..status.planned import PlanSummary
-from ..status.records import (
-    ContentRecord,
-    JobRecord,
-    RequestRecord,
-    TaskRecord,
-    TransformRecord,
-    parse_contents,
-    parse_jobs,
-    parse_requests,
-    parse_tasks,
-    parse_transforms,
-)
-from ..status.states import is_aborted, running_by_task
+from ..status.records import ContentRecord, JobRecord, RequestRecord, TaskRecord, TransformRecord
+from ..status.replies import parse_contents, parse_jobs, parse_requests, parse_tasks, parse_transforms
+from ..status.states import running_by_task
+from ..status.vocabulary import GOING_TASKS
 from .record import RunIndex, RunRecord, read_record
 
 _LOG = logging.getLogger(__name__)
@@ -48,9 +38,6 @@ MAX_TRANSFORMS_WITH_CONTENTS = 25
 MAX_TASKS_WITH_JOBS = 10
 """Most tasks whose jobs a report asks PanDA for; 5500 jobs of a task are
 listed at most."""
-
-_GOING = frozenset({"running", "scouting", "prepared", "toabort", "aborting"})
-"""Statuses of PanDA tasks that may have running jobs."""
 
 MAX_TASKS = 5000
 """Most tasks that a list of runs asks PanDA for."""
@@ -236,17 +223,17 @@ class Inquiry:
         iDDS may or may not see how a killed job ends before it closes the
         task; if it does, it counts the job as failed.
         """
-        return self._with_contents(evidence) if is_aborted(evidence.request) else evidence
+        return self._with_contents(evidence) if evidence.aborted else evidence
 
     def _with_contents(self, evidence: RunEvidence) -> RunEvidence:
         """Add the contents of tasks with jobs that failed."""
         contents: dict[int, tuple[ContentRecord, ...]] = {}
         problems: list[str] = []
-        wanted = needs_contents(evidence)
+        wanted = evidence.unexplained_transforms
         rows = 0
         for number, transform_id in enumerate(wanted):
             if number >= MAX_TRANSFORMS_WITH_CONTENTS or rows > MAX_CONTENTS:
-                problems.append(_NOT_FETCHED[is_aborted(evidence.request)].format(len(wanted) - number))
+                problems.append(_NOT_FETCHED[evidence.aborted].format(len(wanted) - number))
                 break
             try:
                 contents[transform_id] = self.contents(evidence.request.request_id, transform_id)
@@ -283,14 +270,14 @@ class Inquiry:
         filters = {"reqID": str(evidence.request.request_id)}
         try:
             tasks = parse_tasks(self._api.tasks_since(None, filters=filters, limit=MAX_TASKS))
-            going = [task for task in tasks if task.status in _GOING][:MAX_TASKS_WITH_JOBS]
+            going = [task for task in tasks if task.status in GOING_TASKS][:MAX_TASKS_WITH_JOBS]
             jobs: list[JobRecord] = []
             for task in going:
                 jobs += parse_jobs(self._api.job_descriptions(task.task_id, unsuccessful_only=False))
         except TransportError as error:
             problems.append(f"PanDA could not be asked for its tasks and jobs: {error.message}")
             return (), None
-        complete = len(going) == sum(task.status in _GOING for task in tasks)
+        complete = len(going) == sum(task.status in GOING_TASKS for task in tasks)
         return tasks, tuple(jobs) if complete else None
 
     def running(self, evidence: RunEvidence) -> int:

@@ -19,9 +19,8 @@ from ..plan.model import StagedFile, TaskPlan, WorkflowPlan
 from ..plan.naming import restart_name
 from ..plan.planner import make_restart_plan
 from ..staging import StagingSettings, remove_marker, stage
-from ..status.evidence import RunEvidence, tally_run
+from ..status.evidence import RunEvidence
 from ..status.records import TransformRecord
-from ..status.states import is_aborted
 from .cancel import CANCELLED_MARKER
 from .environment_dump import reserve_dump
 from .inquiry import Connection, Inquiry
@@ -83,15 +82,15 @@ def restart_run(connection: Connection, inquiry: Inquiry, run: str) -> tuple[str
             ),
         )
     evidence = inquiry.status(str(request_id))
-    tally = tally_run(evidence)
-    if not tally.ended:
+    tally = evidence.tally
+    if not evidence.ended:
         going = ", ".join(
             f"{n} {s.name}" for s, n in tally.total.items() if n and s is not WmsStates.SUCCEEDED
         )
         return None, None, f"Run {request_id} is still going ({going}); wait for its end or cancel it first."
     if tally.state is WmsStates.SUCCEEDED:
         return None, None, f"Run {request_id} has succeeded; there is nothing to run again."
-    if is_aborted(evidence.request) and (living := inquiry.running(evidence)):
+    if evidence.aborted and (living := inquiry.running(evidence)):
         text = (
             f"Run {request_id} was cancelled, but {living} of its jobs still run: pilots hear of it at "
             "their next heartbeat (up to 30 minutes). Restart it when they have ended, so that no job runs "

@@ -1,47 +1,66 @@
-"""All replies about a run at one moment, and the count of its jobs by label and state.
+"""All replies about a run at one moment, and what follows from them: the count
+of its jobs by label and state, its failures, and what else to ask for.
 
-It puts together the request, its transforms and what was planned, with the
-tables of `~.states`.
-
-One call to PanDA gives the tasks of many runs with their counts, where iDDS
-would be asked for each run with 4 kB a task.
+Everything that shows a run reads `RunEvidence`; each thing that follows is
+worked out once, when it is first wanted.
 """
 
 from __future__ import annotations
 
 __all__ = [
+    "UNRELEASED_LABEL",
+    "PlanSummary",
     "RunEvidence",
     "RunTally",
-    "UNRELEASED_LABEL",
     "count_build_job",
+    "failures_of",
     "request_from_tasks",
-    "tally_run",
     "tasks_by_request",
     "transforms_from_tasks",
-    "waits_in_vain",
 ]
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cached_property
+from typing import Any
 
 from lsst.ctrl.bps.wms_service import WmsStates
 
 from ..plan.naming import BUILD_TASK, label_of_task, ordinal_of_task, run_of_task, split_server_name
 from ..plan.run_attributes import RunAttributes, parse_attributes
-from .planned import PlanSummary
-from .records import ContentRecord, FileCounts, JobRecord, RequestRecord, TaskRecord, TransformRecord
+from .records import (
+    ContentRecord,
+    FileCounts,
+    JobError,
+    JobRecord,
+    RequestRecord,
+    TaskRecord,
+    TransformRecord,
+    log_url,
+    put_first,
+)
 from .states import (
-    TERMINAL,
     Counts,
     count_task,
     is_aborted,
     is_ended,
     no_jobs,
+    phase_of,
     quiet_seconds,
     refine_by_contents,
     run_state,
     running_by_task,
+    was_killed,
+)
+from .vocabulary import (
+    CONTENT_STATUSES,
+    RUNNING_TASKS,
+    TASK_STATUSES,
+    TERMINAL,
+    UNKNOWN_EXIT_CODE,
+    ContentPhase,
+    Phase,
 )
 
 UNRELEASED_LABEL = "(unreleased)"
@@ -50,6 +69,121 @@ are not known yet."""
 
 
 @dataclass(frozen=True, slots=True)
+class PlanSummary:
+    """What was planned for a run, as far as a report needs it; from the record
+    in the submit directory.
+    """
+
+    labels: tuple[tuple[str, int], ...]
+    """Labels in pipeline order with their number of jobs, final ones last."""
+
+    tasks: tuple[tuple[str, str, int], ...]
+    """Name, label and number of jobs of each task that is to appear as a
+    transform, final ones included."""
+
+    final_labels: tuple[str, ...] = ()
+    attributes: RunAttributes | None = None
+    """The run's attributes in full length, if the source has them."""
+
+    site: str = ""
+    path: str = ""
+    """Submit directory, if known."""
+
+    clusters: tuple[str, ...] = ()
+    """Labels that BPS's configuration has in its section ``cluster``."""
+
+    @property
+    def job_count(self) -> int:
+        """Number of planned jobs."""
+        return sum(count for _, count in self.labels)
+
+    @classmethod
+    def from_run_record(cls, record: Mapping[str, Any]) -> PlanSummary:
+        """Make a summary of a run record.
+
+        Parameters
+        ----------
+        record : `~collections.abc.Mapping`
+            Content of a run record: ``labels`` as pairs of label and number
+            of jobs, ``tasks`` as triples of name, label and number of jobs
+            (or as objects with those keys), ``final_labels``, and ``run`` (or
+            the record itself) with ``name``, ``operator``, ``project``,
+            ``campaign``, ``payload``, ``site``, ``submit_path``, ``origin``.
+
+        Returns
+        -------
+        summary : `PlanSummary`
+            The summary.
+
+        Raises
+        ------
+        ValueError
+            Raised if the record has another shape; the text says where.
+        """
+        try:
+            tasks = tuple(_task_entry(entry) for entry in record.get("tasks", ()))
+            labels = _label_entries(record.get("labels", ())) or _labels_of(tasks)
+            final = tuple(str(label) for label in record.get("final_labels", ()))
+            clusters = tuple(str(label) for label in record.get("clusters", ()))
+        except (AttributeError, TypeError, ValueError, KeyError) as error:
+            raise ValueError(f"The run record's labels or tasks are not understood: {error}") from error
+        run = record.get("run", record)
+        run = run if isinstance(run, Mapping) else record
+        return cls(
+            labels=labels,
+            tasks=tasks,
+            final_labels=final,
+            attributes=_attributes_of(run, labels, tasks),
+            site=str(run.get("site") or ""),
+            path=str(run.get("submit_path") or ""),
+            clusters=clusters,
+        )
+
+
+def _task_entry(entry: Any) -> tuple[str, str, int]:
+    if isinstance(entry, Mapping):
+        return str(entry["name"]), str(entry["label"]), _job_number(entry["jobs"])
+    name, label, jobs = entry
+    return str(name), str(label), _job_number(jobs)
+
+
+def _job_number(value: Any) -> int:
+    """Take a number of jobs, or the jobs themselves."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return len(value)
+    return int(value)
+
+
+def _label_entries(value: Any) -> tuple[tuple[str, int], ...]:
+    pairs = value.items() if isinstance(value, Mapping) else value
+    return tuple((str(label), int(count)) for label, count in pairs)
+
+
+def _labels_of(tasks: Sequence[tuple[str, str, int]]) -> tuple[tuple[str, int], ...]:
+    counts: dict[str, int] = {}
+    for _, label, jobs in tasks:
+        counts[label] = counts.get(label, 0) + jobs
+    return tuple(counts.items())
+
+
+def _attributes_of(
+    run: Mapping[str, Any], labels: Sequence[tuple[str, int]], tasks: Sequence[object]
+) -> RunAttributes | None:
+    if not run.get("name"):
+        return None
+    return RunAttributes(
+        name=str(run["name"]),
+        operator=str(run.get("operator") or ""),
+        project=str(run.get("project") or ""),
+        campaign=str(run.get("campaign") or ""),
+        payload=str(run.get("payload") or ""),
+        jobs=sum(count for _, count in labels),
+        tasks=len(tasks),
+        origin=int(run.get("origin") or 0),
+    )
+
+
+@dataclass(frozen=True)
 class RunEvidence:
     """All that was found out about a run; only the request is a must."""
 
@@ -69,6 +203,10 @@ class RunEvidence:
     jobs: tuple[JobRecord, ...] | None = None
     """PanDA's jobs that may be running; `None` if it was not asked."""
 
+    attempts: tuple[JobRecord, ...] = ()
+    """PanDA's jobs by task and number, all or those that did not succeed, if
+    they were asked for."""
+
     asked_at: datetime | None = None
     """When the servers were asked, with time zone."""
 
@@ -76,6 +214,11 @@ class RunEvidence:
     """What could not be fetched or was not understood, one text each."""
 
     @property
+    def request_id(self) -> int:
+        """Number of the run."""
+        return self.request.request_id
+
+    @cached_property
     def attributes(self) -> RunAttributes:
         """The run's attributes, from the plan or else from the request."""
         if self.plan is not None and self.plan.attributes is not None:
@@ -83,14 +226,111 @@ class RunEvidence:
         return parse_attributes(self.request)
 
     @property
-    def planned_tasks(self) -> int:
-        """Number of transforms there will be, 0 if not known."""
-        return _planned_tasks(self, self.attributes)
+    def name(self) -> str:
+        """Name of the run."""
+        return self.attributes.name or self.request.name
 
     @property
+    def site(self) -> str:
+        """Computing site, or the queue where no site is known."""
+        planned = self.plan.site if self.plan is not None else ""
+        return planned or self.request.site or self.request.queue
+
+    @property
+    def path(self) -> str:
+        """Submit directory; empty if it is not known."""
+        return self.plan.path if self.plan is not None else ""
+
+    @cached_property
+    def aborted(self) -> bool:
+        """Whether the run was cancelled, see `~.states.is_aborted`."""
+        return is_aborted(self.request)
+
+    @property
+    def planned_tasks(self) -> int:
+        """Number of transforms there will be, 0 if not known."""
+        return len(self.plan.tasks) if self.plan is not None else self.attributes.tasks
+
+    @cached_property
     def ended(self) -> bool:
         """Whether the run is over, see `~.states.is_ended`."""
-        return _has_ended(self, self.attributes)
+        quiet = quiet_seconds(self.request, self.transforms or (), self.asked_at)
+        return is_ended(self.request, self.transforms, planned_tasks=self.planned_tasks, quiet=quiet)
+
+    @cached_property
+    def tally(self) -> RunTally:
+        """State of the run and counts of its jobs."""
+        return _tally_run(self)
+
+    @cached_property
+    def failures(self) -> tuple[JobRecord, ...]:
+        """Failed jobs as far as contents tell, in the order of transforms."""
+        return tuple(
+            failure
+            for transform in self.transforms or ()
+            for failure in failures_of(
+                transform,
+                self.tally.labels.get(transform.transform_id, ""),
+                self.contents.get(transform.transform_id, ()),
+                aborted=self.aborted,
+            )
+        )
+
+    @cached_property
+    def running_by_task(self) -> dict[int, int]:
+        """Number of PanDA jobs that run now by task, as far as is known."""
+        return running_by_task(self.jobs or ())
+
+    @property
+    def running_jobs(self) -> int:
+        """Number of PanDA jobs that run now, 0 if it is not known."""
+        return sum(self.running_by_task.values())
+
+    @property
+    def task_labels(self) -> dict[int, str]:
+        """Label of each PanDA task."""
+        return {
+            transform.workload_id: self.tally.labels.get(transform.transform_id, transform.name)
+            for transform in self.transforms or ()
+            if transform.workload_id
+        }
+
+    @property
+    def unexplained_transforms(self) -> tuple[int, ...]:
+        """Transforms whose contents explain failures: those with failed jobs,
+        and those that ended and left jobs undone; most failures first.
+
+        A row of contents costs 3 kB, so a caller may fetch the first few only.
+        """
+        found = []
+        for transform in self.transforms or ():
+            outputs = transform.outputs
+            if outputs is None:
+                continue
+            failed = outputs.failed
+            if phase_of(transform.status, self.aborted) is Phase.OVER:
+                failed += max(0, outputs.total - outputs.processed - outputs.missing - outputs.failed)
+            if failed > 0:
+                found.append((-failed, transform.transform_id))
+        return tuple(transform_id for _, transform_id in sorted(found))
+
+    @property
+    def waits_in_vain(self) -> bool:
+        """Whether a cancelled run waits for jobs that nobody will do.
+
+        iDDS starts the final tasks of a run that was aborted.  One that wants
+        jobs of the run to have succeeded then waits for good: the server
+        leaves the outputs of killed jobs as they were, neither there nor
+        failed.
+        """
+        if self.ended or not self.aborted:
+            return False
+        finals = set(self.plan.final_labels) if self.plan is not None else set()
+        going = (WmsStates.READY, WmsStates.PENDING, WmsStates.RUNNING, WmsStates.HELD)
+        by_label = self.tally.by_label
+        waiting = {label for label, counts in by_label.items() if counts[WmsStates.UNREADY]}
+        under_way = any(counts[state] for counts in by_label.values() for state in going)
+        return not under_way and bool(waiting) and waiting < finals
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,69 +338,55 @@ class RunTally:
     """Counts of a run."""
 
     state: WmsStates
-    ended: bool
+    total: Counts
+    """Counts of the whole run."""
+
     by_label: dict[str, Counts]
     """Counts by label in pipeline order."""
 
     labels: dict[int, str]
     """Label of each transform, by transform id."""
 
-    attributes: RunAttributes
-    by_transform: dict[int, Counts] = field(default_factory=dict)
+    by_transform: dict[int, Counts]
     """Counts of each transform, by its id."""
-
-    @property
-    def total(self) -> Counts:
-        """Counts of the whole run."""
-        return _sum_of(self.by_label)
 
     @property
     def job_count(self) -> int:
         """Number of jobs of the run."""
-        return sum(sum(counts.values()) for counts in self.by_label.values())
+        return sum(self.total.values())
 
 
-def tally_run(evidence: RunEvidence) -> RunTally:
+def _tally_run(evidence: RunEvidence) -> RunTally:
     """Count a run's jobs.
 
-    Parameters
-    ----------
-    evidence : `RunEvidence`
-        What is known of the run.
-
-    Returns
-    -------
-    tally : `RunTally`
-        Its state, and the counts of each label.  The state is derived from
-        counters alone, so that it does not depend on whether contents or
-        PanDA's jobs were fetched too.
+    The state is derived from counters alone, so that it does not depend on
+    whether contents or PanDA's jobs were fetched too.
     """
-    attributes = evidence.attributes
-    ended = _has_ended(evidence, attributes)
+    ended = evidence.ended
     labels, expected = _expected_tasks(evidence)
     plain = evidence.jobs is None and not evidence.contents
     coarse: dict[str, Counts] = {label: no_jobs() for label in labels}
     fine = coarse if plain else {label: no_jobs() for label in labels}
     by_transform: dict[int, Counts] = {}
     for label, transform, planned in expected:
-        counts = _count(evidence, transform, planned, ended)
+        counts = count_task(transform, planned, aborted=evidence.aborted, ended=ended)
         _add(coarse, label, counts)
         if not plain:
-            counts = _refine(evidence, transform, planned, ended, counts)
+            counts = _refine(evidence, transform, planned, counts)
             _add(fine, label, counts)
         if transform is not None:
             by_transform[transform.transform_id] = counts
-    _add_missing(evidence, attributes, ended, coarse)
+    _add_missing(evidence, coarse)
     if not plain:
-        _add_missing(evidence, attributes, ended, fine)
-    if is_aborted(evidence.request):
+        _add_missing(evidence, fine)
+    if evidence.aborted:
         _unprune((*fine.values(), *by_transform.values()))
+    counted = _sum_of(coarse)
     return RunTally(
-        state=run_state(evidence.request, _sum_of(coarse), ended=ended),
-        ended=ended,
+        state=run_state(evidence.request, counted, ended=ended),
+        total=counted if plain else _sum_of(fine),
         by_label=fine,
         labels={item.transform_id: label for label, item, _ in expected if item is not None},
-        attributes=attributes,
         by_transform=by_transform,
     )
 
@@ -175,39 +401,6 @@ def _unprune(every: Iterable[Counts]) -> None:
     for counts in every:
         counts[WmsStates.DELETED] += counts[WmsStates.PRUNED]
         counts[WmsStates.PRUNED] = 0
-
-
-def waits_in_vain(evidence: RunEvidence, tally: RunTally) -> bool:
-    """Tell whether a cancelled run waits for jobs that nobody will do.
-
-    iDDS starts the final tasks of a run that was aborted.  One that wants
-    jobs of the run to have succeeded then waits for good: the server leaves
-    the outputs of killed jobs as they were, neither there nor failed.
-
-    Parameters
-    ----------
-    evidence : `RunEvidence`
-        What is known of the run.
-    tally : `RunTally`
-        Its counts.
-    """
-    finals = set(evidence.plan.final_labels) if evidence.plan is not None else set()
-    if tally.ended or not is_aborted(evidence.request):
-        return False
-    going = (WmsStates.READY, WmsStates.PENDING, WmsStates.RUNNING, WmsStates.HELD)
-    waiting = {label for label, counts in tally.by_label.items() if counts[WmsStates.UNREADY]}
-    under_way = any(counts[state] for counts in tally.by_label.values() for state in going)
-    return not under_way and bool(waiting) and waiting < finals
-
-
-def _planned_tasks(evidence: RunEvidence, attributes: RunAttributes) -> int:
-    return len(evidence.plan.tasks) if evidence.plan is not None else attributes.tasks
-
-
-def _has_ended(evidence: RunEvidence, attributes: RunAttributes) -> bool:
-    quiet = quiet_seconds(evidence.request, evidence.transforms or (), evidence.asked_at)
-    planned = _planned_tasks(evidence, attributes)
-    return is_ended(evidence.request, evidence.transforms, planned_tasks=planned, quiet=quiet)
 
 
 def _sum_of(by_label: Mapping[str, Counts]) -> Counts:
@@ -246,20 +439,14 @@ def _expected_tasks(
     return list(dict.fromkeys(labels)), expected
 
 
-def _count(evidence: RunEvidence, transform: TransformRecord | None, planned: int, ended: bool) -> Counts:
-    return count_task(transform, planned, aborted=is_aborted(evidence.request), ended=ended)
-
-
-def _refine(
-    evidence: RunEvidence, transform: TransformRecord | None, planned: int, ended: bool, counts: Counts
-) -> Counts:
+def _refine(evidence: RunEvidence, transform: TransformRecord | None, planned: int, counts: Counts) -> Counts:
     """Count a task again with contents and PanDA's jobs, where known."""
     if transform is None:
         return counts
-    aborted = is_aborted(evidence.request)
+    aborted = evidence.aborted
     if evidence.jobs is not None:
-        running = running_by_task(evidence.jobs).get(transform.workload_id, 0)
-        counts = count_task(transform, planned, aborted=aborted, ended=ended, running=running)
+        running = evidence.running_by_task.get(transform.workload_id, 0)
+        counts = count_task(transform, planned, aborted=aborted, ended=evidence.ended, running=running)
     if contents := evidence.contents.get(transform.transform_id):
         counts = dict(counts)
         refine_by_contents(counts, transform, contents, aborted=aborted)
@@ -273,31 +460,65 @@ def _add(by_label: dict[str, Counts], label: str, counts: Counts) -> None:
     _increase(total, counts)
 
 
-def _add_missing(
-    evidence: RunEvidence, attributes: RunAttributes, ended: bool, by_label: dict[str, Counts]
-) -> None:
+def _add_missing(evidence: RunEvidence, by_label: dict[str, Counts]) -> None:
     """Add jobs that are planned but not in any known task."""
-    aborted = is_aborted(evidence.request)
     if evidence.plan is not None:
         planned = dict(evidence.plan.labels)
     else:
         known = sum(sum(counts.values()) for counts in by_label.values())
-        missing = attributes.jobs - known
+        missing = evidence.attributes.jobs - known
         planned = {UNRELEASED_LABEL: missing} if missing > 0 else {}
     for label, number in planned.items():
         counts = by_label.setdefault(label, no_jobs())
         short = number - sum(counts.values())
         if evidence.transforms is None and short > 0:
-            counts[_unasked_state(evidence, ended)] += short
+            counts[_unasked_state(evidence)] += short
         elif short > 0:
-            _add(by_label, label, count_task(None, short, aborted=aborted, ended=ended))
+            _add(by_label, label, count_task(None, short, aborted=evidence.aborted, ended=evidence.ended))
 
 
-def _unasked_state(evidence: RunEvidence, ended: bool) -> WmsStates:
+def _unasked_state(evidence: RunEvidence) -> WmsStates:
     """Give the state of jobs when only the request was asked for."""
-    if ended and evidence.request.status == "Finished":
+    if evidence.ended and evidence.request.status == "Finished":
         return WmsStates.SUCCEEDED
     return WmsStates.UNKNOWN
+
+
+def failures_of(
+    transform: TransformRecord, label: str, contents: Iterable[ContentRecord], *, aborted: bool
+) -> list[JobRecord]:
+    """Find the failed jobs of a task: those that failed for good, then those
+    that their ended task left undone.
+
+    Jobs of an aborted run that were killed have not failed.
+    """
+    over = phase_of(transform.status, aborted) is Phase.OVER
+    failed, left = [], []
+    for content in contents:
+        if aborted and was_killed(content):
+            continue
+        phase = CONTENT_STATUSES.get(content.status)
+        if phase is ContentPhase.FAILED or (over and phase is ContentPhase.RETRIED):
+            failed.append(_failure_from(content, transform, label, put_first(content.errors)))
+        elif over and phase is ContentPhase.UNFINISHED:
+            text = f"its task ended as {transform.status} before the job did"
+            error = JobError("task", UNKNOWN_EXIT_CODE, text)
+            left.append(_failure_from(content, transform, label, (error,)))
+    return failed + left
+
+
+def _failure_from(
+    content: ContentRecord, transform: TransformRecord, label: str, errors: tuple[JobError, ...]
+) -> JobRecord:
+    return JobRecord(
+        panda_id=content.panda_id,
+        task_id=transform.workload_id,
+        status="failed",
+        label=label,
+        name=content.name,
+        errors=errors,
+        log_url=log_url(content.pilot_id),
+    )
 
 
 _COUNTS = {
@@ -320,21 +541,6 @@ def count_build_job(transform: TransformRecord) -> TransformRecord:
         return transform
     going = FileCounts(total=1) if transform.status in TERMINAL else FileCounts(total=1, activated=1)
     return replace(transform, outputs=_COUNTS.get(transform.status, going))
-
-
-# PanDA's task status as iDDS translates it (DomaPanDAWork); others go on.
-_STATUSES = {
-    "done": "Finished",
-    "finished": "SubFinished",
-    "failed": "Failed",
-    "exhausted": "Failed",
-    "broken": "Failed",
-    "aborted": "Cancelled",
-    "toabort": "Cancelling",
-    "aborting": "Cancelling",
-    "paused": "Suspended",
-}
-_RUNNING = frozenset({"running", "scouting", "prepared", "merging"})
 
 
 def tasks_by_request(tasks: Iterable[TaskRecord]) -> dict[int, tuple[TaskRecord, ...]]:
@@ -381,13 +587,13 @@ def transforms_from_tasks(tasks: Iterable[TaskRecord]) -> tuple[TransformRecord,
 
 
 def _transform_from(task: TaskRecord, transform_id: int, name: str) -> TransformRecord:
-    running = task.status in _RUNNING
+    running = task.status in RUNNING_TASKS
     rest = max(0, task.total - task.finished - task.failed - task.missing)
     return TransformRecord(
         request_id=task.request_id,
         transform_id=transform_id,
         name=name,
-        status=_STATUSES.get(task.status, "Transforming"),
+        status=TASK_STATUSES.get(task.status, "Transforming"),
         processing_status="Running" if running else "Submitted",
         workload_id=task.task_id,
         outputs=FileCounts(
@@ -417,10 +623,9 @@ def request_from_tasks(tasks: Sequence[TaskRecord]) -> RequestRecord:
         known.
     """
     first = tasks[0]
-    name = run_of_task(split_server_name(first.name)[0])
     return RequestRecord(
         request_id=first.request_id,
-        name=name,
+        name=run_of_task(split_server_name(first.name)[0]),
         status="",
         username=first.username,
         site=first.site,

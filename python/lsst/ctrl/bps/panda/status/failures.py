@@ -1,219 +1,96 @@
-"""Why jobs failed: one exit code for each failed job, and a digest of the
-most frequent errors.
-
-A job that fails leaves codes of several parts of the system.  The payload's
-is told before the pilot's, and so on, in the order of `SOURCES`: a pilot's
-1305 says no more than that the payload failed.
+"""Why jobs of a run failed: an exit code for each, and one group for each kind
+of error, with what is known of where and when it happened.
 """
 
 from __future__ import annotations
 
-__all__ = [
-    "MEMORY_ADVICE",
-    "SOURCES",
-    "UNKNOWN_EXIT_CODE",
-    "ErrorDigest",
-    "Failure",
-    "choose_error",
-    "digest_failures",
-    "exit_codes",
-    "failures_of",
-    "is_memory_error",
-    "log_url",
-    "signal_name",
-]
+__all__ = ["ErrorGroup", "digest_errors", "exit_codes", "is_memory_error", "judge_groups", "signature_of"]
 
 import re
-import signal
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
 
-from .records import ContentRecord, JobError, TransformRecord
-from .states import Phase, phase_of, was_killed
+from .evidence import RunEvidence
+from .records import JobError, JobRecord, choose_error
+from .states import has_kill_code
+from .verdicts import Rulebook, Verdict
+from .vocabulary import CONTENT_STATUSES, OUT_OF_MEMORY, RULES, UNKNOWN_EXIT_CODE, ContentPhase
 
-SOURCES = (
-    "payload",
-    "pilot",
-    "brokerage",
-    "data management",
-    "executor",
-    "dispatcher",
-    "supervisor",
-    "task buffer",
-)
-"""Who reports errors, in the order in which they are believed."""
-
-UNKNOWN_EXIT_CODE = -1
-"""Stands for a failed job whose code no server could tell."""
-
-MEMORY_ADVICE = "ask for more memory (requestMemory, memoryMultiplier)"
-
-_FAILED_CONTENTS = frozenset({"FinalFailed", "SubAvailable", "FinalSubAvailable"})
-_UNFINISHED_CONTENTS = frozenset({"New", "Activated", "PreProcessing", "Processing", "Cancelled"})
-_TEXT_LIMIT = 160
+_TEXT_LIMIT = 300
+_PLACES = 5
 # No run is so large; a counter that is must not eat the memory.
 _CODE_LIMIT = 10_000_000
-_NUMBERS = re.compile(r"\d+")
-# Codes by which PanDA's own memory retry knows that a job needs more.
-_MEMORY_ERRORS = frozenset({("payload", 137), ("pilot", 1212), ("executor", 137), ("task buffer", 300)})
-_LOG_NAMES = (("pilotlog.txt", "payload.stderr"), (".out", ".err"))
+_RUNNER = re.compile(r"runner: \d")
+_NUMBERS = re.compile(r"0x[0-9a-fA-F]+|\d+")
+_IDENTIFIERS = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}")
+_MEMORY_RULES = tuple(rule for rule in RULES if rule.verdict == OUT_OF_MEMORY and rule.codes)
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """A failed job and the error that is told of it."""
+class ErrorGroup:
+    """Failed attempts with the same error."""
 
     label: str
-    name: str
-    error: JobError
-    panda_id: int = 0
-    log_url: str = ""
-    transform_id: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class ErrorDigest:
-    """An error and how often it happened."""
+    """Label of the jobs; several, separated by commas, where errors were put
+    together over labels."""
 
     error: JobError
-    count: int
-    labels: tuple[str, ...]
-    example: Failure
+    """As the example has it."""
+
+    signature: str
+    """The error's text without numbers, which is what the attempts share."""
+
+    attempts: int
+    """Failed attempts."""
+
+    jobs: int
+    """Jobs that these attempts are of."""
+
+    unfinished: int
+    """Of these jobs, those that no other attempt has finished."""
+
+    sites: tuple[tuple[str, int], ...] = ()
+    """Queues and attempts there, most first, at most five."""
+
+    nodes: tuple[tuple[str, int], ...] = ()
+    """Worker nodes and attempts there, most first, at most five."""
+
+    first: datetime | None = None
+    """When an attempt ended so for the first time."""
+
+    last: datetime | None = None
+    example: JobRecord | None = None
+    """The latest attempt that has a log, if there is one."""
+
+    errors: tuple[JobError, ...] = ()
+    """All errors of the example."""
+
+    one_node: bool = False
+    """Whether all attempts were on one node, in a run that uses several."""
+
+    log_tail: tuple[str, ...] = ()
+    """Last lines of the example's log, if they were fetched."""
+
+    verdict: Verdict = Verdict("unknown")
 
 
-def signal_name(code: int) -> str:
-    """Name the signal that an exit code stands for.
+def is_memory_error(errors: Iterable[JobError]) -> bool:
+    """Whether a job ran out of memory, as far as the codes of its errors tell."""
+    return any(rule.fits_code(error.source, error.code) for error in errors for rule in _MEMORY_RULES)
 
-    Parameters
-    ----------
-    code : `int`
-        Exit code of a payload, 128 + n when signal n ended it.
 
-    Returns
-    -------
-    name : `str`
-        For instance ``SIGKILL``; empty if it is not a signal.
+def signature_of(error: JobError) -> str:
+    """Give an error's text without what differs from job to job: numbers,
+    addresses and UUIDs are replaced by ``#``.
     """
-    try:
-        return signal.Signals(code - 128).name if code > 128 else ""
-    except ValueError:
-        return ""
-
-
-def choose_error(errors: Sequence[JobError]) -> JobError:
-    """Choose which of a job's errors is told.
-
-    Parameters
-    ----------
-    errors : `~collections.abc.Sequence` [`JobError`]
-        Errors with a code other than 0.
-
-    Returns
-    -------
-    error : `JobError`
-        The first by `SOURCES`; its text is that of the next one that has a
-        text if it has none itself.  ``unknown`` with `UNKNOWN_EXIT_CODE` if
-        there are none.
-    """
-    order = {source: number for number, source in enumerate(SOURCES)}
-    ranked = sorted(errors, key=lambda error: order.get(error.source, len(SOURCES)))
-    if not ranked:
-        return JobError("unknown", UNKNOWN_EXIT_CODE, "no server knows an error of this job")
-    first = ranked[0]
-    text = next((error.text for error in ranked if error.text), "")
-    name = signal_name(first.code) if first.source == "payload" else ""
-    if name:
-        text = f"ended by {name}" + (f"; {text}" if text else "")
-    return JobError(first.source, first.code, text)
-
-
-def is_memory_error(error: JobError) -> bool:
-    """Tell whether a job probably ran out of memory.
-
-    Parameters
-    ----------
-    error : `JobError`
-        The error that is told of it.
-
-    Returns
-    -------
-    memory : `bool`
-        Whether its code is one of those PanDA's memory retry looks for.
-    """
-    return (error.source, error.code) in _MEMORY_ERRORS
-
-
-def log_url(pilot_id: str) -> str:
-    """Find the address of a job's log.
-
-    Parameters
-    ----------
-    pilot_id : `str`
-        PanDA's field: ``<URL of the pilot's log>|<batch type>|<version>``.
-
-    Returns
-    -------
-    url : `str`
-        Address of the payload's standard error; empty before the pilot has
-        uploaded anything.
-    """
-    url = pilot_id.partition("|")[0].strip()
-    if "://" not in url and not url.startswith("/"):
-        return ""
-    for suffix, better in _LOG_NAMES:
-        if url.endswith(suffix):
-            return url[: -len(suffix)] + better
-    return url
-
-
-def failures_of(
-    transform: TransformRecord, label: str, contents: Iterable[ContentRecord], *, aborted: bool
-) -> list[Failure]:
-    """Find the failed jobs of a task.
-
-    Parameters
-    ----------
-    transform : `TransformRecord`
-        The task's transform.
-    label : `str`
-        Its label.
-    contents : `~collections.abc.Iterable` [`ContentRecord`]
-        Its contents.
-    aborted : `bool`
-        Whether the run was aborted; jobs killed then have not failed.
-
-    Returns
-    -------
-    failures : `list` [`Failure`]
-        Jobs that failed for good first, then those that their ended task
-        left undone.
-    """
-    over = phase_of(transform.status, aborted) is Phase.OVER
-    failed, left = [], []
-    for content in contents:
-        if aborted and was_killed(content):
-            continue
-        if content.status in _FAILED_CONTENTS or (over and content.status == "Failed"):
-            failed.append(_failure_from(content, label, choose_error(content.errors)))
-        elif over and content.status in _UNFINISHED_CONTENTS:
-            text = f"its task ended as {transform.status} before the job did"
-            left.append(_failure_from(content, label, JobError("task", UNKNOWN_EXIT_CODE, text)))
-    return failed + left
-
-
-def _failure_from(content: ContentRecord, label: str, error: JobError) -> Failure:
-    return Failure(
-        label=label,
-        name=content.name,
-        error=error,
-        panda_id=content.panda_id,
-        log_url=log_url(content.pilot_id),
-        transform_id=content.transform_id,
-    )
+    text = " ".join(error.text[:_TEXT_LIMIT].split())
+    return _NUMBERS.sub("#", _IDENTIFIERS.sub("#", text))
 
 
 def exit_codes(
-    failed: Mapping[str, int], failures: Iterable[Failure], *, unknown: int = UNKNOWN_EXIT_CODE
+    failed: Mapping[str, int], failures: Iterable[JobRecord], *, unknown: int = UNKNOWN_EXIT_CODE
 ) -> dict[str, list[int]]:
     """Give an exit code for each failed job.
 
@@ -221,7 +98,7 @@ def exit_codes(
     ----------
     failed : `~collections.abc.Mapping` [`str`, `int`]
         Number of failed jobs of each label.
-    failures : `~collections.abc.Iterable` [`Failure`]
+    failures : `~collections.abc.Iterable` [`~.records.JobRecord`]
         What is known of them.
     unknown : `int`, optional
         Stands for a job of which nothing is known.
@@ -235,7 +112,7 @@ def exit_codes(
     found: dict[str, list[int]] = {label: [] for label in failed}
     for failure in failures:
         if failure.label in found:
-            found[failure.label].append(failure.error.code)
+            found[failure.label].append(_error_of(failure).code)
     for label, count in failed.items():
         number = min(count, _CODE_LIMIT)
         codes = found[label][:number]
@@ -243,37 +120,131 @@ def exit_codes(
     return found
 
 
-def digest_failures(failures: Iterable[Failure], *, limit: int = 10) -> list[ErrorDigest]:
-    """Put equal errors together.
+def digest_errors(evidence: RunEvidence, *, label: str = "", by_label: bool = True) -> list[ErrorGroup]:
+    """Put the failed attempts of a run together by their errors; texts that
+    differ only in what differs from job to job are the same.
 
     Parameters
     ----------
-    failures : `~collections.abc.Iterable` [`Failure`]
-        Failed jobs.
-    limit : `int`, optional
-        Greatest number of different errors.
+    evidence : `~.evidence.RunEvidence`
+        The run.  Failures that only iDDS knows are added to its attempts.
+    label : `str`, optional
+        Jobs of this label only.
+    by_label : `bool`, optional
+        Whether the same error of two labels makes two groups.
 
     Returns
     -------
-    digests : `list` [`ErrorDigest`]
-        Most frequent first.  Texts that differ in numbers only are the same
-        error; the example is a job with a log, if there is one.
+    groups : `list` [`ErrorGroup`]
+        Those with most unfinished jobs first, then those with most
+        attempts; what the cancel of the run ended, last.
     """
-    groups: dict[tuple[str, int, str], list[Failure]] = {}
-    for failure in failures:
-        error = failure.error
-        text = _NUMBERS.sub("#", error.text[:_TEXT_LIMIT])
-        groups.setdefault((error.source, error.code, text), []).append(failure)
-    digests = [_digest_of(group) for group in groups.values()]
-    return sorted(digests, key=lambda digest: -digest.count)[:limit]
+    bad = [job for job in evidence.attempts if (job.failed or job.killed) and label in ("", job.label)]
+    finished = {(job.task_id, job.name) for job in evidence.attempts if job.finished}
+    finished |= _finished_in_idds(evidence)
+    complete = _complete_tasks(evidence)
+    finished |= {(job.task_id, job.name) for job in bad if job.task_id in complete}
+    known = {job.panda_id for job in bad}
+    bad += [
+        failure
+        for failure in evidence.failures
+        if label in ("", failure.label) and (not failure.panda_id or failure.panda_id not in known)
+    ]
+    groups: dict[tuple[str, str, int, str], list[JobRecord]] = {}
+    for job in bad:
+        error = _error_of(job)
+        key = (job.label if by_label else "", error.source, error.code, signature_of(error))
+        groups.setdefault(key, []).append(job)
+    several = len({job.node for job in evidence.attempts if job.node}) > 1
+    found = [_group_of(key[3], jobs, finished, several) for key, jobs in groups.items()]
+    order = {name: number for number, name in enumerate(evidence.tally.by_label)}
+
+    def rank(group: ErrorGroup) -> tuple[bool, int, int, int]:
+        return (
+            evidence.aborted and has_kill_code(group.errors),
+            -group.unfinished,
+            -group.attempts,
+            order.get(group.label, len(order)),
+        )
+
+    return sorted(found, key=rank)
 
 
-def _digest_of(group: Sequence[Failure]) -> ErrorDigest:
-    example = next((failure for failure in group if failure.log_url), group[0])
-    error = example.error
-    return ErrorDigest(
+def _error_of(job: JobRecord) -> JobError:
+    return job.errors[0] if job.errors else choose_error(())
+
+
+def _finished_in_idds(evidence: RunEvidence) -> set[tuple[int, str]]:
+    """List jobs that iDDS calls available: an attempt that finished is not
+    among the unsuccessful ones that PanDA was asked for.
+    """
+    tasks = {item.transform_id: item.workload_id for item in evidence.transforms or ()}
+    return {
+        (tasks.get(transform_id, 0), content.name)
+        for transform_id, contents in evidence.contents.items()
+        for content in contents
+        if CONTENT_STATUSES.get(content.status) is ContentPhase.DONE
+    }
+
+
+def _complete_tasks(evidence: RunEvidence) -> set[int]:
+    """List tasks of which every job finished, by PanDA's number."""
+    return {item.workload_id for item in evidence.transforms or () if item.complete}
+
+
+def _group_of(
+    signature: str, jobs: Sequence[JobRecord], finished: set[tuple[int, str]], several: bool
+) -> ErrorGroup:
+    example = max(jobs, key=lambda job: (bool(job.log_url), job.panda_id))
+    error = _error_of(example)
+    names = {(job.task_id, job.name) for job in jobs}
+    ends = sorted(job.ended for job in jobs if job.ended is not None)
+    nodes = _places(job.node for job in jobs)
+    return ErrorGroup(
+        label=", ".join(dict.fromkeys(job.label for job in jobs)),
         error=JobError(error.source, error.code, " ".join(error.text.split())[:_TEXT_LIMIT]),
-        count=len(group),
-        labels=tuple(dict.fromkeys(failure.label for failure in group)),
+        signature=signature,
+        attempts=len(jobs),
+        jobs=len(names),
+        unfinished=len(names - finished),
+        sites=_places(job.site for job in jobs),
+        nodes=nodes,
+        first=ends[0] if ends else None,
+        last=ends[-1] if ends else None,
         example=example,
+        errors=example.errors,
+        one_node=several and len(jobs) > 2 and len(nodes) == 1,
     )
+
+
+def _places(names: Iterable[str]) -> tuple[tuple[str, int], ...]:
+    return tuple(Counter(name for name in names if name).most_common(_PLACES))
+
+
+def judge_groups(
+    groups: Iterable[ErrorGroup],
+    rulebook: Rulebook,
+    *,
+    read_tail: Callable[[JobRecord], Sequence[str]] | None = None,
+) -> list[ErrorGroup]:
+    """Add verdicts, and the ends of the examples' logs.
+
+    Parameters
+    ----------
+    groups : `~collections.abc.Iterable` [`ErrorGroup`]
+        Groups as `digest_errors` gives them.
+    rulebook : `~.verdicts.Rulebook`
+        Rules of the verdicts.
+    read_tail : `~collections.abc.Callable`, optional
+        Gives the last lines of a job's log; not called for jobs without one.
+    """
+    judged = []
+    for group in groups:
+        tail: tuple[str, ...] = ()
+        if read_tail is not None and group.example is not None and group.example.log_url:
+            tail = tuple(read_tail(group.example))
+        # The runner's first line repeats the command, which may hold any word.
+        log = "\n".join(line for line in tail if not _RUNNER.match(line))
+        verdict = rulebook.judge(group.errors or (group.error,), log=log, one_node=group.one_node)
+        judged.append(replace(group, log_tail=tail, verdict=verdict))
+    return judged

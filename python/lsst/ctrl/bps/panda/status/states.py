@@ -1,21 +1,16 @@
-"""The one truth about a run: what iDDS and PanDA say, as BPS's states; whether the run is over.
+"""The one truth about a run: what iDDS and PanDA say, as BPS's states, and whether the run is over.
 
-`bps report`, `bps status`, the end of a watch, cancel and restart all use the
-functions of this module and of `~.states`, so that they cannot disagree.
-
-`bps report`, `bps status`, the end of a watch, cancel and restart all use the
-tables and functions of this module and nothing else, so that they cannot
-disagree.  Counters give the states; contents and PanDA's jobs, where they were
-fetched, only move jobs between states, they never add or lose one.
+`bps report`, `bps status`, the end of a watch, cancel and restart all use
+these functions, by way of `~.evidence.RunEvidence`, so that they cannot
+disagree.  Counters give the states; contents and PanDA's jobs, where they
+were fetched, only move jobs between states, they never add or lose one.
 """
 
 from __future__ import annotations
 
 __all__ = [
     "Counts",
-    "Phase",
     "SETTLE_SECONDS",
-    "TERMINAL",
     "count_task",
     "has_kill_code",
     "is_aborted",
@@ -37,63 +32,47 @@ from enum import Enum
 from lsst.ctrl.bps.wms_service import WmsStates
 
 from .records import ContentRecord, FileCounts, JobError, JobRecord, RequestRecord, TransformRecord
+from .vocabulary import (
+    CONTENT_STATUSES,
+    JOB_STATUSES,
+    KILL_CODES,
+    REQUEST_STATUSES,
+    RUNNING_PROCESSINGS,
+    TERMINAL,
+    TRANSFORM_STATUSES,
+    ContentPhase,
+    JobPhase,
+    Phase,
+    RequestPhase,
+    is_running,
+)
 
 SETTLE_SECONDS = 120.0
 """A run whose plan is not known, or whose transforms are fewer than planned,
 has ended only if nothing changed for so long: the server looks for tasks to
 start every few seconds, in production every minute."""
 
-TERMINAL = frozenset({"Finished", "SubFinished", "Failed", "Cancelled", "Expired"})
-"""Statuses, of requests and of transforms, after which nothing starts by
-itself.  Suspended is not among them: the run can be resumed."""
-
-_WAITING_REQUESTS = frozenset({"New", "Ready", "Throttling", "Extend", "Building", "Built"})
-_KILLED_REQUESTS = frozenset({"ToCancel", "Cancelling", "Cancelled", "ToExpire", "Expiring", "Expired"})
-_HELD_REQUESTS = frozenset({"ToSuspend", "Suspending", "Suspended"})
-# A terminal request that has not ended goes on, see is_ended.
-_GOING_REQUESTS = (
-    TERMINAL
-    | {"Transforming", "ToCancel", "Cancelling", "ToResume", "Resuming", "ToExpire", "Expiring"}
-    | {"ToFinish", "ToForceFinish", "Terminating", "ToClose"}
-)
+_KILLED_REQUEST = (RequestPhase.KILLING, RequestPhase.KILLED)
 
 
 def is_aborted(request: RequestRecord) -> bool:
-    """Tell whether a run was cancelled (or expired, which goes the same way).
+    """Whether a run was cancelled (or expired, which goes the same way).
+
+    iDDS keeps substatus ToCancel for good; an aborted request ends as
+    SubFinished or Failed.
 
     Parameters
     ----------
     request : `RequestRecord`
         The request.
-
-    Returns
-    -------
-    aborted : `bool`
-        Whether the server accepted an abort.  iDDS keeps substatus ToCancel
-        for good; an aborted request ends as SubFinished or Failed.
     """
-    return request.substatus == "ToCancel" or request.status in _KILLED_REQUESTS
+    return request.substatus == "ToCancel" or REQUEST_STATUSES.get(request.status) in _KILLED_REQUEST
 
 
 def quiet_seconds(
     request: RequestRecord, transforms: Sequence[TransformRecord], asked_at: datetime | None
 ) -> float:
-    """Tell for how long the server has not changed a run.
-
-    Parameters
-    ----------
-    request : `RequestRecord`
-        The request.
-    transforms : `~collections.abc.Sequence` [`TransformRecord`]
-        Its transforms.
-    asked_at : `datetime.datetime` or `None`
-        When the server was asked, with time zone.
-
-    Returns
-    -------
-    seconds : `float`
-        Time since the last change, 0 if not known.
-    """
+    """Tell for how long the server has not changed a run; 0 if not known."""
     dates = [request.updated_at, *(transform.updated_at for transform in transforms)]
     changes = [date for date in dates if date is not None]
     if asked_at is None or not changes:
@@ -108,28 +87,12 @@ def is_ended(
     planned_tasks: int = 0,
     quiet: float = 0.0,
 ) -> bool:
-    """Tell whether a run is over.
+    """Whether a run is over: the request and each transform are terminal, and
+    there are as many transforms as planned (if that is known) or nothing has
+    changed for `SETTLE_SECONDS`.
 
     The server can store a terminal status while it is making the next
     transforms, so the request's status alone is not believed.
-
-    Parameters
-    ----------
-    request : `RequestRecord`
-        The request.
-    transforms : `~collections.abc.Sequence` [`TransformRecord`] or `None`
-        Its transforms; `None` if they were not asked for.
-    planned_tasks : `int`, optional
-        How many transforms there will be; 0 if not known.
-    quiet : `float`, optional
-        For how long nothing has changed, seconds.
-
-    Returns
-    -------
-    ended : `bool`
-        Whether the request and each transform are terminal, and there are as
-        many transforms as planned or nothing has changed for
-        `SETTLE_SECONDS`.
     """
     if request.status not in TERMINAL:
         return False
@@ -154,21 +117,10 @@ def _is_lagging(transform: TransformRecord) -> bool:
 
 
 def run_state(request: RequestRecord, counts: Mapping[WmsStates, int], *, ended: bool) -> WmsStates:
-    """Give the state of a run.
+    """Give the state of a run; SUCCEEDED, FAILED and DELETED only of an ended
+    one.
 
-    Parameters
-    ----------
-    request : `RequestRecord`
-        The request.
-    counts : `~collections.abc.Mapping` [`~lsst.ctrl.bps.WmsStates`, `int`]
-        Jobs of the whole run by state, from counters alone.
-    ended : `bool`
-        Whether the run is over, see `is_ended`.
-
-    Returns
-    -------
-    state : `~lsst.ctrl.bps.WmsStates`
-        The state; SUCCEEDED, FAILED and DELETED only of an ended run.
+    The counts are those of the whole run, from counters alone.
     """
     return _ended_state(request, counts) if ended else _going_state(request, counts)
 
@@ -190,11 +142,14 @@ def _ended_state(request: RequestRecord, counts: Mapping[WmsStates, int]) -> Wms
 
 
 def _going_state(request: RequestRecord, counts: Mapping[WmsStates, int]) -> WmsStates:
-    if request.status in _HELD_REQUESTS:
+    phase = REQUEST_STATUSES.get(request.status)
+    if phase is RequestPhase.HELD:
         return WmsStates.HELD
-    if request.status in _GOING_REQUESTS or counts[WmsStates.PENDING] or counts[WmsStates.RUNNING]:
+    going = phase not in (None, RequestPhase.WAITING)
+    if going or counts[WmsStates.PENDING] or counts[WmsStates.RUNNING]:
+        # A request that the server calls over, and that has not ended, goes on.
         return WmsStates.RUNNING
-    if request.status in _WAITING_REQUESTS:
+    if phase is RequestPhase.WAITING:
         waiting = counts[WmsStates.UNREADY] + counts[WmsStates.READY] + counts[WmsStates.UNKNOWN]
         return WmsStates.RUNNING if sum(counts.values()) > waiting else WmsStates.PENDING
     return WmsStates.UNKNOWN
@@ -202,68 +157,6 @@ def _going_state(request: RequestRecord, counts: Mapping[WmsStates, int]) -> Wms
 
 Counts = dict[WmsStates, int]
 """Number of jobs in each of the 11 states."""
-
-
-class Phase(Enum):
-    """What the status of a transform says about jobs not yet done."""
-
-    OPEN = "the jobs are waiting or running"
-    DELETING = "the jobs are or will be killed"
-    HELD = "somebody suspended the task"
-    COMPLETE = "all jobs succeeded, says the server"
-    OVER = "the task has ended, not all jobs succeeded"
-    STRANGE = "a status that this table does not have"
-
-
-_PHASES = {
-    "": Phase.OPEN,
-    "New": Phase.OPEN,
-    "Ready": Phase.OPEN,
-    "Queue": Phase.OPEN,
-    "Throttling": Phase.OPEN,
-    "WaitForTrigger": Phase.OPEN,
-    "Building": Phase.OPEN,
-    "Built": Phase.OPEN,
-    "Extend": Phase.OPEN,
-    "Transforming": Phase.OPEN,
-    "ToResume": Phase.OPEN,
-    "Resuming": Phase.OPEN,
-    "ToFinish": Phase.OPEN,
-    "ToForceFinish": Phase.OPEN,
-    "Terminating": Phase.OPEN,
-    "ToCancel": Phase.DELETING,
-    "Cancelling": Phase.DELETING,
-    "Cancelled": Phase.DELETING,
-    "ToExpire": Phase.DELETING,
-    "Expiring": Phase.DELETING,
-    "Expired": Phase.DELETING,
-    "ToSuspend": Phase.HELD,
-    "Suspending": Phase.HELD,
-    "Suspended": Phase.HELD,
-    "Finished": Phase.COMPLETE,
-    "SubFinished": Phase.OVER,
-    "Failed": Phase.OVER,
-}
-
-# iDDS stores a running job as Activated, so the processing is what tells
-# whether a task's released jobs run: these follow Submitted.
-_RUNNING_PROCESSINGS = frozenset(
-    {"Running", "ToTrigger", "Triggering", "Synchronizing", "Terminating", "Prepared"}
-)
-_RUNNING_JOBS = frozenset({"running", "holding", "transferring", "merging"})
-_KILLED_JOBS = frozenset({"cancelled", "closed"})
-_FAILED_CONTENTS = frozenset({"Failed", "FinalFailed", "SubAvailable", "FinalSubAvailable"})
-
-_KILL_CODES = frozenset(
-    {
-        # The runner found that the final job's run was cancelled.
-        ("payload", 76),
-        # The pilot was told to end the job (pilot3's PANDAKILL).
-        ("pilot", 1144),
-        # PanDA killed a job that was queued.
-        ("task buffer", 100),
-    }
-)
 
 
 class Open(Enum):
@@ -304,33 +197,15 @@ _NONE: Counts = dict.fromkeys(WmsStates, 0)
 
 
 def no_jobs() -> Counts:
-    """Give a count of 0 for each of the 11 states.
-
-    Returns
-    -------
-    counts : `dict` [`~lsst.ctrl.bps.WmsStates`, `int`]
-        Zeros.
-    """
+    """Give a count of 0 for each of the 11 states."""
     return _NONE.copy()
 
 
 def phase_of(status: str, aborted: bool) -> Phase:
-    """Look a transform's status up.
-
-    Parameters
-    ----------
-    status : `str`
-        Name in iDDS's ``TransformStatus``.
-    aborted : `bool`
-        Whether the run was aborted; killed transforms end as Failed or
-        SubFinished.
-
-    Returns
-    -------
-    phase : `Phase`
-        What it means for jobs that are not done.
+    """Give what a transform's status means for jobs that are not done; killed
+    transforms of an aborted run end as Failed or SubFinished.
     """
-    phase = _PHASES.get(status, Phase.STRANGE)
+    phase = TRANSFORM_STATUSES.get(status, Phase.STRANGE)
     return Phase.DELETING if aborted and phase is Phase.OVER else phase
 
 
@@ -415,7 +290,7 @@ def _start(counts: Counts, transform: TransformRecord, running: int | None) -> N
     a message or a poll says otherwise.
     """
     if running is None:
-        started = transform.processing_status in _RUNNING_PROCESSINGS
+        started = transform.processing_status in RUNNING_PROCESSINGS
         _move(counts, counts[WmsStates.PENDING] if started else 0, WmsStates.PENDING, WmsStates.RUNNING)
         return
     for source in (WmsStates.PENDING, WmsStates.READY, WmsStates.UNREADY):
@@ -425,66 +300,45 @@ def _start(counts: Counts, transform: TransformRecord, running: int | None) -> N
 def refine_by_contents(
     counts: Counts, transform: TransformRecord, contents: Iterable[ContentRecord], *, aborted: bool
 ) -> None:
-    """Tell apart, in place, what counters call failed.
+    """Tell apart, in place, what a task's counters call failed: jobs that are
+    tried again are PENDING, and jobs that the cancel of the run ended DELETED.
 
-    Parameters
-    ----------
-    counts : `dict` [`~lsst.ctrl.bps.WmsStates`, `int`]
-        Counts of the task; changed.
-    transform : `TransformRecord`
-        The task's transform.
-    contents : `~collections.abc.Iterable` [`ContentRecord`]
-        Its contents; some may be missing.
-    aborted : `bool`
-        Whether the run was aborted: jobs that PanDA then killed are DELETED.
+    Some contents may be missing.
     """
     phase = phase_of(transform.status, aborted)
     killed = retried = failed = 0
     for content in contents:
+        meaning = CONTENT_STATUSES.get(content.status)
         if aborted and was_killed(content):
             killed += 1
-        elif content.status == "Failed" and phase is Phase.OPEN:
+        elif meaning is ContentPhase.RETRIED and phase is Phase.OPEN:
             retried += 1
         else:
-            failed += content.status in _FAILED_CONTENTS
+            failed += meaning in (ContentPhase.RETRIED, ContentPhase.FAILED)
     # The counters may be older than the contents: what has failed stays.
     _move(counts, min(killed, counts[WmsStates.FAILED] - failed), WmsStates.FAILED, WmsStates.DELETED)
     _move(counts, retried, WmsStates.FAILED, WmsStates.PENDING)
 
 
 def was_killed(content: ContentRecord) -> bool:
-    """Tell whether a job of a cancelled run that iDDS calls failed did not
-    fail by itself.
+    """Whether a job of a cancelled run that iDDS calls failed did not fail by
+    itself.
 
-    Parameters
-    ----------
-    content : `ContentRecord`
-        A job's content.
-
-    Returns
-    -------
-    killed : `bool`
-        Whether PanDA or the pilot ended its job because it was told to, the
-        runner did not start it because the run was cancelled, the cancel
-        took an attempt from it that was left, or nothing is known of a job
-        that failed: iDDS stores how a job ended together with its failure.
+    PanDA or the pilot ended its job because it was told to, the runner did
+    not start it because the run was cancelled, the cancel took an attempt
+    from it that was left, or nothing is known of a job that failed: iDDS
+    stores how a job ended together with its failure.
     """
     if content.status not in ("FinalFailed", "Failed"):
         return False
-    if content.status == "Failed" or content.job_status in _KILLED_JOBS:
+    if content.status == "Failed" or JOB_STATUSES.get(content.job_status) is JobPhase.KILLED:
         return True
     return has_kill_code(content.errors) or not (content.job_status or content.errors)
 
 
 def has_kill_code(errors: Iterable[JobError]) -> bool:
-    """Tell whether a job's errors say that it was told to end.
-
-    Parameters
-    ----------
-    errors : `~collections.abc.Iterable` [`JobError`]
-        All its errors.
-    """
-    return any((error.source, error.code) in _KILL_CODES for error in errors)
+    """Whether one of a job's errors says that it was told to end."""
+    return any((error.source, error.code) in KILL_CODES for error in errors)
 
 
 def _move(counts: Counts, number: int, source: WmsStates, target: WmsStates) -> None:
@@ -494,19 +348,10 @@ def _move(counts: Counts, number: int, source: WmsStates, target: WmsStates) -> 
 
 
 def running_by_task(jobs: Iterable[JobRecord]) -> dict[int, int]:
-    """Count PanDA jobs that run now.
-
-    Parameters
-    ----------
-    jobs : `~collections.abc.Iterable` [`JobRecord`]
-        PanDA jobs.
-
-    Returns
-    -------
-    running : `dict` [`int`, `int`]
-        Number by task id; a task of which no job runs is there with 0.
+    """Count PanDA jobs that run now by task; a task of which no job runs is
+    there with 0.
     """
     running: Counter[int] = Counter()
     for job in jobs:
-        running[job.task_id] += job.status in _RUNNING_JOBS
+        running[job.task_id] += is_running(job.status)
     return dict(running)

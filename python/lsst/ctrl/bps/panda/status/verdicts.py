@@ -1,26 +1,24 @@
-"""Judge why a job failed, by rules: who has to act, and what to do.
+"""Judge why a job failed, by rules: whose turn it is, and what to do.
 
-The rules are a packaged YAML file; a file of the same form can be put before
-it.
+The rules are `~.vocabulary.RULES`; users may put rules of their own before
+them, in YAML.
 """
 
 from __future__ import annotations
 
-__all__ = ["Rulebook", "Verdict", "read_rulebook"]
+__all__ = ["PACKAGED_RULES", "Rulebook", "Verdict", "parse_rulebook"]
 
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files as package_files
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 import yaml
 
 from ..errors import SettingsError
-from .failures import SOURCES
 from .records import JobError
+from .vocabulary import RULES, SOURCES, VERDICTS, Rule
 
 _FORMAT = 1
 _SOURCES = (*SOURCES, "unknown", "task")
@@ -39,38 +37,10 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rule:
-    """Conditions that must all hold; an empty one always does."""
-
-    verdict: str
-    sources: frozenset[str]
-    codes: tuple[range, ...]
-    text: re.Pattern[str] | None
-    log: re.Pattern[str] | None
-    one_node: bool
-
-    def holds(self, errors: Iterable[JobError], log: str, one_node: bool) -> bool:
-        if self.one_node and not one_node:
-            return False
-        if self.log is not None and not self.log.search(log):
-            return False
-        if not (self.sources or self.codes or self.text):
-            return True
-        return any(self._fits(error) for error in errors)
-
-    def _fits(self, error: JobError) -> bool:
-        return (
-            (not self.sources or error.source in self.sources)
-            and (not self.codes or any(error.code in codes for codes in self.codes))
-            and (self.text is None or self.text.search(error.text) is not None)
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class Rulebook:
     """Rules in order, and the verdicts that they give."""
 
-    rules: tuple[_Rule, ...]
+    rules: tuple[Rule, ...]
     verdicts: Mapping[str, Verdict]
 
     def judge(self, errors: Iterable[JobError], *, log: str = "", one_node: bool = False) -> Verdict:
@@ -93,41 +63,49 @@ class Rulebook:
         """
         errors = tuple(errors)
         for rule in self.rules:
-            if rule.holds(errors, log, one_node):
+            if _holds(rule, errors, log, one_node):
                 return self.verdicts.get(rule.verdict, Verdict(rule.verdict))
         return self.verdicts.get("unknown", Verdict("unknown"))
 
 
-def read_rulebook(extra: str | os.PathLike[str] | None = None) -> Rulebook:
-    """Read the rules.
+def _holds(rule: Rule, errors: Sequence[JobError], log: str, one_node: bool) -> bool:
+    if rule.one_node and not one_node:
+        return False
+    if rule.log and not _pattern(rule.log).search(log):
+        return False
+    if not (rule.sources or rule.codes or rule.text):
+        return True
+    return any(
+        rule.fits_code(error.source, error.code)
+        and (not rule.text or _pattern(rule.text).search(error.text) is not None)
+        for error in errors
+    )
+
+
+@cache
+def _pattern(text: str) -> re.Pattern[str]:
+    return re.compile(text, re.IGNORECASE)
+
+
+PACKAGED_RULES = Rulebook(RULES, {name: Verdict(name, advice) for name, advice in VERDICTS.items()})
+
+
+def parse_rulebook(text: str, source: str) -> Rulebook:
+    """Read rules that come before the packaged ones.
 
     Parameters
     ----------
-    extra : path, optional
-        File with further rules, which come before the packaged ones, and
-        further verdicts, which replace packaged ones of the same name.
+    text : `str`
+        YAML with ``rules``, and ``verdicts`` that replace packaged ones of
+        the same name.
+    source : `str`
+        Where it is from, for messages.
 
     Raises
     ------
     SettingsError
-        Raised if the file cannot be read or holds something that is not
-        understood; the text says what.
+        Raised if something is not understood; the text says what.
     """
-    packaged = package_files(__package__).joinpath("verdicts.yaml").read_text(encoding="utf-8")
-    books = [_parse(packaged, "the packaged rules")]
-    if extra:
-        try:
-            text = Path(extra).read_text(encoding="utf-8")
-        except OSError as error:
-            raise SettingsError(f"The rules {extra} cannot be read: {error}.") from error
-        books.insert(0, _parse(text, str(extra)))
-    verdicts: dict[str, Verdict] = {}
-    for _, known in reversed(books):
-        verdicts.update(known)
-    return Rulebook(tuple(rule for rules, _ in books for rule in rules), verdicts)
-
-
-def _parse(text: str, source: str) -> tuple[list[_Rule], dict[str, Verdict]]:
     try:
         content = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
@@ -141,10 +119,11 @@ def _parse(text: str, source: str) -> tuple[list[_Rule], dict[str, Verdict]]:
     rules = content.get("rules") or []
     if not isinstance(rules, list):
         raise SettingsError(f"{source}: 'rules' is not a list.")
-    return [_rule_from(rule, f"{source}, rule {n}") for n, rule in enumerate(rules, 1)], verdicts
+    own = tuple(_rule_from(rule, f"{source}, rule {n}") for n, rule in enumerate(rules, 1))
+    return Rulebook(own + PACKAGED_RULES.rules, {**PACKAGED_RULES.verdicts, **verdicts})
 
 
-def _rule_from(value: Any, where: str) -> _Rule:
+def _rule_from(value: Any, where: str) -> Rule:
     if not isinstance(value, dict) or not value.get("verdict"):
         raise SettingsError(f"{where}: {value!r} is not a mapping with a 'verdict'.")
     if unknown := sorted(set(value) - _RULE_KEYS):
@@ -153,12 +132,12 @@ def _rule_from(value: Any, where: str) -> _Rule:
     for source in sources:
         if source not in _SOURCES:
             raise SettingsError(f"{where}: there is no source {source!r}; use {', '.join(_SOURCES)}.")
-    return _Rule(
+    return Rule(
         verdict=str(value["verdict"]),
-        sources=frozenset(sources),
+        sources=tuple(sources),
         codes=tuple(_codes(item, where) for item in _as_list(value.get("codes"))),
-        text=_pattern(value.get("text"), where),
-        log=_pattern(value.get("log"), where),
+        text=_checked(value.get("text"), where),
+        log=_checked(value.get("log"), where),
         one_node=bool(value.get("one_node", False)),
     )
 
@@ -180,10 +159,12 @@ def _codes(value: Any, where: str) -> range:
         raise SettingsError(f"{where}: {value!r} is not a code such as 137 or 129-159.") from None
 
 
-def _pattern(value: Any, where: str) -> re.Pattern[str] | None:
+def _checked(value: Any, where: str) -> str:
+    """Give a regular expression as text, after a look whether it is one."""
     if value is None:
-        return None
+        return ""
     try:
-        return re.compile(str(value), re.IGNORECASE)
+        _pattern(str(value))
     except re.error as error:
         raise SettingsError(f"{where}: {value!r} is not a regular expression: {error}.") from None
+    return str(value)

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from ..insight.plots import SERIES_COLOURS, STATE_COLOURS, TimeSeries, colour_of, count_over_time
 from ..insight.task_graph import TaskGraph, TaskNode, state_of
-from ..status.jobs import JobDetail
+from ..status.records import JobRecord
 from .rendering import render
 
 # In pixels.
@@ -105,7 +105,7 @@ class _Frame:
 
 
 def draw_timeline(
-    jobs: Iterable[JobDetail], *, until: datetime | None = None, width: int = 1100, height: int = 160
+    jobs: Iterable[JobRecord], *, until: datetime | None = None, width: int = 1100, height: int = 160
 ) -> Markup:
     """Draw how many jobs were running, had finished and had failed; empty if
     no attempt has started.

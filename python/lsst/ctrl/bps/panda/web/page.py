@@ -15,12 +15,12 @@ from datetime import datetime
 from lsst.ctrl.bps.wms_service import WmsStates
 from markupsafe import Markup
 
-from ..insight.digest import ErrorGroup
 from ..insight.overview import Overview
 from ..insight.plots import SERIES_COLOURS, STATE_COLOURS, colour_of
 from ..insight.resources import LabelResources, render_suggestions
 from ..insight.task_graph import TaskGraph
-from ..status.jobs import JobDetail
+from ..status.failures import ErrorGroup
+from ..status.records import JobRecord
 from ..status.states import Counts
 from .drawing import draw_graph, draw_histogram, draw_timeline
 from .rendering import render
@@ -40,7 +40,7 @@ class RunPage:
     graph: TaskGraph
     groups: Sequence[ErrorGroup]
     labels: Sequence[LabelResources]
-    jobs: Sequence[JobDetail]
+    jobs: Sequence[JobRecord]
     made_at: datetime
     version: str = ""
     left_out: int = 0

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..status.jobs import number_of
+from ..status.records import number_of
 
 _PACKAGE = __name__.rpartition(".")[0]
 

@@ -1,0 +1,507 @@
+"""What iDDS and PanDA call things, and what that means for a run: every status,
+every source of an error, every error code and its remedy.
+
+Everybody who asks what a status or a code means imports it from here.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CONTENT_STATUSES",
+    "DYING_TASKS",
+    "ENDED_TASKS",
+    "GOING_TASKS",
+    "JOB_STATUSES",
+    "KILL_CODES",
+    "MEMORY_ADVICE",
+    "OUT_OF_MEMORY",
+    "OUT_OF_TIME",
+    "PAUSED_TASKS",
+    "PROCESSING_STATUSES",
+    "REQUEST_STATUSES",
+    "RULES",
+    "RUNNING_PROCESSINGS",
+    "RUNNING_TASKS",
+    "SOURCES",
+    "TASK_STATUSES",
+    "TERMINAL",
+    "TRANSFORM_STATUSES",
+    "UNKNOWN_EXIT_CODE",
+    "VERDICTS",
+    "ContentPhase",
+    "ErrorSource",
+    "JobPhase",
+    "Phase",
+    "RequestPhase",
+    "Rule",
+    "is_running",
+]
+
+from dataclasses import dataclass
+from enum import Enum
+
+from ..edgenode import cmd_line_decoder as runner
+
+
+class RequestPhase(Enum):
+    """What the status of a request says about the run."""
+
+    WAITING = "iDDS has not started it"
+    GOING = "tasks are made and run"
+    HELD = "somebody suspended it"
+    KILLING = "it is being cancelled, or has expired"
+    KILLED = "it was cancelled, or has expired"
+    ENDED = "the server calls it over"
+
+
+REQUEST_STATUSES = {
+    "New": RequestPhase.WAITING,
+    "Ready": RequestPhase.WAITING,
+    "Transforming": RequestPhase.GOING,
+    "Finished": RequestPhase.ENDED,
+    "SubFinished": RequestPhase.ENDED,
+    "Failed": RequestPhase.ENDED,
+    "Extend": RequestPhase.WAITING,
+    "ToCancel": RequestPhase.KILLING,
+    "Cancelling": RequestPhase.KILLING,
+    "Cancelled": RequestPhase.KILLED,
+    "ToSuspend": RequestPhase.HELD,
+    "Suspending": RequestPhase.HELD,
+    "Suspended": RequestPhase.HELD,
+    "ToResume": RequestPhase.GOING,
+    "Resuming": RequestPhase.GOING,
+    "ToExpire": RequestPhase.KILLING,
+    "Expiring": RequestPhase.KILLING,
+    "Expired": RequestPhase.KILLED,
+    "ToFinish": RequestPhase.GOING,
+    "ToForceFinish": RequestPhase.GOING,
+    "Terminating": RequestPhase.GOING,
+    "Building": RequestPhase.WAITING,
+    "Built": RequestPhase.WAITING,
+    "Throttling": RequestPhase.WAITING,
+    "ToClose": RequestPhase.GOING,
+}
+"""iDDS's ``RequestStatus`` (idds.common.constants, 2.6.21); the position of a name is its number there."""
+
+TERMINAL = frozenset(
+    status for status, phase in REQUEST_STATUSES.items() if phase in (RequestPhase.ENDED, RequestPhase.KILLED)
+)
+"""Statuses, of requests and of transforms, after which nothing starts by
+itself.  Suspended is not among them: the run can be resumed."""
+
+
+class Phase(Enum):
+    """What the status of a transform says about jobs not yet done."""
+
+    OPEN = "the jobs are waiting or running"
+    DELETING = "the jobs are or will be killed"
+    HELD = "somebody suspended the task"
+    COMPLETE = "all jobs succeeded, says the server"
+    OVER = "the task has ended, not all jobs succeeded"
+    STRANGE = "a status that this table does not have"
+
+
+TRANSFORM_STATUSES = {
+    "New": Phase.OPEN,
+    "Ready": Phase.OPEN,
+    "Transforming": Phase.OPEN,
+    "Finished": Phase.COMPLETE,
+    "SubFinished": Phase.OVER,
+    "Failed": Phase.OVER,
+    "Extend": Phase.OPEN,
+    "ToCancel": Phase.DELETING,
+    "Cancelling": Phase.DELETING,
+    "Cancelled": Phase.DELETING,
+    "ToSuspend": Phase.HELD,
+    "Suspending": Phase.HELD,
+    "Suspended": Phase.HELD,
+    "ToResume": Phase.OPEN,
+    "Resuming": Phase.OPEN,
+    "ToExpire": Phase.DELETING,
+    "Expiring": Phase.DELETING,
+    "Expired": Phase.DELETING,
+    "ToFinish": Phase.OPEN,
+    "ToForceFinish": Phase.OPEN,
+    "Terminating": Phase.OPEN,
+    "Building": Phase.OPEN,
+    "Built": Phase.OPEN,
+    "Queue": Phase.OPEN,
+    "Throttling": Phase.OPEN,
+    "WaitForTrigger": Phase.OPEN,
+}
+"""iDDS's ``TransformStatus``, by number."""
+
+PROCESSING_STATUSES = (
+    "New", "Submitting", "Submitted", "Running", "Finished", "Failed", "Lost", "Cancel", "FinishedOnStep",
+    "FinishedOnExec", "FinishedTerm", "SubFinished", "ToCancel", "Cancelling", "Cancelled", "ToSuspend",
+    "Suspending", "Suspended", "ToResume", "Resuming", "ToExpire", "Expiring", "Expired", "TimeOut",
+    "ToFinish", "ToForceFinish", "Broken", "Terminating", "ToTrigger", "Triggering", "Synchronizing",
+    "Prepared",
+)  # fmt: skip
+"""iDDS's ``ProcessingStatus``, by number."""
+
+RUNNING_PROCESSINGS = frozenset(
+    {"Running", "ToTrigger", "Triggering", "Synchronizing", "Terminating", "Prepared"}
+)
+"""Those that follow Submitted.  iDDS stores a running job as Activated, so
+the processing is what tells whether a task's released jobs run."""
+
+
+class ContentPhase(Enum):
+    """What the status of a content says about its job."""
+
+    DONE = "the job succeeded"
+    UNFINISHED = "the job waits or runs, or was left when its task ended"
+    RETRIED = "the job failed and is tried again as long as its task goes on"
+    FAILED = "the job failed for good"
+    OTHER = "the job was pruned, or the content is not a job's"
+
+
+CONTENT_STATUSES = {
+    "New": ContentPhase.UNFINISHED,
+    "Processing": ContentPhase.UNFINISHED,
+    "Available": ContentPhase.DONE,
+    "Failed": ContentPhase.RETRIED,
+    "FinalFailed": ContentPhase.FAILED,
+    "Lost": ContentPhase.OTHER,
+    "Deleted": ContentPhase.OTHER,
+    "Mapped": ContentPhase.OTHER,
+    "FakeAvailable": ContentPhase.DONE,
+    "Missing": ContentPhase.OTHER,
+    "Cancelled": ContentPhase.UNFINISHED,
+    "Activated": ContentPhase.UNFINISHED,
+    "SubAvailable": ContentPhase.FAILED,
+    "FinalSubAvailable": ContentPhase.FAILED,
+    "PreProcessing": ContentPhase.UNFINISHED,
+}
+"""iDDS's ``ContentStatus``, by number."""
+
+TASK_STATUSES = {
+    "done": "Finished",
+    "finished": "SubFinished",
+    "failed": "Failed",
+    "exhausted": "Failed",
+    "broken": "Failed",
+    "aborted": "Cancelled",
+    "toabort": "Cancelling",
+    "aborting": "Cancelling",
+    "paused": "Suspended",
+}
+"""PanDA's task statuses and the status of a transform that iDDS makes of each
+(``DomaPanDAWork``); with any other status the task goes on."""
+
+RUNNING_TASKS = frozenset({"running", "scouting", "prepared", "merging"})
+"""Statuses of PanDA tasks whose jobs have been released."""
+
+DYING_TASKS = frozenset(task for task, status in TASK_STATUSES.items() if status == "Cancelling")
+"""Statuses of PanDA tasks whose jobs are being killed."""
+
+GOING_TASKS = RUNNING_TASKS | DYING_TASKS
+"""Statuses of PanDA tasks that may have running jobs."""
+
+ENDED_TASKS = frozenset(task for task, status in TASK_STATUSES.items() if status in TERMINAL)
+PAUSED_TASKS = frozenset(task for task, status in TASK_STATUSES.items() if status == "Suspended")
+
+
+class JobPhase(Enum):
+    """What the status of a PanDA job says about the attempt."""
+
+    WAITING = "no payload runs yet"
+    RUNNING = "the payload runs, or its end is being booked"
+    FINISHED = "the attempt succeeded"
+    FAILED = "the attempt failed"
+    KILLED = "the attempt was cancelled"
+
+
+JOB_STATUSES = {
+    "pending": JobPhase.WAITING,
+    "defined": JobPhase.WAITING,
+    "waiting": JobPhase.WAITING,
+    "assigned": JobPhase.WAITING,
+    "throttled": JobPhase.WAITING,
+    "activated": JobPhase.WAITING,
+    "sent": JobPhase.WAITING,
+    "starting": JobPhase.WAITING,
+    "running": JobPhase.RUNNING,
+    "holding": JobPhase.RUNNING,
+    "transferring": JobPhase.RUNNING,
+    "merging": JobPhase.RUNNING,
+    "finished": JobPhase.FINISHED,
+    "failed": JobPhase.FAILED,
+    "cancelled": JobPhase.KILLED,
+    "closed": JobPhase.KILLED,
+}
+"""Statuses of PanDA jobs (pandaserver.taskbuffer.JobSpec)."""
+
+
+def is_running(job_status: str) -> bool:
+    """Whether a PanDA job with this status runs.
+
+    Parameters
+    ----------
+    job_status : `str`
+        A key of `JOB_STATUSES`; an unknown status does not run.
+    """
+    return JOB_STATUSES.get(job_status) is JobPhase.RUNNING
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorSource:
+    """A part of the system that reports errors, and the fields it uses."""
+
+    name: str
+    content_code: str
+    """Field of the code in iDDS's ``contents_ext``."""
+
+    content_text: str
+    job_code: str
+    """Field of the code in a PanDA job."""
+
+    job_text: str
+
+
+_SOURCES = (
+    ErrorSource("payload", "trans_exit_code", "exe_error_diag", "transExitCode", "exeErrorDiag"),
+    ErrorSource("pilot", "pilot_error_code", "pilot_error_diag", "pilotErrorCode", "pilotErrorDiag"),
+    ErrorSource(
+        "brokerage",
+        "brokerage_error_code",
+        "brokerage_error_diag",
+        "brokerageErrorCode",
+        "brokerageErrorDiag",
+    ),
+    ErrorSource("data management", "ddm_error_code", "ddm_error_diag", "ddmErrorCode", "ddmErrorDiag"),
+    ErrorSource("executor", "exe_error_code", "exe_error_diag", "exeErrorCode", "exeErrorDiag"),
+    ErrorSource(
+        "dispatcher",
+        "job_dispatcher_error_code",
+        "job_dispatcher_error_diag",
+        "jobDispatcherErrorCode",
+        "jobDispatcherErrorDiag",
+    ),
+    ErrorSource("supervisor", "sup_error_code", "sup_error_diag", "supErrorCode", "supErrorDiag"),
+    ErrorSource(
+        "task buffer",
+        "task_buffer_error_code",
+        "task_buffer_error_diag",
+        "taskBufferErrorCode",
+        "taskBufferErrorDiag",
+    ),
+)
+
+SOURCES = {source.name: source for source in _SOURCES}
+"""Sources of errors by their precedence: a payload's error is told before the
+pilot's, whose 1305 says no more than that the payload failed, and so on.
+Besides them ``task`` stands for a job that its ended task left undone, and
+``unknown`` for one of which no server knows an error."""
+
+UNKNOWN_EXIT_CODE = -1
+"""Stands for a failed job whose code no server could tell."""
+
+OUT_OF_MEMORY = "out of memory"
+OUT_OF_TIME = "out of time"
+
+MEMORY_ADVICE = "ask for more memory (requestMemory, memoryMultiplier)"
+
+VERDICTS = {
+    OUT_OF_MEMORY: (
+        "The job needed more memory than it had. Raise requestMemory for the label (panda_bps resources "
+        "suggests a value), or let retries grow it with memoryMultiplier and numberOfRetries."
+    ),
+    OUT_OF_TIME: (
+        "The job ran longer than it may. Raise requestWalltime for the label, or split its work; "
+        "panda_bps resources shows how long the others take."
+    ),
+    "lost heartbeat": (
+        "PanDA heard nothing of the job for too long: its node or its batch job died. bps restart runs it "
+        "again; if it comes back for the same jobs, suspect their memory, else tell those who run the "
+        "site."
+    ),
+    "cancelled": (
+        "It was stopped by a person or by the batch system. bps restart runs again what was not done."
+    ),
+    "preempted": (
+        "The batch system took the slot back. bps restart runs it again; ask for retries with "
+        "numberOfRetries."
+    ),
+    "storage": (
+        "Files could not be read or written. Check that the staging area and the Butler repository can be "
+        "reached from the workers, with room left and permission to write (group-writable), then bps "
+        "restart."
+    ),
+    "log-in": (
+        "The worker's or the site's credentials were not accepted. Log in again (panda_auth status) and "
+        "restart; if it is the pilot's proxy, tell those who run the site."
+    ),
+    "site": (
+        "The site could not run the job, whatever the payload is. Restart; if it comes back, name another "
+        "queue (queue, computeSite) and tell those who run the site."
+    ),
+    "node": (
+        "The error comes from one node only, so the node is the likely cause. bps restart runs the jobs "
+        "elsewhere, most likely; tell those who run the site the node's name."
+    ),
+    "environment": (
+        "The payload's command or a module was not found. Check setup and PATH in the payload's command "
+        "(payloadCommand, runnerCommand, LSST_VERSION) and that the release is installed at the site."
+    ),
+    "crash": (
+        "The payload was ended by a signal such as a segmentation fault. Look at its log; try the command "
+        "by hand with the same release. If it does not come back there, suspect memory or the node."
+    ),
+    "missing input": (
+        "A dataset or a file that the job reads is not there. If jobs before it failed, they are the "
+        "cause: look at those labels first."
+    ),
+    "output exists": (
+        "The output is there already, from an earlier attempt or another run. Use a new outputRun, or "
+        "--clobber-outputs."
+    ),
+    "runner": (
+        'The runner could not start the payload; the last line of its log says why, and the page "What '
+        'happens on the worker" what each code means.'
+    ),
+    "build": (
+        "The task that makes the plan of the run (remote build) failed: the last lines of its log say "
+        "why. Mend it, and submit the run once more; there is nothing to restart."
+    ),
+    "registration": (
+        "The outputs are there, but were not registered in Rucio: the last line of its log says why. What "
+        "was registered stays; when the cause is gone, bps restart or panda_bps rucio register adds the "
+        "rest."
+    ),
+    "payload": (
+        "The payload itself failed: the last lines of its log say why. Mend it, or its configuration, "
+        "then bps restart."
+    ),
+    "scheduling": (
+        "PanDA gave the job up before it ran. Look at the task in the monitor; check that a queue fits "
+        "the memory, cores and walltime that are asked for."
+    ),
+    "pruned": "It ended with its task and has no error of its own: the other errors are the cause.",
+    "unknown": "No server knows why. Look at the log (panda_bps logs), and at the job in the monitor.",
+}
+"""What a failure is put down to, and what to do then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Conditions that must all hold for a verdict; an empty one always does.
+
+    Sources, codes and text are those of one and the same error; a job may
+    have several.
+    """
+
+    verdict: str
+    sources: tuple[str, ...] = ()
+    codes: tuple[range, ...] = ()
+    text: str = ""
+    """Regular expression that the error's text must hold."""
+
+    log: str = ""
+    """Regular expression that the end of the job's log must hold."""
+
+    one_node: bool = False
+    """Whether the error must come from one node, in a run that uses several."""
+
+    def fits_code(self, source: str, code: int) -> bool:
+        """Whether an error is from the rule's sources and has one of its codes."""
+        return (not self.sources or source in self.sources) and (
+            not self.codes or any(code in codes for codes in self.codes)
+        )
+
+
+def _rule(verdict: str, source: str = "", *codes: int | range, text: str = "", log: str = "") -> Rule:
+    """Make a rule; several sources are separated by a bar."""
+    return Rule(
+        verdict,
+        tuple(source.split("|")) if source else (),
+        tuple(code if isinstance(code, range) else range(code, code + 1) for code in codes),
+        text,
+        log,
+    )
+
+
+# Codes of the pilot are those of pilot 3 (pilot/common/errorcodes.py), the payload's are the shell's or
+# the runner's, the others those of panda-server.
+RULES = (
+    # Killed on purpose: before signals, since a killed payload dies of one.
+    _rule("cancelled", "pilot", 1144, 1205, 1236),
+    _rule("cancelled", "task buffer", 100),
+    _rule("cancelled", "task buffer", text="kill(ed)? by"),
+    # Memory: PanDA's own memory retry looks for these.
+    _rule(OUT_OF_MEMORY, "pilot", 1212, 1223, 1235),
+    _rule(OUT_OF_MEMORY, "payload|executor", 137),
+    _rule(OUT_OF_MEMORY, "task buffer", 300),
+    _rule(OUT_OF_MEMORY, log="MemoryError|std::bad_alloc|Cannot allocate memory|oom-kill|Out of memory"),
+    _rule(OUT_OF_TIME, "pilot", 1213, 1150, 1204, 1317),
+    _rule(OUT_OF_TIME, "payload", 152),
+    _rule("preempted", "pilot", 1379),
+    _rule("lost heartbeat", "dispatcher"),
+    _rule("lost heartbeat", text="lost heartbeat"),
+    # The runner's own codes (page "What happens on the worker").
+    _rule(
+        "storage",
+        "payload",
+        runner.EXIT_PARAMETERS,
+        runner.EXIT_MISSING,
+        runner.EXIT_UNREACHABLE,
+        runner.EXIT_WORK_DIRECTORY,
+        runner.EXIT_DAMAGED,
+        runner.EXIT_OUTPUT,
+    ),
+    _rule(
+        "runner",
+        "payload",
+        runner.EXIT_USAGE,
+        runner.EXIT_INTERNAL,
+        runner.EXIT_START,
+        runner.EXIT_PLACEHOLDER,
+    ),
+    _rule("cancelled", "payload", runner.EXIT_CANCELLED),
+    # The site's own troubles.
+    _rule("storage", "data management"),
+    _rule("storage", "pilot", range(1098, 1101), 1103, 1115, 1124, 1133, 1137, 1141, 1145, 1151, 1152, 1171,
+          1172, 1180, 1181, 1326, 1331, 1333, 1361, 1362, 1366, 1368),
+    _rule("log-in", "pilot", 1163, 1177, 1338, 1364, 1370, 1373, range(1380, 1384)),
+    _rule(
+        "log-in", log="ExpiredToken|InvalidAccessKeyId|token (has|is) expired|401 Unauthorized|403 Forbidden"
+    ),
+    _rule("site", "pilot", 1106, 1110, 1116, 1117, 1186, 1199, 1211, range(1306, 1310), 1325, 1327, 1332,
+          1334, range(1340, 1343), 1344, 1345, 1348, range(1358, 1361), 1372, 1377, 1378, 1384, 1386),
+    Rule("node", ("payload",), one_node=True),
+    # What the payload's log tells.
+    _rule("build", "payload", log="The remote build failed: "),
+    _rule("registration", "payload", 3, 4, 5, log=" rucioRegister: "),
+    _rule(
+        "storage",
+        log="No space left on device|Permission denied|PermissionError|Read-only file system|"
+        "Stale file handle|Input/output error",
+    ),
+    _rule("environment", "payload", 126, 127),
+    _rule("environment", log="ModuleNotFoundError|command not found|ImportError"),
+    _rule("output exists", log="ConflictingDefinitionError|already exists|FileExistsError"),
+    _rule(
+        "missing input",
+        log="FileNotFoundError|DatasetNotFoundError|MissingDatasetTypeError|No such file or directory",
+    ),
+    _rule("crash", "payload", range(129, 160)),
+    _rule("crash", "pilot", range(1200, 1204), range(1206, 1209), 1328, 1355),
+    _rule("payload", "payload"),
+    _rule("site", "pilot|supervisor"),
+    _rule("scheduling", "brokerage|task buffer|executor"),
+    _rule("pruned", "task"),
+)  # fmt: skip
+"""How a failure is judged: the first rule that holds decides."""
+
+KILL_CODES = frozenset(
+    {
+        # The runner found that the final job's run was cancelled.
+        ("payload", runner.EXIT_CANCELLED),
+        # The pilot was told to end the job (pilot3's PANDAKILL).
+        ("pilot", 1144),
+        # PanDA killed a job that was queued.
+        ("task buffer", 100),
+    }
+)
+"""Errors, by source and code, of jobs that the cancel of their run ended."""
