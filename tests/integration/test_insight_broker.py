@@ -17,7 +17,7 @@ from panda_servers.recorded_panda import REQUEST_ID, RecordedPanda, RecordedRun
 
 from lsst.ctrl.bps.panda.cli.panda_bps import main
 from lsst.ctrl.bps.panda.errors import AuthenticationError, ConnectionFailedError
-from lsst.ctrl.bps.panda.insight.broker import BrokerSettings, Subscription
+from lsst.ctrl.bps.panda.insight.messages import BrokerSettings, Subscription
 
 pytestmark = pytest.mark.slow
 

@@ -53,7 +53,7 @@ FOREIGN = {
     "google": {"insight.cloud_log"},
     "rucio": {"rucio", "edgenode.rucio_program"},
     "lsst.rucio": {"edgenode.rucio_program"},
-    "stomp": {"insight.broker"},
+    "stomp": {"insight.messages"},
     # settings.bps_command asks click which command of BPS is running.
     "click": {"cli", "demo", "settings.bps_command"},
     "oauthlib": {"auth"},

@@ -13,9 +13,8 @@ from panda_servers.activemq import job_message, task_message
 from lsst.ctrl.bps import BpsConfig
 from lsst.ctrl.bps.panda.cli.run_argument import connect_for
 from lsst.ctrl.bps.panda.errors import ConnectionFailedError, RunNotFoundError, SettingsError, TransportError
-from lsst.ctrl.bps.panda.insight.broker import find_broker_settings
-from lsst.ctrl.bps.panda.insight.messages import LiveCounts, StatusMessage, follow, parse_message
-from lsst.ctrl.bps.panda.insight.progress import make_progress
+from lsst.ctrl.bps.panda.insight.messages import StatusMessage, find_broker_settings, parse_message
+from lsst.ctrl.bps.panda.insight.progress import LiveCounts, follow, make_progress
 from lsst.ctrl.bps.panda.runs.record import RunIndex, RunRecord
 from lsst.ctrl.bps.panda.settings.run import read_service_settings
 from lsst.ctrl.bps.panda.status.evidence import RunEvidence

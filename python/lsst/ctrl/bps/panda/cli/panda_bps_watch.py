@@ -13,10 +13,9 @@ from typing import Any
 import click
 from lsst.ctrl.bps.wms_service import WmsStates
 
-from ..insight.broker import Subscription, find_broker_settings
 from ..insight.documents import make_document
-from ..insight.messages import follow
-from ..insight.progress import LEAST_INTERVAL, Progress
+from ..insight.messages import Subscription, find_broker_settings
+from ..insight.progress import LEAST_INTERVAL, Progress, follow
 from ..insight.progress import watch as watch_run
 from ..runs.inquiry import Inquiry
 from ..status.states import Counts

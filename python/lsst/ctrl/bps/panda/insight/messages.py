@@ -1,45 +1,57 @@
-"""PanDA's messages about jobs and tasks: what they change in the counts of a run, and a watch that asks the
-servers only now and then.
+"""PanDA's messages about jobs and tasks, from its message broker (ActiveMQ)
+through STOMP.
+
+Only a topic is listened to: each listener of a topic gets all messages.  Of a
+queue each message goes to one reader only, so that a person who listens would
+take from iDDS what it waits for.
 
 A message is a JSON object with ``msg_type`` (``job_status`` or
 ``task_status``), ``taskid``, ``jobid``, ``status``, ``timestamp`` and, of
 jobs, ``inputs`` (pandaserver/taskbuffer/db_proxy_mods/base_module.py and
-pandajedi's forwarding processor, panda-server 9cc3603).  Messages can be
-lost, doubled, late, or about somebody else's run, so they only move jobs
-forward from one look at the servers to the next; the looks decide.
-
-Messages may be lost, so the servers are asked once in a while all the same,
-and whenever something happened that only they can tell about; they also
-decide when the run has ended.  While there is no broker, they are asked as
-often as without one.
+pandajedi's forwarding processor, panda-server 9cc3603).
 """
 
 from __future__ import annotations
 
-__all__ = ["LiveCounts", "MessageSource", "StatusMessage", "follow", "parse_message"]
+__all__ = [
+    "BrokerSettings",
+    "MessageSource",
+    "StatusMessage",
+    "Subscription",
+    "find_broker_settings",
+    "parse_message",
+]
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+import logging
+import queue
+import ssl
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
 from time import monotonic
-from time import sleep as sleep_for
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
-from lsst.ctrl.bps.wms_service import WmsStates
-
-from ..errors import PandaBpsError, ReplyError
-from ..status.evidence import RunEvidence
+from ..errors import AuthenticationError, ConnectionFailedError, PandaBpsError, ReplyError, SettingsError
+from ..rest.credentials import verify_host
+from ..settings.run import ServiceSettings
 from ..status.replies import optional_integer, text_of
-from ..status.states import Counts
-from ..status.vocabulary import ENDED_TASKS, JOB_STATUSES, JobPhase, is_running
-from .progress import LEAST_INTERVAL, Looker, Progress
 
+_TLS_SCHEMES = ("stomp+ssl", "stomps", "ssl")
+_SCHEMES = ("stomp", "tcp", *_TLS_SCHEMES)
+_PORTS = {False: 61613, True: 61614}
+_HEARTBEAT = 10_000
+_OWN_QUEUE = "/queue/Consumer."
+# More than this waits for us only if we are asleep; a later look at the servers mends what is dropped.
+_LONGEST_QUEUE = 100_000
+_MOST_AT_ONCE = 10_000
+_LIBRARY_LOG = "stomp.py"
+_RECEIPT = "subscribed"
 _JOB = "job_status"
 _TASK = "task_status"
-# Where a job that moves on is taken from, most likely first.
-_BEFORE_DONE = (WmsStates.RUNNING, WmsStates.PENDING, WmsStates.READY, WmsStates.UNREADY)
-_BEFORE_RUNNING = (WmsStates.PENDING, WmsStates.READY, WmsStates.UNREADY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +71,8 @@ class StatusMessage:
 
 
 def parse_message(text: str) -> StatusMessage | None:
-    """Read the body of a message.
-
-    Parameters
-    ----------
-    text : `str`
-        The body.
-
-    Returns
-    -------
-    message : `StatusMessage` or `None`
-        `None` if it is about something else, or not understood: whoever may
-        write to the broker writes what they like.
+    """Read the body of a message; `None` if it is about something else, or not
+    understood: whoever may write to the broker writes what they like.
     """
     try:
         content = json.loads(text)
@@ -91,170 +93,8 @@ def _number_of(inputs: Any) -> int:
     return len(inputs) if isinstance(inputs, list) else 0
 
 
-@dataclass(slots=True)
-class _Task:
-    """What messages say of a task."""
-
-    label: str
-    total: int
-    counted: int
-    """Finished jobs when messages began to be taken."""
-
-    finished: dict[int, int] = field(default_factory=dict)
-    """PanDA jobs that finished since then, and how many inputs each has."""
-
-    running: set[int] = field(default_factory=set)
-    over: set[int] = field(default_factory=set)
-    """PanDA jobs that ended without success."""
-
-    @property
-    def done(self) -> int:
-        """Finished jobs, as messages have it."""
-        return min(self.total, self.counted + sum(self.finished.values()))
-
-
-class LiveCounts:
-    """Moves the counts of a run forward by messages."""
-
-    def __init__(self) -> None:
-        self._tasks: dict[int, _Task] = {}
-        self._foreign: set[int] = set()
-        self._open_tasks = False
-        self.wants_look = False
-        """Whether something happened that only a look at the servers can
-        tell about: a job failed, a task ended, a task is new."""
-
-    def rebase(self, evidence: RunEvidence) -> None:
-        """Start again from a look at the servers.
-
-        Parameters
-        ----------
-        evidence : `RunEvidence`
-            What the look gave.
-        """
-        labels = evidence.tally.labels
-        self.wants_look = False
-        self._open_tasks = evidence.transforms is None
-        for item in evidence.transforms or ():
-            if not item.workload_id:
-                self._open_tasks = True
-                continue
-            total = item.outputs.total if item.outputs is not None else 0
-            counted = item.outputs.processed if item.outputs is not None else 0
-            label = labels.get(item.transform_id, "")
-            task = self._tasks.setdefault(item.workload_id, _Task(label, total, counted))
-            task.total = total
-        if len(evidence.transforms or ()) < evidence.planned_tasks:
-            self._open_tasks = True
-        self._foreign -= set(self._tasks)
-        if evidence.jobs is not None:
-            self._know_running(evidence)
-
-    def _know_running(self, evidence: RunEvidence) -> None:
-        """Take PanDA's word for which jobs run, where it was asked."""
-        for task in self._tasks.values():
-            task.running.clear()
-        for job in evidence.jobs or ():
-            known = self._tasks.get(job.task_id)
-            if known is None or not is_running(job.status) or self._has_ended(known, job.panda_id):
-                continue
-            known.running.add(job.panda_id)
-
-    @staticmethod
-    def _has_ended(task: _Task, job_id: int) -> bool:
-        return job_id in task.finished or job_id in task.over
-
-    def take(self, message: StatusMessage) -> bool:
-        """Take a message.
-
-        Parameters
-        ----------
-        message : `StatusMessage`
-            The message; a repeated one has no effect.
-
-        Returns
-        -------
-        changed : `bool`
-            Whether it changes the counts.
-        """
-        task = self._tasks.get(message.task_id)
-        if task is None:
-            # A task that iDDS has made since the last look, or somebody else's.
-            if self._open_tasks and message.task_id not in self._foreign:
-                self._foreign.add(message.task_id)
-                self.wants_look = True
-            return False
-        if not message.job_id:
-            self.wants_look |= message.status in ENDED_TASKS
-            return False
-        if self._has_ended(task, message.job_id):
-            return False
-        if is_running(message.status):
-            before = len(task.running)
-            task.running.add(message.job_id)
-            return len(task.running) != before
-        return self._end(task, message)
-
-    def _end(self, task: _Task, message: StatusMessage) -> bool:
-        phase = JOB_STATUSES.get(message.status)
-        if phase is JobPhase.FINISHED:
-            task.running.discard(message.job_id)
-            task.finished[message.job_id] = max(1, message.inputs)
-            return True
-        if phase in (JobPhase.FAILED, JobPhase.KILLED):
-            task.running.discard(message.job_id)
-            task.over.add(message.job_id)
-            # Whether there is another attempt, PanDA decides.
-            self.wants_look = True
-            return True
-        return False
-
-    def apply(self, progress: Progress) -> Progress:
-        """Move the counts of the last look forward.
-
-        Parameters
-        ----------
-        progress : `Progress`
-            That look.
-
-        Returns
-        -------
-        progress : `Progress`
-            With jobs that messages say run or have finished; sums stay.
-        """
-        labels = {label: dict(counts) for label, counts in progress.labels.items()}
-        for label, counts in labels.items():
-            tasks = [task for task in self._tasks.values() if task.label == label]
-            done = sum(task.done for task in tasks)
-            _move(counts, _BEFORE_DONE, WmsStates.SUCCEEDED, done - counts[WmsStates.SUCCEEDED])
-            running = sum(len(task.running) for task in tasks)
-            _move(counts, _BEFORE_RUNNING, WmsStates.RUNNING, running - counts[WmsStates.RUNNING])
-        total: Counts = dict.fromkeys(WmsStates, 0)
-        for counts in labels.values():
-            for state, number in counts.items():
-                total[state] += number
-        return replace(progress, labels=labels, total=total)
-
-
-def _move(counts: Counts, sources: tuple[WmsStates, ...], target: WmsStates, number: int) -> None:
-    """Move at most so many jobs from states to another."""
-    for source in sources:
-        if number <= 0:
-            return
-        some = min(number, counts[source])
-        counts[source] -= some
-        counts[target] += some
-        number -= some
-
-
-_SAFETY = 10.0
-_DISPLAY = 1.0
-_FIRST_RETRY = 5.0
-_LONGEST_RETRY = 300.0
-
-
 class MessageSource(Protocol):
-    """Gives messages; `~.broker.Subscription` does."""
+    """Gives messages; `Subscription` does."""
 
     def open(self) -> None:
         """Connect."""
@@ -266,178 +106,292 @@ class MessageSource(Protocol):
         """Leave."""
 
 
-@dataclass(slots=True)
-class _Broker:
-    """The broker, which may be away."""
+@dataclass(frozen=True, slots=True)
+class BrokerSettings:
+    """Where the messages are."""
 
-    make: Callable[[], MessageSource]
-    name: str
-    interval: float
-    source: MessageSource | None = None
-    failures: int = 0
-    retry_at: float = 0.0
-    words: str = ""
+    hosts: tuple[tuple[str, int], ...]
+    """Names and ports, tried in turn."""
 
-    def connect(self, now: float) -> bool:
-        """Try to subscribe if it is time; tell whether that is new."""
-        if self.source is not None or now < self.retry_at:
-            return False
-        source = self.make()
-        try:
-            source.open()
-        except PandaBpsError as error:
-            self._lost(error, now)
-            return False
-        self.source, self.failures = source, 0
-        self.words = f"following PanDA's messages from {self.name}"
-        return True
+    destination: str
+    """Topic, such as ``/topic/panda_idds``."""
 
-    def read(self, seconds: float, now: float) -> list[str]:
-        """Wait for messages; nothing if the broker went away."""
-        assert self.source is not None
-        try:
-            return self.source.read(seconds)
-        except PandaBpsError as error:
-            self.close()
-            self._lost(error, now)
-            return []
+    tls: bool = False
+    user: str = ""
+    password: str = field(default="", repr=False)
+    vhost: str = ""
+    """Virtual host; the name of the host if empty."""
 
-    def close(self) -> None:
-        """Leave the broker."""
-        source, self.source = self.source, None
-        if source is not None:
-            source.close()
+    verify: bool | str = True
+    """Whether certificates are checked, or the file with authorities."""
 
-    def _lost(self, error: PandaBpsError, now: float) -> None:
-        text = str(getattr(error, "message", error)).rstrip(".")
-        self.words = f"{text}; asking the servers every {self.interval:.0f} s instead"
-        self.retry_at = now + min(_LONGEST_RETRY, _FIRST_RETRY * 2.0**self.failures)
-        self.failures += 1
+    @property
+    def name(self) -> str:
+        """The broker, as it is told to users."""
+        return ", ".join(f"{host}:{port}" for host, port in self.hosts)
 
 
-def follow(
-    look: Callable[[], RunEvidence],
-    subscribe: Callable[[], MessageSource],
-    *,
-    name: str = "the broker",
-    look_closer: Callable[[], RunEvidence] | None = None,
-    interval: float = 30.0,
-    sleep: Callable[[float], None] = sleep_for,
-    clock: Callable[[], float] = monotonic,
-    now: Callable[[], datetime] = lambda: datetime.now(UTC),
-) -> Iterator[Progress]:
-    """Watch a run until it has ended.
+def find_broker_settings(settings: ServiceSettings) -> BrokerSettings | None:
+    """Find out where the messages are; `None` if no broker is known.
+
+    Address, topic and virtual host are from the environment, else from the
+    configuration or the profile of the site.  User and password are from the
+    environment alone: ``PANDA_MESSAGES_USER``, and ``PANDA_MESSAGES_PASSWORD``
+    or the file that ``PANDA_MESSAGES_PASSWORD_FILE`` names.
 
     Parameters
     ----------
-    look : `~collections.abc.Callable`
-        Asks the servers for the run's state.
-    subscribe : `~collections.abc.Callable`
-        Makes what gives messages, not yet open.
-    name : `str`, optional
-        Name of the broker.
-    look_closer : `~collections.abc.Callable`, optional
-        Asks for errors and for running jobs, too.
-    interval : `float`, optional
-        Seconds between two looks while there are no messages, at least 5;
-        with messages there is one in ten times that, and sooner when a job
-        failed or a task ended.
-    sleep, clock, now : `~collections.abc.Callable`, optional
-        Wait for a number of seconds; give seconds; give the time.
-
-    Yields
-    ------
-    progress : `Progress`
-        One after each look, and one a second at most after messages that
-        change something.
-
-    Raises
-    ------
-    PandaBpsError
-        Raised if ten looks in a row failed, or the run is not there.
+    settings : `ServiceSettings`
+        Where PanDA is.
     """
-    watcher = _Follower(
-        Looker(look, look_closer, now),
-        _Broker(subscribe, name, max(LEAST_INTERVAL, interval)),
-        sleep=sleep, clock=clock, now=now,
-    )  # fmt: skip
+    environment, keys = settings.environment, settings.messages
+    url = environment.get("PANDA_MESSAGES_URL") or keys.get("pandaMessagesUrl")
+    if not url:
+        return None
+    scheme, hosts = _parse_url(url)
+    destination = environment.get("PANDA_MESSAGES_DESTINATION") or keys.get("pandaMessagesDestination", "")
+    if not destination.startswith(("/topic/", _OWN_QUEUE)):
+        raise SettingsError(
+            f"pandaMessagesDestination is {destination!r}, but only topics (/topic/...) are listened to: "
+            "reading a queue would take messages away from iDDS. A queue of one's own behind a virtual "
+            f"topic, {_OWN_QUEUE}NAME.VirtualTopic..., is fine as well."
+        )
+    return BrokerSettings(
+        hosts=hosts,
+        destination=destination,
+        tls=scheme in _TLS_SCHEMES,
+        user=environment.get("PANDA_MESSAGES_USER", ""),
+        password=_password(environment),
+        vhost=environment.get("PANDA_MESSAGES_VHOST") or keys.get("pandaMessagesVhost", ""),
+        verify=verify_host(environment) and (environment.get("REQUESTS_CA_BUNDLE") or True),
+    )
+
+
+def _parse_url(url: str) -> tuple[str, tuple[tuple[str, int], ...]]:
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        scheme, rest = "stomp", url
+    hosts = []
+    for part in rest.rstrip("/").split(","):
+        try:
+            parts = urlsplit(f"//{part.strip()}")
+            port = parts.port or _PORTS[scheme in _TLS_SCHEMES]
+        except ValueError:
+            parts, port = urlsplit(""), 0
+        if scheme not in _SCHEMES or not parts.hostname or parts.path or parts.username is not None:
+            # The address is not shown: it may hold a password.
+            raise SettingsError(
+                "pandaMessagesUrl is not the address of a broker such as stomp://HOST:61613 or "
+                "stomp+ssl://HOST:61614 (several hosts separated by commas). User and password do not belong "
+                "there, but into PANDA_MESSAGES_USER and PANDA_MESSAGES_PASSWORD_FILE."
+            )
+        hosts.append((parts.hostname, port))
+    return scheme, tuple(hosts)
+
+
+def _password(environment: Mapping[str, str]) -> str:
+    if path := environment.get("PANDA_MESSAGES_PASSWORD_FILE"):
+        try:
+            return Path(path).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(
+                f"PANDA_MESSAGES_PASSWORD_FILE is {path!r}, which cannot be read: {error}."
+            ) from None
+    return environment.get("PANDA_MESSAGES_PASSWORD", "")
+
+
+class _Reasons(logging.Handler):
+    """Keeps what the library says, which raises errors without a reason."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.last = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # Docstring inherited.
+        self.last = record.getMessage()
+
+
+@contextmanager
+def _library_log() -> Iterator[_Reasons]:
+    """Hear what the library says; what it says later is of no use to anybody,
+    since we say it ourselves.
+    """
+    log = logging.getLogger(_LIBRARY_LOG)
+    reasons, level = _Reasons(), log.level
+    log.addHandler(reasons)
+    log.setLevel(logging.WARNING)
+    log.propagate = False
     try:
-        yield from watcher.run()
+        yield reasons
     finally:
-        watcher.broker.close()
+        log.removeHandler(reasons)
+        log.setLevel(level)
+        if not log.handlers:
+            log.addHandler(logging.NullHandler())
 
 
-class _Follower:
-    """The state of a watch by messages."""
+class Subscription:
+    """What the broker sends, from now on.
 
-    def __init__(
-        self,
-        looker: Looker,
-        broker: _Broker,
-        *,
-        sleep: Callable[[float], None],
-        clock: Callable[[], float],
-        now: Callable[[], datetime],
-    ) -> None:
-        self._looker = looker
-        self.broker = broker
-        self._sleep = sleep
-        self._clock = clock
-        self._now = now
-        self._counts = LiveCounts()
-        self._last: Progress | None = None
-        self._looked_at = 0.0
+    Parameters
+    ----------
+    settings : `BrokerSettings`
+        Where the messages are.
+    patience : `float`, optional
+        Seconds that the broker may take to answer.
+    """
 
-    def run(self) -> Iterator[Progress]:
-        """Watch."""
+    def __init__(self, settings: BrokerSettings, *, patience: float = 10.0) -> None:
+        self._settings = settings
+        self._patience = patience
+        self._messages: queue.Queue[str | None] = queue.Queue(_LONGEST_QUEUE)
+        self._answered = threading.Event()
+        self._connected = False
+        self._subscribed = False
+        self._refusal = ""
+        self._connection: Any = None
+
+    def open(self) -> None:
+        """Connect and subscribe."""
+        stomp = _import_stomp()
+        with _library_log() as reasons:
+            try:
+                self._connect(stomp)
+            except (stomp.exception.StompException, OSError) as error:
+                self.close()
+                raise self._failure(reasons.last or str(error)) from error
+        if not self._subscribed:
+            self.close()
+            raise self._failure(reasons.last)
+
+    def _failure(self, reason: str) -> PandaBpsError:
+        where = self._settings.name
+        if self._refusal:
+            return AuthenticationError(
+                f"The message broker {where} refuses: {self._refusal} (see PANDA_MESSAGES_USER and "
+                "PANDA_MESSAGES_PASSWORD_FILE)"
+            )
+        return ConnectionFailedError(
+            f"The message broker {where} cannot be reached: {reason or 'it does not answer'}"
+        )
+
+    def _connect(self, stomp: Any) -> None:
+        found = self._settings
+        self._connection = stomp.StompConnection12(
+            list(found.hosts),
+            prefer_localhost=False,
+            try_loopback_connect=False,
+            reconnect_attempts_max=1,
+            timeout=self._patience,
+            heartbeats=(_HEARTBEAT, _HEARTBEAT),
+            vhost=found.vhost or found.hosts[0][0],
+        )
+        if found.tls:
+            self._connection.set_ssl(
+                list(found.hosts),
+                ca_certs=found.verify if isinstance(found.verify, str) else None,
+                ssl_version=ssl.PROTOCOL_TLS_CLIENT,
+                verify=bool(found.verify),
+            )
+        self._connection.set_listener("", self)
+        self._connection.connect(found.user or None, found.password or None, wait=False)
+        self._answered.wait(self._patience)
+        if self._connected:
+            # With a receipt: what is sent after it is not missed.
+            self._answered.clear()
+            self._connection.subscribe(found.destination, id="1", ack="auto", receipt=_RECEIPT)
+            self._answered.wait(self._patience)
+
+    def read(self, seconds: float) -> list[str]:
+        """Wait so long for the first message, and return the bodies of all
+        that are there, ten thousand at most.
+
+        When the broker is gone, messages that came before are returned first.
+        """
+        end = monotonic() + seconds
+        found: list[str] = []
         while True:
-            # Messages first, so that none is missed between the look and them.
-            self.broker.connect(self._clock())
-            progress = self._looker.look(closer=self.broker.source is not None)
-            self._looked_at = self._clock()
-            if progress is not None:
-                assert self._looker.evidence is not None
-                self._counts.rebase(self._looker.evidence)
-                self._last = progress
-                yield self._told(progress)
-                if progress.ended:
-                    return
-            yield from self._until_next_look()
+            try:
+                body = self._messages.get(timeout=0 if found else max(0.0, end - monotonic()))
+            except queue.Empty:
+                return found
+            if body is None:
+                if found:
+                    self._lose()
+                    return found
+                raise ConnectionFailedError(
+                    f"The message broker {self._settings.name} closed the connection"
+                    + (f": {self._refusal}" if self._refusal else "")
+                )
+            found.append(body)
+            if len(found) >= _MOST_AT_ONCE:
+                return found
 
-    def _told(self, progress: Progress) -> Progress:
-        progress = replace(progress, messages=self.broker.words)
-        if progress.ended or self.broker.source is None:
-            return progress
-        return self._looker.with_estimate(self._counts.apply(progress))
+    def close(self) -> None:
+        """Leave; the broker forgets us."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(Exception):  # The library raises whatever its socket does.
+                connection.set_listener("", _Deaf())
+                connection.disconnect()
+            with suppress(Exception):
+                connection.transport.disconnect_socket()
 
-    def _until_next_look(self) -> Iterator[Progress]:
-        """Take messages until it is time for a look."""
-        shown = self._clock()
-        changed = False
-        words = self.broker.words
-        while (rest := self._next_look() - self._clock()) > 0:
-            if self.broker.source is None:
-                self._sleep(max(0.0, min(rest, self.broker.retry_at - self._clock())))
-                if self.broker.connect(self._clock()):
-                    return  # What happened meanwhile, no message tells.
-            else:
-                wait = min(rest, _DISPLAY) if changed else rest
-                for body in self.broker.read(wait, self._clock()):
-                    message = parse_message(body)
-                    changed |= message is not None and self._counts.take(message)
-            due = changed and self._clock() - shown >= _DISPLAY
-            if self._last is not None and (due or self.broker.words != words):
-                shown, changed, words = self._clock(), False, self.broker.words
-                yield self._told(replace(self._last, moment=self._now()))
+    def _lose(self) -> None:
+        with suppress(queue.Full):
+            self._messages.put_nowait(None)
 
-    def _next_look(self) -> float:
-        """Tell when to look at the servers again."""
-        interval = self.broker.interval
-        if self._looker.failures:
-            return self._looked_at + self._looker.delay(interval)
-        if self.broker.source is None or self._last is None:
-            return self._looked_at + interval
-        live = self._counts.apply(self._last)
-        if self._counts.wants_look or live.done >= live.jobs:
-            return self._looked_at + interval
-        return self._looked_at + _SAFETY * interval
+    # What the library calls, in a thread of its own.
+
+    def on_connected(self, frame: Any) -> None:
+        """Note that the broker let us in."""
+        self._connected = True
+        self._answered.set()
+
+    def on_receipt(self, frame: Any) -> None:
+        """Note that messages come from now on."""
+        if frame.headers.get("receipt-id") == _RECEIPT:
+            self._subscribed = True
+            self._answered.set()
+
+    def on_message(self, frame: Any) -> None:
+        """Keep a message."""
+        with suppress(queue.Full):
+            self._messages.put_nowait(str(frame.body))
+
+    def on_error(self, frame: Any) -> None:
+        """Note why the broker refuses something."""
+        lines = f"{frame.headers.get('message') or frame.body}".strip().splitlines()
+        self._refusal = lines[0] if lines else "no reason given"
+        self._answered.set()
+        if self._subscribed:
+            self._lose()
+
+    def on_disconnected(self) -> None:
+        """Note that the connection is gone."""
+        self._answered.set()
+        self._lose()
+
+    on_heartbeat_timeout = on_disconnected
+
+    def on_send(self, frame: Any) -> None:
+        """Do nothing: the library wants it to be there."""
+
+
+class _Deaf:
+    """Listens to nothing, so that a connection that we end is not missed."""
+
+    def on_send(self, frame: Any) -> None:
+        """Do nothing."""
+
+
+def _import_stomp() -> Any:
+    try:
+        import stomp
+        import stomp.exception
+    except ImportError as error:
+        raise PandaBpsError(
+            "stomp.py is not installed: pip install 'lsst-ctrl-bps-panda[messages]'."
+        ) from error
+    return stomp

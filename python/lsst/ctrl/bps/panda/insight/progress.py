@@ -1,19 +1,35 @@
 """How far a run is: a snapshot, the rate, an estimate of the end, and a watch
-that asks the servers again and again until the run has ended.
+until the run has ended.
 
-`~.following` listens to PanDA's messages instead, where there is a broker.
+A watch asks the servers again and again.  Where there is a message broker it
+listens to PanDA's messages as well.  They can be lost, doubled, late, or about
+somebody else's run, so they only move jobs forward from one look at the
+servers to the next: the servers are asked once in a while all the same, and
+whenever something happened that only they can tell about; they also decide
+when the run has ended.  While there is no broker, they are asked as often as
+without one.
 """
 
 from __future__ import annotations
 
-__all__ = ["LEAST_INTERVAL", "Looker", "Progress", "error_lines", "make_progress", "watch"]
+__all__ = [
+    "LEAST_INTERVAL",
+    "LiveCounts",
+    "Looker",
+    "Progress",
+    "error_lines",
+    "follow",
+    "make_progress",
+    "watch",
+]
 
 import logging
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from time import monotonic
+from time import sleep as sleep_for
 
 from lsst.ctrl.bps.wms_service import WmsStates
 
@@ -22,6 +38,8 @@ from ..report.report import get_status_of
 from ..status.evidence import RunEvidence
 from ..status.failures import digest_errors
 from ..status.states import Counts
+from ..status.vocabulary import ENDED_TASKS, JOB_STATUSES, JobPhase, is_running
+from .messages import MessageSource, StatusMessage, parse_message
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,6 +53,13 @@ _ERRORS = 5
 _TEXT_LIMIT = 160
 _SLOWEST = 8.0
 _PATIENCE = 10
+_SAFETY = 10.0
+_DISPLAY = 1.0
+_FIRST_RETRY = 5.0
+_LONGEST_RETRY = 300.0
+# Where a job that moves on is taken from, most likely first.
+_BEFORE_DONE = (WmsStates.RUNNING, WmsStates.PENDING, WmsStates.READY, WmsStates.UNREADY)
+_BEFORE_RUNNING = (WmsStates.PENDING, WmsStates.READY, WmsStates.UNREADY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,17 +109,7 @@ def _done(counts: Counts) -> int:
 
 
 def make_progress(evidence: RunEvidence, moment: datetime, errors: Sequence[str] = ()) -> Progress:
-    """Make a snapshot.
-
-    Parameters
-    ----------
-    evidence : `RunEvidence`
-        What is known of the run.
-    moment : `~datetime.datetime`
-        When the servers were asked.
-    errors : `~collections.abc.Sequence` [`str`], optional
-        Most frequent errors.
-    """
+    """Make a snapshot of a run at a moment, with its most frequent errors."""
     state, note = get_status_of(evidence)
     return Progress(
         moment=moment,
@@ -110,13 +125,7 @@ def make_progress(evidence: RunEvidence, moment: datetime, errors: Sequence[str]
 
 
 def error_lines(evidence: RunEvidence) -> list[str]:
-    """Write the most frequent errors of a run, a line each.
-
-    Parameters
-    ----------
-    evidence : `RunEvidence`
-        What is known of the run, with contents of its failed tasks.
-    """
+    """Write the most frequent errors of a run, a line each."""
     lines = []
     for group in digest_errors(evidence, by_label=False)[:_ERRORS]:
         error = group.error
@@ -158,23 +167,12 @@ class Looker:
         """What the last look gave."""
 
     def look(self, *, closer: bool = False) -> Progress | None:
-        """Look at the run.
+        """Look at the run; `None` if the servers did not answer, and may
+        another time.
 
-        Parameters
-        ----------
-        closer : `bool`, optional
-            Whether to ask for all that is known at once: a look that is
-            followed by messages.
-
-        Returns
-        -------
-        progress : `Progress` or `None`
-            `None` if the servers did not answer, and may another time.
-
-        Raises
-        ------
-        PandaBpsError
-            Raised if ten looks in a row failed, or the run is not there.
+        A look that is followed by messages asks for all that is known at
+        once.  The tenth failure in a row is raised, and that the run is not
+        there.
         """
         try:
             asks = self._look_closer if closer and self._look_closer is not None else self._look
@@ -208,12 +206,24 @@ class Looker:
         return _with_estimate(progress, history)
 
 
+def _with_estimate(progress: Progress, history: deque[tuple[datetime, int]]) -> Progress:
+    """Add rate and end, from the oldest look that is remembered."""
+    (first, before), last, after = history[0], progress.moment, progress.done
+    minutes = (last - first).total_seconds() / 60
+    if minutes <= 0:
+        return progress
+    rate = max(0.0, (after - before) / minutes)
+    left = progress.jobs - progress.done
+    end = last + timedelta(minutes=left / rate) if rate > 0 and left > 0 and not progress.ended else None
+    return replace(progress, rate=rate, end=end)
+
+
 def watch(
     look: Callable[[], RunEvidence],
     look_closer: Callable[[], RunEvidence] | None = None,
     *,
     interval: float = 30.0,
-    sleep: Callable[[float], None] = time.sleep,
+    sleep: Callable[[float], None] = sleep_for,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Iterator[Progress]:
     """Look at a run until it has ended.
@@ -227,20 +237,13 @@ def watch(
         changed.
     interval : `float`, optional
         Seconds between two looks, at least 5; more after a failed look.
-    sleep : `~collections.abc.Callable`, optional
-        Waits for a number of seconds.
-    now : `~collections.abc.Callable`, optional
-        Gives the time, with time zone.
+    sleep, now : `~collections.abc.Callable`, optional
+        Wait for a number of seconds; give the time, with time zone.
 
     Yields
     ------
     progress : `Progress`
         One after each look; the last one has ``ended`` set.
-
-    Raises
-    ------
-    PandaBpsError
-        Raised if ten looks in a row failed, or the run is not there.
     """
     interval = max(LEAST_INTERVAL, interval)
     looker = Looker(look, look_closer, now)
@@ -253,13 +256,305 @@ def watch(
         sleep(looker.delay(interval))
 
 
-def _with_estimate(progress: Progress, history: deque[tuple[datetime, int]]) -> Progress:
-    """Add rate and end, from the oldest look that is remembered."""
-    (first, before), last, after = history[0], progress.moment, progress.done
-    minutes = (last - first).total_seconds() / 60
-    if minutes <= 0:
-        return progress
-    rate = max(0.0, (after - before) / minutes)
-    left = progress.jobs - progress.done
-    end = last + timedelta(minutes=left / rate) if rate > 0 and left > 0 and not progress.ended else None
-    return replace(progress, rate=rate, end=end)
+@dataclass(slots=True)
+class _Task:
+    """What messages say of a task."""
+
+    label: str
+    total: int
+    counted: int
+    """Finished jobs when messages began to be taken."""
+
+    finished: dict[int, int] = field(default_factory=dict)
+    """PanDA jobs that finished since then, and how many inputs each has."""
+
+    running: set[int] = field(default_factory=set)
+    over: set[int] = field(default_factory=set)
+    """PanDA jobs that ended without success."""
+
+    @property
+    def done(self) -> int:
+        """Finished jobs, as messages have it."""
+        return min(self.total, self.counted + sum(self.finished.values()))
+
+
+class LiveCounts:
+    """Moves the counts of a run forward by messages."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[int, _Task] = {}
+        self._foreign: set[int] = set()
+        self._open_tasks = False
+        self.wants_look = False
+        """Whether something happened that only a look at the servers can
+        tell about: a job failed, a task ended, a task is new."""
+
+    def rebase(self, evidence: RunEvidence) -> None:
+        """Start again from a look at the servers."""
+        labels = evidence.tally.labels
+        self.wants_look = False
+        self._open_tasks = evidence.transforms is None
+        for item in evidence.transforms or ():
+            if not item.workload_id:
+                self._open_tasks = True
+                continue
+            total = item.outputs.total if item.outputs is not None else 0
+            counted = item.outputs.processed if item.outputs is not None else 0
+            label = labels.get(item.transform_id, "")
+            task = self._tasks.setdefault(item.workload_id, _Task(label, total, counted))
+            task.total = total
+        if len(evidence.transforms or ()) < evidence.planned_tasks:
+            self._open_tasks = True
+        self._foreign -= set(self._tasks)
+        if evidence.jobs is not None:
+            self._know_running(evidence)
+
+    def _know_running(self, evidence: RunEvidence) -> None:
+        """Take PanDA's word for which jobs run, where it was asked."""
+        for task in self._tasks.values():
+            task.running.clear()
+        for job in evidence.jobs or ():
+            known = self._tasks.get(job.task_id)
+            if known is None or not is_running(job.status) or self._has_ended(known, job.panda_id):
+                continue
+            known.running.add(job.panda_id)
+
+    @staticmethod
+    def _has_ended(task: _Task, job_id: int) -> bool:
+        return job_id in task.finished or job_id in task.over
+
+    def take(self, message: StatusMessage) -> bool:
+        """Take a message, and tell whether it changes the counts; a repeated
+        one does not.
+        """
+        task = self._tasks.get(message.task_id)
+        if task is None:
+            # A task that iDDS has made since the last look, or somebody else's.
+            if self._open_tasks and message.task_id not in self._foreign:
+                self._foreign.add(message.task_id)
+                self.wants_look = True
+            return False
+        if not message.job_id:
+            self.wants_look |= message.status in ENDED_TASKS
+            return False
+        if self._has_ended(task, message.job_id):
+            return False
+        if is_running(message.status):
+            before = len(task.running)
+            task.running.add(message.job_id)
+            return len(task.running) != before
+        return self._end(task, message)
+
+    def _end(self, task: _Task, message: StatusMessage) -> bool:
+        phase = JOB_STATUSES.get(message.status)
+        if phase is JobPhase.FINISHED:
+            task.running.discard(message.job_id)
+            task.finished[message.job_id] = max(1, message.inputs)
+            return True
+        if phase in (JobPhase.FAILED, JobPhase.KILLED):
+            task.running.discard(message.job_id)
+            task.over.add(message.job_id)
+            # Whether there is another attempt, PanDA decides.
+            self.wants_look = True
+            return True
+        return False
+
+    def apply(self, progress: Progress) -> Progress:
+        """Move the counts of the last look forward by jobs that messages say
+        run or have finished; sums stay.
+        """
+        labels = {label: dict(counts) for label, counts in progress.labels.items()}
+        for label, counts in labels.items():
+            tasks = [task for task in self._tasks.values() if task.label == label]
+            done = sum(task.done for task in tasks)
+            _move(counts, _BEFORE_DONE, WmsStates.SUCCEEDED, done - counts[WmsStates.SUCCEEDED])
+            running = sum(len(task.running) for task in tasks)
+            _move(counts, _BEFORE_RUNNING, WmsStates.RUNNING, running - counts[WmsStates.RUNNING])
+        total: Counts = dict.fromkeys(WmsStates, 0)
+        for counts in labels.values():
+            for state, number in counts.items():
+                total[state] += number
+        return replace(progress, labels=labels, total=total)
+
+
+def _move(counts: Counts, sources: tuple[WmsStates, ...], target: WmsStates, number: int) -> None:
+    """Move at most so many jobs from states to another."""
+    for source in sources:
+        if number <= 0:
+            return
+        some = min(number, counts[source])
+        counts[source] -= some
+        counts[target] += some
+        number -= some
+
+
+@dataclass(slots=True)
+class _Broker:
+    """The broker, which may be away."""
+
+    make: Callable[[], MessageSource]
+    name: str
+    interval: float
+    source: MessageSource | None = None
+    failures: int = 0
+    retry_at: float = 0.0
+    words: str = ""
+
+    def connect(self, now: float) -> bool:
+        """Try to subscribe if it is time; tell whether that is new."""
+        if self.source is not None or now < self.retry_at:
+            return False
+        source = self.make()
+        try:
+            source.open()
+        except PandaBpsError as error:
+            self._lost(error, now)
+            return False
+        self.source, self.failures = source, 0
+        self.words = f"following PanDA's messages from {self.name}"
+        return True
+
+    def read(self, seconds: float, now: float) -> list[str]:
+        """Wait for messages; nothing if the broker went away."""
+        assert self.source is not None
+        try:
+            return self.source.read(seconds)
+        except PandaBpsError as error:
+            self.close()
+            self._lost(error, now)
+            return []
+
+    def close(self) -> None:
+        """Leave the broker."""
+        source, self.source = self.source, None
+        if source is not None:
+            source.close()
+
+    def _lost(self, error: PandaBpsError, now: float) -> None:
+        text = str(getattr(error, "message", error)).rstrip(".")
+        self.words = f"{text}; asking the servers every {self.interval:.0f} s instead"
+        self.retry_at = now + min(_LONGEST_RETRY, _FIRST_RETRY * 2.0**self.failures)
+        self.failures += 1
+
+
+def follow(
+    look: Callable[[], RunEvidence],
+    subscribe: Callable[[], MessageSource],
+    *,
+    name: str = "the broker",
+    look_closer: Callable[[], RunEvidence] | None = None,
+    interval: float = 30.0,
+    sleep: Callable[[float], None] = sleep_for,
+    clock: Callable[[], float] = monotonic,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> Iterator[Progress]:
+    """Watch a run by PanDA's messages until it has ended.
+
+    Parameters
+    ----------
+    look : `~collections.abc.Callable`
+        Asks the servers for the run's state.
+    subscribe : `~collections.abc.Callable`
+        Makes what gives messages, not yet open.
+    name : `str`, optional
+        Name of the broker.
+    look_closer : `~collections.abc.Callable`, optional
+        Asks for errors and for running jobs, too.
+    interval : `float`, optional
+        Seconds between two looks while there are no messages, at least 5;
+        with messages there is one in ten times that, and sooner when a job
+        failed or a task ended.
+    sleep, clock, now : `~collections.abc.Callable`, optional
+        Wait for a number of seconds; give seconds; give the time.
+
+    Yields
+    ------
+    progress : `Progress`
+        One after each look, and one a second at most after messages that
+        change something.
+    """
+    watcher = _Follower(
+        Looker(look, look_closer, now),
+        _Broker(subscribe, name, max(LEAST_INTERVAL, interval)),
+        sleep=sleep, clock=clock, now=now,
+    )  # fmt: skip
+    try:
+        yield from watcher.run()
+    finally:
+        watcher.broker.close()
+
+
+class _Follower:
+    """The state of a watch by messages."""
+
+    def __init__(
+        self,
+        looker: Looker,
+        broker: _Broker,
+        *,
+        sleep: Callable[[float], None],
+        clock: Callable[[], float],
+        now: Callable[[], datetime],
+    ) -> None:
+        self._looker = looker
+        self.broker = broker
+        self._sleep = sleep
+        self._clock = clock
+        self._now = now
+        self._counts = LiveCounts()
+        self._last: Progress | None = None
+        self._looked_at = 0.0
+
+    def run(self) -> Iterator[Progress]:
+        """Watch."""
+        while True:
+            # Messages first, so that none is missed between the look and them.
+            self.broker.connect(self._clock())
+            progress = self._looker.look(closer=self.broker.source is not None)
+            self._looked_at = self._clock()
+            if progress is not None:
+                assert self._looker.evidence is not None
+                self._counts.rebase(self._looker.evidence)
+                self._last = progress
+                yield self._told(progress)
+                if progress.ended:
+                    return
+            yield from self._until_next_look()
+
+    def _told(self, progress: Progress) -> Progress:
+        progress = replace(progress, messages=self.broker.words)
+        if progress.ended or self.broker.source is None:
+            return progress
+        return self._looker.with_estimate(self._counts.apply(progress))
+
+    def _until_next_look(self) -> Iterator[Progress]:
+        """Take messages until it is time for a look."""
+        shown = self._clock()
+        changed = False
+        words = self.broker.words
+        while (rest := self._next_look() - self._clock()) > 0:
+            if self.broker.source is None:
+                self._sleep(max(0.0, min(rest, self.broker.retry_at - self._clock())))
+                if self.broker.connect(self._clock()):
+                    return  # What happened meanwhile, no message tells.
+            else:
+                wait = min(rest, _DISPLAY) if changed else rest
+                for body in self.broker.read(wait, self._clock()):
+                    message = parse_message(body)
+                    changed |= message is not None and self._counts.take(message)
+            due = changed and self._clock() - shown >= _DISPLAY
+            if self._last is not None and (due or self.broker.words != words):
+                shown, changed, words = self._clock(), False, self.broker.words
+                yield self._told(replace(self._last, moment=self._now()))
+
+    def _next_look(self) -> float:
+        """Tell when to look at the servers again."""
+        interval = self.broker.interval
+        if self._looker.failures:
+            return self._looked_at + self._looker.delay(interval)
+        if self.broker.source is None or self._last is None:
+            return self._looked_at + interval
+        live = self._counts.apply(self._last)
+        if self._counts.wants_look or live.done >= live.jobs:
+            return self._looked_at + interval
+        return self._looked_at + _SAFETY * interval

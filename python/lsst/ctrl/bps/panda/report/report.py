@@ -162,7 +162,8 @@ def make_run_list(
     """
     reports = []
     for evidence in sorted(evidences, key=lambda item: item.request_id):
-        report = _bare_report(evidence)
+        # Of a copy, so that a long list does not keep what is worked out for each run.
+        report = _bare_report(dataclasses.replace(evidence))
         if filters is None or filters.matches(_filter_fields(evidence, report)):
             reports.append(report)
     return reports

@@ -362,14 +362,14 @@ def _tally_run(evidence: RunEvidence) -> RunTally:
     The state is derived from counters alone, so that it does not depend on
     whether contents or PanDA's jobs were fetched too.
     """
-    ended = evidence.ended
+    ended, aborted = evidence.ended, evidence.aborted
     labels, expected = _expected_tasks(evidence)
     plain = evidence.jobs is None and not evidence.contents
     coarse: dict[str, Counts] = {label: no_jobs() for label in labels}
     fine = coarse if plain else {label: no_jobs() for label in labels}
     by_transform: dict[int, Counts] = {}
     for label, transform, planned in expected:
-        counts = count_task(transform, planned, aborted=evidence.aborted, ended=ended)
+        counts = count_task(transform, planned, aborted=aborted, ended=ended)
         _add(coarse, label, counts)
         if not plain:
             counts = _refine(evidence, transform, planned, counts)
@@ -379,7 +379,7 @@ def _tally_run(evidence: RunEvidence) -> RunTally:
     _add_missing(evidence, coarse)
     if not plain:
         _add_missing(evidence, fine)
-    if evidence.aborted:
+    if aborted:
         _unprune((*fine.values(), *by_transform.values()))
     counted = _sum_of(coarse)
     return RunTally(
