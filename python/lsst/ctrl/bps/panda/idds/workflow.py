@@ -1,5 +1,5 @@
-"""From a plan to the iDDS ``Workflow`` of ``DomaPanDAWork`` that is sent, and the workflow of a remote
-build's one task.
+"""The iDDS ``Workflow`` of ``DomaPanDAWork`` that is sent for a plan, and the one of a remote build's only
+task.
 
 The only place with iDDS's classes: its server reads these objects back.  What
 is set here follows iDDS 2.6.21 (``idds.doma.workflowv2.domapandawork``).
@@ -9,16 +9,11 @@ from __future__ import annotations
 
 __all__ = [
     "BuildTask",
-    "DependencyMap",
     "Submission",
     "client_mode",
-    "estimate_length",
-    "list_dependencies",
     "make_build_submission",
     "make_submission",
     "make_workflow",
-    "render_call",
-    "render_dependency_maps",
     "render_update",
 ]
 
@@ -49,7 +44,7 @@ _JOBS_PER_PIECE = 2000
 
 
 @dataclass(frozen=True, slots=True)
-class DependencyMap:
+class _DependencyMap:
     """What the jobs of a task depend on, as a work holds it."""
 
     text: str
@@ -62,19 +57,10 @@ class DependencyMap:
     edges: int
 
 
-def render_dependency_maps(plan: WorkflowPlan) -> dict[str, DependencyMap]:
-    """Render each task's map of dependencies.
+def _render_dependency_maps(plan: WorkflowPlan) -> dict[str, _DependencyMap]:
+    """Render each task's map of dependencies, by name of the task.
 
-    Parameters
-    ----------
-    plan : `WorkflowPlan`
-        The plan.
-
-    Returns
-    -------
-    maps : `dict` [`str`, `DependencyMap`]
-        By name of the task.  An event service task is left out: iDDS works
-        out its files when the map is set.
+    Event service tasks have none: iDDS works out their files when it is set.
     """
     tasks = [*plan.tasks, *plan.final]
     ends = [f'{task.name}","inputname":"{job.pseudo_input}' for task in tasks for job in task.jobs]
@@ -82,18 +68,8 @@ def render_dependency_maps(plan: WorkflowPlan) -> dict[str, DependencyMap]:
     return {task.name: _pack(task, ends, owners) for task in tasks if not task.packing.event_service}
 
 
-def _pack(task: TaskPlan, ends: Sequence[str], owners: Sequence[str]) -> DependencyMap:
-    """Compress the map of one task piece by piece.
-
-    Parameters
-    ----------
-    task : `TaskPlan`
-        The task.
-    ends : sequence of `str`
-        Each job of the run as the end of an edge.
-    owners : sequence of `str`
-        Name of each job's task.
-    """
+def _pack(task: TaskPlan, ends: Sequence[str], owners: Sequence[str]) -> _DependencyMap:
+    """Compress the map of one task; ``ends`` and ``owners`` have each job's end of an edge and its task."""
     compressor = zlib.compressobj(_COMPRESSION)
     packed = bytearray(compressor.compress(b"["))
     parent_tasks: dict[str, int] = {}
@@ -118,19 +94,11 @@ def _pack(task: TaskPlan, ends: Sequence[str], owners: Sequence[str]) -> Depende
         packed += compressor.compress((comma + ",".join(lines)).encode())
     packed += compressor.compress(b"]") + compressor.flush()
     text = "idds_zip:" + base64.b64encode(packed).decode("ascii")
-    return DependencyMap(text, tuple(sorted(parent_tasks, key=parent_tasks.__getitem__)), edges)
+    return _DependencyMap(text, tuple(sorted(parent_tasks, key=parent_tasks.__getitem__)), edges)
 
 
-def list_dependencies(task: TaskPlan, plan: WorkflowPlan) -> list[dict[str, Any]]:
-    """Return the map of one task as objects.
-
-    Parameters
-    ----------
-    task : `TaskPlan`
-        The task.
-    plan : `WorkflowPlan`
-        Where its jobs' parents are.
-    """
+def _list_dependencies(task: TaskPlan, plan: WorkflowPlan) -> list[dict[str, Any]]:
+    """Return the map of one task as objects; the plan has its jobs' parents."""
     tasks = [*plan.tasks, *plan.final]
     firsts = [other.first for other in tasks]
 
@@ -144,10 +112,10 @@ def list_dependencies(task: TaskPlan, plan: WorkflowPlan) -> list[dict[str, Any]
     ]
 
 
-STORAGE_NAME = "IDDS_WORKFLOW_ADDITIONAL_STORAGE"
+_STORAGE_NAME = "IDDS_WORKFLOW_ADDITIONAL_STORAGE"
 """What iDDS's REST server replaces by its own storage directory."""
 
-BYTES_PER_TASK = 6500
+_BYTES_PER_TASK = 6500
 """Size of a work without jobs, bytes (6 kB measured, and the command)."""
 
 _TASK_LOG = {
@@ -196,7 +164,7 @@ class Submission:
     """What is sent for a run, as JSON texts of the relay's arguments."""
 
     steps: tuple[str, ...]
-    """Parts that go before, if the request would be too long."""
+    """Parts that are sent first, if the request would be too long."""
 
     request: str
     keywords: str
@@ -207,28 +175,15 @@ class Submission:
         return len(self.request) + sum(map(len, self.steps))
 
 
-def make_workflow(plan: WorkflowPlan) -> Any:
-    """Make the iDDS workflow of a plan.
+@without_collection()
+def make_workflow(plan: WorkflowPlan, maps: dict[str, _DependencyMap] | None = None) -> Any:
+    """Make the iDDS workflow of a plan: all works, with the conditions that start groups and the final job.
 
-    Parameters
-    ----------
-    plan : `WorkflowPlan`
-        The plan.
-
-    Returns
-    -------
-    workflow : `idds.workflowv2.workflow.Workflow`
-        All works, with the conditions that start groups and the final job.
+    The maps of dependencies are made, too, unless they are given.
     """
-    with without_collection():
-        return _make_workflow(plan, render_dependency_maps(plan))
-
-
-def _make_workflow(plan: WorkflowPlan, maps: dict[str, DependencyMap]) -> Any:
-    """Make the workflow, given each task's dependencies."""
-    idds = _idds()
-    workflow = idds.Workflow(name=plan.run.name)
-    _set_attributes(workflow, plan)
+    if maps is None:
+        maps = _render_dependency_maps(plan)
+    workflow = _new_workflow(_run_attributes(plan))
     works = {
         task.name: _make_work(task, number, plan, maps.get(task.name))
         for number, task in enumerate(chain(plan.tasks, plan.final), 1)
@@ -244,8 +199,10 @@ def _make_workflow(plan: WorkflowPlan, maps: dict[str, DependencyMap]) -> Any:
 
 
 def _final_condition(plan: WorkflowPlan) -> ConditionPlan:
-    """What starts the final job or workflow; tasks of a final workflow that
-    wait for others of its tasks have conditions of their own.
+    """Make the condition that starts the final job or workflow.
+
+    Tasks of a final workflow that wait for others of its tasks have
+    conditions of their own.
     """
     waiting = {name for condition in plan.conditions for name in condition.starts}
     return ConditionPlan(
@@ -255,7 +212,7 @@ def _final_condition(plan: WorkflowPlan) -> ConditionPlan:
 
 
 def _add_condition(workflow: Any, works: dict[str, Any], condition: ConditionPlan) -> None:
-    """Let some works start when some others are terminated."""
+    """Start some works when some others are terminated."""
     workflow.add_condition(
         _idds().AndCondition(
             conditions=[works[name].is_terminated for name in condition.waits_for],
@@ -264,10 +221,10 @@ def _add_condition(workflow: Any, works: dict[str, Any], condition: ConditionPla
     )
 
 
-def _set_attributes(workflow: Any, plan: WorkflowPlan) -> None:
-    """Let the run's attributes travel with the request."""
+def _run_attributes(plan: WorkflowPlan) -> RunAttributes:
+    """Collect the attributes of a run that travel with the request."""
     run = plan.run
-    attributes = RunAttributes(
+    return RunAttributes(
         name=run.name,
         operator=run.operator,
         project=run.project,
@@ -277,24 +234,41 @@ def _set_attributes(workflow: Any, plan: WorkflowPlan) -> None:
         tasks=len(plan.tasks) + len(plan.final),
         origin=run.origin,
     )
+
+
+def _new_workflow(attributes: RunAttributes) -> Any:
+    """Make a workflow without works that has the run's attributes."""
+    workflow = _idds().Workflow(name=attributes.name)
     for name, value in render_attributes(attributes).items():
         setattr(workflow, name, value)
+    return workflow
 
 
-def _make_work(task: TaskPlan, number: int, plan: WorkflowPlan, packed: DependencyMap | None) -> Any:
+def _new_work(number: int, **settings: Any) -> Any:
+    """Make the work of the task of this number with what all works have in common."""
+    return _idds().DomaPanDAWork(
+        primary_input_collection={"scope": "pseudo_dataset", "name": f"pseudo_input_collection#{number}"},
+        output_collections=[{"scope": "pseudo_dataset", "name": f"pseudo_output_collection#{number}"}],
+        log_collections=[],
+        task_log=dict(_TASK_LOG),
+        encode_command_line=True,
+        **settings,
+    )
+
+
+def _make_work(task: TaskPlan, number: int, plan: WorkflowPlan, packed: _DependencyMap | None) -> Any:
     """Make the work of a task."""
     needs, accounting, placement = task.resources, task.accounting, task.placement
     growth = _second_memory(needs)
     event_service = task.packing.event_service
-    work = _idds().DomaPanDAWork(
+    # In names of event service files, the label has the form that it has in
+    # the task's pseudo-inputs.
+    label = task.jobs[0].pseudo_input.partition(":")[0] if event_service else None
+    work = _new_work(
+        number,
         executable=task.command,
         task_name=task.name,
-        primary_input_collection={"scope": "pseudo_dataset", "name": f"pseudo_input_collection#{number}"},
-        output_collections=[{"scope": "pseudo_dataset", "name": f"pseudo_output_collection#{number}"}],
-        log_collections=[],
-        dependency_map=list_dependencies(task, plan) if packed is None else [],
-        task_log=dict(_TASK_LOG),
-        encode_command_line=True,
+        dependency_map=_list_dependencies(task, plan) if packed is None else [],
         task_queue=placement.queue or None,
         task_site=placement.site or None,
         task_cloud=placement.cloud or None,
@@ -312,7 +286,7 @@ def _make_work(task: TaskPlan, number: int, plan: WorkflowPlan, packed: Dependen
         prodSourceLabel=accounting.prod_source_label,
         vo=accounting.vo,
         es=event_service,
-        es_label=_es_label(task) if event_service else None,
+        es_label=label,
         max_events_per_job=task.packing.payloads_per_job,
     )
     if packed is not None:
@@ -327,8 +301,7 @@ def _make_work(task: TaskPlan, number: int, plan: WorkflowPlan, packed: Dependen
 
 
 def _second_memory(needs: Resources) -> int:
-    """Memory of the second attempt, never less than BPS's, MB; 0 if memory
-    does not grow.
+    """Return the memory of the second attempt, never less than BPS's, MB; 0 if memory does not grow.
 
     JEDI multiplies the memory of an attempt by the ratio of this to the
     first one's, and cuts it at the largest (panda-server 1.0.4).
@@ -336,41 +309,23 @@ def _second_memory(needs: Resources) -> int:
     return math.ceil(round(needs.memory * needs.memory_growth, 6)) if needs.memory_growth > 1 else 0
 
 
-def _es_label(task: TaskPlan) -> str:
-    """Form of the label in names of event service files, as in the task's
-    pseudo-inputs.
-    """
-    return task.jobs[0].pseudo_input.partition(":")[0]
-
-
 # --- what is sent ----------------------------------------------------------
 
 
-def render_call(*arguments: Any) -> str:
-    """Render positional arguments of a relay command, as JSON of iDDS."""
-    text: str = _idds().json_dumps(list(arguments))
-    return text
+def _render_submission(workflow: Any, steps: Iterable[Any] = ()) -> Submission:
+    """Render a workflow and the steps before it as JSON of iDDS, which keeps its classes."""
+    dumps = _idds().json_dumps
+    keywords = {"username": None, "use_dataset_name": False}
+    return Submission(tuple(dumps([step]) for step in steps), dumps([workflow]), dumps(keywords))
 
 
-def estimate_length(plan: WorkflowPlan, maps: Iterable[str]) -> int:
-    """Estimate the length of a request without building it.
-
-    Parameters
-    ----------
-    plan : `WorkflowPlan`
-        The plan.
-    maps : iterable of `str`
-        Its compressed maps of dependencies.
-
-    Returns
-    -------
-    length : `int`
-        Bytes, a little too many.
-    """
+def _estimate_length(plan: WorkflowPlan, maps: Iterable[str]) -> int:
+    """Estimate the length of a request with these maps, in bytes and a little too high."""
     tasks = [*plan.tasks, *plan.final]
-    return sum(map(len, maps)) + sum(BYTES_PER_TASK + len(task.command) for task in tasks)
+    return sum(map(len, maps)) + sum(_BYTES_PER_TASK + len(task.command) for task in tasks)
 
 
+@without_collection()
 def make_submission(plan: WorkflowPlan, *, max_length: int) -> Submission:
     """Make what is sent for a run, in steps if it is long.
 
@@ -381,36 +336,23 @@ def make_submission(plan: WorkflowPlan, *, max_length: int) -> Submission:
     max_length : `int`
         Longest text to send at once, bytes.  A task is never split, so that
         ``maxJobsPerTask`` bounds a step from below.
-
-    Returns
-    -------
-    submission : `Submission`
-        Steps first, each with whole tasks.
     """
-    with without_collection():
-        maps = render_dependency_maps(plan)
-        return _make_submission(plan, maps, max_length)
-
-
-def _make_submission(plan: WorkflowPlan, maps: dict[str, DependencyMap], max_length: int) -> Submission:
-    """Make what is sent, given each task's dependencies."""
-    keywords: str = _idds().json_dumps({"username": None, "use_dataset_name": False})
-    workflow = _make_workflow(plan, maps)
+    maps = _render_dependency_maps(plan)
+    workflow = make_workflow(plan, maps)
     texts = {name: packed.text for name, packed in maps.items()}
-    if estimate_length(plan, texts.values()) <= max_length:
-        return Submission((), render_call(workflow), keywords)
-    batches = _batches(texts, max_length)
-    steps = tuple(render_call(_make_step(workflow, batch)) for batch in batches)
+    if _estimate_length(plan, texts.values()) <= max_length:
+        return _render_submission(workflow)
+    steps = [_make_step(workflow, batch) for batch in _share_out(texts, max_length)]
     _leave_maps_to_steps(workflow, set(maps))
-    return Submission(steps, render_call(workflow), keywords)
+    return _render_submission(workflow, steps)
 
 
-def _batches(maps: dict[str, str], max_length: int) -> list[dict[str, str]]:
+def _share_out(maps: dict[str, str], max_length: int) -> list[dict[str, str]]:
     """Share maps out among steps that are not too long."""
     batches: list[dict[str, str]] = []
     # Base64 of text that is base64 already adds a third and zlib takes it
     # back; the step's own frame is small.
-    room = max(1, max_length - BYTES_PER_TASK)
+    room = max(1, max_length - _BYTES_PER_TASK)
     size = room + 1
     for name, text in maps.items():
         if size + len(text) > room:
@@ -436,19 +378,19 @@ def _make_step(workflow: Any, batch: dict[str, str]) -> Any:
 
 
 def _leave_maps_to_steps(workflow: Any, names: set[str]) -> None:
-    """Let the works read their maps from the server's storage."""
+    """Make the works read their maps from the server's storage."""
     template = workflow.template
-    template.set_additional_data_storage(STORAGE_NAME)
+    template.set_additional_data_storage(_STORAGE_NAME)
     for work in template.works.values():
         if work.task_name in names:
-            work._dependency_map = {"idds_dependency_map_file": f"{STORAGE_NAME}/{work.task_name}"}
+            work._dependency_map = {"idds_dependency_map_file": f"{_STORAGE_NAME}/{work.task_name}"}
             work.zip_items = [item for item in work.zip_items if item != "_dependency_map"]
     template.with_steps = True
 
 
 @dataclass(frozen=True, slots=True)
 class BuildTask:
-    """What the build task runs, and where."""
+    """Command of the build task of a remote build, and where it runs."""
 
     command: str
     site: str = ""
@@ -463,26 +405,21 @@ class BuildTask:
 
 
 def make_build_submission(task: BuildTask, attributes: RunAttributes) -> Submission:
-    """Make what is sent for a remote build.
+    """Make what is sent for a remote build, whose request keeps the run's attributes when the plan comes.
 
     Parameters
     ----------
     task : `BuildTask`
         The one task.
     attributes : `RunAttributes`
-        Attributes of the run; the request keeps them when the plan comes.
+        Attributes of the run.
     """
-    idds = _idds()
-    workflow = idds.Workflow(name=attributes.name)
-    for name, value in render_attributes(attributes).items():
-        setattr(workflow, name, value)
+    workflow = _new_workflow(attributes)
     workflow.add_work(
-        idds.DomaPanDAWork(
+        _new_work(
+            1,
             executable=task.command,
             task_type="lsst_build",
-            primary_input_collection={"scope": "pseudo_dataset", "name": "pseudo_input_collection#1"},
-            output_collections=[{"scope": "pseudo_dataset", "name": "pseudo_output_collection#1"}],
-            log_collections=[],
             dependency_map=None,
             task_name=BUILD_TASK,
             task_queue=task.queue or None,
@@ -491,14 +428,11 @@ def make_build_submission(task: BuildTask, attributes: RunAttributes) -> Submiss
             task_priority=task.priority,
             processing_type=task.processing_type or None,
             prodSourceLabel="managed",
-            encode_command_line=True,
-            task_log=dict(_TASK_LOG),
             task_rss=task.memory,
             maxattempt=task.attempts,
         )
     )
-    keywords: str = idds.json_dumps({"username": None, "use_dataset_name": False})
-    return Submission((), render_call(workflow), keywords)
+    return _render_submission(workflow)
 
 
 def render_update(submission: Submission, *, request_id: int, signature: str) -> str:
