@@ -17,7 +17,7 @@ from lsst.ctrl.bps.panda.insight.progress import error_lines, make_progress
 from lsst.ctrl.bps.panda.insight.task_graph import make_task_graph, state_of
 from lsst.ctrl.bps.panda.report.report import describe_counts, get_status_of, make_run_list, make_run_report
 from lsst.ctrl.bps.panda.rest.credentials import Anonymous
-from lsst.ctrl.bps.panda.runs.inquiry import Connection, Inquiry
+from lsst.ctrl.bps.panda.runs.client import Connection, RunClient
 from lsst.ctrl.bps.panda.settings.run import read_service_settings
 from lsst.ctrl.bps.panda.status.failures import digest_errors
 from lsst.ctrl.bps.panda.status.replies import parse_jobs
@@ -104,7 +104,7 @@ def failed_before(request):
 def inquiry(request, failed_before, tmp_path):
     server = Server(request.param, failed_before=failed_before)
     env = {"PANDA_URL": "http://here/server/panda", "USER": "ann", "XDG_STATE_HOME": str(tmp_path)}
-    return Inquiry(Connection(server, server, read_service_settings({}, env), Anonymous("ann")))
+    return RunClient(Connection(server, server, read_service_settings({}, env), Anonymous("ann")))
 
 
 def named(counts):
@@ -150,7 +150,7 @@ def job_row(panda_id, name, **errors):
 def test_what_failed_by_itself_comes_before_what_the_cancel_ended(tmp_path):
     server = Server(KILLED_RUNNING, failed_before=True)
     env = {"PANDA_URL": "http://here/server/panda", "USER": "ann", "XDG_STATE_HOME": str(tmp_path)}
-    inquiry = Inquiry(Connection(server, server, read_service_settings({}, env), Anonymous("ann")))
+    inquiry = RunClient(Connection(server, server, read_service_settings({}, env), Anonymous("ann")))
     evidence = inquiry.status(3)
     rows = [job_row(n, f"isr_{n}", transExitCode="143", pilotErrorCode=1144) for n in (22, 23)]
     rows.append(job_row(21, "isr_1", transExitCode="17", pilotErrorCode=1305))

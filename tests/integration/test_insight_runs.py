@@ -30,7 +30,7 @@ from lsst.ctrl.bps.panda.insight.overview import observe
 from lsst.ctrl.bps.panda.insight.resources import measure_resources
 from lsst.ctrl.bps.panda.local import instance
 from lsst.ctrl.bps.panda.local.endpoint import environment
-from lsst.ctrl.bps.panda.runs.inquiry import connect
+from lsst.ctrl.bps.panda.runs.client import connect
 from lsst.ctrl.bps.panda.settings.run import read_service_settings
 from lsst.ctrl.bps.panda.status.failures import digest_errors, judge_groups
 from lsst.ctrl.bps.panda.status.verdicts import PACKAGED_RULES

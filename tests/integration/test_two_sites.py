@@ -36,7 +36,7 @@ from lsst.ctrl.bps.panda.demo.workplace import Workplace
 from lsst.ctrl.bps.panda.insight.documents import read_schema
 from lsst.ctrl.bps.panda.local import instance
 from lsst.ctrl.bps.panda.local.endpoint import environment
-from lsst.ctrl.bps.panda.runs.inquiry import connect
+from lsst.ctrl.bps.panda.runs.client import connect
 from lsst.ctrl.bps.panda.settings.run import read_service_settings
 
 pytestmark = pytest.mark.slow

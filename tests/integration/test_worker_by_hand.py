@@ -14,7 +14,7 @@ from lsst.ctrl.bps.panda.demo.outputs import missing_outputs
 from lsst.ctrl.bps.panda.demo.repository import create_repo
 from lsst.ctrl.bps.panda.demo.run_config import render_run_config
 from lsst.ctrl.bps.panda.plan.model import StagedFile
-from lsst.ctrl.bps.panda.runs.record import PARAMETERS_DIRECTORY, read_plan
+from lsst.ctrl.bps.panda.runs.files import PARAMETERS_DIRECTORY, read_plan
 from lsst.ctrl.bps.panda.settings.run import site_staging_area
 from lsst.ctrl.bps.panda.staging import StagingSettings, stage
 

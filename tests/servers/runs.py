@@ -16,8 +16,7 @@ from lsst.ctrl.bps.panda import PanDAService
 from lsst.ctrl.bps.panda.local import instance
 from lsst.ctrl.bps.panda.local.endpoint import environment
 from lsst.ctrl.bps.panda.report.report import get_status_of
-from lsst.ctrl.bps.panda.runs.build_reply import complete_record
-from lsst.ctrl.bps.panda.runs.inquiry import Inquiry, connect
+from lsst.ctrl.bps.panda.runs.client import RunClient, connect
 from lsst.ctrl.bps.panda.settings.run import read_service_settings
 
 ENDED = frozenset({WmsStates.SUCCEEDED, WmsStates.FAILED, WmsStates.DELETED})
@@ -47,8 +46,7 @@ def await_end(panda: Path, run_id: str, env: Mapping[str, str], *, limit: float)
     service = make_service_class(env, instance.find(panda))({})
     connection = connect(service.settings())
     while True:
-        complete_record(connection, run_id)
-        state, message = get_status_of(Inquiry(connection).status(run_id))
+        state, message = get_status_of(RunClient(connection).status(run_id))
         if state in ENDED:
             return state
         assert time.monotonic() < end, (state, message)

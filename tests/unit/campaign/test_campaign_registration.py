@@ -49,8 +49,9 @@ def make_record(*sites):
         for number, site in enumerate(sites)
     ]  # fmt: skip
     return CampaignRecord(
-        "camp", "/submit", "/run.yaml", "", "x", "tract", "2026-11-20T12:00:00+00:00", parts
-    )
+        name="camp", directory="/submit", config="/run.yaml", digest="", service_class="x", partition="tract",
+        prepared_at="2026-11-20T12:00:00+00:00", parts=parts,
+    )  # fmt: skip
 
 
 def look(record, **answers):

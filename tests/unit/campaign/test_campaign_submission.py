@@ -53,7 +53,7 @@ class Panda:
         trouble = self.trouble.pop(site, {})
         path = self.directory / "campaign" / site
         path.mkdir(parents=True)
-        record = RunRecord({"run": {"name": f"run_{site}", "submit_path": str(path)}, "request_id": None})
+        record = RunRecord(run={"name": f"run_{site}", "submit_path": str(path)}, request_id=None)
         record.write(path)
         if "before" in trouble:
             raise trouble["before"]
@@ -61,8 +61,7 @@ class Panda:
         self.requests[f"run_{site}"] = 40 + len(self.requests)
         if "between" in trouble:
             raise trouble["between"]
-        record.content["request_id"] = self.requests[f"run_{site}"]
-        record.write(path)
+        record.submitted(self.requests[f"run_{site}"], server=SERVER).write()
         if "after" in trouble:
             raise trouble["after"]
 
@@ -153,7 +152,7 @@ def test_a_run_that_is_found_on_the_server_gets_its_record(record, panda):
     with pytest.raises(KeyboardInterrupt):
         submit(record, panda)
     submit(record, panda)
-    run = RunIndex(panda.settings.state_directory).find(SERVER, request_id=41)
+    run = RunIndex(panda.settings.state_directory, SERVER).find(41)
     assert run is not None
     assert (run.name, run.request_id) == ("run_B", 41)
 
@@ -210,7 +209,7 @@ def test_bps_that_submits_nothing_without_an_error_is_an_error(record, panda):
     def nothing(file):
         path = Path(record.directory) / Path(file).stem
         path.mkdir()
-        RunRecord({"run": {"name": "x"}, "request_id": None}).write(path)
+        RunRecord(run={"name": "x"}, request_id=None).write(path)
 
     found = read_campaign(record.directory)
     assert not submit_campaign(found, panda, submit=nothing)

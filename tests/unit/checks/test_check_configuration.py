@@ -16,7 +16,7 @@ from lsst.ctrl.bps.panda.cli.panda_bps import main
 from lsst.ctrl.bps.panda.cli.panda_bps_check import check
 from lsst.ctrl.bps.panda.errors import PandaBpsError
 from lsst.ctrl.bps.panda.findings import Finding, Severity, report_findings
-from lsst.ctrl.bps.panda.runs.inquiry import connect
+from lsst.ctrl.bps.panda.runs.client import connect
 from lsst.ctrl.bps.panda.settings.bps_command import configuration_file, is_dry_run
 from lsst.ctrl.bps.panda.settings.keys import KEYS
 from lsst.ctrl.bps.panda.settings.run import read_service_settings

@@ -21,7 +21,8 @@ from panda_documentation.pages import CHECKOUT, DOC, MARKDOWN, PAGES, RST, table
 from lsst.ctrl.bps.panda import errors
 from lsst.ctrl.bps.panda.campaign.record import RECORD_NAME as CAMPAIGN_NAME
 from lsst.ctrl.bps.panda.edgenode.cmd_line_decoder import ATTEMPTS_FOLDER
-from lsst.ctrl.bps.panda.runs.record import PARAMETERS_DIRECTORY, PLAN_NAME, RECORD_NAME, REGISTRATION_NAME
+from lsst.ctrl.bps.panda.runs.files import PARAMETERS_DIRECTORY, PLAN_NAME, RECORD_NAME, REGISTRATION_NAME
+from lsst.ctrl.bps.panda.runs.record import RunRecord
 from lsst.ctrl.bps.panda.settings.keys import KEYS
 from lsst.ctrl.bps.panda.settings.sites import site_names
 from lsst.ctrl.bps.panda.staging.sources import CANCELLED_NAME, MANIFEST_NAME, PARTIAL_NAME, TEMPORARY_FOLDER
@@ -178,26 +179,9 @@ def test_the_page_of_files_has_each_name():
     assert [name for name in names if f"``{name}``" not in text] == []
 
 
-def record_keys() -> set[str]:
-    """Return the keys of a run's record that the source writes."""
-    found = set()
-    for source in ("runs/record.py", "service.py", "workflow.py", "runs/restart.py", "remote/request.py"):
-        for node in ast.walk(ast.parse((PACKAGE / source).read_text(encoding="utf-8"))):
-            match node:
-                case ast.Assign(
-                    targets=[ast.Subscript(ast.Attribute(attr="content"), ast.Constant(value=key))]
-                ):
-                    found.add(str(key))
-                case ast.Call(func=ast.Attribute(ast.Attribute(attr="content"), "update")):
-                    found |= {keyword.arg for keyword in node.keywords if keyword.arg}
-                case ast.Call(func=ast.Name(id="cls" | "RunRecord"), args=[ast.Dict(keys=keys)]):
-                    found |= {str(key.value) for key in keys if isinstance(key, ast.Constant)}
-    return found
-
-
 def test_the_page_of_files_has_each_key_of_a_record():
     keys = {row[0].strip("`") for row in table("files", "key                meaning")}
-    assert record_keys() - {"format"} == keys
+    assert set(RunRecord.model_fields) - {"format"} == keys
 
 
 def environment_variables() -> list[str]:

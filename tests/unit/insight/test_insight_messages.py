@@ -349,12 +349,11 @@ def test_the_broker_of_the_runs_own_configuration(tmp_path, monkeypatch):
     own = {"pandaMessagesUrl": "stomp+ssl://mine", "pandaMessagesVhost": "v", "other": "x"}
     for number, content in ((7, {"messages": own}), (8, {})):
         directory = tmp_path / str(number)
-        record = RunRecord(
-            {"run": {"name": f"r{number}", "submit_path": str(directory)}, "request_id": number, **content}
-        )
+        run = {"name": f"r{number}", "submit_path": str(directory)}
+        record = RunRecord(run=run, request_id=number, **content)
         directory.mkdir()
         record.write(directory)
-        RunIndex(str(state / "panda_bps")).add(record, server=server)
+        RunIndex(str(state / "panda_bps"), server).add(record)
     monkeypatch.setenv("PANDA_URL", server)
     monkeypatch.delenv("PANDA_URL_SSL", raising=False)
     monkeypatch.setenv("XDG_STATE_HOME", str(state))

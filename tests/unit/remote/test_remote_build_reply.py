@@ -11,8 +11,9 @@ import pytest
 
 from lsst.ctrl.bps.panda.edgenode.rucio_program import Registration
 from lsst.ctrl.bps.panda.errors import RunNotFoundError, SettingsError, TransportError
+from lsst.ctrl.bps.panda.remote.site import send_reply
 from lsst.ctrl.bps.panda.rucio.step import read_registration
-from lsst.ctrl.bps.panda.runs.build_reply import complete_record, send_reply
+from lsst.ctrl.bps.panda.runs.client import RunClient
 from lsst.ctrl.bps.panda.runs.record import RunRecord, read_record
 
 ARCHIVE = "jobO.1.tar.gz"
@@ -49,11 +50,11 @@ class Hosts:
         self.area = directory / "a rea"
         for path in (self.submit_path, self.site, self.area):
             path.mkdir()
-        settings = SimpleNamespace(state_directory=str(directory / "state"), url=URL)
-        self.connection = SimpleNamespace(settings=settings, api=self.cache)
+        settings = SimpleNamespace(state_directory=str(directory / "state"), url=URL, user="ann")
+        self.connection = SimpleNamespace(settings=settings, api=self.cache, relay=None)
         run = {"name": "r", "submit_path": str(self.submit_path), "staging_area": ""}
         remote = {"archive": ARCHIVE, "complete": False}
-        RunRecord({"run": run, "remote": remote, "labels": [["buildTask", 1]]}).write(self.submit_path)
+        RunRecord(run=run, remote=remote, labels=[["buildTask", 1]], request_id=7).write()
         self.sent = {
             "run": {"name": "r", "staging_area": f"{self.area}/"},
             "labels": [["isr", 2]],
@@ -66,8 +67,9 @@ class Hosts:
         (self.site / "panda_plan.json").write_text('{"plan": "é"}')
 
     def complete(self) -> RunRecord:
-        complete_record(self.connection, str(self.submit_path))
-        return read_record(self.submit_path)
+        found = RunClient(self.connection).find(str(self.submit_path)).record
+        assert found == read_record(self.submit_path)
+        return found
 
     @property
     def plan(self) -> Path:
@@ -96,21 +98,21 @@ def test_a_run_that_registers_nothing_has_nothing_to_send(hosts):
 
 
 def test_nothing_is_there_yet(hosts):
-    assert not hosts.complete().content["remote"]["complete"]
+    assert not hosts.complete().remote.complete
     assert not hosts.plan.exists()
 
 
 def test_record_and_plan_arrive(hosts):
     send_reply(hosts.cache, hosts.site, ARCHIVE)
     record = hosts.complete()
-    assert record.content["labels"] == [["buildTask", 1], ["isr", 2]]
-    assert record.content["tasks"] == [["build_task", "buildTask", 1], ["r_isr", "isr", 2]]
-    assert record.content["staging"] == {"max_workers": 3}
+    assert record.labels == (("buildTask", 1), ("isr", 2))
+    assert record.tasks == (("build_task", "buildTask", 1), ("r_isr", "isr", 2))
+    assert record.staging.max_workers == 3
     assert record.staging_area == f"{hosts.area}/"
     assert hosts.plan.read_text() == '{"plan": "é"}'
     # Once is enough.
     hosts.cache.files.clear()
-    assert hosts.complete().content["remote"]["complete"]
+    assert hosts.complete().remote.complete
 
 
 def test_a_cache_that_unpacks(hosts):
@@ -138,16 +140,18 @@ def test_a_plan_too_large_for_the_cache_comes_from_the_staging_area(hosts, form)
 def test_a_plan_out_of_reach(hosts, caplog):
     send_reply(hosts.cache, hosts.site, ARCHIVE)
     del hosts.cache.files[f"{ARCHIVE}.plan.json.gz"]
-    assert hosts.complete().content["remote"]["complete"]
+    assert hosts.complete().remote.complete
     assert "Run r cannot be restarted: its plan is out of reach" in caplog.text
     assert not hosts.plan.exists()
 
 
 def test_a_reply_that_is_not_understood(hosts):
     hosts.cache.files[f"{ARCHIVE}.record.json"] = b'{"labels": 1}'
-    assert not hosts.complete().content["remote"]["complete"]
+    assert not hosts.complete().remote.complete
 
 
 def test_runs_that_were_not_planned_elsewhere(hosts, tmp_path):
-    complete_record(hosts.connection, "77")
-    complete_record(hosts.connection, str(tmp_path))
+    client = RunClient(hosts.connection)
+    assert client.find("77") == (77, None)
+    with pytest.raises(RunNotFoundError, match="holds no panda_run.json"):
+        client.find(str(tmp_path))

@@ -412,37 +412,6 @@ def test_tasks_are_ordered_by_their_ordinal():
     assert ordered == [names[3], names[2], names[1], names[0], names[4]]
 
 
-RECORD = {
-    "run": {"name": RUN, "operator": "ann", "project": "P", "site": "SLAC", "submit_path": "/s", "origin": 4},
-    "labels": [["isr", 2], ["finalJob", 1]],
-    "tasks": [["t1", "isr", 2], {"name": "t2", "label": "finalJob", "jobs": 1}],
-    "final_labels": ["finalJob"],
-}
-
-
-def test_a_plan_summary_of_a_run_record():
-    plan = PlanSummary.from_run_record(RECORD)
-    assert plan.labels == (("isr", 2), ("finalJob", 1))
-    assert plan.tasks == (("t1", "isr", 2), ("t2", "finalJob", 1))
-    assert (plan.final_labels, plan.site, plan.path, plan.job_count) == (("finalJob",), "SLAC", "/s", 3)
-    assert plan.attributes == RunAttributes(RUN, "ann", "P", "", "", jobs=3, tasks=2, origin=4)
-
-
-def test_labels_are_found_in_tasks_where_the_record_has_none():
-    plan = PlanSummary.from_run_record({"tasks": [["t1", "a", 2], ["t2", "b", 1], ["t3", "a", 2]]})
-    assert plan.labels == (("a", 4), ("b", 1))
-    assert plan.attributes is None
-
-
-@pytest.mark.parametrize(
-    "record",
-    [{"labels": 3}, {"tasks": [["t1"]]}, {"tasks": [{"name": "t"}]}, {"labels": [["isr", "many"]]}, []],
-)
-def test_a_record_of_another_shape_is_refused(record):
-    with pytest.raises(ValueError, match="run record"):
-        PlanSummary.from_run_record(record)
-
-
 def test_attributes_of_another_programs_request():
     record = RequestRecord(1, "r", "New", username="bob", campaign_scope="Default", campaign="c")
     assert parse_attributes(record) == RunAttributes("r", "bob", "", "c")

@@ -18,7 +18,7 @@ from lsst.ctrl.bps.panda.edgenode.rucio_program import Registration
 from lsst.ctrl.bps.panda.idds.workflow import make_workflow
 from lsst.ctrl.bps.panda.plan.document import parse_plan, render_plan, render_table
 from lsst.ctrl.bps.panda.plan.planner import make_restart_plan
-from lsst.ctrl.bps.panda.runs.record import read_plan
+from lsst.ctrl.bps.panda.runs.files import read_plan
 from lsst.ctrl.bps.panda.workflow import PandaBpsWmsWorkflow
 
 SECTION = {

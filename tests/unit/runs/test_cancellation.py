@@ -7,6 +7,7 @@ import pytest
 
 from lsst.ctrl.bps.panda.errors import RefusedError
 from lsst.ctrl.bps.panda.runs.cancel import CANCELLED_MARKER, cancel_run
+from lsst.ctrl.bps.panda.runs.client import FoundRun
 from lsst.ctrl.bps.panda.runs.record import RunRecord
 from lsst.ctrl.bps.panda.status.evidence import PlanSummary, RunEvidence
 from lsst.ctrl.bps.panda.status.records import (
@@ -63,9 +64,13 @@ class Server:
             self.accepted_at = self.now + self._delay
         return "Command registered successfully"
 
-    # inquiry
-    def identify(self, run):
-        return 5, getattr(self, "record", None)
+    # client
+    @property
+    def connection(self):
+        return SimpleNamespace(relay=self)
+
+    def find(self, run):
+        return FoundRun(5, getattr(self, "record", None))
 
     def glance(self, run):
         aborted = self.accepted_at is not None and self.now >= self.accepted_at
@@ -87,12 +92,12 @@ class Server:
             transforms.append(TransformRecord(5, 2, "r_02_finalJob_01", "Finished", "", 12, one))
         return RunEvidence(request, tuple(transforms), plan=PLAN)
 
-    def tell_apart(self, evidence):
+    def distinguish_killed(self, evidence):
         return replace(evidence, contents=self.contents)
 
 
 def cancel(server, **kwargs):
-    return cancel_run(server, server, "5", sleep=server.sleep, clock=server.clock, **kwargs)
+    return cancel_run(server, "5", sleep=server.sleep, clock=server.clock, **kwargs)
 
 
 def test_a_run_is_cancelled_when_the_server_shows_it():
@@ -159,7 +164,7 @@ def test_the_final_job_is_told_unless_the_server_refuses(tmp_path, refuse):
     server = Server(refuse=refuse)
     area = tmp_path / "area"
     area.mkdir()
-    server.record = RunRecord({"run": {"name": "r", "submit_path": "", "staging_area": f"{area}/"}})
+    server.record = RunRecord(run={"name": "r", "submit_path": "", "staging_area": f"{area}/"})
     accepted, message = cancel(server)
     assert accepted is not refuse
     assert (area / CANCELLED_MARKER).exists() is not refuse
@@ -216,7 +221,7 @@ def test_that_final_tasks_may_hang_is_said_where_it_is_not_known():
 def test_the_doubles_have_what_the_code_asks_for():
     # The double must not drift from the real classes.
     from lsst.ctrl.bps.panda.rest.relay import Relay
-    from lsst.ctrl.bps.panda.runs.inquiry import Inquiry
+    from lsst.ctrl.bps.panda.runs.client import RunClient
 
     assert hasattr(Relay, "abort")
-    assert SimpleNamespace(**{name: getattr(Inquiry, name) for name in ("identify", "glance", "tell_apart")})
+    assert [getattr(RunClient, name) for name in ("find", "glance", "distinguish_killed")]

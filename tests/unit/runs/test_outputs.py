@@ -3,12 +3,15 @@
 from pathlib import Path
 
 import pytest
+from lsst.ctrl.bps.wms_service import WmsStates
 
 from lsst.ctrl.bps import GenericWorkflow, GenericWorkflowExec, GenericWorkflowFile, GenericWorkflowJob
 from lsst.ctrl.bps.panda.edgenode import cmd_line_decoder as runner
 from lsst.ctrl.bps.panda.errors import PlanError
 from lsst.ctrl.bps.panda.runs.outputs import collect_outputs, find_outputs
 from lsst.ctrl.bps.panda.runs.record import RunRecord
+
+ENDED = WmsStates.SUCCEEDED
 
 
 def command(inputs, outputs, *, custom="True"):
@@ -47,37 +50,47 @@ def record(tmp_path):
     (tmp_path / "submit").mkdir()
     destination = str(tmp_path / "submit" / "o ut#%41.txt")
     run = {"name": "run", "submit_path": str(tmp_path / "submit"), "staging_area": f"{area}/"}
-    return RunRecord({"run": run, "outputs": [["key/1", destination]]})
+    return RunRecord(run=run, outputs=[["key/1", destination]])
 
 
 @pytest.mark.parametrize("as_uri", [False, True])
 def test_what_was_left_is_moved(record, tmp_path, as_uri):
-    ((key, destination),) = record.content["outputs"]
+    ((key, destination),) = record.outputs
     left = tmp_path / "area 100% #1?" / runner.left_output(key, destination)
     left.parent.mkdir(parents=True)
     left.write_text("result")
     if as_uri:
-        record.content["run"]["staging_area"] = (tmp_path / "area 100% #1?").as_uri() + "/"
-    assert collect_outputs(record) == ()
+        area = (tmp_path / "area 100% #1?").as_uri() + "/"
+        record = record.model_copy(update={"run": record.run.model_copy(update={"staging_area": area})})
+    assert collect_outputs(record, ENDED) == ()
     assert not left.exists()
     assert [path.read_text() for path in (tmp_path / "submit").iterdir()] == ["result"]
     assert Path(destination).read_text() == "result"
     # Nothing is left, and what is there stays.
-    assert collect_outputs(record) == ()
+    assert collect_outputs(record, ENDED) == ()
     assert Path(destination).read_text() == "result"
 
 
 def test_an_output_that_cannot_be_fetched_is_named(record, tmp_path):
-    ((key, destination),) = record.content["outputs"]
+    ((key, destination),) = record.outputs
     left = tmp_path / "area 100% #1?" / runner.left_output(key, destination)
     left.parent.mkdir(parents=True)
     left.write_text("result")
     Path(destination).mkdir()
-    (problem,) = collect_outputs(record)
+    (problem,) = collect_outputs(record, ENDED)
     assert "Output key/1 of run run cannot be fetched" in problem
     assert left.exists()
 
 
 def test_runs_without_outputs():
-    assert collect_outputs(None) == ()
-    assert collect_outputs(RunRecord({"run": {"name": "run"}})) == ()
+    assert collect_outputs(None, ENDED) == ()
+    assert collect_outputs(RunRecord(run={"name": "run"}), ENDED) == ()
+
+
+def test_outputs_of_a_run_that_goes_on_are_left_where_they_are(record, tmp_path):
+    ((key, destination),) = record.outputs
+    left = tmp_path / "area 100% #1?" / runner.left_output(key, destination)
+    left.parent.mkdir(parents=True)
+    left.write_text("half")
+    assert collect_outputs(record, WmsStates.RUNNING) == ()
+    assert left.exists()

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from lsst.ctrl.bps.wms_service import WmsRunReport, WmsStates
@@ -38,14 +37,13 @@ from .report.report import (
     parse_filters,
 )
 from .rest.faults import diagnose
-from .runs.build_reply import complete_record
 from .runs.cancel import cancel_run
-from .runs.environment_dump import protect_dumps
-from .runs.inquiry import Connection, Inquiry, connect
+from .runs.client import Connection, RunClient, connect
+from .runs.files import protect_dumps
 from .runs.outputs import collect_outputs
-from .runs.record import RunIndex, read_record
+from .runs.record import read_record
 from .runs.restart import restart_run
-from .runs.submit import send
+from .runs.submit import record_submission, send
 from .settings import sites
 from .settings.bps_command import accept_service_names, configuration_file, is_dry_run
 from .settings.configuration import RunConfiguration
@@ -199,10 +197,16 @@ class PanDAService(BaseWmsService):
         connection = self._connect()
         with show_staging(sys.stderr) as progress:
             stage(workflow.staged_files(), workflow.settings.staging, progress=progress)
-        submission = workflow.submission
-        request_id = send(connection.relay, submission, workflow.name)
+        request_id = send(connection.relay, workflow.submission, workflow.name)
         workflow.run_id = str(request_id)
-        self._write_down(workflow, request_id, connection, submission.length)
+        record = read_record(workflow.submit_path or "")
+        record_submission(
+            connection,
+            record,
+            request_id,
+            request_bytes=workflow.submission.length,
+            messages=own_messages(connection.settings, record.run.site),
+        )
         _LOG.info("Submitted run %s as request %d to %s", workflow.name, request_id, connection.settings.url)
         self._tell_how_to_ask(workflow)
         return None
@@ -216,23 +220,6 @@ class PanDAService(BaseWmsService):
         if known != name:
             command = f"export BPS_WMS_SERVICE_CLASS={name}; bps report --id {workflow.run_id}"
             _LOG.info("To follow the run: %s", command)
-
-    def _write_down(
-        self, workflow: PandaBpsWmsWorkflow, request_id: int, connection: Connection, length: int
-    ) -> None:
-        """Complete the run's record and enter it in the list of own runs."""
-        assert workflow.submit_path is not None
-        record = read_record(workflow.submit_path)
-        record.content.update(
-            request_id=request_id,
-            server=connection.settings.url,
-            submitted_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            request_bytes=length,
-        )
-        if messages := own_messages(connection.settings, record.content["run"]["site"]):
-            record.content["messages"] = messages
-        record.write(workflow.submit_path)
-        RunIndex(connection.settings.state_directory).add(record, server=connection.settings.url)
 
     # --- submitted runs ------------------------------------------------
 
@@ -248,18 +235,17 @@ class PanDAService(BaseWmsService):
         # Docstring inherited.
         try:
             filters = parse_filters(pass_thru)
-            connection = self._connect()
-            inquiry = Inquiry(connection)
+            client = RunClient(self._connect())
             if wms_workflow_id:
-                complete_record(connection, wms_workflow_id)
+                found = client.find(wms_workflow_id)
                 report = make_run_report(
-                    inquiry.detail(wms_workflow_id),
-                    monitor_url=connection.settings.monitor_url,
+                    client.detail(found),
+                    monitor_url=client.connection.settings.monitor_url,
                     return_exit_codes=return_exit_codes,
                 )
-                return [report], "\n".join(self._collect(connection, report.wms_id, report.state))
+                return [report], "\n".join(collect_outputs(found.record, report.state))
             days = hist or DEFAULT_DAYS
-            runs, problems = inquiry.recent(days=days, user=user, everybody=is_global)
+            runs, problems = client.recent(days=days, user=user, everybody=is_global)
             notes = [*problems]
             if runs or not problems:
                 notes += list_notes(runs, days=days, user=user)
@@ -272,25 +258,14 @@ class PanDAService(BaseWmsService):
     ) -> tuple[WmsStates, str]:
         # Docstring inherited.
         try:
-            connection = self._connect()
-            complete_record(connection, wms_workflow_id)
-            evidence = Inquiry(connection).status(wms_workflow_id)
+            client = RunClient(self._connect())
+            found = client.find(wms_workflow_id)
+            evidence = client.status(found)
         except PandaBpsError as error:
             return WmsStates.UNKNOWN, str(error)
         _LOG.info("%s", describe_counts(evidence))
         state, message = get_status_of(evidence)
-        problems = self._collect(connection, str(evidence.request.request_id), state)
-        return state, "\n".join(filter(None, (message, *problems)))
-
-    @staticmethod
-    def _collect(connection: Connection, run_id: str, state: WmsStates) -> tuple[str, ...]:
-        """Fetch the outputs of a command that has ended, as far as its jobs
-        could not put them where they belong.
-        """
-        if state not in (WmsStates.SUCCEEDED, WmsStates.FAILED):
-            return ()
-        index = RunIndex(connection.settings.state_directory)
-        return collect_outputs(index.find(connection.settings.url, request_id=int(run_id)))
+        return state, "\n".join(filter(None, (message, *collect_outputs(found.record, state))))
 
     def list_submitted_jobs(
         self,
@@ -322,16 +297,16 @@ class PanDAService(BaseWmsService):
             unless a run was named.
         """
         filters = parse_filters(pass_thru)
-        inquiry = Inquiry(self._connect())
+        client = RunClient(self._connect())
         if wms_id:
             try:
-                request_id, _ = inquiry.identify(wms_id)
-                return [str(inquiry.request(request_id).request_id)]
+                request_id, _ = client.find(wms_id)
+                return [str(client.request(request_id).request_id)]
             except RunNotFoundError as error:
                 # BPS says that no job matches; this says why.
                 _LOG.error("%s", error)
                 return []
-        runs, problems = inquiry.recent(days=DEFAULT_DAYS, user=user)
+        runs, problems = client.recent(days=DEFAULT_DAYS, user=user)
         for problem in problems:
             _LOG.warning("%s", problem)
         going = [run for run in runs if not run.ended and (run.attributes.jobs or not require_bps)]
@@ -341,9 +316,7 @@ class PanDAService(BaseWmsService):
     def cancel(self, wms_id: str, pass_thru: str | None = None) -> tuple[bool, str]:
         # Docstring inherited.
         try:
-            connection = self._connect()
-            complete_record(connection, wms_id)
-            accepted, message = cancel_run(connection.relay, Inquiry(connection), wms_id)
+            accepted, message = cancel_run(RunClient(self._connect()), wms_id)
         except PandaBpsError as error:
             return False, str(error)
         if accepted:
@@ -354,9 +327,7 @@ class PanDAService(BaseWmsService):
     def restart(self, wms_workflow_id: str) -> tuple[str | None, str | None, str]:
         # Docstring inherited.
         try:
-            connection = self._connect()
-            complete_record(connection, wms_workflow_id)
-            run_id, name, message = restart_run(connection, Inquiry(connection), wms_workflow_id)
+            run_id, name, message = restart_run(RunClient(self._connect()), wms_workflow_id)
         except PandaBpsError as error:
             return None, None, str(error)
         if run_id is not None:

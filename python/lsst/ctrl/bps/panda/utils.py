@@ -13,7 +13,7 @@ from typing import Any
 
 from .errors import SettingsError
 from .rest.relay import Relay
-from .runs.inquiry import connect
+from .runs.client import connect
 from .settings.run import read_service_settings
 
 _GONE = {

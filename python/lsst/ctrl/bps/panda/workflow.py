@@ -6,7 +6,6 @@ __all__ = ["PandaBpsWmsWorkflow"]
 
 import os
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,9 @@ from .plan.document import render_plan
 from .plan.model import StagedFile, WorkflowPlan
 from .plan.planner import make_plan, want_success
 from .rucio.step import add_step, find_graph
+from .runs.files import PARAMETERS_DIRECTORY, PLAN_NAME, REGISTRATION_NAME, write_text
 from .runs.outputs import find_outputs
-from .runs.record import PARAMETERS_DIRECTORY, PLAN_NAME, REGISTRATION_NAME, RunRecord, write_text
+from .runs.record import RunRecord
 from .settings.configuration import RunConfiguration
 from .settings.rucio import LABEL, read_registration_settings
 from .settings.run import RunSettings, read_run_settings, read_service_settings
@@ -130,14 +130,10 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
         write_text(directory / PLAN_NAME, render_plan(self.plan))
         if self._registration is not None:
             write_text(directory / REGISTRATION_NAME, [self._registration.to_json()])
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        record = RunRecord.from_plan(self.plan, prepared_at=now)
-        staging = self.settings.staging
-        record.content["staging"] = {
-            "max_workers": staging.max_workers,
-            "group_permissions": staging.group_permissions,
-        }
-        if self.settings.clusters:
-            record.content["clusters"] = list(self.settings.clusters)
-        record.content["outputs"] = [list(output) for output in self._outputs]
+        record = RunRecord.from_plan(
+            self.plan,
+            staging=self.settings.staging,
+            clusters=self.settings.clusters,
+            outputs=self._outputs,
+        )
         record.write(directory)

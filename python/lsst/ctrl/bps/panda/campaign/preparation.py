@@ -19,7 +19,7 @@ from lsst.daf.butler import Butler
 from ..checks.configuration import check_configuration
 from ..errors import SettingsError
 from ..findings import Finding, Severity
-from ..runs.record import write_text
+from ..runs.files import write_text
 from ..settings.campaign import Value
 from ..settings.rucio import read_registration_settings
 from .parts import (

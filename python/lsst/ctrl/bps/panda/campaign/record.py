@@ -20,15 +20,16 @@ __all__ = [
 
 import contextlib
 import fcntl
-import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict
+
 from ..errors import PandaBpsError, RunNotFoundError
-from ..runs.record import OwnList, read_json, write_text
+from ..runs.files import read_model, write_text
+from ..runs.record import OwnList
 from ..settings.campaign import Value
 
 RECORD_NAME = "panda_campaign.json"
@@ -46,9 +47,10 @@ class PartState(StrEnum):
     """Not submitted; ``error`` says why."""
 
 
-@dataclass(slots=True)
-class PartRecord:
+class PartRecord(BaseModel):
     """A part, as it is written down."""
+
+    model_config = ConfigDict(extra="forbid")
 
     site: str
     compute_site: str
@@ -66,13 +68,11 @@ class PartRecord:
     submitted_at: str = ""
     error: str = ""
 
-    def __post_init__(self) -> None:
-        self.state = PartState(self.state)
 
-
-@dataclass(slots=True)
-class CampaignRecord:
+class CampaignRecord(BaseModel):
     """A campaign, as it is written down."""
+
+    model_config = ConfigDict(extra="forbid", title="campaign record")
 
     name: str
     directory: str
@@ -87,7 +87,7 @@ class CampaignRecord:
     service_class: str
     partition: str
     prepared_at: str
-    parts: list[PartRecord] = field(default_factory=list)
+    parts: list[PartRecord]
     format: int = RECORD_FORMAT
 
     @property
@@ -103,7 +103,7 @@ class CampaignRecord:
     def write(self) -> Path:
         """Write the record into the campaign's directory."""
         path = Path(self.directory) / RECORD_NAME
-        write_text(path, [json.dumps(asdict(self), indent=1), "\n"])
+        write_text(path, [self.model_dump_json(indent=1), "\n"])
         return path
 
 
@@ -122,19 +122,7 @@ def read_campaign(directory: str | os.PathLike[str]) -> CampaignRecord:
     PandaBpsError
         Raised if it is damaged, or of a newer version.
     """
-    path, content = read_json(directory, RECORD_NAME, holder="a campaign")
-    try:
-        number = content["format"]
-        if number != RECORD_FORMAT:
-            raise PandaBpsError(
-                f"{path} has format {number!r} and this version of the plugin reads {RECORD_FORMAT}; use the "
-                "version that wrote it."
-            )
-        parts = [PartRecord(**part) for part in content.pop("parts")]
-        record = CampaignRecord(**content, parts=parts)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PandaBpsError(f"{path} is damaged: {error}.") from error
-    return record
+    return read_model(directory, RECORD_NAME, CampaignRecord, holder="a campaign")
 
 
 @contextlib.contextmanager
@@ -159,6 +147,14 @@ def lock_campaign(directory: str | os.PathLike[str]) -> Iterator[None]:
         yield
 
 
+class CampaignEntry(BaseModel):
+    """A campaign in the list of own campaigns."""
+
+    config: str
+    directory: str
+    prepared_at: str
+
+
 class CampaignIndex:
     """The list of one's own campaigns, across submit directories.
 
@@ -169,18 +165,13 @@ class CampaignIndex:
     """
 
     def __init__(self, directory: str) -> None:
-        self._list = OwnList(directory, "campaigns.jsonl")
+        self._list = OwnList(directory, "campaign", CampaignEntry)
 
     def add(self, record: CampaignRecord) -> None:
-        """Enter a campaign; failing to do so is warned about, not an error.
-
-        Parameters
-        ----------
-        record : `CampaignRecord`
-            Its record.
-        """
-        entry = {"config": record.config, "directory": record.directory, "prepared_at": record.prepared_at}
-        self._list.append(entry, what="campaign")
+        """Enter a campaign; failing to do so is warned about, not an error."""
+        self._list.append(
+            CampaignEntry(config=record.config, directory=record.directory, prepared_at=record.prepared_at)
+        )
 
     def latest(self, config: str) -> CampaignRecord | None:
         """Return the latest campaign of a configuration that is still there.
@@ -191,11 +182,11 @@ class CampaignIndex:
             The user's file, absolute.
         """
         for entry in reversed(list(self._list.entries())):
-            if entry.get("config") != config:
+            if entry.config != config:
                 continue
             try:
-                return read_campaign(str(entry["directory"]))
-            except (KeyError, PandaBpsError, OSError):
+                return read_campaign(entry.directory)
+            except (PandaBpsError, OSError):
                 continue
         return None
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from lsst.ctrl.bps.wms_service import WmsStates
 
 from ..errors import PandaBpsError, SubmissionUncertainError
-from ..runs.build_reply import complete_record
-from ..runs.inquiry import Connection, Inquiry
-from ..runs.record import RunIndex, read_record
+from ..runs.client import Connection, RunClient
+from ..runs.record import read_record
+from ..runs.submit import record_submission
 from .overview import CampaignOverview, SiteOverview, look_at_campaign
 from .record import CampaignRecord, PartRecord, PartState, lock_campaign, read_campaign
 
@@ -131,11 +131,7 @@ def _adopt(part: PartRecord, connection: Connection) -> bool:
     _submitted(part, request_id)
     _LOG.info("Run %s was submitted before as request %d", part.run, request_id)
     if run is not None:
-        run.content.update(
-            request_id=request_id, server=connection.settings.url, submitted_at=part.submitted_at
-        )
-        run.write(part.submit_path)
-        RunIndex(connection.settings.state_directory).add(run, server=connection.settings.url)
+        record_submission(connection, run, request_id)
     return True
 
 
@@ -161,18 +157,13 @@ def look(record: CampaignRecord, connection: Connection) -> CampaignOverview:
     connection : `Connection`
         The server.
     """
-    inquiry = Inquiry(connection)
-    index = RunIndex(connection.settings.state_directory)
+    client = RunClient(connection)
 
     def successor(request_id: int) -> int | None:
-        run = index.find(connection.settings.url, request_id=request_id)
-        following = run.content.get("restarted_as") if run is not None else None
-        return int(following) if following else None
+        run = client.find(request_id).record
+        return run.restarted_as if run is not None else None
 
-    for part in record.parts:
-        if part.request_id is not None:
-            complete_record(connection, str(part.request_id))
-    return look_at_campaign(record, ask=inquiry.status, successor=successor, moment=datetime.now(UTC))
+    return look_at_campaign(record, ask=client.status, successor=successor, moment=datetime.now(UTC))
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from ..errors import PandaBpsError, SettingsError
 from ..findings import Finding, Severity
 from ..rest.faults import diagnose
 from ..rucio.checks import check_registration
-from ..runs.inquiry import connect
+from ..runs.client import connect
 from ..settings.bps_command import is_dry_run
 from ..settings.campaign import SECTION, is_divided
 from ..settings.configuration import GraphCommand, RunConfiguration

@@ -108,7 +108,7 @@ def submit(campaign_or_config: str, new: bool, wms_service_class: str | None) ->
     from lsst.ctrl.bps.drivers import submit_driver
 
     from lsst.ctrl.bps.panda.campaign.runs import submit_campaign
-    from lsst.ctrl.bps.panda.runs.inquiry import connect
+    from lsst.ctrl.bps.panda.runs.client import connect
 
     # As bps submit does: a quantum graph may take hours.
     _log("INFO")
@@ -165,7 +165,7 @@ def _look(name: str) -> tuple[Any, Any]:
     """Find a campaign and ask about its runs."""
     from lsst.ctrl.bps.panda.campaign.record import CampaignIndex, find_campaign
     from lsst.ctrl.bps.panda.campaign.runs import look
-    from lsst.ctrl.bps.panda.runs.inquiry import connect
+    from lsst.ctrl.bps.panda.runs.client import connect
     from lsst.ctrl.bps.panda.settings.run import read_service_settings
 
     record = find_campaign(name, CampaignIndex(read_service_settings(None).state_directory))

@@ -4,7 +4,7 @@ what became of it.
 
 from __future__ import annotations
 
-__all__ = ["campaign_lines", "complete", "is_campaign", "look_at_campaign", "rucio", "rule_line"]
+__all__ = ["campaign_lines", "find_record", "is_campaign", "look_at_campaign", "rucio", "rule_line"]
 
 import contextlib
 import os
@@ -28,8 +28,8 @@ from ..errors import PandaBpsError, RucioError
 from ..rucio.client import look_up_outputs, open_butler, open_client, rucio_errors
 from ..rucio.status import RegistrationStatus, Rule, look_at_registration, make_status_document
 from ..rucio.step import Forecast, make_forecast, read_registration
-from ..runs.build_reply import complete_record
-from ..runs.inquiry import Inquiry
+from ..runs.client import RunClient
+from ..runs.files import names_directory
 from ..runs.record import RunRecord, read_record
 from ..settings.run import read_service_settings
 from .output import json_option, print_lines, print_problems, shows_errors, table, write_json
@@ -48,23 +48,31 @@ def is_campaign(name: str) -> bool:
     return os.path.isfile(name) or os.path.isfile(os.path.join(name, RECORD_NAME))
 
 
-def complete(record: RunRecord, *, local: bool) -> RunRecord:
-    """Complete the record of a remote build, if its site has sent something.
+def find_record(run: str, *, local: bool) -> RunRecord:
+    """Find the record of a run.  That of a directory needs no server, unless
+    the plan is made at the site and has not come back.
 
     Parameters
     ----------
-    record : `RunRecord`
-        Record of any run.
+    run : `str`
+        Id, name or submit directory of the run.
     local : `bool`
         Whether the embedded PanDA is asked for.
     """
-    remote = record.content.get("remote")
-    if not remote or remote.get("complete"):
+    if names_directory(run):
+        record = read_record(run)
+        if record.waits_for_site:
+            # Without the server, it is said that the site has not sent it.
+            with contextlib.suppress(PandaBpsError):
+                return RunClient(connect_for(run, local=local)).find(run).record or record
         return record
-    # Without the server, it is said that the site has not sent it.
-    with contextlib.suppress(PandaBpsError):
-        complete_record(connect_for(record.submit_path, local=local), record.submit_path)
-    return read_record(record.submit_path)
+    request_id, found = RunClient(connect_for(run, local=local)).find(run)
+    if found is None:
+        raise PandaBpsError(
+            f"What run {request_id} registers is written in its submit directory, which is not known on "
+            "this machine to this user. Give the submit directory instead of the id."
+        )
+    return found
 
 
 def look_at_campaign(name: str, *, local: bool) -> CampaignRegistration:
@@ -81,8 +89,7 @@ def look_at_campaign(name: str, *, local: bool) -> CampaignRegistration:
     client = open_client()
 
     def ask(submit_path: str) -> tuple[RegistrationStatus, tuple[str, ...]]:
-        run = complete(read_record(submit_path), local=local)
-        return look_at_registration(client, read_registration(run))
+        return look_at_registration(client, read_registration(find_record(submit_path, local=local)))
 
     return look_at_registrations(record, ask)
 
@@ -186,19 +193,6 @@ def _wanting(found: CampaignRegistration, *, list_missing: bool) -> Iterator[str
 _INCOMPLETE = 1
 
 
-def _find(run: str, *, local: bool) -> RunRecord:
-    """Find the record of a run; that of a directory without any server."""
-    if os.path.isdir(run) or os.path.sep in run:
-        return read_record(run)
-    request_id, record = Inquiry(connect_for(run, local=local)).identify(run)
-    if record is None:
-        raise PandaBpsError(
-            f"What run {request_id} registers is written in its submit directory, which is not known on "
-            "this machine to this user. Give the submit directory instead of the id."
-        )
-    return record
-
-
 @click.group(invoke_without_command=True)
 @click.option("--dry-run", "dry_run", metavar="RUN", help='The same as "register --dry-run RUN".')
 @click.option("--local", is_flag=True, help="Ask the embedded PanDA of this machine.")
@@ -232,7 +226,7 @@ def register(run: str, dry_run: bool, quantum_graph: str, local: bool) -> None:
 
     It works where the run's Butler does.
     """
-    registration = read_registration(complete(_find(run, local=local), local=local))
+    registration = read_registration(find_record(run, local=local))
     graph = quantum_graph or registration.quantum_graph
     with open_butler(registration.butler) as butler:
         if dry_run:
@@ -337,7 +331,7 @@ def status(run: str, as_json: bool, list_missing: bool, local: bool) -> int:
             print_lines(campaign_lines(found, list_missing=list_missing))
             print_problems(found.problems)
         return 0 if found.is_complete else _INCOMPLETE
-    record = complete(_find(run, local=local), local=local)
+    record = find_record(run, local=local)
     registration = read_registration(record)
     state, problems = look_at_registration(open_client(), registration)
     if as_json:

@@ -18,8 +18,8 @@ from ..insight.overview import JobScope, Overview, make_overview, observe
 from ..insight.resources import LabelResources, measure_resources, render_suggestions
 from ..insight.task_graph import TaskGraph, make_task_graph
 from ..rest.credentials import verify_host
-from ..runs.inquiry import Inquiry
-from ..runs.record import read_plan, write_text
+from ..runs.client import RunClient
+from ..runs.files import read_plan, write_text
 from ..status.evidence import RunEvidence
 from ..status.failures import ErrorGroup, digest_errors, judge_groups
 from ..status.records import JobRecord, number_of
@@ -105,9 +105,9 @@ def show(asked: Asked, with_jobs: bool, label: str, as_json: bool) -> None:
 def _overview(
     asked: Asked, *, scope: JobScope = JobScope.ALL, tasks: bool = False, errors: bool = True
 ) -> tuple[RunEvidence, Overview]:
-    request_id, record = Inquiry(asked.connection).identify(asked.run)
-    run = observe(asked.connection, request_id, scope=scope, tasks=tasks, errors=errors)
-    area = record.staging_area if record is not None else ""
+    found = RunClient(asked.connection).find(asked.run)
+    run = observe(asked.connection, found, scope=scope, tasks=tasks, errors=errors)
+    area = found.record.staging_area if found.record is not None else ""
     settings = asked.settings
     return run, make_overview(run, server=settings.url, monitor_url=settings.monitor_url, staging_area=area)
 

@@ -17,7 +17,7 @@ from ..insight.documents import make_document
 from ..insight.messages import Subscription, find_broker_settings
 from ..insight.progress import LEAST_INTERVAL, Progress, follow
 from ..insight.progress import watch as watch_run
-from ..runs.inquiry import Inquiry
+from ..runs.client import RunClient
 from ..status.states import Counts
 from .output import (
     STATE_COLUMNS,
@@ -69,11 +69,11 @@ def watch(asked: Asked, interval: float, poll: bool, as_json: bool) -> int:
     panda_bps watch 41
     panda_bps watch 41 --interval 300 > watch.log &
     """  # noqa: D301 (click's mark)
-    inquiry = Inquiry(asked.connection)
-    request_id, _ = inquiry.identify(asked.run)
+    client = RunClient(asked.connection)
+    request_id, _ = client.find(asked.run)
     # A server that does not answer now is an error; later on it is borne with.
-    inquiry.request(request_id)
-    look, look_closer = partial(inquiry.status, request_id), partial(inquiry.detail, request_id)
+    client.request(request_id)
+    look, look_closer = partial(client.status, request_id), partial(client.detail, request_id)
     broker = None if poll else find_broker_settings(asked.settings)
     if broker is None:
         looks = watch_run(look, look_closer, interval=interval)

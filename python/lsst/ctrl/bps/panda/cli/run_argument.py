@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Asked", "connect_for", "run_command"]
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable, Mapping
@@ -15,8 +16,8 @@ import click
 from ..errors import PandaBpsError
 from ..local import endpoint as local_endpoint
 from ..local import instance
-from ..runs.inquiry import Connection, connect
-from ..runs.record import RunIndex, RunRecord, read_record
+from ..runs.client import Connection, connect
+from ..runs.record import RunIndex
 from ..settings.messages import with_messages
 from ..settings.run import ServiceSettings, read_service_settings
 from .output import shows_errors
@@ -64,25 +65,15 @@ def _as_submitted(run: str, settings: ServiceSettings, *, profile: bool = True) 
     whose profile is used unless the server is another, and the message broker
     of its configuration.
     """
-    record = _record_of(run, settings)
+    record = None
+    # Whoever looks the run up will say what is wrong.
+    with contextlib.suppress(PandaBpsError, OSError):
+        record = RunIndex(settings.state_directory, settings.url).find(run)
     if record is None:
         return settings
-    site = str(record.content["run"].get("site") or "")
-    if site and profile:
-        settings = read_service_settings(None, settings.environment, site=site)
-    return with_messages(settings, record.content.get("messages") or {})
-
-
-def _record_of(run: str, settings: ServiceSettings) -> RunRecord | None:
-    index = RunIndex(settings.state_directory)
-    try:
-        if run.isdecimal():
-            return index.find(settings.url, request_id=int(run))
-        if os.path.sep in run or os.path.isdir(run):
-            return read_record(run)
-        return index.find(settings.url, name=run)
-    except (PandaBpsError, OSError):
-        return None  # Whoever looks the run up will say what is wrong.
+    if record.run.site and profile:
+        settings = read_service_settings(None, settings.environment, site=record.run.site)
+    return with_messages(settings, record.messages or {})
 
 
 def connect_for(run: str, *, local: bool) -> Connection:

@@ -26,8 +26,7 @@ from ..errors import RunNotFoundError, TransportError
 from ..plan.naming import ordinal_of_task
 from ..report.notes import MonitorLinks
 from ..rest.panda_api import PandaApi
-from ..runs.build_reply import complete_record
-from ..runs.inquiry import Connection, Inquiry
+from ..runs.client import Connection, FoundRun, RunClient
 from ..status.evidence import RunEvidence
 from ..status.records import JobRecord, TransformRecord
 from ..status.replies import parse_jobs
@@ -56,7 +55,7 @@ class JobScope(Enum):
 
 def observe(
     connection: Connection,
-    run: str | int,
+    run: str | int | FoundRun,
     *,
     scope: JobScope = JobScope.ALL,
     label: str = "",
@@ -69,8 +68,8 @@ def observe(
     ----------
     connection : `Connection`
         The server.
-    run : `str` or `int`
-        Request id, submit directory or name of the run.
+    run : `str`, `int` or `FoundRun`
+        The run.
     scope : `JobScope`, optional
         Of which jobs PanDA is asked; a task costs a request.
     label : `str`, optional
@@ -92,12 +91,11 @@ def observe(
     TransportError
         Raised if the run itself cannot be asked for.
     """
-    complete_record(connection, str(run))
-    inquiry = Inquiry(connection)
+    client = RunClient(connection)
     if tasks or scope is not JobScope.NONE:
-        evidence = inquiry.detail(run, errors=errors)
+        evidence = client.detail(run, errors=errors)
     else:
-        evidence = inquiry.status(run)
+        evidence = client.status(run)
     if label and label not in evidence.tally.by_label:
         known = ", ".join(evidence.tally.by_label) or "none yet"
         raise RunNotFoundError(f"The run has no label {label!r}. Labels of the run: {known}.")

@@ -1,7 +1,7 @@
 """Remote build: the plan of a run is made at a site, by a task that gets the
 configuration and its files through PanDA's file cache.
 
-The other half, which that task runs, is `~lsst.ctrl.bps.panda.remote.site`.
+The program that the task runs is `~lsst.ctrl.bps.panda.remote.site`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ import logging
 import os
 import shlex
 import tarfile
-import tempfile
 import uuid
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +23,13 @@ from lsst.ctrl.bps import BpsConfig
 
 from ..errors import SettingsError
 from ..idds.workflow import BuildTask, make_build_submission
-from ..plan.naming import BUILD_LABEL, BUILD_TASK
 from ..plan.run_attributes import RunAttributes
-from ..runs.environment_dump import protect_dumps
-from ..runs.inquiry import Connection
-from ..runs.record import RECORD_FORMAT, RunIndex, RunRecord
-from ..runs.submit import send
+from ..runs.client import Connection
+from ..runs.files import protect_dumps, replacing
+from ..runs.record import RunRecord, RunSection
+from ..runs.submit import record_submission, send
 from ..settings.configuration import RunConfiguration
 from ..settings.remote import BuildSettings, read_build_settings
-from ..version import __version__
 from ..workflow import PandaBpsWmsWorkflow
 
 _LOG = logging.getLogger(__name__)
@@ -90,14 +86,8 @@ def submit_build(
     command = _fill(settings.command, archive=url, config=overlay.name, site=site)
     submission = make_build_submission(_task(settings, command), attributes)
     request_id = send(connection.relay, submission, attributes.name, build=True)
-    record = _record(run, attributes, archive.name, submit_path)
-    record.content.update(
-        request_id=request_id,
-        server=connection.settings.url,
-        submitted_at=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-    record.write(submit_path)
-    RunIndex(connection.settings.state_directory).add(record, server=connection.settings.url)
+    record = RunRecord.planned_at_site(_names(run, submit_path), archive=archive.name)
+    record_submission(connection, record, request_id)
     _LOG.info("Submitted the build task of run %s as request %d", attributes.name, request_id)
     workflow = PandaBpsWmsWorkflow(attributes.name, config)
     workflow.run_id = str(request_id)
@@ -113,6 +103,22 @@ def _attributes(run: RunConfiguration) -> RunAttributes:
         project=run.project,
         campaign=run.campaign,
         payload=run.payload,
+    )
+
+
+def _names(run: RunConfiguration, submit_path: Path) -> RunSection:
+    """What the record says of the run; the site chooses the staging area."""
+    return RunSection(
+        name=run.name,
+        operator=run.operator,
+        project=run.project,
+        campaign=run.campaign,
+        payload=run.payload,
+        output_run=run.output_run,
+        site=run.site,
+        submit_path=os.fspath(submit_path),
+        staging_area="",
+        origin=0,
     )
 
 
@@ -188,18 +194,12 @@ def make_archive(archive: Path, files: Iterable[str], overlay: Path) -> None:
             raise SettingsError(
                 f"Two files of the remote build are called {name}: {members[name]} and {path}. Rename one."
             )
-    descriptor, temporary = tempfile.mkstemp(dir=archive.parent, prefix=f".{archive.name}.")
-    try:
-        with (
-            os.fdopen(descriptor, "wb") as stream,
-            tarfile.open(fileobj=stream, mode="w:gz", dereference=True) as tar,
-        ):
+    # Readable by its owner only, as it always was: it may hold what the user keeps private.
+    with replacing(archive, mode=0o600) as temporary:
+        with tarfile.open(temporary, "w:gz", dereference=True) as tar:
             for name, path in members.items():
                 tar.add(path, arcname=name)
-        _check_size(Path(temporary).stat().st_size, members)
-        os.replace(temporary, archive)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        _check_size(temporary.stat().st_size, members)
 
 
 def _members(files: Iterable[str]) -> Iterable[tuple[str, str]]:
@@ -249,29 +249,3 @@ def _size_of(path: Path) -> int:
     if path.is_dir():
         return sum(entry.stat().st_size for entry in path.rglob("*") if entry.is_file())
     return path.stat().st_size
-
-
-def _record(run: RunConfiguration, attributes: RunAttributes, archive: str, submit_path: Path) -> RunRecord:
-    """Make the record of a run whose plan is not known yet."""
-    return RunRecord(
-        {
-            "format": RECORD_FORMAT,
-            "run": {
-                "name": attributes.name,
-                "operator": attributes.operator,
-                "project": attributes.project,
-                "campaign": attributes.campaign,
-                "payload": attributes.payload,
-                "output_run": run.output_run,
-                "site": run.site,
-                "submit_path": os.fspath(submit_path),
-                "staging_area": "",
-                "origin": 0,
-            },
-            "versions": {"plugin": __version__},
-            "remote": {"archive": archive, "complete": False},
-            "labels": [[BUILD_LABEL, 1]],
-            "tasks": [[BUILD_TASK, BUILD_LABEL, 1]],
-            "final_labels": [],
-        }
-    )

@@ -5,12 +5,14 @@ workflow to iDDS.
 
 from __future__ import annotations
 
-__all__ = ["main"]
+__all__ = ["main", "send_reply"]
 
+import gzip
 import logging
 import os
 import sys
 import tarfile
+import tempfile
 from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,9 @@ from ..errors import PandaBpsError, RefusedError, SettingsError
 from ..idds.workflow import render_update
 from ..plan.model import StagedFile
 from ..rest.panda_api import PandaApi
-from ..runs.build_reply import send_reply
-from ..runs.inquiry import Connection, connect
-from ..runs.record import PLAN_NAME
+from ..runs.client import PLAN_SUFFIX, RECORD_SUFFIX, Connection, connect
+from ..runs.files import PLAN_NAME, REGISTRATION_NAME
+from ..runs.record import BuildReply, read_record
 from ..settings.run import read_service_settings
 from ..staging import stage
 from ..workflow import PandaBpsWmsWorkflow
@@ -177,3 +179,36 @@ def _update(connection: Connection, workflow: PandaBpsWmsWorkflow, request_id: i
             raise
         _LOG.warning("iDDS has the workflow of request %d already, from an earlier attempt", request_id)
     _LOG.info("Request %d has its workflow: %d jobs", request_id, workflow.plan.job_count)
+
+
+def send_reply(api: PandaApi, submit_path: str | os.PathLike[str], archive: str) -> None:
+    """Send record and plan to the submit host, over PanDA's file cache; the
+    run does without if that is not possible.
+
+    Parameters
+    ----------
+    api : `PandaApi`
+        The server.
+    submit_path : path
+        Submit directory of the site.
+    archive : `str`
+        Name of the build's archive in the cache.
+    """
+    directory = Path(submit_path)
+    registration = directory / REGISTRATION_NAME
+    content = read_record(directory).model_dump(exclude_unset=True)
+    if registration.is_file():
+        content["registration"] = registration.read_text(encoding="utf-8")
+    reply = BuildReply.model_validate(content)
+    with tempfile.TemporaryDirectory() as folder:
+        # The plan first: who finds the record finds both.
+        for suffix, data in (
+            (PLAN_SUFFIX, gzip.compress((directory / PLAN_NAME).read_bytes(), mtime=0)),
+            (RECORD_SUFFIX, reply.model_dump_json(exclude_unset=True).encode()),
+        ):
+            path = Path(folder, archive + suffix)
+            path.write_bytes(data)
+            try:
+                api.upload_cache_file(path)
+            except PandaBpsError as error:
+                _LOG.warning("%s is not sent to the submit host: %s", path.name, error)

@@ -17,7 +17,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files as package_files
-from pathlib import Path
 from typing import Any
 
 from lsst.ctrl.bps import (
@@ -37,7 +36,8 @@ from ..edgenode.rucio_program import (
     look_at_rucio,
 )
 from ..errors import RucioError, RunNotFoundError, SettingsError
-from ..runs.record import REGISTRATION_NAME, RunRecord
+from ..runs.files import REGISTRATION_NAME
+from ..runs.record import RunRecord
 from ..settings.rucio import LABEL, RegistrationSettings
 from .client import rucio_errors
 
@@ -162,8 +162,7 @@ def read_registration(record: RunRecord) -> Registration:
     SettingsError
         Raised if the file is damaged.
     """
-    # A restart has its own directory below that of the run.
-    directory = Path(str(record.content.get("origin_path") or record.submit_path))
+    directory = record.origin_directory
     path = directory / REGISTRATION_NAME
     try:
         text = path.read_text(encoding="utf-8")
@@ -177,8 +176,7 @@ def read_registration(record: RunRecord) -> Registration:
 
 def _why_not(record: RunRecord) -> str:
     """Say why a run has no such file."""
-    remote = record.content.get("remote")
-    if remote and not remote.get("complete"):
+    if record.waits_for_site:
         return (
             "the plan of the run is made at its site (remote build), and the site has not sent it yet. "
             "bps report with the run's id shows how far it is."

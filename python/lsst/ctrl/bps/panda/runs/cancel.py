@@ -10,10 +10,9 @@ from collections.abc import Callable
 from lsst.ctrl.bps.wms_service import WmsStates
 
 from ..errors import RefusedError
-from ..rest.relay import Relay
 from ..staging import remove_marker, write_marker
 from ..status.evidence import RunEvidence
-from .inquiry import Inquiry
+from .client import FoundRun, RunClient
 from .record import RunRecord
 
 CANCELLED_MARKER = ".cancelled"
@@ -28,8 +27,7 @@ lose one that comes while it works on the request."""
 
 
 def cancel_run(
-    relay: Relay,
-    inquiry: Inquiry,
+    client: RunClient,
     run: str,
     *,
     patience: float = PATIENCE,
@@ -40,10 +38,8 @@ def cancel_run(
 
     Parameters
     ----------
-    relay : `Relay`
-        Where to send the command.
-    inquiry : `Inquiry`
-        To find the run and to look at it.
+    client : `RunClient`
+        The server.
     run : `str`
         Request id, name or submit directory.
     patience : `float`, optional
@@ -59,30 +55,29 @@ def cancel_run(
         Which of the three it is: cancelled, accepted, or not; with what still
         runs.
     """
-    request_id, record = inquiry.identify(run)
-    evidence = inquiry.glance(str(request_id))
+    found = client.find(run)
+    request_id, record = found
+    evidence = client.glance(found)
     if evidence.ended:
         state = evidence.tally.state
         return False, f"Run {request_id} has ended already ({state.name}); there is nothing to cancel."
     marked = _mark(record)
     try:
-        relay.abort(request_id)
+        client.connection.relay.abort(request_id)
     except RefusedError as error:
         if marked and record is not None:
             remove_marker(record.staging_area, CANCELLED_MARKER)
         return False, f"The server refused to cancel run {request_id}: {error.message}"
-    watch = _Watch(relay, inquiry, request_id, patience=patience, sleep=sleep, clock=clock)
+    watch = _Watch(client, found, patience=patience, sleep=sleep, clock=clock)
     evidence = watch.look()
     accepted = evidence.aborted
     if not accepted:
         return False, (
-            f"The command to cancel run {request_id} was sent {watch.sent} times, but the server does "
-            f"not show "
-            f"it after {patience:.0f} s. It may still take effect: look with bps status --id "
-            f"{request_id}, and "
-            "cancel again if the run goes on."
+            f"The command to cancel run {request_id} was sent {watch.sent} times, but the server does not "
+            f"show it after {patience:.0f} s. It may still take effect: look with bps status --id "
+            f"{request_id}, and cancel again if the run goes on."
         )
-    return True, _describe(request_id, inquiry.tell_apart(evidence), marked=marked)
+    return True, _describe(request_id, client.distinguish_killed(evidence), marked=marked)
 
 
 def _mark(record: RunRecord | None) -> bool:
@@ -97,17 +92,15 @@ class _Watch:
 
     def __init__(
         self,
-        relay: Relay,
-        inquiry: Inquiry,
-        request_id: int,
+        client: RunClient,
+        run: FoundRun,
         *,
         patience: float,
         sleep: Callable[[float], None],
         clock: Callable[[], float],
     ) -> None:
-        self._relay = relay
-        self._inquiry = inquiry
-        self._request_id = request_id
+        self._client = client
+        self._run = run
         self._sleep = sleep
         self._clock = clock
         self._end = clock() + patience
@@ -119,7 +112,7 @@ class _Watch:
         patience ends.
         """
         while True:
-            evidence = self._inquiry.glance(str(self._request_id))
+            evidence = self._client.glance(self._run)
             quiet = evidence.aborted and _is_quiet(evidence)
             if evidence.ended or (quiet and not _may_wait_in_vain(evidence)):
                 return evidence
@@ -135,7 +128,7 @@ class _Watch:
         self._last_sent = now
         self.sent += 1
         try:
-            self._relay.abort(self._request_id)
+            self._client.connection.relay.abort(self._run.request_id)
         except RefusedError:
             return
 
@@ -174,7 +167,7 @@ def _describe(request_id: int, evidence: RunEvidence, *, marked: bool) -> str:
     if running:
         parts.append(
             f"Up to {running} jobs may still run: pilots hear of it at their next heartbeat (up to 30 "
-            f"minutes)."
+            "minutes)."
         )
     if not evidence.ended and _may_wait_in_vain(evidence):
         parts.append(

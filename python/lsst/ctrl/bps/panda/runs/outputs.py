@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from lsst.ctrl.bps.wms_service import WmsStates
 from lsst.resources import ResourcePath
 
 from lsst.ctrl.bps import GenericWorkflow
@@ -69,8 +70,9 @@ def _refuse_twins(files: Sequence[tuple[str, str]], what: str) -> None:
         first[name] = key
 
 
-def collect_outputs(record: RunRecord | None) -> tuple[str, ...]:
-    """Fetch what workers left in the staging area for the submit side.
+def collect_outputs(record: RunRecord | None, state: WmsStates) -> tuple[str, ...]:
+    """Fetch what workers left in the staging area for the submit side, if the
+    run has ended.
 
     What is fetched is removed there.
 
@@ -78,16 +80,18 @@ def collect_outputs(record: RunRecord | None) -> tuple[str, ...]:
     ----------
     record : `RunRecord` or `None`
         Record of the run, if it is at hand.
+    state : `~lsst.ctrl.bps.WmsStates`
+        State of the run.
 
     Returns
     -------
     problems : `tuple` [`str`]
         A sentence for each output that is there and cannot be fetched.
     """
-    if record is None or not record.content.get("outputs"):
+    if record is None or state not in (WmsStates.SUCCEEDED, WmsStates.FAILED):
         return ()
     problems = []
-    for key, destination in record.content["outputs"]:
+    for key, destination in record.outputs:
         left = runner.left_output(key, destination)
         source = record.staging_area + (quote(left) if "://" in record.staging_area else left)
         try:

@@ -1,214 +1,380 @@
-"""What is written down about a run: a record in its submit directory, and the
-list of one's own runs.
+"""What is written down about a run: its record in the submit directory, and
+the list of one's own runs.
 
-Both are small JSON files; each write is to a temporary name and moved.
+A record is not changed in place: a method returns what it becomes, and `write`
+puts that on disk.
 """
 
 from __future__ import annotations
 
-__all__ = [
-    "RECORD_NAME",
-    "OwnList",
-    "RunIndex",
-    "RunRecord",
-    "read_json",
-    "read_record",
-    "write_text",
-    "PLAN_NAME",
-    "PARAMETERS_DIRECTORY",
-    "REGISTRATION_NAME",
-    "read_plan",
-]
+__all__ = ["BuildReply", "OwnList", "RunIndex", "RunRecord", "read_record"]
 
-import contextlib
 import fcntl
-import json
 import logging
 import os
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 
-from ..errors import PandaBpsError, RunNotFoundError
-from ..plan.document import parse_plan
+from pydantic import AwareDatetime, BaseModel, ConfigDict, PlainSerializer, ValidationError
+
+from ..errors import PandaBpsError
 from ..plan.model import WorkflowPlan
+from ..plan.naming import BUILD_LABEL, BUILD_TASK
+from ..plan.run_attributes import RunAttributes
+from ..settings.run import StagingSettings
+from ..status.evidence import PlanSummary
+from ..version import __version__
+from .files import RECORD_NAME, names_directory, read_model, write_text
 
 _LOG = logging.getLogger(__name__)
 
-RECORD_NAME = "panda_run.json"
-PLAN_NAME = "panda_plan.json"
-REGISTRATION_NAME = "panda_rucio.json"
-PARAMETERS_DIRECTORY = "panda_files"
 RECORD_FORMAT = 1
 
+Moment = Annotated[
+    AwareDatetime, PlainSerializer(lambda moment: moment.isoformat(timespec="seconds"), return_type=str)
+]
+"""A time in JSON, such as ``2026-11-20T12:00:05+00:00``."""
 
-@dataclass(slots=True)
-class RunRecord:
-    """The record of a run."""
 
-    content: dict[str, Any] = field(default_factory=dict)
-    """As written: ``run``, ``labels``, ``tasks``, and from submission on
-    ``request_id``, ``server``, ``prepared_at``, ``submitted_at`` (UTC)."""
+class LabelCount(NamedTuple):
+    """A label and how many jobs it has."""
+
+    label: str
+    jobs: int
+
+
+class PlannedTask(NamedTuple):
+    """A task of the plan."""
+
+    name: str
+    label: str
+    jobs: int
+
+
+class Output(NamedTuple):
+    """An output of ``bps submitcmd``."""
+
+    key: str
+    destination: str
+    """Path on the submit side."""
+
+
+class _Section(BaseModel):
+    # Keys that are not known are kept: a newer version may have written them.
+    model_config = ConfigDict(frozen=True, extra="allow", from_attributes=True)
+
+
+class RunSection(_Section):
+    """What a run is called, whose it is, and where its files are."""
+
+    name: str
+    operator: str = ""
+    project: str = ""
+    campaign: str = ""
+    payload: str = ""
+    output_run: str = ""
+    site: str = ""
+    submit_path: str = ""
+    staging_area: str = ""
+    origin: int = 0
+    """Id of the run that this one completes, 0 if none."""
+
+
+class Versions(_Section):
+    """What made the plan."""
+
+    plugin: str = ""
+    bps: str = ""
+
+
+class Staging(_Section):
+    """How the files were staged, for a restart."""
+
+    max_workers: int = 10
+    group_permissions: bool = False
+
+
+class RemoteBuild(_Section):
+    """A plan that is made at the site."""
+
+    archive: str
+    """Name of what was sent to the site, in PanDA's file cache."""
+
+    complete: bool = False
+    """Whether the site's plan has come back."""
+
+
+class RunRecord(_Section):
+    """The record of a run, as it is written."""
+
+    model_config = ConfigDict(title="run record")
+
+    format: int = RECORD_FORMAT
+    run: RunSection
+    versions: Versions = Versions()
+    labels: tuple[LabelCount, ...] = ()
+    """In pipeline order, final ones last."""
+
+    tasks: tuple[PlannedTask, ...] = ()
+    final_labels: tuple[str, ...] = ()
+    clusters: tuple[str, ...] = ()
+    """Labels with settings in the section ``cluster`` of the configuration."""
+
+    staging: Staging = Staging()
+    outputs: tuple[Output, ...] = ()
+    messages: dict[str, Any] | None = None
+    """The message broker of the run's own configuration."""
+
+    remote: RemoteBuild | None = None
+    prepared_at: Moment | None = None
+    request_id: int | None = None
+    server: str = ""
+    submitted_at: Moment | None = None
+    request_bytes: int | None = None
+    restarts: int = 0
+    """Number of the last restart."""
+
+    restarted_as: int | None = None
+    """Id of the run that completes this one."""
+
+    origin_path: str = ""
+    """Of a restart: the submit directory of the first run."""
 
     @classmethod
-    def from_plan(cls, plan: WorkflowPlan, *, prepared_at: str) -> RunRecord:
+    def from_plan(
+        cls,
+        plan: WorkflowPlan,
+        *,
+        staging: StagingSettings,
+        clusters: tuple[str, ...] = (),
+        outputs: tuple[tuple[str, str], ...] = (),
+    ) -> RunRecord:
         """Make the record of a run that has just been planned.
 
         Parameters
         ----------
         plan : `WorkflowPlan`
             Its plan.
-        prepared_at : `str`
-            Time, ISO 8601.
+        staging : `StagingSettings`
+            How its files are staged.
+        clusters : `tuple` [`str`, ...], optional
+            Labels that are clusters.
+        outputs : `tuple` [`tuple` [`str`, `str`], ...], optional
+            Key and destination of each output of ``bps submitcmd``.
         """
-        run = plan.run
+        how = Staging(max_workers=staging.max_workers, group_permissions=staging.group_permissions)
         return cls(
-            {
-                "format": RECORD_FORMAT,
-                "run": {
-                    "name": run.name,
-                    "operator": run.operator,
-                    "project": run.project,
-                    "campaign": run.campaign,
-                    "payload": run.payload,
-                    "output_run": run.output_run,
-                    "site": run.site,
-                    "submit_path": run.submit_path,
-                    "staging_area": run.staging_area,
-                    "origin": run.origin,
-                },
-                "versions": {"plugin": run.plugin_version, "bps": run.bps_version},
-                "labels": [list(pair) for pair in plan.labels],
-                "tasks": [[t.name, t.label, len(t.jobs)] for t in (*plan.tasks, *plan.final)],
-                "final_labels": sorted({task.label for task in plan.final}),
-                "prepared_at": prepared_at,
-                "request_id": None,
-            }
+            **_plan_fields(plan),
+            staging=how,
+            clusters=clusters,
+            outputs=tuple(Output(*output) for output in outputs),
         )
 
-    @property
-    def request_id(self) -> int | None:
-        """Number of the request, once the run is submitted."""
-        value = self.content.get("request_id")
-        return value if isinstance(value, int) else None
+    @classmethod
+    def planned_at_site(cls, run: RunSection, *, archive: str) -> RunRecord:
+        """Make the record of a run whose plan a task makes at its site.
+
+        Parameters
+        ----------
+        run : `RunSection`
+            Names and places of the run.
+        archive : `str`
+            Name of what is sent to the site, in PanDA's file cache.
+        """
+        return cls(
+            format=RECORD_FORMAT,
+            run=run,
+            versions=Versions(plugin=__version__),
+            remote=RemoteBuild(archive=archive, complete=False),
+            labels=(LabelCount(BUILD_LABEL, 1),),
+            tasks=(PlannedTask(BUILD_TASK, BUILD_LABEL, 1),),
+            final_labels=(),
+        )
 
     @property
     def name(self) -> str:
         """Name of the run."""
-        return str(self.content["run"]["name"])
+        return self.run.name
 
     @property
     def submit_path(self) -> str:
         """Submit directory."""
-        return str(self.content["run"]["submit_path"])
+        return self.run.submit_path
 
     @property
     def staging_area(self) -> str:
         """Staging area of the run."""
-        return str(self.content["run"].get("staging_area", ""))
+        return self.run.staging_area
 
-    def write(self, directory: str | os.PathLike[str]) -> Path:
-        """Write the record into a submit directory.
+    @property
+    def origin_directory(self) -> Path:
+        """Submit directory of the run that BPS submitted: a restart has its
+        own below that one.
+        """
+        return Path(self.origin_path or self.submit_path)
+
+    @property
+    def waits_for_site(self) -> bool:
+        """Whether the plan is made at the site and has not come back."""
+        return self.remote is not None and not self.remote.complete
+
+    @property
+    def staging_settings(self) -> StagingSettings:
+        """How the files were staged."""
+        return StagingSettings(
+            area=self.staging_area,
+            max_workers=self.staging.max_workers,
+            group_permissions=self.staging.group_permissions,
+        )
+
+    def plan_summary(self) -> PlanSummary:
+        """Return what a report needs to know about the plan."""
+        labels = self.labels or _labels_of(self.tasks)
+        run = self.run
+        attributes = RunAttributes(
+            name=run.name,
+            operator=run.operator,
+            project=run.project,
+            campaign=run.campaign,
+            payload=run.payload,
+            jobs=sum(label.jobs for label in labels),
+            tasks=len(self.tasks),
+            origin=run.origin,
+        )
+        return PlanSummary(
+            labels=labels,
+            tasks=self.tasks,
+            final_labels=self.final_labels,
+            attributes=attributes if run.name else None,
+            site=run.site,
+            path=run.submit_path,
+            clusters=self.clusters,
+        )
+
+    def submitted(
+        self,
+        request_id: int,
+        *,
+        server: str,
+        request_bytes: int | None = None,
+        messages: dict[str, str] | None = None,
+    ) -> RunRecord:
+        """Return the record of the same run, now submitted.
 
         Parameters
         ----------
-        directory : path
-            The directory.
+        request_id : `int`
+            Number of its request.
+        server : `str`
+            URL of PanDA.
+        request_bytes : `int`, optional
+            Size of the request.
+        messages : `dict` [`str`, `str`], optional
+            The message broker of the run's own configuration.
         """
-        path = Path(directory) / RECORD_NAME
-        write_text(path, [json.dumps(self.content, indent=1), "\n"])
+        known = {"request_bytes": request_bytes, "messages": messages or None}
+        return self._with(
+            request_id=request_id,
+            server=server,
+            submitted_at=_now(),
+            **{key: value for key, value in known.items() if value is not None},
+        )
+
+    def complete(self, reply: BuildReply) -> RunRecord:
+        """Return the record of a run planned at its site, with that plan."""
+        assert self.remote is not None
+        return self._with(
+            run=self.run.model_copy(update={"staging_area": reply.staging_area}),
+            remote=self.remote.model_copy(update={"complete": True}),
+            # The task that made the plan is one of the request's transforms too.
+            labels=(LabelCount(BUILD_LABEL, 1), *reply.labels),
+            tasks=(PlannedTask(BUILD_TASK, BUILD_LABEL, 1), *reply.tasks),
+            final_labels=reply.final_labels,
+            clusters=reply.clusters,
+            outputs=reply.outputs,
+            staging=reply.staging,
+        )
+
+    def for_restart(self, plan: WorkflowPlan) -> RunRecord:
+        """Return the record of the run that completes this one by a plan."""
+        kept = ("staging", "clusters", "messages", "outputs", "remote")
+        return RunRecord(
+            **_plan_fields(plan),
+            origin_path=os.fspath(self.origin_directory),
+            restarts=self.restarts + 1,
+            **{key: getattr(self, key) for key in kept if key in self.model_fields_set},
+        )
+
+    def restarted(self, request_id: int) -> RunRecord:
+        """Return the record of the same run, which another one completes."""
+        return self._with(restarts=self.restarts + 1, restarted_as=request_id)
+
+    def write(self, directory: str | os.PathLike[str] | None = None) -> Path:
+        """Write the record into the submit directory, or another one."""
+        path = Path(self.submit_path if directory is None else directory) / RECORD_NAME
+        write_text(path, [self.model_dump_json(indent=1, exclude_unset=True), "\n"])
         return path
+
+    def _with(self, **changes: Any) -> RunRecord:
+        return self.model_copy(update=changes)
+
+
+class BuildReply(RunRecord):
+    """What the task of a remote build sends back: the record that it has made."""
+
+    registration: str | None = None
+    """What the run registers in Rucio, as it is written in a file of its own."""
+
+
+def _plan_fields(plan: WorkflowPlan) -> dict[str, Any]:
+    """Return what a plan says in a record."""
+    return {
+        "format": RECORD_FORMAT,
+        "run": RunSection.model_validate(plan.run),
+        "versions": Versions(plugin=plan.run.plugin_version, bps=plan.run.bps_version),
+        "labels": tuple(LabelCount(*pair) for pair in plan.labels),
+        "tasks": tuple(PlannedTask(t.name, t.label, len(t.jobs)) for t in (*plan.tasks, *plan.final)),
+        "final_labels": tuple(sorted({task.label for task in plan.final})),
+        "prepared_at": _now(),
+        "request_id": None,
+    }
+
+
+def _labels_of(tasks: tuple[PlannedTask, ...]) -> tuple[LabelCount, ...]:
+    counts: dict[str, int] = {}
+    for task in tasks:
+        counts[task.label] = counts.get(task.label, 0) + task.jobs
+    return tuple(LabelCount(*pair) for pair in counts.items())
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(microsecond=0)
 
 
 def read_record(directory: str | os.PathLike[str]) -> RunRecord:
-    """Read the record of a submit directory.
+    """Read the record of a run.
 
     Parameters
     ----------
     directory : path
-        The directory, or a file in it.
+        Its submit directory, or a file in it.
 
     Raises
     ------
     RunNotFoundError
         Raised if there is no record.
     PandaBpsError
-        Raised if the record is damaged.
+        Raised if the record is damaged, or of a newer version.
     """
-    path, content = read_json(directory, RECORD_NAME, holder="a run on PanDA")
-    if not isinstance(content, dict) or not isinstance(content.get("run"), dict):
-        raise PandaBpsError(f"{path} is damaged: it describes no run.")
-    return RunRecord(content)
+    return read_model(directory, RECORD_NAME, RunRecord, holder="a run on PanDA")
 
 
-def read_json(directory: str | os.PathLike[str], name: str, *, holder: str) -> tuple[Path, Any]:
-    """Read a record of a submit directory.
-
-    Parameters
-    ----------
-    directory : path
-        The directory, or a file in it.
-    name : `str`
-        Name of the record.
-    holder : `str`
-        What has such a record, for the text of an error.
-
-    Returns
-    -------
-    path : `~pathlib.Path`
-        The record.
-    content : `~typing.Any`
-        What it holds.
-
-    Raises
-    ------
-    RunNotFoundError
-        Raised if there is none.
-    PandaBpsError
-        Raised if it is no JSON.
-    """
-    given = Path(directory)
-    path = (given if given.is_dir() else given.parent) / name
-    try:
-        return path, json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunNotFoundError(
-            f"{directory} holds no {name}, so it is not the submit directory of {holder}."
-        ) from None
-    except ValueError as error:
-        raise PandaBpsError(f"{path} is damaged: {error}.") from error
+_Entry = TypeVar("_Entry", bound=BaseModel)
 
 
-def write_text(path: Path, pieces: Iterable[str], *, mode: int = 0o666) -> None:
-    """Write a file under a temporary name and move it.
-
-    Parameters
-    ----------
-    path : `~pathlib.Path`
-        The file.
-    pieces : iterable of `str`
-        Its content.
-    mode : `int`, optional
-        Permissions, of which the umask takes some away.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.writelines(pieces)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, mode & ~mask)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
-class OwnList:
+class OwnList(Generic[_Entry]):
     """A list of one's own things that several processes write to, an entry a
     line.
 
@@ -216,32 +382,29 @@ class OwnList:
     ----------
     directory : `str`
         Directory for what is remembered between commands.
-    name : `str`
-        Name of the file.
+    thing : `str`
+        What is listed, such as ``run``; the file is named by its plural.
+    model : `type`
+        An entry.
     """
 
-    def __init__(self, directory: str, name: str) -> None:
-        self._path = Path(directory) / name
+    def __init__(self, directory: str, thing: str, model: type[_Entry]) -> None:
+        self._path = Path(directory) / f"{thing}s.jsonl"
+        self._thing = thing
+        self._model = model
 
-    def append(self, entry: Mapping[str, Any], *, what: str) -> None:
-        """Add an entry; failing to do so is warned about, not an error.
-
-        Parameters
-        ----------
-        entry : mapping
-            JSON-ready.
-        what : `str`
-            What is entered, for the warning.
-        """
+    def append(self, entry: _Entry) -> None:
+        """Add an entry; failing to do so is warned about, not an error."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             with open(self._path, "a", encoding="utf-8") as stream:
                 fcntl.flock(stream, fcntl.LOCK_EX)
-                stream.write(json.dumps(entry) + "\n")
+                stream.write(entry.model_dump_json() + "\n")
         except OSError as error:
-            _LOG.warning("The %s is not in the list of own %ss (%s): %s", what, what, self._path, error)
+            thing = self._thing
+            _LOG.warning("The %s is not in the list of own %ss (%s): %s", thing, thing, self._path, error)
 
-    def entries(self) -> Iterator[dict[str, Any]]:
+    def entries(self) -> Iterator[_Entry]:
         """Yield the entries, oldest first, without what cannot be read."""
         try:
             lines = self._path.read_text(encoding="utf-8").splitlines()
@@ -249,11 +412,19 @@ class OwnList:
             return
         for line in lines:
             try:
-                entry = json.loads(line)
-            except ValueError:
+                yield self._model.model_validate_json(line)
+            except ValidationError:
                 continue
-            if isinstance(entry, dict):
-                yield entry
+
+
+class RunEntry(BaseModel):
+    """A run in the list of own runs."""
+
+    request_id: int
+    server: str
+    submit_path: str
+    name: str = ""
+    submitted_at: Moment | None = None
 
 
 class RunIndex:
@@ -263,86 +434,59 @@ class RunIndex:
     ----------
     directory : `str`
         Directory for what is remembered between commands.
+    server : `str`
+        URL of PanDA; runs of another one are not found.
     """
 
-    def __init__(self, directory: str) -> None:
-        self._list = OwnList(directory, "runs.jsonl")
+    def __init__(self, directory: str, server: str) -> None:
+        self._list = OwnList(directory, "run", RunEntry)
+        self._server = server
 
-    def add(self, record: RunRecord, *, server: str) -> None:
-        """Enter a run; failing to do so is warned about, not an error.
+    def add(self, record: RunRecord) -> None:
+        """Enter a run that was submitted; failing to do so is warned about,
+        not an error.
+        """
+        assert record.request_id is not None
+        entry = RunEntry(
+            request_id=record.request_id,
+            server=self._server,
+            submit_path=record.submit_path,
+            name=record.name,
+            submitted_at=record.submitted_at,
+        )
+        self._list.append(entry)
+
+    def entries(self) -> Iterator[RunEntry]:
+        """Yield the runs, oldest first."""
+        return (entry for entry in self._list.entries() if entry.server == self._server)
+
+    def find(self, run: str | int) -> RunRecord | None:
+        """Find the record of a run on this machine, without asking a server.
 
         Parameters
         ----------
-        record : `RunRecord`
-            Record of the run, with its request id.
-        server : `str`
-            URL of PanDA.
+        run : `str` or `int`
+            Request id, name, or submit directory, which need not be in the
+            list.
+
+        Raises
+        ------
+        RunNotFoundError
+            Raised if a directory is given that is not that of a run.
+        PandaBpsError
+            Raised if the record in that directory is damaged.
         """
-        entry = {
-            "request_id": record.request_id,
-            "server": server,
-            "submit_path": record.submit_path,
-            "name": record.name,
-            "submitted_at": record.content.get("submitted_at"),
-        }
-        self._list.append(entry, what="run")
-
-    def entries(self, server: str) -> Iterator[Mapping[str, Any]]:
-        """Yield what is known of the runs on a server, oldest first.
-
-        Parameters
-        ----------
-        server : `str`
-            URL of PanDA.
-        """
-        for entry in self._list.entries():
-            if entry.get("server") == server and entry.get("request_id"):
-                yield entry
-
-    def find(self, server: str, *, request_id: int | None = None, name: str = "") -> RunRecord | None:
-        """Return the record of a run, if it is in the list and still there.
-
-        Parameters
-        ----------
-        server : `str`
-            URL of PanDA.
-        request_id : `int`, optional
-            Number of its request.
-        name : `str`, optional
-            Its name.
-        """
-        for entry in reversed(list(self.entries(server))):
-            if entry["request_id"] != request_id and (not name or entry.get("name") != name):
+        text = str(run).strip()
+        if names_directory(text):
+            return read_record(text)
+        request_id = int(text) if text.isdecimal() else 0
+        for entry in reversed(list(self.entries())):
+            if entry.request_id != request_id and (request_id or entry.name != text):
                 continue
             try:
-                record = read_record(str(entry["submit_path"]))
+                record = read_record(entry.submit_path)
             except (PandaBpsError, OSError):
                 continue
-            if record.request_id == entry["request_id"]:
+            if record.request_id == entry.request_id:
                 return record
         return None
-
-
-def read_plan(directory: str | os.PathLike[str]) -> WorkflowPlan:
-    """Read the plan of a submit directory.
-
-    Parameters
-    ----------
-    directory : path
-        The directory.
-
-    Raises
-    ------
-    RunNotFoundError
-        Raised if it holds none.
-    PlanError
-        Raised if the plan is not understood.
-    """
-    path = Path(directory) / PLAN_NAME
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise RunNotFoundError(
-            f"{directory} holds no {PLAN_NAME}, which is needed to restart a run."
-        ) from None
-    return parse_plan(text, source=os.fspath(path))

@@ -1,8 +1,8 @@
-"""Send a run, so that there is one of it or none, and never without saying."""
+"""Submit a run so that it exists once or not at all, and write that down."""
 
 from __future__ import annotations
 
-__all__ = ["send"]
+__all__ = ["record_submission", "send"]
 
 import logging
 import time
@@ -11,6 +11,8 @@ from collections.abc import Callable
 from ..errors import RefusedError, ReplyError, SubmissionUncertainError, TransportError
 from ..idds.workflow import Submission
 from ..rest.relay import Relay
+from .client import Connection
+from .record import RunIndex, RunRecord
 
 _LOG = logging.getLogger(__name__)
 
@@ -78,10 +80,46 @@ def send(
         return _settle(relay, name, error, patience=patience, sleep=sleep, clock=clock)
 
 
-def _send_steps(relay: Relay, submission: Submission, name: str) -> None:
-    """Send what goes before a long request.
+def record_submission(
+    connection: Connection,
+    record: RunRecord,
+    request_id: int,
+    *,
+    request_bytes: int | None = None,
+    messages: dict[str, str] | None = None,
+) -> RunRecord:
+    """Write down a run that was submitted: in its record, and in the list of
+    own runs.
 
-    The server only stores it.  Nothing runs without the request itself, so
+    Parameters
+    ----------
+    connection : `Connection`
+        The server that has it.
+    record : `RunRecord`
+        Record of the run as it was prepared.
+    request_id : `int`
+        Number of its request.
+    request_bytes : `int`, optional
+        Size of the request.
+    messages : `dict` [`str`, `str`], optional
+        The message broker of the run's own configuration.
+
+    Returns
+    -------
+    record : `RunRecord`
+        As it was written.
+    """
+    settings = connection.settings
+    record = record.submitted(request_id, server=settings.url, request_bytes=request_bytes, messages=messages)
+    record.write()
+    RunIndex(settings.state_directory, settings.url).add(record)
+    return record
+
+
+def _send_steps(relay: Relay, submission: Submission, name: str) -> None:
+    """Send the steps of a long request.
+
+    The server only stores them.  Nothing runs without the request itself, so
     that an interrupted submission leaves nothing that has to be cancelled.
     """
     count = len(submission.steps)

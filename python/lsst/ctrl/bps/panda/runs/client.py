@@ -1,14 +1,29 @@
-"""Find runs, and ask iDDS and PanDA about them."""
+"""The client for the runs of a server: connects, finds a run, and asks iDDS
+and PanDA about it.
+"""
 
 from __future__ import annotations
 
-__all__ = ["Connection", "Inquiry", "connect"]
+__all__ = [
+    "PLAN_SUFFIX",
+    "RECORD_SUFFIX",
+    "Connection",
+    "FoundRun",
+    "RunClient",
+    "connect",
+]
 
+import gzip
 import logging
 import os
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+from lsst.resources import ResourcePath
 
 from ..errors import PandaBpsError, RunNotFoundError, TransportError
 from ..rest.credentials import Credentials, find_credentials, verify_host
@@ -28,9 +43,19 @@ from ..status.records import ContentRecord, JobRecord, RequestRecord, TaskRecord
 from ..status.replies import parse_contents, parse_jobs, parse_requests, parse_tasks, parse_transforms
 from ..status.states import running_by_task
 from ..status.vocabulary import GOING_TASKS
-from .record import RunIndex, RunRecord, read_record
+from .files import PLAN_NAME, REGISTRATION_NAME, names_directory, write_text
+from .record import BuildReply, RunIndex, RunRecord
 
 _LOG = logging.getLogger(__name__)
+
+RECORD_SUFFIX = ".record.json"
+"""What the task of a remote build sends back, behind its archive's name in
+PanDA's file cache: a `BuildReply` ..."""
+
+PLAN_SUFFIX = ".plan.json.gz"
+"""... and the plan."""
+
+_GZIP = b"\x1f\x8b"
 
 MAX_TRANSFORMS_WITH_CONTENTS = 25
 """Most transforms whose contents a report fetches; a row costs 3 kB."""
@@ -99,8 +124,19 @@ def connect(settings: ServiceSettings, *, prompt: bool = False) -> Connection:
     )
 
 
-class Inquiry:
-    """Finds runs and what is known of them.
+class FoundRun(NamedTuple):
+    """A run that was found."""
+
+    request_id: int
+    record: RunRecord | None
+    """`None` if it is not on this machine."""
+
+
+class RunClient:
+    """Finds the runs of a server, and what is known of them.
+
+    A run is named by its request id, its name or its submit directory; or it
+    is what `find` returned, so that it is not looked for again.
 
     Parameters
     ----------
@@ -109,18 +145,21 @@ class Inquiry:
     """
 
     def __init__(self, connection: Connection) -> None:
+        self.connection = connection
         self._relay = connection.relay
         self._api = connection.api
         self._server = connection.settings.url
         self._user = connection.settings.user
-        self._index = RunIndex(connection.settings.state_directory)
+        self._index = RunIndex(connection.settings.state_directory, connection.settings.url)
 
-    def identify(self, run: str | int) -> tuple[int, RunRecord | None]:
-        """Return the request id of a run, and its record if it is at hand.
+    def find(self, run: str | int | FoundRun) -> FoundRun:
+        """Find a run, and its record if it is on this machine.
+
+        The record of a remote build is completed by what its site has sent.
 
         Parameters
         ----------
-        run : `str` or `int`
+        run : `str`, `int` or `FoundRun`
             Request id, submit directory, or name of the run.
 
         Raises
@@ -128,28 +167,82 @@ class Inquiry:
         RunNotFoundError
             Raised if there is no such run; says what was looked for where.
         """
+        if isinstance(run, FoundRun):
+            return run
         text = str(run).strip()
-        if text.isdecimal():
-            request_id = int(text)
-            return request_id, self._index.find(self._server, request_id=request_id)
-        if os.path.isdir(text) or os.path.sep in text:
-            record = read_record(text)
-            if record.request_id is None:
-                raise RunNotFoundError(f"The run of {text} was prepared but not submitted.")
-            return record.request_id, record
         if not text:
             raise RunNotFoundError("No run was named; give its id, its name or its submit directory.")
-        found = self._relay.get_request_ids_by_name(text)
+        if not (text.isdecimal() or names_directory(text)):
+            text = str(self._find_name(text))
+        record = self._find_record(text)
+        if record is None:
+            return FoundRun(int(text), None)
+        if record.request_id is None:
+            raise RunNotFoundError(f"The run of {text} was prepared but not submitted.")
+        return FoundRun(record.request_id, record)
+
+    def _find_name(self, name: str) -> int:
+        """Ask the server for the request of a name."""
+        found = self._relay.get_request_ids_by_name(name)
         if not found:
             raise RunNotFoundError(
-                f"No run is named {text!r}, and there is no such directory. Give the run's id, its name or "
+                f"No run is named {name!r}, and there is no such directory. Give the run's id, its name or "
                 "its submit directory; bps report lists the runs."
             )
-        request_id = next(iter(found.values()))
-        return request_id, self._index.find(self._server, request_id=request_id)
+        return next(iter(found.values()))
+
+    def _find_record(self, run: str | int) -> RunRecord | None:
+        """Find the record of a run by its id or its directory.
+
+        A remote build may have sent what completes it, which is put into the
+        submit directory: record, plan, and what is registered in Rucio.
+        """
+        record = self._index.find(run)
+        if record is None or record.remote is None or record.remote.complete:
+            return record
+        archive = record.remote.archive
+        try:
+            reply = BuildReply.model_validate_json(self._download(archive + RECORD_SUFFIX))
+        except (PandaBpsError, OSError, ValueError) as error:
+            _LOG.debug("The site has not sent the plan of run %s yet: %s", record.name, error)
+            return record
+        record = record.complete(reply)
+        try:
+            if plan := self._fetch_plan(record, archive):
+                write_text(Path(record.submit_path, PLAN_NAME), [plan])
+            if reply.registration is not None:
+                write_text(Path(record.submit_path, REGISTRATION_NAME), [reply.registration])
+            record.write()
+        except OSError as error:
+            _LOG.warning("What the site has sent of run %s cannot be kept: %s", record.name, error)
+        return record
+
+    def _fetch_plan(self, record: RunRecord, archive: str) -> str:
+        """Fetch the plan of a remote build from the cache, or, if it was too
+        large for that, from the staging area; empty if it is out of reach.
+        """
+        try:
+            data = self._download(archive + PLAN_SUFFIX)
+            # Web servers may call the compression a matter of transport, so that it is undone already.
+            return (gzip.decompress(data) if data.startswith(_GZIP) else data).decode()
+        except (PandaBpsError, OSError, ValueError, EOFError) as error:
+            _LOG.debug("The plan of run %s is not in the cache: %s", record.name, error)
+        area = record.staging_area
+        uri = area if "://" in area else Path(area).as_uri()
+        try:
+            return str(ResourcePath(uri, forceDirectory=True).join(PLAN_NAME).read().decode())
+        except Exception as problem:  # each store has errors of its own
+            _LOG.warning("Run %s cannot be restarted: its plan is out of reach: %s", record.name, problem)
+            return ""
+
+    def _download(self, name: str) -> bytes:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, name)
+            self._api.download_cache_file(name, path)
+            return path.read_bytes()
 
     def request(self, request_id: int) -> RequestRecord:
-        """Return a request.
+        """Fetch a request.
 
         Parameters
         ----------
@@ -167,7 +260,7 @@ class Inquiry:
         return records[0]
 
     def _detailed(self, request_id: int) -> tuple[RequestRecord, tuple[TransformRecord, ...]]:
-        """Return a request and its transforms from one reply, so that they
+        """Fetch a request and its transforms with one question, so that they
         cannot disagree.
         """
         # Before there are transforms, iDDS's outer join leaves null where the
@@ -182,51 +275,40 @@ class Inquiry:
         return records[0], tuple(map(count_build_job, parse_transforms(rows)))
 
     def contents(self, request_id: int, transform_id: int) -> tuple[ContentRecord, ...]:
-        """Return the contents of a transform."""
+        """Fetch the contents of a transform."""
         found = parse_contents(self._relay.get_contents(request_id, transform_id))
         return found.get(transform_id, ())
 
-    def glance(self, run: str | int) -> RunEvidence:
-        """Find out what the state of a run needs: one question.
-
-        Parameters
-        ----------
-        run : `str` or `int`
-            Request id, submit directory or name.
+    def glance(self, run: str | int | FoundRun) -> RunEvidence:
+        """Fetch the request of a run and its transforms, with one question:
+        enough for its state.
         """
-        request_id, record = self.identify(run)
+        request_id, record = self.find(run)
         request, transforms = self._detailed(request_id)
         return RunEvidence(request, transforms, plan=_summary(record), asked_at=datetime.now(UTC))
 
-    def status(self, run: str | int) -> RunEvidence:
-        """Find out what the state of a run and of its jobs needs: one
-        question, and of a cancelled run with failed jobs one a task of
-        theirs.
+    def status(self, run: str | int | FoundRun) -> RunEvidence:
+        """Fetch what the states of a run and of its jobs need: one question,
+        and for a cancelled run one more for each task with failed jobs.
 
         Parameters
         ----------
-        run : `str` or `int`
-            Request id, submit directory or name.
+        run : `str`, `int` or `FoundRun`
+            The run.
         """
-        return self.tell_apart(self.glance(run))
+        return self.distinguish_killed(self.glance(run))
 
-    def tell_apart(self, evidence: RunEvidence) -> RunEvidence:
-        """Add what tells the killed jobs of a cancelled run from failed ones.
+    def distinguish_killed(self, evidence: RunEvidence) -> RunEvidence:
+        """Fetch the contents of a cancelled run, which show whether a job was
+        killed or failed by itself.
 
-        Parameters
-        ----------
-        evidence : `RunEvidence`
-            What is known of the run.
-
-        Notes
-        -----
         iDDS may or may not see how a killed job ends before it closes the
         task; if it does, it counts the job as failed.
         """
         return self._with_contents(evidence) if evidence.aborted else evidence
 
     def _with_contents(self, evidence: RunEvidence) -> RunEvidence:
-        """Add the contents of tasks with jobs that failed."""
+        """Fetch the contents of tasks with jobs that failed."""
         contents: dict[int, tuple[ContentRecord, ...]] = {}
         problems: list[str] = []
         wanted = evidence.unexplained_transforms
@@ -242,21 +324,21 @@ class Inquiry:
                 problems.append(f"Errors of transform {transform_id} could not be fetched: {error}")
         return replace(evidence, contents=contents, problems=(*evidence.problems, *problems))
 
-    def detail(self, run: str | int, *, errors: bool = True) -> RunEvidence:
-        """Find out all that a report of a run shows.
+    def detail(self, run: str | int | FoundRun, *, errors: bool = True) -> RunEvidence:
+        """Fetch all that a report of a run shows.
 
-        Contents that cannot be had are named in the evidence's problems.
+        What cannot be fetched is named in the evidence's problems.
 
         Parameters
         ----------
-        run : `str` or `int`
-            Request id, submit directory or name.
+        run : `str`, `int` or `FoundRun`
+            The run.
         errors : `bool`, optional
             Whether iDDS is asked for what is known of failed jobs; of a
             cancelled run it always is.
         """
         evidence = self.glance(run)
-        evidence = self._with_contents(evidence) if errors else self.tell_apart(evidence)
+        evidence = self._with_contents(evidence) if errors else self.distinguish_killed(evidence)
         problems = [*evidence.problems]
         tasks, jobs = self._panda_side(evidence, problems)
         return replace(evidence, tasks=tasks, jobs=jobs, problems=tuple(problems))
@@ -281,25 +363,14 @@ class Inquiry:
         return tasks, tuple(jobs) if complete else None
 
     def running(self, evidence: RunEvidence) -> int:
-        """Count the PanDA jobs of a run that run now.
-
-        Parameters
-        ----------
-        evidence : `RunEvidence`
-            What is known of the run.
-
-        Returns
-        -------
-        count : `int`
-            As far as PanDA tells; 0 if it does not.
-        """
+        """Count the PanDA jobs of a run that run now, as far as PanDA tells."""
         _, jobs = self._panda_side(evidence, [])
         return sum(running_by_task(jobs or ()).values())
 
     def recent(
         self, *, days: float, user: str | None = None, everybody: bool = False
     ) -> tuple[list[RunEvidence], list[str]]:
-        """Find recent runs.
+        """Fetch the states of recent runs.
 
         Parameters
         ----------
@@ -354,17 +425,13 @@ class Inquiry:
 
     def _own_ids(self, since: datetime) -> Iterable[int]:
         """Return ids of own runs from the list that submit keeps."""
-        for entry in self._index.entries(self._server):
-            try:
-                submitted = datetime.fromisoformat(str(entry.get("submitted_at")))
-            except ValueError:
-                continue
-            if submitted >= since:
-                yield int(entry["request_id"])
+        for entry in self._index.entries():
+            if entry.submitted_at is not None and entry.submitted_at >= since:
+                yield entry.request_id
 
     def _listed(self, request_id: int, tasks: tuple[TaskRecord, ...]) -> RunEvidence:
-        """Return what the list shows of a run."""
-        record = self._index.find(self._server, request_id=request_id)
+        """Fetch what the list shows of a run."""
+        record = self._find_record(request_id)
         now = datetime.now(UTC)
         try:
             request, transforms = self._detailed(request_id)
@@ -373,15 +440,8 @@ class Inquiry:
                 raise
             request = request_from_tasks(tasks)
             return RunEvidence(request, transforms_from_tasks(tasks), plan=_summary(record), asked_at=now)
-        return self.tell_apart(RunEvidence(request, transforms, plan=_summary(record), asked_at=now))
+        return self.distinguish_killed(RunEvidence(request, transforms, plan=_summary(record), asked_at=now))
 
 
 def _summary(record: RunRecord | None) -> PlanSummary | None:
-    """Return what the record of a run says about its plan."""
-    if record is None:
-        return None
-    try:
-        return PlanSummary.from_run_record(record.content)
-    except (ValueError, PandaBpsError) as error:
-        _LOG.warning("The record of run %s is not used: %s", record.request_id, error)
-        return None
+    return None if record is None else record.plan_summary()

@@ -5,7 +5,7 @@ import stat
 import pytest
 import yaml
 
-from lsst.ctrl.bps.panda.runs.environment_dump import hide_secrets, protect_dumps, reserve_dump, settle_dump
+from lsst.ctrl.bps.panda.runs.files import hide_secrets, protect_dumps, reserve_dump, settle_dump
 
 JWT = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbm4ifQ.c2lnbmF0dXJl"
 

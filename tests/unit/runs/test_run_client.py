@@ -8,7 +8,7 @@ import pytest
 
 from lsst.ctrl.bps.panda.errors import RefusedError, RunNotFoundError
 from lsst.ctrl.bps.panda.rest.credentials import Anonymous
-from lsst.ctrl.bps.panda.runs.inquiry import Connection, Inquiry
+from lsst.ctrl.bps.panda.runs.client import Connection, RunClient
 from lsst.ctrl.bps.panda.runs.record import RunIndex, RunRecord
 from lsst.ctrl.bps.panda.settings.run import read_service_settings
 
@@ -49,10 +49,10 @@ class Server:
         return []
 
 
-def make_inquiry(server, tmp_path):
+def make_client(server, tmp_path):
     env = {"PANDA_URL": SERVER, "USER": "ann", "XDG_STATE_HOME": str(tmp_path)}
     settings = read_service_settings({}, env)
-    return Inquiry(Connection(server, server, settings, Anonymous("ann")))
+    return RunClient(Connection(server, server, settings, Anonymous("ann")))
 
 
 def terminal(rows, status):
@@ -66,21 +66,21 @@ def terminal(rows, status):
 @pytest.mark.parametrize("status", ["Finished", "SubFinished", "Failed"])
 def test_a_terminal_status_that_comes_too_early_is_not_believed(tmp_path, status):
     rows = reply("run3_before_abort_get_requests_detail")
-    evidence = make_inquiry(Server(terminal(rows, status)), tmp_path).status(3)
+    evidence = make_client(Server(terminal(rows, status)), tmp_path).status(3)
     assert evidence.request.status == status
     assert not evidence.ended
 
 
 def test_a_status_is_one_question(tmp_path):
     server = Server(reply("run1_success_get_requests_detail"))
-    evidence = make_inquiry(server, tmp_path).status("1")
+    evidence = make_client(server, tmp_path).status("1")
     assert server.asked == ["detail"]
     assert len(evidence.transforms) == len(server.detail)
 
 
 def test_before_transforms_exist(tmp_path):
     row = dict(reply("run1_success_get_requests_with_detail_False")[0], request_id=None, transform_id=None)
-    evidence = make_inquiry(Server(terminal([row], "New")), tmp_path).status(1)
+    evidence = make_client(Server(terminal([row], "New")), tmp_path).status(1)
     assert evidence.request.request_id == 1
     assert not evidence.ended
 
@@ -89,7 +89,7 @@ def test_contents_are_asked_for_where_there_are_failures(tmp_path):
     name = "run2_failed_before_end_get_"
     contents = reply(f"{name}contents_output_ext_all")
     server = Server(reply(f"{name}requests_detail"), contents=contents)
-    evidence = make_inquiry(server, tmp_path).detail(2)
+    evidence = make_client(server, tmp_path).detail(2)
     asked = [text for text in server.asked if text.startswith("contents")]
     assert 0 < len(asked) < len(evidence.transforms)
     assert evidence.problems == ()
@@ -98,19 +98,19 @@ def test_contents_are_asked_for_where_there_are_failures(tmp_path):
 
 def test_contents_that_cannot_be_had_are_said_to_be_missing(tmp_path):
     server = Server(reply("run2_failed_before_end_get_requests_detail"), contents=RefusedError("no"))
-    evidence = make_inquiry(server, tmp_path).detail(2)
+    evidence = make_client(server, tmp_path).detail(2)
     assert evidence.contents == {}
     assert "could not be fetched" in evidence.problems[0]
 
 
 def test_a_run_by_number_name_and_directory(tmp_path):
-    inquiry = make_inquiry(Server([]), tmp_path)
-    record = RunRecord({"run": {"name": "known", "submit_path": str(tmp_path / "sub")}, "request_id": 7})
+    client = make_client(Server([]), tmp_path)
+    record = RunRecord(run={"name": "known", "submit_path": str(tmp_path / "sub")}, request_id=7)
     record.write(tmp_path / "sub")
-    assert inquiry.identify("7") == (7, None)
-    RunIndex(str(tmp_path / "panda_bps")).add(record, server=SERVER)
+    assert client.find("7") == (7, None)
+    RunIndex(str(tmp_path / "panda_bps"), SERVER).add(record)
     for way in ("7", 7, "known", str(tmp_path / "sub")):
-        request_id, found = inquiry.identify(way)
+        request_id, found = client.find(way)
         assert request_id == 7
         assert found.name == "known"
 
@@ -125,22 +125,22 @@ def test_a_run_by_number_name_and_directory(tmp_path):
 )
 def test_unknown_runs(tmp_path, run, words):
     with pytest.raises(RunNotFoundError, match=words):
-        make_inquiry(Server([]), tmp_path).identify(run)
+        make_client(Server([]), tmp_path).find(run)
 
 
 def test_a_prepared_run_is_not_a_submitted_one(tmp_path):
-    RunRecord({"run": {"name": "r", "submit_path": str(tmp_path)}, "request_id": None}).write(tmp_path)
+    RunRecord(run={"name": "r", "submit_path": str(tmp_path)}, request_id=None).write()
     with pytest.raises(RunNotFoundError, match="prepared but not submitted"):
-        make_inquiry(Server([]), tmp_path).identify(str(tmp_path))
+        make_client(Server([]), tmp_path).find(str(tmp_path))
 
 
 def test_an_unknown_number_is_said_with_the_server(tmp_path):
     with pytest.raises(RunNotFoundError, match=f"no run 99 on {SERVER}"):
-        make_inquiry(Server([]), tmp_path).status(99)
+        make_client(Server([]), tmp_path).status(99)
 
 
 def test_running_jobs_are_not_asked_for_when_nothing_goes_on(tmp_path):
-    inquiry = make_inquiry(Server(reply("run1_success_get_requests_detail")), tmp_path)
-    evidence = inquiry.status(1)
-    assert inquiry.running(evidence) == 0
+    client = make_client(Server(reply("run1_success_get_requests_detail")), tmp_path)
+    evidence = client.status(1)
+    assert client.running(evidence) == 0
     assert replace(evidence, problems=()) == evidence
