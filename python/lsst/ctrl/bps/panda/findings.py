@@ -1,9 +1,8 @@
-"""Findings: what a user should know about a configuration or a plan before a
-run is submitted.
+"""Findings of the checks before a submission.
 
-Every check returns a list of findings.  What becomes of them is decided here
-and nowhere else: how they are sorted, counted and shown, and which of them
-stop a submission or a dry run.
+Every check returns a list of findings.  This module alone decides what they
+lead to: how they are sorted, counted and shown, and which of them stop a
+submission or a dry run.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ class Finding:
 
     @classmethod
     def from_error(cls, error: PandaBpsError, severity: Severity = Severity.ERROR) -> Finding:
-        """Make a finding of an error that a check has met."""
+        """Turn an error that a check has caught into a finding."""
         if isinstance(error, SettingsError):
             return cls(severity, str(error), error.key, error.label, error.file, error.line)
         return cls(severity, str(error))
@@ -104,14 +103,15 @@ def select(findings: Iterable[Finding], *severities: Severity) -> list[Finding]:
 
 
 def report_findings(findings: Sequence[Finding], *, is_dry_run: bool) -> None:
-    """Log what a run can live with, and raise one error for all the rest.
+    """Log warnings and hints, and raise one error that lists the rest.
 
     Parameters
     ----------
     findings : sequence of `Finding`
         What the checks have found.
     is_dry_run : `bool`
-        Whether nothing will be sent: what needs a server is a warning then.
+        Whether nothing will be sent, so that findings about a server are only
+        logged.
 
     Raises
     ------
@@ -131,7 +131,7 @@ def report_findings(findings: Sequence[Finding], *, is_dry_run: bool) -> None:
 
 
 def describe_findings(findings: Sequence[Finding], subject: str) -> tuple[str, bool]:
-    """Return all findings as text that ends in their number.
+    """Return all findings as text that ends in the number of each severity.
 
     Parameters
     ----------
@@ -143,9 +143,9 @@ def describe_findings(findings: Sequence[Finding], subject: str) -> tuple[str, b
     Returns
     -------
     text : `str`
-        Hints and warnings, problems, and the number of each.
+        The text.
     can_submit : `bool`
-        Whether nothing speaks against a submission.
+        Whether no finding stops a submission.
     """
     lines = [f"Hint: {finding}" for finding in select(findings, Severity.HINT)]
     lines += [f"Warning: {finding}" for finding in select(findings, Severity.WARNING)]

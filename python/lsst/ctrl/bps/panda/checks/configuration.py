@@ -34,7 +34,7 @@ from ..settings.sites import expand_area, variables_in
 from ..staging import StagingSettings
 from .plan import QueueSource, check_area, check_run_name
 
-# Variables of the commands for quantum graphs that BPS sets later, or leaves out if they are not set.
+# Variables in the commands for quantum graphs that BPS sets later, or leaves out if they are not set.
 _OPTIONAL = re.compile(r"qgraphFile|inputQgraphFile|dataQuery|\w+(?:Options|Opts)")
 
 
@@ -82,7 +82,7 @@ def check_configuration(config: BpsConfig, environment: Mapping[str, str]) -> li
         *_catch(partial(QueueSource, run)),
     ]
     if is_remote_build(config) and not is_dry_run():
-        # Graph, plan and staging are the site's business.
+        # Quantum graph, plan and staging are made and checked at the site.
         findings += _catch(lambda: read_build_settings(config, environment))
     else:
         graph = None if run.is_command else run.graph_command()
@@ -109,14 +109,14 @@ def _catch(check: Callable[[], object], severity: Severity = Severity.ERROR) -> 
 
 
 def _check_values(lookup: KeyLookup, labels: Iterable[str]) -> Iterator[Finding]:
-    """Find values that cannot be used, also those for a label."""
+    """Find values that cannot be used, for the run or for a label."""
     for name, key in {**KEYS, **CORE_KEYS}.items():
         for label in ["", *labels] if key.per_label else [""]:
             yield from _catch(partial(lookup.get, name, label, raw=True))
 
 
 def _check_division(run: RunConfiguration) -> Iterator[Finding]:
-    """Refuse to run at one site what is to be divided among several."""
+    """Refuse a configuration that is to be divided among several sites."""
     section = run.campaign_sites
     if is_divided(section):
         yield _error(
@@ -147,8 +147,8 @@ def _check_variables(
 
 
 def _check_runner(lookup: KeyLookup, labels: Iterable[str]) -> Iterator[Finding]:
-    """Find labels whose jobs would run nothing, or a runner that nobody
-    stages.
+    """Find runner commands without the placeholder for the job's command, or
+    with a runner that is not staged.
     """
     try:
         commands = {str(lookup.get("runnerCommand", label, raw=True)): label for label in ["", *labels]}
@@ -173,7 +173,7 @@ def _check_runner(lookup: KeyLookup, labels: Iterable[str]) -> Iterator[Finding]
 
 
 def _check_graph_command(graph: GraphCommand, environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Find out whether the program that makes the quantum graph is there."""
+    """Check that the program that makes the quantum graph exists."""
     key = graph.key
     try:
         word = shlex.split(graph.written)[0]
@@ -192,8 +192,8 @@ def _check_graph_command(graph: GraphCommand, environment: Mapping[str, str]) ->
 
 
 def _check_graph_path(graph: GraphCommand, directory: str) -> Iterator[Finding]:
-    """Find out whether the path of the quantum graph survives the command
-    that makes it: BPS puts it in and splits the line like a shell.
+    """Check that the path of the quantum graph remains one word when BPS puts
+    it into the command and splits that as a shell does.
     """
     if unset := sorted(variables_in(directory)):
         yield _error(
@@ -220,11 +220,11 @@ def _check_graph_path(graph: GraphCommand, directory: str) -> Iterator[Finding]:
 
 
 def _check_inputs(graph: GraphCommand, environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Find a pipeline, a Butler or a given quantum graph that is not there.
+    """Check that the pipeline, the Butler and a given quantum graph exist.
 
-    URIs are left to those who read them, and so are names without a slash:
-    they may be a Butler's in the index of repositories.  What a command of
-    the user's own can see, in a container perhaps, is not known.
+    Only paths are checked.  A name without a slash may be a Butler's alias in
+    the index of repositories, and a command other than ``pipetask`` may see
+    other files, in a container for instance.
     """
     if not re.match(r"(\S*/)?pipetask\s", graph.written):
         return
@@ -248,9 +248,9 @@ def _check_inputs(graph: GraphCommand, environment: Mapping[str, str]) -> Iterat
 
 
 def _is_in_package(path: str) -> bool:
-    """Find out whether a Python package has what an LSST stack keeps in the
-    directory of a product: `lsst.resources` looks there for
-    ``${PRODUCT_DIR}/...`` where no such variable is set.
+    """Tell whether a Python package has the file: where ``PRODUCT_DIR`` is
+    not set, `lsst.resources` looks for ``${PRODUCT_DIR}/...`` in the package
+    of that product.
     """
     try:
         return bool(ResourcePath(path).exists())
@@ -259,7 +259,7 @@ def _is_in_package(path: str) -> bool:
 
 
 def _check_staging_area(lookup: KeyLookup, environment: Mapping[str, str]) -> list[Finding]:
-    """Find out where the staging area is, and whether it can be written."""
+    """Find the staging area, and check that it can be written."""
     try:
         area, _ = expand_area(
             lookup.get("fileDistributionEndPoint", raw=True).strip(),

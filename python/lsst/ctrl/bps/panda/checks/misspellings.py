@@ -25,7 +25,7 @@ from ..settings.search import PLAIN_SECTIONS, SECTIONS_BY_NAME, KeyLookup, find_
 from ..settings.sites import SET_UP_KEYS, profile_of, site_names
 
 _LIKENESS = 0.88
-"""How much alike two names must be, by `difflib`."""
+"""Least similarity of two names, by `difflib`."""
 
 # Sections with settings of labels, and the number of dots in the path of one.
 _OF_LABELS = {"pipetask": 2, "cluster": 2, "finalJob": 1, "customJob": 1}
@@ -35,7 +35,7 @@ _FREE = frozenset(
     "bps_cmdline bps_defined environment inputs outputs ordering queues campaignSites".split()  # noqa: SIM905
 )
 
-# What BPS reads and neither its defaults nor the attributes of a job name.
+# What BPS reads though it is neither among its defaults nor an attribute of a job.
 _MORE = frozenset(
     """
     includeConfigs pipelineYaml qgraphFile operator project campaign payloadName butlerConfig inCollection
@@ -88,7 +88,7 @@ def _hint(text: str, key: str, value: Any, environment: Mapping[str, str]) -> Fi
 
 @cache
 def _known_names() -> frozenset[str]:
-    """Return all keys that somebody reads."""
+    """Return all keys that this plugin or BPS reads."""
     names = {str(part) for path in Config(BPS_DEFAULTS).nameTuples() for part in path}
     for field in fields(GenericWorkflowJob):
         first, *others = field.name.split("_")
@@ -105,7 +105,7 @@ def closest_key(name: str) -> str | None:
     if name in known:
         return None
     folded = {key.lower(): key for key in sorted(known)}
-    # One that is numbered, as `queue1`, has a meaning of its own.
+    # A numbered name such as `queue1` is the user's own.
     bare = name.lower().rstrip("0123456789_")
     near = difflib.get_close_matches(bare, folded, n=1, cutoff=_LIKENESS)
     if not near or (near[0] == bare and near[0] != name.lower()):
@@ -117,8 +117,8 @@ def find_misspelt_keys(config: BpsConfig, environment: Mapping[str, str]) -> lis
     """Find keys that look like misspelt ones, in the order of the
     configuration.
 
-    A key whose value is used elsewhere, as ``{name}``, is taken for a
-    variable of the user's.
+    A key that is used elsewhere, as ``{name}``, counts as a variable of the
+    user's own.
     """
     content = RunConfiguration(config).content
     used = {name for text in _texts(content) for name in _VARIABLE.findall(text)}
@@ -132,8 +132,8 @@ def find_misspelt_keys(config: BpsConfig, environment: Mapping[str, str]) -> lis
 
 
 def find_misplaced_keys(config: BpsConfig, environment: Mapping[str, str]) -> list[Finding]:
-    """Find keys of this plugin that stand at a label, where they mean
-    nothing, in the order of the configuration.
+    """Find keys of this plugin that are set for a label, where they have no
+    effect, in the order of the configuration.
     """
     content = RunConfiguration(config).content
     hints = []

@@ -1,5 +1,5 @@
-"""Checks of a plan: its name and staging area, jobs that no queue of their
-site takes, files that its sites cannot share, and what would make it faster.
+"""Checks of a plan: the name of the run, its staging area, jobs that fit no
+queue, files that not all of its sites see; and advice on how to run faster.
 """
 
 from __future__ import annotations
@@ -93,26 +93,26 @@ def check_area(settings: StagingSettings) -> list[Finding]:
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """What a queue takes; 0 means that no limit is known."""
+    """Limits of a PanDA queue; 0 means that no limit is known."""
 
     name: str
     memory: int = 0
-    """Memory of a job, MB."""
+    """Largest memory of a job, MB."""
 
     cores: int = 0
-    """Cores of a job."""
+    """Most cores of a job."""
 
     min_cores: int = 0
-    """Cores that a job has at least."""
+    """Fewest cores of a job."""
 
     walltime: int = 0
-    """Longest run of a job, seconds."""
+    """Longest wall time of a job, seconds."""
 
     brokered: bool = True
-    """Whether PanDA sends it jobs that do not name it."""
+    """Whether PanDA sends jobs there that do not name the queue."""
 
     def misfit(self, task: TaskPlan) -> str:
-        """Say what of a task is too much for the queue; empty if nothing."""
+        """Return why jobs of a task do not fit; empty if they do."""
         needs = task.resources
         checks = (
             ("requestMemory", needs.memory, self.memory, "MB"),
@@ -139,9 +139,9 @@ _KEYS = {
 
 
 def read_queues(section: Any, *, source: str) -> tuple[QueueLimits, ...]:
-    """Read a section ``queues``: limits by the queue's name, ``maxMemory``
-    (MB), ``cores`` and ``minCores`` (most and least), ``maxWalltime``
-    (seconds), ``brokered`` (yes or no).  Errors name the source.
+    """Parse a section ``queues``: by the name of a queue, ``maxMemory`` (MB),
+    ``cores`` and ``minCores`` (most and fewest), ``maxWalltime`` (seconds) and
+    ``brokered`` (yes or no).  Errors name the source.
     """
     if section is None or section == "":
         return ()
@@ -168,25 +168,15 @@ def _read_queue(name: str, limits: Any, source: str) -> QueueLimits:
 
 
 class QueueSource:
-    """Gives the known queues of a site, none if they are not known: those of
-    its profile, or over them those of the configuration.
-
-    Parameters
-    ----------
-    run : `RunConfiguration`
-        Configuration of a run.
-
-    Raises
-    ------
-    SettingsError
-        Raised if the section ``queues`` is not understood.
+    """Looks up the queues of a site, as far as they are known: those in its
+    profile, overridden by the section ``queues`` of the configuration.
     """
 
     def __init__(self, run: RunConfiguration) -> None:
         self._own = read_queues(run.queues, source="BPS configuration")
 
     def __call__(self, site: str) -> tuple[QueueLimits, ...]:
-        """Return the queues of a site."""
+        """Return the known queues of a site."""
         known = read_queues(sites.profile_of(site).get("queues"), source=f"profile of {site}")
         by_name = {queue.name: queue for queue in (*known, *self._own)}
         return tuple(by_name.values())
@@ -195,8 +185,8 @@ class QueueSource:
 def find_misfits(
     tasks: Iterable[TaskPlan], queues_of: Callable[[str], tuple[QueueLimits, ...]]
 ) -> list[Finding]:
-    """Find labels whose jobs fit no queue: one error for all labels with the
-    same problem.
+    """Find labels whose jobs fit no queue; labels with the same problem share
+    an error.
     """
     problems: dict[str, str] = {}
     for task in tasks:
@@ -219,8 +209,8 @@ def find_misfits(
 def find_unknown_queues(
     tasks: Iterable[TaskPlan], queues_of: Callable[[str], tuple[QueueLimits, ...]]
 ) -> list[Finding]:
-    """Find queues that are named and that a site is not known to have: one
-    warning a queue, as it may be a new one.
+    """Find queues that labels name and that their site is not known to have;
+    only a warning, since the queue may be new.
     """
     labels: dict[tuple[str, str], list[str]] = {}
     for task in tasks:
@@ -242,7 +232,7 @@ _CHANGED = "If that has changed, say so in the YAML: queues: {{{name}: {{maxMemo
 
 
 def _misfit(task: TaskPlan, queues: tuple[QueueLimits, ...]) -> str:
-    """Say why no queue takes a task; empty if one does."""
+    """Return why jobs of a task fit no queue; empty if they fit one."""
     where = task.placement
     if where.queue:
         named = [queue for queue in queues if queue.name == where.queue]
@@ -264,7 +254,7 @@ def _misfit(task: TaskPlan, queues: tuple[QueueLimits, ...]) -> str:
 
 
 def _takes_cores(queue: QueueLimits, task: TaskPlan) -> bool:
-    """Whether a queue is for jobs of as many cores."""
+    """Tell whether a queue accepts jobs with as many cores."""
     return queue.min_cores <= task.resources.cores <= (queue.cores or task.resources.cores)
 
 
@@ -272,17 +262,16 @@ _AREA_KEYS = ("stagingArea", "stagingAreaDefault")
 
 
 def find_separated(plan: WorkflowPlan, config: BpsConfig, *, share_files: bool) -> list[Finding]:
-    """Find labels that go to another site than the run, where its files may
-    not be.
+    """Find labels at another site than the run's, which may not see its files.
 
     A run has one staging area and one Butler: its quantum graph is made from
     that Butler, a job reads there what jobs of other labels have written, and
-    the final job registers all of it.  PanDA and iDDS release a job at one
-    site by the end of a job at another, but move no data.
+    the final job registers all of it.  PanDA and iDDS start a job at one site
+    when a job at another has ended, but move no data.
 
-    It is a warning only where nothing is known of one of the sites, and
-    nothing at all if the configuration says that all sites see the same files
-    (``share_files``).
+    It is an error if both sites have profiles with different staging areas,
+    otherwise a warning, and nothing if the configuration says that all sites
+    see the same files (``share_files``).
     """
     tasks = (*plan.tasks, *plan.final)
     elsewhere = _elsewhere(tasks, plan.run.site)
@@ -310,7 +299,7 @@ def find_separated(plan: WorkflowPlan, config: BpsConfig, *, share_files: bool) 
 
 
 def _elsewhere(tasks: tuple[TaskPlan, ...], run_site: str) -> dict[str, list[str]]:
-    """Return the labels at each site that is not the run's."""
+    """Return the labels at each site other than the run's."""
     found: dict[str, list[str]] = {}
     for task in tasks:
         site = task.placement.site
@@ -320,7 +309,9 @@ def _elsewhere(tasks: tuple[TaskPlan, ...], run_site: str) -> dict[str, list[str
 
 
 def _different_butlers(butlers: dict[str, str], plan: WorkflowPlan) -> str:
-    """Say which labels use another Butler than others; empty if none."""
+    """Return a text about labels with different Butlers; empty if all use the
+    same one.
+    """
     by_butler: dict[str, list[str]] = {}
     for label, butler in butlers.items():
         by_butler.setdefault(butler, []).append(label)
@@ -335,42 +326,42 @@ def _different_butlers(butlers: dict[str, str], plan: WorkflowPlan) -> str:
 
 def _is_path(place: str) -> bool:
     """Tell whether a place is a path or a ``file:`` URI; a name without
-    slashes is an alias, of which nothing is known.
+    slashes is an alias, which may point anywhere.
     """
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", place)
     return scheme[1].lower() == "file" if scheme else "/" in place
 
 
 def _are_apart(site: str, other: str) -> bool:
-    """Tell whether two sites are known to stage to different places."""
+    """Tell whether two sites are known to have different staging areas."""
     profiles = [sites.profile_of(name) for name in (site, other)]
     areas = [[str(profile.get(key, "")) for key in _AREA_KEYS] for profile in profiles]
     return all(profiles) and areas[0] != areas[1]
 
 
 MANY_JOBS = 10_000
-"""Jobs of a label from which on the start of each PanDA job matters."""
+"""Number of jobs of a label above which the start-up of each PanDA job matters."""
 
 SHORT_JOB = 1800
-"""Wall time up to which a job is short, seconds."""
+"""Longest wall time of a short job, seconds."""
 
 LARGE_TASK = 100_000
-"""Jobs of a task from which on PanDA is slow to start it (technote RTN-041,
-on the processing for DP0.2)."""
+"""Number of jobs of a task above which PanDA is slow to start it (technote
+RTN-041, on the processing for DP0.2)."""
 
 
 def find_advice(plan: WorkflowPlan, *, length: int = 0, most: int = 0) -> list[Finding]:
-    """Tell what the planner could not honour, and what could be better.
+    """Return the planner's warnings, and hints on how to run faster.
 
     Parameters
     ----------
     plan : `WorkflowPlan`
         The plan of a run.
     length : `int`, optional
-        Length of the request, without the parts that are sent in steps of
-        their own, bytes.
+        Length of the request, bytes, without the parts that are sent in steps
+        of their own.
     most : `int`, optional
-        Length that it should not exceed, bytes.
+        Largest length that the configuration allows, bytes.
     """
     return [
         *(Finding(Severity.WARNING, text) for text in plan.warnings),

@@ -39,9 +39,6 @@ BORDER_MINUTES = 1.5
 """Time from the end of a group to the start of the next, minutes: JEDI
 finalises tasks once a minute, 45 to 120 s after their last job."""
 
-MANY_JOBS_PER_TASK = 100_000
-"""Number of jobs above which PanDA is slow to start a task."""
-
 
 def make_plan(workflow: GenericWorkflow, settings: PlanSettings) -> WorkflowPlan:
     """Make the plan of a run.
@@ -96,7 +93,7 @@ def _make_plan(workflow: GenericWorkflow, settings: PlanSettings) -> WorkflowPla
         files=commands.files(),
         shards=tuple(naming.files(list(named.values()))),
         labels=_label_counts([graph, final_graph]),
-        warnings=tuple(_warnings([*graph.jobs, *final_graph.jobs], tasks, conditions)),
+        warnings=tuple(_warnings([*graph.jobs, *final_graph.jobs], conditions)),
     )
 
 
@@ -162,9 +159,7 @@ def _label_counts(graphs: Sequence[JobGraph]) -> tuple[tuple[str, int], ...]:
     return tuple(counts.items())
 
 
-def _warnings(
-    jobs: Sequence[GenericWorkflowJob], tasks: tuple[TaskPlan, ...], conditions: Sequence[ConditionPlan]
-) -> Iterator[str]:
+def _warnings(jobs: Sequence[GenericWorkflowJob], conditions: Sequence[ConditionPlan]) -> Iterator[str]:
     """Yield what has no effect, and what will be slow."""
     yield from list_ignored(jobs)
     if len(conditions) > MANY_CONDITIONS:
@@ -173,12 +168,6 @@ def _warnings(
             f"{len(conditions)} non-blocking groups wait for the end of others. PanDA and iDDS need one to "
             f"two minutes from the end of a group to the start of the next: one by one, {hours:.1f} h for "
             "that alone. Larger groups, or blocking: true, are faster."
-        )
-    largest = max((len(task.jobs) for task in tasks), default=0)
-    if largest > MANY_JOBS_PER_TASK:
-        yield (
-            f"A task has {largest} jobs; PanDA starts tasks of more than {MANY_JOBS_PER_TASK} very slowly. "
-            "Use a smaller maxJobsPerTask."
         )
 
 
