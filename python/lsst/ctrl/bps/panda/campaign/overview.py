@@ -1,19 +1,27 @@
-"""A campaign at one moment: each site's run, and all of them together; as values and as a document.
+"""A campaign at one moment: the runs of its sites and what they have
+registered in Rucio, site by site and in sum, as values and as documents.
 
-Pure, but for asking with the function it is given.
+Whom to ask is a parameter.
 """
 
 from __future__ import annotations
 
 __all__ = [
     "CampaignOverview",
+    "CampaignRegistration",
     "SiteOverview",
+    "SiteRegistration",
     "combine_state",
+    "count_locks",
+    "count_rules",
     "look_at_campaign",
+    "look_at_registrations",
     "make_campaign_document",
+    "make_registration_document",
     "merge_restarts",
 ]
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,6 +32,7 @@ from lsst.ctrl.bps.wms_service import WmsStates
 from ..errors import PandaBpsError
 from ..insight.documents import SCHEMA_VERSION, make_plain
 from ..report.report import get_status_of
+from ..rucio.status import Place, RegistrationStatus, Rule, plain_status
 from ..status.evidence import RunEvidence, RunTally
 from ..status.states import Counts, no_jobs
 from .record import CampaignRecord, PartRecord, PartState
@@ -38,7 +47,7 @@ _OVER = (WmsStates.FAILED, WmsStates.DELETED, WmsStates.PRUNED, WmsStates.SUCCEE
 
 @dataclass(frozen=True, slots=True)
 class SiteOverview:
-    """One site's part of a campaign."""
+    """The run of one site."""
 
     site: str
     share: float
@@ -47,7 +56,7 @@ class SiteOverview:
 
     run: str
     request_ids: tuple[int, ...]
-    """Its run, and the runs that complete it after a restart."""
+    """The run, and its restarts."""
 
     state: WmsStates
     ended: bool
@@ -56,11 +65,11 @@ class SiteOverview:
     """Submit directory."""
 
     problem: str = ""
-    """Why it is not submitted, or what could not be found out."""
+    """Why there is no run, or what could not be found out about it."""
 
     @property
     def request_id(self) -> int | None:
-        """The run that matters now."""
+        """The run or its latest restart; `None` without a run."""
         return self.request_ids[-1] if self.request_ids else None
 
     @property
@@ -71,7 +80,7 @@ class SiteOverview:
 
 @dataclass(frozen=True, slots=True)
 class CampaignOverview:
-    """All sites of a campaign."""
+    """The runs of all sites."""
 
     name: str
     path: str
@@ -82,12 +91,12 @@ class CampaignOverview:
 
     @property
     def state(self) -> WmsStates:
-        """State of the whole, see `combine_state`."""
+        """State of all runs together, see `combine_state`."""
         return combine_state(site.state for site in self.sites)
 
     @property
     def ended(self) -> bool:
-        """Whether every site has its run and all of them are over."""
+        """Whether every site has its run and all runs have ended."""
         return all(site.ended for site in self.sites)
 
     @property
@@ -111,19 +120,13 @@ def _add(counts: Iterable[Counts]) -> Counts:
 
 
 def combine_state(states: Iterable[WmsStates]) -> WmsStates:
-    """Give one state to several runs.
+    """Return one state for several runs; a run that is not submitted counts
+    as UNREADY.
 
-    Parameters
-    ----------
-    states : iterable of `~lsst.ctrl.bps.WmsStates`
-        State of each run; UNREADY for one that is not submitted.
-
-    Returns
-    -------
-    state : `~lsst.ctrl.bps.WmsStates`
-        UNKNOWN if a state is not known.  While some run is not over: RUNNING
-        if one runs or is over, else the furthest.  When all are over: FAILED
-        if one failed, else DELETED if one was cancelled, else SUCCEEDED.
+    It is UNKNOWN if any state is not known.  While a run has not ended, it is
+    RUNNING if one runs or has ended, otherwise the most advanced.  When all
+    have ended, it is FAILED if one failed, otherwise DELETED if one was
+    cancelled, otherwise SUCCEEDED.
     """
     found = set(states)
     if not found or found & {WmsStates.UNKNOWN, WmsStates.MISFIT}:
@@ -141,20 +144,12 @@ def look_at_campaign(
     successor: Callable[[int], int | None],
     moment: datetime,
 ) -> CampaignOverview:
-    """Find out how all runs of a campaign are.
+    """Find out the states of all runs of a campaign.
 
-    Parameters
-    ----------
-    record : `CampaignRecord`
-        The campaign.
-    ask : callable
-        Finds out what is known of a run.
-    successor : callable
-        Gives the run that completes a run after a restart, or `None`.
-    moment : `~datetime.datetime`
-        When the server is asked.
+    ``ask`` returns the evidence of a run, and ``successor`` the number of its
+    restart, or `None`.
     """
-    sites = tuple(_look_at_part(part, ask, successor) for part in record.parts)
+    sites = tuple(_look_at_run(part, ask, successor) for part in record.parts)
     return CampaignOverview(
         name=record.name,
         path=record.directory,
@@ -165,7 +160,7 @@ def look_at_campaign(
     )
 
 
-def _look_at_part(
+def _look_at_run(
     part: PartRecord, ask: Callable[[int], RunEvidence], successor: Callable[[int], int | None]
 ) -> SiteOverview:
     numbers: list[int] = []
@@ -200,15 +195,10 @@ def _look_at_part(
 
 
 def merge_restarts(tallies: Sequence[RunTally]) -> dict[str, Counts]:
-    """Count the jobs of a run that was restarted.
+    """Count the jobs of a run and its restarts, each job once.
 
-    Each later run holds what the one before had not done, so a job counts
-    where it was run last, and as done where no later run has it.
-
-    Parameters
-    ----------
-    tallies : sequence of `RunTally`
-        The run and those that complete it, in their order.
+    A restart has the jobs that the run before it had not done, so a job counts
+    in the last run that has it, and as succeeded in all earlier ones.
     """
     merged = {label: dict(counts) for label, counts in tallies[0].by_label.items()}
     for tally in tallies[1:]:
@@ -218,13 +208,13 @@ def merge_restarts(tallies: Sequence[RunTally]) -> dict[str, Counts]:
             merged[label] = _add([counts])
             merged[label][WmsStates.SUCCEEDED] += max(0, before - again)
         for label in set(merged) - set(tally.by_label):
-            # None of it was left to do.
+            # None of its jobs was left to do.
             merged[label] = {**no_jobs(), WmsStates.SUCCEEDED: sum(merged[label].values())}
     return merged
 
 
 def make_campaign_document(overview: CampaignOverview) -> dict[str, Any]:
-    """Give a campaign as JSON-ready data.
+    """Make the JSON document of kind ``campaign``.
 
     Parameters
     ----------
@@ -246,11 +236,200 @@ def make_campaign_document(overview: CampaignOverview) -> dict[str, Any]:
         "jobs": sum(overview.total.values()),
         "labels": make_plain(overview.labels),
         "total": make_plain(overview.total),
-        "sites": [_site(site) for site in overview.sites],
+        "sites": [_plain_site(site) for site in overview.sites],
     }
 
 
-def _site(site: SiteOverview) -> dict[str, Any]:
+def _plain_site(site: SiteOverview) -> dict[str, Any]:
     plain: dict[str, Any] = make_plain(site)
     jobs = sum(site.total.values())
     return {**plain, "request_id": site.request_id, "jobs": jobs, "total": make_plain(site.total)}
+
+
+@dataclass(frozen=True, slots=True)
+class SiteRegistration:
+    """What the run of one site has registered in Rucio."""
+
+    site: str
+    run: str
+    request_id: int | None
+    """The run as it was submitted; `None` without one."""
+
+    path: str
+    """Submit directory."""
+
+    status: RegistrationStatus | None
+    """`None` if nothing is known."""
+
+    problems: tuple[str, ...]
+    """What could not be found out."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all outputs are registered and all rules are satisfied."""
+        return self.status is not None and self.status.is_complete
+
+
+@dataclass(frozen=True, slots=True)
+class CampaignRegistration:
+    """What all runs of a campaign have registered in Rucio."""
+
+    name: str
+    path: str
+    sites: tuple[SiteRegistration, ...]
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What could not be found out, each with its site."""
+        return tuple(f"{site.site}: {text}" for site in self.sites for text in site.problems)
+
+    @property
+    def statuses(self) -> tuple[RegistrationStatus, ...]:
+        """The registrations that are known, site by site."""
+        return tuple(site.status for site in self.sites if site.status is not None)
+
+    @property
+    def datasets(self) -> tuple[RegistrationStatus, ...]:
+        """The same, with each dataset of Rucio once: sites that share one
+        report all of its files, places and rules.
+        """
+        return tuple({(status.scope, status.dataset): status for status in self.statuses}.values())
+
+    @property
+    def not_asked(self) -> tuple[str, ...]:
+        """Sites whose Butler was not asked, so that `outputs` and `missing` do
+        not count theirs.
+        """
+        return tuple(site.site for site in self.sites if site.status is None or site.status.outputs is None)
+
+    @property
+    def outputs(self) -> int:
+        """Outputs in the Butlers that were asked."""
+        return sum(status.outputs or 0 for status in self.statuses)
+
+    @property
+    def missing(self) -> int:
+        """Outputs that are not registered."""
+        return sum(len(status.missing) for status in self.statuses)
+
+    @property
+    def files(self) -> int:
+        """Files of all datasets."""
+        return sum(status.files for status in self.datasets)
+
+    @property
+    def size(self) -> int:
+        """Size of all datasets, bytes."""
+        return sum(status.size for status in self.datasets)
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """Rules of all datasets."""
+        return tuple(rule for status in self.datasets for rule in status.rules)
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Replicas of all datasets by RSE."""
+        available: Counter[str] = Counter()
+        others: Counter[str] = Counter()
+        for place in (place for status in self.datasets for place in status.places):
+            available[place.rse] += place.available
+            others[place.rse] += place.others
+        return tuple(Place(rse, available[rse], others[rse]) for rse in sorted(available))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all outputs of all sites are registered and all rules are
+        satisfied.
+        """
+        return all(site.is_complete for site in self.sites)
+
+
+def look_at_registrations(
+    record: CampaignRecord, ask: Callable[[str], tuple[RegistrationStatus, tuple[str, ...]]]
+) -> CampaignRegistration:
+    """Find out what all runs of a campaign have registered.
+
+    Parameters
+    ----------
+    record : `CampaignRecord`
+        The campaign.
+    ask : callable
+        Takes a submit directory, and returns what its run has registered and
+        what could not be found out.
+    """
+    sites = tuple(_look_at_registration(part, ask) for part in record.parts)
+    return CampaignRegistration(record.name, record.directory, sites)
+
+
+def _look_at_registration(
+    part: PartRecord, ask: Callable[[str], tuple[RegistrationStatus, tuple[str, ...]]]
+) -> SiteRegistration:
+    status: RegistrationStatus | None = None
+    problems: tuple[str, ...] = ("all of it: its run is not submitted.",)
+    if part.state is PartState.SUBMITTED:
+        try:
+            status, problems = ask(part.submit_path)
+        except PandaBpsError as error:
+            # An error at one site must not hide the others.
+            problems = (f"all of it. {error}",)
+    return SiteRegistration(part.site, part.run, part.request_id, part.submit_path, status, problems)
+
+
+def count_rules(rules: tuple[Rule, ...]) -> dict[str, int]:
+    """Count rules by their state."""
+    return dict(sorted(Counter(rule.state for rule in rules).items()))
+
+
+def count_locks(rules: tuple[Rule, ...]) -> dict[str, int]:
+    """Count the locks of rules by their state."""
+    return {
+        "ok": sum(rule.ok for rule in rules),
+        "replicating": sum(rule.replicating for rule in rules),
+        "stuck": sum(rule.stuck for rule in rules),
+        "waiting": sum(rule.waiting for rule in rules),
+    }
+
+
+def make_registration_document(found: CampaignRegistration) -> dict[str, Any]:
+    """Make the JSON document of kind ``campaign_rucio``.
+
+    Parameters
+    ----------
+    found : `CampaignRegistration`
+        What the campaign has registered.
+    """
+    return {
+        "schema": "panda_bps",
+        "version": SCHEMA_VERSION,
+        "kind": "campaign_rucio",
+        "request_id": 0,
+        "run": found.name,
+        "problems": list(found.problems),
+        "path": found.path,
+        "complete": found.is_complete,
+        "total": {
+            "outputs": found.outputs,
+            "registered": found.outputs - found.missing,
+            "missing": found.missing,
+            "files": found.files,
+            "size": found.size,
+            "rules": count_rules(found.rules),
+            **count_locks(found.rules),
+        },
+        "places": make_plain(found.places),
+        "not_asked": list(found.not_asked),
+        "sites": [_plain_registration(site) for site in found.sites],
+    }
+
+
+def _plain_registration(site: SiteRegistration) -> dict[str, Any]:
+    return {
+        "site": site.site,
+        "run": site.run,
+        "request_id": site.request_id,
+        "path": site.path,
+        "complete": site.is_complete,
+        "problems": list(site.problems),
+        "rucio": None if site.status is None else plain_status(site.status),
+    }

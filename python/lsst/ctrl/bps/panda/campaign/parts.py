@@ -50,22 +50,22 @@ _QUOTED = re.compile(r"'[^']*'")
 
 @dataclass(frozen=True, slots=True)
 class CampaignConfiguration:
-    """What a user wrote, with what BPS makes of it."""
+    """The configuration of a campaign, as written and as BPS understands it."""
 
     path: str
-    """The user's file, absolute."""
+    """Absolute path of the user's file."""
 
     content: Mapping[str, Any]
-    """Its content with all that it includes, nothing put in."""
+    """Content of the file, with includes resolved and variables as written."""
 
     run: RunConfiguration
-    """The same over BPS's defaults."""
+    """The content over BPS's defaults."""
 
     section: CampaignSection
 
     @property
     def digest(self) -> str:
-        """Digest of the content, by which a change is noticed."""
+        """Digest of the content, to detect a change."""
         text = json.dumps(self.content, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -141,7 +141,7 @@ class SitePart:
     butler: str
     submit_path: str
     content: Mapping[str, Any]
-    """What its configuration says over the campaign's."""
+    """Keys and sections over those of the campaign."""
 
 
 def divide_campaign(
@@ -216,13 +216,13 @@ def _part(
     if named and "uniqProcName" not in settings:
         settings["uniqProcName"] = f"{configuration.run.name}_{site.name}"
     merged = RunConfiguration(configuration.with_settings(settings))
-    # What BPS would make of a time is fixed, so that a second try is the same run.
+    # Variables such as the time are replaced, so that a second attempt is the same run.
     suffix = "" if "outputRun" in payload else f"/{site.name}"
     payload["outputRun"] = output_run = merged.output_run + suffix
     run = merged.name if "uniqProcName" in settings else output_run.replace("/", "_")
     settings["submitPath"] = f"{directory}/{site.name}"
     settings["wmsServiceClass"] = configuration.run.service_class
-    # Also keeps bps submit from taking the part for a campaign.
+    # So that bps submit does not take the part for a campaign.
     settings[SECTION] = {"enabled": False, "site": site.name}
     return SitePart(
         site=site.name,
@@ -238,8 +238,8 @@ def _part(
 
 
 def _settings_of(configuration: CampaignConfiguration, site: SiteShare) -> dict[str, Any]:
-    """Return what a site sets over the campaign, in the sections in which BPS
-    finds it first.
+    """Return what a site sets over the campaign, in the sections that BPS
+    searches first.
     """
     own = {"computeSite": site.name, **site.settings}
     payload = dict(own.pop("payload", None) or {})
@@ -342,8 +342,8 @@ def ask_butler(
         if len(found) > 1:
             raise SettingsError(
                 f"Values of {partition} belong to {len(found)} different values of {name} "
-                f"({', '.join(found[:3])}, ...), so {partition} alone divides nothing. Name one of them in "
-                f"dataQuery, which is {data_query!r}."
+                f"({', '.join(found[:3])}, ...), so {partition} alone does not identify data. Name one of "
+                f"them in dataQuery, which is {data_query!r}."
             )
     counted = Counter(row[partition] for row in rows)
     if not counted:

@@ -1,5 +1,5 @@
-"""Prepare a campaign: divide the data, write a configuration for each site,
-and look for what would keep the runs from working.
+"""The preparation of a campaign: the data divided, a configuration for each
+site, and all of them checked.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from .record import CampaignRecord, PartRecord
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """A campaign that is divided and looked through, and not written yet."""
+    """A campaign that is divided and checked, and not written yet."""
 
     configuration: CampaignConfiguration
     parts: tuple[SitePart, ...]
     record: CampaignRecord
     findings: tuple[Finding, ...]
-    """What is wrong with it or with the configuration of a site, which the
-    text names."""
+    """Findings about the campaign, and about each site, whose name begins the
+    text."""
 
     def write(self) -> CampaignRecord:
         """Write the user's configuration as it is now, the parts, and last
@@ -56,13 +56,13 @@ class Preparation:
         head = f"# {record.config} with all that it includes, as of {record.prepared_at}.\n"
         write_text(directory / base, [head, yaml.safe_dump(content, sort_keys=False, allow_unicode=True)])
         for part in self.parts:
-            write_text(directory / _file_name(part), [render_part(part, base=base, campaign=record.name)])
+            write_text(directory / f"{part.site}.yaml", [render_part(part, base=base, campaign=record.name)])
         record.write()
         return record
 
 
 def prepare_campaign(configuration: CampaignConfiguration, environment: Mapping[str, str]) -> Preparation:
-    """Divide a campaign, and look for what would keep its runs from working.
+    """Divide a campaign, and check the configurations of all of its sites.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def prepare_campaign(configuration: CampaignConfiguration, environment: Mapping[
 
 
 def _directory(configuration: CampaignConfiguration) -> str:
-    """Return the campaign's submit directory, which must not be there yet."""
+    """Return the campaign's submit directory, which must not exist yet."""
     directory = os.path.abspath(configuration.run.submit_path)
     if bad := sorted(set(directory) & set("${}")):
         raise SettingsError(
@@ -109,7 +109,7 @@ def _directory(configuration: CampaignConfiguration) -> str:
 
 
 def _count(configuration: CampaignConfiguration) -> dict[Value, float]:
-    """Ask the Butler for values, if the configuration does not list them."""
+    """Count the values in the Butler, unless the configuration lists them."""
     section = configuration.section
     if section.values:
         return {}
@@ -143,7 +143,7 @@ def _count(configuration: CampaignConfiguration) -> dict[Value, float]:
 def _check_parts(
     configuration: CampaignConfiguration, parts: Sequence[SitePart], environment: Mapping[str, str]
 ) -> list[Finding]:
-    """Check the configuration of every part before anything is submitted."""
+    """Check the configuration of every part."""
     findings = [
         replace(finding, text=f"Site {part.site}: {finding.text}")
         for part in parts
@@ -183,16 +183,11 @@ def _find_closed_too_early(
 
 
 def _base_name(record: CampaignRecord) -> str:
-    """Name of the file that all parts include.
-
-    BPS looks for relative includes in the current directory first, so it must
-    not be a name that another campaign uses.
+    """Return the name of the file that all parts include, which no other
+    campaign uses: BPS looks for relative includes in the current directory
+    first.
     """
     return f"{record.name}_campaign.yaml"
-
-
-def _file_name(part: SitePart) -> str:
-    return f"{part.site}.yaml"
 
 
 def _record(part: SitePart, directory: str) -> PartRecord:
@@ -201,7 +196,7 @@ def _record(part: SitePart, directory: str) -> PartRecord:
         compute_site=part.compute_site,
         share=part.share,
         values=list(part.values),
-        file=os.path.join(directory, _file_name(part)),
+        file=f"{directory}/{part.site}.yaml",
         submit_path=part.submit_path,
         run=part.run,
         output_run=part.output_run,

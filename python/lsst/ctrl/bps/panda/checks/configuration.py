@@ -34,6 +34,8 @@ from ..settings.sites import expand_area, variables_in
 from ..staging import StagingSettings
 from .plan import QueueSource, check_area, check_run_name
 
+_error = partial(Finding, Severity.ERROR)
+
 # Variables in the commands for quantum graphs that BPS sets later, or leaves out if they are not set.
 _OPTIONAL = re.compile(r"qgraphFile|inputQgraphFile|dataQuery|\w+(?:Options|Opts)")
 
@@ -95,16 +97,12 @@ def check_configuration(config: BpsConfig, environment: Mapping[str, str]) -> li
     return [*findings, *check_registration(config, environment)]
 
 
-def _error(text: str, key: str = "", label: str = "") -> Finding:
-    return Finding(Severity.ERROR, text, key=key, label=label)
-
-
-def _catch(check: Callable[[], object], severity: Severity = Severity.ERROR) -> list[Finding]:
+def _catch(check: Callable[[], object]) -> list[Finding]:
     """Return the error that a function raises, if it does."""
     try:
         check()
     except SettingsError as error:
-        return [Finding.from_error(error, severity)]
+        return [Finding.from_error(error)]
     return []
 
 

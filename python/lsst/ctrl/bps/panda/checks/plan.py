@@ -23,6 +23,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from lsst.ctrl.bps import BpsConfig
@@ -39,6 +40,8 @@ from ..staging import StagingSettings
 
 MAX_NAME = 255
 """Longest name of a request in iDDS (PostgreSQL column)."""
+
+_hint = partial(Finding, Severity.HINT)
 
 _UNSAFE_IN_NAME = frozenset("?#%*^/")
 
@@ -370,10 +373,6 @@ def find_advice(plan: WorkflowPlan, *, length: int = 0, most: int = 0) -> list[F
         *_final_job(plan),
         *_long_request(plan, length, most),
     ]
-
-
-def _hint(text: str, key: str, label: str = "") -> Finding:
-    return Finding(Severity.HINT, text, key=key, label=label)
 
 
 def _short_jobs(tasks: Iterable[TaskPlan]) -> Iterator[Finding]:

@@ -13,8 +13,7 @@ from typing import Any
 
 import click
 
-from ..campaign.record import RECORD_NAME, CampaignIndex, find_campaign
-from ..campaign.registration import (
+from ..campaign.overview import (
     CampaignRegistration,
     SiteRegistration,
     count_locks,
@@ -22,6 +21,7 @@ from ..campaign.registration import (
     look_at_registrations,
     make_registration_document,
 )
+from ..campaign.record import RECORD_NAME, CampaignIndex, find_campaign
 from ..edgenode.rucio_program import Refused, Registration, graph_name
 from ..edgenode.rucio_program import register as run_registration
 from ..errors import PandaBpsError, RucioError

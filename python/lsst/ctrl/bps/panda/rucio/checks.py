@@ -11,6 +11,7 @@ __all__ = ["check_names", "check_prefix", "check_registration", "check_server"]
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from lsst.ctrl.bps import BpsConfig
@@ -28,6 +29,10 @@ _RULE_OF_NAMES = "1 to 500 letters, digits, '_', '.', '-', '+' or '/'"
 # The Butler's own names, the first with its wildcards.
 _DATASET_TYPE = re.compile(r"[A-Za-z_*?\[][\w.*?\[\]!-]*", re.ASCII)
 _COLLECTION = re.compile(r"[^\s{}*?]+")
+
+_error = partial(Finding, Severity.ERROR)
+_refusal = partial(Finding, Severity.NEEDS_SERVER)
+_warning = partial(Finding, Severity.WARNING)
 
 _KEYS_OF_PLACE = {"scope": "scope", "rse": "rse", "rse_root": "rseRoot", "dtn_url": "dtnUrl"}
 
@@ -80,18 +85,6 @@ def check_registration(
     return findings
 
 
-def _error(text: str, key: str) -> Finding:
-    return Finding(Severity.ERROR, text, key=key)
-
-
-def _warning(text: str, key: str = "") -> Finding:
-    return Finding(Severity.WARNING, text, key=key)
-
-
-def _refusal(text: str, key: str) -> Finding:
-    return Finding(Severity.NEEDS_SERVER, text, key=key)
-
-
 def check_names(registration: Registration) -> Iterator[Finding]:
     """Check a registration against Rubin's rules for names."""
     missing = [key for name, key in _KEYS_OF_PLACE.items() if not getattr(registration, name)]
@@ -102,8 +95,8 @@ def check_names(registration: Registration) -> Iterator[Finding]:
     for wanted in registration.dataset_types:
         if not _DATASET_TYPE.fullmatch(wanted):
             yield _error(
-                f"rucio.datasetTypes holds {wanted!r}, which is no name of a dataset type ('*' in it stands "
-                "for anything).",
+                f"rucio.datasetTypes holds {wanted!r}, which is not the name of a dataset type ('*' "
+                "stands for anything).",
                 "rucio.datasetTypes",
             )
     if not _COLLECTION.fullmatch(registration.collection):
@@ -188,7 +181,8 @@ def _check_expression(butler: Any, registration: Registration) -> list[Finding]:
         with butler.query() as query:
             query.where(where)
     except InvalidQueryError as error:
-        text = f"rucio.where is {where!r}, which the Butler does not understand: {_one_line(error)}"
+        reason = " ".join(str(error).split())
+        text = f"rucio.where is {where!r}, which the Butler does not understand: {reason}"
         return [_error(text, "rucio.where")]
     return []
 
@@ -289,7 +283,7 @@ def _check_rule(client: Any, registration: Registration, account: str) -> Iterat
     try:
         places = [entry["rse"] for entry in client.list_rses(rule.rse_expression)]
     except InvalidRSEExpression as error:
-        yield _refusal(f"{given} no RSE: {_one_line(error)}", key)
+        yield _refusal(f"{given} no RSE: {' '.join(str(error).split())}", key)
         return
     if len(places) < rule.copies:
         yield _refusal(f"{given} {len(places)} RSEs; {rule.copies} copies need as many.", key)
@@ -320,7 +314,3 @@ def _check_dataset(client: Any, registration: Registration) -> Iterator[Finding]
         yield _refusal(
             f"Rucio's dataset {place} is closed, so nothing can be added; use another rucio.datasetName.", key
         )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
