@@ -30,7 +30,7 @@ from typing import Any
 from lsst.ctrl.bps.wms_service import WmsStates
 
 from ..errors import PandaBpsError
-from ..insight.documents import SCHEMA_VERSION, make_plain
+from ..insight.documents import make_document, make_plain
 from ..report.report import get_status_of
 from ..rucio.status import Place, RegistrationStatus, Rule, plain_status
 from ..status.evidence import RunEvidence, RunTally
@@ -221,23 +221,20 @@ def make_campaign_document(overview: CampaignOverview) -> dict[str, Any]:
     overview : `CampaignOverview`
         The campaign.
     """
-    return {
-        "schema": "panda_bps",
-        "version": SCHEMA_VERSION,
-        "kind": "campaign",
-        "request_id": 0,
-        "run": overview.name,
-        "problems": list(overview.problems),
+    content = {
         "path": overview.path,
         "partition": overview.partition,
-        "moment": make_plain(overview.moment),
-        "state": overview.state.name,
+        "moment": overview.moment,
+        "state": overview.state,
         "ended": overview.ended,
         "jobs": sum(overview.total.values()),
-        "labels": make_plain(overview.labels),
-        "total": make_plain(overview.total),
+        "labels": overview.labels,
+        "total": overview.total,
         "sites": [_plain_site(site) for site in overview.sites],
     }
+    return make_document(
+        content, kind="campaign", request_id=0, name=overview.name, problems=overview.problems
+    )
 
 
 def _plain_site(site: SiteOverview) -> dict[str, Any]:
@@ -399,13 +396,7 @@ def make_registration_document(found: CampaignRegistration) -> dict[str, Any]:
     found : `CampaignRegistration`
         What the campaign has registered.
     """
-    return {
-        "schema": "panda_bps",
-        "version": SCHEMA_VERSION,
-        "kind": "campaign_rucio",
-        "request_id": 0,
-        "run": found.name,
-        "problems": list(found.problems),
+    content = {
         "path": found.path,
         "complete": found.is_complete,
         "total": {
@@ -417,10 +408,13 @@ def make_registration_document(found: CampaignRegistration) -> dict[str, Any]:
             "rules": count_rules(found.rules),
             **count_locks(found.rules),
         },
-        "places": make_plain(found.places),
-        "not_asked": list(found.not_asked),
+        "places": found.places,
+        "not_asked": found.not_asked,
         "sites": [_plain_registration(site) for site in found.sites],
     }
+    return make_document(
+        content, kind="campaign_rucio", request_id=0, name=found.name, problems=found.problems
+    )
 
 
 def _plain_registration(site: SiteRegistration) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from ..edgenode.rucio_program import Found, Registration
 from ..errors import RucioError
-from ..insight.documents import SCHEMA_VERSION, make_plain
+from ..insight.documents import make_document, make_plain
 from .client import look_up_outputs, open_butler, rucio_errors
 
 AVAILABLE = "AVAILABLE"
@@ -244,15 +244,9 @@ def make_status_document(
     problems : sequence of `str`, optional
         What could not be found out.
     """
-    head = {
-        "schema": "panda_bps",
-        "version": SCHEMA_VERSION,
-        "kind": "rucio",
-        "request_id": request_id,
-        "run": name,
-        "problems": list(problems),
-    }
-    return {**head, **plain_status(status)}
+    return make_document(
+        plain_status(status), kind="rucio", request_id=request_id, name=name, problems=tuple(problems)
+    )
 
 
 def plain_status(status: RegistrationStatus) -> dict[str, Any]:
