@@ -6,6 +6,7 @@ import json
 import shutil
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -74,7 +75,14 @@ def configuration(**changes):
 
 
 def parts_of(config):
-    return {part.site: part for part in make_parts(config, divide_campaign(config, {}), directory="/sub")}
+    """Return what the record and the configuration of each part say."""
+    made = make_parts(config, divide_campaign(config, {}), directory="/sub")
+    return {
+        part.record.site: SimpleNamespace(
+            **{**part.record.model_dump(), "values": tuple(part.record.values), "content": part.content}
+        )
+        for part in made
+    }
 
 
 def write(directory, **changes):

@@ -37,6 +37,7 @@ from ..errors import SettingsError
 from ..findings import Finding, Severity
 from ..settings.campaign import SECTION, CampaignSection, SiteShare, Value, divide, read_section, sort_key
 from ..settings.configuration import RunConfiguration, complete_configuration
+from .record import PartRecord
 
 MAX_QUERY = 100_000
 """Longest data query, characters: it is one argument of a command, and Linux
@@ -128,20 +129,9 @@ def make_configuration(
 class SitePart:
     """The part of a campaign that one site runs."""
 
-    site: str
-    """Name of the part."""
-
-    compute_site: str
-    share: float
-    values: tuple[Value, ...]
-    output_run: str
-    run: str
-    """Name of the run."""
-
-    butler: str
-    submit_path: str
+    record: PartRecord
     content: Mapping[str, Any]
-    """Keys and sections over those of the campaign."""
+    """Its configuration: keys and sections over those of the campaign."""
 
 
 def divide_campaign(
@@ -192,7 +182,7 @@ def make_parts(
         _part(configuration, sites[name], tuple(values), directory) for name, values in parts.items()
     )
     for what in ("run", "submit_path"):
-        names = [getattr(part, what) for part in made]
+        names = [getattr(part.record, what) for part in made]
         if twice := {name for name in names if names.count(name) > 1}:
             raise SettingsError(f"Two sites of the campaign have the same {what}: {sorted(twice)[0]}.")
     return made
@@ -224,17 +214,18 @@ def _part(
     settings["wmsServiceClass"] = configuration.run.service_class
     # So that bps submit does not take the part for a campaign.
     settings[SECTION] = {"enabled": False, "site": site.name}
-    return SitePart(
+    record = PartRecord(
         site=site.name,
         compute_site=compute_site,
         share=site.share,
-        values=values,
-        output_run=output_run,
-        run=run,
-        butler=merged.butler,
+        values=list(values),
+        file=f"{directory}/{site.name}.yaml",
         submit_path=settings["submitPath"],
-        content=settings,
+        run=run,
+        output_run=output_run,
+        butler=merged.butler,
     )
+    return SitePart(record, settings)
 
 
 def _settings_of(configuration: CampaignConfiguration, site: SiteShare) -> dict[str, Any]:
@@ -253,9 +244,10 @@ def render_part(part: SitePart, *, base: str, campaign: str) -> str:
 
     It includes the file ``base``, the campaign's own configuration.
     """
+    record = part.record
     head = (
-        f"# Part of campaign {campaign} for site {part.site}: {len(part.values)} values, share "
-        f"{part.share:g}.\n"
+        f"# Part of campaign {campaign} for site {record.site}: {len(record.values)} values, share "
+        f"{record.share:g}.\n"
         "# Written by panda_bps campaign; an ordinary BPS configuration.\n"
     )
     return head + yaml.safe_dump(

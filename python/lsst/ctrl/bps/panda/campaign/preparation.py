@@ -31,7 +31,7 @@ from .parts import (
     make_parts,
     render_part,
 )
-from .record import CampaignRecord, PartRecord
+from .record import CampaignRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Preparation:
         head = f"# {record.config} with all that it includes, as of {record.prepared_at}.\n"
         write_text(directory / base, [head, yaml.safe_dump(content, sort_keys=False, allow_unicode=True)])
         for part in self.parts:
-            write_text(directory / f"{part.site}.yaml", [render_part(part, base=base, campaign=record.name)])
+            write_text(Path(part.record.file), [render_part(part, base=base, campaign=record.name)])
         record.write()
         return record
 
@@ -87,7 +87,7 @@ def prepare_campaign(configuration: CampaignConfiguration, environment: Mapping[
         service_class=configuration.run.service_class,
         partition=configuration.section.partition,
         prepared_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        parts=[_record(part, directory) for part in parts],
+        parts=[part.record for part in parts],
     )
     findings = (*_check_parts(configuration, parts, environment), *find_shared_places(configuration))
     return Preparation(configuration, parts, record, findings)
@@ -145,7 +145,7 @@ def _check_parts(
 ) -> list[Finding]:
     """Check the configuration of every part."""
     findings = [
-        replace(finding, text=f"Site {part.site}: {finding.text}")
+        replace(finding, text=f"Site {part.record.site}: {finding.text}")
         for part in parts
         for finding in check_configuration(configuration.with_settings(part.content), environment)
     ]
@@ -166,9 +166,9 @@ def _find_closed_too_early(
         if settings is None:
             continue
         place = f"{settings.registration.scope}:{settings.registration.dataset}"
-        sites.setdefault(place, []).append(part.site)
+        sites.setdefault(place, []).append(part.record.site)
         if settings.registration.close:
-            closing.setdefault(place, part.site)
+            closing.setdefault(place, part.record.site)
     return [
         Finding(
             Severity.ERROR,
@@ -188,17 +188,3 @@ def _base_name(record: CampaignRecord) -> str:
     first.
     """
     return f"{record.name}_campaign.yaml"
-
-
-def _record(part: SitePart, directory: str) -> PartRecord:
-    return PartRecord(
-        site=part.site,
-        compute_site=part.compute_site,
-        share=part.share,
-        values=list(part.values),
-        file=f"{directory}/{part.site}.yaml",
-        submit_path=part.submit_path,
-        run=part.run,
-        output_run=part.output_run,
-        butler=part.butler,
-    )
