@@ -44,13 +44,46 @@ def beginning(text: str) -> str:
 
 
 def messages(path: Path) -> Iterator[str]:
-    """Yield how each message of a module begins."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        made = (
-            isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in errors.__all__
-        )
-        if made and node.args and len(words := beginning(template(node.args[0]))) > 8:
+    """Yield how each error and each finding of a module begins."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for text in (*error_texts(tree), *finding_texts(tree)):
+        if len(words := beginning(template(text))) > 8:
             yield words
+
+
+def calls(node: ast.AST, names: set[str]) -> Iterator[ast.Call]:
+    """Yield the calls of functions and classes of these names."""
+    for call in ast.walk(node):
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in names:
+            yield call
+
+
+def error_texts(tree: ast.Module) -> Iterator[ast.expr]:
+    """Yield the texts of errors."""
+    yield from (call.args[0] for call in calls(tree, set(errors.__all__)) if call.args)
+
+
+def finding_texts(tree: ast.Module) -> Iterator[ast.expr]:
+    """Yield the texts of findings, which may have a name before they get
+    their severity by ``_error = partial(Finding, Severity.ERROR)`` or so.
+    """
+    makers = {"Finding", "_hint"}
+    for assignment in ast.walk(tree):
+        if isinstance(assignment, ast.Assign) and any(calls(assignment.value, {"partial"})):
+            makers |= {target.id for target in assignment.targets if isinstance(target, ast.Name)}
+    if "Finding" not in {name.id for name in ast.walk(tree) if isinstance(name, ast.Name)}:
+        return
+    for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+        named = {
+            target.id: assignment.value
+            for assignment in ast.walk(function)
+            if isinstance(assignment, ast.Assign)
+            for target in assignment.targets
+            if isinstance(target, ast.Name)
+        }
+        for call in calls(function, makers):
+            (text,) = call.args[1:2] if call.func.id == "Finding" else call.args[:1]
+            yield named.get(text.id, text) if isinstance(text, ast.Name) else text
 
 
 @functools.cache
