@@ -79,7 +79,9 @@ def parts_of(config):
     made = make_parts(config, divide_campaign(config, {}), directory="/sub")
     return {
         part.record.site: SimpleNamespace(
-            **{**part.record.model_dump(), "values": tuple(part.record.values), "content": part.content}
+            **{name: getattr(part.record, name) for name in ("compute_site", "output_run", "run")},
+            values=tuple(part.record.values),
+            content=part.content,
         )
         for part in made
     }
