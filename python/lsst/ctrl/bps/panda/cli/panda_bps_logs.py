@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["logs"]
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -23,7 +23,7 @@ from ..insight.cloud_log import (
     render_filter,
     since_of,
 )
-from ..insight.logs import JobChoice, LineFilter, LogLine, LogReader, choose_jobs, make_log_transport
+from ..insight.logs import JobChoice, LineFilter, LogLine, LogReader, area_of, choose_jobs, make_log_transport
 from ..insight.overview import JobScope, observe
 from ..rest.credentials import verify_host
 from ..status.evidence import RunEvidence
@@ -35,8 +35,8 @@ _INTERVAL = 5.0
 
 
 @dataclass(frozen=True)
-class _Wish:
-    """What a user wants to see."""
+class _Selection:
+    """What the options select."""
 
     choice: JobChoice
     filter: LineFilter
@@ -51,20 +51,22 @@ class _Wish:
 @click.option("-j", "--job", default="", help="One job: PanDA's number or its name.")
 @click.option("--failed", is_flag=True, help="Failed attempts only (the default if some failed).")
 @click.option("--level", default="", help="Lines of this level or above, such as ERROR.")
-@click.option("--grep", default="", metavar="RE", help="Lines that this regular expression finds.")
-@click.option("--follow", is_flag=True, help="Go on until the run has ended.")
+@click.option("--grep", default="", metavar="RE", help="Lines that match this regular expression.")
+@click.option("--follow", is_flag=True, help="Keep reading until the run has ended.")
 @click.option("--query", is_flag=True, help="Print the query for Google's log console, and its address.")
 @click.option(
     "--source",
     type=click.Choice(["auto", "area", "cloud"]),
     default="auto",
     show_default=True,
-    help="The jobs' log area, or Google Cloud Logging; auto takes the area of jobs that have one.",
+    help="The log areas of the jobs, or Google Cloud Logging; auto prefers the log areas.",
 )
 @click.option(
     "--file", "files", multiple=True, help="File of the log area, such as pilotlog.txt; repeatable."
 )
-@click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="Most jobs.")
+@click.option(
+    "--limit", default=20, show_default=True, type=click.IntRange(1), help="Number of jobs at most."
+)
 @click.option("--project", default="", help="Google project of the log  [env: PANDA_LOG_PROJECT].")
 @click.option("--log-name", default="", help="Name of the log  [env: PANDA_LOG_NAME].")
 @click.option("--credentials", default="", help="Google key file  [env: PANDA_LOG_CREDENTIALS].")
@@ -88,9 +90,9 @@ def logs(
 ) -> None:
     """Show the logs of a run's jobs.  RUN is its id, name or submit directory.
 
-    Without --label, --job or --failed it is those of failed attempts, or of
-    all if none failed.  Lines start with PanDA's number of the job; where they
-    are read from is said on the standard error.
+    Without --label, --job or --failed the logs of failed attempts are shown,
+    or all logs if none failed.  Each line starts with PanDA's number of the
+    job; the standard error names the source.
 
     \b
     panda_bps logs 41 --failed --level ERROR
@@ -103,18 +105,18 @@ def logs(
         find_cloud_settings(asked.settings.environment),
         **{key: value for key, value in named.items() if value},
     )
-    wish = _Wish(
+    selection = _Selection(
         choice=JobChoice(label, job, failed, everything=follow, limit=limit),
         filter=LineFilter.from_options(level=level, grep=grep),
         files=files,
         cloud=cloud,
         follow=follow,
     )
-    evidence = _look(asked, wish)
+    evidence = _look(asked, selection)
     if query:
-        _print_query(evidence, wish, grep, as_json)
+        _print_query(evidence, selection, grep, as_json)
         return
-    lines = _choose_source(source, evidence, wish)(asked, evidence, wish)
+    lines = _read_source(source, asked, evidence, selection)
     if as_json:
         _write_lines(evidence, lines, one_by_one=follow)
         return
@@ -123,44 +125,45 @@ def logs(
         found = True
         click.echo(_render(line))
     if evidence.attempts and not found:
-        click.echo("No line was found that --level, --grep, --file and the like ask for.", err=True)
+        click.echo("No line was found that matches --level, --grep and --file.", err=True)
     print_problems(evidence.problems)
 
 
 def _write_lines(evidence: RunEvidence, lines: Iterable[LogLine], *, one_by_one: bool) -> None:
-    """Write lines as one document, or one for each as they come."""
+    """Write all lines as one document, or each as a document when it comes."""
     for some in ([line] for line in lines) if one_by_one else [list(lines)]:
         write_document(some, evidence, "logs", line=one_by_one)
 
 
-def _print_query(evidence: RunEvidence, wish: _Wish, grep: str, as_json: bool) -> None:
-    """Print the query for the console, of which Google does the grepping."""
-    text = render_filter(replace(_cloud_query(evidence, wish), pattern=grep), wish.cloud)
-    found = {"filter": text, "address": console_url(text, wish.cloud)}
+def _print_query(evidence: RunEvidence, selection: _Selection, grep: str, as_json: bool) -> None:
+    """Print the query for Google's console, which applies the regular expression as well."""
+    text = render_filter(replace(_cloud_query(evidence, selection), pattern=grep), selection.cloud)
+    found = {"filter": text, "address": console_url(text, selection.cloud)}
     if as_json:
         write_document(found, evidence, "query")
     else:
         for words in found.values():
             click.echo(words)
-    if not wish.cloud.project:
+    if not selection.cloud.project:
         words = "PROJECT stands for the Google project: give --project or set PANDA_LOG_PROJECT."
         click.echo(words, err=True)
 
 
-def _look(asked: Asked, wish: _Wish) -> RunEvidence:
-    scope = JobScope.UNSUCCESSFUL if wish.choice.failed and not wish.follow else JobScope.ALL
-    return observe(asked.connection, asked.run, scope=scope, label=wish.choice.label, errors=False)
+def _look(asked: Asked, selection: _Selection) -> RunEvidence:
+    scope = JobScope.UNSUCCESSFUL if selection.choice.failed and not selection.follow else JobScope.ALL
+    return observe(asked.connection, asked.run, scope=scope, label=selection.choice.label, errors=False)
 
 
-_Source = Callable[[Asked, RunEvidence, _Wish], Iterator[LogLine]]
-
-
-def _choose_source(source: str, evidence: RunEvidence, wish: _Wish) -> _Source:
+def _read_source(
+    source: str, asked: Asked, evidence: RunEvidence, selection: _Selection
+) -> Iterator[LogLine]:
+    """Read lines from a source, or from the one that is likely to have them."""
     if source == "auto":
-        chosen, _ = choose_jobs(evidence, wish.choice)
-        in_area = any(job.log_url or job.pilot_id.startswith("unknown|local|") for job in chosen)
-        source = "cloud" if wish.cloud.project and (not in_area or wish.follow) else "area"
-    return {"area": _from_areas, "cloud": _from_cloud}[source]
+        chosen, _ = choose_jobs(evidence, selection.choice)
+        in_area = any(area_of(job, asked.settings.url) for job in chosen)
+        source = "cloud" if selection.cloud.project and (not in_area or selection.follow) else "area"
+    read = {"area": _from_areas, "cloud": _from_cloud}[source]
+    return read(asked, evidence, selection)
 
 
 def _render(line: LogLine) -> str:
@@ -171,24 +174,24 @@ def _render(line: LogLine) -> str:
 # --- log areas --------------------------------------------------------------
 
 
-def _from_areas(asked: Asked, evidence: RunEvidence, wish: _Wish) -> Iterator[LogLine]:
+def _from_areas(asked: Asked, evidence: RunEvidence, selection: _Selection) -> Iterator[LogLine]:
     transport = make_log_transport(verify=verify_host(asked.settings.environment))
-    reader = LogReader(asked.settings.url, transport, files=wish.files)
+    reader = LogReader(asked.settings.url, transport, files=selection.files)
     told: set[int] = set()
     while True:
-        jobs, left_out = choose_jobs(evidence, wish.choice) if evidence.attempts else ([], 0)
-        yield from _read_jobs(reader, jobs, wish.filter, told)
-        if not wish.follow or evidence.ended:
+        jobs, left_out = choose_jobs(evidence, selection.choice) if evidence.attempts else ([], 0)
+        yield from _read_jobs(reader, jobs, selection.filter, told)
+        if not selection.follow or evidence.ended:
             break
         time.sleep(_INTERVAL)
-        evidence = _look(asked, wish)
+        evidence = _look(asked, selection)
     if not told:
-        click.echo(_why_nothing(evidence, jobs, wish), err=True)
+        click.echo(_why_nothing(evidence, jobs, selection), err=True)
     _tell_left_out(left_out)
 
 
-def _why_nothing(evidence: RunEvidence, jobs: Sequence[JobRecord], wish: _Wish) -> str:
-    if not jobs and wish.choice.failed:
+def _why_nothing(evidence: RunEvidence, jobs: Sequence[JobRecord], selection: _Selection) -> str:
+    if not jobs and selection.choice.failed:
         return "No attempt has failed."
     if not evidence.attempts:
         return "PanDA has no job of this run yet."
@@ -227,8 +230,8 @@ def _read_jobs(
 # --- Google Cloud Logging ---------------------------------------------------
 
 
-def _cloud_query(evidence: RunEvidence, wish: _Wish) -> CloudQuery:
-    choice = wish.choice
+def _cloud_query(evidence: RunEvidence, selection: _Selection) -> CloudQuery:
+    choice = selection.choice
     jobs: list[JobRecord] = []
     if choice.job or choice.failed:
         jobs, left_out = choose_jobs(evidence, choice)
@@ -241,19 +244,19 @@ def _cloud_query(evidence: RunEvidence, wish: _Wish) -> CloudQuery:
         request_id=evidence.request_id,
         task_ids=tuple(tasks),
         panda_ids=tuple(job.panda_id for job in jobs),
-        level=wish.filter.level,
+        level=selection.filter.level,
     )
 
 
-def _from_cloud(asked: Asked, evidence: RunEvidence, wish: _Wish) -> Iterator[LogLine]:
-    log = CloudLog(wish.cloud)
-    query = _cloud_query(evidence, wish)
-    click.echo(f"== Google Cloud Logging: {render_filter(query, wish.cloud)}", err=True)
-    if not wish.follow:
-        yield from filter(wish.filter.wants, log.lines(query))
+def _from_cloud(asked: Asked, evidence: RunEvidence, selection: _Selection) -> Iterator[LogLine]:
+    log = CloudLog(selection.cloud)
+    query = _cloud_query(evidence, selection)
+    click.echo(f"== Google Cloud Logging: {render_filter(query, selection.cloud)}", err=True)
+    if not selection.follow:
+        yield from filter(selection.filter.wants, log.lines(query))
         return
     ended = partial(_has_ended, asked)
-    yield from filter(wish.filter.wants, log.follow(query, ended, interval=_INTERVAL))
+    yield from filter(selection.filter.wants, log.follow(query, ended, interval=_INTERVAL))
 
 
 def _has_ended(asked: Asked) -> bool:

@@ -41,7 +41,7 @@ _rules_option = click.option(
     "--rules",
     envvar="PANDA_BPS_VERDICTS",
     type=click.Path(exists=True, dir_okay=False),
-    help="YAML file with rules of your own for the verdicts  [env: PANDA_BPS_VERDICTS].",
+    help="YAML file with your own rules for the verdicts  [env: PANDA_BPS_VERDICTS].",
 )
 
 
@@ -172,12 +172,20 @@ _ADVICE_WIDTH = 100
 @click.command()
 @run_command
 @_label_option
-@click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="Most kinds of errors.")
 @click.option(
-    "--tail", default=12, show_default=True, type=click.IntRange(0), help="Lines of the example's log."
+    "--limit",
+    default=20,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Number of kinds of errors at most.",
+)
+@click.option(
+    "--tail", default=12, show_default=True, type=click.IntRange(0), help="Lines of each example's log."
 )
 @_rules_option
-@click.option("--recovered", is_flag=True, help="Also attempts whose job finished in a later one.")
+@click.option(
+    "--recovered", is_flag=True, help="Include failed attempts of jobs that finished in a later one."
+)
 @json_option
 def errors(
     asked: Asked, label: str, limit: int, tail: int, rules: str | None, recovered: bool, as_json: bool

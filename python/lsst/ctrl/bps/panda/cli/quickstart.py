@@ -2,9 +2,9 @@
 made its environment.
 
 It makes the demo's repository, starts the embedded PanDA, submits the demo's
-pipeline as a user would, shows how the run goes on, and says what came out.
-After success the embedded PanDA stays, to try commands by hand; after Ctrl-C,
-or if anything fails on the way, nothing stays running.
+pipeline as a user would, shows the progress of the run and then its results.
+After success the embedded PanDA keeps running, to try commands by hand; after
+Ctrl-C or a failure nothing keeps running.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _POLL = 1.0
 """Seconds between looks at the run."""
 
 _PATIENCE = 60.0
-"""Seconds for which the run may be out of sight."""
+"""Seconds for which the server may not know the run."""
 
 
 class QuickstartError(PandaBpsError):
@@ -51,8 +51,8 @@ class QuickstartError(PandaBpsError):
 
 
 @dataclass(frozen=True, slots=True)
-class Submission:
-    """What ``bps submit`` said."""
+class _Submission:
+    """The run that ``bps submit`` submitted."""
 
     run_id: str
     directory: Path
@@ -65,13 +65,13 @@ class Submission:
     default=Path("quickstart-run"),
     help="Where to work.",
 )
-@click.option("--slots", type=click.IntRange(min=1), help="Jobs at a time (default: one a core).")
+@click.option("--slots", type=click.IntRange(min=1), help="Jobs at a time (default: one per core).")
 @click.option(
     "--timeout", default=1800.0, show_default=True, help="Seconds after which a run counts as stuck."
 )
 @click.option("--stop", "stop_only", is_flag=True, help="Only stop the embedded PanDA of the directory.")
 def main(directory: Path, slots: int | None, timeout: float, stop_only: bool) -> None:
-    """Run the demo's pipeline on an embedded PanDA, and say what came out."""
+    """Run the demo's pipeline on an embedded PanDA, and print the results."""
     from ..demo.workplace import Workplace
 
     place = Workplace(directory.absolute())
@@ -91,7 +91,7 @@ def main(directory: Path, slots: int | None, timeout: float, stop_only: bool) ->
 
 
 class _BusyError(QuickstartError):
-    """Another one works in the directory."""
+    """Another quickstart works in the directory."""
 
 
 def _interrupt(number: int, frame: object) -> None:
@@ -100,8 +100,8 @@ def _interrupt(number: int, frame: object) -> None:
 
 @contextlib.contextmanager
 def _interrupts_kept() -> Iterator[None]:
-    """Let an interruption take effect afterwards: a server that is half
-    started could not be found to be stopped.
+    """Postpone an interruption: a server that has half started could not be
+    found and stopped.
     """
     noted = []
     for number in _SIGNALS:
@@ -134,7 +134,7 @@ def _stop(place: Workplace) -> int:
 
 
 def _run(place: Workplace, *, slots: int | None, timeout: float) -> int:
-    """Do all steps; end the embedded PanDA unless they end well."""
+    """Do all steps; stop the embedded PanDA unless all of them succeed."""
     from ..local import instance
 
     _quieten()
@@ -164,12 +164,12 @@ def _run(place: Workplace, *, slots: int | None, timeout: float) -> int:
 
 
 def _quieten() -> None:
-    """Keep what the libraries log away from the progress."""
+    """Keep log messages of the libraries out of the display."""
     logging.basicConfig(level=logging.ERROR, format="%(name)s %(levelname)s: %(message)s")
 
 
 def _end(place: Workplace, run_id: str) -> None:
-    """Leave nothing running, and nothing that the next start would go on with."""
+    """Cancel the run and stop the embedded PanDA, so that the next start has nothing to go on with."""
     from ..local import instance
     from ..service import LocalPanDAService
 
@@ -183,7 +183,7 @@ def _end(place: Workplace, run_id: str) -> None:
 # --- submission ---------------------------------------------------------
 
 
-def _submit(place: Workplace) -> Submission:
+def _submit(place: Workplace) -> _Submission:
     command = [_script("bps"), "submit", str(place.config)]
     click.echo(f"Submitting: bps submit {shlex.quote(str(place.config))}")
     with place.submit_log.open("w", encoding="utf-8") as log:
@@ -195,19 +195,8 @@ def _submit(place: Workplace) -> Submission:
     return read_submission(text)
 
 
-def read_submission(text: str) -> Submission:
-    """Find in what ``bps submit`` wrote which run it submitted.
-
-    Parameters
-    ----------
-    text : `str`
-        Its standard output and error.
-
-    Raises
-    ------
-    QuickstartError
-        Raised if there is no run id.
-    """
+def read_submission(text: str) -> _Submission:
+    """Read from the output of ``bps submit`` which run it submitted."""
     found = {
         name: match[1].strip()
         for name in ("Run Id", "Submit dir")
@@ -215,16 +204,16 @@ def read_submission(text: str) -> Submission:
     }
     if len(found) < 2 or not found["Run Id"].isdecimal():
         raise QuickstartError(f"bps submit did not say which run it submitted; it wrote:\n{text[-2000:]}")
-    return Submission(found["Run Id"], Path(found["Submit dir"]))
+    return _Submission(found["Run Id"], Path(found["Submit dir"]))
 
 
 def _script(name: str) -> str:
-    """Path of a command of this environment."""
+    """Return the path of a command of this environment."""
     return str(Path(sys.executable).parent / name)
 
 
 def _call(command: list[str], place: Workplace, *, output: TextIO | None = None) -> int:
-    """Run a command in the workplace; end it, and all it started, with us."""
+    """Run a command in the workplace; if we are interrupted, end it and all it started."""
     process = subprocess.Popen(
         command,
         cwd=place.directory,
@@ -256,15 +245,7 @@ def _end_group(process: subprocess.Popen[Any]) -> None:
 
 
 def render_progress(report: WmsRunReport, seconds: float) -> str:
-    """Give the state of a run as one line.
-
-    Parameters
-    ----------
-    report : `~lsst.ctrl.bps.WmsRunReport`
-        The run.
-    seconds : `float`
-        Since it was submitted.
-    """
+    """Return the state of a run as one line, with the seconds since it was submitted."""
     counts: Mapping[WmsStates, int] = report.job_state_counts or {}
     done = sum(counts.get(state, 0) for state in _DONE)
     parts = [f"{int(seconds) // 60}:{int(seconds) % 60:02d}  {done}/{report.total_number_jobs} jobs"]
@@ -281,15 +262,7 @@ def render_progress(report: WmsRunReport, seconds: float) -> str:
 
 
 class ProgressLine:
-    """Shows how a run goes on: in one line of a terminal, else a line for each change.
-
-    Parameters
-    ----------
-    stream : `~typing.TextIO`
-        Where to write.
-    live : `bool`
-        Whether that is a terminal.
-    """
+    """Shows the progress of a run, in one line of a terminal or in a line for each change."""
 
     def __init__(self, stream: TextIO, *, live: bool) -> None:
         self._stream = stream
@@ -333,7 +306,7 @@ def _watch(
                 if reports[0].state in _ENDED:
                     return reports[0]
             elif now - seen > _PATIENCE:
-                raise QuickstartError(f"run {run_id} cannot be seen: {message}")
+                raise QuickstartError(f"run {run_id} cannot be found: {message}")
             if now - start > timeout:
                 raise QuickstartError(f"run {run_id} has not ended within {timeout:g} s")
             sleep(_POLL)
@@ -342,14 +315,8 @@ def _watch(
 # --- results ------------------------------------------------------------
 
 
-def _tell(place: Workplace, submission: Submission, report: WmsRunReport) -> bool:
-    """Say what came out.
-
-    Returns
-    -------
-    well : `bool`
-        Whether every job succeeded and all outputs are in the Butler.
-    """
+def _tell(place: Workplace, submission: _Submission, report: WmsRunReport) -> bool:
+    """Print the results; return whether every job succeeded and all outputs are in the Butler."""
     from ..demo.outputs import missing_outputs
 
     click.echo(f"\n$ bps report --id {submission.run_id}")
@@ -370,7 +337,7 @@ def _tell(place: Workplace, submission: Submission, report: WmsRunReport) -> boo
     return True
 
 
-def _tell_results(place: Workplace, submission: Submission) -> None:
+def _tell_results(place: Workplace, submission: _Submission) -> None:
     from ..demo.picture import draw_coadd
     from ..demo.repository import INPUTS
     from ..demo.summary import read_summary, render_summary

@@ -27,7 +27,7 @@ _LEFT, _RIGHT, _TOP, _FOOT = 44, 8, 10, 21
 """Margins of a plot, for its figures."""
 
 _BARS = 24
-_NAME = 26
+_NAME = 22
 """Characters of a label that fit a box."""
 
 
