@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from panda_servers.recorded_panda import REQUEST_ID, RUN, RecordedPanda, RecordedRun
 
 from lsst.ctrl.bps.panda.cli.panda_bps import main
-from lsst.ctrl.bps.panda.insight.plots import STATE_COLOURS, WmsStates
+from lsst.ctrl.bps.panda.insight.resources import WmsStates
+from lsst.ctrl.bps.panda.insight.task_graph import STATE_COLOURS
 
 pytestmark = pytest.mark.slow
 

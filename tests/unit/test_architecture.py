@@ -48,7 +48,7 @@ FOREIGN = {
     "waitress": {"local"},
     "flask": {"local", "web"},
     "astropy": {"demo"},
-    "matplotlib": {"demo", "insight.plots"},
+    "matplotlib": {"demo", "insight.resources"},
     "numpy": {"demo"},
     "google": {"insight.cloud_log"},
     "rucio": {"rucio", "edgenode.rucio_program"},

@@ -12,8 +12,7 @@ from lsst.ctrl.bps.wms_service import WmsStates
 
 from lsst.ctrl.bps.panda.insight.documents import make_document, read_schema
 from lsst.ctrl.bps.panda.insight.overview import make_overview
-from lsst.ctrl.bps.panda.insight.plots import count_over_time, write_plots
-from lsst.ctrl.bps.panda.insight.resources import measure_resources
+from lsst.ctrl.bps.panda.insight.resources import count_over_time, measure_resources, write_plots
 from lsst.ctrl.bps.panda.insight.task_graph import MAX_NODES, TaskGraph, TaskNode, make_task_graph
 from lsst.ctrl.bps.panda.plan.model import ConditionPlan, JobPlan, TaskPlan, WorkflowPlan
 from lsst.ctrl.bps.panda.status.evidence import RunEvidence

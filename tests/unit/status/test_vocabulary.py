@@ -170,6 +170,7 @@ def test_statuses_that_several_tables_have_mean_the_same():
     assert {"done", "finished", "failed", "exhausted", "aborted", "broken"} == vocabulary.ENDED_TASKS
     assert {"toabort", "aborting"} == vocabulary.DYING_TASKS
     assert {"paused"} == vocabulary.PAUSED_TASKS
+    assert {"running", "scouting", "prepared", "merging", *vocabulary.DYING_TASKS} == vocabulary.GOING_TASKS
 
 
 def test_rules_and_verdicts_name_each_other():

@@ -15,7 +15,7 @@ from ..errors import PandaBpsError, SettingsError
 from ..insight.documents import make_document
 from ..insight.logs import TailReader, make_log_transport
 from ..insight.overview import JobScope, Overview, make_overview, observe
-from ..insight.resources import LabelResources, measure_resources, render_suggestions
+from ..insight.resources import LabelResources, measure_resources, render_suggestions, write_plots
 from ..insight.task_graph import TaskGraph, make_task_graph
 from ..rest.credentials import verify_host
 from ..runs.client import RunClient
@@ -300,8 +300,6 @@ def resources(asked: Asked, label: str, plots: Path | None, form: str, as_json: 
     labels = measure_resources(run)
     written: list[Path] = []
     if plots is not None:
-        from ..insight.plots import write_plots
-
         written = write_plots(run, labels, plots, form=form)
     if as_json:
         write_document(labels, run, "resources")

@@ -80,13 +80,13 @@ class CloudQuery:
 
 
 def find_cloud_settings(environment: Mapping[str, str]) -> CloudLogSettings:
-    """Find out where the log is.
+    """Read the settings from ``PANDA_LOG_PROJECT``, ``PANDA_LOG_NAME``,
+    ``PANDA_LOG_CREDENTIALS`` and ``PANDA_LOG_ENDPOINT``.
 
     Parameters
     ----------
     environment : `~collections.abc.Mapping` [`str`, `str`]
-        The environment: ``PANDA_LOG_PROJECT``, ``PANDA_LOG_NAME``,
-        ``PANDA_LOG_CREDENTIALS``, ``PANDA_LOG_ENDPOINT``.
+        The environment.
     """
     return CloudLogSettings(
         project=environment.get("PANDA_LOG_PROJECT", ""),
@@ -97,7 +97,8 @@ def find_cloud_settings(environment: Mapping[str, str]) -> CloudLogSettings:
 
 
 def render_filter(query: CloudQuery, settings: CloudLogSettings) -> str:
-    """Write a query in Google's filter language.
+    """Write a query in Google's filter language: conditions joined by ``AND``,
+    one of them always on the time.
 
     Parameters
     ----------
@@ -105,11 +106,6 @@ def render_filter(query: CloudQuery, settings: CloudLogSettings) -> str:
         What is wanted.
     settings : `CloudLogSettings`
         Where the log is.
-
-    Returns
-    -------
-    text : `str`
-        Conditions joined by ``AND``; one of them is always on the time.
     """
     project = settings.project or "PROJECT"
     parts = [f'logName="projects/{project}/logs/{quote(settings.log, safe="")}"']
@@ -148,21 +144,13 @@ def _moment(date: datetime) -> str:
 
 
 def console_url(filter_text: str, settings: CloudLogSettings) -> str:
-    """Give the page of Google's web console that shows a filter."""
+    """Return the address of Google's web console with a filter."""
     return f"{_CONSOLE}{quote(filter_text, safe='')}?project={quote(settings.project or 'PROJECT')}"
 
 
 class CloudLog:
-    """Google Cloud Logging, through Google's client (extra ``logs``).
-
-    Parameters
-    ----------
-    settings : `CloudLogSettings`
-        Where the log is.
-    sleep : `~collections.abc.Callable`, optional
-        Waits for a number of seconds.
-    page_size : `int`, optional
-        Entries a request; Google gives 1000 at most.
+    """Google Cloud Logging, through Google's client (extra ``logs``), which gives
+    1000 entries a request at most.
     """
 
     def __init__(
@@ -180,14 +168,13 @@ class CloudLog:
     def lines(self, query: CloudQuery) -> Iterator[LogLine]:
         """Read the entries of a query, oldest first.
 
-        Pages are asked for one after the other; when Google says that the
-        quota is used up, or that it has trouble, the reading waits and goes
-        on behind the last entry that came.
+        When Google says that the quota is used up, or that it has trouble, the
+        reading waits and goes on after the last entry that came.
 
         Raises
         ------
         TransportError
-            Raised if Google cannot be asked, or says no.
+            Raised if Google cannot be reached, or refuses.
         """
         yield from self._entries(query, _Position(query.since))
 
@@ -201,7 +188,7 @@ class CloudLog:
         query : `CloudQuery`
             Which entries.
         ended : `~collections.abc.Callable`
-            Tells whether nothing more is to come; one more look follows.
+            Whether nothing more is to come; one more look follows.
         interval : `float`, optional
             Seconds between two looks.
         """
@@ -215,7 +202,7 @@ class CloudLog:
             self._sleep(interval)
 
     def _entries(self, query: CloudQuery, position: _Position) -> Iterator[LogLine]:
-        """Read what is behind a position, which moves along."""
+        """Read the entries after a position, which moves along."""
         failures = 0
         while True:
             text = render_filter(replace(query, since=position.moment), self._settings)
@@ -248,7 +235,7 @@ class _Position:
         self._seen: set[str] = set()
 
     def advance(self, moment: datetime | None, entry_id: str) -> bool:
-        """Take an entry; tell whether it is a new one."""
+        """Take an entry, and tell whether it is a new one."""
         if moment is not None and moment > self.moment:
             self.moment = moment
             self._seen.clear()
@@ -259,7 +246,7 @@ class _Position:
 
 
 def _delay_of(error: Exception, failures: int) -> float | None:
-    """Tell how long to wait before asking again; `None` to give up."""
+    """Return the seconds to wait before asking again; `None` to give up."""
     code = getattr(error, "code", None)
     status = int(code) if isinstance(code, int) else 0
     lost = isinstance(error, OSError)  # requests' errors are among them
@@ -310,8 +297,8 @@ def _make_client(settings: CloudLogSettings) -> Any:
 
 
 def since_of(created: datetime | None, now: datetime) -> datetime:
-    """Choose where to begin: a while before a run was made, or 30 days ago,
-    which is as long as Google keeps entries.
+    """Return the time to begin at: a while before a run was made, but at most 30
+    days ago, which is as long as Google keeps entries.
     """
     oldest = now - timedelta(days=30)
     return oldest if created is None else max(oldest, created - timedelta(minutes=10))

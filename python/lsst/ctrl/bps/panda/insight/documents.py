@@ -57,15 +57,10 @@ def make_document(
     name : `str`, optional
         Name of the run.
     kind : `str`, optional
-        Kind of the document where ``value`` does not say:
-        ``errors``, ``resources``, ``logs``, ``jobs``, ``query``, ``page``.
+        Kind of the document where ``value`` does not say: ``errors``,
+        ``resources``, ``logs``, ``jobs``, ``query``, ``page``.
     problems : `tuple` [`str`, ...], optional
         What could not be found out.
-
-    Returns
-    -------
-    document : `dict`
-        JSON-ready.
     """
     head = {
         "schema": "panda_bps",
@@ -85,17 +80,13 @@ def make_document(
 
 
 def make_plain(value: Any) -> Any:
-    """Turn records into plain, JSON-ready data.
+    """Turn records into JSON-ready objects: times in ISO 8601 and UTC, states by
+    their name.
 
     Parameters
     ----------
     value : any
         A record, or what records hold.
-
-    Returns
-    -------
-    plain : any
-        Records as objects, times as ISO 8601 in UTC, states by their name.
     """
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat(timespec="seconds")

@@ -55,7 +55,7 @@ _LEVEL_WITHIN = 120
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """A line."""
+    """A line of a log."""
 
     message: str
     level: str = ""
@@ -84,12 +84,12 @@ class LineFilter:
 
     @classmethod
     def from_options(cls, *, level: str = "", grep: str = "") -> LineFilter:
-        """Make a filter of what a user gives.
+        """Make a filter from a user's options.
 
         Raises
         ------
         SettingsError
-            Raised if the level or the expression is not understood.
+            Raised if the level or the regular expression is not valid.
         """
         name = _ALIASES.get(level.upper(), level.upper())
         if name and name not in LEVELS:
@@ -100,41 +100,21 @@ class LineFilter:
             raise SettingsError(f"{grep!r} is not a regular expression: {error}.") from None
 
     def wants(self, line: LogLine) -> bool:
-        """Tell whether a line is wanted."""
+        """Whether a line is wanted."""
         if self.level and LEVELS.get(line.level, 0) < LEVELS[self.level]:
             return False
         return self.pattern is None or self.pattern.search(line.message) is not None
 
 
 def parse_line(text: str, *, panda_id: int = 0, file: str = "") -> LogLine:
-    """Read a line of a text file.
-
-    Parameters
-    ----------
-    text : `str`
-        The line, without its end.
-    panda_id : `int`, optional
-        PanDA job it is from.
-    file : `str`, optional
-        File it is from.
-    """
+    """Read a line of a text file, given without its end."""
     found = _WORD.search(text, 0, _LEVEL_WITHIN)
     level = found.group() if found else "ERROR" if _TRACEBACK.search(text) else ""
     return LogLine(text, _ALIASES.get(level, level), panda_id=panda_id, file=file)
 
 
 def parse_json_line(text: str, *, panda_id: int = 0, file: str = "") -> LogLine:
-    """Read a line of ``payload-log.json``.
-
-    Parameters
-    ----------
-    text : `str`
-        The line; one that is not a JSON object is taken as plain text.
-    panda_id : `int`, optional
-        PanDA job it is from.
-    file : `str`, optional
-        File it is from.
-    """
+    """Read a line of ``payload-log.json``; one that is not a JSON object is taken as plain text."""
     try:
         content = json.loads(text)
     except ValueError:
@@ -145,17 +125,9 @@ def parse_json_line(text: str, *, panda_id: int = 0, file: str = "") -> LogLine:
 
 
 def from_record(content: Mapping[str, Any], *, panda_id: int = 0, file: str = "") -> LogLine:
-    """Make a line of a log record of the Science Pipelines.
-
-    Parameters
-    ----------
-    content : `~collections.abc.Mapping`
-        ``message``, ``levelname``, ``asctime``, ``name``, ``exc_info``, and
-        in the cloud ``PandaJobID``.
-    panda_id : `int`, optional
-        PanDA job, if the record does not say.
-    file : `str`, optional
-        File it is from.
+    """Make a line of a log record of the Science Pipelines: ``message``,
+    ``levelname``, ``asctime``, ``name``, ``exc_info``, and in the cloud
+    ``PandaJobID``.
     """
     message = text_of(content.get("message"))
     trace = content.get("exc_info")
@@ -185,7 +157,7 @@ _PARTIAL = 206
 
 
 def make_log_transport(*, verify: bool | str = True) -> Transport:
-    """Make what reads log areas through HTTP.
+    """Make the transport that reads log areas through HTTP.
 
     Parameters
     ----------
@@ -201,20 +173,12 @@ def make_log_transport(*, verify: bool | str = True) -> Transport:
 
 
 def area_of(job: JobRecord, server: str) -> dict[str, str]:
-    """Find the addresses of a job's files.
+    """Find the addresses of a job's files by their names; empty if there is
+    nothing yet.
 
-    Parameters
-    ----------
-    job : `JobRecord`
-        The job.
-    server : `str`
-        URL of PanDA; the embedded one shows the files of a job that runs.
-
-    Returns
-    -------
-    addresses : `dict` [`str`, `str`]
-        By the name of the file; an area holds any name, a batch system's
-        log only two.  Empty if there is nothing yet.
+    The name "" stands for an area that holds any name; of a batch system's log
+    there are only two files.  The embedded PanDA, whose URL ``server`` then is,
+    shows the files of a running job.
     """
     if job.log_url.endswith(_PAYLOAD):
         return {"": job.log_url[: -len(_PAYLOAD)]}
@@ -229,17 +193,7 @@ def area_of(job: JobRecord, server: str) -> dict[str, str]:
 
 
 class LogArea:
-    """The files of one job.
-
-    Parameters
-    ----------
-    job : `JobRecord`
-        The job.
-    server : `str`
-        URL of PanDA.
-    transport : `Transport`
-        Reads through HTTP, see `make_log_transport`.
-    """
+    """The files of one job."""
 
     def __init__(self, job: JobRecord, server: str, transport: Transport) -> None:
         self.job = job
@@ -250,47 +204,18 @@ class LogArea:
         return bool(self._addresses)
 
     def address(self, name: str) -> str:
-        """Tell where a file is; empty if it has no known place."""
+        """Return where a file is; empty if it has no known place."""
         if base := self._addresses.get(""):
             return base + name
         return self._addresses.get(name, "")
 
     def tail(self, name: str, size: int) -> bytes:
-        """Read the end of a file.
-
-        Parameters
-        ----------
-        name : `str`
-            Its name.
-        size : `int`
-            Most bytes to read.
-
-        Returns
-        -------
-        content : `bytes`
-            Empty if there is no such file.
-
-        Raises
-        ------
-        TransportError
-            Raised if the place cannot be asked.
-        """
+        """Read the end of a file, at most ``size`` bytes; empty if there is no such file."""
         return self._read(self.address(name), -size, size)[0]
 
     def blocks(self, name: str, *, start: int = 0) -> Iterator[bytes]:
-        """Read a file piece by piece.
-
-        Parameters
-        ----------
-        name : `str`
-            Its name.
-        start : `int`, optional
-            Offset to begin at, bytes.
-
-        Yields
-        ------
-        block : `bytes`
-            At most 4 MB, where the server can give parts of a file.
+        """Read a file from an offset on, piece by piece: at most 4 MB each, where
+        the server can give parts of a file.
         """
         address = self.address(name)
         while True:
@@ -302,7 +227,7 @@ class LogArea:
                 return
 
     def _read(self, address: str, start: int, size: int) -> tuple[bytes, bool]:
-        """Read a part; tell whether there may be more behind it."""
+        """Read a part, and tell whether there may be more behind it."""
         if not address:
             return b"", False
         scheme = urlsplit(address).scheme
@@ -346,7 +271,7 @@ def _read_file(path: Path, start: int, size: int) -> tuple[bytes, bool]:
 
 
 def _read_resource(address: str, start: int) -> bytes:
-    """Read with what the stack has for object stores and the like."""
+    """Read with the libraries that the stack has for object stores and the like."""
     from lsst.resources import ResourcePath
 
     try:
@@ -384,22 +309,16 @@ class JobChoice:
 
 
 def choose_jobs(evidence: RunEvidence, choice: JobChoice) -> tuple[list[JobRecord], int]:
-    """Choose the attempts whose logs are read.
+    """Choose the attempts whose logs are read, in PanDA's order, and count those
+    that are left out.
 
     Parameters
     ----------
     evidence : `RunEvidence`
-        The run with its jobs.
+        The run with its attempts.
     choice : `JobChoice`
-        What is wanted.  Where nothing is said, it is the failed attempts, or
-        all if none failed.
-
-    Returns
-    -------
-    jobs : `list` [`JobRecord`]
-        Attempts, in PanDA's order.
-    left_out : `int`
-        How many more there are.
+        What is wanted.  If it says nothing, that is the failed attempts, or all
+        if none failed.
 
     Raises
     ------
@@ -443,29 +362,18 @@ class LogReader:
         self._levels: dict[tuple[int, str], str] = {}
 
     def place(self, job: JobRecord) -> str:
-        """Tell where a job's log is read; empty if there is none."""
+        """Return where a job's log is read; empty if there is none."""
         area = LogArea(job, self._server, self._transport)
         return area.address(self._files[0] if self._files else "") or area.address("payload.stderr")
 
     def lines(self, job: JobRecord, wanted: LineFilter) -> Iterator[LogLine]:
-        """Read what is new in a job's files since the last time.
-
-        Parameters
-        ----------
-        job : `JobRecord`
-            The job.
-        wanted : `LineFilter`
-            Which lines.
-
-        Yields
-        ------
-        line : `LogLine`
-            Wanted lines, file by file.
+        """Read the lines of a job's files that are new since the last time and
+        wanted, file by file.
 
         Raises
         ------
         TransportError
-            Raised if the log area cannot be asked.
+            Raised if the log area does not answer.
         """
         area = LogArea(job, self._server, self._transport)
         if not area:
@@ -514,8 +422,10 @@ class LogReader:
 
 
 class TailReader:
-    """Reads the ends of logs; a host that cannot be reached is asked once
-    only, so that many logs there do not wait for it one after the other.
+    """Reads the ends of logs.
+
+    A host that cannot be reached is asked only once, so that many logs there do
+    not wait for it one after the other.
 
     Parameters
     ----------
@@ -534,18 +444,8 @@ class TailReader:
         self._unreachable: dict[str, str] = {}
 
     def __call__(self, job: JobRecord) -> list[str]:
-        """Read the last lines of a job's log.
-
-        Parameters
-        ----------
-        job : `JobRecord`
-            The job.
-
-        Returns
-        -------
-        lines : `list` [`str`]
-            Of standard error, or of standard output if that is empty.  Why
-            they could not be read, in brackets, if so.
+        """Read the last lines of a job's standard error, or of its standard output
+        if that is empty; if they cannot be read, the reason in brackets.
         """
         host = urlsplit(job.log_url).netloc
         if host in self._unreachable:
@@ -567,8 +467,8 @@ class TailReader:
 
 
 def _up_to_cause(lines: list[str]) -> list[str]:
-    """Leave out what follows the last exception of a quantum, where pipetask
-    has run several and says in the end only that some failed.
+    """Leave out what follows the last exception of a quantum: pipetask may have
+    run several, and says in the end only that some failed.
     """
     if not any(_EPILOGUE.match(line) for line in lines[-5:]):
         return lines

@@ -66,9 +66,6 @@ class StatusMessage:
     inputs: int = 0
     """Pseudo-inputs of the job, 0 if the message does not say."""
 
-    moment: int = 0
-    """When it happened, seconds since 1970; 0 if the message does not say."""
-
 
 def parse_message(text: str) -> StatusMessage | None:
     """Read the body of a message; `None` if it is about something else, or not
@@ -80,17 +77,13 @@ def parse_message(text: str) -> StatusMessage | None:
             return None
         task_id = optional_integer(content.get("taskid"), "taskid") or 0
         job_id = optional_integer(content.get("jobid"), "jobid") or 0
-        moment = optional_integer(content.get("timestamp"), "timestamp") or 0
     except (ValueError, ReplyError):
         return None
     status = text_of(content.get("status"))
     if not task_id or not status or (content["msg_type"] == _JOB) != bool(job_id):
         return None
-    return StatusMessage(task_id, status, job_id, _number_of(content.get("inputs")), moment)
-
-
-def _number_of(inputs: Any) -> int:
-    return len(inputs) if isinstance(inputs, list) else 0
+    inputs = content.get("inputs")
+    return StatusMessage(task_id, status, job_id, len(inputs) if isinstance(inputs, list) else 0)
 
 
 class MessageSource(Protocol):

@@ -40,7 +40,7 @@ _AT_ONCE = 4
 
 
 class JobScope(Enum):
-    """Of which jobs PanDA is asked."""
+    """Which jobs PanDA is asked for."""
 
     NONE = "none"
     FAILED = "failed"
@@ -62,16 +62,16 @@ def observe(
     tasks: bool = False,
     errors: bool = True,
 ) -> RunEvidence:
-    """Find out about a run.
+    """Find out about a run; what could not be found out is named in the evidence.
 
     Parameters
     ----------
     connection : `Connection`
         The server.
     run : `str`, `int` or `FoundRun`
-        The run.
+        Request id, submit directory or name of the run, or the run itself.
     scope : `JobScope`, optional
-        Of which jobs PanDA is asked; a task costs a request.
+        Which jobs PanDA is asked for; a task costs a request.
     label : `str`, optional
         Ask for the jobs of this label only.
     tasks : `bool`, optional
@@ -79,17 +79,10 @@ def observe(
     errors : `bool`, optional
         Ask iDDS for what it knows of failed jobs, too.
 
-    Returns
-    -------
-    evidence : `RunEvidence`
-        What could be found out, with attempts; what could not is named in it.
-
     Raises
     ------
     RunNotFoundError
         Raised if there is no such run, or it has no such label.
-    TransportError
-        Raised if the run itself cannot be asked for.
     """
     client = RunClient(connection)
     if tasks or scope is not JobScope.NONE:
@@ -138,7 +131,7 @@ def _ask_for_jobs(
 
 
 def _tasks_to_ask(evidence: RunEvidence, scope: JobScope) -> list[TransformRecord]:
-    """List the transforms whose jobs are of interest and known to PanDA."""
+    """Return the transforms whose jobs are of interest and known to PanDA."""
     if scope is JobScope.NONE:
         return []
     tasks = [transform for transform in evidence.transforms or () if transform.workload_id]
@@ -255,23 +248,19 @@ class Overview:
 def make_overview(
     evidence: RunEvidence, *, server: str, monitor_url: str = "", staging_area: str = ""
 ) -> Overview:
-    """Put together what is known of a run.
+    """Put together what is known of a run, and which of its files are in the
+    submit directory, if that is known and on this machine.
 
     Parameters
     ----------
     evidence : `RunEvidence`
-        The run; its jobs are not needed.
+        The run; its attempts are not needed.
     server : `str`
         URL of PanDA.
     monitor_url : `str`, optional
         Address of the PanDA monitor, for links.
     staging_area : `str`, optional
         From the run's record.
-
-    Notes
-    -----
-    It looks which files are in the submit directory, if that is known and on
-    this machine.
     """
     attributes, tally = evidence.attributes, evidence.tally
     links = MonitorLinks(monitor_url)
@@ -327,8 +316,8 @@ def _task_lines(evidence: RunEvidence, links: MonitorLinks) -> Iterator[TaskLine
 
 
 def _explained(dialog: str) -> str:
-    """Say in our words what JEDI says of a task whose inputs other tasks are
-    to make: to PanDA they look like files on tape.
+    """Explain what JEDI says of a task whose inputs other tasks are to make: to
+    PanDA they look like files on tape.
     """
     if _WAITING in dialog:
         return f"waits for jobs of other tasks (PanDA: {dialog.strip()})"

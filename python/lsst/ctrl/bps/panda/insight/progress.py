@@ -50,7 +50,6 @@ every minute."""
 _DONE = (WmsStates.SUCCEEDED, WmsStates.FAILED, WmsStates.DELETED, WmsStates.PRUNED)
 _HISTORY = 60
 _ERRORS = 5
-_TEXT_LIMIT = 160
 _SLOWEST = 8.0
 _PATIENCE = 10
 _SAFETY = 10.0
@@ -78,8 +77,8 @@ class Progress:
 
     total: Counts
     rate: float | None = None
-    """Jobs a minute that came to an end, over the last looks; `None` before
-    the second look."""
+    """Jobs a minute that ended, over the last looks; `None` before the second
+    look."""
 
     end: datetime | None = None
     """When it will be over if it goes on like this."""
@@ -100,12 +99,8 @@ class Progress:
 
     @property
     def done(self) -> int:
-        """Jobs that came to an end, whatever it was."""
-        return _done(self.total)
-
-
-def _done(counts: Counts) -> int:
-    return sum(counts[state] for state in _DONE)
+        """Jobs that ended, in whatever way."""
+        return sum(self.total[state] for state in _DONE)
 
 
 def make_progress(evidence: RunEvidence, moment: datetime, errors: Sequence[str] = ()) -> Progress:
@@ -128,24 +123,16 @@ def error_lines(evidence: RunEvidence) -> list[str]:
     """Write the most frequent errors of a run, a line each."""
     lines = []
     for group in digest_errors(evidence, by_label=False)[:_ERRORS]:
-        error = group.error
-        text = f": {error.text[:_TEXT_LIMIT]}" if error.text else ""
-        lines.append(f"{group.attempts} x {error.source} {error.code} in {group.label}{text}")
+        text = f": {group.text}" if group.text else ""
+        lines.append(f"{group.attempts} x {group.error.source} {group.error.code} in {group.label}{text}")
     return lines
 
 
 class Looker:
-    """Looks at a run, bears with failures, and knows rate and errors.
+    """Looks at a run again and again, tolerates failures, and keeps rate and
+    errors.
 
-    Parameters
-    ----------
-    look : `~collections.abc.Callable`
-        Asks the servers for the run's state.
-    look_closer : `~collections.abc.Callable`, optional
-        Asks for errors, too; only called when the number of failed jobs has
-        changed.
-    now : `~collections.abc.Callable`
-        Gives the time, with time zone.
+    It asks closer only when the number of failed jobs has changed.
     """
 
     def __init__(
@@ -167,12 +154,11 @@ class Looker:
         """What the last look gave."""
 
     def look(self, *, closer: bool = False) -> Progress | None:
-        """Look at the run; `None` if the servers did not answer, and may
-        another time.
+        """Look at the run; `None` if the servers did not answer this time.
 
-        A look that is followed by messages asks for all that is known at
-        once.  The tenth failure in a row is raised, and that the run is not
-        there.
+        With ``closer`` it asks for all that is known at once, for a look that
+        is followed by messages.  The tenth failure in a row is raised, and so
+        is that there is no such run.
         """
         try:
             asks = self._look_closer if closer and self._look_closer is not None else self._look
@@ -194,28 +180,23 @@ class Looker:
         return self.with_estimate(replace(progress, errors=self._errors))
 
     def delay(self, interval: float) -> float:
-        """Give the seconds to the next look: more after failed ones."""
+        """Return the seconds to the next look: more after failed ones."""
         return min(interval * 2.0**self.failures, interval * _SLOWEST)
 
     def with_estimate(self, progress: Progress) -> Progress:
-        """Add rate and end, from the oldest state that is remembered."""
+        """Add rate and end, from the oldest look that is remembered."""
         history = self._history
         near = bool(history) and (progress.moment - history[-1][0]).total_seconds() < LEAST_INTERVAL
         if not near or progress.ended:
             history.append((progress.moment, progress.done))
-        return _with_estimate(progress, history)
-
-
-def _with_estimate(progress: Progress, history: deque[tuple[datetime, int]]) -> Progress:
-    """Add rate and end, from the oldest look that is remembered."""
-    (first, before), last, after = history[0], progress.moment, progress.done
-    minutes = (last - first).total_seconds() / 60
-    if minutes <= 0:
-        return progress
-    rate = max(0.0, (after - before) / minutes)
-    left = progress.jobs - progress.done
-    end = last + timedelta(minutes=left / rate) if rate > 0 and left > 0 and not progress.ended else None
-    return replace(progress, rate=rate, end=end)
+        (first, before), last, after = history[0], progress.moment, progress.done
+        minutes = (last - first).total_seconds() / 60
+        if minutes <= 0:
+            return progress
+        rate = max(0.0, (after - before) / minutes)
+        left = progress.jobs - progress.done
+        end = last + timedelta(minutes=left / rate) if rate > 0 and left > 0 and not progress.ended else None
+        return replace(progress, rate=rate, end=end)
 
 
 def watch(
@@ -226,7 +207,7 @@ def watch(
     sleep: Callable[[float], None] = sleep_for,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Iterator[Progress]:
-    """Look at a run until it has ended.
+    """Look at a run until it has ended: the last progress has ``ended`` set.
 
     Parameters
     ----------
@@ -239,11 +220,6 @@ def watch(
         Seconds between two looks, at least 5; more after a failed look.
     sleep, now : `~collections.abc.Callable`, optional
         Wait for a number of seconds; give the time, with time zone.
-
-    Yields
-    ------
-    progress : `Progress`
-        One after each look; the last one has ``ended`` set.
     """
     interval = max(LEAST_INTERVAL, interval)
     looker = Looker(look, look_closer, now)
@@ -324,9 +300,7 @@ class LiveCounts:
         return job_id in task.finished or job_id in task.over
 
     def take(self, message: StatusMessage) -> bool:
-        """Take a message, and tell whether it changes the counts; a repeated
-        one does not.
-        """
+        """Take a message, and tell whether it changes the counts; a repeated one does not."""
         task = self._tasks.get(message.task_id)
         if task is None:
             # A task that iDDS has made since the last look, or somebody else's.
@@ -401,7 +375,7 @@ class _Broker:
     words: str = ""
 
     def connect(self, now: float) -> bool:
-        """Try to subscribe if it is time; tell whether that is new."""
+        """Try to subscribe if it is time, and tell whether that is new."""
         if self.source is not None or now < self.retry_at:
             return False
         source = self.make()
@@ -448,7 +422,8 @@ def follow(
     clock: Callable[[], float] = monotonic,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Iterator[Progress]:
-    """Watch a run by PanDA's messages until it has ended.
+    """Watch a run by PanDA's messages until it has ended: a progress after each
+    look, and one a second at most after messages that change something.
 
     Parameters
     ----------
@@ -461,61 +436,49 @@ def follow(
     look_closer : `~collections.abc.Callable`, optional
         Asks for errors and for running jobs, too.
     interval : `float`, optional
-        Seconds between two looks while there are no messages, at least 5;
-        with messages there is one in ten times that, and sooner when a job
-        failed or a task ended.
+        Seconds between two looks while there are no messages, at least 5; with
+        messages there is one in ten times that, and sooner when a job failed or
+        a task ended.
     sleep, clock, now : `~collections.abc.Callable`, optional
         Wait for a number of seconds; give seconds; give the time.
-
-    Yields
-    ------
-    progress : `Progress`
-        One after each look, and one a second at most after messages that
-        change something.
     """
     watcher = _Follower(
         Looker(look, look_closer, now),
         _Broker(subscribe, name, max(LEAST_INTERVAL, interval)),
-        sleep=sleep, clock=clock, now=now,
-    )  # fmt: skip
+        sleep=sleep,
+        clock=clock,
+        now=now,
+    )
     try:
         yield from watcher.run()
     finally:
         watcher.broker.close()
 
 
+@dataclass(slots=True)
 class _Follower:
     """The state of a watch by messages."""
 
-    def __init__(
-        self,
-        looker: Looker,
-        broker: _Broker,
-        *,
-        sleep: Callable[[float], None],
-        clock: Callable[[], float],
-        now: Callable[[], datetime],
-    ) -> None:
-        self._looker = looker
-        self.broker = broker
-        self._sleep = sleep
-        self._clock = clock
-        self._now = now
-        self._counts = LiveCounts()
-        self._last: Progress | None = None
-        self._looked_at = 0.0
+    looker: Looker
+    broker: _Broker
+    sleep: Callable[[float], None]
+    clock: Callable[[], float]
+    now: Callable[[], datetime]
+    counts: LiveCounts = field(default_factory=LiveCounts)
+    last: Progress | None = None
+    looked_at: float = 0.0
 
     def run(self) -> Iterator[Progress]:
         """Watch."""
         while True:
             # Messages first, so that none is missed between the look and them.
-            self.broker.connect(self._clock())
-            progress = self._looker.look(closer=self.broker.source is not None)
-            self._looked_at = self._clock()
+            self.broker.connect(self.clock())
+            progress = self.looker.look(closer=self.broker.source is not None)
+            self.looked_at = self.clock()
             if progress is not None:
-                assert self._looker.evidence is not None
-                self._counts.rebase(self._looker.evidence)
-                self._last = progress
+                assert self.looker.evidence is not None
+                self.counts.rebase(self.looker.evidence)
+                self.last = progress
                 yield self._told(progress)
                 if progress.ended:
                     return
@@ -525,36 +488,36 @@ class _Follower:
         progress = replace(progress, messages=self.broker.words)
         if progress.ended or self.broker.source is None:
             return progress
-        return self._looker.with_estimate(self._counts.apply(progress))
+        return self.looker.with_estimate(self.counts.apply(progress))
 
     def _until_next_look(self) -> Iterator[Progress]:
         """Take messages until it is time for a look."""
-        shown = self._clock()
+        shown = self.clock()
         changed = False
         words = self.broker.words
-        while (rest := self._next_look() - self._clock()) > 0:
+        while (rest := self._next_look() - self.clock()) > 0:
             if self.broker.source is None:
-                self._sleep(max(0.0, min(rest, self.broker.retry_at - self._clock())))
-                if self.broker.connect(self._clock()):
+                self.sleep(max(0.0, min(rest, self.broker.retry_at - self.clock())))
+                if self.broker.connect(self.clock()):
                     return  # What happened meanwhile, no message tells.
             else:
                 wait = min(rest, _DISPLAY) if changed else rest
-                for body in self.broker.read(wait, self._clock()):
+                for body in self.broker.read(wait, self.clock()):
                     message = parse_message(body)
-                    changed |= message is not None and self._counts.take(message)
-            due = changed and self._clock() - shown >= _DISPLAY
-            if self._last is not None and (due or self.broker.words != words):
-                shown, changed, words = self._clock(), False, self.broker.words
-                yield self._told(replace(self._last, moment=self._now()))
+                    changed |= message is not None and self.counts.take(message)
+            due = changed and self.clock() - shown >= _DISPLAY
+            if self.last is not None and (due or self.broker.words != words):
+                shown, changed, words = self.clock(), False, self.broker.words
+                yield self._told(replace(self.last, moment=self.now()))
 
     def _next_look(self) -> float:
-        """Tell when to look at the servers again."""
+        """Return the time of the next look at the servers."""
         interval = self.broker.interval
-        if self._looker.failures:
-            return self._looked_at + self._looker.delay(interval)
-        if self.broker.source is None or self._last is None:
-            return self._looked_at + interval
-        live = self._counts.apply(self._last)
-        if self._counts.wants_look or live.done >= live.jobs:
-            return self._looked_at + interval
-        return self._looked_at + _SAFETY * interval
+        if self.looker.failures:
+            return self.looked_at + self.looker.delay(interval)
+        if self.broker.source is None or self.last is None:
+            return self.looked_at + interval
+        live = self.counts.apply(self.last)
+        if self.counts.wants_look or live.done >= live.jobs:
+            return self.looked_at + interval
+        return self.looked_at + _SAFETY * interval

@@ -1,5 +1,6 @@
 """What jobs used against what was asked for, by label, and what to ask for
-next time.
+next time; how many jobs ran at each moment; plots of both in files, which need
+matplotlib (extra ``plots``).
 
 Memory is the largest resident set, as prmon or the pilot measured it and
 PanDA stores it (kB); rates of input and output are not used, since prmon
@@ -8,17 +9,38 @@ gives them a hundredfold in some versions.
 
 from __future__ import annotations
 
-__all__ = ["LabelResources", "Quantiles", "measure_resources", "render_suggestions"]
+__all__ = [
+    "LabelResources",
+    "Quantiles",
+    "SERIES_COLOURS",
+    "TimeSeries",
+    "count_over_time",
+    "measure_resources",
+    "render_suggestions",
+    "write_plots",
+]
 
 import math
+import os
+import re
+import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from itertools import accumulate
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
 
+from lsst.ctrl.bps.wms_service import WmsStates
+
+from ..errors import PandaBpsError
 from ..status.evidence import RunEvidence
 from ..status.records import JobRecord, number_of
 from ..status.verdicts import PACKAGED_RULES, Rulebook
 from ..status.vocabulary import OUT_OF_MEMORY, OUT_OF_TIME
+from .task_graph import STATE_COLOURS
 
 NEAR_LIMIT = 0.9
 """Part of the request from which on a job is near its limit."""
@@ -33,9 +55,18 @@ _WALL_LEAST = 1800
 _ENOUGH_JOBS = 5
 _NEAR_SHOWN = 5
 _KB = 1024
-_PARTS = (0.25, 0.5, 0.75, 0.95)
 _TOLERANCE = 0.15
+_STEPS = 200
+_BINS = 30
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
 _ALONE = ("finalJob", "customJob")
+
+SERIES_COLOURS = {
+    "running": STATE_COLOURS[WmsStates.RUNNING],
+    "finished": STATE_COLOURS[WmsStates.SUCCEEDED],
+    "failed": STATE_COLOURS[WmsStates.FAILED],
+}
+"""Name and colour of what `count_over_time` counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,20 +85,13 @@ class Quantiles:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Quantiles | None:
-        """Sum up values; `None` if there are none."""
+        """Summarize values; `None` if there are none."""
         ranked = sorted(values)
         if not ranked:
             return None
-        quarter, half, three_quarters, most_of_all = (_quantile(ranked, part) for part in _PARTS)
-        return cls(len(ranked), ranked[0], quarter, half, three_quarters, most_of_all, ranked[-1])
-
-
-def _quantile(ranked: Sequence[float], part: float) -> float:
-    """Give a quantile, between neighbours if it falls between two."""
-    position = part * (len(ranked) - 1)
-    low = math.floor(position)
-    high = min(low + 1, len(ranked) - 1)
-    return ranked[low] + (ranked[high] - ranked[low]) * (position - low)
+        # At each twentieth; they need two values at least.
+        cuts = quantiles(ranked, n=20, method="inclusive") if len(ranked) > 1 else ranked * 19
+        return cls(len(ranked), ranked[0], cuts[4], cuts[9], cuts[14], cuts[18], ranked[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +146,7 @@ class LabelResources:
 
 
 def measure_resources(evidence: RunEvidence, *, rulebook: Rulebook = PACKAGED_RULES) -> list[LabelResources]:
-    """Sum up what the jobs of each label used.
+    """Summarize what the jobs of each label used, in pipeline order.
 
     Parameters
     ----------
@@ -130,11 +154,6 @@ def measure_resources(evidence: RunEvidence, *, rulebook: Rulebook = PACKAGED_RU
         The run, with all its attempts.
     rulebook : `Rulebook`, optional
         Tells which attempts ran out of memory or time.
-
-    Returns
-    -------
-    labels : `list` [`LabelResources`]
-        One for each label with an attempt, in pipeline order.
     """
     groups: dict[str, list[JobRecord]] = {label: [] for label in evidence.tally.by_label}
     for job in evidence.attempts:
@@ -188,13 +207,13 @@ def _measure(label: str, jobs: Sequence[JobRecord], rulebook: Rulebook, section:
 
 
 def _first_request(jobs: Sequence[JobRecord]) -> int:
-    """Give the memory of first attempts, MB."""
+    """Return the memory that first attempts asked for, MB."""
     lowest = min((job.attempt for job in jobs), default=0)
     return min((job.memory for job in jobs if job.memory and job.attempt == lowest), default=0)
 
 
 def _memory_that_sufficed(finished: Sequence[JobRecord]) -> float:
-    """Give the largest memory that a finished attempt used, MB."""
+    """Return the largest memory that a finished attempt used, MB."""
     return max((job.max_rss / _KB for job in finished), default=0.0)
 
 
@@ -264,19 +283,16 @@ def _up(value: float, step: int) -> int:
 
 
 def render_suggestions(labels: Iterable[LabelResources]) -> list[str]:
-    """Write the suggestions as lines for a BPS configuration.
+    """Write the suggestions as lines of YAML for a BPS configuration; none if
+    there is nothing to suggest.
+
+    A label's section is in ``pipetask``, a cluster's in ``cluster``; those of
+    the final job and of a command (bps submitcmd) stand alone.
 
     Parameters
     ----------
     labels : `~collections.abc.Iterable` [`LabelResources`]
         What was measured.
-
-    Returns
-    -------
-    lines : `list` [`str`]
-        YAML; empty if there is nothing to suggest.  A label's section is in
-        ``pipetask``, a cluster's in ``cluster``; those of the final job and
-        of a command (bps submitcmd) stand alone.
     """
     sections: dict[str, list[str]] = {}
     for found in labels:
@@ -289,3 +305,154 @@ def render_suggestions(labels: Iterable[LabelResources]) -> list[str]:
         for (key, value), reason in zip(found.suggestions, found.reasons, strict=True):
             lines.append(f"{indent}{key}: {value}  # {reason}")
     return [line for section, lines in sections.items() for line in (f"{section}:", *lines)]
+
+
+@dataclass(frozen=True, slots=True)
+class TimeSeries:
+    """Numbers of jobs at equal steps of time."""
+
+    start: datetime
+    end: datetime
+    bins: dict[str, list[int]]
+    """The numbers by the names of `SERIES_COLOURS`."""
+
+
+def count_over_time(
+    jobs: Sequence[JobRecord], steps: int = _STEPS, *, until: datetime | None = None
+) -> TimeSeries:
+    """Count the jobs that were running, and those that had finished or failed, at each of many moments.
+
+    Parameters
+    ----------
+    jobs : `~collections.abc.Sequence` [`JobRecord`]
+        Attempts that have started.
+    steps : `int`, optional
+        Number of moments.
+    until : `~datetime.datetime`, optional
+        The last moment; that of the last change by default.
+    """
+    starts = [job.started for job in jobs if job.started is not None]
+    ends = [job.ended for job in jobs if job.ended is not None]
+    start, end = min(starts), max([*starts, *ends, *([until] if until is not None else [])])
+    length = max(1.0, (end - start).total_seconds())
+    changes = {name: [0] * (steps + 1) for name in SERIES_COLOURS}
+
+    def position(moment: datetime) -> int:
+        return max(0, min(steps - 1, int((moment - start).total_seconds() / length * (steps - 1))))
+
+    for job in jobs:
+        assert job.started is not None
+        changes["running"][position(job.started)] += 1
+        if job.ended is not None:
+            changes["running"][position(job.ended) + (job.ended < end)] -= 1
+            kind = "finished" if job.finished else "failed" if job.failed else ""
+            if kind:
+                changes[kind][position(job.ended)] += 1
+    return TimeSeries(
+        start,
+        end,
+        {name: [max(0, total) for total in accumulate(numbers[:steps])] for name, numbers in changes.items()},
+    )
+
+
+def write_plots(
+    evidence: RunEvidence, labels: Sequence[LabelResources], directory: Path, *, form: str = "png"
+) -> list[Path]:
+    """Write plots of what jobs used, one for each label with a figure, and of
+    jobs over time.
+
+    Parameters
+    ----------
+    evidence : `RunEvidence`
+        The run with all its attempts.
+    labels : `~collections.abc.Sequence` [`LabelResources`]
+        What each label used.
+    directory : `~pathlib.Path`
+        Where to write; it is made if it is not there.
+    form : `str`, optional
+        ``png`` or ``svg``.
+
+    Raises
+    ------
+    PandaBpsError
+        Raised if matplotlib is not installed, or nothing can be written.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise PandaBpsError(
+            "Plots need matplotlib: pip install 'lsst-ctrl-bps-panda[plots]'. Without it, panda_bps html"
+            " draws the same figures into a page."
+        ) from error
+    made: list[tuple[str, Any]] = []
+    for found in labels:
+        figure = Figure(figsize=(9, 3.2), layout="constrained")
+        if _draw_label(figure, evidence, found):
+            made.append((f"resources_{_UNSAFE.sub('_', found.label)}", figure))
+    timeline = Figure(figsize=(9, 3.2), layout="constrained")
+    if _draw_timeline(timeline, evidence):
+        made.append(("timeline", timeline))
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        return [_write(FigureCanvasAgg(figure), directory / f"{name}.{form}", form) for name, figure in made]
+    except OSError as error:
+        raise PandaBpsError(f"The plots cannot be written to {directory}: {error}.") from error
+
+
+def _write(canvas: Any, path: Path, form: str) -> Path:
+    """Write a figure under a temporary name and move it."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            canvas.figure.savefig(stream, format=form, dpi=110)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _draw_label(figure: Any, evidence: RunEvidence, found: LabelResources) -> bool:
+    """Draw histograms of memory and run time; tell whether there is any."""
+    jobs = [job for job in evidence.attempts if job.label == found.label]
+    memory = [job.max_rss / 1024 for job in jobs if job.max_rss]
+    walls = [job.wall_seconds for job in jobs if job.finished and job.wall_seconds is not None]
+    if not memory and not walls:
+        return False
+    left, right = figure.subplots(1, 2)
+    for axes, values, limit, text in (
+        (left, memory, found.requested_memory, "largest resident memory, MB"),
+        (right, walls, 0, "run time of finished attempts, s"),
+    ):
+        axes.hist(values, bins=_BINS, color=SERIES_COLOURS["running"])
+        if limit:
+            axes.axvline(
+                limit, color=SERIES_COLOURS["failed"], linestyle="--", label=f"asked for: {limit} MB"
+            )
+            axes.legend()
+        axes.set_xlim(left=0)
+        axes.set_xlabel(text)
+        axes.set_ylabel("attempts")
+    figure.suptitle(f"run {evidence.request_id}, {found.label}")
+    return True
+
+
+def _draw_timeline(figure: Any, evidence: RunEvidence) -> bool:
+    """Draw jobs over time; tell whether one has started."""
+    begun = [job for job in evidence.attempts if job.started is not None]
+    if not begun:
+        return False
+    series = count_over_time(begun)
+    axes = figure.subplots()
+    for name, numbers in series.bins.items():
+        step = (series.end - series.start).total_seconds() / max(1, len(numbers) - 1)
+        moments = [series.start + timedelta(seconds=step * n) for n in range(len(numbers))]
+        axes.plot(moments, numbers, color=SERIES_COLOURS[name], label=name)
+    axes.legend()
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("time, UTC")
+    axes.set_ylabel("jobs")
+    axes.set_title(f"run {evidence.request_id}")
+    return True

@@ -1,8 +1,10 @@
-"""The graph of a run's tasks: which waits for which, how far each is, and where it stands in a drawing."""
+"""The graph of a run's tasks: which waits for which, how far each is, where it stands in a drawing
+and in which colour.
+"""
 
 from __future__ import annotations
 
-__all__ = ["TaskGraph", "TaskNode", "make_task_graph", "state_of"]
+__all__ = ["STATE_COLOURS", "TaskGraph", "TaskNode", "colour_of", "make_task_graph", "state_of"]
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
@@ -19,6 +21,19 @@ from ..status.states import Counts, count_task
 MAX_NODES = 150
 """With more tasks, those of a label are drawn as one."""
 
+STATE_COLOURS = {
+    WmsStates.SUCCEEDED: "#2a9d5c",
+    WmsStates.FAILED: "#d1433f",
+    WmsStates.DELETED: "#8a5aa8",
+    WmsStates.PRUNED: "#c9a227",
+    WmsStates.RUNNING: "#2f7fd1",
+    WmsStates.PENDING: "#7fb2e5",
+    WmsStates.READY: "#a9cbea",
+    WmsStates.UNREADY: "#c3c7cc",
+}
+"""Colour of each state; others are grey."""
+
+_GREY = "#9aa0a6"
 _A_LINE = 4
 
 
@@ -55,7 +70,7 @@ class TaskGraph:
 
 
 def make_task_graph(evidence: RunEvidence, plan: WorkflowPlan | None) -> TaskGraph:
-    """Make the graph of a run.
+    """Make the graph of a run, placed in columns from left to right.
 
     Parameters
     ----------
@@ -63,11 +78,6 @@ def make_task_graph(evidence: RunEvidence, plan: WorkflowPlan | None) -> TaskGra
         How far its tasks are.
     plan : `WorkflowPlan`, optional
         Its plan; without it the tasks are drawn in their order.
-
-    Returns
-    -------
-    graph : `TaskGraph`
-        Placed in columns from left to right.
     """
     transforms = {item.name: item for item in evidence.transforms or ()}
     if plan is None:
@@ -165,7 +175,7 @@ def _placed(nodes: list[TaskNode], edges: set[tuple[int, int]], *, known: bool) 
 
 
 def state_of(counts: Counts) -> WmsStates:
-    """Give the state that a task is drawn with: the worst that needs a look,
+    """Return the state that a task is drawn with: the worst that needs a look,
     else what is going on.
     """
     for state in (WmsStates.FAILED, WmsStates.DELETED, WmsStates.RUNNING, WmsStates.PENDING, WmsStates.READY):
@@ -175,3 +185,8 @@ def state_of(counts: Counts) -> WmsStates:
     if total and counts[WmsStates.SUCCEEDED] == total:
         return WmsStates.SUCCEEDED
     return WmsStates.PRUNED if counts[WmsStates.PRUNED] else WmsStates.UNREADY
+
+
+def colour_of(state: WmsStates) -> str:
+    """Return the colour of a state."""
+    return STATE_COLOURS.get(state, _GREY)

@@ -53,7 +53,6 @@ class MonitorLinks:
 
 _ERROR_LIMIT = 10
 _TASK_LIMIT = 5
-_TEXT_LIMIT = 160
 _DIGEST_TEMPLATE = (
     "  {count} x {source} {code} ({text}) in {labels}; for instance {name}, PanDA job {job}, {log}"
 )
@@ -148,7 +147,7 @@ def _add_group(info: WmsSpecificInfo, number: int, group: ErrorGroup, links: Mon
         "count": group.attempts,
         "source": error.source,
         "code": error.code,
-        "text": error.text[:_TEXT_LIMIT] or "no text",
+        "text": group.text or "no text",
         "labels": printable_label(group.label),
         "name": example.name,
         "job": example.panda_id or "none",

@@ -57,7 +57,7 @@ class RunFilters:
     """Key and its patterns, shell-style."""
 
     def matches(self, fields: Mapping[str, str]) -> bool:
-        """Whether a run with these values by filter key meets each condition."""
+        """Whether a run with these values by filter key is wanted."""
         return all(
             any(fnmatchcase(fields.get(key, ""), pattern) for pattern in patterns)
             for key, patterns in self.patterns
@@ -68,13 +68,13 @@ class RunFilters:
 
 
 def parse_filters(text: str | None) -> RunFilters:
-    """Read filters.
+    """Read the filters of ``--pass-thru``.
 
     Parameters
     ----------
     text : `str` or `None`
-        ``key=value`` pairs with blanks between them; a value may be quoted
-        and may hold ``*``, ``?`` and ``[...]``.  Values of the same key are
+        ``key=value`` pairs with blanks between them; a value may be quoted and
+        may hold ``*``, ``?`` and ``[...]``.  Values of the same key are
         alternatives.
 
     Raises
@@ -99,7 +99,7 @@ def parse_filters(text: str | None) -> RunFilters:
 
 
 def _state_pattern(value: str) -> str:
-    """Check that a pattern for states can match one."""
+    """Check that a pattern for states matches at least one."""
     pattern = value.upper()
     states = [state.name for state in WmsStates]
     if not any(fnmatchcase(state, pattern) for state in states):
@@ -115,7 +115,8 @@ def _usage() -> str:
 def make_run_report(
     evidence: RunEvidence, *, monitor_url: str = "", return_exit_codes: bool = True
 ) -> WmsRunReport:
-    """Make the report of one run.
+    """Make the report of one run: all 11 states for each label, labels in
+    pipeline order, and in ``specific_info`` errors, links and what to do next.
 
     Parameters
     ----------
@@ -124,14 +125,8 @@ def make_run_report(
     monitor_url : `str`, optional
         Address of the PanDA monitor, for links.
     return_exit_codes : `bool`, optional
-        Whether to give an exit code for each failed job; those that no
-        server could tell are `~.status.vocabulary.UNKNOWN_EXIT_CODE`.
-
-    Returns
-    -------
-    report : `lsst.ctrl.bps.WmsRunReport`
-        The report: all 11 states for each label, labels in pipeline order,
-        and in ``specific_info`` errors, links and what to do next.
+        Whether to give an exit code for each failed job; those that no server
+        could tell are `~.status.vocabulary.UNKNOWN_EXIT_CODE`.
     """
     report = _bare_report(evidence)
     report.job_summary = _job_summary(evidence.tally)
@@ -146,7 +141,7 @@ def make_run_report(
 def make_run_list(
     evidences: Iterable[RunEvidence], *, filters: RunFilters | None = None
 ) -> list[WmsRunReport]:
-    """Make the list of runs.
+    """Make the list of runs, newest last.
 
     Parameters
     ----------
@@ -154,11 +149,6 @@ def make_run_list(
         What is known of each run.
     filters : `RunFilters`, optional
         Which runs are wanted; all if not given.
-
-    Returns
-    -------
-    reports : `list` [`lsst.ctrl.bps.WmsRunReport`]
-        One for each wanted run, newest last.
     """
     reports = []
     for evidence in sorted(evidences, key=lambda item: item.request_id):
@@ -170,7 +160,8 @@ def make_run_list(
 
 
 def list_notes(evidences: Sequence[RunEvidence], *, days: float, user: str | None = None) -> list[str]:
-    """Say what the columns of the list of runs have no room for.
+    """Say what the list of runs has no column for: which run completes which,
+    what could not be found out, and where to look further if there are no runs.
 
     Parameters
     ----------
@@ -180,12 +171,6 @@ def list_notes(evidences: Sequence[RunEvidence], *, days: float, user: str | Non
         How far back was looked.
     user : `str`, optional
         Whose runs were asked for.
-
-    Returns
-    -------
-    notes : `list` [`str`]
-        Which run completes which, and what could not be found out; where to
-        look further if there are no runs.
     """
     if not evidences:
         whose = f" of {user}" if user else ""
@@ -203,7 +188,8 @@ def list_notes(evidences: Sequence[RunEvidence], *, days: float, user: str | Non
 
 
 def get_status_of(evidence: RunEvidence) -> tuple[WmsStates, str]:
-    """Give the state of one run.
+    """Return the state of one run, the same as the report gives, and what is out
+    of the ordinary or not known.
 
     Parameters
     ----------
@@ -213,10 +199,9 @@ def get_status_of(evidence: RunEvidence) -> tuple[WmsStates, str]:
     Returns
     -------
     state : `lsst.ctrl.bps.WmsStates`
-        The same state as the report gives.
+        The state.
     message : `str`
-        What is out of the ordinary or not known; empty otherwise, since BPS
-        logs it as a warning.
+        Empty where there is nothing to say, since BPS logs it as a warning.
     """
     lines: list[str] = []
     if not evidence.ended and evidence.aborted:

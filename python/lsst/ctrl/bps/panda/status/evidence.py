@@ -232,10 +232,9 @@ class RunEvidence:
     def waits_in_vain(self) -> bool:
         """Whether a cancelled run waits for jobs that nobody will do.
 
-        iDDS starts the final tasks of a run that was aborted.  One that wants
-        jobs of the run to have succeeded then waits for good: the server
-        leaves the outputs of killed jobs as they were, neither there nor
-        failed.
+        iDDS starts the final tasks of a run that was aborted.  One that needs
+        jobs of the run to have succeeded then waits forever: the server leaves
+        the outputs of killed jobs as they were, neither there nor failed.
         """
         if self.ended or not self.aborted:
             return False
@@ -444,12 +443,13 @@ _COUNTS = {
 
 
 def count_build_job(transform: TransformRecord) -> TransformRecord:
-    """Give the transform of a build task counters that follow its status.
+    """Give the transform of a build task counters that follow its status;
+    others are returned as they are.
 
     Parameters
     ----------
     transform : `TransformRecord`
-        Any transform; others are returned as they are.
+        Any transform.
     """
     if transform.name != BUILD_TASK or (transform.outputs is not None and transform.outputs.total):
         return transform
@@ -458,17 +458,13 @@ def count_build_job(transform: TransformRecord) -> TransformRecord:
 
 
 def tasks_by_request(tasks: Iterable[TaskRecord]) -> dict[int, tuple[TaskRecord, ...]]:
-    """Sort tasks by run.
+    """Group PanDA's tasks by the request id of their runs; those that belong to
+    none are left out.
 
     Parameters
     ----------
     tasks : `~collections.abc.Iterable` [`TaskRecord`]
-        PanDA's tasks, of any runs.
-
-    Returns
-    -------
-    groups : `dict` [`int`, `tuple` [`TaskRecord`, ...]]
-        Tasks by request id; those that belong to none are left out.
+        Tasks of any runs.
     """
     groups: dict[int, list[TaskRecord]] = {}
     for task in tasks:
@@ -478,14 +474,16 @@ def tasks_by_request(tasks: Iterable[TaskRecord]) -> dict[int, tuple[TaskRecord,
 
 
 def transforms_from_tasks(tasks: Iterable[TaskRecord]) -> tuple[TransformRecord, ...]:
-    """Make transforms of the tasks of one run.
+    """Make transforms of the tasks of one run: one call to PanDA gives the tasks
+    of many runs with their counts, where iDDS would be asked for each run with
+    4 kB a task.
 
     Parameters
     ----------
     tasks : `~collections.abc.Iterable` [`TaskRecord`]
-        Tasks whose names end in ``_<request>_<transform>``; others are left
-        out.  Of several tasks with one name the first counts, which is the
-        one iDDS knows.
+        Tasks; those whose names do not end in ``_<request>_<transform>`` are
+        left out.  Of several tasks with one name the first counts, which is the
+        one that iDDS knows.
 
     Returns
     -------
@@ -523,18 +521,16 @@ def _transform_from(task: TaskRecord, transform_id: int, name: str) -> Transform
 
 
 def request_from_tasks(tasks: Sequence[TaskRecord]) -> RequestRecord:
-    """Make a request of the tasks of one run, where iDDS does not answer.
+    """Make a request of the tasks of one run, at least one, where iDDS does not
+    have it.
+
+    Its name is what the names of tasks tell, and its status is empty, that is,
+    not known.
 
     Parameters
     ----------
     tasks : `~collections.abc.Sequence` [`TaskRecord`]
-        The run's tasks, at least one.
-
-    Returns
-    -------
-    request : `RequestRecord`
-        Its name as far as task names tell; its status is empty, that is, not
-        known.
+        The run's tasks.
     """
     first = tasks[0]
     return RequestRecord(

@@ -19,6 +19,7 @@ from .verdicts import Rulebook, Verdict
 from .vocabulary import CONTENT_STATUSES, OUT_OF_MEMORY, RULES, UNKNOWN_EXIT_CODE, ContentPhase
 
 _TEXT_LIMIT = 300
+_LINE_LIMIT = 160
 _PLACES = 5
 # No run is so large; a counter that is must not eat the memory.
 _CODE_LIMIT = 10_000_000
@@ -75,6 +76,11 @@ class ErrorGroup:
 
     verdict: Verdict = Verdict("unknown")
 
+    @property
+    def text(self) -> str:
+        """The error's text as far as it fits a line."""
+        return self.error.text[:_LINE_LIMIT]
+
 
 def is_memory_error(errors: Iterable[JobError]) -> bool:
     """Whether a job ran out of memory, as far as the codes of its errors tell."""
@@ -82,7 +88,7 @@ def is_memory_error(errors: Iterable[JobError]) -> bool:
 
 
 def signature_of(error: JobError) -> str:
-    """Give an error's text without what differs from job to job: numbers,
+    """Return an error's text without what differs from job to job: numbers,
     addresses and UUIDs are replaced by ``#``.
     """
     text = " ".join(error.text[:_TEXT_LIMIT].split())
@@ -92,22 +98,16 @@ def signature_of(error: JobError) -> str:
 def exit_codes(
     failed: Mapping[str, int], failures: Iterable[JobRecord], *, unknown: int = UNKNOWN_EXIT_CODE
 ) -> dict[str, list[int]]:
-    """Give an exit code for each failed job.
+    """List an exit code for each failed job, by label and sorted.
 
     Parameters
     ----------
     failed : `~collections.abc.Mapping` [`str`, `int`]
-        Number of failed jobs of each label.
+        Number of failed jobs of each label; at most ten million codes follow.
     failures : `~collections.abc.Iterable` [`~.records.JobRecord`]
         What is known of them.
     unknown : `int`, optional
         Stands for a job of which nothing is known.
-
-    Returns
-    -------
-    codes : `dict` [`str`, `list` [`int`]]
-        As many codes for each label as it has failed jobs (but never more
-        than ten million), sorted.
     """
     found: dict[str, list[int]] = {label: [] for label in failed}
     for failure in failures:
@@ -124,6 +124,9 @@ def digest_errors(evidence: RunEvidence, *, label: str = "", by_label: bool = Tr
     """Put the failed attempts of a run together by their errors; texts that
     differ only in what differs from job to job are the same.
 
+    Groups with most unfinished jobs come first, then those with most attempts;
+    what the cancel of the run ended comes last.
+
     Parameters
     ----------
     evidence : `~.evidence.RunEvidence`
@@ -132,12 +135,6 @@ def digest_errors(evidence: RunEvidence, *, label: str = "", by_label: bool = Tr
         Jobs of this label only.
     by_label : `bool`, optional
         Whether the same error of two labels makes two groups.
-
-    Returns
-    -------
-    groups : `list` [`ErrorGroup`]
-        Those with most unfinished jobs first, then those with most
-        attempts; what the cancel of the run ended, last.
     """
     bad = [job for job in evidence.attempts if (job.failed or job.killed) and label in ("", job.label)]
     finished = {(job.task_id, job.name) for job in evidence.attempts if job.finished}

@@ -105,9 +105,7 @@ class TransformRecord:
 
     @property
     def complete(self) -> bool:
-        """Whether the task has finished without a failure that is still
-        known.
-        """
+        """Whether the task has finished without a failure that is still known."""
         return self.status == "Finished" and (self.outputs is None or not self.outputs.failed)
 
 
@@ -269,8 +267,8 @@ class JobRecord:
 
 
 def signal_name(code: int) -> str:
-    """Name the signal that a payload's exit code stands for, such as SIGKILL
-    for 137; empty if it is not a signal.
+    """Return the name of the signal that a payload's exit code stands for, such
+    as SIGKILL for 137; empty if it is not a signal.
     """
     try:
         return signal.Signals(code - 128).name if code > 128 else ""
@@ -281,8 +279,8 @@ def signal_name(code: int) -> str:
 def choose_error(errors: Sequence[JobError]) -> JobError:
     """Choose which of a job's errors is told: the first by `SOURCES`.
 
-    Its text is that of the next one that has a text if it has none itself.
-    Without errors it is ``unknown`` with `UNKNOWN_EXIT_CODE`.
+    If it has no text, it gets that of the next one that has.  Without errors it
+    is ``unknown`` with `UNKNOWN_EXIT_CODE`.
     """
     order = {source: number for number, source in enumerate(SOURCES)}
     ranked = sorted(errors, key=lambda error: order.get(error.source, len(SOURCES)))

@@ -68,19 +68,13 @@ _CUT = 300
 
 
 def parse_requests(value: Any) -> tuple[RequestRecord, ...]:
-    """Read the reply of ``get_requests``, with or without detail.
+    """Read the reply of ``get_requests``, with or without detail: a list with a
+    row for each request, or for each transform of it.
 
     Parameters
     ----------
     value : any
-        Decoded reply: a list with a row for each request, or for each
-        transform of it.
-
-    Returns
-    -------
-    requests : `tuple` [`RequestRecord`, ...]
-        One for each request, in the order of the reply; empty if the server
-        knows none.
+        Decoded reply; empty if the server knows no such request.
     """
     requests: dict[int, RequestRecord] = {}
     for row in rows_of(value, "requests"):
@@ -114,27 +108,23 @@ def _request_from(row: Mapping[str, Any], request_id: int) -> RequestRecord:
 
 
 def _errors_text(value: Any) -> str:
-    """Give the text of iDDS's ``errors``, an object with several texts."""
+    """Return the text of iDDS's ``errors``, an object with several texts."""
     if isinstance(value, Mapping):
         return cut("; ".join(text for text in map(text_of, value.values()) if text))
     return text_of(value)
 
 
 def parse_transforms(value: Any) -> tuple[TransformRecord, ...]:
-    """Read the transforms in the reply of ``get_requests`` with detail.
+    """Read the transforms in the reply of ``get_requests`` with detail, by id.
+
+    A request without transforms yet has one row whose ``transform_id`` is null.
+    The server joins tables, so that a transform may have several rows: the last
+    processing and the largest output collection are taken.
 
     Parameters
     ----------
     value : any
-        Decoded reply.  A request without transforms yet has one row whose
-        ``transform_id`` is null.
-
-    Returns
-    -------
-    transforms : `tuple` [`TransformRecord`, ...]
-        One for each transform, by its id.  The server joins tables, so that
-        a transform may have several rows: the last processing and the
-        largest output collection are taken.
+        Decoded reply.
     """
     best: dict[int, tuple[int, int, Mapping[str, Any]]] = {}
     for row in rows_of(value, "transforms"):
@@ -188,18 +178,13 @@ def _counts_from(row: Mapping[str, Any], side: str) -> FileCounts | None:
 
 
 def parse_contents(value: Any) -> dict[int, tuple[ContentRecord, ...]]:
-    """Read the reply of ``get_contents_output_ext``.
+    """Read the reply of ``get_contents_output_ext``: rows by transform id.
 
     Parameters
     ----------
     value : any
-        Decoded reply: an object with a list of rows for each transform id,
-        or a list of rows.
-
-    Returns
-    -------
-    contents : `dict` [`int`, `tuple` [`ContentRecord`, ...]]
-        Rows by transform id.
+        Decoded reply: an object with a list of rows for each transform id, or a
+        list of rows.
     """
     groups = value.values() if isinstance(value, Mapping) else (value,)
     found: dict[int, list[ContentRecord]] = {}
@@ -255,11 +240,6 @@ def parse_tasks(value: Any) -> tuple[TaskRecord, ...]:
     ----------
     value : any
         The reply's ``data``: a list of tasks.
-
-    Returns
-    -------
-    tasks : `tuple` [`TaskRecord`, ...]
-        Tasks in the order of the reply.
     """
     return tuple(_task_from(row) for row in rows_of(value, "tasks"))
 
@@ -287,19 +267,15 @@ def _task_from(row: Mapping[str, Any]) -> TaskRecord:
 
 def parse_jobs(value: Any, labels: Mapping[int, str] | None = None) -> tuple[JobRecord, ...]:
     """Read the reply of PanDA's ``task/get_job_descriptions`` or
-    ``job/get_description``.
+    ``job/get_description``: attempts in the order of the reply.
 
     Parameters
     ----------
     value : any
-        The reply's ``data``: a list of jobs; null stands for an unknown one.
+        The reply's ``data``: a list of jobs; null stands for an unknown one,
+        which is left out.
     labels : `~collections.abc.Mapping` [`int`, `str`], optional
         Label of each PanDA task.
-
-    Returns
-    -------
-    jobs : `tuple` [`JobRecord`, ...]
-        Attempts in the order of the reply, unknown ones left out.
     """
     if isinstance(value, list):
         value = [row for row in value if row is not None]
@@ -345,9 +321,7 @@ def _job_from(row: Mapping[str, Any], labels: Mapping[int, str]) -> JobRecord:
 
 
 def _told_errors(row: Mapping[str, Any], status: str) -> tuple[JobError, ...]:
-    """Give the errors of an attempt that did not succeed, the one that is
-    told of it first.
-    """
+    """Return the errors of an attempt that did not succeed, the one that is told of it first."""
     phase = JOB_STATUSES.get(status)
     if phase not in (JobPhase.FAILED, JobPhase.KILLED):
         return ()
@@ -415,14 +389,10 @@ def optional_integer(value: Any, what: str) -> int | None:
     Parameters
     ----------
     value : any
-        A number, a text of digits, `None` or an empty text.
+        A number, a text of digits, `None` or an empty text; anything else is a
+        `ReplyError`.
     what : `str`
         Name of the field, for the message.
-
-    Raises
-    ------
-    ReplyError
-        Raised for anything else.
     """
     if type(value) is int:
         return value

@@ -60,11 +60,6 @@ def is_aborted(request: RequestRecord) -> bool:
 
     iDDS keeps substatus ToCancel for good; an aborted request ends as
     SubFinished or Failed.
-
-    Parameters
-    ----------
-    request : `RequestRecord`
-        The request.
     """
     return request.substatus == "ToCancel" or REQUEST_STATUSES.get(request.status) in _KILLED_REQUEST
 
@@ -72,7 +67,7 @@ def is_aborted(request: RequestRecord) -> bool:
 def quiet_seconds(
     request: RequestRecord, transforms: Sequence[TransformRecord], asked_at: datetime | None
 ) -> float:
-    """Tell for how long the server has not changed a run; 0 if not known."""
+    """Return how long the server has not changed a run, s; 0 if not known."""
     dates = [request.updated_at, *(transform.updated_at for transform in transforms)]
     changes = [date for date in dates if date is not None]
     if asked_at is None or not changes:
@@ -117,10 +112,9 @@ def _is_lagging(transform: TransformRecord) -> bool:
 
 
 def run_state(request: RequestRecord, counts: Mapping[WmsStates, int], *, ended: bool) -> WmsStates:
-    """Give the state of a run; SUCCEEDED, FAILED and DELETED only of an ended
-    one.
+    """Return the state of a run, by the counts of its jobs from counters alone.
 
-    The counts are those of the whole run, from counters alone.
+    It is SUCCEEDED, FAILED or DELETED only of an ended run.
     """
     return _ended_state(request, counts) if ended else _going_state(request, counts)
 
@@ -197,12 +191,12 @@ _NONE: Counts = dict.fromkeys(WmsStates, 0)
 
 
 def no_jobs() -> Counts:
-    """Give a count of 0 for each of the 11 states."""
+    """Return a count of 0 for each of the 11 states."""
     return _NONE.copy()
 
 
 def phase_of(status: str, aborted: bool) -> Phase:
-    """Give what a transform's status means for jobs that are not done; killed
+    """Return what a transform's status means for jobs that are not done; killed
     transforms of an aborted run end as Failed or SubFinished.
     """
     phase = TRANSFORM_STATUSES.get(status, Phase.STRANGE)
@@ -217,7 +211,8 @@ def count_task(
     ended: bool,
     running: int | None = None,
 ) -> Counts:
-    """Count the jobs of one task by state.
+    """Count the jobs of one task by state; the sum is the planned number, or the
+    server's number where that is larger.
 
     Parameters
     ----------
@@ -229,12 +224,6 @@ def count_task(
         Of the run.
     running : `int`, optional
         PanDA jobs of the task that run now, if PanDA was asked.
-
-    Returns
-    -------
-    counts : `dict` [`~lsst.ctrl.bps.WmsStates`, `int`]
-        All 11 states; their sum is the planned number, or the server's
-        number where that is larger.
     """
     counts = no_jobs()
     if transform is None:
@@ -258,7 +247,7 @@ def count_task(
 
 
 def _unreleased_state(aborted: bool, ended: bool) -> WmsStates:
-    """Give the state of jobs whose task iDDS has not made."""
+    """Return the state of jobs whose task iDDS has not made."""
     if not ended:
         return WmsStates.UNREADY
     return WmsStates.DELETED if aborted else WmsStates.PRUNED

@@ -18,7 +18,7 @@ import yaml
 
 from ..errors import SettingsError
 from .records import JobError
-from .vocabulary import RULES, SOURCES, VERDICTS, Rule
+from .vocabulary import RULES, SOURCES, VERDICTS, VerdictRule
 
 _FORMAT = 1
 _SOURCES = (*SOURCES, "unknown", "task")
@@ -40,11 +40,12 @@ class Verdict:
 class Rulebook:
     """Rules in order, and the verdicts that they give."""
 
-    rules: tuple[Rule, ...]
+    rules: tuple[VerdictRule, ...]
     verdicts: Mapping[str, Verdict]
 
     def judge(self, errors: Iterable[JobError], *, log: str = "", one_node: bool = False) -> Verdict:
-        """Judge a failure.
+        """Judge a failure: the verdict of the first rule that holds, else
+        ``unknown``.
 
         Parameters
         ----------
@@ -53,13 +54,7 @@ class Rulebook:
         log : `str`, optional
             End of its log, if it could be read.
         one_node : `bool`, optional
-            Whether the error happens on one node only, in a run that uses
-            several.
-
-        Returns
-        -------
-        verdict : `Verdict`
-            That of the first rule that holds, else ``unknown``.
+            Whether the error happens on one node only, in a run that uses several.
         """
         errors = tuple(errors)
         for rule in self.rules:
@@ -68,7 +63,7 @@ class Rulebook:
         return self.verdicts.get("unknown", Verdict("unknown"))
 
 
-def _holds(rule: Rule, errors: Sequence[JobError], log: str, one_node: bool) -> bool:
+def _holds(rule: VerdictRule, errors: Sequence[JobError], log: str, one_node: bool) -> bool:
     if rule.one_node and not one_node:
         return False
     if rule.log and not _pattern(rule.log).search(log):
@@ -96,8 +91,8 @@ def parse_rulebook(text: str, source: str) -> Rulebook:
     Parameters
     ----------
     text : `str`
-        YAML with ``rules``, and ``verdicts`` that replace packaged ones of
-        the same name.
+        YAML with ``rules``, and ``verdicts`` that replace packaged ones of the
+        same name.
     source : `str`
         Where it is from, for messages.
 
@@ -123,7 +118,7 @@ def parse_rulebook(text: str, source: str) -> Rulebook:
     return Rulebook(own + PACKAGED_RULES.rules, {**PACKAGED_RULES.verdicts, **verdicts})
 
 
-def _rule_from(value: Any, where: str) -> Rule:
+def _rule_from(value: Any, where: str) -> VerdictRule:
     if not isinstance(value, dict) or not value.get("verdict"):
         raise SettingsError(f"{where}: {value!r} is not a mapping with a 'verdict'.")
     if unknown := sorted(set(value) - _RULE_KEYS):
@@ -132,7 +127,7 @@ def _rule_from(value: Any, where: str) -> Rule:
     for source in sources:
         if source not in _SOURCES:
             raise SettingsError(f"{where}: there is no source {source!r}; use {', '.join(_SOURCES)}.")
-    return Rule(
+    return VerdictRule(
         verdict=str(value["verdict"]),
         sources=tuple(sources),
         codes=tuple(_codes(item, where) for item in _as_list(value.get("codes"))),
@@ -160,7 +155,7 @@ def _codes(value: Any, where: str) -> range:
 
 
 def _checked(value: Any, where: str) -> str:
-    """Give a regular expression as text, after a look whether it is one."""
+    """Return a regular expression as text, after a check that it is one."""
     if value is None:
         return ""
     try:

@@ -33,7 +33,7 @@ __all__ = [
     "JobPhase",
     "Phase",
     "RequestPhase",
-    "Rule",
+    "VerdictRule",
     "is_running",
 ]
 
@@ -247,7 +247,7 @@ def is_running(job_status: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ErrorSource:
-    """A part of the system that reports errors, and the fields it uses."""
+    """A part of the system that reports errors, and the fields that it uses."""
 
     name: str
     content_code: str
@@ -259,34 +259,27 @@ class ErrorSource:
 
     job_text: str
 
+    @classmethod
+    def named(cls, name: str, field: str) -> ErrorSource:
+        """Make a source whose fields have names like ``<field>_error_code``
+        in iDDS and ``<field>ErrorCode`` in PanDA.
+        """
+        first, *others = field.split("_")
+        camel = first + "".join(map(str.capitalize, others))
+        return cls(
+            name, f"{field}_error_code", f"{field}_error_diag", f"{camel}ErrorCode", f"{camel}ErrorDiag"
+        )
+
 
 _SOURCES = (
     ErrorSource("payload", "trans_exit_code", "exe_error_diag", "transExitCode", "exeErrorDiag"),
-    ErrorSource("pilot", "pilot_error_code", "pilot_error_diag", "pilotErrorCode", "pilotErrorDiag"),
-    ErrorSource(
-        "brokerage",
-        "brokerage_error_code",
-        "brokerage_error_diag",
-        "brokerageErrorCode",
-        "brokerageErrorDiag",
-    ),
-    ErrorSource("data management", "ddm_error_code", "ddm_error_diag", "ddmErrorCode", "ddmErrorDiag"),
-    ErrorSource("executor", "exe_error_code", "exe_error_diag", "exeErrorCode", "exeErrorDiag"),
-    ErrorSource(
-        "dispatcher",
-        "job_dispatcher_error_code",
-        "job_dispatcher_error_diag",
-        "jobDispatcherErrorCode",
-        "jobDispatcherErrorDiag",
-    ),
-    ErrorSource("supervisor", "sup_error_code", "sup_error_diag", "supErrorCode", "supErrorDiag"),
-    ErrorSource(
-        "task buffer",
-        "task_buffer_error_code",
-        "task_buffer_error_diag",
-        "taskBufferErrorCode",
-        "taskBufferErrorDiag",
-    ),
+    ErrorSource.named("pilot", "pilot"),
+    ErrorSource.named("brokerage", "brokerage"),
+    ErrorSource.named("data management", "ddm"),
+    ErrorSource.named("executor", "exe"),
+    ErrorSource.named("dispatcher", "job_dispatcher"),
+    ErrorSource.named("supervisor", "sup"),
+    ErrorSource.named("task buffer", "task_buffer"),
 )
 
 SOURCES = {source.name: source for source in _SOURCES}
@@ -385,7 +378,7 @@ VERDICTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class VerdictRule:
     """Conditions that must all hold for a verdict; an empty one always does.
 
     Sources, codes and text are those of one and the same error; a job may
@@ -411,9 +404,9 @@ class Rule:
         )
 
 
-def _rule(verdict: str, source: str = "", *codes: int | range, text: str = "", log: str = "") -> Rule:
+def _rule(verdict: str, source: str = "", *codes: int | range, text: str = "", log: str = "") -> VerdictRule:
     """Make a rule; several sources are separated by a bar."""
-    return Rule(
+    return VerdictRule(
         verdict,
         tuple(source.split("|")) if source else (),
         tuple(code if isinstance(code, range) else range(code, code + 1) for code in codes),
@@ -469,7 +462,7 @@ RULES = (
     ),
     _rule("site", "pilot", 1106, 1110, 1116, 1117, 1186, 1199, 1211, range(1306, 1310), 1325, 1327, 1332,
           1334, range(1340, 1343), 1344, 1345, 1348, range(1358, 1361), 1372, 1377, 1378, 1384, 1386),
-    Rule("node", ("payload",), one_node=True),
+    VerdictRule("node", ("payload",), one_node=True),
     # What the payload's log tells.
     _rule("build", "payload", log="The remote build failed: "),
     _rule("registration", "payload", 3, 4, 5, log=" rucioRegister: "),

@@ -15,8 +15,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..insight.plots import SERIES_COLOURS, STATE_COLOURS, TimeSeries, colour_of, count_over_time
-from ..insight.task_graph import TaskGraph, TaskNode, state_of
+from ..insight.resources import SERIES_COLOURS, TimeSeries, count_over_time
+from ..insight.task_graph import STATE_COLOURS, TaskGraph, TaskNode, colour_of, state_of
 from ..status.records import JobRecord
 from .rendering import render
 

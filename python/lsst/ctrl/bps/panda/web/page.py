@@ -16,9 +16,8 @@ from lsst.ctrl.bps.wms_service import WmsStates
 from markupsafe import Markup
 
 from ..insight.overview import Overview
-from ..insight.plots import SERIES_COLOURS, STATE_COLOURS, colour_of
-from ..insight.resources import LabelResources, render_suggestions
-from ..insight.task_graph import TaskGraph
+from ..insight.resources import SERIES_COLOURS, LabelResources, render_suggestions
+from ..insight.task_graph import STATE_COLOURS, TaskGraph, colour_of
 from ..status.failures import ErrorGroup
 from ..status.records import JobRecord
 from ..status.states import Counts
