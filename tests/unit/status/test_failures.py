@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from datetime import UTC, datetime
+
 import pytest
 
 from lsst.ctrl.bps.panda.report.report import make_run_report
@@ -166,3 +169,47 @@ def test_only_the_most_frequent_are_kept():
     )
     text = str(make_run_report(evidence).specific_info)
     assert [code for code in range(1, 30) if f" x payload {code} " in text] == list(range(20, 30))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "others", "expected"),
+    [
+        (("n1", "n1", "n1"), ("n2",), True),
+        (("n1", "n1", "n1"), (), False),
+        (("n1", "n1", "n1"), ("n1", ""), False),
+        (("n1", "n1"), ("n2",), False),
+        (("n1", "n1", "n2"), ("n2",), False),
+    ],
+)
+def test_an_error_of_one_node_is_one_of_several_nodes(nodes, others, expected):
+    failed = [
+        dataclasses.replace(failure("isr", "payload", 1, name=str(n)), node=node)
+        for n, node in enumerate(nodes)
+    ]
+    finished = [
+        JobRecord(90 + n, 0, "finished", "isr", f"done {n}", node=node) for n, node in enumerate(others)
+    ]
+    evidence = RunEvidence(RequestRecord(4, "run", "SubFinished"), attempts=(*failed, *finished))
+    (group,) = digest_errors(evidence)
+    assert group.one_node is expected
+
+
+@pytest.mark.parametrize(
+    ("jobs", "words"),
+    [((), "bps restart --id 4 runs again"), (("running",), "wait until the last job has ended")],
+)
+def test_a_cancelled_run_is_restarted_when_no_job_runs_any_more(jobs, words):
+    run = RequestRecord(
+        4, "run", "SubFinished", substatus="ToCancel", updated_at=datetime(2026, 1, 1, tzinfo=UTC)
+    )
+    task = TransformRecord(4, 1, "run_01_isr_01", "SubFinished", outputs=FileCounts(total=2, processed=1))
+    evidence = RunEvidence(
+        run,
+        (task,),
+        jobs=tuple(JobRecord(n, 0, status) for n, status in enumerate(jobs)),
+        asked_at=datetime(2026, 1, 2, tzinfo=UTC),
+    )
+    text = str(make_run_report(evidence).specific_info)
+    assert evidence.ended
+    assert words in text
+    assert ("wait until" in text) == bool(jobs)
