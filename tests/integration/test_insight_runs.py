@@ -346,7 +346,7 @@ def test_the_how_to_has_these_sections_and_commands():
         "1. What went wrong, and whose turn is it?": 1,
         "2. What does the log say?": 3,
         "3. Was it memory or time?": 1,
-        "4. Mend it, and go on": 1,
+        "4. Fix it, and go on": 1,
         "Nothing is known of it at all?": 1,
         "Rules of your own": 0,
     }
@@ -412,7 +412,7 @@ def test_how_to_3_memory_or_time(act):
 
 
 def test_how_to_4_go_on(place, bad_run, act, tmp_path):
-    text = sections(PAGE.read_text())["4. Mend it, and go on"]
+    text = sections(PAGE.read_text())["4. Fix it, and go on"]
     assert "bps restart --id 41" in text
     act(*commands(text))
     assert (tmp_path / "run41.html").stat().st_size > 10_000

@@ -45,7 +45,7 @@ _SCHEMES = ("stomp", "tcp", *_TLS_SCHEMES)
 _PORTS = {False: 61613, True: 61614}
 _HEARTBEAT = 10_000
 _OWN_QUEUE = "/queue/Consumer."
-# More than this waits for us only if we are asleep; a later look at the servers mends what is dropped.
+# More than this waits for us only if we are asleep; a later look at the servers makes up for what is dropped.
 _LONGEST_QUEUE = 100_000
 _MOST_AT_ONCE = 10_000
 _LIBRARY_LOG = "stomp.py"

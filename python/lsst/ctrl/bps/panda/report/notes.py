@@ -248,8 +248,8 @@ _ADVICE: tuple[tuple[_Condition, str], ...] = (
     (_is_dying, "wait until the last job has ended; then bps restart --id {id} runs again what was deleted."),
     (
         _has_no_plan,
-        "the task that makes the plan of the run did not succeed, so there is nothing to restart: mend what "
-        "it failed of, and submit the run once more.",
+        "the task that makes the plan of the run did not succeed, so there is nothing to restart: fix the "
+        "cause, and submit the run once more.",
     ),
     (
         _can_restart,

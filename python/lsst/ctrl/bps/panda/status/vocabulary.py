@@ -356,7 +356,7 @@ VERDICTS = {
     ),
     "build": (
         "The task that makes the plan of the run (remote build) failed: the last lines of its log say "
-        "why. Mend it, and submit the run once more; there is nothing to restart."
+        "why. Fix it, and submit the run once more; there is nothing to restart."
     ),
     "registration": (
         "The outputs are there, but were not registered in Rucio: the last line of its log says why. What "
@@ -364,7 +364,7 @@ VERDICTS = {
         "rest."
     ),
     "payload": (
-        "The payload itself failed: the last lines of its log say why. Mend it, or its configuration, "
+        "The payload itself failed: the last lines of its log say why. Fix it, or its configuration, "
         "then bps restart."
     ),
     "scheduling": (
