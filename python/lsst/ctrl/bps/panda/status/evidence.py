@@ -59,7 +59,7 @@ from .vocabulary import (
     TERMINAL,
     UNKNOWN_EXIT_CODE,
     ContentPhase,
-    Phase,
+    TransformPhase,
 )
 
 UNRELEASED_LABEL = "(unreleased)"
@@ -222,7 +222,7 @@ class RunEvidence:
             if outputs is None:
                 continue
             failed = outputs.failed
-            if phase_of(transform.status, self.aborted) is Phase.OVER:
+            if phase_of(transform.status, self.aborted) is TransformPhase.OVER:
                 failed += max(0, outputs.total - outputs.processed - outputs.missing - outputs.failed)
             if failed > 0:
                 found.append((-failed, transform.transform_id))
@@ -405,7 +405,7 @@ def failures_of(
 
     Jobs of an aborted run that were killed have not failed.
     """
-    over = phase_of(transform.status, aborted) is Phase.OVER
+    over = phase_of(transform.status, aborted) is TransformPhase.OVER
     failed, left = [], []
     for content in contents:
         if aborted and was_killed(content):

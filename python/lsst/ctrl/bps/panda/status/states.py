@@ -42,8 +42,8 @@ from .vocabulary import (
     TRANSFORM_STATUSES,
     ContentPhase,
     JobPhase,
-    Phase,
     RequestPhase,
+    TransformPhase,
     is_running,
 )
 
@@ -165,25 +165,25 @@ class Open(Enum):
 
 # A task that ended with jobs open: those whose parents never finished are
 # pruned, the others were its own to run and it failed to.
-_LEFTOVERS: dict[Phase, dict[Open, WmsStates]] = {
-    Phase.OPEN: {
+_LEFTOVERS: dict[TransformPhase, dict[Open, WmsStates]] = {
+    TransformPhase.OPEN: {
         Open.UNMAPPED: WmsStates.UNREADY,
         Open.UNREADY: WmsStates.UNREADY,
         Open.READY: WmsStates.READY,
         Open.QUEUED: WmsStates.PENDING,
         Open.STARTED: WmsStates.RUNNING,
     },
-    Phase.OVER: {
+    TransformPhase.OVER: {
         Open.UNMAPPED: WmsStates.FAILED,
         Open.UNREADY: WmsStates.PRUNED,
         Open.READY: WmsStates.FAILED,
         Open.QUEUED: WmsStates.FAILED,
         Open.STARTED: WmsStates.FAILED,
     },
-    Phase.DELETING: dict.fromkeys(Open, WmsStates.DELETED),
-    Phase.HELD: dict.fromkeys(Open, WmsStates.HELD),
-    Phase.COMPLETE: dict.fromkeys(Open, WmsStates.UNKNOWN),
-    Phase.STRANGE: dict.fromkeys(Open, WmsStates.UNKNOWN),
+    TransformPhase.DELETING: dict.fromkeys(Open, WmsStates.DELETED),
+    TransformPhase.HELD: dict.fromkeys(Open, WmsStates.HELD),
+    TransformPhase.COMPLETE: dict.fromkeys(Open, WmsStates.UNKNOWN),
+    TransformPhase.STRANGE: dict.fromkeys(Open, WmsStates.UNKNOWN),
 }
 
 
@@ -195,12 +195,12 @@ def no_jobs() -> Counts:
     return _NONE.copy()
 
 
-def phase_of(status: str, aborted: bool) -> Phase:
+def phase_of(status: str, aborted: bool) -> TransformPhase:
     """Return what a transform's status means for jobs that are not done; killed
     transforms of an aborted run end as Failed or SubFinished.
     """
-    phase = TRANSFORM_STATUSES.get(status, Phase.STRANGE)
-    return Phase.DELETING if aborted and phase is Phase.OVER else phase
+    phase = TRANSFORM_STATUSES.get(status, TransformPhase.STRANGE)
+    return TransformPhase.DELETING if aborted and phase is TransformPhase.OVER else phase
 
 
 def count_task(
@@ -241,7 +241,7 @@ def count_task(
     states = _LEFTOVERS[phase]
     for kind, number in _open_jobs(transform, planned).items():
         counts[states[kind]] += number
-    if phase is Phase.OPEN:
+    if phase is TransformPhase.OPEN:
         _start(counts, transform, running)
     return counts
 
@@ -300,7 +300,7 @@ def refine_by_contents(
         meaning = CONTENT_STATUSES.get(content.status)
         if aborted and was_killed(content):
             killed += 1
-        elif meaning is ContentPhase.RETRIED and phase is Phase.OPEN:
+        elif meaning is ContentPhase.RETRIED and phase is TransformPhase.OPEN:
             retried += 1
         else:
             failed += meaning in (ContentPhase.RETRIED, ContentPhase.FAILED)

@@ -31,7 +31,7 @@ __all__ = [
     "ContentPhase",
     "ErrorSource",
     "JobPhase",
-    "Phase",
+    "TransformPhase",
     "RequestPhase",
     "VerdictRule",
     "is_running",
@@ -90,7 +90,7 @@ TERMINAL = frozenset(
 itself.  Suspended is not among them: the run can be resumed."""
 
 
-class Phase(Enum):
+class TransformPhase(Enum):
     """What the status of a transform says about jobs not yet done."""
 
     OPEN = "the jobs are waiting or running"
@@ -102,32 +102,32 @@ class Phase(Enum):
 
 
 TRANSFORM_STATUSES = {
-    "New": Phase.OPEN,
-    "Ready": Phase.OPEN,
-    "Transforming": Phase.OPEN,
-    "Finished": Phase.COMPLETE,
-    "SubFinished": Phase.OVER,
-    "Failed": Phase.OVER,
-    "Extend": Phase.OPEN,
-    "ToCancel": Phase.DELETING,
-    "Cancelling": Phase.DELETING,
-    "Cancelled": Phase.DELETING,
-    "ToSuspend": Phase.HELD,
-    "Suspending": Phase.HELD,
-    "Suspended": Phase.HELD,
-    "ToResume": Phase.OPEN,
-    "Resuming": Phase.OPEN,
-    "ToExpire": Phase.DELETING,
-    "Expiring": Phase.DELETING,
-    "Expired": Phase.DELETING,
-    "ToFinish": Phase.OPEN,
-    "ToForceFinish": Phase.OPEN,
-    "Terminating": Phase.OPEN,
-    "Building": Phase.OPEN,
-    "Built": Phase.OPEN,
-    "Queue": Phase.OPEN,
-    "Throttling": Phase.OPEN,
-    "WaitForTrigger": Phase.OPEN,
+    "New": TransformPhase.OPEN,
+    "Ready": TransformPhase.OPEN,
+    "Transforming": TransformPhase.OPEN,
+    "Finished": TransformPhase.COMPLETE,
+    "SubFinished": TransformPhase.OVER,
+    "Failed": TransformPhase.OVER,
+    "Extend": TransformPhase.OPEN,
+    "ToCancel": TransformPhase.DELETING,
+    "Cancelling": TransformPhase.DELETING,
+    "Cancelled": TransformPhase.DELETING,
+    "ToSuspend": TransformPhase.HELD,
+    "Suspending": TransformPhase.HELD,
+    "Suspended": TransformPhase.HELD,
+    "ToResume": TransformPhase.OPEN,
+    "Resuming": TransformPhase.OPEN,
+    "ToExpire": TransformPhase.DELETING,
+    "Expiring": TransformPhase.DELETING,
+    "Expired": TransformPhase.DELETING,
+    "ToFinish": TransformPhase.OPEN,
+    "ToForceFinish": TransformPhase.OPEN,
+    "Terminating": TransformPhase.OPEN,
+    "Building": TransformPhase.OPEN,
+    "Built": TransformPhase.OPEN,
+    "Queue": TransformPhase.OPEN,
+    "Throttling": TransformPhase.OPEN,
+    "WaitForTrigger": TransformPhase.OPEN,
 }
 """iDDS's ``TransformStatus``, by number."""
 
