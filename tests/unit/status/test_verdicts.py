@@ -6,7 +6,7 @@ from lsst.ctrl.bps.panda.cli.panda_bps_show import read_rules
 from lsst.ctrl.bps.panda.errors import SettingsError
 from lsst.ctrl.bps.panda.status.failures import signature_of
 from lsst.ctrl.bps.panda.status.records import JobError
-from lsst.ctrl.bps.panda.status.verdicts import PACKAGED_RULES
+from lsst.ctrl.bps.panda.status.verdicts import PACKAGED_RULES, Verdict, parse_rulebook
 
 CASES = [
     ([("payload", 1)], "", "payload"),
@@ -93,3 +93,18 @@ def test_texts_that_differ_in_numbers_are_the_same_error():
     other = "detector  7 at 0x11 of 00000000-ceea-467f-a0e6-1234567890ab"
     assert signature_of(JobError("payload", 1, one)) == signature_of(JobError("payload", 1, other))
     assert signature_of(JobError("payload", 1, one)) != signature_of(JobError("payload", 1, "another"))
+
+
+@pytest.mark.parametrize("code", range(1, 12))
+def test_spans_of_codes_hold_their_ends(code):
+    book = parse_rulebook("rules: [{verdict: mine, source: payload, codes: [3-5, '8', 10]}]", "mine")
+    assert (book.judge([JobError("payload", code)]).name == "mine") == (code in (3, 4, 5, 8, 10))
+
+
+def test_own_rules_come_before_the_packaged_ones_and_replace_verdicts():
+    text = "verdicts: {crash: 'Call   Ann.'}\nrules: [{verdict: crash, text: 'flat \\d'}]"
+    book = parse_rulebook(text, "mine")
+    assert book.judge([JobError("payload", 1, "no FLAT 7")]) == Verdict("crash", "Call Ann.")
+    assert book.judge([JobError("payload", 1, "no dark 7")]).name == "payload"
+    assert book.judge([JobError("payload", 139)]).advice == "Call Ann."
+    assert PACKAGED_RULES.judge([JobError("payload", 139)]).advice != "Call Ann."
