@@ -59,7 +59,7 @@ FOREIGN = {
     "oauthlib": {"auth"},
     "jwt": {"auth", "rest.tokens"},
     "networkx": {"plan"},
-    "pydantic": {"settings", "runs", "campaign", "insight"},
+    "pydantic": {"settings", "runs", "campaign", "insight", "local"},
     "rich": {"cli", "service"},
     "jinja2": {"web"},
     "psutil": {"local"},

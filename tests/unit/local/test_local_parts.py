@@ -26,7 +26,7 @@ from lsst.ctrl.bps.panda.local.endpoint import (
     state_directory,
     write_endpoint,
 )
-from lsst.ctrl.bps.panda.local.faults import Faults, parse_faults, read_faults
+from lsst.ctrl.bps.panda.local.faults import Faults
 from lsst.ctrl.bps.panda.local.identity import IdentityRules, NotAllowedError, identify
 from lsst.ctrl.bps.panda.local.job_store import memory_of_retry
 from lsst.ctrl.bps.panda.local.pilot import (
@@ -45,7 +45,9 @@ from lsst.ctrl.bps.panda.local.settings import (
     TIMINGS,
     Queue,
     ServerSettings,
+    parse_faults,
     parse_timing,
+    read_faults,
     read_queues,
     read_settings,
     write_settings,
@@ -318,7 +320,14 @@ def test_queues_are_read(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "named"),
-    [("[]", "mapping"), ("A: {ram: 1}", "ram"), ("A: {cores: -1}", "-1"), ("A: {cores: x}", "'x'")],
+    [
+        ("[]", "mapping"),
+        ("A: {ram: 1}", "queue A: 'ram' is not known; known: cores, memory, walltime, cloud, site"),
+        ("A: {cores: -1}", "queue A: cores is -1, not a number of at least 0"),
+        ("A: {cores: x}", "queue A: cores is 'x': input should be a valid integer"),
+        ("A: 7", "queue A: 7 is not a mapping of cores, memory"),
+        ("A: {cores: 1", "not YAML"),
+    ],
 )
 def test_bad_queues_are_refused_by_name(tmp_path, text, named):
     path = tmp_path / "queues.yaml"
@@ -372,7 +381,8 @@ def test_fault_with_a_probability():
         ([{"action": "drop"}], "target job"),
         ([{"action": "fail", "target": "moon"}], "moon"),
         ([{"action": "fail", "match": "("}], "regular expression"),
-        ([{"action": "fail", "when": 1}], "when"),
+        ([{"action": "fail", "when": 1}], "'when' is not known; known: action, target"),
+        ([{"action": "delay", "seconds": "long"}], "seconds is 'long': input should be a valid number"),
     ],
 )
 def test_bad_faults_are_refused_by_name(rules, named):
@@ -515,12 +525,20 @@ def test_settings_are_remembered(tmp_path):
         ({"pace": "slow"}, "slow"),
         ({"queues": "/nowhere.yaml"}, "/nowhere.yaml"),
         ({"faults": "/nowhere.yaml"}, "/nowhere.yaml"),
+        ({"slots": "two"}, "settings.json: slots is 'two': input should be a valid integer"),
     ],
 )
 def test_bad_settings_are_refused(tmp_path, changes, named):
     with pytest.raises(LocalPandaError, match=named):
         write_settings(tmp_path, changes)
     assert read_settings(tmp_path) == ServerSettings()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "7"])
+def test_settings_that_cannot_be_read_are_named(tmp_path, text):
+    (tmp_path / "settings.json").write_text(text)
+    with pytest.raises(LocalPandaError, match=r"settings\.json cannot be read .*; remove it"):
+        read_settings(tmp_path)
 
 
 def test_a_directory_with_files_of_others_is_not_taken(tmp_path):

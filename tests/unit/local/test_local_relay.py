@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from lsst.ctrl.bps.panda.local.faults import Faults, parse_faults
+from lsst.ctrl.bps.panda.local.faults import Faults
 from lsst.ctrl.bps.panda.local.idds_host import IddsRelay
 from lsst.ctrl.bps.panda.local.identity import Identity
+from lsst.ctrl.bps.panda.local.settings import parse_faults
 
 _REGISTERED = [[0, {"status": 0, "message": "Command registered successfully"}]]
 

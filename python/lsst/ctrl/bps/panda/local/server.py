@@ -43,14 +43,22 @@ from .endpoint import (
     write_endpoint,
 )
 from .executor import Dispatcher, Executor, ExecutorSettings
-from .faults import Faults, read_faults
+from .faults import Faults
 from .idds_host import IddsHost, IddsRelay, connect
 from .identity import IdentityRules, TokenCheck
 from .jedi import Jedi
 from .job_store import JobStore
 from .pilot import JobDirectories
 from .processes import MARKER, end_leftovers, is_running
-from .settings import Queues, ServerSettings, parse_timing, read_queues, read_settings, take_lock
+from .settings import (
+    Queues,
+    ServerSettings,
+    parse_timing,
+    read_faults,
+    read_queues,
+    read_settings,
+    take_lock,
+)
 from .views import Views, runs
 from .web import WebParts, make_application
 

@@ -1,20 +1,20 @@
-"""Settings of an embedded PanDA, as they are kept in its state directory: queues, pace, and the lock of
-that directory.
-
-The delays of ``production`` are those seen on a whole PanDA with pilots and
-JEDI 1.0.4; iDDS's polling periods are its defaults.
+"""What an embedded PanDA is told: the settings in its state directory, its timing, and the files of queues
+and of faults.  Also the lock of the state directory.
 """
 
 from __future__ import annotations
 
 __all__ = [
-    "TIMINGS",
-    "Timing",
+    "FaultRule",
     "Queue",
     "Queues",
     "SETTINGS_FILE",
     "ServerSettings",
+    "TIMINGS",
+    "Timing",
+    "parse_faults",
     "parse_timing",
+    "read_faults",
     "read_queues",
     "read_settings",
     "take_lock",
@@ -24,21 +24,28 @@ __all__ = [
 import fcntl
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, ClassVar, Literal, TextIO, TypeVar
 
 import yaml
 
 from ..errors import LocalPandaError
-from .faults import read_faults
+
+_T = TypeVar("_T")
+_NO_OTHER_KEYS = {"extra": "forbid"}
+"""How pydantic reads a model."""
+
+_JOB_ACTIONS = ("fail", "lose", "delay")
+_FLOW_ACTIONS = ("drop", "duplicate")
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Delays in seconds."""
+    """Delays of PanDA and iDDS in seconds, chosen with ``--pace``."""
 
     name: str
 
@@ -104,26 +111,23 @@ TIMINGS = {
         event_states=False,
     ),
 }
-"""The presets by name."""
+"""The presets by name.
+
+The delays of ``production`` are those seen on a whole PanDA with pilots and
+JEDI 1.0.4; iDDS's polling periods are its defaults.
+"""
 
 
 def parse_timing(text: str) -> Timing:
-    """Read a pace: a preset's name, with changes if wanted.
+    """Parse a timing: the name of a preset, with changes if wanted.
 
-    Parameters
-    ----------
-    text : `str`
-        For instance ``quick`` or ``production,heartbeat=30,finalise=5``.
-
-    Raises
-    ------
-    ValueError
-        Raised for a name, a key or a value that is not known.
+    For instance ``quick`` or ``production,heartbeat=30,finalise=5``;
+    `ValueError` names what is not known.
     """
     name, *changes = [part.strip() for part in text.split(",")]
     if name not in TIMINGS:
         raise ValueError(f"pace {name!r} is not known; known: {', '.join(TIMINGS)}")
-    pace = TIMINGS[name]
+    timing = TIMINGS[name]
     kinds = {field.name: field.type for field in fields(Timing) if field.name != "name"}
     for change in changes:
         key, _, value = change.partition("=")
@@ -131,10 +135,10 @@ def parse_timing(text: str) -> Timing:
             raise ValueError(f"pace {text!r}: {key!r} is not known; known: {', '.join(kinds)}")
         try:
             changed: dict[str, Any] = {key: _convert(kinds[key], value)}
-            pace = replace(pace, **changed)
+            timing = replace(timing, **changed)
         except ValueError:
             raise ValueError(f"pace {text!r}: {value!r} is no value for {key}") from None
-    return pace
+    return timing
 
 
 def _convert(kind: object, value: str) -> float | int | bool:
@@ -164,6 +168,13 @@ class Queue:
     cloud: str = ""
     site: str = ""
 
+    __pydantic_config__: ClassVar = _NO_OTHER_KEYS
+
+    def __post_init__(self) -> None:
+        for name in ("cores", "memory", "walltime"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, not a number of at least 0")
+
 
 @dataclass(frozen=True, slots=True)
 class Queues:
@@ -173,37 +184,119 @@ class Queues:
     """Empty: every name is a queue without limits."""
 
     def accepts(self, name: str) -> bool:
-        """Tell whether there is such a queue."""
+        """Whether there is such a queue."""
         return not self.known or name in self.known
 
     def get(self, name: str) -> Queue:
-        """Tell the limits of a queue."""
+        """Return the limits of a queue."""
         return self.known.get(name, Queue())
 
 
 def read_queues(path: str | Path) -> Queues:
-    """Read queues from YAML: a mapping of names to limits.
-
-    Raises
-    ------
-    ValueError
-        Raised for anything that is not understood, naming it.
-    """
-    with open(path) as stream:
-        content = yaml.safe_load(stream)
+    """Read queues from YAML, a mapping of names to limits; `ValueError` names what is wrong."""
+    content = _read_yaml(path)
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{path}: expected a mapping of queue names to limits")
-    known_keys = {item.name: item.type for item in fields(Queue)}
-    queues = {}
-    for name, values in content.items():
-        for key, value in (values or {}).items():
-            if key not in known_keys:
-                known = ", ".join(known_keys)
-                raise ValueError(f"{path}: queue {name}: {key!r} is not known; known: {known}")
-            if known_keys[key] == "int" and (not isinstance(value, int) or value < 0):
-                raise ValueError(f"{path}: queue {name}: {key} is {value!r}, not a number of at least 0")
-        queues[str(name)] = Queue(**(values or {}))
-    return Queues(queues)
+    return Queues(
+        {
+            str(name): _validated(Queue, values or {}, f"{path}: queue {name}")
+            for name, values in content.items()
+        }
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class FaultRule:
+    """A rule by which faults are injected, see `~.faults.Faults`."""
+
+    action: Literal["fail", "lose", "delay", "drop", "duplicate"]
+    """``fail``, ``lose`` or ``delay`` of a job; ``drop`` or ``duplicate`` of
+    a message or command."""
+
+    target: Literal["job", "to_idds", "to_panda", "command"] = "job"
+    """``job``; ``to_idds`` or ``to_panda`` (messages); ``command`` (abort,
+    retry and the like through the relay)."""
+
+    match: str = ".*"
+    """Regular expression, found anywhere in ``<task name> <pseudo-input>`` of
+    a job, the type of a message, the name of a command."""
+
+    exit_code: int = 1
+    """Exit code of a job that is to fail."""
+
+    seconds: float = 1.0
+    """Delay of a job's start."""
+
+    attempts: int = 0
+    """Only the first so many attempts of a job; 0 means all."""
+
+    times: int = 0
+    """How often the rule applies at most; 0 means without limit."""
+
+    probability: float = 1.0
+
+    __pydantic_config__: ClassVar = _NO_OTHER_KEYS
+
+    def __post_init__(self) -> None:
+        possible = _JOB_ACTIONS if self.target == "job" else _FLOW_ACTIONS
+        if self.action not in possible:
+            raise ValueError(
+                f"action {self.action!r} does not go with target {self.target}; "
+                f"possible: {', '.join(possible)}"
+            )
+        try:
+            re.compile(self.match)
+        except re.error as error:
+            raise ValueError(f"match {self.match!r} is no regular expression: {error}") from None
+
+
+def parse_faults(content: object, *, origin: str = "faults") -> list[FaultRule]:
+    """Make rules of a list of mappings; `ValueError` names what is wrong."""
+    if not isinstance(content, list):
+        raise ValueError(f"{origin}: expected a list of rules")
+    rules = []
+    for item in content:
+        if not isinstance(item, Mapping) or "action" not in item:
+            raise ValueError(f"{origin}: {item!r} is no rule; each needs at least an 'action'")
+        rules.append(_validated(FaultRule, item, origin))
+    return rules
+
+
+def read_faults(path: str | Path) -> list[FaultRule]:
+    """Read rules from YAML: a list of mappings with the keys of `FaultRule`."""
+    return parse_faults(_read_yaml(path), origin=str(path))
+
+
+def _read_yaml(path: str | Path) -> object:
+    with open(path) as stream:
+        try:
+            return yaml.safe_load(stream)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path}: not YAML: {error}") from None
+
+
+def _validated(kind: type[_T], content: object, origin: str) -> _T:
+    """Make a model of what was read; `ValueError` names place, key, value and what is allowed."""
+    # Here, since it takes a tenth of the server's start: most have no such files.
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_python(content)
+    except ValidationError as error:
+        raise ValueError(f"{origin}: {_reason(kind, error.errors()[0])}") from None
+
+
+def _reason(kind: type[Any], error: Mapping[str, Any]) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{key!r} is not known; known: {', '.join(item.name for item in fields(kind))}"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    if error["type"] == "literal_error":
+        return f"{key} {error['input']!r} is not known; known: {error['ctx']['expected']}"
+    if not key:
+        return f"{error['input']!r} is not a mapping of {', '.join(item.name for item in fields(kind))}"
+    return f"{key} is {error['input']!r}: {error['msg'][:1].lower()}{error['msg'][1:]}"
 
 
 SETTINGS_FILE = "settings.json"
@@ -230,20 +323,20 @@ class ServerSettings:
     the state directory."""
 
     pace: str = "quick"
-    """See `~.pace.parse_timing`."""
+    """Timing, see `parse_timing`."""
 
     queues: str = ""
-    """Path of a YAML file, see `~.queues.read_queues`."""
+    """Path of a YAML file, see `read_queues`."""
 
     faults: str = ""
-    """Path of a YAML file, see `~.faults.read_faults`."""
+    """Path of a YAML file, see `read_faults`."""
 
     keep_work: str = "failed"
     """Work directories to keep: ``never``, ``failed`` or ``always``."""
 
     issuer: str = ""
-    """URL of an OpenID issuer: tokens are needed, and checked with its
-    keys."""
+    """URL of an OpenID issuer, with whose keys tokens are checked; every
+    client then needs a token."""
 
     all_users: bool = False
     """Let other users of the machine in; they can run commands as you."""
@@ -254,14 +347,10 @@ class ServerSettings:
     parent: int = 0
     """Process to end with; 0 means none."""
 
-    def checked(self) -> ServerSettings:
-        """Check all values, also the files that they name.
+    __pydantic_config__: ClassVar = _NO_OTHER_KEYS
 
-        Raises
-        ------
-        LocalPandaError
-            Raised for a value that cannot be used.
-        """
+    def checked(self) -> ServerSettings:
+        """Check all values and the files that they name; `LocalPandaError` for one that cannot be used."""
         if self.host not in ("127.0.0.1", "localhost"):
             raise LocalPandaError(
                 f"the embedded PanDA listens on 127.0.0.1 only, not on {self.host!r}: "
@@ -291,31 +380,30 @@ class ServerSettings:
 
 
 def read_settings(directory: str | Path) -> ServerSettings:
-    """Read the settings of a state directory; defaults if there are none."""
+    """Read the settings of a state directory; defaults if there are none.
+
+    They were checked when they were written.
+    """
+    path = Path(directory) / SETTINGS_FILE
     try:
-        value = json.loads((Path(directory) / SETTINGS_FILE).read_text())
+        value = json.loads(path.read_text())
+        known = {item.name for item in fields(ServerSettings)}
+        return ServerSettings(**{key: item for key, item in value.items() if key in known})
     except FileNotFoundError:
         return ServerSettings()
-    except ValueError as error:
-        path = Path(directory) / SETTINGS_FILE
+    except (ValueError, AttributeError) as error:
         raise LocalPandaError(f"{path} cannot be read ({error}); remove it") from None
-    known = {item.name for item in fields(ServerSettings)}
-    return ServerSettings(**{key: item for key, item in value.items() if key in known})
 
 
 def write_settings(directory: str | Path, changes: dict[str, Any]) -> ServerSettings:
-    """Change settings and keep them.
-
-    Parameters
-    ----------
-    directory : `str` or `~pathlib.Path`
-        State directory.
-    changes : `dict`
-        New values; `None` keeps the old one.
-    """
+    """Change settings and keep them for later starts; `None` keeps the old value."""
     given = {key: value for key, value in changes.items() if value is not None}
-    settings = replace(read_settings(directory), **given).checked()
     target = Path(directory) / SETTINGS_FILE
+    values = {**asdict(read_settings(directory)), **given}
+    try:
+        settings = _validated(ServerSettings, values, f"{target}").checked()
+    except ValueError as error:
+        raise LocalPandaError(str(error)) from None
     temporary = target.with_suffix(f".{os.getpid()}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as stream:
@@ -327,21 +415,10 @@ def write_settings(directory: str | Path, changes: dict[str, Any]) -> ServerSett
 def take_lock(
     directory: Path, *, patience: float = 0.0, sleep: Callable[[float], None] = time.sleep
 ) -> TextIO | None:
-    """Take the lock.
+    """Take the lock of a state directory, which is held until the returned file is closed.
 
-    Parameters
-    ----------
-    directory : `~pathlib.Path`
-        State directory.
-    patience : `float`, optional
-        Seconds to wait for it: it is also taken for a moment to tidy up.
-    sleep : callable, optional
-        Time, for tests.
-
-    Returns
-    -------
-    stream : file or `None`
-        Holds the lock until it is closed; `None` if another process has it.
+    It is `None` if another process has the lock for longer than ``patience``
+    seconds; it is also taken for a moment to tidy up.
     """
     stream = (directory / "lock").open("w")
     while True:

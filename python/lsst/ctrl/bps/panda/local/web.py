@@ -19,9 +19,10 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from .api import Api, ApiCall, ApiError, CacheError, FileCache
 from .endpoint import TOKEN_HEADER
-from .faults import Faults, parse_faults
+from .faults import Faults
 from .idds_host import IddsRelay, decode_body
 from .identity import Identity, IdentityRules, NotAllowedError, identify
+from .settings import parse_faults
 
 _TABLES = (("/proc/net/tcp", "0100007F"), ("/proc/net/tcp6", "0000000000000000FFFF00000100007F"))
 
