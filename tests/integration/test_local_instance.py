@@ -237,17 +237,17 @@ def test_private_parts_of_idds_are_where_the_repairs_expect_them(tmp_path):
     # In a process of its own: it imports the server's side of iDDS.
     code = (
         "import os, sys; from pathlib import Path\n"
-        "from lsst.ctrl.bps.panda.local import idds_repairs\n"
+        "from lsst.ctrl.bps.panda.local import idds_host, idds_repairs\n"
         "from lsst.ctrl.bps.panda.local.idds_host import IddsHost\n"
         "from lsst.ctrl.bps.panda.local.settings import TIMINGS\n"
         "host = IddsHost(Path(sys.argv[1]), database=f'sqlite:///{sys.argv[1]}/x.db',\n"
         "                timing=TIMINGS['quick'])\n"
         "os.environ.update(host.environment()); os.environ.pop('IDDS_CLIENT_MODE', None)\n"
         "idds_repairs.before_import()\n"
-        "assert idds_repairs.self_test() == '', idds_repairs.self_test()\n"
-        "assert all(item.reason and item.symptom and item.grips for item in idds_repairs.REPAIRS)\n"
+        "assert idds_host.self_test() == '', idds_host.self_test()\n"
+        "assert all(item.reason and item.symptom and item.grips for item in idds_host.REPAIRS)\n"
         "from idds.agents.clerk import clerk; del clerk.Clerk.get_request\n"
-        "said = idds_repairs.self_test()\n"
+        "said = idds_host.self_test()\n"
         "assert 'Clerk.get_request' in said and 'pip install' in said, said\n"
     )
     done = subprocess.run(
@@ -257,7 +257,7 @@ def test_private_parts_of_idds_are_where_the_repairs_expect_them(tmp_path):
 
 
 def test_known_version_is_the_one_that_is_installed():
-    from lsst.ctrl.bps.panda.local import idds_repairs
+    from lsst.ctrl.bps.panda.local import idds_host
 
-    assert importlib.metadata.version("idds-server") == idds_repairs.IDDS_VERSION
-    assert idds_repairs.wrong_versions() == []
+    assert importlib.metadata.version("idds-server") == idds_host.IDDS_VERSION
+    assert idds_host.wrong_versions() == []

@@ -1,21 +1,19 @@
 """Parts of the server process that need no server: its log, its lock, what
-it does without, the bell of its loops, and the end of its processes.
+replaces a library, the waker of its loops, and the end of its processes.
 """
 
-import importlib
 import logging
 import logging.handlers
 import os
 import subprocess
-import sys
 import threading
 import time
 
 import pytest
 
 from lsst.ctrl.bps.panda.local.endpoint import SERVER_MARKER
-from lsst.ctrl.bps.panda.local.idds_repairs.embedding import Absent, DeepDiff, taken_away
-from lsst.ctrl.bps.panda.local.idds_repairs.speed import LoopWaker, StopEvent
+from lsst.ctrl.bps.panda.local.idds_repairs import DeepDiff
+from lsst.ctrl.bps.panda.local.idds_tuning import LoopWaker, StopEvent
 from lsst.ctrl.bps.panda.local.processes import MARKER, end_leftovers, marked_processes
 from lsst.ctrl.bps.panda.local.server import PrintedLines, set_up_log
 from lsst.ctrl.bps.panda.local.settings import take_lock
@@ -91,38 +89,19 @@ def test_small_deepdiff_agrees_with_what_is_meant(first, second, differ):
     assert bool(DeepDiff(first, second, ignore_order=True)) is differ
 
 
-def test_modules_are_taken_away_for_a_moment_only():
-    with taken_away(("xyz_absent", "xyz_absent.part"), ("xyz_optional",)):
-        absent = importlib.import_module("xyz_absent.part")
-        with pytest.raises(ImportError):
-            importlib.import_module("xyz_optional")
-        thing = absent.Thing
-    assert isinstance(thing, Absent)
-    assert "xyz_absent" not in sys.modules
-    assert "xyz_optional" not in sys.modules
-    with pytest.raises(RuntimeError, match=r"works without xyz_absent\.part\.Thing"):
-        thing()
-
-
-def test_what_is_loaded_is_not_taken_away():
-    with taken_away(("json",), ()):
-        assert importlib.import_module("json").dumps([]) == "[]"
-    assert "json" in sys.modules
-
-
-def test_bell_wakes_who_waits_and_who_comes_late():
-    bell = LoopWaker()
-    bell.wait(0.0)
-    bell.ring()
-    # Rung before the wait: heard at once, however long the wait.
+def test_waker_wakes_who_waits_and_who_comes_late():
+    waker = LoopWaker()
+    waker.wait(0.0)
+    waker.wake_all()
+    # Woken before the wait: noticed at once, however long the wait.
     done = threading.Event()
-    waiter = threading.Thread(target=lambda: (bell.wait(600), done.set()), daemon=True)
+    waiter = threading.Thread(target=lambda: (waker.wait(600), done.set()), daemon=True)
     waiter.start()
     assert done.wait(30)
-    event = StopEvent(bell)
+    event = StopEvent(waker)
     event.set()
     assert event.wait(0.001) is True
-    assert StopEvent(bell).wait(0.001) is False
+    assert StopEvent(waker).wait(0.001) is False
 
 
 def test_marked_processes_are_ended_also_those_that_are_just_becoming_a_job(tmp_path):

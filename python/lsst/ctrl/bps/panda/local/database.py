@@ -1,9 +1,9 @@
-"""The database of an embedded PanDA, and the messages to iDDS that are written with each change of state.
+"""The tables of PanDA's side, transactions on them, and the queue of messages to iDDS.
 
-It lies next to iDDS's database (SQLite), or in a schema of its own in the
-same PostgreSQL database.  One process writes, under one lock; every change of
-state is one transaction, so that a kill at any moment leaves either the old
-state or the new one.
+They are next to iDDS's database (SQLite), or in a schema of their own in the
+same PostgreSQL database. One process writes, under one lock; every change of
+state is one transaction, messages included, so that a kill at any moment
+leaves either the old state or the new one.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ files = sa.Table(
     sa.Column("ram", sa.Integer, nullable=False),
     sa.Column("due", sa.Float, index=True),
     sa.Column("panda_id", sa.BigInteger),
-    # What is open of a task is looked for at the end of each job.
+    # For the search of a task's open inputs at the end of each job.
     sa.Index("ix_files_task_status", "task_id", "status"),
 )
 
@@ -120,7 +120,7 @@ messages = sa.Table(
 
 
 class Database:
-    """The engine, the lock and the transactions."""
+    """The connections to the database, with its write lock."""
 
     def __init__(self, url: str) -> None:
         postgresql = url.startswith("postgresql")
@@ -139,12 +139,12 @@ class Database:
         _METADATA.create_all(self.engine)
         for table in _METADATA.tables.values():
             for index in table.indexes:
-                # Of a table that an earlier version has made.
+                # Also in tables that an earlier version has made.
                 index.create(self.engine, checkfirst=True)
 
     @contextmanager
     def change(self) -> Iterator[sa.Connection]:
-        """Open a transaction, or join the one this thread is in."""
+        """Open a transaction, or join the one that this thread is in."""
         with self._lock:
             if self._current is not None:
                 yield self._current
@@ -161,9 +161,7 @@ class Database:
             call()
 
     def after_commit(self, call: Callable[[], None]) -> None:
-        """Have something called when the transaction this thread is in has
-        been committed; once, however often it was asked for.
-        """
+        """Have something called once after the transaction of this thread is committed."""
         self._after.append(call)
 
     @contextmanager
@@ -173,7 +171,7 @@ class Database:
             yield connection
 
     def highest(self, column: sa.Column[Any]) -> int:
-        """Tell the highest value of an id column, 0 if there is none."""
+        """Return the highest value of an id column, 0 if there is none."""
         with self.look() as connection:
             return int(connection.execute(sa.select(sa.func.max(column))).scalar() or 0)
 
@@ -205,11 +203,11 @@ class MessageQueue:
     def __init__(self, database: Database, clock: Callable[[], float]) -> None:
         self._database = database
         self._clock = clock
-        self._bell = threading.Event()
+        self._added = threading.Event()
         self._cleaned = clock()
 
     def put(self, connection: sa.Connection, *bodies: Mapping[str, Any]) -> None:
-        """Add messages; they leave when the transaction is committed."""
+        """Add messages, which are delivered when the transaction is committed."""
         if not bodies:
             return
         now = self._clock()
@@ -218,13 +216,13 @@ class MessageQueue:
             for body in bodies
         ]
         connection.execute(messages.insert(), rows)
-        self._database.after_commit(self._bell.set)
+        self._database.after_commit(self._added.set)
 
     def take(self, timeout: float, limit: int = 500) -> list[dict[str, Any]]:
-        """Wait for messages and take them."""
-        if not self._bell.wait(timeout):
+        """Wait for messages, ``timeout`` seconds at most, and take up to ``limit`` of them."""
+        if not self._added.wait(timeout):
             return []
-        self._bell.clear()
+        self._added.clear()
         now = self._clock()
         with self._database.change() as connection:
             query = sa.select(messages.c.message_id, messages.c.body).where(messages.c.taken.is_(None))
@@ -234,25 +232,25 @@ class MessageQueue:
                 update = messages.update().where(messages.c.message_id.in_(ids))
                 connection.execute(update.values(taken=now))
             if len(rows) == limit:
-                self._database.after_commit(self._bell.set)
+                self._database.after_commit(self._added.set)
             if now - self._cleaned > _KEEP:
                 self._cleaned = now
                 connection.execute(messages.delete().where(messages.c.taken < now - _KEEP))
         return [json.loads(row.body) for row in rows]
 
     def replay(self) -> int:
-        """Have what was handed over last handed over again (after a restart)."""
+        """Have the last messages delivered again, after a restart; returns their number."""
         with self._database.change() as connection:
             last = connection.execute(sa.select(sa.func.max(messages.c.taken))).scalar()
             count = 0
             if last is not None:
                 update = messages.update().where(messages.c.taken > last - _REPLAY)
                 count = connection.execute(update.values(taken=None)).rowcount
-            self._database.after_commit(self._bell.set)
+            self._database.after_commit(self._added.set)
         return count
 
     def largest_task(self, task_ids: Collection[int]) -> int:
-        """Tell the number of inputs of the largest of some tasks."""
+        """Return the number of inputs of the largest of some tasks."""
         query = sa.select(sa.func.count()).where(files.c.task_id.in_(task_ids)).group_by(files.c.task_id)
         with self._database.look() as connection:
             return max(connection.execute(query).scalars(), default=0) if task_ids else 0

@@ -210,7 +210,7 @@ class Executor:
         self._settings = settings
         self._timing = timing
         self._faults = faults
-        self._bell = threading.Event()
+        self._changed = threading.Event()
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._running: dict[int, PayloadRun] = {}
@@ -232,7 +232,7 @@ class Executor:
 
     def wake(self) -> None:
         """Have the executor look for jobs now."""
-        self._bell.set()
+        self._changed.set()
 
     def start(self) -> None:
         """Begin to run jobs."""
@@ -243,7 +243,7 @@ class Executor:
     def stop(self) -> None:
         """End all payloads; how they end is not reported any more."""
         self._stopping.set()
-        self._bell.set()
+        self._changed.set()
         with self._lock:
             running = list(self._running.values())
         enders = [
@@ -261,14 +261,14 @@ class Executor:
 
     def _dispatch(self) -> None:
         while not self._stopping.is_set():
-            self._bell.wait()
-            self._bell.clear()
+            self._changed.wait()
+            self._changed.clear()
             try:
                 self._take_jobs()
             except Exception:
                 _LOG.exception("could not take jobs; trying again in a second")
                 self._stopping.wait(1)
-                self._bell.set()
+                self._changed.set()
 
     def _take_jobs(self) -> None:
         with self._lock:

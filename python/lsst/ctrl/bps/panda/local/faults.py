@@ -1,5 +1,5 @@
-"""Faults on purpose, for tests: jobs that fail, get lost or are late, and
-messages or commands that are dropped or come twice, by rules.
+"""Faults on purpose, for tests: jobs that fail, get lost or start late, and messages or commands that are
+dropped or duplicated, by rules.
 """
 
 from __future__ import annotations

@@ -1,11 +1,15 @@
-"""The iDDS that runs in this process: its agents, its plugins for PanDA, and PanDA's relay to it."""
+"""iDDS in this process: its agents, the plug-ins that connect it with PanDA, PanDA's relay to it, and the
+check of its version.
+"""
 
 from __future__ import annotations
 
 __all__ = ["IddsHost", "Notifier", "Receiver", "IddsRelay", "connect"]
 
+import functools
 import gzip
 import importlib
+import importlib.metadata
 import io
 import json
 import logging
@@ -21,10 +25,11 @@ from urllib.parse import parse_qs, urlsplit
 import requests
 from requests.adapters import BaseAdapter
 
-from . import idds_repairs
+from . import idds_repairs, idds_tuning
 from .database import MessageQueue
 from .faults import Faults
-from .idds_repairs import LOOP_WAKER
+from .idds_repairs import Repair, idds_module
+from .idds_tuning import LOOP_WAKER
 from .identity import Identity
 from .jedi import Jedi
 from .settings import Timing
@@ -35,8 +40,58 @@ _LONGEST_BATCH = 1.5
 _BATCH_PER_INPUT = 0.001
 
 
+IDDS_VERSION = "2.6.21"
+"""The version whose private parts are known."""
+
+REPAIRS: tuple[Repair, ...] = (*idds_repairs.REPAIRS, *idds_tuning.REPAIRS)
+"""All repairs of iDDS's private parts."""
+
+_DISTRIBUTIONS = ("idds-server", "idds-common", "idds-workflow", "idds-doma", "idds-client", "idds-prompt")
+
+
+def wrong_versions() -> list[str]:
+    """List distributions of iDDS that are absent or of another version."""
+    wrong = []
+    for name in _DISTRIBUTIONS:
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            wrong.append(f"{name} is not installed")
+            continue
+        if version != IDDS_VERSION:
+            wrong.append(f"{name} is {version}")
+    return wrong
+
+
+def missing_grips() -> list[str]:
+    """List private parts of iDDS that are not where the repairs expect them."""
+    missing = []
+    for item in REPAIRS:
+        for grip in item.grips:
+            name, _, path = grip.partition(":")
+            try:
+                functools.reduce(getattr, path.split("."), idds_module(name))
+            except (ImportError, AttributeError):
+                missing.append(f"{grip} ({item.name})")
+    return missing
+
+
+def self_test() -> str:
+    """Check that this is the iDDS for which the repairs are made.
+
+    The text says what to install; it is empty if all is well.
+    """
+    problems = wrong_versions() or missing_grips()
+    if not problems:
+        return ""
+    return (
+        f"the embedded PanDA knows iDDS {IDDS_VERSION} only, but here {', '.join(problems)}; "
+        f"install what it needs with: pip install 'lsst-ctrl-bps-panda[local]' 'idds-server=={IDDS_VERSION}'"
+    )
+
+
 class _Connections:
-    """What the plug-ins connect; iDDS makes them without arguments."""
+    """The parts that the plug-ins connect, set once, because iDDS makes plug-ins without arguments."""
 
     jedi: Jedi
     message_queue: MessageQueue
@@ -44,11 +99,11 @@ class _Connections:
 
 
 def connect(jedi: Jedi, message_queue: MessageQueue, faults: Faults) -> None:
-    """Set what the plug-ins connect, before iDDS's agents are started."""
+    """Set the parts that the plug-ins connect, before iDDS's agents are started."""
     _Connections.jedi, _Connections.message_queue, _Connections.faults = jedi, message_queue, faults
 
 
-class _Plugin(threading.Thread):
+class _MessagingPlugin(threading.Thread):
     """A thread with the methods that iDDS calls on its messaging plug-ins."""
 
     def __init__(self, logger: Any = None, **attributes: Any) -> None:
@@ -60,18 +115,18 @@ class _Plugin(threading.Thread):
         self._output: Queue[Any] = Queue()
 
     def set_logger(self, logger: Any) -> None:
-        """Accept a logger; ours is used."""
+        """Ignore iDDS's logger; ours is used."""
 
     def set_request_queue(self, queue: Queue[Any]) -> None:
-        """Set where messages to send come from."""
+        """Set the queue of messages to send."""
         self._requests = queue
 
     def set_response_queue(self, queue: Queue[Any]) -> None:
-        """Set where sent messages go."""
+        """Set the queue of messages that were sent."""
         self._responses = queue
 
     def set_output_queue(self, queue: Queue[Any]) -> None:
-        """Set where received messages go."""
+        """Set the queue of received messages."""
         self._output = queue
 
     def stop(self) -> None:
@@ -79,15 +134,15 @@ class _Plugin(threading.Thread):
         self._stopped.set()
 
     def suspend(self) -> None:
-        """Pause."""
+        """Pause the thread."""
         self._suspended.set()
 
     def resume(self) -> None:
-        """Go on."""
+        """End a pause."""
         self._suspended.clear()
 
     def is_processing(self) -> bool:
-        """Tell whether messages are handled."""
+        """Whether messages are handled now."""
         return not self._stopped.is_set() and not self._suspended.is_set()
 
     def _repeat(self, action: Callable[[], None]) -> None:
@@ -99,8 +154,8 @@ class _Plugin(threading.Thread):
                 time.sleep(1)
 
 
-class Notifier(_Plugin):
-    """Takes messages from iDDS to PanDA: releases of inputs."""
+class Notifier(_MessagingPlugin):
+    """Passes releases of inputs from iDDS to PanDA."""
 
     def run(self) -> None:
         """Pass messages on until stopped."""
@@ -121,9 +176,7 @@ class Notifier(_Plugin):
 
     @staticmethod
     def deliver(content: Any) -> None:
-        """Pass one message on; all but releases of inputs are ignored, as
-        JEDI does.
-        """
+        """Pass one message on; all but releases of inputs are ignored, as JEDI does."""
         if not isinstance(content, dict) or content.get("msg_type") != "file_processing":
             return
         if content.get("relation_type") != "input" or not content.get("workload_id"):
@@ -132,8 +185,8 @@ class Notifier(_Plugin):
             _Connections.jedi.release(int(copy["workload_id"]), copy.get("files") or [])
 
 
-class Receiver(_Plugin):
-    """Takes messages from PanDA to iDDS: states of jobs and tasks."""
+class Receiver(_MessagingPlugin):
+    """Passes states of jobs and tasks from PanDA to iDDS."""
 
     def run(self) -> None:
         """Pass messages on until stopped."""
@@ -151,7 +204,7 @@ class Receiver(_Plugin):
                     {"name": "default", "from_idds": "false", "msg": {"headers": headers, "body": copy}}
                 )
         if bodies:
-            LOOP_WAKER.ring()
+            LOOP_WAKER.wake_all()
         # iDDS goes through all inputs of a task for each batch of messages:
         # the larger the task, the larger the batches, up to a second's worth.
         size = _Connections.message_queue.largest_task({int(body["taskid"]) for body in bodies})
@@ -159,11 +212,11 @@ class Receiver(_Plugin):
 
 
 _HOST = "http://idds.invalid"
-"""Name under which the relay reaches the REST application; never resolved."""
+"""Host name of iDDS's REST application for the relay; never resolved."""
 
 _SUPER_USER = "local-panda"
 _CLIENTS = 20
-"""Clients that a thread keeps: one a user and kind."""
+"""Largest number of clients that a thread keeps: one for each user and kind."""
 
 _AGENTS = ("clerk", "transformer", "submitter", "poller", "receiver", "trigger", "finisher", "conductor")
 _PLUGINS = "lsst.ctrl.bps.panda.local.idds_host"
@@ -207,7 +260,7 @@ def _sections(directory: Path, database: str, timing: Timing, loglevel: str) -> 
         },
         "main": {"agents": ", ".join(_AGENTS)},
         "eventbus": {"backend": "default"},
-        # With few workers, requests that run starve the commands of others.
+        # With few workers, running requests would delay the commands of other requests.
         "clerk": {
             **periods,
             "max_number_workers": 16,
@@ -264,7 +317,7 @@ class _InProcessAdapter(BaseAdapter):
     def send(  # type: ignore[override]
         self, request: requests.PreparedRequest, **options: Any
     ) -> requests.Response:
-        """Have a request answered."""
+        """Send a request to the application."""
         parts = urlsplit(str(request.url))
         body = request.body
         answer = self._client.open(
@@ -289,7 +342,7 @@ class _InProcessAdapter(BaseAdapter):
 
 
 class IddsHost:
-    """iDDS in this process."""
+    """iDDS in this process: its configuration, agents, REST application and clients."""
 
     def __init__(self, directory: Path, *, database: str, timing: Timing, loglevel: str = "WARNING") -> None:
         self._directory = directory
@@ -311,7 +364,7 @@ class IddsHost:
         configuration.write_text("\n".join(lines) + "\n")
 
     def environment(self) -> Mapping[str, str]:
-        """Tell the environment variables that iDDS reads in this process."""
+        """Return the variables that iDDS reads in this process."""
         home = self._directory / "home"
         return {
             "IDDS_CONFIG": str(self._directory / "idds.cfg"),
@@ -328,14 +381,17 @@ class IddsHost:
         }
 
     def prepare(self) -> None:
-        """Import iDDS, repair it, make its tables and its REST application."""
-        wrong = idds_repairs.wrong_versions()
+        """Import iDDS, repair it, make its tables and its REST application.
+
+        `RuntimeError` says what to install if this is another iDDS.
+        """
+        wrong = wrong_versions()
         if wrong:
-            raise RuntimeError(idds_repairs.self_test())
+            raise RuntimeError(self_test())
         idds_repairs.before_import()
         session = importlib.import_module("idds.orm.base.session")
         models = importlib.import_module("idds.orm.base.models")
-        if problem := idds_repairs.self_test():
+        if problem := self_test():
             raise RuntimeError(problem)
         engine = session.get_engine(echo=False)
         if engine.dialect.name == "postgresql":
@@ -343,7 +399,9 @@ class IddsHost:
             with engine.begin() as connection:
                 connection.execute(schema.CreateSchema("doma_idds", if_not_exists=True))
         models.register_models(engine)
-        idds_repairs.repair(self._timing)
+        for item in REPAIRS:
+            if item.apply is not None:
+                item.apply(self._timing)
         idds_repairs.unlock_everything()
         application = importlib.import_module("idds.rest.v1.app").create_app()
         self._adapter = _InProcessAdapter(application)
@@ -354,14 +412,12 @@ class IddsHost:
         for name in _AGENTS:
             agent = main.load_agent(name)
             agent.daemon = True
-            idds_repairs.tune(agent, self._timing)
+            idds_tuning.tune(agent, self._timing)
             agent.start()
             self._agents.append(agent)
 
     def stop(self) -> None:
-        """Ask the agents to stop; what they leave is taken up by the next
-        start.
-        """
+        """Ask the agents to stop; the next start continues their work."""
         for agent in self._agents:
             agent.stop()
 
@@ -370,9 +426,9 @@ class IddsHost:
         return [agent.get_name() for agent in self._agents if not agent.is_alive()]
 
     def client(self, user: str, *, manager: bool) -> Any:
-        """Make a client of iDDS that acts for a user, as PanDA's relay does,
-        or take the one that this thread has made before: to make one, files
-        are read.
+        """Return a client of iDDS that acts for a user, as PanDA's relay does.
+
+        Each thread keeps its clients, because making one reads files.
         """
         clients: dict[tuple[str, bool], Any] = self._clients.__dict__.setdefault("made", {})
         if (user, manager) not in clients:
@@ -382,7 +438,7 @@ class IddsHost:
         return clients[user, manager]
 
     def forget_clients(self) -> None:
-        """Have this thread make its clients anew: one was changed."""
+        """Drop this thread's clients, after one was changed."""
         self._clients.__dict__.clear()
 
     def _make_client(self, user: str, *, manager: bool) -> Any:
@@ -396,7 +452,7 @@ class IddsHost:
             inner = client
         inner.session.mount(_HOST, self._adapter)
         client.set_original_user(user_name=user)
-        idds_repairs.settle_client(client)
+        idds_tuning.settle_client(client)
         return client
 
 
@@ -404,7 +460,11 @@ _COMMANDS = ("abort", "retry", "close", "abort_task")
 
 
 def decode_body(body: bytes) -> dict[str, Any]:
-    """Decode the body of a request to the relay."""
+    """Decode the body of a request to the relay: JSON, maybe packed with gzip, or a URL-encoded form.
+
+    The client does not say in a header that it packs. `ValueError` for
+    anything else.
+    """
     if body[:2] == b"\x1f\x8b":
         body = gzip.decompress(body)
     try:
@@ -417,15 +477,21 @@ def decode_body(body: bytes) -> dict[str, Any]:
 
 
 class IddsRelay:
-    """The relay."""
+    """PanDA's relay, which forwards commands to iDDS."""
 
     def __init__(self, host: IddsHost, faults: Faults) -> None:
         self._host = host
         self._faults = faults
 
     def call(self, body: dict[str, Any], identity: Identity) -> tuple[bool, Any]:
-        """Send a command."""
-        # "command+http://host" asks for another iDDS server: there is one.
+        """Forward a command to iDDS in the name of a user.
+
+        The body holds ``command_name``, ``args`` and ``kwargs`` (JSON texts in
+        iDDS's own format), ``manager`` and ``json_outputs``. Returns whether a
+        client could be called, and the reply, which may still be an error, or
+        what went wrong.
+        """
+        # "command+http://host" asks for another iDDS server: there is only one.
         command = str(body["command_name"]).partition("+")[0]
         manager = str(body.get("manager", "")).lower() == "true"
         codec = importlib.import_module("idds.common.utils")
@@ -441,7 +507,7 @@ class IddsRelay:
             function = getattr(client, command)
             if command not in _COMMANDS:
                 return True, function(*args, **kwargs)
-            # A dropped command is registered, as far as the client can see.
+            # To the client, a dropped command looks registered.
             reply: Any = [[0, {"status": 0, "message": "Command registered successfully"}]]
             for _ in self._faults.flow("command", command, None):
                 reply = function(*args, **kwargs)
@@ -451,7 +517,7 @@ class IddsRelay:
             return False, f"failed to execute command with {error}"
 
     def render(self, value: Any) -> str:
-        """Render a reply as JSON; objects of iDDS in iDDS's own way."""
+        """Render a reply as JSON; objects of iDDS in iDDS's own format."""
         try:
             return json.dumps(value)
         except (TypeError, ValueError):

@@ -1,5 +1,5 @@
-"""Who asks: the user named by a bearer token, by a header, or the default; and whether an OpenID issuer
-signed the token.
+"""Who makes a request: the user named by a bearer token, by a header, or by default; and whether an OpenID
+issuer has signed the token.
 """
 
 from __future__ import annotations
@@ -23,41 +23,41 @@ _LONGEST = 20
 
 
 class Headers(Protocol):
-    """What is needed of HTTP headers."""
+    """The method of HTTP headers that is used here."""
 
     def get(self, name: str, default: str, /) -> str:
-        """Tell the value of a header, whatever the case of its name."""
+        """Return the value of a header; the case of its name does not matter."""
 
 
 class NotAllowedError(Exception):
-    """The request carries no identity that is accepted."""
+    """A request by somebody who may not make it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who asks."""
+    """Who makes a request."""
 
     user: str
     production: bool
-    """Whether everything is allowed: true for whoever brings no identity,
-    since only this user reaches the server, and iDDS's agents are so too."""
+    """Whether everything is allowed: so for whoever names no user, since only the
+    server's own user reaches it, and for iDDS's agents."""
 
     inside: bool = False
-    """Whether it is this very process: iDDS's agents."""
+    """Whether it comes from iDDS's agents in this process."""
 
 
 @dataclass(frozen=True, slots=True)
 class IdentityRules:
-    """How users are told apart."""
+    """How users are identified."""
 
     default_user: str
     verify: Callable[[str], Mapping[str, Any]] | None = None
-    """Checks a token and tells its claims; raises `NotAllowedError`.  With
-    it, every request from outside needs a token."""
+    """Checks a token and returns its claims, or raises `NotAllowedError`.  If
+    set, every request from outside needs a token."""
 
 
 def read_claims(token: str) -> dict[str, Any]:
-    """Read the claims of a JSON web token without checking it."""
+    """Read the claims of a JSON web token without checking it; `NotAllowedError` if it is no such token."""
     try:
         payload = token.split(".")[1]
         claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
@@ -69,7 +69,9 @@ def read_claims(token: str) -> dict[str, Any]:
 
 
 def identify(headers: Headers, rules: IdentityRules, *, inside: bool = False) -> Identity:
-    """Tell who asks."""
+    """Identify who makes a request; `NotAllowedError` for a token that is not accepted, or is missing and
+    needed.
+    """
     if inside:
         return Identity(rules.default_user, production=True, inside=True)
     scheme, _, token = headers.get("Authorization", "").partition(" ")
@@ -104,7 +106,7 @@ def _number(text: str) -> int:
 
 
 class TokenCheck:
-    """Checks tokens."""
+    """Checks that tokens were signed by an OpenID issuer, whose keys are found by discovery."""
 
     def __init__(
         self,
@@ -133,7 +135,7 @@ class TokenCheck:
         return self._keys[name]
 
     def verify(self, token: str) -> Mapping[str, Any]:
-        """Check a token."""
+        """Return the claims of a token; `NotAllowedError` says why it is not accepted."""
         claims = read_claims(token)
         signed, _, signature = token.rpartition(".")
         try:

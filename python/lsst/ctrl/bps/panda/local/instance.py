@@ -58,7 +58,7 @@ _NEEDED = {
     "psutil": "psutil",
 }
 _children: dict[int, subprocess.Popen[bytes]] = {}
-"""Servers that this process has started, to be collected when they end."""
+"""Servers that this process has started, and has to wait for."""
 
 # Credentials for a facility are not passed on to the server.
 _DROPPED = ("PANDA_", "OIDC_", "IDDS_", "X509_")
@@ -102,7 +102,7 @@ def _prepare_directory(directory: Path) -> Path:
     directory = _canonical(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # "clean" removes all of it, and nobody else may read it.
+        # Checked first: "clean" removes all of it, and the mode is changed below.
         found = set(os.listdir(directory))
         if found and not found & _OURS:
             raise LocalPandaError(
@@ -129,14 +129,7 @@ def _ask(endpoint: Endpoint, path: str, parameters: object = None) -> Any:
 
 
 def find(directory: str | Path) -> Endpoint | None:
-    """Find the embedded PanDA that runs with a state directory.
-
-    Returns
-    -------
-    endpoint : `Endpoint` or `None`
-        `None` if none runs; what a dead one left is recognised by the number
-        and start of its process.
-    """
+    """Find the embedded PanDA that runs with a state directory, if one does."""
     endpoint = read_endpoint(directory)
     if endpoint is None:
         return None
@@ -245,7 +238,7 @@ def _wait_for_answer(
 
 
 def _abandon(process: subprocess.Popen[bytes]) -> None:
-    """End a server that is starting."""
+    """End a server that has not started yet."""
     process.terminate()
     try:
         process.wait(timeout=5)
@@ -331,7 +324,7 @@ def _end_remains(directory: str | Path) -> None:
 
     lock = take_lock(directory, patience=1.0)
     if lock is None:
-        # A server is just starting, and tidies up itself.
+        # A server that is starting tidies up itself.
         return
     with lock:
         dead = read_endpoint(directory)
@@ -340,7 +333,7 @@ def _end_remains(directory: str | Path) -> None:
 
 
 def _reap(pid: int) -> None:
-    """Collect the server if it is a child of this process."""
+    """Wait for a server that has ended, if it is a child of this process."""
     child = _children.pop(pid, None)
     if child is not None:
         child.wait(timeout=10)

@@ -1,5 +1,5 @@
-"""PanDA's task side (JEDI): tasks from their submission over the release of their inputs to a final status,
-and the commands kill, finish, retry.
+"""PanDA's tasks (JEDI): from submission through the release of inputs to a final status, and the commands
+kill, finish and retry.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .pilot import JobResult, cancelled_detail, lost_detail
 from .settings import Timing
 
 FINAL_STATES = ("done", "finished", "failed", "aborted", "broken", "exhausted")
-"""States in which a task stays until a command comes."""
+"""States that a task leaves only by a command."""
 
 _CACHED_TASKS = 200
 _TOUCH = (
@@ -29,7 +29,7 @@ _TOUCH = (
 
 
 class TaskStore:
-    """Tasks in the database."""
+    """The table of tasks."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class TaskStore:
     def add(
         self, connection: sa.Connection, name: str, params: Mapping[str, Any], user: str
     ) -> dict[str, Any]:
-        """Add a new task; ``user`` has it if the parameters do not say."""
+        """Add a new task; ``user`` owns it if the parameters name nobody."""
         now = self._clock()
         task_id = next(self._ids)
         task: dict[str, Any] = {
@@ -90,9 +90,7 @@ class TaskStore:
         return {**task, "params": params, "command": None, "command_by": None}
 
     def submitted(self, req_id: int, name: str) -> int | None:
-        """Find a task of an iDDS request by its name, unless it came to
-        nothing.
-        """
+        """Find a task of an iDDS request by its name, unless it has failed or was aborted."""
         query = sa.select(tasks.c.task_id).where(tasks.c.name == name, tasks.c.req_id == req_id)
         useless = ("aborted", "failed", "broken")
         with self._database.change() as connection:
@@ -100,11 +98,11 @@ class TaskStore:
         return None if found is None else int(found)
 
     def touch(self, connection: sa.Connection, task: Mapping[str, Any]) -> None:
-        """Note that something of a task has changed."""
+        """Record that something of a task has changed."""
         connection.execute(_TOUCH, {"_task_id": task["task_id"], "_now": self._clock()})
 
     def set(self, connection: sa.Connection, task: dict[str, Any], status: str, **values: Any) -> None:
-        """Change a task's status, and further values, and tell iDDS."""
+        """Change a task's status and further values, and send the status to iDDS."""
         if status not in ("pending", *FINAL_STATES) and "error_dialog" not in values:
             values["error_dialog"] = None
         task.update(values, status=status)
@@ -131,15 +129,15 @@ class TaskStore:
         self._database.after_commit(self._wake)
 
     def unplan(self, connection: sa.Connection, task: Mapping[str, Any]) -> None:
-        """Take the command of a task away: it is executed now."""
+        """Clear the command of a task, which is executed now."""
         update = tasks.update().where(tasks.c.task_id == task["task_id"])
         connection.execute(update.values(command=None, command_by=None, due=None))
 
 
 _REGISTERED = "command is registered. will be executed in a few minutes"
 _ACTIVE_COMMANDS = {"kill": "toabort", "finish": "finishing", "retry": "toretry", "incexec": "toincexec"}
-# What JEDI accepts in which final states; every command is accepted or
-# refused at registration.
+# The final states in which JEDI accepts a command; it accepts or refuses at
+# registration.
 _ACCEPTED_WHEN_FINAL = {
     "kill": (),
     "finish": (),
@@ -150,7 +148,7 @@ _ACCEPTED_WHEN_FINAL = {
 
 @dataclass(frozen=True, slots=True)
 class CommandReply:
-    """Reply to a command: PanDA's code and text."""
+    """PanDA's reply to a command: code and text."""
 
     code: int
     """0 registered, 2 no such task, 3 not allowed, 4 wrong task status."""
@@ -159,7 +157,7 @@ class CommandReply:
 
 
 class Jedi:
-    """Tasks."""
+    """Tasks, from submission to a final status, with the consequences for their inputs and jobs."""
 
     def __init__(
         self,
@@ -189,7 +187,12 @@ class Jedi:
     # -- Submission and release ---------------------------------------------
 
     def submit(self, params: Mapping[str, Any], user: str) -> int:
-        """Take a task."""
+        """Take a new task of a user, unless its parameters name another, and return its id.
+
+        A task that was submitted before (same name, same iDDS request) is not
+        made a second time: iDDS submits again when it was killed between the
+        submission and storing the id.
+        """
         name = str(params["taskName"])
         req_id = params.get("reqID")
         with self._database.change() as connection:
@@ -209,7 +212,7 @@ class Jedi:
         return int(task["task_id"])
 
     def _activate(self, connection: sa.Connection, task: dict[str, Any]) -> None:
-        """Make jobs of what is ready, and move the task on."""
+        """Make jobs of inputs that are ready, and update the task's status."""
         count = self._store.activate_ready(connection, task, self._timing.activation)
         if count and self._timing.activation > 0:
             self._database.after_commit(self._wake)
@@ -224,7 +227,11 @@ class Jedi:
             )
 
     def release(self, task_id: int, inputs: Iterable[Mapping[str, Any]]) -> int:
-        """Release inputs or give them up, as iDDS tells."""
+        """Release inputs or give them up, as iDDS says, and return how many changed.
+
+        Each has ``name``, ``status`` (``Available`` or ``Missing``) and, if
+        iDDS knows it, ``external_content_id``, the id of the input.
+        """
         wanted = {"Available": "ready", "Missing": "missing"}
         with self._database.change() as connection:
             task = self.task(connection, task_id)
@@ -256,23 +263,23 @@ class Jedi:
 
     # -- Ends ---------------------------------------------------------------
 
-    def job_ended(self, panda_id: int, outcome: JobResult) -> bool:
-        """Take the report of a job's end."""
+    def job_ended(self, panda_id: int, result: JobResult) -> bool:
+        """Process the report of a job's end; false, and nothing is changed, if the job had ended before."""
         with self._database.change() as connection:
             job = self._store.get(connection, panda_id)
             if job is None or job["status"] != "running":
                 return False
-            self._end_job(connection, job, outcome)
+            self._end_job(connection, job, result)
             return True
 
-    def _end_job(self, connection: sa.Connection, job: Mapping[str, Any], outcome: JobResult) -> None:
+    def _end_job(self, connection: sa.Connection, job: Mapping[str, Any], result: JobResult) -> None:
         task = self.task(connection, job["task_id"])
         assert task is not None
-        self._store.note_events(connection, job, outcome)
+        self._store.note_events(connection, job, result)
         self._store.close(
-            connection, job, status=outcome.status, detail=outcome.detail, sub_status=outcome.sub_status
+            connection, job, status=result.status, detail=result.detail, sub_status=result.sub_status
         )
-        self._store.settle_file(connection, task, job, outcome)
+        self._store.settle_file(connection, task, job, result)
         self._tasks.touch(connection, task)
         self._check_end(connection, task)
 
@@ -280,7 +287,7 @@ class Jedi:
         if task["status"] in FINAL_STATES or self._store.has_open(connection, task["task_id"]):
             return
         if task["status"] == "toabort":
-            # The registered command will end it.
+            # The registered command will end the task.
             return
         if task["status"] == "aborting":
             self._tasks.set(connection, task, "aborted", ended=self._clock())
@@ -307,7 +314,7 @@ class Jedi:
     # -- Commands -----------------------------------------------------------
 
     def command(self, task_id: int, command: str, user: str) -> CommandReply:
-        """Register a command."""
+        """Register a command: ``kill``, ``finish``, ``retry`` or ``incexec`` (reload of the input)."""
         with self._database.change() as connection:
             task = self.task(connection, task_id)
             if task is None:
@@ -333,7 +340,7 @@ class Jedi:
         return CommandReply(0, _REGISTERED)
 
     def kill_jobs(self, panda_ids: Iterable[int], user: str) -> list[bool]:
-        """Kill single jobs; the task goes on."""
+        """Kill single jobs, while their tasks go on; returns which of them had not ended."""
         results = []
         with self._database.change() as connection:
             for panda_id in panda_ids:
@@ -364,13 +371,13 @@ class Jedi:
             self._retry(connection, task, with_missing=command == "incexec")
 
     def _retry(self, connection: sa.Connection, task: dict[str, Any], *, with_missing: bool) -> None:
-        """Try failed inputs again; their attempts go on counting."""
+        """Try failed inputs again; their numbers of attempts go on."""
         states = ("failed", "missing", "cancelled") if with_missing else ("failed", "cancelled")
         update = files.update().where(files.c.task_id == task["task_id"], files.c.status.in_(states))
         more = files.c.attempt + task["max_attempt"]
         connection.execute(update.values(status="ready", max_attempt=more))
         if task["params"].get("inputPreStaging") and not with_missing:
-            # What was never released waits for its release again.
+            # Inputs that were never released wait for their release again.
             fresh = files.update().where(files.c.task_id == task["task_id"], files.c.status == "ready")
             connection.execute(fresh.where(files.c.attempt == 0).values(status="staging"))
         self._tasks.set(connection, task, "ready", ended=None, error_dialog=None)
@@ -387,7 +394,7 @@ class Jedi:
     # -- Time ---------------------------------------------------------------
 
     def tick(self) -> float | None:
-        """Do what is due."""
+        """Do what is due; returns when something is due next, seconds since the epoch."""
         now = self._clock()
         with self._database.change() as connection:
             for task_id in connection.execute(sa.select(tasks.c.task_id).where(tasks.c.due <= now)).scalars():
@@ -408,12 +415,12 @@ class Jedi:
         return min((due for due in dues if due is not None), default=None)
 
     def recover(self, last_seen: str) -> int:
-        """Deal with jobs that were running when the server died.
+        """Take up jobs that were running when the server died, and return their number.
 
         With an attempt left, a job is failed as a lost heartbeat and tried
-        again.  The last attempt is run again under its own id: the death of
-        the embedded PanDA must not use up the attempts of a run, and a failed
-        last attempt would prune the job's children.
+        again. The last attempt is run again under its own id: the death of the
+        embedded PanDA must not use up the attempts of a run, and a failed last
+        attempt would prune the job's children.
         """
         with self._database.change() as connection:
             query = sa.select(jobs.c.panda_id).where(jobs.c.status == "running")
@@ -425,8 +432,8 @@ class Jedi:
                 assert task is not None
                 closing = task["status"] in ("aborting", "finishing")
                 if closing or job["attempt"] < job["max_attempt"]:
-                    outcome = JobResult("failed", detail=lost_detail(last_seen))
-                    self.job_ended(panda_id, outcome)
+                    result = JobResult("failed", detail=lost_detail(last_seen))
+                    self.job_ended(panda_id, result)
                 else:
                     update = jobs.update().where(jobs.c.panda_id == panda_id)
                     again = update.values(

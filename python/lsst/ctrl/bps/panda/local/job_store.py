@@ -1,4 +1,4 @@
-"""Inputs and PanDA jobs: from an input that is ready over its attempts to its end.  Works inside the
+"""Inputs and PanDA jobs: from an input that is ready through its attempts to its end. Works inside the
 transactions of `~.jedi.Jedi`.
 """
 
@@ -19,11 +19,12 @@ from .pilot import MEMORY_CODES, JobResult, cancelled_detail
 
 
 def memory_of_retry(current: int, params: Mapping[str, Any], cores: int) -> int:
-    """Tell the memory of the next attempt after one that ran out of memory.
+    """Compute the memory of the next attempt after one that ran out of memory, MB per core.
 
     The rule is that of panda-server's ``task_event_module``: the memory is
-    multiplied by ``retryRamStep / ramCount``.  Without a step the offset is a
-    lower limit.  ``retryRamMax`` caps the result.
+    multiplied by ``retryRamStep / ramCount``. Without a step the offset is a
+    lower limit. ``retryRamMax``, which is for the whole job, caps the result,
+    which is never less than the current memory.
     """
     step = float(params.get("retryRamStep") or 0)
     offset = float(params.get("retryRamOffset") or 0)
@@ -39,7 +40,7 @@ def memory_of_retry(current: int, params: Mapping[str, Any], cores: int) -> int:
 
 
 OPEN_FILES = ("staging", "ready", "waiting", "running")
-"""States of an input whose fate is open."""
+"""States of an input that has not come to its end."""
 
 OPEN_JOBS = ("activated", "running")
 
@@ -83,7 +84,7 @@ _OF_INPUT = {
     "ram": "file_ram",
     "panda_id": "current",
 }
-"""Columns of an input, and what they are called next to those of its job."""
+"""Columns of an input, and their labels where its job is read, too."""
 
 _JOB_WITH_INPUT = (
     sa.select(
@@ -95,13 +96,13 @@ _JOB_WITH_INPUT = (
 
 
 def _input_of(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Take the input out of a job that was read with it."""
+    """Extract the input from a job that was read with it."""
     file = {name: job[label] for name, label in _OF_INPUT.items()}
     return {**file, "file_id": job["file_id"], "lfn": job["lfn"]}
 
 
 class JobStore:
-    """Inputs and jobs of all tasks."""
+    """The tables of inputs and jobs."""
 
     def __init__(
         self,
@@ -121,9 +122,9 @@ class JobStore:
     def add_files(self, connection: sa.Connection, task: Mapping[str, Any], names: list[str]) -> None:
         """Add the inputs of a new task.
 
-        The name of an input is made as JEDI's ContentsFeeder does: a running
-        number, a colon, what stands behind the last ``/``, and up to ``^``,
-        which separates the number of events.
+        As JEDI's ContentsFeeder does, the name of an input is made of a
+        running number, a colon, and the text behind the last ``/`` up to
+        ``^``, which separates the number of events.
         """
         params = task["params"]
         staged = not params.get("inputPreStaging")
@@ -148,7 +149,7 @@ class JobStore:
             connection.execute(files.insert(), rows)
 
     def activate_ready(self, connection: sa.Connection, task: Mapping[str, Any], delay: float) -> int:
-        """Make jobs of the inputs of a task that are ready, now or later."""
+        """Make jobs of the inputs of a task that are ready, now or after a delay, and return their number."""
         query = sa.select(files).where(files.c.task_id == task["task_id"], files.c.status == "ready")
         rows = connection.execute(query.order_by(files.c.file_id)).mappings().all()
         if delay > 0:
@@ -161,7 +162,7 @@ class JobStore:
     def create(
         self, connection: sa.Connection, task: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Make a job of each of some inputs of a task: the next attempt."""
+        """Make the next job of each of some inputs of a task."""
         if not inputs:
             return
         names = self._first_names(connection, inputs)
@@ -176,13 +177,11 @@ class JobStore:
         ]
         connection.execute(_FILE_HAS_JOB, changes)
         lfns = {file["file_id"]: file["lfn"] for file in inputs}
-        self.tell(connection, *({**job, "lfn": lfns[job["file_id"]]} for job in made))
+        self._send_states(connection, *({**job, "lfn": lfns[job["file_id"]]} for job in made))
         self._database.after_commit(self._wake)
 
     def _first_names(self, connection: sa.Connection, inputs: Sequence[Mapping[str, Any]]) -> dict[int, str]:
-        """Find the names of earlier jobs of some inputs: a job keeps the name
-        of its first attempt.
-        """
+        """Find the names of earlier jobs of some inputs: a job keeps the name of its first attempt."""
         earlier = [file["panda_id"] for file in inputs if file["panda_id"]]
         found: dict[int, str] = {}
         for start in range(0, len(earlier), 500):
@@ -211,8 +210,8 @@ class JobStore:
             "detail": "{}",
         }
 
-    def tell(self, connection: sa.Connection, *told: Mapping[str, Any]) -> None:
-        """Send iDDS the states of jobs."""
+    def _send_states(self, connection: sa.Connection, *sent: Mapping[str, Any]) -> None:
+        """Send the states of jobs to iDDS."""
         self._message_queue.put(
             connection,
             *(
@@ -224,7 +223,7 @@ class JobStore:
                     "inputs": [job["lfn"]],
                     "computingsite": job["queue"],
                 }
-                for job in told
+                for job in sent
             ),
         )
 
@@ -242,19 +241,19 @@ class JobStore:
         detail: Mapping[str, Any],
         sub_status: str | None = None,
     ) -> None:
-        """Give a job its final state and tell iDDS."""
+        """Give a job its final state and send it to iDDS."""
         now = self._clock()
         fields = {**json.loads(job["detail"]), **detail}
         values = {"_job": job["panda_id"], "_status": status, "_sub": sub_status, "_now": now}
         connection.execute(_JOB_ENDS, {**values, "_detail": json.dumps(fields)})
         if sub_status != "fg_partial":
-            # iDDS takes a message about a finished job for all its payloads,
-            # also for those that failed; it learns of these by polling.
-            self.tell(connection, {**job, "status": status})
+            # iDDS applies a message about a finished job to all its payloads,
+            # also to those that failed; it learns of these by polling.
+            self._send_states(connection, {**job, "status": status})
 
-    def note_events(self, connection: sa.Connection, job: Mapping[str, Any], outcome: JobResult) -> None:
-        """Store how the payloads of an event service job ended."""
-        for event in outcome.events:
+    def note_events(self, connection: sa.Connection, job: Mapping[str, Any], result: JobResult) -> None:
+        """Store the results of the payloads of an event service job."""
+        for event in result.events:
             good = event.exit_code == 0
             connection.execute(
                 events.insert().values(
@@ -268,13 +267,11 @@ class JobStore:
             )
 
     def settle_file(
-        self, connection: sa.Connection, task: Mapping[str, Any], job: Mapping[str, Any], outcome: JobResult
+        self, connection: sa.Connection, task: Mapping[str, Any], job: Mapping[str, Any], result: JobResult
     ) -> None:
-        """Draw the consequence of a job's end for its input: finished, tried
-        again, or failed.
-        """
+        """Update the input of a job that has ended: finished, tried again, cancelled or failed."""
         file = _input_of(job)
-        complete = outcome.status == "finished" and outcome.sub_status != "fg_partial"
+        complete = result.status == "finished" and result.sub_status != "fg_partial"
         if complete:
             self._set_file(connection, file, "finished")
             return
@@ -285,7 +282,7 @@ class JobStore:
         if file["attempt"] >= file["max_attempt"]:
             self._set_file(connection, file, "failed")
             return
-        if outcome.pilot_error_code in MEMORY_CODES:
+        if result.pilot_error_code in MEMORY_CODES:
             file["ram"] = memory_of_retry(file["ram"], task["params"], task["cores"])
             update = files.update().where(files.c.file_id == file["file_id"])
             connection.execute(update.values(ram=file["ram"]))
@@ -295,9 +292,7 @@ class JobStore:
         connection.execute(_FILE_STATUS, {"_file_id": file["file_id"], "_status": status})
 
     def cancel_queued(self, connection: sa.Connection, task_id: int, user: str) -> None:
-        """Cancel the jobs of a task that do not run yet, and drop its inputs
-        that have no job.
-        """
+        """Cancel the jobs of a task that are not running yet, and its inputs without a job."""
         query = sa.select(jobs, files.c.lfn).join(files, files.c.file_id == jobs.c.file_id)
         queued = query.where(jobs.c.task_id == task_id, jobs.c.status == "activated")
         for job in map(dict, connection.execute(queued).mappings().all()):
@@ -308,7 +303,9 @@ class JobStore:
         connection.execute(idle.values(status="cancelled", due=None))
 
     def order_kill(self, connection: sa.Connection, task_id: int, user: str, when: float) -> int:
-        """Have the running jobs of a task killed when their pilots hear of it."""
+        """Schedule the kill of a task's running jobs for when their pilots hear of it; returns their
+        number.
+        """
         update = jobs.update().where(jobs.c.task_id == task_id, jobs.c.status == "running")
         result = connection.execute(update.values(kill_at=when, kill_by=user))
         return int(result.rowcount)
@@ -319,5 +316,5 @@ class JobStore:
         return {row[0]: int(row[1]) for row in connection.execute(query.group_by(files.c.status))}
 
     def has_open(self, connection: sa.Connection, task_id: int) -> bool:
-        """Tell whether the fate of some input of a task is open."""
+        """Whether some input of a task has not come to its end."""
         return connection.execute(_OPEN_FILE, {"_task_id": task_id}).first() is not None

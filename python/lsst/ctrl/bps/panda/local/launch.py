@@ -1,8 +1,8 @@
-"""Starts the server process; run as a file: ``python launch.py DIRECTORY``.
+"""Start of the server process, run as a file: ``python launch.py DIRECTORY``.
 
-The package above imports the whole of BPS, which the server does not need and
-which would take longer than all the rest of its start.  So empty packages are
-put in the place of the parents before the server is imported.
+The packages above import all of BPS, which the server does not need and which
+takes longer than the rest of its start. So empty packages take their places
+before the server is imported.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _PARENTS = ("lsst", "lsst.ctrl", "lsst.ctrl.bps", "lsst.ctrl.bps.panda")
 
 def run(arguments: list[str]) -> int:
     """Run a server; see `~lsst.ctrl.bps.panda.local.server.main`."""
-    # What is imported stays: looking for garbage in it takes a tenth of the
-    # start.  The server turns it on again when it is ready.
+    # Imported modules stay: searching them for garbage takes a tenth of the
+    # start.  The server turns the collector on again when it is ready.
     gc.disable()
     for name in _PARENTS:
         package = types.ModuleType(name)
@@ -36,5 +36,5 @@ if __name__ == "__main__":
     try:
         sys.exit(run(sys.argv[1:]))
     except KeyboardInterrupt:
-        # While it was being imported.
+        # Ctrl-C while the server was being imported.
         sys.exit(130)

@@ -1,7 +1,6 @@
-"""The server process, see `~lsst.ctrl.bps.panda.local.launch`, and its log.
+"""The server process: iDDS, PanDA's side, the executor and the web server, put together; and its log.
 
-It holds everything together: PanDA's side, iDDS, the executor, and the web
-server.  Started by `~.instance.start`; ends by a signal.
+Started by `~.instance.start` through `~.launch`, ended by a signal.
 """
 
 from __future__ import annotations
@@ -67,7 +66,11 @@ _FILES = 3
 
 
 def set_up_log(directory: Path, level: str, *, size: int = _SIZE) -> logging.Handler:
-    """Log to ``server.log``, and to ``server.log.1`` and so on what is older."""
+    """Log to ``server.log``, with older messages in ``server.log.1`` and so on.
+
+    ``level`` is that of iDDS's messages, ``size`` the largest size of a file,
+    bytes.
+    """
     handler = logging.handlers.RotatingFileHandler(
         directory / "server.log", maxBytes=size, backupCount=_FILES - 1
     )
@@ -76,7 +79,7 @@ def set_up_log(directory: Path, level: str, *, size: int = _SIZE) -> logging.Han
     root.addHandler(handler)
     root.setLevel(level)
     logging.getLogger("lsst.ctrl.bps.panda").setLevel(logging.INFO)
-    # Tells at every call where its token comes from, and sets its level anew.
+    # It logs at every call where its token comes from, and sets its level anew.
     logging.getLogger("panda-client").disabled = True
     logging.captureWarnings(True)
     return handler
@@ -93,20 +96,20 @@ class PrintedLines(io.TextIOBase):
         self._level = level
 
     def writable(self) -> bool:
-        """Tell that it can be written."""
+        """Whether it can be written: yes."""
         return True
 
     def write(self, text: str) -> int:
-        """Log the text, unless it is empty."""
+        """Log a text, cut to a length, unless it is blank."""
         if text.strip():
             self._logger.log(self._level, "%s", text.rstrip()[: self._LONGEST])
         return len(text)
 
 
 def redirect_prints() -> None:
-    """Have the log get what libraries print from now on.
+    """Redirect to the log what libraries print from now on.
 
-    panda-client prints whole replies of the server, as iDDS asks it to.
+    panda-client prints whole replies of the server, because iDDS asks it to.
     """
     logger = logging.getLogger("printed")
     sys.stdout = PrintedLines(logger, logging.DEBUG)
@@ -116,12 +119,12 @@ def redirect_prints() -> None:
 _LOG = logging.getLogger(__name__)
 
 EXIT_BUSY = 75
-"""Another server has the directory."""
+"""Exit code if another server has the directory."""
 
 _EXIT_INTERRUPTED = 130
 
 EXIT_REFUSED = 78
-"""Something that the server needs is not there; the log says what."""
+"""Exit code if something that the server needs is missing; the log says what."""
 
 
 def _listen(host: str, ports: tuple[int, ...]) -> socket.socket:
@@ -138,7 +141,11 @@ def _listen(host: str, ports: tuple[int, ...]) -> socket.socket:
 
 
 class Server:
-    """A running embedded PanDA."""
+    """A running embedded PanDA.
+
+    ``umask`` is the user's: it applies to files that jobs write, while the
+    server's own files are private.
+    """
 
     def __init__(
         self, directory: Path, settings: ServerSettings, listener: socket.socket, *, umask: int
@@ -148,7 +155,7 @@ class Server:
         self._settings = settings
         self._listener = listener
         self._stop = threading.Event()
-        self._tick_bell = threading.Event()
+        self._due_changed = threading.Event()
         self._parts: list[Executor | IddsHost] = []
         port = listener.getsockname()[1]
         base = f"http://127.0.0.1:{port}"
@@ -173,7 +180,9 @@ class Server:
         return f"sqlite:///{self._directory / 'idds.db'}", f"sqlite:///{self._directory / 'panda.db'}"
 
     def build(self) -> None:
-        """Put everything together and take up what was left."""
+        """Put all parts together and take up what an earlier server left; `RuntimeError` says what to
+        install.
+        """
         settings, directory = self._settings, self._directory
         self._timing = parse_timing(settings.pace)
         self._queues = read_queues(settings.queues) if settings.queues else Queues()
@@ -193,7 +202,7 @@ class Server:
             store,
             timing=self._timing,
             clock=time.time,
-            wake=self._tick_bell.set,
+            wake=self._due_changed.set,
         )
         self._dispatcher = Dispatcher(self._database, self._jedi, queues=self._queues, clock=time.time)
         self._job_directories = JobDirectories(directory / "logs", directory / "work", f"{self._base}/logs")
@@ -208,7 +217,7 @@ class Server:
         _LOG.info("ended %d processes, %d lost jobs, %d messages again", killed, lost, replayed)
 
     def _set_environment(self) -> None:
-        """Set what iDDS and panda-client in this process read."""
+        """Set the variables that iDDS and panda-client read in this process."""
         for variable, value in {**environment(self.endpoint), **self._host.environment()}.items():
             if value:
                 os.environ[variable] = value
@@ -257,7 +266,7 @@ class Server:
         self._executor.wake()
 
     def status(self) -> dict[str, Any]:
-        """Tell what goes on, for ``panda_local status``."""
+        """Return what ``panda_local status`` shows."""
         return {
             "pid": os.getpid(),
             "version": __version__,
@@ -273,7 +282,7 @@ class Server:
         }
 
     def start(self) -> None:
-        """Start all threads, then tell where the server is."""
+        """Start all threads, then write the file with the server's address."""
         self._web = create_server(
             self._application,
             sockets=[self._listener],
@@ -287,27 +296,27 @@ class Server:
         for name, target in (("web", self._web.run), ("tick", self._tick_for_ever)):
             threading.Thread(target=target, name=name, daemon=True).start()
         self._host.start()
-        # What is there now stays, and need not be looked through for garbage.
+        # What exists now stays: the garbage collector need not search it.
         gc.freeze()
         gc.enable()
-        # Before any job is started: what a kill leaves can then be found.
+        # Before any job starts, so that processes left by a kill can be found.
         write_endpoint(self.endpoint)
         self._parts = [self._executor, self._host]
         self._executor.start()
 
     def _tick_for_ever(self) -> None:
         while not self._stop.is_set():
-            # Cleared first: what becomes due from now on rings again.
-            self._tick_bell.clear()
+            # Cleared first, so that what becomes due from now on sets it again.
+            self._due_changed.clear()
             try:
                 due = self._jedi.tick()
             except Exception:
-                _LOG.exception("could not do what is due")
+                _LOG.exception("could not execute what is due")
                 due = time.time() + 1
-            self._tick_bell.wait(None if due is None else max(due - time.time(), 0.01))
+            self._due_changed.wait(None if due is None else max(due - time.time(), 0.01))
 
     def catch_signals(self) -> None:
-        """Have signals end `wait`, and SIGUSR1 tell what all threads do.
+        """Let signals end `wait`, and SIGUSR1 print the stacks of all threads.
 
         A signal may be delivered to any thread, which does not wake the main
         thread, and a handler may run where the main thread holds a lock: so
@@ -323,7 +332,7 @@ class Server:
         faulthandler.register(signal.SIGUSR1, 2)
 
     def wait(self) -> int:
-        """Wait until a signal comes or the parent has ended."""
+        """Wait for a signal or the end of the parent process; returns 130 after Ctrl-C, else 0."""
         parent = self._find_parent()
         while not select.select([self._signalled], [], [], 1.0 if self._settings.parent else None)[0]:
             if parent is None or not is_running(parent):
@@ -342,7 +351,7 @@ class Server:
     def stop(self) -> None:
         """End payloads and threads; the rest ends with the process."""
         self._stop.set()
-        self._tick_bell.set()
+        self._due_changed.set()
         for part in self._parts:
             part.stop()
         end_leftovers(self._directory)
@@ -350,7 +359,7 @@ class Server:
 
 
 def main(arguments: list[str]) -> int:
-    """Run a server until it is told to stop."""
+    """Run the server of a state directory, the only argument, until it is told to stop."""
     directory = Path(arguments[0])
     umask_of_user = os.umask(0o077)
     lock = take_lock(directory, patience=1.0)
@@ -361,14 +370,14 @@ def main(arguments: list[str]) -> int:
     listener = _listen(settings.host, (settings.port, 0))
     server = Server(directory, settings, listener, umask=umask_of_user)
     server.catch_signals()
-    terminal, said = sys.stdout, sys.stderr
+    terminal, errors = sys.stdout, sys.stderr
     redirect_prints()
     try:
         server.build()
         server.start()
     except Exception as error:
         _LOG.exception("could not start")
-        said.write(f"{error}\n")
+        errors.write(f"{error}\n")
         code = EXIT_REFUSED
     else:
         _LOG.info("ready at %s", server.endpoint.url)
@@ -378,7 +387,7 @@ def main(arguments: list[str]) -> int:
         code = server.wait()
     server.stop()
     _LOG.info("stopped")
-    said.flush()
+    errors.flush()
     logging.shutdown()
     # Agents of iDDS may hang in a sleep of minutes; nothing is lost by not
     # waiting for them.

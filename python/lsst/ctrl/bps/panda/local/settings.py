@@ -1,5 +1,5 @@
-"""What an embedded PanDA is told: the settings in its state directory, its timing, and the files of queues
-and of faults.  Also the lock of the state directory.
+"""Settings of an embedded PanDA, its timing, and the files of queues and faults; also the lock of the
+state directory.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from ..errors import LocalPandaError
 
 _T = TypeVar("_T")
 _NO_OTHER_KEYS = {"extra": "forbid"}
-"""How pydantic reads a model."""
+"""Configuration of models that pydantic reads: other keys are errors."""
 
 _JOB_ACTIONS = ("fail", "lose", "delay")
 _FLOW_ACTIONS = ("drop", "duplicate")
@@ -56,17 +56,17 @@ class Timing:
     """From the registration of a kill, retry or finish to its execution."""
 
     heartbeat: float
-    """From a kill command to the pilot hearing of it: PanDA sends it in reply
-    to a heartbeat, so a running payload goes on until then."""
+    """From a kill command to its delivery: PanDA sends it in reply to a pilot's
+    heartbeat, and a running payload goes on until then."""
 
     finalise: float
     """From the end of the last job of a task to the task's final status."""
 
     failed_attempt: float
-    """What a pilot adds to a job that failed, before it reports."""
+    """From the end of a payload that failed to the pilot's report."""
 
     grace: float
-    """Between SIGTERM and SIGKILL to a payload that has to end."""
+    """From SIGTERM to SIGKILL, for a payload that has to end."""
 
     poll: int
     """Polling period of iDDS, whole seconds."""
@@ -181,7 +181,7 @@ class Queues:
     """All queues."""
 
     known: Mapping[str, Queue] = field(default_factory=dict)
-    """Empty: every name is a queue without limits."""
+    """By name; if empty, every name is a queue without limits."""
 
     def accepts(self, name: str) -> bool:
         """Whether there is such a queue."""
@@ -228,10 +228,10 @@ class FaultRule:
     """Delay of a job's start."""
 
     attempts: int = 0
-    """Only the first so many attempts of a job; 0 means all."""
+    """Number of first attempts to which the rule applies; 0 means all."""
 
     times: int = 0
-    """How often the rule applies at most; 0 means without limit."""
+    """Largest number of times that the rule applies; 0 means no limit."""
 
     probability: float = 1.0
 
@@ -277,7 +277,7 @@ def _read_yaml(path: str | Path) -> object:
 
 def _validated(kind: type[_T], content: object, origin: str) -> _T:
     """Make a model of what was read; `ValueError` names place, key, value and what is allowed."""
-    # Here, since it takes a tenth of the server's start: most have no such files.
+    # Imported here, since most servers have no such files and start faster without it.
     from pydantic import TypeAdapter, ValidationError
 
     try:
@@ -305,9 +305,7 @@ KEEP_WORK = ("never", "failed", "always")
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """What a server is started with; a later start keeps what it does not
-    change.
-    """
+    """What a server is started with; a later start keeps the values that it does not change."""
 
     host: str = "127.0.0.1"
     """Address to listen on; only loopback addresses are accepted."""

@@ -1,5 +1,5 @@
-"""What PanDA's API tells of tasks, inputs, jobs and events, and the overview of ``panda_local status``:
-reading only.
+"""Records of tasks, inputs, jobs and events as PanDA's API returns them, and the runs of ``panda_local
+status``: reading only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from .database import Database, events, files, jobs, tasks
 from .jedi import FINAL_STATES
 
-# Fields of PanDA's JobSpec that the embedded PanDA does not fill otherwise.
+# Fields of PanDA's JobSpec that are null unless they are set below.
 _JOB_NULLS = (
     "creationHost",
     "AtlasRelease",
@@ -107,7 +107,7 @@ _JOB_ZEROS = (
     "cpuConsumptionTime",
 )
 _FINE_GRAINED = 6
-"""PanDA's number of an event service job with fine-grained processing."""
+"""PanDA's code for an event service job with fine-grained processing."""
 
 _TASK_NULLS = (
     "frozenTime",
@@ -180,7 +180,7 @@ _TASK_FROM_PARAMS = (
 
 
 def moment(seconds: float | None) -> dict[str, str] | None:
-    """Render a time the way PanDA's API does: UTC without a zone."""
+    """Render a time as PanDA's API does: UTC without a zone."""
     if seconds is None:
         return None
     value = datetime.datetime.fromtimestamp(seconds, datetime.UTC).replace(tzinfo=None)
@@ -341,15 +341,15 @@ def _split_rule(params: Mapping[str, Any]) -> str:
     return ",".join(f"{name}={params[name]}" for name in names if params.get(name) is not None)
 
 
-# What an input's state is called in PanDA's tables: one that used up its
-# attempts is "ready" there, with as many attempts as allowed.
+# States of inputs in PanDA's tables: an input that has used up its attempts is
+# still "ready" there.
 _FILE_STATES = {"waiting": "ready", "failed": "ready", "cancelled": "ready"}
 _MAX_JOBS = 5500
-"""PanDA cuts the list of a task's jobs at this number."""
+"""PanDA cuts the list of a task's jobs at this length."""
 
 
 class Views:
-    """Reads the database."""
+    """Reads records from the database."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -365,7 +365,7 @@ class Views:
         return None if row is None else self._task(dict(row))
 
     def details(self, task_id: int) -> dict[str, Any] | None:
-        """Tell a task's status and the current job of each input."""
+        """Return a task's status and the current job of each input, `None` if there is no such task."""
         task = self.task(task_id)
         if task is None:
             return None
@@ -444,7 +444,7 @@ class Views:
             return list(connection.execute(query).scalars())
 
     def job_states(self, panda_ids: Iterable[int]) -> list[dict[str, Any]]:
-        """Tell status and pending command of jobs."""
+        """Return status and pending command of jobs."""
         return [
             {"status": record["jobStatus"], "command": record["commandToPilot"]}
             if record
@@ -453,7 +453,9 @@ class Views:
         ]
 
     def event_states(self, pairs: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Tell how the payloads of event service jobs ended."""
+        """Return the results of the payloads of event service jobs, each named by ``task_id`` and
+        ``panda_id``.
+        """
         answer: dict[str, dict[str, Any]] = {}
         with self._database.look() as connection:
             for pair in pairs:
@@ -473,7 +475,12 @@ class Views:
     def tasks_since(
         self, since: str | None, filters: Mapping[str, str], *, user: str, limit: int
     ) -> list[dict[str, Any]]:
-        """Make the detailed records of tasks changed since a time."""
+        """Make the detailed records of tasks that have changed since a time, UTC, ``%Y-%m-%d %H:%M:%S``.
+
+        ``filters`` has fields and values; a value with ``|`` is a regular
+        expression. Only tasks of ``user`` are returned, unless that is empty
+        or the filters have ``userName``.
+        """
         wanted = {"userName": user, **filters} if user else dict(filters)
         query = sa.select(tasks)
         if since:
@@ -514,7 +521,7 @@ _TASK_TAIL = re.compile(r"_\d{2,}_.*")
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """One run: an iDDS request, as far as PanDA knows it."""
+    """Tasks and jobs of one run, that is, of one iDDS request."""
 
     run: int
     """Id of the iDDS request."""
@@ -526,13 +533,13 @@ class RunSummary:
     """Tasks that have ended."""
 
     jobs: int
-    """Inputs of its tasks, that is, jobs without their attempts."""
+    """Inputs of its tasks, that is, jobs without counting attempts."""
 
     done: int
     failed: int
     pruned: int
     running: int
-    """Inputs with a job that is ready or runs."""
+    """Inputs whose job is ready or running."""
 
 
 def run_name(task_names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Repairs of delays and of work that grows with the number of jobs of a task."""
+"""Repairs of iDDS's delays, and of work that grows with the number of jobs of a task."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import threading
 import time
 from typing import Any
 
-from ..settings import Timing
-from .repair import Overlay, Repair, module
+from .idds_repairs import Overlay, Repair, idds_module
+from .settings import Timing
 
 _STOCK_TIMER = 10
 _STOCK_MESSAGE_AGE = 60
 
 
 def _send_messages_at_once(timing: Timing) -> None:
-    conductor = module("idds.agents.conductor.conductor")
-    orm_messages = module("idds.orm.messages")
+    conductor = idds_module("idds.agents.conductor.conductor")
+    orm_messages = idds_module("idds.orm.messages")
     core = conductor.core_messages
-    bell = threading.Event()
+    added = threading.Event()
     stock_add = orm_messages.add_message
 
     def add_message(*args: Any, **kwargs: Any) -> Any:
-        bell.set()
+        added.set()
         return stock_add(*args, **kwargs)
 
     def retrieve_messages(*args: Any, **kwargs: Any) -> Any:
@@ -34,9 +34,9 @@ def _send_messages_at_once(timing: Timing) -> None:
     looks = [0]
 
     def sleep(seconds: float) -> None:
-        # The bell rings before the message is committed: look a few times.
-        if bell.wait(0.05 if looks[0] else seconds):
-            bell.clear()
+        # It is set before the message is committed: look a few times.
+        if added.wait(0.05 if looks[0] else seconds):
+            added.clear()
             looks[0] = 6
             time.sleep(0.02)
         else:
@@ -49,7 +49,7 @@ def _send_messages_at_once(timing: Timing) -> None:
 
 
 def _start_poller_at_once(timing: Timing) -> None:
-    poller = module("idds.agents.carrier.poller")
+    poller = idds_module("idds.agents.carrier.poller")
     poller.time = Overlay(time, sleep=lambda seconds: None if seconds == 5 else time.sleep(seconds))
 
 
@@ -57,10 +57,10 @@ def _dependent_processings(request_id: int, transform_id: int) -> list[int]:
     """List the processings whose inputs wait for outputs of a transform."""
     import sqlalchemy as sa
 
-    models = module("idds.orm.base.models")
+    models = idds_module("idds.orm.base.models")
     waiting, output = models.Content, sa.orm.aliased(models.Content)
 
-    @module("idds.orm.base.session").read_session  # type: ignore[untyped-decorator]
+    @idds_module("idds.orm.base.session").read_session  # type: ignore[untyped-decorator]
     def look(session: Any = None) -> list[int]:
         transforms = (
             session.query(waiting.transform_id)
@@ -81,8 +81,8 @@ def _dependent_processings(request_id: int, transform_id: int) -> list[int]:
 def _trigger_dependents(timing: Timing) -> None:
     if timing.timer >= _STOCK_TIMER:
         return
-    trigger = module("idds.agents.carrier.trigger")
-    event_class = module("idds.agents.common.eventbus.event").TriggerProcessingEvent
+    trigger = idds_module("idds.agents.carrier.trigger")
+    event_class = idds_module("idds.agents.common.eventbus.event").TriggerProcessingEvent
     stock = trigger.Trigger.handle_trigger_processing
     known: dict[int, tuple[float, list[int]]] = {}
 
@@ -93,7 +93,7 @@ def _trigger_dependents(timing: Timing) -> None:
             until, ids = known.get(transform_id, (0.0, []))
             if until < time.monotonic():
                 ids = _dependent_processings(processing["request_id"], transform_id)
-                # Transforms of the request may still be mapped.
+                # If there are none, look again: the request may get more transforms.
                 known[transform_id] = (time.monotonic() + (2.0 if ids else 0.0), ids)
             for processing_id in ids:
                 self.event_bus.send(event_class(publisher_id=self.id, processing_id=processing_id))
@@ -102,8 +102,8 @@ def _trigger_dependents(timing: Timing) -> None:
     stock_get = trigger.Trigger.get_processing
 
     def get(self: Any, *args: Any, **kwargs: Any) -> Any:
-        # A processing that is locked, by the poller say, is not found, and
-        # the event about it would be lost.
+        # A processing that is locked, for instance by the poller, is not
+        # found, and the event about it would be lost.
         for attempt in range(10 if kwargs.get("locking") else 1):
             if attempt:
                 time.sleep(0.05)
@@ -116,14 +116,14 @@ def _trigger_dependents(timing: Timing) -> None:
 
 
 def tune(agent: Any, timing: Timing) -> None:
-    """Set what can be set on an agent but not in the configuration."""
+    """Set the options of an agent that the configuration cannot set."""
     if timing.message_age < 1 and hasattr(agent, "bulk_message_delay"):
         # The configuration takes whole seconds only.
         agent.bulk_message_delay = 0.02
 
 
 def settle_client(client: Any) -> None:
-    """Have a client of iDDS that is set up stay as it is."""
+    """Stop a client of iDDS that is set up from reading its configuration again."""
     client.setup_client = lambda *args, **kwargs: None
 
 
@@ -173,69 +173,65 @@ _SCHEDULER = "idds.agents.common.timerscheduler:TimerScheduler"
 _POOL = "idds.agents.common.timerscheduler:IDDSThreadPoolExecutor"
 
 _SHORTEST = 0.02
-"""Seconds between two looks of a loop at least."""
+"""Shortest wait of a loop, seconds."""
 
 _LONGEST = 0.25
-"""Seconds between two looks of a loop without a reason: timers are exact to
-that, and nothing depends on the bell being rung."""
+"""Longest wait of a loop, seconds: timers are exact to that, and no work depends
+on the loops being woken."""
 
 
 class LoopWaker:
-    """Wakes all loops: there is an event, or a worker for one has become
-    free.
-    """
+    """Wakes the loops of all agents, when there is an event or a worker has become free."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
-        self._rings = 0
-        self._heard = threading.local()
+        self._calls = 0
+        self._seen = threading.local()
 
-    def ring(self, *_: object) -> None:
-        """Wake everybody."""
+    def wake_all(self, *_: object) -> None:
+        """Wake all loops."""
         with self._condition:
-            self._rings += 1
+            self._calls += 1
             self._condition.notify_all()
 
     def wait(self, timeout: float) -> None:
-        """Wait until the bell has been rung since this thread heard it
-        last.
-        """
-        heard = getattr(self._heard, "rings", -1)
+        """Wait for a call of `wake_all` since this thread's last wait."""
+        seen = getattr(self._seen, "calls", -1)
         with self._condition:
-            if self._rings == heard:
+            if self._calls == seen:
                 self._condition.wait(timeout)
-            self._heard.rings = self._rings
+            self._seen.calls = self._calls
 
 
 LOOP_WAKER = LoopWaker()
-"""The bell of all agents in this process."""
+"""The waker of all agents in this process."""
 
 
 class StopEvent(threading.Event):
-    """The event that ends a loop, whose `wait` ends with the bell too."""
+    """The event that ends a loop, whose `wait` also ends when the loops are woken."""
 
-    def __init__(self, bell: LoopWaker) -> None:
+    def __init__(self, waker: LoopWaker) -> None:
         super().__init__()
-        self._bell = bell
+        self._waker = waker
 
     def set(self) -> None:
-        """End the loop, now."""
+        """End the loop now."""
         super().set()
-        self._bell.ring()
+        self._waker.wake_all()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait, at most for a moment."""
+        """Wait, for a moment at most."""
         if timeout is None or timeout > _LONGEST:
             return super().wait(timeout)
         if not self.is_set():
             time.sleep(_SHORTEST)
-            self._bell.wait(_LONGEST - _SHORTEST)
+            self._waker.wait(_LONGEST - _SHORTEST)
         return self.is_set()
 
 
 def _calm_loops(timing: Timing) -> None:
-    scheduler = module(_SCHEDULER.partition(":")[0])
-    bus = module("idds.agents.common.eventbus.eventbus").EventBus
+    scheduler = idds_module(_SCHEDULER.partition(":")[0])
+    bus = idds_module("idds.agents.common.eventbus.eventbus").EventBus
     stock, stock_submit = scheduler.TimerScheduler.__init__, scheduler.IDDSThreadPoolExecutor.submit
     stock_publish = bus.publish_event
 
@@ -247,12 +243,12 @@ def _calm_loops(timing: Timing) -> None:
         future = stock_submit(self, *args, **kwargs)
         if not self._thread_name_prefix.endswith("_Timer"):
             # An event may be waiting for the worker.
-            future.add_done_callback(LOOP_WAKER.ring)
+            future.add_done_callback(LOOP_WAKER.wake_all)
         return future
 
     def publish(self: Any, event: Any) -> Any:
         answer = stock_publish(self, event)
-        LOOP_WAKER.ring()
+        LOOP_WAKER.wake_all()
         return answer
 
     scheduler.TimerScheduler.__init__ = init
@@ -261,7 +257,7 @@ def _calm_loops(timing: Timing) -> None:
 
 
 def _set_timers(timing: Timing) -> None:
-    scheduler = module(_SCHEDULER.partition(":")[0]).TimerScheduler
+    scheduler = idds_module(_SCHEDULER.partition(":")[0]).TimerScheduler
     stock = scheduler.create_task
 
     def create_task(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -302,14 +298,15 @@ _KEPT_AS_OBJECTS = ("transform_jobid_contentid_map_", "transform_input_contentid
 does not change."""
 
 _MAPS = 200
-"""Maps of jobs to keep; what is dropped is made again from the database."""
+"""Number of maps of jobs to keep; dropped ones are made again from the database."""
 
 _UNKNOWN_FOR = 0.3
-"""Seconds; a task that was just submitted is known soon after."""
+"""Seconds for which a task stays unknown; one that was just submitted is known
+soon after."""
 
 
 def _keep_maps_of_jobs(timing: Timing) -> None:
-    cache = module("idds.agents.common.cache.redis").RedisCache
+    cache = idds_module("idds.agents.common.cache.redis").RedisCache
     stock_get, stock_set = cache.get, cache.set
     maps: dict[str, Any] = {}
 
@@ -331,7 +328,7 @@ def _keep_maps_of_jobs(timing: Timing) -> None:
 
 
 def _remember_unknown_tasks(timing: Timing) -> None:
-    carrier = module(f"{_CARRIER}.utils")
+    carrier = idds_module(f"{_CARRIER}.utils")
     stock = carrier.get_workload_id_transform_id_map
     unknown: dict[int, float] = {}
 
@@ -351,11 +348,11 @@ def _remember_unknown_tasks(timing: Timing) -> None:
 
 def _contents_of_changed_jobs(request_id: int, transform_id: int) -> list[dict[str, Any]]:
     """List inputs and outputs of the jobs of a transform that have news."""
-    models = module("idds.orm.base.models")
+    models = idds_module("idds.orm.base.models")
     content = models.Content
-    kinds = module("idds.common.constants").ContentRelationType
+    kinds = idds_module("idds.common.constants").ContentRelationType
 
-    @module("idds.orm.base.session").read_session  # type: ignore[untyped-decorator]
+    @idds_module("idds.orm.base.session").read_session  # type: ignore[untyped-decorator]
     def look(session: Any = None) -> list[dict[str, Any]]:
         own = (
             content.request_id == request_id,
@@ -370,8 +367,8 @@ def _contents_of_changed_jobs(request_id: int, transform_id: int) -> list[dict[s
 
 
 def _trigger_changed_jobs_only(timing: Timing) -> None:
-    trigger = module(f"{_CARRIER}.trigger")
-    contents = module("idds.core.transforms").orm_contents
+    trigger = idds_module(f"{_CARRIER}.trigger")
+    contents = idds_module("idds.core.transforms").orm_contents
     stock_handle, stock_get = trigger.handle_trigger_processing, contents.get_contents_by_request_transform
     inside = threading.local()
 
@@ -394,7 +391,7 @@ def _trigger_changed_jobs_only(timing: Timing) -> None:
 
 
 def _poll_large_tasks_less(timing: Timing) -> None:
-    poller = module(f"{_CARRIER}.poller").Poller
+    poller = idds_module(f"{_CARRIER}.poller").Poller
     stock = poller.load_poll_period
 
     def load(self: Any, processing: Any, parameters: Any, *args: Any, **kwargs: Any) -> Any:
