@@ -48,7 +48,7 @@ def console_scripts() -> dict[str, str]:
 
 PROGRAMS = {
     "bps": "lsst.ctrl.bps.cli.bps:cli",
-    "python -m lsst.ctrl.bps.panda.demo": "lsst.ctrl.bps.panda.demo.command:main",
+    "python -m lsst.ctrl.bps.panda.demo": "lsst.ctrl.bps.panda.demo.__main__:main",
     "bin/quickstart": "lsst.ctrl.bps.panda.cli.quickstart:main",
     **console_scripts(),
 }

@@ -79,7 +79,7 @@ IMPURE_MODULES = {
 IMPURE_CALLS = {"open", "input", "now", "utcnow", "today", "uuid4", "urlopen", "read_text", "write_text"}
 
 ENVIRONMENT_READERS = ("settings", "cli", "edgenode", "local", "demo")
-PRINTERS = ("cli", "demo.command")
+PRINTERS = ("cli", "demo.__main__")
 OLD_PATHS = {"panda_service", "utils"}
 """Modules that keep what others import from the previous plugin."""
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "managers", "misc"}

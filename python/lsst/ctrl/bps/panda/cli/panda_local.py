@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Signalled", "attend", "ignored_signals", "main", "raised_signals"]
+__all__ = ["main"]
 
 import os
 import shlex
@@ -22,18 +22,13 @@ import click
 from ..errors import LocalPandaError
 from ..local import instance
 from ..local.endpoint import EndpointClient, diamond
+from .output import table
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Signalled(BaseException):
-    """A signal came.
-
-    Parameters
-    ----------
-    number : `int`
-        Which one.
-    """
+class _SignalReceived(BaseException):
+    """A signal that ends a process was received."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"signal {number}")
@@ -41,14 +36,12 @@ class Signalled(BaseException):
 
     @property
     def exit_code(self) -> int:
-        """Exit code of a process that the signal has ended, as a shell
-        tells it.
-        """
+        """Exit code of a process that the signal has ended, as a shell has it."""
         return 128 + self.number
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
-    raise Signalled(number)
+    raise _SignalReceived(number)
 
 
 @contextmanager
@@ -63,59 +56,41 @@ def _handled(handler: Any) -> Iterator[None]:
             signal.signal(number, old)
 
 
-def raised_signals() -> Any:
-    """Have signals that end a process raise `Signalled` meanwhile."""
+def _raised_signals() -> Any:
+    """Let signals that end a process raise `_SignalReceived` meanwhile."""
     return _handled(_raise)
 
 
-def ignored_signals() -> Any:
-    """Have signals that end a process ignored meanwhile."""
+def _ignored_signals() -> Any:
+    """Ignore signals that end a process meanwhile."""
     return _handled(signal.SIG_IGN)
 
 
 def _has_terminal() -> bool:
-    """Tell whether a terminal sends its signals to us and our children."""
+    """Whether a terminal sends its signals to this process and its children."""
     try:
         return os.tcgetpgrp(sys.__stdin__.fileno()) == os.getpgrp()  # type: ignore[union-attr]
     except (OSError, AttributeError, ValueError):
         return False
 
 
-def attend(
+def _run_command(
     command: Sequence[str], environment: Mapping[str, str], *, grace: tuple[float, float] = (10.0, 3.0)
 ) -> int:
-    """Run a command to its end.
+    """Run a command to its end and return its exit code, 128 + n after signal n.
 
-    Parameters
-    ----------
-    command : `~collections.abc.Sequence` [`str`]
-        What to run.
-    environment : `~collections.abc.Mapping` [`str`, `str`]
-        Its environment.
-    grace : `tuple` [`float`, `float`], optional
-        Seconds it has to end after a signal until SIGTERM is sent, and from
-        then on until SIGKILL.
-
-    Returns
-    -------
-    exit_code : `int`
-        128 + n for signal n.
-
-    Raises
-    ------
-    Signalled
-        Raised if a signal came, after the command has ended.
-    OSError
-        Raised if it cannot be run.
+    After a signal to this process the command has as many seconds as
+    ``grace`` says to end until it gets SIGTERM, and from then on until
+    SIGKILL; then `_SignalReceived` is raised.
     """
-    # A terminal signals its whole foreground group, and lets only that read.
+    # A terminal sends signals to its whole foreground group, and lets only that read.
     own_group = None if _has_terminal() else 0
-    with raised_signals():
+    with _raised_signals():
         process = subprocess.Popen(command, env=dict(environment), process_group=own_group)
         try:
             code = process.wait()
-        except Signalled as came:
-            with ignored_signals():
+        except _SignalReceived as came:
+            with _ignored_signals():
                 _end(process, came.number, grace=grace, group=own_group is not None)
             raise
     return 128 - code if code < 0 else code
@@ -141,7 +116,7 @@ def _end(process: subprocess.Popen[Any], number: int, *, grace: tuple[float, flo
             send(then)
     process.wait()
     if group:
-        # What the command has left of its group.
+        # Processes that the command has left running in its group.
         send(signal.SIGKILL)
 
 
@@ -150,9 +125,7 @@ _R = TypeVar("_R")
 
 
 def _clear_errors(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Show our errors as one message instead of a traceback; end with 130
-    after Ctrl-C.
-    """
+    """Show errors of our own as one message, and end with 130 after Ctrl-C."""
 
     @wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -177,7 +150,7 @@ _directory = click.option(
 
 
 def _settings_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options by which a server is set up."""
+    """Add the options for the settings of a server."""
     options = (
         click.option("--slots", type=click.IntRange(min=1), help="Cores that jobs may use [default: all]."),
         click.option(
@@ -224,8 +197,8 @@ def _running(directory: Path | None) -> instance.Endpoint:
 
 
 def _client_environment(endpoint: instance.Endpoint) -> dict[str, str]:
-    """Give the variables of clients, with BPS's own: without it commands such
-    as "bps report" look for HTCondor.
+    """Return the variables of clients, with BPS's own, without which commands
+    such as "bps report" look for HTCondor.
     """
     service = "lsst.ctrl.bps.panda.LocalPanDAService"
     return {**instance.environment(endpoint), "BPS_WMS_SERVICE_CLASS": service}
@@ -262,9 +235,9 @@ def main() -> None:
 def start(directory: Path | None, foreground: bool, **options: Any) -> None:
     """Start the embedded PanDA, or find the one that runs.
 
-    What is not given stays as it was at the last start with the same state
-    directory.  After a crash, start it again: runs go on, finished jobs are
-    not run again.
+    Options that are not given keep their values of the last start with the
+    same state directory.  After a crash, start it again: runs go on, and
+    finished jobs are not run again.
     """
     where = _where(directory)
     before = instance.find(where)
@@ -314,13 +287,10 @@ def _print_runs(runs: list[Mapping[str, Any]]) -> None:
     if not runs:
         return
     columns = ("run", "user", "tasks", "ended", "jobs", "done", "failed", "pruned", "running")
-    table = [columns, *(tuple(str(run[column]) for column in columns) for run in runs)]
-    widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
-    names = ["name", *(str(run["name"]) for run in runs)]
+    lines = table(columns, ([run[column] for column in columns] for run in runs), left=0)
     click.echo("")
-    for row, name in zip(table, names, strict=True):
-        cells = [text.rjust(width) for text, width in zip(row, widths, strict=True)]
-        click.echo("  ".join([*cells, name]))
+    for line, name in zip(lines, ["name", *(str(run["name"]) for run in runs)], strict=True):
+        click.echo(f"{line}  {name}")
 
 
 @main.command()
@@ -355,14 +325,14 @@ def run(directory: Path | None, command: tuple[str, ...], **options: Any) -> Non
     if found is not None and any(value is not None for value in options.values()):
         raise LocalPandaError(f"options have no effect on the one that runs already: {found.url}")
     try:
-        with raised_signals():
+        with _raised_signals():
             endpoint = found or instance.start(where, parent=os.getpid(), **options)
-        code = attend(command, _variables(endpoint))
-    except Signalled as came:
+        code = _run_command(command, _variables(endpoint))
+    except _SignalReceived as came:
         code = came.exit_code
     finally:
         if found is None:
-            with ignored_signals():
+            with _ignored_signals():
                 instance.stop(where)
     sys.exit(code)
 
@@ -385,9 +355,9 @@ def _variables(endpoint: instance.Endpoint) -> dict[str, str]:
 def check(directory: Path | None, timeout: float) -> None:
     """Run six empty jobs in a diamond, to see that all parts work."""
     client = EndpointClient(_running(directory))
-    trial = client.submit(f"panda_local_check_{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}", diamond(2))
-    click.echo(f"run {trial.request_id} is submitted")
-    status, counts = client.wait(trial, timeout=timeout, show=click.echo)
+    sample = client.submit(f"panda_local_check_{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}", diamond(2))
+    click.echo(f"run {sample.request_id} is submitted")
+    status, counts = client.wait(sample, timeout=timeout, show=click.echo)
     done = sum(item.finished for item in counts.values())
     if status != "Finished" or done != 6:
         raise LocalPandaError(f"the run ended as {status} with {done} of 6 jobs; see: panda_local status")

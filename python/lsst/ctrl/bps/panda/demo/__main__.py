@@ -1,8 +1,81 @@
-"""Run the demo's command: ``python -m lsst.ctrl.bps.panda.demo``."""
+"""The demo's command, ``python -m lsst.ctrl.bps.panda.demo``: make a repository, print a run's
+configuration, print and draw its results.
+"""
 
-from lsst.ctrl.bps.panda.demo.command import main
+from __future__ import annotations
 
-__all__: list[str] = []
+__all__ = ["main"]
+
+import logging
+from pathlib import Path
+
+import click
+
+from ..errors import PandaBpsError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """A small camera and pipeline to try BPS and PanDA with."""
+
+
+@main.command()
+@click.argument("repo", type=click.Path(path_type=Path))
+@click.option("--visits-per-band", default=3, show_default=True, help="Visits in each band.")
+@click.option("--detectors", default=4, show_default=True, help="Detectors of the camera.")
+@click.option("--bands", default="g,r", show_default=True, help="Bands, separated by commas.")
+@click.option("--patches", default=2, show_default=True, help="Patches on a side of the tract.")
+@click.option("--seed", default=1, show_default=True, help="Of the random numbers: same seed, same pixels.")
+def create(repo: Path, visits_per_band: int, detectors: int, bands: str, patches: int, seed: int) -> None:
+    """Make the Butler repository REPO with simulated raw images."""
+    from .repository import RUN_CONFIG, create_repo
+
+    try:
+        create_repo(
+            repo,
+            visits_per_band=visits_per_band,
+            detectors=detectors,
+            bands=[band.strip() for band in bands.split(",") if band.strip()],
+            patches=patches,
+            seed=seed,
+        )
+    except (PandaBpsError, FileExistsError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(
+        f"{repo}: {visits_per_band} visits in each of {bands}; to run it: bps submit {repo / RUN_CONFIG}"
+    )
+
+
+@main.command()
+@click.argument("repo", type=click.Path(path_type=Path, exists=True))
+def config(repo: Path) -> None:
+    """Print a BPS configuration for the repository REPO."""
+    from .run_config import render_run_config
+
+    click.echo(render_run_config(repo), nl=False)
+
+
+@main.command()
+@click.argument("repo", type=click.Path(path_type=Path, exists=True))
+@click.argument("collection")
+@click.option("--png", type=click.Path(path_type=Path), help="Draw a coadd with its objects to this file.")
+@click.option("--band", default="r", show_default=True, help="Band to draw.")
+def summary(repo: Path, collection: str, png: Path | None, band: str) -> None:
+    """Say what came out of the run whose outputs are in COLLECTION."""
+    # The Butler warns of each optional package that it does without.
+    logging.getLogger("lsst.daf.butler").setLevel(logging.ERROR)
+    from lsst.daf.butler import ButlerUserError
+
+    from .picture import draw_coadd
+    from .summary import read_summary, render_summary
+
+    try:
+        click.echo(render_summary(read_summary(repo, collection)))
+        if png is not None:
+            click.echo(str(draw_coadd(repo, collection, png, band=band)))
+    except (PandaBpsError, ButlerUserError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+
 
 if __name__ == "__main__":
     main()
