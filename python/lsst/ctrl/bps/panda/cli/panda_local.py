@@ -21,7 +21,8 @@ import click
 
 from ..errors import LocalPandaError
 from ..local import instance
-from ..local.endpoint import EndpointClient, diamond
+from ..local.endpoint import LOGS_FOLDER, EndpointClient, diamond, job_folder
+from ..local.settings import KEEP_WORK
 from .output import table
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -172,7 +173,7 @@ def _settings_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--keep-work",
-            type=click.Choice(["never", "failed", "always"]),
+            type=click.Choice(KEEP_WORK),
             help="Work directories of jobs to keep [default: failed].",
         ),
         click.option("--issuer", help="URL of an OpenID issuer: have tokens checked, to try logging in."),
@@ -376,7 +377,7 @@ def logs(directory: Path | None, job: int, which: str | None) -> None:
     The report of a run names the ids of its failed jobs; "panda_local status"
     tells where all logs are.
     """
-    place = _where(directory) / "logs" / f"PandaJob_{job}"
+    place = _where(directory) / LOGS_FOLDER / job_folder(job)
     if not place.is_dir():
         raise LocalPandaError(f"no logs of a job {job} in {place.parent}")
     for name in (which,) if which else ("pilotlog.txt", "payload.stdout", "payload.stderr"):

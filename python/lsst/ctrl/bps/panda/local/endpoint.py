@@ -6,6 +6,8 @@ from __future__ import annotations
 
 __all__ = [
     "ENDPOINT_FILE",
+    "EXIT_BUSY",
+    "LOGS_FOLDER",
     "SERVER_MARKER",
     "TOKEN_HEADER",
     "Endpoint",
@@ -16,6 +18,7 @@ __all__ = [
     "diamond",
     "environment",
     "is_alive",
+    "job_folder",
     "read_endpoint",
     "start_ticks",
     "state_directory",
@@ -37,6 +40,12 @@ from lsst.ctrl.bps.panda.errors import LocalPandaError
 
 ENDPOINT_FILE = "endpoint.json"
 """Name of the file in the state directory."""
+
+LOGS_FOLDER = "logs"
+"""Name of the folder in the state directory with the logs of jobs."""
+
+EXIT_BUSY = 75
+"""Exit code of a server that found another one with its state directory."""
 
 SERVER_MARKER = "PANDA_LOCAL_SERVER"
 """Environment variable of a server; its value is different for each start."""
@@ -113,6 +122,11 @@ def state_directory(variables: Mapping[str, str]) -> Path:
     if not base or not os.path.isabs(base):
         base = os.path.join(variables.get("HOME") or os.path.expanduser("~"), ".local", "state")
     return Path(base) / "panda_local"
+
+
+def job_folder(panda_id: int) -> str:
+    """Return the name of the folder with the logs, or the work, of a job."""
+    return f"PandaJob_{panda_id}"
 
 
 def read_endpoint(directory: str | Path) -> Endpoint | None:

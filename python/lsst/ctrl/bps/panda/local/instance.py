@@ -36,6 +36,7 @@ from lsst.ctrl.bps.panda.errors import LocalPandaError
 
 from .endpoint import (
     ENDPOINT_FILE,
+    EXIT_BUSY,
     SERVER_MARKER,
     TOKEN_HEADER,
     Endpoint,
@@ -45,10 +46,9 @@ from .endpoint import (
     read_endpoint,
     state_directory,
 )
-from .settings import read_settings, take_lock, write_settings
+from .settings import SETTINGS_FILE, read_settings, take_lock, write_settings
 
 _LAUNCHER = Path(__file__).resolve().with_name("launch.py")
-_EXIT_BUSY = 75
 _NEEDED = {
     "idds.agents": "idds-server",
     "idds.prompt": "idds-prompt",
@@ -93,9 +93,7 @@ def _canonical(directory: str | Path) -> Path:
 
 
 # One of these is in each state directory that is not empty.
-_OURS = frozenset(
-    ("endpoint.json", "lock", "panda.db", "server.log", "server.out", "settings.json", "staging")
-)
+_OURS = frozenset((ENDPOINT_FILE, "lock", "panda.db", "server.log", "server.out", SETTINGS_FILE, "staging"))
 
 
 def _prepare_directory(directory: Path) -> Path:
@@ -223,7 +221,7 @@ def _wait_for_answer(
                 _children[process.pid] = process
                 _remember_port(directory, endpoint)
             return endpoint
-        if code == _EXIT_BUSY:
+        if code == EXIT_BUSY:
             lock = take_lock(directory)
             if lock is not None:
                 lock.close()
@@ -367,7 +365,7 @@ def clean(directory: str | Path) -> bool:
         return False
     if find(path):
         raise LocalPandaError(f"an embedded PanDA runs with {path}; stop it first: panda_local stop")
-    if not (path / "settings.json").exists() and any(path.iterdir()):
+    if not (path / SETTINGS_FILE).exists() and any(path.iterdir()):
         raise LocalPandaError(f"{path} is no state directory of an embedded PanDA; not removed")
     _end_remains(path)
     shutil.rmtree(path)

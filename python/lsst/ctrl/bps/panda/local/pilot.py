@@ -40,6 +40,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .endpoint import job_folder
 from .processes import JOB_MARKER, SessionUse, end_marked, end_session
 
 _SUMMARY = "memory_monitor_summary.json"
@@ -202,15 +203,15 @@ class JobDirectories:
 
     def log_directory(self, panda_id: int) -> Path:
         """Return the log directory of a job."""
-        return self.logs / f"PandaJob_{panda_id}"
+        return self.logs / job_folder(panda_id)
 
     def work_directory(self, panda_id: int) -> Path:
         """Return the work directory of a job."""
-        return self.work / f"PandaJob_{panda_id}"
+        return self.work / job_folder(panda_id)
 
     def log_url(self, panda_id: int) -> str:
         """Return the URL of a job's pilot log; its other logs are next to it."""
-        return f"{self.url}/PandaJob_{panda_id}/pilotlog.txt"
+        return f"{self.url}/{job_folder(panda_id)}/pilotlog.txt"
 
 
 def job_environment(

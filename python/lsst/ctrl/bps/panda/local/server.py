@@ -34,6 +34,8 @@ from .api import Api, FileCache
 from .database import Database, MessageQueue
 from .endpoint import (
     ENDPOINT_FILE,
+    EXIT_BUSY,
+    LOGS_FOLDER,
     SERVER_MARKER,
     Endpoint,
     environment,
@@ -59,7 +61,7 @@ from .settings import (
     take_lock,
 )
 from .views import Views, runs
-from .web import WebParts, make_application
+from .web import LARGEST_BODY, WebParts, make_application
 
 _SIZE = 5_000_000
 _FILES = 3
@@ -117,9 +119,6 @@ def redirect_prints() -> None:
 
 
 _LOG = logging.getLogger(__name__)
-
-EXIT_BUSY = 75
-"""Exit code if another server has the directory."""
 
 _EXIT_INTERRUPTED = 130
 
@@ -205,7 +204,9 @@ class Server:
             wake=self._due_changed.set,
         )
         self._dispatcher = Dispatcher(self._database, self._jedi, queues=self._queues, clock=time.time)
-        self._job_directories = JobDirectories(directory / "logs", directory / "work", f"{self._base}/logs")
+        self._job_directories = JobDirectories(
+            directory / LOGS_FOLDER, directory / "work", f"{self._base}/logs"
+        )
         self._executor = self._make_executor()
         connect(self._jedi, message_queue, self._faults)
         idds_repairs.offer_task_lookup(self._jedi.submitted)
@@ -289,7 +290,7 @@ class Server:
             threads=12,
             # select() fails for file descriptors beyond 1023.
             asyncore_use_poll=True,
-            max_request_body_size=1024**3,
+            max_request_body_size=LARGEST_BODY,
             channel_timeout=600,
             ident="panda_local",
         )

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 __all__ = [
     "FaultRule",
+    "KEEP_WORK",
     "Queue",
     "Queues",
     "SETTINGS_FILE",

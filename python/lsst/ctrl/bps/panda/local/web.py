@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ROUTES", "Caller", "Route", "WebParts", "make_application", "owner_of_peer"]
+__all__ = ["LARGEST_BODY", "ROUTES", "Caller", "Route", "WebParts", "make_application", "owner_of_peer"]
 
 import enum
 import gzip
@@ -50,7 +50,9 @@ def owner_of_peer(
     return None
 
 
-_LARGEST_BODY = 1024**3
+LARGEST_BODY = 1024**3
+"""Largest body of a request, bytes."""
+
 _NOBODY = Identity("", production=False)
 
 
@@ -289,7 +291,7 @@ def _view(route: Route, parts: WebParts) -> Callable[..., flask.Response]:
 def make_application(parts: WebParts) -> flask.Flask:
     """Make the WSGI application of `ROUTES`."""
     application = flask.Flask(__name__, static_folder=None)
-    application.config["MAX_CONTENT_LENGTH"] = _LARGEST_BODY
+    application.config["MAX_CONTENT_LENGTH"] = LARGEST_BODY
 
     @application.before_request
     def check() -> None:
