@@ -195,7 +195,7 @@ class Api:
         return self._views.tasks_since(parameters.get("since"), filters, user=user, limit=limit), ""
 
     def check_owner(self, parameters: _Parameters, who: Identity) -> _Reply:
-        """Refuse with an `ApiError` who may not change a task; a task that does not exist is nobody's."""
+        """Raise an `ApiError` unless the user may change a task, or there is no such task."""
         task = self._views.task(int(parameters["task_id"]))
         if task is not None and not who.production and task["user_name"] != who.user:
             raise ApiError("permission denied", _REFUSED_CODE)
