@@ -36,11 +36,11 @@ def _seconds(value):
     return moment.replace(tzinfo=datetime.UTC).timestamp()
 
 
-def _tasks(client, trial):
-    path = f"task/get_tasks_detailed_info_since?filters=%7B%22reqID%22:%22{trial.request_id}%22%7D"
+def _tasks(client, sample):
+    path = f"task/get_tasks_detailed_info_since?filters=%7B%22reqID%22:%22{sample.request_id}%22%7D"
     records = client.api(path)["data"]
     return {
-        record["taskName"].removeprefix(f"{trial.name}_")[3:].split("_01_")[0]: record for record in records
+        record["taskName"].removeprefix(f"{sample.name}_")[3:].split("_01_")[0]: record for record in records
     }
 
 
@@ -54,9 +54,9 @@ def _releases(client, width):
     With as many jobs side by side as there are slots, so that none waits for
     a slot.
     """
-    trial = client.submit("u_bench_release", diamond(width, command="sleep 0.5"))
-    client.wait(trial, timeout=600)
-    records = _tasks(client, trial)
+    sample = client.submit("u_bench_release", diamond(width, command="sleep 0.5"))
+    client.wait(sample, timeout=600)
+    records = _tasks(client, sample)
     ends, starts = {}, {}
     for label in ("left", "right"):
         for job in _jobs(client, records[label]):
@@ -104,10 +104,10 @@ def main(jobs):
 def _many(client, endpoint, jobs, cores):
     cpu, start = _cpu_seconds(endpoint.pid), time.monotonic()
     names = {f"many:{number}": () for number in range(jobs)}
-    trial = client.submit("u_bench_many", [SampleTask("many", names, "true")])
-    client.wait(trial, timeout=1800)
+    sample = client.submit("u_bench_many", [SampleTask("many", names, "true")])
+    client.wait(sample, timeout=1800)
     wall = time.monotonic() - start
-    records = _jobs(client, _tasks(client, trial)["many"])
+    records = _jobs(client, _tasks(client, sample)["many"])
     first = min(_seconds(job["startTime"]) for job in records)
     last = max(_seconds(job["endTime"]) for job in records)
     alone = _payload_alone()

@@ -190,8 +190,8 @@ def test_newcomer_finds_everything_in_one_directory_and_quiet_logs(tmp_path):
         endpoint = instance.find(place)
         assert tool("check").returncode == 0
         client = EndpointClient(endpoint)
-        trial = client.submit("u_me_fails", [SampleTask("bad", {"bad:0": (), "bad:1": ()}, "exit 3")])
-        assert client.wait(trial, timeout=200)[0] == "Failed"
+        sample = client.submit("u_me_fails", [SampleTask("bad", {"bad:0": (), "bad:1": ()}, "exit 3")])
+        assert client.wait(sample, timeout=200)[0] == "Failed"
     finally:
         instance.stop(place)
     assert sorted(path.name for path in home.iterdir()) == [".local"]

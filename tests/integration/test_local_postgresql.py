@@ -23,7 +23,7 @@ def test_run_with_failure_and_kill_on_postgresql(postgresql_url, tmp_path):
         command = (
             f'case "${{IN/L}}" in left:0) exit 3;; left:1) while ! test -e {gate}; do sleep 0.1; done;; esac'
         )
-        trial = client.submit(
+        sample = client.submit(
             "u_me_postgresql",
             diamond(3, command=command, attempts=2),
             final=SampleTask("final", {"final:0": ()}),
@@ -40,7 +40,7 @@ def test_run_with_failure_and_kill_on_postgresql(postgresql_url, tmp_path):
         again = instance.start(directory)
         assert instance.status(again)["database"] == "PostgreSQL"
         assert not (directory / "panda.db").exists()
-        status, counts = EndpointClient(again).wait(trial, timeout=300)
+        status, counts = EndpointClient(again).wait(sample, timeout=300)
         assert status == "SubFinished"
         assert (counts["left"].finished, counts["left"].failed) == (2, 1)
         assert (counts["right"].finished, counts["right"].missing) == (2, 1)

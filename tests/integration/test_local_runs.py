@@ -41,11 +41,11 @@ def _wait_for(condition, what, timeout=_TIMEOUT):
         time.sleep(0.05)
 
 
-def _task_ids(client, trial):
-    path = f'task/get_tasks_detailed_info_since?filters={{"reqID":"{trial.request_id}"}}'
+def _task_ids(client, sample):
+    path = f'task/get_tasks_detailed_info_since?filters={{"reqID":"{sample.request_id}"}}'
     records = client.api(path.replace('"', "%22").replace("{", "%7B").replace("}", "%7D"))["data"]
     return {
-        record["taskName"].removeprefix(f"{trial.name}_")[3:].split("_01_")[0]: record for record in records
+        record["taskName"].removeprefix(f"{sample.name}_")[3:].split("_01_")[0]: record for record in records
     }
 
 
@@ -57,13 +57,13 @@ def test_diamond_with_final_task_finishes(shared):
     client = EndpointClient(shared)
     tasks = diamond(3, command='echo "in ${IN/L}"; echo trouble >&2')
     final = SampleTask("final", {"final:0": ()}, "echo the end")
-    trial = client.submit("u_me_diamond", tasks, final=final)
-    status, counts = client.wait(trial, timeout=_TIMEOUT)
+    sample = client.submit("u_me_diamond", tasks, final=final)
+    status, counts = client.wait(sample, timeout=_TIMEOUT)
     assert status == "Finished"
     assert {label: item.finished for label, item in counts.items()} == {
         "first": 1, "left": 3, "right": 3, "last": 1, "final": 1,
     }  # fmt: skip
-    records = _task_ids(client, trial)
+    records = _task_ids(client, sample)
     assert {record["status"] for record in records.values()} == {"done"}
     job = _jobs(client, records["left"]["jediTaskID"])[1]
     log = job["pilotID"].split("|")[0]
@@ -77,16 +77,16 @@ def test_diamond_with_final_task_finishes(shared):
 def test_failure_prunes_children_and_keeps_all_attempts(shared):
     client = EndpointClient(shared)
     command = 'case "${IN/L}" in left:1) exit 17;; esac'
-    trial = client.submit(
+    sample = client.submit(
         "u_me_failing", diamond(3, command=command, attempts=2), final=SampleTask("final", {"final:0": ()})
     )
-    status, counts = client.wait(trial, timeout=_TIMEOUT)
+    status, counts = client.wait(sample, timeout=_TIMEOUT)
     assert status == "SubFinished"
     assert (counts["left"].finished, counts["left"].failed) == (2, 1)
     assert (counts["right"].finished, counts["right"].missing) == (2, 1)
     assert (counts["last"].finished, counts["last"].missing) == (0, 1)
     assert counts["final"].finished == 1
-    records = _task_ids(client, trial)
+    records = _task_ids(client, sample)
     # As a real PanDA counts: pruned inputs are not part of nFiles.
     assert (records["right"]["status"], records["right"]["nFiles"], records["right"]["nFilesMissing"]) == (
         "done", 2, 1,
@@ -98,7 +98,7 @@ def test_failure_prunes_children_and_keeps_all_attempts(shared):
     assert {job["transExitCode"] for job in bad} == {"17"}
     assert {job["pilotErrorCode"] for job in bad} == {1305}
     assert len({job["jobName"] for job in bad}) == 1
-    contents = client.relay("get_contents_output_ext", request_id=trial.request_id)
+    contents = client.relay("get_contents_output_ext", request_id=sample.request_id)
     failed = [row for rows in contents.values() for row in rows if row["status"] == "FinalFailed"]
     assert [(row["trans_exit_code"], row["attempt_nr"]) for row in failed] == [(17, 2)]
     # A task that is done does not take a retry.
@@ -109,23 +109,23 @@ def test_failure_prunes_children_and_keeps_all_attempts(shared):
 def test_retry_that_gets_lost_or_comes_twice(shared, tmp_path):
     client = EndpointClient(shared)
     command = f"echo ran >> {tmp_path}/ran; test -e {tmp_path}/gate"
-    trial = client.submit("u_me_retried", [SampleTask("once", {"once:0": ()}, command)])
-    assert client.wait(trial, timeout=_TIMEOUT)[0] == "Failed"
+    sample = client.submit("u_me_retried", [SampleTask("once", {"once:0": ()}, command)])
+    assert client.wait(sample, timeout=_TIMEOUT)[0] == "Failed"
     (tmp_path / "gate").touch()
     instance.set_faults(shared, [{"action": "drop", "target": "command", "match": "^retry$", "times": 1}])
-    registered = client.relay("retry", request_id=trial.request_id)
+    registered = client.relay("retry", request_id=sample.request_id)
     assert registered == [[0, {"status": 0, "message": "Command registered successfully"}]]
     with sqlite3.connect(Path(shared.directory) / "idds.db") as connection:
         query = "SELECT count(*) FROM commands WHERE request_id = ?"
-        assert connection.execute(query, (trial.request_id,)).fetchone() == (0,)
+        assert connection.execute(query, (sample.request_id,)).fetchone() == (0,)
     connection.close()
     # The rule is used up: the second one takes, and comes twice.
     instance.set_faults(shared, [{"action": "duplicate", "target": "command", "match": "^retry$"}])
     try:
-        assert client.relay("retry", request_id=trial.request_id)[0][0] == 0
+        assert client.relay("retry", request_id=sample.request_id)[0][0] == 0
     finally:
         instance.set_faults(shared, [])
-    _wait_for(lambda: client.look(trial)[0] == "Finished", "finished run")
+    _wait_for(lambda: client.look(sample)[0] == "Finished", "finished run")
     assert (tmp_path / "ran").read_text() == "ran\nran\n"
 
 
@@ -133,14 +133,14 @@ def test_abort_reaches_running_payloads_late_and_queued_jobs_at_once(own, tmp_pa
     endpoint = instance.start(own, slots=1, pace="quick,heartbeat=1.5,grace=0.5")
     client = EndpointClient(endpoint)
     jobs = {f"long:{i}": () for i in range(3)}
-    trial = client.submit(
+    sample = client.submit(
         "u_me_abort", [SampleTask("long", jobs, f"echo ${{IN/L}} >> {tmp_path}/ran; sleep 600")]
     )
     _wait_for((tmp_path / "ran").exists, "running job")
-    assert client.relay("abort", request_id=trial.request_id)[0][0] == 0
-    client.wait(trial, timeout=_TIMEOUT)
-    record = _task_ids(client, trial)["long"]
-    _wait_for(lambda: _task_ids(client, trial)["long"]["status"] == "aborted", "aborted task")
+    assert client.relay("abort", request_id=sample.request_id)[0][0] == 0
+    client.wait(sample, timeout=_TIMEOUT)
+    record = _task_ids(client, sample)["long"]
+    _wait_for(lambda: _task_ids(client, sample)["long"]["status"] == "aborted", "aborted task")
     states = {job["jobStatus"]: job for job in _jobs(client, record["jediTaskID"])}
     assert set(states) == {"cancelled", "failed"}
     assert states["cancelled"]["taskBufferErrorCode"] == 100
@@ -161,11 +161,11 @@ def test_memory_and_walltime_are_enforced_and_memory_grows(shared):
         options={"task_rss_retry_step": 240, "task_rss_max": 1000},
     )
     slow = SampleTask("slow", {"slow:0": ()}, "sleep 600", options={"maxwalltime": 1})
-    trial = client.submit("u_me_limits", [hungry, slow])
-    _, counts = client.wait(trial, timeout=_TIMEOUT)
+    sample = client.submit("u_me_limits", [hungry, slow])
+    _, counts = client.wait(sample, timeout=_TIMEOUT)
     assert counts["hungry"].finished == 1
     assert counts["slow"].failed == 1
-    records = _task_ids(client, trial)
+    records = _task_ids(client, sample)
     first, second = _jobs(client, records["hungry"]["jediTaskID"])
     assert (first["pilotErrorCode"], first["minRamCount"]) == (1212, 120)
     assert (second["jobStatus"], second["minRamCount"]) == ("finished", 240)
@@ -180,33 +180,33 @@ def test_event_service_fails_payload_by_payload(shared, tmp_path):
     es = {"es": True, "es_label": "es", "max_events_per_job": 4}
     jobs = {f"es:{i}": () for i in range(4)}
     after = {f"after:{i}": (("es", f"es:{i}"),) for i in range(4)}
-    trial = client.submit(
+    sample = client.submit(
         "u_me_events", [SampleTask("es", jobs, command, options=es), SampleTask("after", after, "true")]
     )
-    _, counts = client.wait(trial, timeout=_TIMEOUT)
+    _, counts = client.wait(sample, timeout=_TIMEOUT)
     assert (counts["es"].finished, counts["es"].failed) == (3, 1)
     assert (counts["after"].finished, counts["after"].missing) == (3, 1)
     names = (tmp_path / "ran").read_text().split()
     assert names == [f"es:eventservice_0^{number}" for number in (1, 2, 3, 4)]
-    (job,) = _jobs(client, _task_ids(client, trial)["es"]["jediTaskID"])
+    (job,) = _jobs(client, _task_ids(client, sample)["es"]["jediTaskID"])
     assert (job["jobStatus"], job["jobSubStatus"], job["transExitCode"]) == ("finished", "fg_partial", "5")
 
 
 def test_two_users_runs_are_two_users_runs(shared):
     alice = EndpointClient(shared, {"X-PanDA-User": "alice"})
     bob = EndpointClient(shared, {"X-PanDA-User": "bob"})
-    trial = alice.submit("u_alice_own", [SampleTask("own", {"own:0": ()}, "sleep 1")])
-    code, detail = bob.relay("abort", request_id=trial.request_id)[0]
+    sample = alice.submit("u_alice_own", [SampleTask("own", {"own:0": ()}, "sleep 1")])
+    code, detail = bob.relay("abort", request_id=sample.request_id)[0]
     assert code == -1, detail
-    status, _ = alice.wait(trial, timeout=_TIMEOUT)
+    status, _ = alice.wait(sample, timeout=_TIMEOUT)
     assert status == "Finished"
-    row = alice.relay("get_requests", request_id=trial.request_id)[0]
+    row = alice.relay("get_requests", request_id=sample.request_id)[0]
     assert row["username"] == "alice"
-    assert [record["userName"] for record in _task_ids(alice, trial).values()] == ["alice"]
-    assert _task_ids(bob, trial) == {}
+    assert [record["userName"] for record in _task_ids(alice, sample).values()] == ["alice"]
+    assert _task_ids(bob, sample) == {}
     with_filter = bob.api(
         "task/get_tasks_detailed_info_since?filters=%7B%22userName%22:%22alice%22,"
-        f"%22reqID%22:%22{trial.request_id}%22%7D"
+        f"%22reqID%22:%22{sample.request_id}%22%7D"
     )
     assert len(with_filter["data"]) == 1
 
@@ -221,7 +221,7 @@ def test_kill_9_in_mid_run_loses_and_doubles_nothing(own, tmp_path):
         f'case "${{IN/L}}" in left:[01]) while ! test -e {gate}; do sleep 0.1; done;; esac; '
         f'echo "end ${{IN/L}}" >> {ran}'
     )
-    trial = client.submit("u_me_killed", diamond(4, command=command, attempts=2))
+    sample = client.submit("u_me_killed", diamond(4, command=command, attempts=2))
 
     def lines(word):
         return [line.split() for line in ran.read_text().splitlines() if line.startswith(word)]
@@ -240,7 +240,7 @@ def test_kill_9_in_mid_run_loses_and_doubles_nothing(own, tmp_path):
     assert again.url == endpoint.url
     assert not any(is_alive(pid, started) for pid, started in ticks.items())
     gate.touch()
-    status, counts = EndpointClient(again).wait(trial, timeout=_TIMEOUT)
+    status, counts = EndpointClient(again).wait(sample, timeout=_TIMEOUT)
     assert status == "Finished"
     assert [item.finished for item in counts.values()] == [1, 4, 4, 1]
     starts = [line[1] for line in lines("start")]
@@ -249,7 +249,7 @@ def test_kill_9_in_mid_run_loses_and_doubles_nothing(own, tmp_path):
     assert len(ends) == len(set(ends)) == 10
     lost = [
         job
-        for job in _jobs(client, _task_ids(client, trial)["left"]["jediTaskID"])
+        for job in _jobs(client, _task_ids(client, sample)["left"]["jediTaskID"])
         if job["jobDispatcherErrorCode"] == 100
     ]
     assert len(lost) == 2
@@ -262,15 +262,15 @@ def test_lost_last_attempt_is_run_again_under_its_id(own, tmp_path):
     gate = tmp_path / "gate"
     client = EndpointClient(endpoint)
     command = f"echo start >> {tmp_path}/ran; while ! test -e {gate}; do sleep 0.1; done"
-    trial = client.submit("u_me_last", [SampleTask("one", {"one:0": ()}, command)])
+    sample = client.submit("u_me_last", [SampleTask("one", {"one:0": ()}, command)])
     _wait_for((tmp_path / "ran").exists, "running job")
     os.kill(endpoint.pid, signal.SIGKILL)
     _wait_for(lambda: not is_alive(endpoint.pid, endpoint.started), "end of the server")
     gate.touch()
     client = EndpointClient(instance.start(own))
-    status, _ = client.wait(trial, timeout=_TIMEOUT)
+    status, _ = client.wait(sample, timeout=_TIMEOUT)
     assert status == "Finished"
-    assert len(_jobs(client, _task_ids(client, trial)["one"]["jediTaskID"])) == 1
+    assert len(_jobs(client, _task_ids(client, sample)["one"]["jediTaskID"])) == 1
     assert (tmp_path / "ran").read_text() == "start\nstart\n"
 
 
@@ -290,10 +290,10 @@ def test_faults_by_rule(own):
         ],
     )
     client = EndpointClient(endpoint)
-    trial = client.submit("u_me_faults", diamond(2, attempts=2))
-    status, _ = client.wait(trial, timeout=_TIMEOUT)
+    sample = client.submit("u_me_faults", diamond(2, attempts=2))
+    status, _ = client.wait(sample, timeout=_TIMEOUT)
     assert status == "Finished"
-    records = _task_ids(client, trial)
+    records = _task_ids(client, sample)
     first = _jobs(client, records["first"]["jediTaskID"])
     assert [(job["jobStatus"], job["transExitCode"]) for job in first] == [("failed", "9"), ("finished", "0")]
     left = _jobs(client, records["left"]["jediTaskID"])

@@ -191,9 +191,9 @@ def test_twenty_runs_survive_random_kills(tmp_path, record_property):
         soak.kill()
         client = EndpointClient(soak.endpoint)
         soak.wait_for(lambda: soak.ended() == _RUNS)
-        for trial in soak.trials:
-            status, counts = client.look(trial)
-            assert status == "Finished", (trial, counts)
+        for sample in soak.trials:
+            status, counts = client.look(sample)
+            assert status == "Finished", (sample, counts)
             assert [item.finished for item in counts.values()] == [1, 2, 2, 1]
         assert soak.check_executions() > 10
     except AssertionError as error:

@@ -33,7 +33,7 @@ class Panda:
             clock=self.clock,
             wake=self.wake,
         )
-        self.desk = Dispatcher(self.database, self.jedi, queues=queues or Queues(), clock=self.clock)
+        self.dispatcher = Dispatcher(self.database, self.jedi, queues=queues or Queues(), clock=self.clock)
         self.views = Views(self.database)
 
     def clock(self):
@@ -57,7 +57,7 @@ class Panda:
         return self.jedi.submit(values, "me")
 
     def take(self, free=100):
-        return self.desk.take(free, 100)
+        return self.dispatcher.take(free, 100)
 
     def status(self, task_id):
         return self.views.task(task_id)["status"]
@@ -84,9 +84,9 @@ def test_task_without_dependencies_runs_at_once(panda):
     first, second = panda.take()
     assert (first.pseudo_input, second.pseudo_input) == ("a:0", "a:1")
     assert (first.attempt, first.memory, first.cores) == (1, 1000, 1)
-    assert panda.desk.report(first.panda_id, GOOD)
+    assert panda.dispatcher.report(first.panda_id, GOOD)
     assert panda.status(task) == "running"
-    assert panda.desk.report(second.panda_id, GOOD)
+    assert panda.dispatcher.report(second.panda_id, GOOD)
     assert panda.status(task) == "done"
     kinds = [(message["msg_type"], message["status"]) for message in panda.messages()]
     assert kinds[-1] == ("task_status", "done")
@@ -109,7 +109,7 @@ def test_second_submission_of_a_task_is_the_first(panda):
     assert panda.submit(["a"]) == first
     assert panda.submit(["a"], taskName="other") != first
     (order, _) = panda.take()
-    panda.desk.report(order.panda_id, GOOD)
+    panda.dispatcher.report(order.panda_id, GOOD)
     assert panda.submit(["a"]) == first
 
 
@@ -130,7 +130,7 @@ def test_release_by_id_by_name_and_giving_up(panda):
     assert panda.inputs(task) == ["running", "running", "missing", "staging"]
     assert panda.status(task) == "running"
     for order in panda.take():
-        panda.desk.report(order.panda_id, GOOD)
+        panda.dispatcher.report(order.panda_id, GOOD)
     assert panda.status(task) == "running"
     panda.jedi.release(task, [{"name": "d", "status": "Missing"}])
     # Pruned inputs do not count: the task is done.
@@ -153,12 +153,12 @@ def test_release_of_unknown_task_is_ignored(panda):
 def test_failure_is_tried_again_under_a_new_id(panda):
     task = panda.submit(["a", "b"])
     first, other = panda.take()
-    panda.desk.report(first.panda_id, BAD)
-    panda.desk.report(other.panda_id, GOOD)
+    panda.dispatcher.report(first.panda_id, BAD)
+    panda.dispatcher.report(other.panda_id, GOOD)
     (again,) = panda.take()
     assert (again.attempt, again.pseudo_input) == (2, "a")
     assert again.panda_id > first.panda_id
-    panda.desk.report(again.panda_id, BAD)
+    panda.dispatcher.report(again.panda_id, BAD)
     assert panda.status(task) == "finished"
     assert panda.inputs(task) == ["failed", "finished"]
     attempts = panda.views.job_descriptions(task, unsuccessful_only=True)
@@ -174,19 +174,19 @@ def test_failure_is_tried_again_under_a_new_id(panda):
 def test_report_counts_once(panda):
     task = panda.submit(["a"])
     (order,) = panda.take()
-    assert panda.desk.report(order.panda_id, GOOD)
-    assert not panda.desk.report(order.panda_id, BAD)
+    assert panda.dispatcher.report(order.panda_id, GOOD)
+    assert not panda.dispatcher.report(order.panda_id, BAD)
     assert panda.status(task) == "done"
-    assert not panda.desk.report(12345, GOOD)
+    assert not panda.dispatcher.report(12345, GOOD)
 
 
 def test_memory_grows_after_running_out_of_it(panda):
     panda.submit(["a"], retryRamStep=2500, retryRamMax=2000, coreCount=1, maxAttempt=3)
     (order,) = panda.take()
-    panda.desk.report(order.panda_id, make_result(137, error=OUT_OF_MEMORY))
+    panda.dispatcher.report(order.panda_id, make_result(137, error=OUT_OF_MEMORY))
     (again,) = panda.take()
     assert again.memory == 2000
-    panda.desk.report(again.panda_id, BAD)
+    panda.dispatcher.report(again.panda_id, BAD)
     (third,) = panda.take()
     assert third.memory == 2000
 
@@ -194,8 +194,8 @@ def test_memory_grows_after_running_out_of_it(panda):
 def test_retry_is_refused_for_done_and_accepted_once_for_finished(panda):
     task = panda.submit(["a", "b"], maxAttempt=1)
     first, second = panda.take()
-    panda.desk.report(first.panda_id, GOOD)
-    panda.desk.report(second.panda_id, BAD)
+    panda.dispatcher.report(first.panda_id, GOOD)
+    panda.dispatcher.report(second.panda_id, BAD)
     assert panda.status(task) == "finished"
     assert panda.jedi.command(task, "retry", "me").code == 0
     assert panda.jedi.command(task, "retry", "me").code == 0, "sent repeatedly by iDDS"
@@ -204,7 +204,7 @@ def test_retry_is_refused_for_done_and_accepted_once_for_finished(panda):
     panda.jedi.tick()
     (again,) = panda.take()
     assert (again.pseudo_input, again.attempt) == ("b", 2)
-    panda.desk.report(again.panda_id, GOOD)
+    panda.dispatcher.report(again.panda_id, GOOD)
     assert panda.status(task) == "done"
     refused = panda.jedi.command(task, "retry", "me")
     assert refused.code == 4
@@ -216,7 +216,7 @@ def test_reload_of_input_brings_pruned_inputs_back(panda):
     task = panda.submit(["a", "b"], inputPreStaging=True)
     panda.jedi.release(task, [{"name": "a", "status": "Available"}, {"name": "b", "status": "Missing"}])
     (order,) = panda.take()
-    panda.desk.report(order.panda_id, GOOD)
+    panda.dispatcher.report(order.panda_id, GOOD)
     assert panda.status(task) == "done"
     assert panda.jedi.command(task, "incexec", "me").code == 0
     panda.now += 1
@@ -237,18 +237,18 @@ def test_retry_without_anything_to_do_fails_again(panda):
 
 def test_kill_cancels_queued_jobs_and_waits_for_running_ones(panda):
     task = panda.submit(["a", "b", "c"])
-    running = panda.desk.take(1, 100)
+    running = panda.dispatcher.take(1, 100)
     assert panda.jedi.command(task, "kill", "boss").code == 0
     assert panda.status(task) == "toabort"
     panda.now += 0.3
     panda.jedi.tick()
     assert panda.status(task) == "aborting"
     assert panda.take() == []
-    assert panda.desk.due_kills([running[0].panda_id]) == [], "the pilot has not heard of it"
+    assert panda.dispatcher.due_kills([running[0].panda_id]) == [], "the pilot has not heard of it"
     panda.now += 2.1
-    assert panda.desk.due_kills([running[0].panda_id]) == [running[0].panda_id]
-    assert panda.desk.killer(running[0].panda_id) == "boss"
-    panda.desk.report(running[0].panda_id, BAD)
+    assert panda.dispatcher.due_kills([running[0].panda_id]) == [running[0].panda_id]
+    assert panda.dispatcher.killer(running[0].panda_id) == "boss"
+    panda.dispatcher.report(running[0].panda_id, BAD)
     assert panda.status(task) == "aborted"
     cancelled = panda.views.job_descriptions(task, unsuccessful_only=True)[1:]
     assert {(job["jobStatus"], job["taskBufferErrorCode"]) for job in cancelled} == {("cancelled", 100)}
@@ -263,14 +263,14 @@ def test_payload_that_ends_before_the_pilot_hears_of_the_kill_is_finished(panda)
     panda.jedi.command(task, "kill", "boss")
     panda.now += 0.3
     panda.jedi.tick()
-    panda.desk.report(order.panda_id, GOOD)
+    panda.dispatcher.report(order.panda_id, GOOD)
     assert panda.status(task) == "aborted"
     assert panda.views.jobs([order.panda_id])[0]["jobStatus"] == "finished"
 
 
 def test_killed_single_jobs_are_tried_again(panda):
     task = panda.submit(["a", "b"])
-    running = panda.desk.take(1, 100)
+    running = panda.dispatcher.take(1, 100)
     ids = panda.views.job_ids(task)
     assert panda.jedi.kill_jobs([*ids, 77], "boss") == [True, True, False]
     assert panda.views.job_states(ids) == [
@@ -287,12 +287,12 @@ def test_event_service_runs_only_what_is_missing(panda):
     (order,) = panda.take()
     events = (EventResult(1, 0), EventResult(2, 5), EventResult(3, 0))
     panda.messages()
-    panda.desk.report(order.panda_id, make_result(5, events=events))
+    panda.dispatcher.report(order.panda_id, make_result(5, events=events))
     told = [message["status"] for message in panda.messages() if message["msg_type"] == "job_status"]
     assert "finished" not in told, "iDDS would take all payloads as finished"
     (again,) = panda.take()
     assert again.done_events == {1, 3}
-    panda.desk.report(again.panda_id, make_result(5, events=(EventResult(2, 5),)))
+    panda.dispatcher.report(again.panda_id, make_result(5, events=(EventResult(2, 5),)))
     assert panda.status(task) == "failed"
     states = panda.views.event_states([{"task_id": task, "panda_id": again.panda_id}])
     assert [state["status"] for _, state in sorted(states[str(again.panda_id)].items())] == [
@@ -313,7 +313,7 @@ def test_delays_of_production(tmp_path):
     panda.jedi.tick()
     (order,) = panda.take()
     assert panda.status(task) == "running"
-    panda.desk.report(order.panda_id, GOOD)
+    panda.dispatcher.report(order.panda_id, GOOD)
     assert panda.status(task) == "prepared"
     panda.now += 60
     assert panda.jedi.tick() is None
@@ -327,7 +327,7 @@ def test_lost_jobs_after_a_crash(tmp_path):
     once = before.submit(["b"], taskName="once", maxAttempt=1)
     ended = before.submit(["c"], taskName="ended")
     orders = {order.pseudo_input: order for order in before.take()}
-    before.desk.report(orders["c"].panda_id, GOOD)
+    before.dispatcher.report(orders["c"].panda_id, GOOD)
     after = Panda(path)
     assert after.jedi.recover("just now") == 2
     again = {order.pseudo_input: order for order in after.take()}
@@ -369,16 +369,16 @@ def test_jobs_are_taken_by_priority_and_fit_the_cores(panda):
     panda.submit(["wide"], taskName="wide", taskPriority=5, coreCount=4)
     panda.submit(["high"], taskName="high", taskPriority=9)
     # The wide job does not fit next to the high one, and is not overtaken.
-    (high,) = panda.desk.take(4, 4)
+    (high,) = panda.dispatcher.take(4, 4)
     assert high.pseudo_input == "high"
-    assert panda.desk.take(3, 4) == []
-    panda.desk.report(high.panda_id, GOOD)
-    assert [order.pseudo_input for order in panda.desk.take(4, 4)] == ["wide"]
+    assert panda.dispatcher.take(3, 4) == []
+    panda.dispatcher.report(high.panda_id, GOOD)
+    assert [order.pseudo_input for order in panda.dispatcher.take(4, 4)] == ["wide"]
 
 
 def test_job_wider_than_the_machine_runs_alone(panda):
     panda.submit(["wide"], coreCount=64)
-    (order,) = panda.desk.take(2, 2)
+    (order,) = panda.dispatcher.take(2, 2)
     assert (order.cores, order.memory) == (2, 64000)
 
 
@@ -390,7 +390,7 @@ def test_queues_limit_cores_memory_and_time(tmp_path):
     first, other = panda.take()
     assert (first.pseudo_input, first.memory, first.walltime) == ("a", 500, 60)
     assert (other.pseudo_input, other.memory, other.walltime) == ("c", 1000, 0)
-    panda.desk.report(first.panda_id, GOOD)
+    panda.dispatcher.report(first.panda_id, GOOD)
     assert [order.pseudo_input for order in panda.take()] == ["b"]
 
 
@@ -398,7 +398,7 @@ def test_overview_of_runs(panda):
     panda.submit(["a", "b"], taskName="u_me_20261120T1_00_isr_01_1_1")
     panda.submit(["c"], taskName="u_me_20261120T1_01_isr_02_1_2", inputPreStaging=True)
     for order in panda.take()[:1]:
-        panda.desk.report(order.panda_id, GOOD)
+        panda.dispatcher.report(order.panda_id, GOOD)
     (run,) = runs(panda.database)
     assert (run.run, run.name, run.user) == (1, "u_me_20261120T1", "me")
     assert (run.tasks, run.ended, run.jobs, run.done, run.running) == (2, 0, 3, 1, 1)
