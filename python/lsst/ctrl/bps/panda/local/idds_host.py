@@ -25,11 +25,11 @@ from urllib.parse import parse_qs, urlsplit
 import requests
 from requests.adapters import BaseAdapter
 
-from . import idds_repairs, idds_tuning
+from . import idds_repairs
 from .database import MessageQueue
 from .faults import Faults
-from .idds_repairs import Repair, idds_module
-from .idds_tuning import LOOP_WAKER
+from .idds_repairs import Repair, idds_module, tuning
+from .idds_repairs.tuning import LOOP_WAKER
 from .identity import Identity
 from .jedi import Jedi
 from .settings import Timing
@@ -43,7 +43,7 @@ _BATCH_PER_INPUT = 0.001
 IDDS_VERSION = "2.6.21"
 """The version whose private parts are known."""
 
-REPAIRS: tuple[Repair, ...] = (*idds_repairs.REPAIRS, *idds_tuning.REPAIRS)
+REPAIRS: tuple[Repair, ...] = (*idds_repairs.REPAIRS, *tuning.REPAIRS)
 """All repairs of iDDS's private parts."""
 
 _DISTRIBUTIONS = ("idds-server", "idds-common", "idds-workflow", "idds-doma", "idds-client", "idds-prompt")
@@ -412,7 +412,7 @@ class IddsHost:
         for name in _AGENTS:
             agent = main.load_agent(name)
             agent.daemon = True
-            idds_tuning.tune(agent, self._timing)
+            tuning.tune(agent, self._timing)
             agent.start()
             self._agents.append(agent)
 
@@ -452,7 +452,7 @@ class IddsHost:
             inner = client
         inner.session.mount(_HOST, self._adapter)
         client.set_original_user(user_name=user)
-        idds_tuning.settle_client(client)
+        tuning.settle_client(client)
         return client
 
 

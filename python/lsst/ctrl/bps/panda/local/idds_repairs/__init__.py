@@ -1,5 +1,5 @@
 """Repairs of iDDS's private parts without which it fails in one process or on SQLite, or goes wrong; those
-that make it fast are in `~.idds_tuning`.
+that make it fast are in `~.tuning`.
 
 Each has its reason and the symptom without it. `before_import` has to be
 called before anything of ``idds.agents`` or ``idds.orm`` is imported.
@@ -35,7 +35,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .settings import Timing
+from ..settings import Timing
 
 
 class Overlay:

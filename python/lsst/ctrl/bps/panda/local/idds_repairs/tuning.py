@@ -8,8 +8,8 @@ import threading
 import time
 from typing import Any
 
-from .idds_repairs import Overlay, Repair, idds_module
-from .settings import Timing
+from ..settings import Timing
+from . import Overlay, Repair, idds_module
 
 _STOCK_TIMER = 10
 _STOCK_MESSAGE_AGE = 60
