@@ -18,9 +18,9 @@ from lsst.ctrl.bps.panda.errors import PandaBpsError
 from lsst.ctrl.bps.panda.findings import Finding, Severity, report_findings
 from lsst.ctrl.bps.panda.runs.client import connect
 from lsst.ctrl.bps.panda.settings.bps_command import configuration_file, is_dry_run
+from lsst.ctrl.bps.panda.settings.configuration import find_broken_sections
 from lsst.ctrl.bps.panda.settings.keys import KEYS
 from lsst.ctrl.bps.panda.settings.run import read_service_settings
-from lsst.ctrl.bps.panda.settings.search import find_broken_sections
 
 
 def check_configuration(config, env):
@@ -401,7 +401,7 @@ def test_a_log_in_that_is_to_last_for_ever(tmp_path):
     assert "tokenLifetime" in problem or "expires" in problem
 
 
-TYPED = [key for key in KEYS.values() if key.kind not in ("text", "list") or key.choices]
+TYPED = [key for key in KEYS.values() if key.kind.name not in ("text", "list") or key.kind.choices]
 
 
 @pytest.mark.parametrize("key", TYPED, ids=lambda key: key.name)

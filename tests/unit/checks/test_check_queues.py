@@ -7,11 +7,9 @@ import pytest
 from lsst.ctrl.bps.panda.checks.plan import (
     LARGE_TASK,
     MANY_JOBS,
-    QueueLimits,
     find_advice,
     find_misfits,
     find_unknown_queues,
-    read_queues,
 )
 from lsst.ctrl.bps.panda.errors import SettingsError
 from lsst.ctrl.bps.panda.findings import Severity
@@ -26,10 +24,11 @@ from lsst.ctrl.bps.panda.plan.model import (
     WorkflowPlan,
 )
 from lsst.ctrl.bps.panda.settings import sites
+from lsst.ctrl.bps.panda.settings.sites import QueueLimits, read_queues
 
-SMALL = QueueLimits("Q_small", memory=4000, cores=1)
-LARGE = QueueLimits("Q_large", memory=500000, walltime=86400)
-MERGE = QueueLimits("Q_merge", memory=900000, brokered=False)
+SMALL = QueueLimits(name="Q_small", memory=4000, cores=1)
+LARGE = QueueLimits(name="Q_large", memory=500000, walltime=86400)
+MERGE = QueueLimits(name="Q_merge", memory=900000, brokered=False)
 
 
 def make_task(label="isr", *, memory=1000, cores=1, walltime=3600, queue="", jobs=1, site="S", packed=1):

@@ -103,5 +103,5 @@ def test_a_label_gets_the_profile_of_its_site():
     assert clouds == {"": "US", "isr": "US", "coadd": "EU", "visits": "EU", "warp": "US"}
     assert lookup.get("computeSite", "visits") == "LANCS"
     assert lookup.get("queue", "visits") == "LANCS_Rubin"
-    assert "export SHELL" in lookup.get("runnerCommand", "visits", raw=True)
-    assert "export SHELL" not in lookup.get("runnerCommand", "isr", raw=True)
+    assert "export SHELL" in lookup.get("runnerCommand", "visits")
+    assert "export SHELL" not in lookup.get("runnerCommand", "isr")

@@ -26,7 +26,7 @@ from panda_documentation.pages import CHECKOUT, MARKDOWN, PROGRAMS, RST, blocks
 import lsst.ctrl.bps
 from lsst.ctrl.bps import GenericWorkflowJob
 from lsst.ctrl.bps.panda import PanDAService
-from lsst.ctrl.bps.panda.settings.keys import KEYS, convert
+from lsst.ctrl.bps.panda.settings.keys import KEYS
 
 EACH_PAGE = pytest.mark.parametrize("page", [*RST, *MARKDOWN], ids=lambda page: page.name)
 
@@ -173,7 +173,7 @@ def test_values_in_yaml_examples_are_of_their_kind(block):
     for content in configurations(block):
         for name, value in content.items():
             if name in KEYS:
-                convert(KEYS[name], value, source="example")
+                KEYS[name].model.parse({name: value}, source="example")
         for section in SECTIONS_OF_LABELS:
             for label, values in (content.get(section) or {}).items():
                 for name in set(values) & set(KEYS):

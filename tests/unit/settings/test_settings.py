@@ -15,10 +15,10 @@ from lsst.ctrl.bps import (
 )
 from lsst.ctrl.bps.panda.errors import SettingsError
 from lsst.ctrl.bps.panda.plan.model import NamingKind
-from lsst.ctrl.bps.panda.settings.keys import KEYS, convert
-from lsst.ctrl.bps.panda.settings.messages import own_messages
+from lsst.ctrl.bps.panda.settings.keys import KEYS
 from lsst.ctrl.bps.panda.settings.run import (
     default_configuration,
+    own_messages,
     read_run_settings,
     read_service_settings,
     site_staging_area,
@@ -259,7 +259,7 @@ def test_the_profile_of_a_site_gives_the_staging_area(monkeypatch):
 
 @pytest.mark.parametrize("key", KEYS.values(), ids=lambda key: key.name)
 def test_each_key_has_a_default_of_its_kind(key):
-    assert convert(key, key.default, source="default") == key.default
+    assert getattr(key.model.parse({key.name: key.default}, source="default"), key.field) == key.default
     assert key.meaning.endswith(".")
 
 

@@ -47,9 +47,8 @@ from .runs.submit import record_submission, send
 from .settings import sites
 from .settings.bps_command import accept_service_names, configuration_file, is_dry_run
 from .settings.configuration import RunConfiguration
-from .settings.messages import own_messages
 from .settings.remote import is_batch_submission
-from .settings.run import ServiceSettings, default_configuration, read_service_settings
+from .settings.run import ServiceSettings, default_configuration, own_messages, read_service_settings
 from .staging import stage
 from .workflow import PandaBpsWmsWorkflow
 

@@ -25,12 +25,11 @@ from ..rucio.checks import check_registration
 from ..runs.client import connect
 from ..settings.bps_command import is_dry_run
 from ..settings.campaign import SECTION, is_divided
-from ..settings.configuration import GraphCommand, RunConfiguration
-from ..settings.keys import CORE_KEYS, KEYS
+from ..settings.configuration import GraphCommand, RunConfiguration, find_broken_sections
 from ..settings.remote import is_remote_build, read_build_settings
-from ..settings.run import ServiceSettings
-from ..settings.search import KeyLookup, find_broken_sections
-from ..settings.sites import expand_area, variables_in
+from ..settings.run import ServiceSettings, find_area
+from ..settings.search import KeyLookup
+from ..settings.sites import variables_in
 from ..staging import StagingSettings
 from .plan import QueueSource, check_area, check_run_name
 
@@ -108,9 +107,7 @@ def _catch(check: Callable[[], object]) -> list[Finding]:
 
 def _check_values(lookup: KeyLookup, labels: Iterable[str]) -> Iterator[Finding]:
     """Find values that cannot be used, for the run or for a label."""
-    for name, key in {**KEYS, **CORE_KEYS}.items():
-        for label in ["", *labels] if key.per_label else [""]:
-            yield from _catch(partial(lookup.get, name, label, raw=True))
+    yield from map(Finding.from_error, lookup.wrong_values(labels))
 
 
 def _check_division(run: RunConfiguration) -> Iterator[Finding]:
@@ -149,7 +146,7 @@ def _check_runner(lookup: KeyLookup, labels: Iterable[str]) -> Iterator[Finding]
     with a runner that is not staged.
     """
     try:
-        commands = {str(lookup.get("runnerCommand", label, raw=True)): label for label in ["", *labels]}
+        commands = {str(lookup.get("runnerCommand", label)): label for label in ["", *labels]}
         staged = lookup.get("stageRunner")
     except SettingsError:
         return  # found among the values already
@@ -259,12 +256,7 @@ def _is_in_package(path: str) -> bool:
 def _check_staging_area(lookup: KeyLookup, environment: Mapping[str, str]) -> list[Finding]:
     """Find the staging area, and check that it can be written."""
     try:
-        area, _ = expand_area(
-            lookup.get("fileDistributionEndPoint", raw=True).strip(),
-            lookup.get("fileDistributionEndPointDefault", raw=True).strip(),
-            lookup.get("computeSite"),
-            environment,
-        )
+        area, _ = find_area(lookup, environment)
         permissions = lookup.get("groupPermissions")
     except SettingsError as error:
         return [Finding.from_error(error, Severity.NEEDS_SERVER)]

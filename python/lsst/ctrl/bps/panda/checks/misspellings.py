@@ -20,8 +20,8 @@ from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig, GenericWork
 from ..findings import Finding, Severity
 from ..settings.bps_command import configuration_file
 from ..settings.configuration import RunConfiguration
-from ..settings.keys import KEYS
-from ..settings.search import PLAIN_SECTIONS, SECTIONS_BY_NAME, KeyLookup, find_origin
+from ..settings.keys import KEYS, PLAIN_SECTIONS, SECTIONS_BY_NAME
+from ..settings.search import KeyLookup, find_origin
 from ..settings.sites import SET_UP_KEYS, profile_of, site_names
 
 _LIKENESS = 0.88

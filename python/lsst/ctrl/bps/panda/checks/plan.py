@@ -7,7 +7,6 @@ from __future__ import annotations
 __all__ = [
     "LARGE_TASK",
     "MANY_JOBS",
-    "QueueLimits",
     "QueueSource",
     "check_area",
     "check_plan",
@@ -16,15 +15,12 @@ __all__ = [
     "find_misfits",
     "find_separated",
     "find_unknown_queues",
-    "read_queues",
 ]
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any
 
 from lsst.ctrl.bps import BpsConfig
 
@@ -36,6 +32,7 @@ from ..plan.tasks import DEFAULT_WALLTIME
 from ..settings import sites
 from ..settings.configuration import RunConfiguration
 from ..settings.run import RunSettings
+from ..settings.sites import QueueLimits, read_queues
 from ..staging import StagingSettings
 
 MAX_NAME = 255
@@ -92,82 +89,6 @@ def check_area(settings: StagingSettings) -> list[Finding]:
         Finding(Severity.NEEDS_SERVER, text, key="fileDistributionEndPoint")
         for text in staging.check_area(settings)
     ]
-
-
-@dataclass(frozen=True, slots=True)
-class QueueLimits:
-    """Limits of a PanDA queue; 0 means that no limit is known."""
-
-    name: str
-    memory: int = 0
-    """Largest memory of a job, MB."""
-
-    cores: int = 0
-    """Most cores of a job."""
-
-    min_cores: int = 0
-    """Fewest cores of a job."""
-
-    walltime: int = 0
-    """Longest wall time of a job, seconds."""
-
-    brokered: bool = True
-    """Whether PanDA sends jobs there that do not name the queue."""
-
-    def misfit(self, task: TaskPlan) -> str:
-        """Return why jobs of a task do not fit; empty if they do."""
-        needs = task.resources
-        checks = (
-            ("requestMemory", needs.memory, self.memory, "MB"),
-            ("requestCpus", needs.cores, self.cores, "cores"),
-            ("requestWalltime", needs.walltime, self.walltime, "seconds"),
-        )
-        reasons = [
-            f"{key} {wanted} is more than {limit} {unit}"
-            for key, wanted, limit, unit in checks
-            if 0 < limit < wanted
-        ]
-        if needs.cores < self.min_cores:
-            reasons.append(f"requestCpus {needs.cores} is less than {self.min_cores} cores")
-        return " and ".join(reasons)
-
-
-_KEYS = {
-    "maxMemory": "memory",
-    "cores": "cores",
-    "minCores": "min_cores",
-    "maxWalltime": "walltime",
-    "brokered": "brokered",
-}
-
-
-def read_queues(section: Any, *, source: str) -> tuple[QueueLimits, ...]:
-    """Parse a section ``queues``: by the name of a queue, ``maxMemory`` (MB),
-    ``cores`` and ``minCores`` (most and fewest), ``maxWalltime`` (seconds) and
-    ``brokered`` (yes or no).  Errors name the source.
-    """
-    if section is None or section == "":
-        return ()
-    if not isinstance(section, Mapping):
-        raise SettingsError(f"queues is {section!r} ({source}); it must map names of queues to their limits.")
-    return tuple(_read_queue(str(name), section[name], source) for name in section)
-
-
-def _read_queue(name: str, limits: Any, source: str) -> QueueLimits:
-    if limits is not None and not isinstance(limits, Mapping):
-        raise SettingsError(
-            f"queues.{name} is {limits!r} ({source}); it must hold limits: {', '.join(sorted(_KEYS))}."
-        )
-    values: dict[str, Any] = {}
-    for key, value in dict(limits or {}).items():
-        if key not in _KEYS:
-            raise SettingsError(
-                f"queues.{name} holds {key!r} ({source}); known are {', '.join(sorted(_KEYS))}."
-            )
-        if key != "brokered" and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-            raise SettingsError(f"queues.{name}.{key} is {value!r} ({source}); it must be a whole number.")
-        values[_KEYS[key]] = value if key != "brokered" else value not in (False, "no", "false", "off")
-    return QueueLimits(name, **values)
 
 
 class QueueSource:
@@ -239,21 +160,39 @@ def _misfit(task: TaskPlan, queues: tuple[QueueLimits, ...]) -> str:
     where = task.placement
     if where.queue:
         named = [queue for queue in queues if queue.name == where.queue]
-        misfit = named[0].misfit(task) if named else ""
+        misfit = _excess(named[0], task) if named else ""
         if not misfit:
             return ""
         hint = _CHANGED.format(name=where.queue, memory=task.resources.memory)
         return f"queue {where.queue} does not take its jobs: {misfit}. {hint}"
     brokered = [queue for queue in queues if queue.brokered]
-    misfits = [queue.misfit(task) for queue in brokered]
+    misfits = [_excess(queue, task) for queue in brokered]
     if not brokered or not all(misfits):
         return ""
     largest = max(brokered, key=lambda queue: (_takes_cores(queue, task), queue.memory, queue.cores))
     hint = _CHANGED.format(name=largest.name, memory=task.resources.memory)
     return (
         f"no queue of {where.site} takes its jobs; for the largest, {largest.name}, "
-        f"{largest.misfit(task)}. {hint}"
+        f"{_excess(largest, task)}. {hint}"
     )
+
+
+def _excess(queue: QueueLimits, task: TaskPlan) -> str:
+    """Return what of a task is too much for a queue; empty if nothing is."""
+    needs = task.resources
+    checks = (
+        ("requestMemory", needs.memory, queue.memory, "MB"),
+        ("requestCpus", needs.cores, queue.cores, "cores"),
+        ("requestWalltime", needs.walltime, queue.walltime, "seconds"),
+    )
+    reasons = [
+        f"{key} {wanted} is more than {limit} {unit}"
+        for key, wanted, limit, unit in checks
+        if 0 < limit < wanted
+    ]
+    if needs.cores < queue.min_cores:
+        reasons.append(f"requestCpus {needs.cores} is less than {queue.min_cores} cores")
+    return " and ".join(reasons)
 
 
 def _takes_cores(queue: QueueLimits, task: TaskPlan) -> bool:

@@ -18,8 +18,7 @@ from ..local import endpoint as local_endpoint
 from ..local import instance
 from ..runs.client import Connection, connect
 from ..runs.record import RunIndex
-from ..settings.messages import with_messages
-from ..settings.run import ServiceSettings, read_service_settings
+from ..settings.run import ServiceSettings, read_service_settings, with_messages
 from .output import shows_errors
 
 _LOCAL_CLASS = "LocalPanDAService"

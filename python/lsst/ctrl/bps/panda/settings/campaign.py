@@ -8,6 +8,7 @@ order and whatever the seed of hashes.
 from __future__ import annotations
 
 __all__ = [
+    "CampaignKeys",
     "CampaignSection",
     "SECTION",
     "SiteShare",
@@ -22,9 +23,22 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from ..errors import SettingsError
+from .keys import Section, YesOrNo, is_no, key
 
 Value = int | str
 """A value of a dimension."""
@@ -179,7 +193,6 @@ def _cut(
 
 SECTION = "campaignSites"
 
-_KEYS = ("enabled", "partition", "values", "weights", "datasetType", "sites", "site")
 _SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
 _MOST_VALUES = 1_000_000
@@ -225,6 +238,144 @@ class CampaignSection:
     """In the order of their names."""
 
 
+def _refuse(info: ValidationInfo, what: str, advice: str = "") -> PydanticCustomError:
+    """Make the error for a value; the path of its key goes before the text."""
+    source = info.context["source"] if info.context else "BPS configuration"
+    text = f"{what} ({source})" + (f"; {advice}" if advice else "")
+    return PydanticCustomError("campaign", "{text}", {"text": text})
+
+
+def _read_values(given: Any, info: ValidationInfo) -> tuple[Value, ...]:
+    """Read values of a dimension; a text ``1..4`` stands for four numbers."""
+    if given is None:
+        return ()
+    found: list[Value] = []
+    for item in given if isinstance(given, list | tuple) else [given]:
+        if isinstance(item, bool) or not isinstance(item, int | str):
+            raise _refuse(info, f"holds {item!r}", "values are whole numbers, texts, or ranges such as 1..4")
+        match = _RANGE.fullmatch(item.strip()) if isinstance(item, str) else None
+        found.extend(_range(match, info) if match else [item])
+    if len(set(found)) < len(found):
+        twice = next(value for value in found if found.count(value) > 1)
+        raise _refuse(info, f"holds {twice!r} more than once")
+    return tuple(found)
+
+
+def _range(match: re.Match[str], info: ValidationInfo) -> range:
+    first, last = int(match[1]), int(match[2])
+    if not first <= last < first + _MOST_VALUES:
+        advice = f"it must go upwards and hold fewer than {_MOST_VALUES} values"
+        raise _refuse(info, f"holds the range {match[0]}", advice)
+    return range(first, last + 1)
+
+
+_VALUES_SCHEMA = {"type": ["array", "integer", "string", "null"], "items": {"type": ["integer", "string"]}}
+Values = Annotated[tuple[Value, ...], BeforeValidator(_read_values), WithJsonSchema(_VALUES_SCHEMA)]
+
+
+class SiteKeys(Section):
+    """A site of a campaign; all other keys of BPS and of this plugin count for
+    this site alone.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    share: Annotated[Any, WithJsonSchema({"type": "number", "exclusiveMinimum": 0})] = Field(
+        description="Share of the values, in any unit: shares need not add up to 100."
+    )
+    values: Values = Field((), description="Values that this site gets in any case, as part of its share.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_share(cls, given: Any, info: ValidationInfo) -> Any:
+        settings = {"share": given} if isinstance(given, int | float) else given
+        if not isinstance(settings, Mapping) or "share" not in settings:
+            raise _refuse(info, f"is {given!r}", "it needs a share, a number of more than 0")
+        return dict(settings)
+
+    @field_validator("share")
+    @classmethod
+    def _is_positive(cls, share: Any, info: ValidationInfo) -> Any:
+        if isinstance(share, bool) or not isinstance(share, int | float) or not share > 0:
+            advice = "it must be a number of more than 0. Take a site out that is to get nothing"
+            raise _refuse(info, f"is {share!r}", advice)
+        return share
+
+
+class CampaignKeys(Section):
+    """How the data are divided among sites by panda_bps campaign."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    enabled: YesOrNo = key(True, "Whether the run is divided; no for a run at one site.")
+    partition: Annotated[Any, WithJsonSchema({"type": "string"})] = Field(
+        "", description="Dimension that is divided, such as tract or visit.", validate_default=True
+    )
+    values: Values = Field(
+        (), description="Values of the dimension, also ranges such as 1..4; without them the Butler is asked."
+    )
+    weights: Annotated[
+        Any, WithJsonSchema({"anyOf": [{"const": "datasets"}, {"type": ["object", "null"]}]})
+    ] = Field(
+        None,
+        description="How much work values are, by value, 1 for others; or datasets: as many as there are "
+        "datasets of datasetType.",
+    )
+    dataset_type: Annotated[Any, WithJsonSchema({"type": ["string", "null"]})] = Field(
+        "",
+        description="Dataset type that a value must have inputs of, where the Butler is asked.",
+        validate_default=True,
+    )
+    sites: dict[str, SiteKeys] = Field(
+        None, description="Share of each site, by its name.", validate_default=True
+    )
+    site: str = Field("", description="Written by panda_bps campaign into the configuration of a part.")
+
+    @field_validator("partition")
+    @classmethod
+    def _is_dimension(cls, name: Any, info: ValidationInfo) -> Any:
+        if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
+            raise _refuse(info, f"is {name!r}", "it must name one dimension, such as tract or visit")
+        return name
+
+    @field_validator("weights")
+    @classmethod
+    def _is_weights(cls, given: Any, info: ValidationInfo) -> Any:
+        if given not in (None, "datasets") and not isinstance(given, Mapping):
+            raise _refuse(info, f"is {given!r}", "it must map values to numbers, or be the word datasets")
+        return given
+
+    @field_validator("dataset_type")
+    @classmethod
+    def _goes_with_the_rest(cls, given: Any, info: ValidationInfo) -> str:
+        name = str(given or "")
+        if info.data.get("values") and name or info.data.get("weights") == "datasets" and not name:
+            advice = (
+                "it is for values that are asked of the Butler: give it without values; weights: datasets "
+                "needs it"
+            )
+            raise _refuse(info, f"is {name!r}", advice)
+        return name
+
+    @field_validator("sites", mode="before")
+    @classmethod
+    def _has_sites(cls, given: Any, info: ValidationInfo) -> Any:
+        if not isinstance(given, Mapping) or not given:
+            advice = (
+                "it must map names of sites to their shares, for instance "
+                "sites: {SLAC: {share: 60}, LANCS: {share: 40}}"
+            )
+            raise _refuse(info, f"is {given!r}", advice)
+        for name in map(str, given):
+            if not _SITE_NAME.fullmatch(name):
+                advice = (
+                    "it becomes part of collections and files, so it may hold letters, digits, '_', '.' and "
+                    "'-' only"
+                )
+                raise _refuse(info, f"holds the name {name!r}", advice)
+        return {str(name): given[name] for name in given}
+
+
 def is_divided(section: Any) -> bool:
     """Tell whether a section says that the run is to be divided.
 
@@ -235,8 +386,7 @@ def is_divided(section: Any) -> bool:
     """
     if not isinstance(section, Mapping) or not section:
         return False
-    enabled = section.get("enabled", True)
-    return str(enabled).strip().lower() not in ("false", "no", "off", "0", "none")
+    return not is_no(section.get("enabled", True))
 
 
 def read_section(section: Any, *, source: str) -> CampaignSection:
@@ -264,107 +414,32 @@ def read_section(section: Any, *, source: str) -> CampaignSection:
             f"{SECTION}.enabled is {section['enabled']!r} ({source}), so this is a run for one site: submit "
             "it with bps submit."
         )
-    if unknown := sorted(str(key) for key in section if key not in _KEYS):
+    known = [str(field.alias) for field in CampaignKeys.model_fields.values()]
+    if unknown := sorted(str(name) for name in section if name not in known):
         raise SettingsError(
-            f"{SECTION} holds {unknown[0]!r} ({source}); known are {', '.join(_KEYS[:-1])}. What counts for "
+            f"{SECTION} holds {unknown[0]!r} ({source}); known are {', '.join(known[:-1])}. What counts for "
             "one site only belongs below sites."
         )
-    partition = section.get("partition", "")
-    if not isinstance(partition, str) or not re.fullmatch(r"\w+", partition):
-        raise SettingsError(
-            f"{SECTION}.partition is {partition!r} ({source}); it must name one dimension, such as tract or "
-            "visit."
+    try:
+        keys = CampaignKeys.model_validate(dict(section), context={"source": source})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(map(str, (SECTION, *first["loc"])))
+        text = (
+            first["msg"]
+            if first["type"] == "campaign"
+            else f"is {first['input']!r} ({source}); {first['msg']}"
         )
-    values = _values(section.get("values"), f"{SECTION}.values", source)
-    weights, count_datasets = _weights(section.get("weights"), source)
-    dataset_type = str(section.get("datasetType") or "")
-    if values and dataset_type or count_datasets and not dataset_type:
-        raise SettingsError(
-            f"{SECTION}.datasetType is {dataset_type!r} ({source}). It is for values that are asked of the "
-            "Butler: give it without values; weights: datasets needs it."
-        )
+        raise SettingsError(f"{name} {text}.") from None
+    counted = keys.weights == "datasets"
     return CampaignSection(
-        partition=partition,
-        values=values,
-        weights=weights,
-        count_datasets=count_datasets,
-        dataset_type=dataset_type,
-        sites=_sites(section.get("sites"), source),
-    )
-
-
-def _values(given: Any, name: str, source: str) -> tuple[Value, ...]:
-    """Read values of a dimension; a text ``1..4`` stands for four numbers."""
-    if given is None:
-        return ()
-    items = list(given) if isinstance(given, list | tuple) else [given]
-    found: list[Value] = []
-    for item in items:
-        if isinstance(item, bool) or not isinstance(item, int | str):
-            raise SettingsError(
-                f"{name} holds {item!r} ({source}); values are whole numbers, texts, or ranges such as 1..4."
-            )
-        match = _RANGE.fullmatch(item.strip()) if isinstance(item, str) else None
-        found.extend(_range(match, name, source) if match else [item])
-    if len(set(found)) < len(found):
-        twice = next(value for value in found if found.count(value) > 1)
-        raise SettingsError(f"{name} holds {twice!r} more than once ({source}).")
-    return tuple(found)
-
-
-def _range(match: re.Match[str], name: str, source: str) -> range:
-    first, last = int(match[1]), int(match[2])
-    if not first <= last < first + _MOST_VALUES:
-        raise SettingsError(
-            f"{name} holds the range {match[0]} ({source}); it must go upwards and hold fewer than "
-            f"{_MOST_VALUES} values."
-        )
-    return range(first, last + 1)
-
-
-def _weights(given: Any, source: str) -> tuple[dict[Value, float], bool]:
-    """Read weights: by value, or the word that asks for a count."""
-    if given is None:
-        return {}, False
-    if given == "datasets":
-        return {}, True
-    if not isinstance(given, Mapping):
-        raise SettingsError(
-            f"{SECTION}.weights is {given!r} ({source}); it must map values to numbers, or be the word "
-            "datasets."
-        )
-    return {value: given[value] for value in given}, False
-
-
-def _sites(given: Any, source: str) -> tuple[SiteShare, ...]:
-    if not isinstance(given, Mapping) or not given:
-        raise SettingsError(
-            f"{SECTION}.sites is {given!r} ({source}); it must map names of sites to their shares, for "
-            "instance sites: {SLAC: {share: 60}, LANCS: {share: 40}}."
-        )
-    return tuple(_site(str(name), given[name], source) for name in sorted(given, key=str))
-
-
-def _site(name: str, given: Any, source: str) -> SiteShare:
-    if not _SITE_NAME.fullmatch(name):
-        raise SettingsError(
-            f"{SECTION}.sites holds the name {name!r} ({source}); it becomes part of collections and files, "
-            "so it may hold letters, digits, '_', '.' and '-' only."
-        )
-    settings = {"share": given} if isinstance(given, int | float) else given
-    if not isinstance(settings, Mapping) or "share" not in settings:
-        raise SettingsError(
-            f"{SECTION}.sites.{name} is {given!r} ({source}); it needs a share, a number of more than 0."
-        )
-    share = settings["share"]
-    if isinstance(share, bool) or not isinstance(share, int | float) or not share > 0:
-        raise SettingsError(
-            f"{SECTION}.sites.{name}.share is {share!r} ({source}); it must be a number of more than 0. "
-            "Take a site out that is to get nothing."
-        )
-    return SiteShare(
-        name=name,
-        share=share,
-        values=_values(settings.get("values"), f"{SECTION}.sites.{name}.values", source),
-        settings={key: settings[key] for key in settings if key not in ("share", "values")},
+        partition=keys.partition,
+        values=keys.values,
+        weights={} if counted else dict(keys.weights or {}),
+        count_datasets=counted,
+        dataset_type=keys.dataset_type,
+        sites=tuple(
+            SiteShare(name, site.share, site.values, dict(site.model_extra or {}))
+            for name, site in sorted(keys.sites.items())
+        ),
     )

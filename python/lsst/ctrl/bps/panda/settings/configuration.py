@@ -7,6 +7,7 @@ __all__ = [
     "GraphInput",
     "RunConfiguration",
     "complete_configuration",
+    "find_broken_sections",
     "missing_service_class",
 ]
 
@@ -20,7 +21,7 @@ from lsst.daf.butler import Config
 from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig
 
 from ..errors import SettingsError
-from .search import find_broken_sections
+from .keys import PLAIN_SECTIONS, SECTIONS_BY_NAME
 
 _AS_WRITTEN = {"replaceVars": False, "expandEnvVars": False, "replaceEnvVars": False, "default": ""}
 
@@ -313,3 +314,34 @@ def missing_service_class(error: ImportError) -> SettingsError:
         "lsst.ctrl.bps.panda.PanDAService or lsst.ctrl.bps.panda.LocalPanDAService.",
         key="wmsServiceClass",
     )
+
+
+def find_broken_sections(config: Mapping[str, Any]) -> list[str]:
+    """Find sections that are none, such as a label with all its settings
+    commented out: BPS's own search fails at these.
+
+    Parameters
+    ----------
+    config : mapping
+        Configuration of the run.
+
+    Returns
+    -------
+    problems : `list` [`str`]
+        A text each.
+    """
+    content = Config(config).toDict()
+    problems = []
+    for name in (*SECTIONS_BY_NAME, *PLAIN_SECTIONS):
+        section = content.get(name, {})
+        entries = {name: section}
+        if isinstance(section, Mapping) and name in SECTIONS_BY_NAME:
+            entries = {f"{name}.{key}": value for key, value in section.items()}
+        problems += [
+            f"{key} is {value!r}; it must be a section of keys with values. Remove it if it is empty."
+            for key, value in entries.items()
+            if not isinstance(value, Mapping)
+        ]
+    if content.get("computeSite") == "":
+        problems.append("computeSite is ''. Give the name of a site, or remove the key.")
+    return problems

@@ -1,248 +1,55 @@
-"""The keys of the BPS configuration that this plugin reads: one table.
+"""The keys of the BPS configuration that this plugin reads, as typed models.
 
-The table is what `~lsst.ctrl.bps.panda.settings.run` reads by, what a wrong or
-misspelt key is checked against, and what the page of settings in the
-documentation is made from.
+A field says everything about its key: kind, default, unit, smallest value and
+meaning, and its model says where it may stand.  Values are checked by the
+models, the page of settings and the JSON schema for editors are made from them.
 """
 
 from __future__ import annotations
 
-__all__ = ["CORE_KEYS", "KEYS", "Key", "convert"]
+__all__ = [
+    "CORE_KEYS",
+    "KEYS",
+    "BuildKeys",
+    "CHECKED_MODELS",
+    "CoreKeys",
+    "Key",
+    "Kind",
+    "LabelKeys",
+    "Labels",
+    "Origin",
+    "PLAIN_SECTIONS",
+    "RunKeys",
+    "SECTIONS_BY_NAME",
+    "Section",
+    "ServiceKeys",
+    "Text",
+    "TextList",
+    "TextMapping",
+    "WholeMegabytes",
+    "WholeNumber",
+    "WholeSeconds",
+    "YesOrNo",
+    "choice",
+    "is_no",
+    "key",
+    "keys_of",
+]
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache, reduce
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
+
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
+from pydantic.alias_generators import to_camel
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from ..errors import SettingsError
+from ..plan.model import NamingKind
 
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """A key of the BPS configuration."""
-
-    name: str
-    kind: str
-    """``text``, ``whole number``, ``number``, ``MB``, ``seconds``, ``yes or
-    no``, ``list``, ``list of labels``, ``mapping``, ``exit codes``."""
-
-    default: Any
-    meaning: str
-    per_label: bool = False
-    """Whether it may be set for a label (``pipetask:``, ``cluster:``,
-    ``finalJob:``, ``customJob:``), a site or a cloud."""
-
-    least: int | None = None
-    """Smallest number."""
-
-    choices: tuple[str, ...] = ()
-    """The only values, if there are few."""
-
-
-def _key(
-    name: str,
-    kind: str,
-    default: Any,
-    meaning: str,
-    *,
-    per_label: bool = False,
-    least: int | None = None,
-    choices: tuple[str, ...] = (),
-) -> Key:
-    return Key(name, kind, default, meaning, per_label, least, choices)
-
-
-KEYS: dict[str, Key] = {
-    key.name: key
-    for key in (
-        _key("computeSite", "text", "", "Computing site; also selects the site profile.", per_label=True),
-        _key("computeCloud", "text", "US", "PanDA cloud.", per_label=True),
-        _key("queue", "text", "", "PanDA queue; empty lets PanDA choose.", per_label=True),
-        _key("priority", "whole number", 500, "Priority of the tasks.", per_label=True),
-        _key(
-            "processingType",
-            "text",
-            "",
-            "PanDA processing type; the final job's default is `Rubin_Merge`.",
-            per_label=True,
-        ),
-        _key("taskType", "text", "test", "PanDA task type.", per_label=True),
-        _key("prodSourceLabel", "text", "managed", "PanDA production source label.", per_label=True),
-        _key("vo", "text", "wlcg", "Virtual organisation of the tasks.", per_label=True),
-        _key(
-            "runnerCommand",
-            "text",
-            "",
-            "What a job runs on the worker; `_cmd_line_` stands for the "
-            "runner's arguments, `_runner_` for the staged runner.",
-            per_label=True,
-        ),
-        _key(
-            "buildCommand",
-            "text",
-            "",
-            "What the task of a remote build runs, if `remoteBuild` has no `runnerCommand`.",
-        ),
-        _key(
-            "prmon",
-            "yes or no",
-            True,
-            "Whether the runner starts `prmon`, where there is one.",
-            per_label=True,
-        ),
-        _key(
-            "keepTokens",
-            "yes or no",
-            False,
-            "Whether the payload sees tokens (`PANDA_AUTH_ID_TOKEN` and "
-            "the like) that the pilot has in its environment.",
-            per_label=True,
-        ),
-        _key(
-            "fileDistributionEndPoint",
-            "text",
-            "",
-            "Staging area of the run: a URI or path that submit host and workers see; ends in `/`.",
-        ),
-        _key(
-            "fileDistributionEndPointDefault",
-            "text",
-            "",
-            "Staging area to use when an environment variable in `fileDistributionEndPoint` is not set.",
-        ),
-        _key("payloadFolder", "text", "payload", "Part of the path of the staging area in the profiles."),
-        _key(
-            "sitesShareFiles",
-            "yes or no",
-            False,
-            "Whether all sites that labels name see the staging area and the Butler under the same paths.",
-        ),
-        _key(
-            "stageRunner",
-            "yes or no",
-            True,
-            "Whether the runner is staged with the run, so that workers need nothing of this plugin.",
-        ),
-        _key(
-            "groupPermissions",
-            "yes or no",
-            False,
-            "Whether the staging area gets group-write and set-group-id permissions.",
-        ),
-        _key(
-            "maxCopyWorkers", "whole number", 10, "Number of files that are staged at the same time.", least=1
-        ),
-        _key(
-            "jobNaming",
-            "text",
-            "short",
-            "How jobs are named in PanDA: `short`, `plain`, `orderIdMap` or `qnodeMap`.",
-            choices=("short", "plain", "orderIdMap", "qnodeMap"),
-        ),
-        _key("enableJobNameMap", "yes or no", False, "Same as `jobNaming: orderIdMap`."),
-        _key("orderIdMapFilename", "text", "panda_order_id_map.json", "File name of the order-id map."),
-        _key("enableQnodeMap", "yes or no", False, "Same as `jobNaming: qnodeMap`."),
-        _key(
-            "placeholderParams",
-            "list",
-            ["qgraphNodeId", "qgraphId"],
-            "Values that always travel with the job.",
-        ),
-        _key(
-            "submitSideResolvedParams",
-            "list",
-            ["USER"],
-            "Environment variables in commands that are resolved on the submit side.",
-        ),
-        _key("maxJobsPerTask", "whole number", 10000, "Most jobs in a PanDA task.", least=1),
-        _key(
-            "enableEventService",
-            "list of labels",
-            "",
-            "Labels of which several payloads share a PanDA job, "
-            "separated by commas, each perhaps with a number: `isr:20, calibrate`.",
-        ),
-        _key(
-            "maxPayloadsPerPandaJob",
-            "whole number",
-            10,
-            "Payloads in a PanDA job of a label that gives no number.",
-            least=1,
-        ),
-        _key(
-            "maxWmsJobWalltime",
-            "whole number",
-            0,
-            "Wall time of a PanDA job of several payloads, "
-            "seconds; with `requestWalltime` it gives the number of payloads.",
-            least=0,
-        ),
-        _key(
-            "maxRequestLength",
-            "whole number",
-            400_000_000,
-            "Largest request, bytes; a larger one is sent in steps.",
-            least=10_000,
-        ),
-        _key("iddsServer", "text", "", "iDDS server that the relay is to use instead of its own."),
-        _key(
-            "pandaMonitorUrl",
-            "text",
-            "https://usdf-panda-bigmon.slac.stanford.edu:8443",
-            "Base URL of the PanDA monitor, for links; it does not show a server on this machine.",
-        ),
-        _key(
-            "pandaMessagesUrl",
-            "text",
-            "",
-            "Message broker (ActiveMQ) of PanDA, for `panda_bps watch`: `stomp://HOST:61613` or "
-            "`stomp+ssl://HOST:61614`.",
-        ),
-        _key(
-            "pandaMessagesDestination",
-            "text",
-            "/topic/panda_idds",
-            "Topic on which PanDA tells of changes of jobs and tasks; the default is that of PanDA's Helm "
-            "charts.",
-        ),
-        _key("pandaMessagesVhost", "text", "", "Virtual host of the message broker; its name if empty."),
-        _key(
-            "tokenLifetime",
-            "number",
-            1.0,
-            "Hours that the log-in must still be valid at submission.",
-            least=0,
-        ),
-        _key(
-            "rememberExitCodes",
-            "yes or no",
-            True,
-            "Whether the runner keeps `retryUnlessExit` between attempts, in the staging area.",
-        ),
-    )
-}
-"""All keys, by name."""
-
-CORE_KEYS: dict[str, Key] = {
-    key.name: key
-    for key in (
-        _key("requestMemory", "MB", None, "Memory of a job.", per_label=True, least=1),
-        _key("requestMemoryMax", "MB", None, "Most memory of an attempt.", per_label=True, least=0),
-        _key("memoryMultiplier", "number", None, "Growth of the memory.", per_label=True, least=0),
-        _key("requestCpus", "whole number", None, "Cores of a job.", per_label=True, least=1),
-        _key("requestDisk", "MB", None, "Scratch space of a job.", per_label=True, least=0),
-        _key("requestWalltime", "seconds", None, "Longest time of a job.", per_label=True, least=0),
-        _key("numberOfRetries", "whole number", None, "Attempts after the first.", per_label=True, least=0),
-        _key("retryUnlessExit", "exit codes", None, "Codes after which there is none.", per_label=True),
-        _key("environment", "mapping", None, "Variables of a job.", per_label=True),
-        _key("accountingGroup", "text", None, "PanDA working group.", per_label=True),
-        _key("preCmdline", "text", None, "Command before the payload.", per_label=True),
-        _key("postCmdline", "text", None, "Command after the payload.", per_label=True),
-    )
-}
-"""Keys of BPS itself whose values it takes as they are: a wrong one would be
-found only when the quantum graph is there, after hours perhaps.
-"""
+# --- kinds of values ---------------------------------------------------------
 
 
 def _text(value: Any) -> str:
@@ -255,14 +62,12 @@ def _text(value: Any) -> str:
 
 
 def _number(value: Any) -> float:
-    """Convert to a number that is one."""
     if isinstance(value, bool) or not math.isfinite(number := float(value)):
         raise ValueError(value)
     return number
 
 
 def _whole(value: Any) -> int:
-    """Convert to a whole number, refusing a fraction."""
     number = _number(value)
     if number != int(number):
         raise ValueError(value)
@@ -271,28 +76,24 @@ def _whole(value: Any) -> int:
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
-    """Take a mapping only."""
     if not isinstance(value, Mapping):
         raise TypeError(value)
     return value
 
 
 def _codes(value: Any) -> list[int]:
-    """Convert to exit codes."""
     return [_whole(code) for code in (value if isinstance(value, list | tuple) else [value])]
 
 
+_WORDS = {"true": True, "yes": True, "on": True, "1": True}
+_WORDS |= {"false": False, "no": False, "off": False, "0": False, "none": False, "": False}
+
+
 def _yes_or_no(value: Any) -> bool:
-    """Convert to a truth value."""
-    if isinstance(value, bool):
-        return value
-    words = {"true": True, "yes": True, "on": True, "1": True}
-    words |= {"false": False, "no": False, "off": False, "0": False, "none": False, "": False}
-    return words[str(value).strip().lower()]
+    return value if isinstance(value, bool) else _WORDS[str(value).strip().lower()]
 
 
 def _list(value: Any) -> list[str]:
-    """Convert to a list of texts."""
     if isinstance(value, str):
         return [item.strip() for item in value.split(",") if item.strip()]
     if isinstance(value, Mapping):
@@ -301,7 +102,7 @@ def _list(value: Any) -> list[str]:
 
 
 def _labels(value: Any) -> dict[str, int | None]:
-    """Convert to labels, each perhaps with a number: ``isr:20, calibrate``."""
+    """Convert to labels with their numbers, if they have one."""
     numbers: dict[str, int | None] = {}
     if isinstance(value, Mapping):
         value = [f"{label}:{value[label]}" for label in value]
@@ -313,67 +114,453 @@ def _labels(value: Any) -> dict[str, int | None]:
     return numbers
 
 
-_CONVERTERS: dict[str, Callable[[Any], Any]] = {
-    "text": _text,
-    "whole number": _whole,
-    "number": _number,
-    "MB": _number,
-    "seconds": _number,
-    "yes or no": _yes_or_no,
-    "list": _list,
-    "list of labels": _labels,
-    "mapping": _mapping,
-    "exit codes": _codes,
-}
-
-_WORDS = {
-    "list of labels": "a list of labels, each perhaps with a number of at least 1, such as isr:20, calibrate",
-    "yes or no": "yes or no",
-    "MB": "a number of MB, without a unit",
-    "seconds": "a number of seconds, without a unit",
-    "text": "a text, in quotes where YAML takes it for something else",
-    "mapping": "a section of names with values",
-    "exit codes": "a whole number or a list of whole numbers",
-}
+def is_no(value: Any) -> bool:
+    """Tell whether a value says no."""
+    return _WORDS.get(str(value).strip().lower()) is False
 
 
-def convert(key: Key, value: Any, *, source: str | Callable[[], str]) -> Any:
-    """Convert a value to the kind of its key.
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """A kind of value: how it is written and what it is converted to."""
+
+    name: str
+    convert: Callable[[Any], Any]
+    written: tuple[Mapping[str, Any], ...]
+    """JSON schemas of what may be written."""
+
+    needed: str = ""
+    """What a user is told whose value is of another kind."""
+
+    unit: str = ""
+    choices: tuple[str, ...] = ()
+    """The only values, if there are few."""
+
+    as_written: bool = False
+    """Whether environment variables in it are the worker's, or are replaced
+    later."""
+
+    def validate(self, value: Any) -> Any:
+        """Convert a value, for pydantic."""
+        try:
+            return self.convert(value)
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise PydanticCustomError(
+                "kind", "{needed}", {"needed": self.needed or f"it must be a {self.name}"}
+            ) from None
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self.validate, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"anyOf": [*map(dict, self.written), {"type": "null"}]}
+
+
+_VARIABLES = {"type": "string", "pattern": r"\{\w+\}|\$|<ENV:|bpsEval"}
+"""A text in which BPS replaces something: what it will be is not known."""
+
+_INTEGER = ({"type": "integer"}, {"type": "string", "pattern": r"^\s*[+-]?\d+(\.0*)?\s*$"})
+_FLOAT = (
+    {"type": "number"},
+    {"type": "string", "pattern": r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"},
+)
+_SCALAR = {"type": ["string", "number"]}
+_TEXTS = {"type": "array", "items": {"type": ["string", "number", "boolean"]}}
+
+
+def _any_case(words: Iterable[str]) -> str:
+    """Return a regular expression that needs no flag, which JavaScript has
+    none for.
+    """
+    return "|".join("".join(f"[{letter}{letter.upper()}]" for letter in word) for word in words)
+
+
+_TEXT = Kind("text", _text, (_SCALAR,), "it must be a text, in quotes where YAML takes it for something else")
+_YES_OR_NO = (
+    {"type": "boolean"},
+    {"enum": [0, 1]},
+    {"type": "string", "pattern": rf"^\s*({_any_case(sorted(_WORDS))})\s*$"},
+    _VARIABLES,
+)
+_LABELS = (
+    {"type": "string"},
+    _TEXTS,
+    {"type": "object", "additionalProperties": {"type": ["integer", "string"], "minimum": 1}},
+)
+_NEEDED_LABELS = "a list of labels, each perhaps with a number of at least 1, such as isr:20, calibrate"
+
+Text = Annotated[str, _TEXT]
+WorkerText = Annotated[str, replace(_TEXT, as_written=True)]
+WholeNumber = Annotated[int, Kind("whole number", _whole, (*_INTEGER, _VARIABLES))]
+WholeBytes = Annotated[int, Kind("whole number", _whole, (*_INTEGER, _VARIABLES), unit="bytes")]
+WholeMegabytes = Annotated[int, Kind("whole number", _whole, (*_INTEGER, _VARIABLES), unit="MB")]
+WholeSeconds = Annotated[int, Kind("whole number", _whole, (*_INTEGER, _VARIABLES), unit="seconds")]
+Number = Annotated[float, Kind("number", _number, (*_FLOAT, _VARIABLES))]
+Megabytes = Annotated[
+    float, Kind("number", _number, (*_FLOAT, _VARIABLES), "it must be a number of MB, without a unit", "MB")
+]
+Seconds = Annotated[
+    float,
+    Kind(
+        "number", _number, (*_FLOAT, _VARIABLES), "it must be a number of seconds, without a unit", "seconds"
+    ),
+]
+Hours = Annotated[float, Kind("number", _number, (*_FLOAT, _VARIABLES), unit="hours")]
+YesOrNo = Annotated[bool, Kind("yes or no", _yes_or_no, _YES_OR_NO, "it must be yes or no")]
+TextList = Annotated[list[str], Kind("list", _list, ({"type": "string"}, _TEXTS))]
+Labels = Annotated[
+    dict[str, int | None], Kind("list of labels", _labels, _LABELS, f"it must be {_NEEDED_LABELS}")
+]
+TextMapping = Annotated[
+    Mapping[str, Any],
+    Kind("mapping", _mapping, ({"type": "object"},), "it must be a section of names with values"),
+]
+ExitCodes = Annotated[
+    list[int],
+    Kind(
+        "exit codes",
+        _codes,
+        (*_INTEGER, _VARIABLES, {"type": "array", "items": {"anyOf": list(_INTEGER)}}),
+        "it must be a whole number or a list of whole numbers",
+    ),
+]
+
+
+def choice(choices: Iterable[str], convert: Callable[[Any], Any]) -> Kind:
+    """Describe a text that is one of few.
 
     Parameters
     ----------
-    key : `Key`
-        The key.
-    value : `~typing.Any`
-        What the configuration holds; `None` and nothing mean the default.
-    source : `str` or callable
-        Where the value is from, for the error; a function is called if there
-        is one.
-
-    Raises
-    ------
-    SettingsError
-        Raised if the value is of another kind, too small or not one of few;
-        names key, value and source.
+    choices : iterable of `str`
+        The texts.
+    convert : callable
+        Makes the value of a text; raises `ValueError` for others.
     """
-    if value is None or (isinstance(value, str) and not value.strip() and key.kind != "text"):
-        return key.default
-    try:
-        converted = _CONVERTERS[key.kind](value)
-        needed = _unmet(key, converted)
-    except (KeyError, TypeError, ValueError, OverflowError):
-        needed = f"it must be {_WORDS.get(key.kind, 'a ' + key.kind)}"
-    if needed:
-        where = source if isinstance(source, str) else source()
+    texts = tuple(choices)
+    written = ({"enum": list(texts)}, _VARIABLES)
+    return Kind("text", convert, written, f"choose one of {', '.join(texts)}", choices=texts)
+
+
+# --- sections ----------------------------------------------------------------
+
+
+def key(default: Any, meaning: str, *, least: int | None = None, alias: str | None = None) -> Any:
+    """Describe a key of a section.
+
+    Parameters
+    ----------
+    default : `~typing.Any`
+        Its value where it is not set.
+    meaning : `str`
+        Sentences for the page of settings and for editors.
+    least : `int`, optional
+        Smallest number.
+    alias : `str`, optional
+        Its name in YAML, unless it is that of the field.
+    """
+
+    def complete(schema: dict[str, Any]) -> None:
+        if least is not None:
+            schema["anyOf"][0]["minimum"] = least
+
+    return Field(default, alias=alias, description=meaning, ge=least, json_schema_extra=complete)
+
+
+class Origin(NamedTuple):
+    """Where a value is from; empty as far as that is not known."""
+
+    file: str = ""
+    line: int = 0
+    label: str = ""
+    words: str = ""
+    """Where it is from if it is from no file."""
+
+    def __str__(self) -> str:
+        label = f"label {self.label}" if self.label else ""
+        place = f"{self.file}, line {self.line}" if self.file else self.words
+        return ", ".join(filter(None, (label, place))) or "BPS configuration"
+
+
+Source = str | Callable[[str, Any], Origin]
+
+
+class Section(BaseModel):
+    """Keys of a section of the configuration.
+
+    Values come from YAML or, where BPS has replaced something, as texts; an
+    empty value stands for the default.
+    """
+
+    model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True)
+
+    per_label: ClassVar[bool] = False
+    """Whether its keys may be set for a label (``pipetask:``, ``cluster:``,
+    ``finalJob:``, ``customJob:``), a site or a cloud."""
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], *, source: Source, title: str = "{}") -> Self:
+        """Check and convert values.
+
+        Parameters
+        ----------
+        values : mapping of `str`
+            Values by key; others are not looked at.
+        source : `str` or callable
+            Where the values are from, for the error; a function is called
+            with key and value if there is one.
+        title : `str`, optional
+            How a key is named in the error, with ``{}`` in its place.
+
+        Raises
+        ------
+        SettingsError
+            Raised if a value is of another kind, too small or not one of
+            few; names key, value and source.
+        """
+        try:
+            return cls.model_validate(cls._without_empty(values))
+        except ValidationError as error:
+            raise _explain(error, values, source, title)[0] from None
+
+    @classmethod
+    def wrong_values(
+        cls, values: Mapping[str, Any], *, source: Source, title: str = "{}"
+    ) -> list[SettingsError]:
+        """Return an error for each value that cannot be used; see `parse`."""
+        try:
+            cls.model_validate(cls._without_empty(values))
+        except ValidationError as error:
+            return _explain(error, values, source, title)
+        return []
+
+    @classmethod
+    def _without_empty(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Leave out what stands for the default."""
+        given = {
+            name: values[name]
+            for name, each in keys_of(cls).items()
+            if (value := values.get(name)) is not None
+            and not (isinstance(value, str) and not value.strip() and each.kind.name != "text")
+        }
+        for field in cls.model_fields.values():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+                given[str(field.alias)] = field.annotation._without_empty(values.get(str(field.alias)) or {})
+        return given
+
+
+def _step(values: Any, name: int | str) -> Any:
+    return values[name]
+
+
+def _explain(
+    error: ValidationError, values: Mapping[str, Any], source: Source, title: str
+) -> list[SettingsError]:
+    """Say which values are wrong, where they stand and what is needed."""
+    found = []
+    for each in error.errors(include_url=False):
+        name, value = ".".join(map(str, each["loc"])), reduce(_step, each["loc"], values)
+        origin = Origin(words=source) if isinstance(source, str) else source(name, value)
+        least = each.get("ctx", {}).get("ge")
+        needed = each["msg"] if least is None else f"it must be at least {least}"
         shown = dict(value) if isinstance(value, Mapping) else value
-        raise SettingsError(f"{key.name} is {shown!r} ({where}); {needed}.")
-    return converted
+        found.append(
+            SettingsError(
+                f"{title.format(name)} is {shown!r} ({origin}); {needed}.",
+                key=title.format(name),
+                label=origin.label,
+                file=origin.file,
+                line=origin.line,
+            )
+        )
+    return found
 
 
-def _unmet(key: Key, value: Any) -> str:
-    """Say what a value of the right kind lacks; empty if nothing."""
-    if key.least is not None and not value >= key.least:  # not a number is not less
-        return f"it must be at least {key.least}"
-    if key.choices and value not in key.choices:
-        return f"choose one of {', '.join(key.choices)}"
-    return ""
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What is known of a key."""
+
+    name: str
+    kind: Kind
+    default: Any
+    meaning: str
+    model: type[Section]
+    field: str
+    """Its name in the model."""
+
+    @property
+    def per_label(self) -> bool:
+        """Whether it may be set for a label, a site or a cloud."""
+        return self.model.per_label
+
+
+@cache
+def keys_of(model: type[Section]) -> dict[str, Key]:
+    """Return the keys of a section by name.
+
+    Parameters
+    ----------
+    model : `type`
+        Model of the section.
+    """
+    return {
+        str(field.alias): Key(str(field.alias), kind, field.default, field.description or "", model, name)
+        for name, field in model.model_fields.items()
+        for kind in field.metadata
+        if isinstance(kind, Kind)
+    }
+
+
+class LabelKeys(Section):
+    """Keys that may be set for a label, a site or a cloud."""
+
+    per_label = True
+
+    compute_site: Text = key("", "Computing site; also selects the site profile.")
+    compute_cloud: Text = key("US", "PanDA cloud.")
+    queue: Text = key("", "PanDA queue; empty lets PanDA choose.")
+    priority: WholeNumber = key(500, "Priority of the tasks.")
+    processing_type: Text = key("", "PanDA processing type; the final job's default is `Rubin_Merge`.")
+    task_type: Text = key("test", "PanDA task type.")
+    prod_source_label: Text = key("managed", "PanDA production source label.")
+    vo: Text = key("wlcg", "Virtual organisation of the tasks.")
+    runner_command: WorkerText = key(
+        "",
+        "What a job runs on the worker; `_cmd_line_` stands for the runner's arguments, `_runner_` for the "
+        "staged runner.",
+    )
+    prmon: YesOrNo = key(True, "Whether the runner starts `prmon`, where there is one.")
+    keep_tokens: YesOrNo = key(
+        False,
+        "Whether the payload sees tokens (`PANDA_AUTH_ID_TOKEN` and the like) that the pilot has in its "
+        "environment.",
+    )
+
+
+class BuildKeys(Section):
+    """The command of a remote build."""
+
+    build_command: WorkerText = key(
+        "", "What the task of a remote build runs, if `remoteBuild` has no `runnerCommand`."
+    )
+
+
+class RunKeys(Section):
+    """Keys for a whole run."""
+
+    file_distribution_end_point: WorkerText = key(
+        "", "Staging area of the run: a URI or path that submit host and workers see; ends in `/`."
+    )
+    file_distribution_end_point_default: WorkerText = key(
+        "", "Staging area to use when an environment variable in `fileDistributionEndPoint` is not set."
+    )
+    payload_folder: Text = key("payload", "Part of the path of the staging area in the profiles.")
+    sites_share_files: YesOrNo = key(
+        False, "Whether all sites that labels name see the staging area and the Butler under the same paths."
+    )
+    stage_runner: YesOrNo = key(
+        True, "Whether the runner is staged with the run, so that workers need nothing of this plugin."
+    )
+    group_permissions: YesOrNo = key(
+        False, "Whether the staging area gets group-write and set-group-id permissions."
+    )
+    max_copy_workers: WholeNumber = key(10, "Number of files that are staged at the same time.", least=1)
+    job_naming: Annotated[NamingKind, choice((kind.value for kind in NamingKind), NamingKind)] = key(
+        NamingKind.SHORT, "How jobs are named in PanDA: `short`, `plain`, `orderIdMap` or `qnodeMap`."
+    )
+    enable_job_name_map: YesOrNo = key(False, "Same as `jobNaming: orderIdMap`.")
+    order_id_map_filename: Text = key("panda_order_id_map.json", "File name of the order-id map.")
+    enable_qnode_map: YesOrNo = key(False, "Same as `jobNaming: qnodeMap`.")
+    placeholder_params: TextList = key(
+        ["qgraphNodeId", "qgraphId"], "Values that always travel with the job."
+    )
+    submit_side_resolved_params: TextList = key(
+        ["USER"], "Environment variables in commands that are resolved on the submit side."
+    )
+    max_jobs_per_task: WholeNumber = key(10000, "Most jobs in a PanDA task.", least=1)
+    enable_event_service: Labels = key(
+        {},
+        "Labels of which several payloads share a PanDA job, separated by commas, each perhaps with a "
+        "number: `isr:20, calibrate`.",
+    )
+    max_payloads_per_panda_job: WholeNumber = key(
+        10, "Payloads in a PanDA job of a label that gives no number.", least=1
+    )
+    max_wms_job_walltime: WholeSeconds = key(
+        0,
+        "Wall time of a PanDA job of several payloads; with `requestWalltime` it gives their number.",
+        least=0,
+    )
+    max_request_length: WholeBytes = key(
+        400_000_000, "Largest request; a larger one is sent in steps.", least=10_000
+    )
+    remember_exit_codes: YesOrNo = key(
+        True, "Whether the runner keeps `retryUnlessExit` between attempts, in the staging area."
+    )
+
+
+class ServiceKeys(Section):
+    """Keys about the servers."""
+
+    idds_server: Text = key("", "iDDS server that the relay is to use instead of its own.")
+    panda_monitor_url: Text = key(
+        "https://usdf-panda-bigmon.slac.stanford.edu:8443",
+        "Base URL of the PanDA monitor, for links; it does not show a server on this machine.",
+    )
+    panda_messages_url: Text = key(
+        "",
+        "Message broker (ActiveMQ) of PanDA, for `panda_bps watch`: `stomp://HOST:61613` or "
+        "`stomp+ssl://HOST:61614`.",
+    )
+    panda_messages_destination: Text = key(
+        "/topic/panda_idds",
+        "Topic on which PanDA tells of changes of jobs and tasks; the default is that of its Helm charts.",
+    )
+    panda_messages_vhost: Text = key("", "Virtual host of the message broker; its name if empty.")
+    token_lifetime: Hours = key(1.0, "How long the log-in must still be valid at submission.", least=0)
+
+
+class CoreKeys(Section):
+    """Keys of BPS itself whose values it takes as they are: a wrong one would
+    be found only when the quantum graph is there, after hours perhaps.  They
+    are checked only, so what is not set is `None`.
+    """
+
+    per_label = True
+
+    request_memory: Megabytes = key(None, "Memory of a job in its first attempt.", least=1)
+    request_memory_max: Megabytes = key(None, "Memory that no attempt of a job exceeds.", least=0)
+    memory_multiplier: Number = key(None, "Growth of the memory from one attempt to the next.", least=0)
+    request_cpus: WholeNumber = key(None, "Cores of a job.", least=1)
+    request_disk: Megabytes = key(None, "Scratch space of a job.", least=0)
+    request_walltime: Seconds = key(None, "Longest time that a job may take.", least=0)
+    number_of_retries: WholeNumber = key(
+        None, "Attempts after the first one; 0 means a single attempt.", least=0
+    )
+    retry_unless_exit: ExitCodes = key(None, "Exit codes after which another attempt is of no use.")
+    environment: TextMapping = key(None, "Variables for the payload. Any value works; it is quoted.")
+    accounting_group: Text = key(None, "PanDA working group.")
+    pre_cmdline: Text = key(None, "Command that runs before the payload.")
+    post_cmdline: Text = key(None, "Command that runs after the payload.")
+
+
+# --- where keys may stand ----------------------------------------------------
+
+SECTIONS_BY_NAME = ("pipetask", "cluster", "site", "cloud")
+"""Sections whose entries have names of the user's (labels, sites), and settings
+below them."""
+
+PLAIN_SECTIONS = ("payload", "finalJob", "customJob", "remoteBuild")
+"""Sections with settings of their own."""
+
+OWN_MODELS = (LabelKeys, BuildKeys, RunKeys, ServiceKeys)
+"""Models of the keys of this plugin that are in no section of their own."""
+
+CHECKED_MODELS = (*OWN_MODELS, CoreKeys)
+"""Models whose keys are checked before there is a quantum graph."""
+
+KEYS: dict[str, Key] = {name: each for model in OWN_MODELS for name, each in keys_of(model).items()}
+"""All keys of `OWN_MODELS` by name."""
+
+CORE_KEYS: dict[str, Key] = dict(keys_of(CoreKeys))
+"""Keys of BPS that are checked by this plugin, by name."""

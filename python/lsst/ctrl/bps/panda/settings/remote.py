@@ -4,24 +4,35 @@ the configuration.
 
 from __future__ import annotations
 
-__all__ = ["BuildSettings", "is_batch_submission", "is_remote_build", "read_build_settings"]
+__all__ = [
+    "BuildSettings",
+    "RemoteBuildSection",
+    "is_batch_submission",
+    "is_remote_build",
+    "read_build_settings",
+]
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from lsst.ctrl import bps
 from lsst.ctrl.bps import BpsConfig
 
 from ..errors import SettingsError
+from .keys import BuildKeys, LabelKeys, Section, TextList, WholeMegabytes, WholeNumber, YesOrNo, key, keys_of
 from .search import KeyLookup
 
 SECTION = "remoteBuild"
 
-DEFAULT_MEMORY = 4096
-"""Memory of the build task if none is asked for, MB."""
 
-DEFAULT_ATTEMPTS = 3
+class RemoteBuildSection(Section):
+    """How the plan of a run is made at a site."""
+
+    enabled: YesOrNo = key(False, "Whether the quantum graph of the run is made by a task at the site.")
+    files: TextList = key([], "Files and directories that the configuration needs at the site.")
+    request_memory: WholeMegabytes = key(4096, "Memory of the build task.", least=1)
+    number_of_retries: WholeNumber = key(2, "Attempts of the build task after the first one.", least=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,50 +103,47 @@ def read_build_settings(config: BpsConfig, environment: Mapping[str, str]) -> Bu
     """
     lookup = KeyLookup(config, environment)
     section = config.get(SECTION) or BpsConfig({})
-    key = "runnerCommand" if "runnerCommand" in section else "buildCommand"
-    lookup.check_variables(key, [SECTION])
-    retries = _number(config, section, "numberOfRetries", least=0, default=DEFAULT_ATTEMPTS - 1)
+    own_command = "runnerCommand" in section
+    lookup.check_variables("runnerCommand" if own_command else "buildCommand", [SECTION])
+    keys = lookup.read(LabelKeys, SECTION)
+    build = _read_section(config, section)
     return BuildSettings(
-        command=lookup.get(key, SECTION, raw=True).strip(),
-        files=_files(section),
-        site=lookup.get("computeSite", SECTION),
-        cloud=lookup.get("computeCloud", SECTION),
-        queue=lookup.get("queue", SECTION),
-        processing_type=lookup.get("processingType", SECTION),
-        priority=lookup.get("priority", SECTION),
-        memory=_memory(config, section),
-        attempts=retries + 1,
+        command=(
+            keys.runner_command if own_command else lookup.read(BuildKeys, SECTION).build_command
+        ).strip(),
+        files=_existing(build.files),
+        site=keys.compute_site,
+        cloud=keys.compute_cloud,
+        queue=keys.queue,
+        processing_type=keys.processing_type,
+        priority=keys.priority,
+        memory=max([build.request_memory, *_memory_of_stages(config, section)]),
+        attempts=build.number_of_retries + 1,
     )
 
 
-def _memory(config: BpsConfig, section: BpsConfig) -> int:
-    """Memory of the task, MB: what the larger of BPS's two stages asks for, if
-    they are what it stands for.
+def _read_section(config: BpsConfig, section: BpsConfig) -> RemoteBuildSection:
+    """Read the section, and what is not in it from the configuration."""
+    values = {
+        name: config.search(name, opt={"searchobj": section, "default": None})[1]
+        for name in keys_of(RemoteBuildSection)
+    }
+    return RemoteBuildSection.parse(values, source="BPS configuration", title=f"{{}} of {SECTION}")
+
+
+def _memory_of_stages(config: BpsConfig, section: BpsConfig) -> list[int]:
+    """Return the memory that BPS's two stages ask for, MB, if the task does
+    their work and its section asks for none.
     """
-    sections = [section]
-    if is_batch_submission(config) and "requestMemory" not in section:
-        sections += [stage for stage in map(config.get, _STAGES) if isinstance(stage, BpsConfig)]
-    return max(_number(config, each, "requestMemory", least=1, default=DEFAULT_MEMORY) for each in sections)
+    if not is_batch_submission(config) or "requestMemory" in section:
+        return []
+    stages = [stage for stage in map(config.get, _STAGES) if isinstance(stage, BpsConfig)]
+    return [_read_section(config, stage).request_memory for stage in stages]
 
 
-def _files(section: BpsConfig) -> tuple[str, ...]:
-    """Read the list of files."""
-    _, files = section.search("files", opt={"default": [], "expandEnvVars": True})
-    if isinstance(files, str):
-        files = [name.strip() for name in files.split(",") if name.strip()]
-    missing = [str(name) for name in files if not os.path.exists(os.path.expandvars(str(name)))]
-    if missing:
+def _existing(files: Iterable[str]) -> tuple[str, ...]:
+    """Return files with variables replaced; refuse what is not there."""
+    paths = tuple(os.path.expandvars(name) for name in files)
+    if missing := [path for path in paths if not os.path.exists(path)]:
         raise SettingsError(f"remoteBuild.files names what is not there: {', '.join(missing)}.")
-    return tuple(os.path.expandvars(str(name)) for name in files)
-
-
-def _number(config: BpsConfig, section: BpsConfig, name: str, *, least: int, default: int) -> int:
-    """Read a whole number of the section, or of the configuration."""
-    _, value = config.search(name, opt={"searchobj": section, "default": default})
-    try:
-        number = int(value)
-    except (TypeError, ValueError):
-        number = least - 1
-    if number < least:
-        raise SettingsError(f"{name} of remoteBuild is {value!r}; it must be a whole number from {least} on.")
-    return number
+    return paths

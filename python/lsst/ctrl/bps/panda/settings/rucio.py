@@ -2,110 +2,117 @@
 
 from __future__ import annotations
 
-__all__ = ["JOB_KEYS", "LABEL", "RUCIO_KEYS", "RegistrationSettings", "SECTION", "read_registration_settings"]
+__all__ = [
+    "JOB_KEYS",
+    "LABEL",
+    "RegistrationSettings",
+    "RucioSection",
+    "SECTION",
+    "read_registration_settings",
+]
 
 import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from lsst.daf.butler import Config
+from pydantic import Field
 
 from lsst.ctrl.bps import BpsConfig
 
 from ..edgenode.rucio_program import Registration, RuleWanted
 from ..errors import SettingsError
-from .keys import Key, convert
-
-RUCIO_KEYS: dict[str, Key] = {
-    key.name: key
-    for key in (
-        Key("enabled", "yes or no", False, "Whether the run gets a registration step."),
-        Key("datasetTypes", "list", [], "Dataset types to register; `*` stands for anything."),
-        Key("scope", "text", "", "Scope in Rucio; at most 25 letters, digits, `_`, `-`, `.`."),
-        Key("rse", "text", "", "Storage element (RSE) that the site's Butler writes to."),
-        Key(
-            "rseRoot",
-            "text",
-            "",
-            "Path at the site below which lies a folder named like the scope, with the Butler's files in it.",
-        ),
-        Key("dtnUrl", "text", "", "URL that transfers put in the place of `rseRoot`, by the RSE's protocol."),
-        Key(
-            "registerConfig",
-            "text",
-            "",
-            "Configuration of `lsst-rucio-register` that holds `scope`, `rucio_rse`, `rse_root` and "
-            "`dtn_url`, for keys that are not here; read where `bps submit` runs.",
-        ),
-        Key("datasetName", "text", "{outputRun}", "Name of the dataset in Rucio."),
-        Key("collection", "text", "{outputRun}", "Butler collection whose datasets are registered."),
-        Key("where", "text", "", "Butler expression that selects among them."),
-        Key(
-            "butlerConfig",
-            "text",
-            "",
-            "The Butler as the worker of the step reaches it, with the worker's variables written as "
-            "`<ENV:NAME>`; empty: that of the run.",
-        ),
-        Key(
-            "when",
-            "text",
-            "SUCCESS",
-            "`SUCCESS`: only if all jobs succeeded; `ALWAYS`: also if some failed (the final job must not).",
-        ),
-        Key("rule.rseExpression", "text", "", "Where Rucio is to replicate the dataset; empty: no rule."),
-        Key("rule.copies", "whole number", 1, "Replicas that the rule asks for."),
-        Key("rule.lifetime", "whole number", 0, "Seconds after which the rule ends; 0: never."),
-        Key("close", "yes or no", False, "Whether the dataset is closed, so that nothing can be added."),
-        Key(
-            "quantumGraph",
-            "yes or no",
-            False,
-            "Whether the quantum graph goes along: it is copied to the RSE and attached to the dataset.",
-        ),
-        Key("chunkSize", "whole number", 200, "Files that are registered at once."),
-        Key(
-            "askRucio",
-            "yes or no",
-            True,
-            "Whether Rucio is asked before the submission; no if the submit host has another account than "
-            "the worker, or the server other rules than Rucio's generic policy.",
-        ),
-        Key("account", "text", "", "Rucio account of the step; empty: that of the worker's set-up."),
-        Key(
-            "python",
-            "text",
-            "python3",
-            "Python of the worker that has the Butler, Rucio's clients and `lsst-rucio-register`.",
-        ),
-        Key("requestMemory", "whole number", 4096, "Memory of the step, MB."),
-        Key("requestCpus", "whole number", 1, "Cores of the step."),
-        Key("requestWalltime", "whole number", 0, "Longest time of the step, seconds; 0: not said."),
-        Key("numberOfRetries", "whole number", 2, "Attempts of the step after the first one."),
-    )
-}
-"""All keys of the section, by name; ``rule.copies`` is ``copies`` in its
-section ``rule``."""
-
-JOB_KEYS = (
-    "computeCloud", "computeSite", "environment", "keepTokens", "priority", "processingType",
-    "prodSourceLabel", "queue", "runnerCommand", "taskType", "vo",
-)  # fmt: skip
-"""Keys of any label that may stand in the section too."""
-
+from .keys import (
+    LabelKeys,
+    Section,
+    Text,
+    TextList,
+    WholeMegabytes,
+    WholeNumber,
+    WholeSeconds,
+    YesOrNo,
+    choice,
+    key,
+    keys_of,
+)
 
 SECTION = "rucio"
 
 LABEL = "rucioRegister"
 """Label of the step."""
 
+JOB_KEYS = frozenset(keys_of(LabelKeys)) | {"environment"}
+"""Keys of any label that may stand in the section too."""
+
 # Key of ours -> key of the file of lsst-rucio-register.
 _REGISTER_CONFIG = {"scope": "scope", "rse": "rucio_rse", "rseRoot": "rse_root", "dtnUrl": "dtn_url"}
 
 _WHEN = ("SUCCESS", "ALWAYS")
+
+
+class RuleSection(Section):
+    """A rule of Rucio."""
+
+    rse_expression: Text = key("", "Where Rucio is to replicate the dataset; empty: no rule.")
+    copies: WholeNumber = key(1, "Replicas that the rule asks for.", least=1)
+    lifetime: WholeSeconds = key(0, "Time after which the rule ends; 0: never.", least=0)
+
+
+class RucioSwitch(Section):
+    """Whether anything is registered."""
+
+    enabled: YesOrNo = key(False, "Whether the run gets a registration step.")
+
+
+class RucioSection(RucioSwitch):
+    """What a run registers in Rucio."""
+
+    dataset_types: TextList = key([], "Dataset types to register; `*` stands for anything.")
+    scope: Text = key("", "Scope in Rucio; at most 25 letters, digits, `_`, `-`, `.`.")
+    rse: Text = key("", "Storage element (RSE) that the site's Butler writes to.")
+    rse_root: Text = key(
+        "", "Path at the site below which lies a folder named like the scope, with the Butler's files in it."
+    )
+    dtn_url: Text = key("", "URL that transfers put in the place of `rseRoot`, by the RSE's protocol.")
+    register_config: Text = key(
+        "",
+        "Configuration of `lsst-rucio-register` that holds `scope`, `rucio_rse`, `rse_root` and `dtn_url`, "
+        "for keys that are not here; read where `bps submit` runs.",
+    )
+    dataset_name: Text = key("{outputRun}", "Name of the dataset in Rucio.")
+    collection: Text = key("{outputRun}", "Butler collection whose datasets are registered.")
+    where: Text = key("", "Butler expression that selects among them.")
+    butler_config: Text = key(
+        "",
+        "The Butler as the worker of the step reaches it, with the worker's variables written as "
+        "`<ENV:NAME>`; empty: that of the run.",
+    )
+    when: Annotated[str, choice(_WHEN, lambda text: _WHEN[_WHEN.index(str(text).upper())])] = key(
+        "SUCCESS",
+        "`SUCCESS`: only if all jobs succeeded; `ALWAYS`: also if some failed (the final job must not).",
+    )
+    rule: RuleSection = Field(RuleSection(), description="Rule of Rucio that replicates the dataset.")
+    close: YesOrNo = key(False, "Whether the dataset is closed, so that nothing can be added.")
+    quantum_graph: YesOrNo = key(
+        False, "Whether the quantum graph goes along: it is copied to the RSE and attached to the dataset."
+    )
+    chunk_size: WholeNumber = key(200, "Files that are registered at once.", least=1)
+    ask_rucio: YesOrNo = key(
+        True,
+        "Whether Rucio is asked before the submission; no if the submit host has another account than the "
+        "worker, or the server other rules than Rucio's generic policy.",
+    )
+    account: Text = key("", "Rucio account of the step; empty: that of the worker's set-up.")
+    python: Text = key(
+        "python3", "Python of the worker that has the Butler, Rucio's clients and `lsst-rucio-register`."
+    )
+    request_memory: WholeMegabytes = key(4096, "Memory of the step.", least=1)
+    request_cpus: WholeNumber = key(1, "Cores of the step.", least=1)
+    request_walltime: WholeSeconds = key(0, "Longest time of the step; 0: not said.", least=0)
+    number_of_retries: WholeNumber = key(2, "Attempts of the step after the first one.", least=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,69 +161,67 @@ def read_registration_settings(
     SettingsError
         Raised if a key is not known, or a value cannot be used.
     """
-    reader = _SectionReader(config, environment)
-    if not reader.get("enabled"):
+    reader = _SectionReader(config)
+    if not reader.parse(RucioSwitch).enabled:
         return None
     reader.refuse_unknown()
-    when = reader.get("when").upper()
-    if when not in _WHEN:
-        raise SettingsError(
-            f"{SECTION}.when is {reader.get('when')!r} (BPS configuration); choose one of {', '.join(_WHEN)}."
-        )
-    account = reader.get("account")
+    section = reader.parse(RucioSection)
     variables = reader.environment()
-    if account:
-        variables["RUCIO_ACCOUNT"] = account
+    if section.account:
+        variables["RUCIO_ACCOUNT"] = section.account
     return RegistrationSettings(
-        registration=_registration(reader),
-        always=when == "ALWAYS",
-        quantum_graph=reader.get("quantumGraph"),
-        ask_rucio=reader.get("askRucio"),
-        account=account,
-        python=reader.get("python"),
-        memory=reader.at_least("requestMemory", 1),
-        cores=reader.at_least("requestCpus", 1),
-        walltime=reader.at_least("requestWalltime", 0),
-        retries=reader.at_least("numberOfRetries", 0),
+        registration=_registration(section, reader),
+        always=section.when == "ALWAYS",
+        quantum_graph=section.quantum_graph,
+        ask_rucio=section.ask_rucio,
+        account=section.account,
+        python=section.python,
+        memory=section.request_memory,
+        cores=section.request_cpus,
+        walltime=section.request_walltime,
+        retries=section.number_of_retries,
         environment=variables,
     )
 
 
-def _registration(reader: _SectionReader) -> Registration:
-    """Read what is to be registered."""
-    place = reader.place()
-    copies, lifetime = reader.at_least("rule.copies", 1), reader.at_least("rule.lifetime", 0)
-    where_to = reader.place_of_rule()
+def _registration(section: RucioSection, reader: _SectionReader) -> Registration:
+    """Return what is to be registered."""
+    place, rule = _find_place(section), section.rule
     return Registration(
-        butler=reader.get("butlerConfig") or reader.of_run("butlerConfig"),
-        collection=reader.get("collection"),
-        dataset_types=tuple(reader.get("datasetTypes")),
+        butler=section.butler_config or reader.of_run("butlerConfig"),
+        collection=section.collection,
+        dataset_types=tuple(section.dataset_types),
         scope=place["scope"],
-        dataset=reader.get("datasetName"),
+        dataset=section.dataset_name,
         rse=place["rse"],
         rse_root=place["rseRoot"],
         dtn_url=place["dtnUrl"],
-        where=reader.get("where"),
-        rule=RuleWanted(where_to, copies, lifetime) if where_to else None,
-        close=reader.get("close"),
-        chunk=reader.at_least("chunkSize", 1),
+        where=section.where,
+        rule=RuleWanted(rule.rse_expression, rule.copies, rule.lifetime) if rule.rse_expression else None,
+        close=section.close,
+        chunk=section.chunk_size,
     )
 
 
+def _find_place(section: RucioSection) -> dict[str, str]:
+    """Return scope and RSE, of the section or of the file that it names."""
+    values = {name: getattr(section, keys_of(RucioSection)[name].field) for name in _REGISTER_CONFIG}
+    path = os.path.expanduser(section.register_config)
+    if path and not all(values.values()):
+        content = _read_yaml(path)
+        for name, other in _REGISTER_CONFIG.items():
+            values[name] = values[name] or str(content.get(other) or "")
+    return values
+
+
+_Keys = TypeVar("_Keys", bound=Section)
+
+
 class _SectionReader:
-    """Reads keys of the section, over which that of the site has a say.
+    """Reads the section, with that of the site over it."""
 
-    Parameters
-    ----------
-    config : `~lsst.ctrl.bps.BpsConfig`
-        Configuration of a run.
-    environment : mapping of `str` to `str`
-        The environment.
-    """
-
-    def __init__(self, config: BpsConfig, environment: Mapping[str, str]) -> None:
+    def __init__(self, config: BpsConfig) -> None:
         self._config = config
-        self._environment = environment
         whole = Config(config)
         self._site = str(config.get("computeSite") or "")
         self._section = _section_of(whole, SECTION)
@@ -224,24 +229,32 @@ class _SectionReader:
             own = _section_of(Config(whole["site", self._site]), SECTION, f"site.{self._site}.{SECTION}")
             self._section.update(own)
 
-    def get(self, name: str) -> Any:
-        """Return the value of a key, of its kind."""
-        key = RUCIO_KEYS[name]
-        section, leaf = self._section, name
-        if "." in name:
-            inner, leaf = name.split(".")
-            section = _section_of(section, inner, f"{SECTION}.{inner}")
-        value = self._search(leaf, section) if leaf in section else key.default
-        if isinstance(value, Config):
+    def parse(self, model: type[_Keys]) -> _Keys:
+        """Return the section with variables replaced, also in defaults."""
+        values = self._values(model, self._section, SECTION)
+        rule = _section_of(self._section, "rule", f"{SECTION}.rule")
+        values["rule"] = self._values(RuleSection, rule, f"{SECTION}.rule")
+        section = model.parse(values, source="BPS configuration", title=f"{SECTION}.{{}}")
+        if "rule" in model.model_fields and rule and "rseExpression" not in rule:
             raise SettingsError(
-                f"{SECTION}.{name} is a section (BPS configuration); it must be a {key.kind}."
+                f"{SECTION}.rule sets {', '.join(sorted(map(str, rule)))} (BPS configuration) and no "
+                "rseExpression, so there would be no rule. Set it; to '' if there is to be none."
             )
-        if isinstance(value, str) and "{" in value:
-            value = self._search(leaf, Config({leaf: value}))
-        return convert(key, value, source=f"section {SECTION} of the BPS configuration")
+        return section
+
+    def _values(self, model: type[Section], section: Config, title: str) -> dict[str, Any]:
+        values = {}
+        for name, each in keys_of(model).items():
+            value = self._search(name, section if name in section else Config({name: each.default}))
+            if isinstance(value, Config):
+                raise SettingsError(
+                    f"{title}.{name} is a section (BPS configuration); it must be a {each.kind.name}."
+                )
+            values[name] = value
+        return values
 
     def _search(self, leaf: str, section: Config) -> Any:
-        """Let BPS put variables in."""
+        """Let BPS replace variables."""
         options: dict[str, Any] = {"searchobj": section, "default": None}
         if self._site:
             options["curvals"] = {"curr_site": self._site}
@@ -250,47 +263,7 @@ class _SectionReader:
 
     def of_run(self, name: str) -> str:
         """Return the value of a key that is not of the section."""
-        options: dict[str, Any] = {"default": ""}
-        if self._site:
-            options["curvals"] = {"curr_site": self._site}
-        return str(self._config.search(name, opt=options)[1])
-
-    def at_least(self, name: str, least: int) -> int:
-        """Return a whole number that must not be too small."""
-        value = int(self.get(name))
-        if value < least:
-            raise SettingsError(
-                f"{SECTION}.{name} is {value} (BPS configuration); it must be at least {least}."
-            )
-        return value
-
-    def place(self) -> dict[str, str]:
-        """Return scope and RSE, of the section or of the file that it
-        names.
-        """
-        values = {name: self.get(name) for name in _REGISTER_CONFIG}
-        path = os.path.expanduser(self.get("registerConfig"))
-        if path and not all(values.values()):
-            content = _read_yaml(path)
-            for name, other in _REGISTER_CONFIG.items():
-                values[name] = values[name] or str(content.get(other) or "")
-        return values
-
-    def place_of_rule(self) -> str:
-        """Return where the rule is to have copies; empty for no rule.
-
-        Raises
-        ------
-        SettingsError
-            Raised if a rule is described that has no place.
-        """
-        rule = _section_of(self._section, "rule", f"{SECTION}.rule")
-        if rule and "rseExpression" not in rule:
-            raise SettingsError(
-                f"{SECTION}.rule sets {', '.join(sorted(map(str, rule)))} (BPS configuration) and no "
-                "rseExpression, so there would be no rule. Set it; to '' if there is to be none."
-            )
-        return str(self.get("rule.rseExpression"))
+        return str(self._search(name, Config()) or "")
 
     def environment(self) -> dict[str, str]:
         """Return the variables for the step: the run's, and its own."""
@@ -309,11 +282,10 @@ class _SectionReader:
         SettingsError
             Raised if there is one; names what is probably meant.
         """
-        known = {name.partition(".")[0] for name in RUCIO_KEYS} | set(JOB_KEYS)
+        known = {*keys_of(RucioSection), "rule", *JOB_KEYS}
         names = [(str(name), known) for name in self._section]
-        rule_keys = {name.removeprefix("rule.") for name in RUCIO_KEYS if name.startswith("rule.")}
         rule = _section_of(self._section, "rule", f"{SECTION}.rule")
-        names += [(str(name), rule_keys) for name in rule]
+        names += [(str(name), set(keys_of(RuleSection))) for name in rule]
         for name, choices in names:
             if name not in choices:
                 near = difflib.get_close_matches(name, choices, n=1)

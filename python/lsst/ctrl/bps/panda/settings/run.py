@@ -9,15 +9,18 @@ __all__ = [
     "ServiceSettings",
     "StagingSettings",
     "default_configuration",
+    "find_area",
+    "own_messages",
     "read_run_settings",
     "read_service_settings",
     "site_staging_area",
+    "with_messages",
 ]
 
 import getpass
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files as package_files
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,7 +34,8 @@ from ..plan.graph import labels_of, levels_of
 from ..plan.model import LabelSettings, NamingKind, PlanSettings, RunIdentity, StagedFile
 from ..version import __version__, bps_version
 from . import sites
-from .keys import KEYS
+from .configuration import RunConfiguration
+from .keys import KEYS, LabelKeys, RunKeys, ServiceKeys
 from .search import KeyLookup
 from .sites import expand_area, profile_area
 
@@ -41,7 +45,6 @@ RUNNER_KEY = "runner"
 RUNNER_NAME = "cmd_line_decoder.py"
 
 _ENVIRONMENT_KEYS = ("PANDA_URL_SSL", "PANDA_URL")
-_MESSAGES_KEYS = ("pandaMessagesUrl", "pandaMessagesDestination", "pandaMessagesVhost")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,19 +112,59 @@ def read_service_settings(
     env = dict(os.environ if environment is None else environment)
     if not isinstance(config, BpsConfig):
         config = BpsConfig({"computeSite": site}) if site else None
-    reader = KeyLookup(config, env)
+    keys = KeyLookup(config, env).read(ServiceKeys)
     url = next((env[name].rstrip("/") for name in _ENVIRONMENT_KEYS if env.get(name)), "")
     return ServiceSettings(
         url=url,
         cache_url=env.get("PANDACACHE_URL", "").rstrip("/"),
         user=_user(env),
-        monitor_url=env.get("PANDA_MONITOR_URL") or _monitor_url(url, reader),
-        idds_server=reader.get("iddsServer") or None,
-        token_lifetime=reader.get("tokenLifetime"),
+        monitor_url=env.get("PANDA_MONITOR_URL") or _monitor_url(url, keys.panda_monitor_url),
+        idds_server=keys.idds_server or None,
+        token_lifetime=keys.token_lifetime,
         state_directory=_state_directory(env),
         environment=env,
-        messages={name: reader.get(name) for name in _MESSAGES_KEYS},
+        messages={
+            "pandaMessagesUrl": keys.panda_messages_url,
+            "pandaMessagesDestination": keys.panda_messages_destination,
+            "pandaMessagesVhost": keys.panda_messages_vhost,
+        },
     )
+
+
+def own_messages(settings: ServiceSettings, site: str) -> dict[str, str]:
+    """Find the settings of the message broker that a run brings itself, to be
+    remembered with the run: whoever watches it has no configuration.
+
+    Parameters
+    ----------
+    settings : `ServiceSettings`
+        As the run's configuration has them.
+    site : `str`
+        The run's site, whose profile may have others.
+
+    Returns
+    -------
+    messages : `dict` [`str`, `str`]
+        What differs from the profile.  An address with a password in it is
+        left out.
+    """
+    profile = read_service_settings(None, settings.environment, site=site).messages
+    own = {name: value for name, value in settings.messages.items() if value != profile[name]}
+    return own if "@" not in own.get("pandaMessagesUrl", "") else {}
+
+
+def with_messages(settings: ServiceSettings, remembered: Mapping[str, Any]) -> ServiceSettings:
+    """Add the message broker that a run brought itself.
+
+    Parameters
+    ----------
+    settings : `ServiceSettings`
+        Where PanDA is.
+    remembered : mapping
+        From the run's record; names that are not known do not count.
+    """
+    own = {name: str(remembered[name]) for name in settings.messages if remembered.get(name)}
+    return replace(settings, messages={**settings.messages, **own})
 
 
 def _user(env: Mapping[str, str]) -> str:
@@ -215,72 +258,75 @@ def read_run_settings(
         Raised if a value is missing or cannot be used.
     """
     env = dict(os.environ if environment is None else environment)
-    reader = KeyLookup(config, env)
-    area, area_variables = expand_area(
-        reader.get("fileDistributionEndPoint", raw=True).strip(),
-        reader.get("fileDistributionEndPointDefault", raw=True).strip(),
-        reader.get("computeSite"),
-        env,
-    )
+    run = RunConfiguration(config)
+    lookup = KeyLookup(config, env)
+    keys, site = lookup.read(RunKeys), lookup.read(LabelKeys).compute_site
+    area, area_variables = find_area(lookup, env)
     levels = list(levels_of(workflow))
     labels = labels_of(levels)
-    reader.check_variables("runnerCommand", labels)
-    stage_runner = reader.get("stageRunner")
-    identity = _identity(config, workflow, reader, submit_path, area)
+    lookup.check_variables("runnerCommand", labels)
     plan = PlanSettings(
-        run=identity,
-        labels={label: _label_settings(reader, label) for label in ["", *labels]},
-        naming=_naming(reader),
-        max_jobs_per_task=reader.get("maxJobsPerTask"),
-        max_wms_job_walltime=reader.get("maxWmsJobWalltime"),
-        placeholder_params=tuple(reader.get("placeholderParams")),
-        submit_environment=_submit_environment(reader, env),
+        run=_identity(run, workflow, site=site, submit_path=submit_path, area=area),
+        labels={
+            label: _label_settings(label, lookup.read(LabelKeys, label), keys) for label in ["", *labels]
+        },
+        naming=_naming(keys),
+        max_jobs_per_task=keys.max_jobs_per_task,
+        max_wms_job_walltime=keys.max_wms_job_walltime,
+        placeholder_params=tuple(keys.placeholder_params),
+        submit_environment=_submit_environment(keys.submit_side_resolved_params, env),
         area_variables=area_variables,
-        order_id_map_name=_map_name(reader),
-        runner=_runner_file() if stage_runner else None,
+        order_id_map_name=_map_name(keys.order_id_map_filename),
+        runner=_runner_file() if keys.stage_runner else None,
         directories=frozenset(_directories(current for current, _ in levels)),
-        attempt_codes=reader.get("rememberExitCodes"),
+        attempt_codes=keys.remember_exit_codes,
     )
     staging = StagingSettings(
-        area=area,
-        max_workers=reader.get("maxCopyWorkers"),
-        group_permissions=reader.get("groupPermissions"),
+        area=area, max_workers=keys.max_copy_workers, group_permissions=keys.group_permissions
     )
     return RunSettings(
         plan=plan,
         staging=staging,
-        max_request_length=reader.get("maxRequestLength"),
-        sites_share_files=reader.get("sitesShareFiles"),
-        clusters=tuple(label for label in labels if label in (config.get("cluster") or ())),
+        max_request_length=keys.max_request_length,
+        sites_share_files=keys.sites_share_files,
+        clusters=tuple(label for label in labels if label in run.clusters),
     )
 
 
-def _submit_environment(reader: KeyLookup, env: Mapping[str, str]) -> dict[str, str]:
+def find_area(lookup: KeyLookup, env: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """Return the staging area that a configuration means; see
+    `~lsst.ctrl.bps.panda.settings.sites.expand_area`.
+    """
+    return expand_area(
+        lookup.get("fileDistributionEndPoint").strip(),
+        lookup.get("fileDistributionEndPointDefault").strip(),
+        lookup.get("computeSite"),
+        env,
+    )
+
+
+def _submit_environment(names: Iterable[str], env: Mapping[str, str]) -> dict[str, str]:
     """Variables in commands that have the values of the submit side.
 
     ``USER`` is always known, also to a cron job that has no such variable.
     """
     known = {"USER": _user(env), **env}
-    return {name: known[name] for name in reader.get("submitSideResolvedParams") if name in known}
+    return {name: known[name] for name in names if name in known}
 
 
 def _identity(
-    config: BpsConfig, workflow: GenericWorkflow, reader: KeyLookup, submit_path: str, area: str
+    run: RunConfiguration, workflow: GenericWorkflow, *, site: str, submit_path: str, area: str
 ) -> RunIdentity:
     """What the run is called and whose it is."""
     attributes = workflow.run_attrs
-
-    def attribute(name: str) -> str:
-        return str(attributes.get(f"bps_{name}") or config.get(name) or "")
-
     return RunIdentity(
         name=workflow.name,
-        operator=attribute("operator"),
-        project=attribute("project"),
-        campaign=attribute("campaign"),
-        payload=str(attributes.get("bps_payload") or config.get("payloadName") or ""),
-        output_run=str(config.get("outputRun") or ""),
-        site=reader.get("computeSite"),
+        operator=str(attributes.get("bps_operator") or run.operator),
+        project=str(attributes.get("bps_project") or run.project),
+        campaign=str(attributes.get("bps_campaign") or run.campaign),
+        payload=str(attributes.get("bps_payload") or run.payload),
+        output_run=run.output_run,
+        site=site,
         submit_path=os.path.abspath(submit_path),
         staging_area=area,
         plugin_version=__version__,
@@ -288,52 +334,39 @@ def _identity(
     )
 
 
-def _label_settings(reader: KeyLookup, label: str) -> LabelSettings:
+def _label_settings(label: str, own: LabelKeys, run: RunKeys) -> LabelSettings:
     """Settings of one label."""
-    processing_type = reader.get("processingType", label)
-    if not processing_type and label == "finalJob":
-        processing_type = "Rubin_Merge"
+    numbers = run.enable_event_service
     return LabelSettings(
-        site=reader.get("computeSite", label),
-        cloud=reader.get("computeCloud", label),
-        queue=reader.get("queue", label),
-        priority=reader.get("priority", label),
-        processing_type=processing_type,
-        task_type=reader.get("taskType", label),
-        prod_source_label=reader.get("prodSourceLabel", label),
-        vo=reader.get("vo", label),
-        runner_command=reader.get("runnerCommand", label, raw=True),
-        payloads_per_job=_payloads_per_job(reader, label),
-        prmon=reader.get("prmon", label),
-        keep_tokens=reader.get("keepTokens", label),
+        site=own.compute_site,
+        cloud=own.compute_cloud,
+        queue=own.queue,
+        priority=own.priority,
+        processing_type=own.processing_type or ("Rubin_Merge" if label == "finalJob" else ""),
+        task_type=own.task_type,
+        prod_source_label=own.prod_source_label,
+        vo=own.vo,
+        runner_command=own.runner_command,
+        payloads_per_job=(numbers[label] or run.max_payloads_per_panda_job) if label in numbers else 1,
+        prmon=own.prmon,
+        keep_tokens=own.keep_tokens,
     )
 
 
-def _monitor_url(url: str, reader: KeyLookup) -> str:
+def _monitor_url(url: str, monitor: str) -> str:
     """The site's monitor, which does not show a server on this machine."""
-    return "" if urlsplit(url).hostname in _LOOPBACK else str(reader.get("pandaMonitorUrl"))
+    return "" if urlsplit(url).hostname in _LOOPBACK else monitor
 
 
-def _payloads_per_job(reader: KeyLookup, label: str) -> int:
-    """Payloads in a PanDA job of a label, from ``enableEventService``."""
-    numbers = reader.get("enableEventService") or {}
-    if not label or label not in numbers:
-        return 1
-    return int(numbers[label] or reader.get("maxPayloadsPerPandaJob"))
-
-
-def _naming(reader: KeyLookup) -> NamingKind:
+def _naming(keys: RunKeys) -> NamingKind:
     """How jobs are named."""
-    if reader.get("enableJobNameMap"):
+    if keys.enable_job_name_map:
         return NamingKind.ORDER_ID_MAP
-    if reader.get("enableQnodeMap"):
-        return NamingKind.QNODE_MAP
-    return NamingKind(reader.get("jobNaming"))
+    return NamingKind.QNODE_MAP if keys.enable_qnode_map else keys.job_naming
 
 
-def _map_name(reader: KeyLookup) -> str:
+def _map_name(name: str) -> str:
     """File name of the order-id map."""
-    name = str(reader.get("orderIdMapFilename"))
     if not name or "/" in name or name in (".", ".."):
         raise SettingsError(
             f"orderIdMapFilename is {name!r}; it must be the name of a file, such as "

@@ -1,24 +1,15 @@
 """Find the value of a key as BPS does: in the configuration of a run, in the profile of its site, in the
-packaged defaults, or in the table of keys.
+packaged base, or in the models of keys; and find where in the user's YAML it stands.
 """
 
 from __future__ import annotations
 
-__all__ = [
-    "KeyLookup",
-    "LayeredConfig",
-    "Origin",
-    "PLAIN_SECTIONS",
-    "SECTIONS_BY_NAME",
-    "find_broken_sections",
-    "find_first",
-    "find_origin",
-]
+__all__ = ["KeyLookup", "LayeredConfig", "find_first", "find_origin"]
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
-from typing import Any, NamedTuple
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 import yaml
 from lsst.daf.butler import Config
@@ -29,61 +20,14 @@ from lsst.ctrl.bps import BpsConfig
 from ..errors import SettingsError
 from . import sites
 from .bps_command import configuration_file
-from .keys import CORE_KEYS, KEYS, convert
+from .keys import CHECKED_MODELS, CORE_KEYS, KEYS, Key, Origin, Section, keys_of
 
-SECTIONS_BY_NAME = ("pipetask", "cluster", "site", "cloud")
-"""Sections whose entries have names of the user's (labels, sites), and settings
-below them."""
-
-PLAIN_SECTIONS = ("payload", "finalJob", "customJob", "remoteBuild")
-"""Sections with settings of their own."""
-
-
-def find_broken_sections(config: Mapping[str, Any]) -> list[str]:
-    """Find sections that are none, such as a label with all its settings
-    commented out: BPS's own search fails at these.
-
-    Parameters
-    ----------
-    config : mapping
-        Configuration of the run.
-
-    Returns
-    -------
-    problems : `list` [`str`]
-        A text each.
-    """
-    content = Config(config).toDict()
-    problems = []
-    for name in (*SECTIONS_BY_NAME, *PLAIN_SECTIONS):
-        section = content.get(name, {})
-        entries = {name: section}
-        if isinstance(section, Mapping) and name in SECTIONS_BY_NAME:
-            entries = {f"{name}.{key}": value for key, value in section.items()}
-        problems += [
-            f"{key} is {value!r}; it must be a section of keys with values. Remove it if it is empty."
-            for key, value in entries.items()
-            if not isinstance(value, Mapping)
-        ]
-    if content.get("computeSite") == "":
-        problems.append("computeSite is ''. Give the name of a site, or remove the key.")
-    return problems
-
+# --- where a value stands ----------------------------------------------------
 
 _DEPTH = 20
 """How deep files may include each other before they are taken for a circle."""
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}|\$(\w+)")
-
-
-class Origin(NamedTuple):
-    """Where a value stands; empty if that is not known."""
-
-    file: str = ""
-    line: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.file}, line {self.line}" if self.file else ""
 
 
 def find_origin(path: str, key: str, value: Any, env: Mapping[str, str]) -> Origin:
@@ -156,39 +100,41 @@ def _texts(node: yaml.Node) -> list[str]:
     return [str(node.value)] if isinstance(node, yaml.ScalarNode) else []
 
 
+# --- a configuration over a profile ------------------------------------------
+
 Layer = Mapping[str, Any]
 
-_NOT_PLAIN = re.compile(r"[{}$<]|bpsEval")
+_REPLACED = re.compile(r"[{}$<]|bpsEval")
 """What BPS may replace in a text; all other texts mean what they say."""
 
 _PLAIN_KINDS = (bool, int, float, list, type(None))
 
 
 class LayeredConfig:
-    """The configuration of a run over a profile.
+    """The configuration of a run over a profile, searched as BPS searches.
 
     Where BPS looks for keys is worked out once for each label and site; only
-    values with something to replace in them are left to BPS.
+    values in which something is to be replaced are left to BPS.
 
     Parameters
     ----------
-    beneath : mapping of `str`
-        The profile.
+    profile : mapping of `str`
+        Values that count where the configuration has none.
     config : `~lsst.ctrl.bps.BpsConfig` or `None`
-        What goes before it.
+        The configuration.
     """
 
-    def __init__(self, beneath: Layer, config: BpsConfig | None) -> None:
-        self._beneath = beneath
+    def __init__(self, profile: Layer, config: BpsConfig | None) -> None:
+        self._profile = profile
         self._config = config
         self._known: dict[tuple[tuple[str, str], ...], tuple[Layer, ...]] = {}
 
     @cached_property
     def content(self) -> dict[str, Any]:
         """All of it as plain mappings."""
-        merged = Config(dict(self._beneath))
+        merged = Config(dict(self._profile))
         if self._config is not None:
-            # A BpsConfig would put variables in while it is copied.
+            # A BpsConfig would replace variables while it is copied.
             merged.update(Config(self._config))
         content: dict[str, Any] = merged.toDict()
         return content
@@ -206,12 +152,8 @@ class LayeredConfig:
     def layers(self, current: Mapping[str, str], section: Layer | None = None) -> tuple[Layer, ...]:
         """Return the mappings in which BPS looks for a key, in this order.
 
-        Parameters
-        ----------
-        current : mapping of `str` to `str`
-            Current label, site and cloud (``curr_pipetask`` and so on).
-        section : mapping, optional
-            Section to look into before all others (BPS: ``searchobj``).
+        ``current`` is the label, site and cloud (``curr_pipetask`` and so on),
+        ``section`` one to look into before all others (BPS: ``searchobj``).
         """
         key = tuple(current.items())
         layers = self._known.get(key)
@@ -230,24 +172,16 @@ class LayeredConfig:
         yield self.content
 
     def search(
-        self, name: str, current: Mapping[str, str], *, section: Layer | None = None, raw: bool = False
+        self, name: str, current: Mapping[str, str], *, section: Layer | None = None, as_written: bool = False
     ) -> Any:
-        """Return the value of a key as BPS would, `None` without one.
-
-        Parameters
-        ----------
-        name : `str`
-            Key.
-        current, section
-            See `layers`.
-        raw : `bool`, optional
-            Whether environment variables stay as they are.
+        """Return the value of a key as BPS would, `None` without one; with
+        ``as_written``, environment variables stay as they are.
         """
         value = find_first(name, self.layers(current, section))
-        if isinstance(value, _PLAIN_KINDS) or (isinstance(value, str) and not _NOT_PLAIN.search(value)):
+        if isinstance(value, _PLAIN_KINDS) or (isinstance(value, str) and not _REPLACED.search(value)):
             return value
         options: dict[str, Any] = {"curvals": dict(current), "default": None}
-        if raw:
+        if as_written:
             options |= {"expandEnvVars": False, "replaceEnvVars": False}
         if section:
             options["searchobj"] = section
@@ -255,20 +189,11 @@ class LayeredConfig:
 
 
 def find_first(name: str, layers: Iterable[Layer]) -> Any:
-    """Return the value in the first mapping that has a key, or `None`.
+    """Return the value in the first mapping that has a key, or `None`."""
+    return next((layer[name] for layer in layers if name in layer), None)
 
-    Parameters
-    ----------
-    name : `str`
-        Key.
-    layers : iterable of mappings
-        The mappings.
-    """
-    for layer in layers:
-        if name in layer:
-            return layer[name]
-    return None
 
+# --- keys --------------------------------------------------------------------
 
 # Labels whose settings are in a section of their own, and that section.
 _SECTIONS = {
@@ -280,10 +205,12 @@ _SECTIONS = {
 
 _FORMAT_VARIABLE = re.compile(r"(?<!\$)\{([A-Za-z_]\w*)\}")
 
+_Keys = TypeVar("_Keys", bound=Section)
+
 
 class KeyLookup:
     """Looks keys up: in the configuration of the run, then in the profile of
-    the site, then in the packaged base, then in the table of keys.
+    the site, then in the packaged base, then in the models of keys.
     """
 
     def __init__(self, config: BpsConfig | None, env: Mapping[str, str]) -> None:
@@ -293,16 +220,14 @@ class KeyLookup:
         self._currents: dict[str, dict[str, str]] = {}
 
     @cached_property
-    def _beneath(self) -> dict[str, Any]:
+    def _profile(self) -> dict[str, Any]:
         """Profile of the run's site over the packaged base."""
-        beneath = sites.base()
-        beneath.update(sites.profile_of(self._run_site))
-        return beneath
+        return {**sites.base(), **sites.profile_of(self._run_site)}
 
     @cached_property
     def _merged(self) -> LayeredConfig:
         """The configuration over the profile."""
-        return LayeredConfig(self._beneath, self._config)
+        return LayeredConfig(self._profile, self._config)
 
     def _merged_for(self, current: Mapping[str, str]) -> LayeredConfig:
         """The configuration over the profile of a label's site."""
@@ -319,42 +244,68 @@ class KeyLookup:
         """Site of the run."""
         return str(self._config.get("computeSite") or "") if self._config is not None else ""
 
-    def get(self, name: str, label: str = "", *, raw: bool = False) -> Any:
-        """Return the value of a key, of its kind.
+    def read(self, model: type[_Keys], label: str = "") -> _Keys:
+        """Return the values of the keys of a model.
 
         Parameters
         ----------
-        name : `str`
-            Key, of this plugin or a number of BPS.
+        model : `type`
+            Model of the keys.
         label : `str`, optional
-            Label to search it for.
-        raw : `bool`, optional
-            Whether environment variables stay as they are.
+            Label to search them for.
 
         Raises
         ------
         SettingsError
-            Raised if the value cannot be used; names key, value and where it
+            Raised if a value cannot be used; names key, value and where it
             stands.
         """
-        key = KEYS.get(name) or CORE_KEYS[name]
-        value = self._find(name, label, raw=raw)
-        try:
-            return convert(
-                key, key.default if value is None else value, source=lambda: self.source(name, value, label)
-            )
-        except SettingsError as error:
-            origin = find_origin(configuration_file(), name, value, self._env)
-            raise SettingsError(
-                str(error),
-                key=name,
-                label=self._owner(name, value, label),
-                file=origin.file,
-                line=origin.line,
-            ) from error
+        return model.parse(self._values(model, label), source=partial(self.source, label=label))
 
-    def source(self, name: str, value: Any, label: str = "") -> str:
-        """Say where a value is from, as well as it can be told.
+    def get(self, name: str, label: str = "") -> Any:
+        """Return the value of one key, of its kind.
+
+        Parameters
+        ----------
+        name : `str`
+            Key, of this plugin or of BPS.
+        label : `str`, optional
+            Label to search it for.
+
+        Raises
+        ------
+        SettingsError
+            Raised as by `read`.
+        """
+        key = KEYS.get(name) or CORE_KEYS[name]
+        values = {name: self._find(key, label)}
+        return getattr(key.model.parse(values, source=partial(self.source, label=label)), key.field)
+
+    def wrong_values(self, labels: Iterable[str]) -> list[SettingsError]:
+        """Return an error for each value that cannot be used.
+
+        Parameters
+        ----------
+        labels : iterable of `str`
+            Labels to search keys for that may be set for a label.
+        """
+        everywhere = ["", *labels]
+        errors: dict[str, SettingsError] = {}
+        for model in CHECKED_MODELS:
+            found = [
+                error
+                for label in (everywhere if model.per_label else [""])
+                for error in model.wrong_values(
+                    self._values(model, label), source=partial(self.source, label=label)
+                )
+            ]
+            order = list(keys_of(model))
+            found.sort(key=lambda error: order.index(error.key))
+            errors |= {str(error): error for error in found}
+        return list(errors.values())
+
+    def source(self, name: str, value: Any, *, label: str = "") -> Origin:
+        """Find out where a value is from, as well as it can be told.
 
         Parameters
         ----------
@@ -368,16 +319,14 @@ class KeyLookup:
         if self._config is not None:
             cmdline = self._config.get("bps_cmdline")
             if isinstance(cmdline, Config) and Config.__contains__(cmdline, name):
-                return "command line"
-        label = self._owner(name, value, label)
-        place = str(find_origin(configuration_file(), name, value, self._env))
-        if not place and name in self._beneath and str(self._beneath[name]) == str(value):
-            place = "profile of the site or packaged base"
-        return ", ".join(filter(None, (f"label {label}" if label else "", place))) or "BPS configuration"
-
-    def _owner(self, name: str, value: Any, label: str) -> str:
-        """Return the label if the value is its own, and not that of all."""
-        return label if label and self._find(name, "", raw=True) != value else ""
+                return Origin(words="command line")
+        # A value that all labels share is not the label's own.
+        current = self._current("")
+        shared = self._merged_for(current).search(name, current, as_written=True)
+        origin = find_origin(configuration_file(), name, value, self._env)
+        if not origin.file and name in self._profile and str(self._profile[name]) == str(value):
+            origin = Origin(words="profile of the site or packaged base")
+        return origin._replace(label="" if shared == value else label)
 
     def check_variables(
         self, name: str, labels: Iterable[str] = (), *, optional: re.Pattern[str] | None = None
@@ -391,8 +340,7 @@ class KeyLookup:
         labels : iterable of `str`, optional
             Labels to search it for, too.
         optional : `re.Pattern`, optional
-            What variables are called that get a value later, or may have
-            none.
+            Names of variables that get a value later, or may have none.
 
         Raises
         ------
@@ -424,13 +372,19 @@ class KeyLookup:
                 key=name,
             )
 
-    def _find(self, name: str, label: str, *, raw: bool) -> Any:
+    def _values(self, model: type[Section], label: str) -> dict[str, Any]:
+        """Return what the configuration has for the keys of a model."""
+        return {name: self._find(key, label) for name, key in keys_of(model).items()}
+
+    def _find(self, key: Key, label: str) -> Any:
         """Return a value, or `None`."""
         if self._config is None:
             return None
         current = self._current(label)
-        section = self._section(label, name)
-        return self._merged_for(current).search(name, current, section=section, raw=raw)
+        section = self._section(label, key.name)
+        return self._merged_for(current).search(
+            key.name, current, section=section, as_written=key.kind.as_written
+        )
 
     def _section(self, label: str, name: str) -> Mapping[str, Any] | None:
         """Section of a label in which BPS looks first, if the key is there."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "QueueLimits",
     "SET_UP_KEYS",
     "base",
     "base_uri",
@@ -13,6 +14,7 @@ __all__ = [
     "local_defaults",
     "profile_area",
     "profile_of",
+    "read_queues",
     "site_names",
     "variables_in",
 ]
@@ -33,6 +35,7 @@ from lsst.ctrl.bps import BPS_DEFAULTS
 from ..errors import SettingsError
 from ..local.endpoint import state_directory
 from ..plan.commands import inert
+from .keys import Section, WholeMegabytes, WholeNumber, WholeSeconds, YesOrNo, key, keys_of
 
 _PACKAGE = "lsst.ctrl.bps.panda"
 
@@ -119,6 +122,52 @@ def drop_variable(defaults: Config, name: str) -> None:
         value = core[names]
         if isinstance(value, str) and prefix in value and names not in defaults:
             defaults[names] = value.replace(prefix, "")
+
+
+class QueueLimits(Section):
+    """What a queue takes; 0 means that no limit is known."""
+
+    name: str = ""
+    memory: WholeMegabytes = key(0, "Memory of a job.", least=0, alias="maxMemory")
+    cores: WholeNumber = key(0, "Cores of a job.", least=0)
+    min_cores: WholeNumber = key(0, "Cores that a job has at least.", least=0)
+    walltime: WholeSeconds = key(0, "Longest run of a job.", least=0, alias="maxWalltime")
+    brokered: YesOrNo = key(True, "Whether PanDA sends it jobs that do not name it.")
+
+
+def read_queues(section: Any, *, source: str) -> tuple[QueueLimits, ...]:
+    """Read a section ``queues``.
+
+    Parameters
+    ----------
+    section : mapping or `None`
+        Limits by the queue's name.
+    source : `str`
+        Where it is from, for the error.
+
+    Raises
+    ------
+    SettingsError
+        Raised if it is not understood.
+    """
+    if section is None or section == "":
+        return ()
+    if not isinstance(section, Mapping):
+        raise SettingsError(f"queues is {section!r} ({source}); it must map names of queues to their limits.")
+    return tuple(_read_queue(str(name), section[name], source) for name in section)
+
+
+def _read_queue(name: str, limits: Any, source: str) -> QueueLimits:
+    known = sorted(keys_of(QueueLimits))
+    if limits is not None and not isinstance(limits, Mapping):
+        raise SettingsError(
+            f"queues.{name} is {limits!r} ({source}); it must hold limits: {', '.join(known)}."
+        )
+    given = dict(limits or {})
+    if unknown := [key for key in given if key not in known]:
+        raise SettingsError(f"queues.{name} holds {unknown[0]!r} ({source}); known are {', '.join(known)}.")
+    parsed = QueueLimits.parse(given, source=source, title=f"queues.{name}.{{}}")
+    return parsed.model_copy(update={"name": name})
 
 
 _VARIABLE = re.compile(r"<ENV:([^>]+)>|\$\{(\w+)\}|\$(\w+)")
