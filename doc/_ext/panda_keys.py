@@ -1,6 +1,7 @@
 """The directive ``panda-keys``: all keys of the BPS configuration that the
 plugin reads, from the models that it reads them by; with the name of a section
-(``rucio``, ``remoteBuild``, ``queues``, ``campaignSites``), those of that one.
+(``rucio``, ``remoteBuild``, ``queues``), those of that one, with ``bps`` keys of
+BPS itself.
 """
 
 import sys
@@ -10,8 +11,7 @@ from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.util.docutils import SphinxDirective
 
-from lsst.ctrl.bps.panda.settings.campaign import CampaignKeys
-from lsst.ctrl.bps.panda.settings.keys import KEYS, Key, keys_of
+from lsst.ctrl.bps.panda.settings.keys import CORE_KEYS, KEYS, Key, keys_of
 from lsst.ctrl.bps.panda.settings.remote import RemoteBuildSection
 from lsst.ctrl.bps.panda.settings.rucio import RucioSection, RuleSection
 from lsst.ctrl.bps.panda.settings.sites import QueueLimits
@@ -20,7 +20,7 @@ _RULE = {f"rule.{name}": key for name, key in keys_of(RuleSection).items()}
 
 _TABLES = {
     "": KEYS,
-    "campaignSites": keys_of(CampaignKeys),
+    "bps": CORE_KEYS,
     "queues": keys_of(QueueLimits),
     "remoteBuild": keys_of(RemoteBuildSection),
     "rucio": {**keys_of(RucioSection), **_RULE},

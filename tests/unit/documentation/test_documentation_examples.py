@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from panda_documentation.pages import CHECKOUT, MARKDOWN, PROGRAMS, RST, blocks
@@ -27,6 +28,7 @@ import lsst.ctrl.bps
 from lsst.ctrl.bps import GenericWorkflowJob
 from lsst.ctrl.bps.panda import PanDAService
 from lsst.ctrl.bps.panda.settings.keys import KEYS
+from lsst.ctrl.bps.panda.settings.schema import make_schema
 
 EACH_PAGE = pytest.mark.parametrize("page", [*RST, *MARKDOWN], ids=lambda page: page.name)
 
@@ -178,6 +180,13 @@ def test_values_in_yaml_examples_are_of_their_kind(block):
             for label, values in (content.get(section) or {}).items():
                 for name in set(values) & set(KEYS):
                     assert KEYS[name].per_label, f"{name} may not be set for {label}"
+
+
+@EACH_YAML
+def test_yaml_examples_suit_the_schema_for_editors(block):
+    validator = jsonschema.Draft7Validator(make_schema())
+    for content in configurations(block):
+        assert [f"{error.json_path}: {error.message}" for error in validator.iter_errors(content)] == []
 
 
 def test_the_check_of_keys_is_not_blind():

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "logs": ("panda_bps_logs:logs", "Show the logs of a run's jobs."),
     "resources": ("panda_bps_show:resources", "Show what jobs used, and suggest what to ask for."),
     "rucio": ("panda_bps_rucio:rucio", "Look at what runs register in Rucio."),
+    "schema": ("panda_bps_check:schema", "Write the JSON schema of configurations, for editors."),
     "show": ("panda_bps_show:show", "Show a run: its tasks, files, links."),
     "watch": ("panda_bps_watch:watch", "Watch a run until it has ended."),
 }

@@ -1,11 +1,15 @@
-"""The command ``panda_bps check``: the checks of a run without the run."""
+"""The commands about configurations: ``panda_bps check`` makes the checks of a run without the run,
+``panda_bps schema`` tells editors what may stand in one.
+"""
 
 from __future__ import annotations
 
-__all__ = ["check", "make_service", "read_configuration"]
+__all__ = ["check", "make_service", "read_configuration", "schema"]
 
+import json
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -107,6 +111,32 @@ def check(config: str, compute_site: str | None, wms_service_class: str | None) 
     text, can_submit = describe_findings(findings, config)
     click.echo(text)
     sys.exit(0 if can_submit else 1)
+
+
+@click.command()
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=click.Path(dir_okay=False),
+    help="File to write instead of printing.",
+)
+def schema(output: str | None) -> None:
+    """Write the JSON schema of BPS configurations with this plugin.
+
+    Editors use it to complete keys, to show what they mean and to mark wrong
+    values.
+    """
+    from lsst.ctrl.bps.panda.settings.schema import make_schema
+
+    text = json.dumps(make_schema(), indent=1)
+    if output is None:
+        click.echo(text)
+        return
+    try:
+        Path(output).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise click.ClickException(f"{output} cannot be written: {error}") from error
 
 
 def _reason(error: BaseException) -> str:

@@ -29,13 +29,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     ValidationError,
     ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from ..errors import SettingsError
 from .keys import Section, YesOrNo, is_no, key
@@ -269,6 +270,7 @@ def _range(match: re.Match[str], info: ValidationInfo) -> range:
     return range(first, last + 1)
 
 
+_SHARE_SCHEMA = {"type": "number", "exclusiveMinimum": 0}
 _VALUES_SCHEMA = {"type": ["array", "integer", "string", "null"], "items": {"type": ["integer", "string"]}}
 Values = Annotated[tuple[Value, ...], BeforeValidator(_read_values), WithJsonSchema(_VALUES_SCHEMA)]
 
@@ -280,10 +282,16 @@ class SiteKeys(Section):
 
     model_config = ConfigDict(extra="allow")
 
-    share: Annotated[Any, WithJsonSchema({"type": "number", "exclusiveMinimum": 0})] = Field(
+    share: Annotated[Any, WithJsonSchema(_SHARE_SCHEMA)] = Field(
         description="Share of the values, in any unit: shares need not add up to 100."
     )
     values: Values = Field((), description="Values that this site gets in any case, as part of its share.")
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"anyOf": [_SHARE_SCHEMA, handler(schema)]}
 
     @model_validator(mode="before")
     @classmethod

@@ -157,10 +157,10 @@ class Kind:
         return {"anyOf": [*map(dict, self.written), {"type": "null"}]}
 
 
-_VARIABLES = {"type": "string", "pattern": r"\{\w+\}|\$|<ENV:|bpsEval"}
-"""A text in which BPS replaces something: what it will be is not known."""
+_VARIABLES = {"type": "string", "pattern": r"^\s*$|\{\w+\}|\$|<ENV:|bpsEval"}
+"""A text that stands for the default, or in which BPS replaces something: what it will be is not known."""
 
-_INTEGER = ({"type": "integer"}, {"type": "string", "pattern": r"^\s*[+-]?\d+(\.0*)?\s*$"})
+_INTEGER = ({"type": "integer"}, {"type": "string", "pattern": r"^\s*[+-]?\d+(\.0*)?([eE]\+?\d+)?\s*$"})
 _FLOAT = (
     {"type": "number"},
     {"type": "string", "pattern": r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"},
@@ -173,7 +173,7 @@ def _any_case(words: Iterable[str]) -> str:
     """Return a regular expression that needs no flag, which JavaScript has
     none for.
     """
-    return "|".join("".join(f"[{letter}{letter.upper()}]" for letter in word) for word in words)
+    return "|".join("".join(f"[{letter.lower()}{letter.upper()}]" for letter in word) for word in words)
 
 
 _TEXT = Kind("text", _text, (_SCALAR,), "it must be a text, in quotes where YAML takes it for something else")
@@ -214,7 +214,7 @@ Labels = Annotated[
 ]
 TextMapping = Annotated[
     Mapping[str, Any],
-    Kind("mapping", _mapping, ({"type": "object"},), "it must be a section of names with values"),
+    Kind("mapping", _mapping, ({"type": "object"}, _VARIABLES), "it must be a section of names with values"),
 ]
 ExitCodes = Annotated[
     list[int],
@@ -227,7 +227,7 @@ ExitCodes = Annotated[
 ]
 
 
-def choice(choices: Iterable[str], convert: Callable[[Any], Any]) -> Kind:
+def choice(choices: Iterable[str], convert: Callable[[Any], Any], *, any_case: bool = False) -> Kind:
     """Describe a text that is one of few.
 
     Parameters
@@ -236,10 +236,14 @@ def choice(choices: Iterable[str], convert: Callable[[Any], Any]) -> Kind:
         The texts.
     convert : callable
         Makes the value of a text; raises `ValueError` for others.
+    any_case : `bool`, optional
+        Whether they may be written in small or capital letters.
     """
     texts = tuple(choices)
-    written = ({"enum": list(texts)}, _VARIABLES)
-    return Kind("text", convert, written, f"choose one of {', '.join(texts)}", choices=texts)
+    written: list[Mapping[str, Any]] = [{"enum": list(texts)}, _VARIABLES]
+    if any_case:
+        written.append({"type": "string", "pattern": f"^({_any_case(texts)})$"})
+    return Kind("text", convert, tuple(written), f"choose one of {', '.join(texts)}", choices=texts)
 
 
 # --- sections ----------------------------------------------------------------

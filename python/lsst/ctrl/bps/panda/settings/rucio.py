@@ -19,7 +19,7 @@ from typing import Annotated, Any, TypeVar
 
 import yaml
 from lsst.daf.butler import Config
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from lsst.ctrl.bps import BpsConfig
 
@@ -53,8 +53,14 @@ _REGISTER_CONFIG = {"scope": "scope", "rse": "rucio_rse", "rseRoot": "rse_root",
 _WHEN = ("SUCCESS", "ALWAYS")
 
 
+def _when(text: Any) -> str:
+    return _WHEN[_WHEN.index(str(text).upper())]
+
+
 class RuleSection(Section):
     """A rule of Rucio."""
+
+    model_config = ConfigDict(extra="forbid")
 
     rse_expression: Text = key("", "Where Rucio is to replicate the dataset; empty: no rule.")
     copies: WholeNumber = key(1, "Replicas that the rule asks for.", least=1)
@@ -69,6 +75,8 @@ class RucioSwitch(Section):
 
 class RucioSection(RucioSwitch):
     """What a run registers in Rucio."""
+
+    model_config = ConfigDict(extra="forbid")
 
     dataset_types: TextList = key([], "Dataset types to register; `*` stands for anything.")
     scope: Text = key("", "Scope in Rucio; at most 25 letters, digits, `_`, `-`, `.`.")
@@ -90,9 +98,11 @@ class RucioSection(RucioSwitch):
         "The Butler as the worker of the step reaches it, with the worker's variables written as "
         "`<ENV:NAME>`; empty: that of the run.",
     )
-    when: Annotated[str, choice(_WHEN, lambda text: _WHEN[_WHEN.index(str(text).upper())])] = key(
-        "SUCCESS",
-        "`SUCCESS`: only if all jobs succeeded; `ALWAYS`: also if some failed (the final job must not).",
+    when: Annotated[str, choice(_WHEN, lambda text: _WHEN[_WHEN.index(str(text).upper())], any_case=True)] = (
+        key(
+            "SUCCESS",
+            "`SUCCESS`: only if all jobs succeeded; `ALWAYS`: also if some failed (the final job must not).",
+        )
     )
     rule: RuleSection = Field(RuleSection(), description="Rule of Rucio that replicates the dataset.")
     close: YesOrNo = key(False, "Whether the dataset is closed, so that nothing can be added.")

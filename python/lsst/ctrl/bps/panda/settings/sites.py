@@ -29,6 +29,8 @@ from typing import Any
 import yaml
 from lsst.daf.butler import Config
 from lsst.resources import ResourcePath
+from pydantic import ConfigDict
+from pydantic.json_schema import SkipJsonSchema
 
 from lsst.ctrl.bps import BPS_DEFAULTS
 
@@ -127,7 +129,9 @@ def drop_variable(defaults: Config, name: str) -> None:
 class QueueLimits(Section):
     """What a queue takes; 0 means that no limit is known."""
 
-    name: str = ""
+    model_config = ConfigDict(extra="forbid")
+
+    name: SkipJsonSchema[str] = ""
     memory: WholeMegabytes = key(0, "Memory of a job.", least=0, alias="maxMemory")
     cores: WholeNumber = key(0, "Cores of a job.", least=0)
     min_cores: WholeNumber = key(0, "Cores that a job has at least.", least=0)
