@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lsst.ctrl.bps.panda.campaign.parts import render_condition
+from lsst.ctrl.bps.panda.campaign.parts import divide, render_condition
 from lsst.ctrl.bps.panda.errors import SettingsError
-from lsst.ctrl.bps.panda.settings.campaign import divide
 
 SITES = st.dictionaries(
     st.text("ABCDEFab-_.", min_size=1, max_size=6),

@@ -56,8 +56,19 @@ class GraphCommand:
     """The quantum graph."""
 
     inputs: tuple[GraphInput, ...]
-    is_evaluated: bool
-    """Whether BPS computes the command (``bpsEval``)."""
+
+
+class _Text:
+    """A text of the configuration by its key; empty without one."""
+
+    def __init__(self, key: str, *, as_written: bool = False) -> None:
+        self.key = key
+        self.as_written = as_written
+
+    def __get__(self, run: RunConfiguration | None, owner: object = None) -> str:
+        if run is None:
+            return self.key
+        return run.written(self.key) if self.as_written else run.text(self.key)
 
 
 class RunConfiguration:
@@ -70,90 +81,46 @@ class RunConfiguration:
         The configuration.
     """
 
+    name = _Text("uniqProcName")
+    """Name of the run."""
+
+    operator = _Text("operator")
+    project = _Text("project")
+    campaign = _Text("campaign")
+    payload = _Text("payloadName")
+    output_run = _Text("outputRun")
+    """Butler collection of its outputs."""
+
+    butler = _Text("butlerConfig")
+    site = _Text("computeSite")
+    timestamp = _Text("timestamp")
+    """Time that BPS puts into names."""
+
+    submit_path = _Text("submitPath")
+    service_class = _Text("wmsServiceClass")
+    file = _Text("configFile")
+    """YAML file that BPS was given."""
+
+    data_query = _Text("dataQuery")
+    written_data_query = _Text("dataQuery", as_written=True)
+    graph_file = _Text("qgraphFile", as_written=True)
+    """Quantum graph that exists already."""
+
     def __init__(self, config: BpsConfig) -> None:
         self._config = config
 
-    @property
-    def name(self) -> str:
-        """Name of the run."""
-        return self._text("uniqProcName")
+    def text(self, key: str) -> str:
+        """Return a value with variables replaced; empty without one."""
+        return str(self._config.get(key) or "")
 
-    @property
-    def operator(self) -> str:
-        """Who runs it."""
-        return self._text("operator")
-
-    @property
-    def project(self) -> str:
-        """Project that it belongs to."""
-        return self._text("project")
-
-    @property
-    def campaign(self) -> str:
-        """Campaign that it belongs to."""
-        return self._text("campaign")
-
-    @property
-    def payload(self) -> str:
-        """Name of its payload."""
-        return self._text("payloadName")
-
-    @property
-    def output_run(self) -> str:
-        """Butler collection of its outputs."""
-        return self._text("outputRun")
-
-    @property
-    def butler(self) -> str:
-        """Butler of the run."""
-        return self._text("butlerConfig")
-
-    @property
-    def site(self) -> str:
-        """Site of the run."""
-        return self._text("computeSite")
-
-    @property
-    def timestamp(self) -> str:
-        """Time that BPS puts into names."""
-        return self._text("timestamp")
-
-    @property
-    def submit_path(self) -> str:
-        """Submit directory."""
-        return self._text("submitPath")
-
-    @property
-    def service_class(self) -> str:
-        """Full name of the service class."""
-        return self._text("wmsServiceClass")
-
-    @property
-    def file(self) -> str:
-        """YAML file that BPS was given."""
-        return self._text("configFile")
+    def written(self, key: str) -> str:
+        """Return a value as it stands in the configuration."""
+        return str(self._config.search(key, opt=dict(_AS_WRITTEN))[1] or "")
 
     @property
     def input_collections(self) -> list[str]:
         """Butler collections of its inputs."""
-        return [name.strip() for name in self._text("inCollection").split(",") if name.strip()]
-
-    @property
-    def data_query(self) -> str:
-        """Data query."""
-        return self._text("dataQuery")
-
-    @property
-    def written_data_query(self) -> str:
-        """Data query as it stands in the configuration."""
-        return self._written("dataQuery")
-
-    @property
-    def graph_file(self) -> str:
-        """Quantum graph that exists already, as it stands in the
-        configuration.
-        """
-        return self._written("qgraphFile")
+        return [name.strip() for name in self.text("inCollection").split(",") if name.strip()]
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -219,36 +186,29 @@ class RunConfiguration:
         """Tell whether BPS computes a value (``bpsEval``); such a function
         knows what to do without a variable.
         """
-        return self._written(key).lstrip().startswith("bpsEval")
+        return self.written(key).lstrip().startswith("bpsEval")
 
     def graph_command(self) -> GraphCommand:
         """Return how the quantum graph is made, and from what."""
-        has_graph = bool(self._text("qgraphFile"))
+        has_graph = bool(self.text("qgraphFile"))
         key = "updateQuantumGraph" if has_graph else "createQuantumGraph"
-        path = os.path.join(self.submit_path, self._text("qgraphFileTemplate") or "x.qg")
+        path = os.path.join(self.submit_path, self.text("qgraphFileTemplate") or "x.qg")
         current = {"qgraphFile": path, "inputQgraphFile": path}
         _, line = self._config.search(key, opt={"curvals": current, "default": ""})
         return GraphCommand(
             key=key,
-            written=self._written(key),
+            written=self.written(key),
             line=str(line),
             path=path,
             inputs=tuple(
                 self._graph_input(name)
                 for name in ("qgraphFile" if has_graph else "pipelineYaml", "butlerConfig")
             ),
-            is_evaluated=self.is_evaluated(key),
         )
 
     def _graph_input(self, key: str) -> GraphInput:
         is_evaluated = self.is_evaluated(key)
-        return GraphInput(key, self._written(key), "" if is_evaluated else self._text(key), is_evaluated)
-
-    def _text(self, key: str) -> str:
-        return str(self._config.get(key) or "")
-
-    def _written(self, key: str) -> str:
-        return str(self._config.search(key, opt=dict(_AS_WRITTEN))[1] or "")
+        return GraphInput(key, self.written(key), "" if is_evaluated else self.text(key), is_evaluated)
 
 
 def complete_configuration(
@@ -278,7 +238,7 @@ def complete_configuration(
     Raises
     ------
     SettingsError
-        Raised if a section is none, or there is no such service class.
+        Raised if a section has no keys, or there is no such service class.
     """
     try:
         config = BpsConfig(
@@ -302,13 +262,7 @@ def complete_configuration(
 
 
 def missing_service_class(error: ImportError) -> SettingsError:
-    """Make the error for a service class that cannot be imported.
-
-    Parameters
-    ----------
-    error : `ImportError`
-        Why it cannot be imported.
-    """
+    """Make the error for a service class that cannot be imported."""
     return SettingsError(
         f"wmsServiceClass is wrong: there is no such service class ({error}). Set wmsServiceClass to "
         "lsst.ctrl.bps.panda.PanDAService or lsst.ctrl.bps.panda.LocalPanDAService.",
@@ -317,18 +271,8 @@ def missing_service_class(error: ImportError) -> SettingsError:
 
 
 def find_broken_sections(config: Mapping[str, Any]) -> list[str]:
-    """Find sections that are none, such as a label with all its settings
+    """Find sections without keys, such as a label with all its settings
     commented out: BPS's own search fails at these.
-
-    Parameters
-    ----------
-    config : mapping
-        Configuration of the run.
-
-    Returns
-    -------
-    problems : `list` [`str`]
-        A text each.
     """
     content = Config(config).toDict()
     problems = []

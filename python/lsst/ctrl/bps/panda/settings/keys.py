@@ -176,68 +176,64 @@ def _any_case(words: Iterable[str]) -> str:
     return "|".join("".join(f"[{letter.lower()}{letter.upper()}]" for letter in word) for word in words)
 
 
-_TEXT = Kind("text", _text, (_SCALAR,), "it must be a text, in quotes where YAML takes it for something else")
-_YES_OR_NO = (
-    {"type": "boolean"},
-    {"enum": [0, 1]},
-    {"type": "string", "pattern": rf"^\s*({_any_case(sorted(_WORDS))})\s*$"},
-    _VARIABLES,
-)
-_LABELS = (
-    {"type": "string"},
-    _TEXTS,
-    {"type": "object", "additionalProperties": {"type": ["integer", "string"], "minimum": 1}},
-)
 _NEEDED_LABELS = "a list of labels, each perhaps with a number of at least 1, such as isr:20, calibrate"
+
+_TEXT = Kind("text", _text, (_SCALAR,), "it must be a text, in quotes where YAML takes it for something else")
+_WHOLE = Kind("whole number", _whole, (*_INTEGER, _VARIABLES))
+_NUMBER = Kind("number", _number, (*_FLOAT, _VARIABLES))
+_YES_OR_NO = Kind(
+    "yes or no",
+    _yes_or_no,
+    (
+        {"type": "boolean"},
+        {"enum": [0, 1]},
+        {"type": "string", "pattern": rf"^\s*({_any_case(sorted(_WORDS))})\s*$"},
+        _VARIABLES,
+    ),
+    "it must be yes or no",
+)
+_LABELS = Kind(
+    "list of labels",
+    _labels,
+    (
+        {"type": "string"},
+        _TEXTS,
+        {"type": "object", "additionalProperties": {"type": ["integer", "string"], "minimum": 1}},
+    ),
+    f"it must be {_NEEDED_LABELS}",
+)
+_MAPPING = Kind(
+    "mapping", _mapping, ({"type": "object"}, _VARIABLES), "it must be a section of names with values"
+)
+_CODES = Kind(
+    "exit codes",
+    _codes,
+    (*_INTEGER, _VARIABLES, {"type": "array", "items": {"anyOf": list(_INTEGER)}}),
+    "it must be a whole number or a list of whole numbers",
+)
 
 Text = Annotated[str, _TEXT]
 WorkerText = Annotated[str, replace(_TEXT, as_written=True)]
-WholeNumber = Annotated[int, Kind("whole number", _whole, (*_INTEGER, _VARIABLES))]
-WholeBytes = Annotated[int, Kind("whole number", _whole, (*_INTEGER, _VARIABLES), unit="bytes")]
-WholeMegabytes = Annotated[int, Kind("whole number", _whole, (*_INTEGER, _VARIABLES), unit="MB")]
-WholeSeconds = Annotated[int, Kind("whole number", _whole, (*_INTEGER, _VARIABLES), unit="seconds")]
-Number = Annotated[float, Kind("number", _number, (*_FLOAT, _VARIABLES))]
-Megabytes = Annotated[
-    float, Kind("number", _number, (*_FLOAT, _VARIABLES), "it must be a number of MB, without a unit", "MB")
-]
+WholeNumber = Annotated[int, _WHOLE]
+WholeBytes = Annotated[int, replace(_WHOLE, unit="bytes")]
+WholeMegabytes = Annotated[int, replace(_WHOLE, unit="MB")]
+WholeSeconds = Annotated[int, replace(_WHOLE, unit="seconds")]
+Number = Annotated[float, _NUMBER]
+Megabytes = Annotated[float, replace(_NUMBER, unit="MB", needed="it must be a number of MB, without a unit")]
 Seconds = Annotated[
-    float,
-    Kind(
-        "number", _number, (*_FLOAT, _VARIABLES), "it must be a number of seconds, without a unit", "seconds"
-    ),
+    float, replace(_NUMBER, unit="seconds", needed="it must be a number of seconds, without a unit")
 ]
-Hours = Annotated[float, Kind("number", _number, (*_FLOAT, _VARIABLES), unit="hours")]
-YesOrNo = Annotated[bool, Kind("yes or no", _yes_or_no, _YES_OR_NO, "it must be yes or no")]
+Hours = Annotated[float, replace(_NUMBER, unit="hours")]
+YesOrNo = Annotated[bool, _YES_OR_NO]
 TextList = Annotated[list[str], Kind("list", _list, ({"type": "string"}, _TEXTS))]
-Labels = Annotated[
-    dict[str, int | None], Kind("list of labels", _labels, _LABELS, f"it must be {_NEEDED_LABELS}")
-]
-TextMapping = Annotated[
-    Mapping[str, Any],
-    Kind("mapping", _mapping, ({"type": "object"}, _VARIABLES), "it must be a section of names with values"),
-]
-ExitCodes = Annotated[
-    list[int],
-    Kind(
-        "exit codes",
-        _codes,
-        (*_INTEGER, _VARIABLES, {"type": "array", "items": {"anyOf": list(_INTEGER)}}),
-        "it must be a whole number or a list of whole numbers",
-    ),
-]
+Labels = Annotated[dict[str, int | None], _LABELS]
+TextMapping = Annotated[Mapping[str, Any], _MAPPING]
+ExitCodes = Annotated[list[int], _CODES]
 
 
 def choice(choices: Iterable[str], convert: Callable[[Any], Any], *, any_case: bool = False) -> Kind:
-    """Describe a text that is one of few.
-
-    Parameters
-    ----------
-    choices : iterable of `str`
-        The texts.
-    convert : callable
-        Makes the value of a text; raises `ValueError` for others.
-    any_case : `bool`, optional
-        Whether they may be written in small or capital letters.
+    """Describe a text that is one of few; ``convert`` makes its value and raises
+    `ValueError` for others.
     """
     texts = tuple(choices)
     written: list[Mapping[str, Any]] = [{"enum": list(texts)}, _VARIABLES]
@@ -250,18 +246,9 @@ def choice(choices: Iterable[str], convert: Callable[[Any], Any], *, any_case: b
 
 
 def key(default: Any, meaning: str, *, least: int | None = None, alias: str | None = None) -> Any:
-    """Describe a key of a section.
-
-    Parameters
-    ----------
-    default : `~typing.Any`
-        Its value where it is not set.
-    meaning : `str`
-        Sentences for the page of settings and for editors.
-    least : `int`, optional
-        Smallest number.
-    alias : `str`, optional
-        Its name in YAML, unless it is that of the field.
+    """Describe a key of a section: its default, its meaning in sentences for the
+    page of settings and for editors, the smallest number, and its name in YAML
+    unless it is that of the field.
     """
 
     def complete(schema: dict[str, Any]) -> None:
@@ -296,7 +283,7 @@ class Section(BaseModel):
     empty value stands for the default.
     """
 
-    model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True)
+    model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True, defer_build=True)
 
     per_label: ClassVar[bool] = False
     """Whether its keys may be set for a label (``pipetask:``, ``cluster:``,
@@ -304,23 +291,17 @@ class Section(BaseModel):
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], *, source: Source, title: str = "{}") -> Self:
-        """Check and convert values.
+        """Check and convert values, given by key; others are not looked at.
 
-        Parameters
-        ----------
-        values : mapping of `str`
-            Values by key; others are not looked at.
-        source : `str` or callable
-            Where the values are from, for the error; a function is called
-            with key and value if there is one.
-        title : `str`, optional
-            How a key is named in the error, with ``{}`` in its place.
+        ``source`` says where the values are from, for the error, or is called with
+        key and value to find out; ``title`` how a key is named, with ``{}`` in its
+        place.
 
         Raises
         ------
         SettingsError
-            Raised if a value is of another kind, too small or not one of
-            few; names key, value and source.
+            Raised if a value is of another kind, too small or not one of few;
+            names key, value and source.
         """
         try:
             return cls.model_validate(cls._without_empty(values))
@@ -400,13 +381,7 @@ class Key:
 
 @cache
 def keys_of(model: type[Section]) -> dict[str, Key]:
-    """Return the keys of a section by name.
-
-    Parameters
-    ----------
-    model : `type`
-        Model of the section.
-    """
+    """Return the keys of a section by name."""
     return {
         str(field.alias): Key(str(field.alias), kind, field.default, field.description or "", model, name)
         for name, field in model.model_fields.items()

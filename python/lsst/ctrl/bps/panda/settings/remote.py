@@ -15,13 +15,26 @@ __all__ = [
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from lsst.ctrl import bps
 from lsst.ctrl.bps import BpsConfig
 
 from ..errors import SettingsError
-from .keys import BuildKeys, LabelKeys, Section, TextList, WholeMegabytes, WholeNumber, YesOrNo, key, keys_of
-from .search import KeyLookup
+from .bps_command import configuration_file
+from .keys import (
+    BuildKeys,
+    LabelKeys,
+    Origin,
+    Section,
+    TextList,
+    WholeMegabytes,
+    WholeNumber,
+    YesOrNo,
+    key,
+    keys_of,
+)
+from .search import KeyLookup, find_origin
 
 SECTION = "remoteBuild"
 
@@ -106,7 +119,7 @@ def read_build_settings(config: BpsConfig, environment: Mapping[str, str]) -> Bu
     own_command = "runnerCommand" in section
     lookup.check_variables("runnerCommand" if own_command else "buildCommand", [SECTION])
     keys = lookup.read(LabelKeys, SECTION)
-    build = _read_section(config, section)
+    build = _read_section(config, section, environment)
     return BuildSettings(
         command=(
             keys.runner_command if own_command else lookup.read(BuildKeys, SECTION).build_command
@@ -117,28 +130,34 @@ def read_build_settings(config: BpsConfig, environment: Mapping[str, str]) -> Bu
         queue=keys.queue,
         processing_type=keys.processing_type,
         priority=keys.priority,
-        memory=max([build.request_memory, *_memory_of_stages(config, section)]),
+        memory=max([build.request_memory, *_memory_of_stages(config, section, environment)]),
         attempts=build.number_of_retries + 1,
     )
 
 
-def _read_section(config: BpsConfig, section: BpsConfig) -> RemoteBuildSection:
+def _read_section(
+    config: BpsConfig, section: BpsConfig, environment: Mapping[str, str]
+) -> RemoteBuildSection:
     """Read the section, and what is not in it from the configuration."""
     values = {
         name: config.search(name, opt={"searchobj": section, "default": None})[1]
         for name in keys_of(RemoteBuildSection)
     }
-    return RemoteBuildSection.parse(values, source="BPS configuration", title=f"{{}} of {SECTION}")
+
+    def source(name: str, value: Any) -> Origin:
+        return find_origin(configuration_file(), f"{SECTION}.{name}", value, environment)
+
+    return RemoteBuildSection.parse(values, source=source, title=f"{{}} of {SECTION}")
 
 
-def _memory_of_stages(config: BpsConfig, section: BpsConfig) -> list[int]:
+def _memory_of_stages(config: BpsConfig, section: BpsConfig, environment: Mapping[str, str]) -> list[int]:
     """Return the memory that BPS's two stages ask for, MB, if the task does
     their work and its section asks for none.
     """
     if not is_batch_submission(config) or "requestMemory" in section:
         return []
     stages = [stage for stage in map(config.get, _STAGES) if isinstance(stage, BpsConfig)]
-    return [_read_section(config, stage).request_memory for stage in stages]
+    return [_read_section(config, stage, environment).request_memory for stage in stages]
 
 
 def _existing(files: Iterable[str]) -> tuple[str, ...]:

@@ -25,8 +25,10 @@ from lsst.ctrl.bps import BpsConfig
 
 from ..edgenode.rucio_program import Registration, RuleWanted
 from ..errors import SettingsError
+from .bps_command import configuration_file
 from .keys import (
     LabelKeys,
+    Origin,
     Section,
     Text,
     TextList,
@@ -38,6 +40,7 @@ from .keys import (
     key,
     keys_of,
 )
+from .search import find_origin
 
 SECTION = "rucio"
 
@@ -171,7 +174,7 @@ def read_registration_settings(
     SettingsError
         Raised if a key is not known, or a value cannot be used.
     """
-    reader = _SectionReader(config)
+    reader = _SectionReader(config, environment)
     if not reader.parse(RucioSwitch).enabled:
         return None
     reader.refuse_unknown()
@@ -230,8 +233,9 @@ _Keys = TypeVar("_Keys", bound=Section)
 class _SectionReader:
     """Reads the section, with that of the site over it."""
 
-    def __init__(self, config: BpsConfig) -> None:
+    def __init__(self, config: BpsConfig, environment: Mapping[str, str]) -> None:
         self._config = config
+        self._environment = environment
         whole = Config(config)
         self._site = str(config.get("computeSite") or "")
         self._section = _section_of(whole, SECTION)
@@ -242,15 +246,19 @@ class _SectionReader:
     def parse(self, model: type[_Keys]) -> _Keys:
         """Return the section with variables replaced, also in defaults."""
         values = self._values(model, self._section, SECTION)
-        rule = _section_of(self._section, "rule", f"{SECTION}.rule")
-        values["rule"] = self._values(RuleSection, rule, f"{SECTION}.rule")
-        section = model.parse(values, source="BPS configuration", title=f"{SECTION}.{{}}")
-        if "rule" in model.model_fields and rule and "rseExpression" not in rule:
+        if "rule" in model.model_fields:
+            rule = _section_of(self._section, "rule", f"{SECTION}.rule")
+            values["rule"] = self._values(RuleSection, rule, f"{SECTION}.rule")
+        section = model.parse(values, source=self._source, title=f"{SECTION}.{{}}")
+        if values.get("rule") and rule and "rseExpression" not in rule:
             raise SettingsError(
                 f"{SECTION}.rule sets {', '.join(sorted(map(str, rule)))} (BPS configuration) and no "
                 "rseExpression, so there would be no rule. Set it; to '' if there is to be none."
             )
         return section
+
+    def _source(self, name: str, value: Any) -> Origin:
+        return find_origin(configuration_file(), f"{SECTION}.{name}", value, self._environment)
 
     def _values(self, model: type[Section], section: Config, title: str) -> dict[str, Any]:
         values = {}

@@ -140,13 +140,8 @@ def own_messages(settings: ServiceSettings, site: str) -> dict[str, str]:
     settings : `ServiceSettings`
         As the run's configuration has them.
     site : `str`
-        The run's site, whose profile may have others.
-
-    Returns
-    -------
-    messages : `dict` [`str`, `str`]
-        What differs from the profile.  An address with a password in it is
-        left out.
+        The run's site, whose profile may have others: what differs counts,
+        unless there is a password in the address.
     """
     profile = read_service_settings(None, settings.environment, site=site).messages
     own = {name: value for name, value in settings.messages.items() if value != profile[name]}
@@ -410,9 +405,6 @@ def site_staging_area(site: str, folder: str, run: str) -> str:
         With environment variables put in; empty for a site without one.
     """
     return profile_area(site, folder, run, os.environ)
-
-
-# --- defaults ----------------------------------------------------
 
 
 def default_configuration(environment: Mapping[str, str] | None = None) -> Config:

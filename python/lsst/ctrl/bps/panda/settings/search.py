@@ -31,19 +31,10 @@ _VARIABLE = re.compile(r"\$\{(\w+)\}|\$(\w+)")
 
 
 def find_origin(path: str, key: str, value: Any, env: Mapping[str, str]) -> Origin:
-    """Find where a value is from.
+    """Find where a value of the user's YAML file stands.
 
-    Parameters
-    ----------
-    path : `str`
-        The user's YAML file.
-    key : `str`
-        Key, in whatever section; a dotted path tells places with the same
-        value apart.
-    value : `~typing.Any`
-        Its value, to tell its places apart.
-    env : mapping of `str` to `str`
-        The environment, for variables in the names of included files.
+    Of several places with the key, which may be a dotted path, the one with
+    this value counts; the environment is for the names of included files.
     """
     if not path:
         return Origin()
@@ -245,14 +236,7 @@ class KeyLookup:
         return str(self._config.get("computeSite") or "") if self._config is not None else ""
 
     def read(self, model: type[_Keys], label: str = "") -> _Keys:
-        """Return the values of the keys of a model.
-
-        Parameters
-        ----------
-        model : `type`
-            Model of the keys.
-        label : `str`, optional
-            Label to search them for.
+        """Return the values of the keys of a model, for a label or for the run.
 
         Raises
         ------
@@ -260,34 +244,17 @@ class KeyLookup:
             Raised if a value cannot be used; names key, value and where it
             stands.
         """
-        return model.parse(self._values(model, label), source=partial(self.source, label=label))
+        return model.parse(self._values(keys_of(model), label), source=partial(self.source, label=label))
 
     def get(self, name: str, label: str = "") -> Any:
-        """Return the value of one key, of its kind.
-
-        Parameters
-        ----------
-        name : `str`
-            Key, of this plugin or of BPS.
-        label : `str`, optional
-            Label to search it for.
-
-        Raises
-        ------
-        SettingsError
-            Raised as by `read`.
-        """
+        """Return the value of one key, of this plugin or of BPS; see `read`."""
         key = KEYS.get(name) or CORE_KEYS[name]
-        values = {name: self._find(key, label)}
+        values = self._values({name: key}, label)
         return getattr(key.model.parse(values, source=partial(self.source, label=label)), key.field)
 
     def wrong_values(self, labels: Iterable[str]) -> list[SettingsError]:
-        """Return an error for each value that cannot be used.
-
-        Parameters
-        ----------
-        labels : iterable of `str`
-            Labels to search keys for that may be set for a label.
+        """Return an error for each value that cannot be used; labels are those to
+        search keys for that may be set for a label.
         """
         everywhere = ["", *labels]
         errors: dict[str, SettingsError] = {}
@@ -296,7 +263,7 @@ class KeyLookup:
                 error
                 for label in (everywhere if model.per_label else [""])
                 for error in model.wrong_values(
-                    self._values(model, label), source=partial(self.source, label=label)
+                    self._values(keys_of(model), label), source=partial(self.source, label=label)
                 )
             ]
             order = list(keys_of(model))
@@ -305,17 +272,7 @@ class KeyLookup:
         return list(errors.values())
 
     def source(self, name: str, value: Any, *, label: str = "") -> Origin:
-        """Find out where a value is from, as well as it can be told.
-
-        Parameters
-        ----------
-        name : `str`
-            Key.
-        value : `~typing.Any`
-            Its value.
-        label : `str`, optional
-            Label that it was searched for.
-        """
+        """Find out where a value is from, as well as it can be told."""
         if self._config is not None:
             cmdline = self._config.get("bps_cmdline")
             if isinstance(cmdline, Config) and Config.__contains__(cmdline, name):
@@ -341,11 +298,6 @@ class KeyLookup:
             Labels to search it for, too.
         optional : `re.Pattern`, optional
             Names of variables that get a value later, or may have none.
-
-        Raises
-        ------
-        SettingsError
-            Raised if one has none; names it and where it stands.
         """
         missing: dict[str, str] = {}
         for label in ["", *labels]:
@@ -372,19 +324,18 @@ class KeyLookup:
                 key=name,
             )
 
-    def _values(self, model: type[Section], label: str) -> dict[str, Any]:
-        """Return what the configuration has for the keys of a model."""
-        return {name: self._find(key, label) for name, key in keys_of(model).items()}
-
-    def _find(self, key: Key, label: str) -> Any:
-        """Return a value, or `None`."""
+    def _values(self, keys: Mapping[str, Key], label: str) -> dict[str, Any]:
+        """Return what the configuration has for keys; `None` for nothing."""
         if self._config is None:
-            return None
+            return {}
         current = self._current(label)
-        section = self._section(label, key.name)
-        return self._merged_for(current).search(
-            key.name, current, section=section, as_written=key.kind.as_written
-        )
+        merged = self._merged_for(current)
+        return {
+            name: merged.search(
+                name, current, section=self._section(label, name), as_written=key.kind.as_written
+            )
+            for name, key in keys.items()
+        }
 
     def _section(self, label: str, name: str) -> Mapping[str, Any] | None:
         """Section of a label in which BPS looks first, if the key is there."""

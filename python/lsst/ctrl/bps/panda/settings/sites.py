@@ -6,7 +6,6 @@ __all__ = [
     "QueueLimits",
     "SET_UP_KEYS",
     "base",
-    "base_uri",
     "defaults",
     "defaults_uri",
     "drop_variable",
@@ -48,11 +47,6 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """The safe loader, the fast one if there is one."""
 
 
-def base_uri() -> ResourcePath:
-    """Return the URI of the packaged base configuration."""
-    return ResourcePath(f"resource://{_PACKAGE}/config/bps_panda.yaml")
-
-
 def defaults_uri() -> ResourcePath:
     """Return the URI of what BPS merges beneath a user's configuration."""
     return ResourcePath(f"resource://{_PACKAGE}/config/defaults.yaml")
@@ -90,17 +84,8 @@ def local_defaults() -> dict[str, Any]:
 
 
 def profile_of(site: str) -> dict[str, Any]:
-    """Return the profile of a site.
-
-    Parameters
-    ----------
-    site : `str`
-        Value of ``computeSite``; case does not matter.
-
-    Returns
-    -------
-    profile : `dict` [`str`, `~typing.Any`]
-        Empty for a site without a profile.
+    """Return the profile of a site (``computeSite``, in any case of letters);
+    empty for a site without one.
     """
     names = {name.lower(): name for name in site_names()}
     name = names.get(site.lower())
@@ -108,15 +93,8 @@ def profile_of(site: str) -> dict[str, Any]:
 
 
 def drop_variable(defaults: Config, name: str) -> None:
-    """Take commands from ``PATH`` that BPS's defaults look up in an EUPS
-    product.
-
-    Parameters
-    ----------
-    defaults : `~lsst.daf.butler.Config`
-        What goes over BPS's defaults; changed.
-    name : `str`
-        Environment variable of the product.
+    """Take commands from ``PATH`` that BPS's defaults look up in an EUPS product:
+    add them to what goes over BPS's defaults.
     """
     prefix = f"${{{name}}}/bin/"
     core = Config(BPS_DEFAULTS)
@@ -140,12 +118,12 @@ class QueueLimits(Section):
 
 
 def read_queues(section: Any, *, source: str) -> tuple[QueueLimits, ...]:
-    """Read a section ``queues``.
+    """Read a section ``queues``: the limits by the queue's name.
 
     Parameters
     ----------
     section : mapping or `None`
-        Limits by the queue's name.
+        The section.
     source : `str`
         Where it is from, for the error.
 
@@ -183,31 +161,11 @@ def variables_in(text: str) -> set[str]:
 
 
 def expand_area(text: str, default: str, site: str, env: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-    """Return the staging area that the configuration means.
+    """Return the staging area that a configuration means, a URI or absolute path
+    that ends in ``/``, and the environment variables in it with their values.
 
-    Parameters
-    ----------
-    text : `str`
-        Value of ``fileDistributionEndPoint``.
-    default : `str`
-        Value of ``fileDistributionEndPointDefault``, taken if a variable in
-        the text is not set.
-    site : `str`
-        Value of ``computeSite``, for the error.
-    env : mapping of `str` to `str`
-        The environment.
-
-    Returns
-    -------
-    area : `str`
-        URI or absolute path, ending in ``/``.
-    variables : `dict` [`str`, `str`]
-        Environment variables in the text, with their values.
-
-    Raises
-    ------
-    SettingsError
-        Raised if there is no area or a variable is not set.
+    The default counts if a variable in the text is not set; the site is named
+    in the error if there is no area.
     """
     if not text:
         raise SettingsError(
@@ -243,23 +201,8 @@ def _expand(text: str, env: Mapping[str, str]) -> str:
 
 
 def profile_area(site: str, folder: str, run: str, env: Mapping[str, str]) -> str:
-    """Return the staging area in the profile of a site.
-
-    Parameters
-    ----------
-    site : `str`
-        Value of ``computeSite``.
-    folder : `str`
-        Value of ``payloadFolder``.
-    run : `str`
-        Name of the run.
-    env : mapping of `str` to `str`
-        The environment.
-
-    Returns
-    -------
-    area : `str`
-        With environment variables put in; empty for a site without one.
+    """Return the staging area in the profile of a site with environment variables
+    replaced; empty for a site without one.
     """
     profile = profile_of(site)
     text = str(profile.get("stagingArea", "") or "")
