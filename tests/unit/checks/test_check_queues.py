@@ -155,11 +155,24 @@ def test_queues_of_the_facilities(site, needs, words):
 
 
 @pytest.mark.parametrize(
-    "section", ["Q", ["Q"], {"Q": {"memory": 5}}, {"Q": {"maxMemory": "5 GB"}}, {"Q": {"cores": -1}}]
+    "section",
+    [
+        "Q",
+        ["Q"],
+        {"Q": {"memory": 5}},
+        {"Q": {"maxMemory": "5 GB"}},
+        {"Q": {"cores": -1}},
+        {"Q": {"brokered": "nein"}},
+    ],
 )
 def test_a_section_that_is_not_understood(section):
     with pytest.raises(SettingsError, match=r"queues.*profile of X"):
         read_queues(section, source="profile of X")
+
+
+def test_limits_may_be_written_as_texts():
+    (queue,) = read_queues({"Q": {"maxMemory": "4000", "brokered": "No"}}, source="profile of X")
+    assert queue == QueueLimits(name="Q", memory=4000, brokered=False)
 
 
 def plan(*tasks, final=()):
