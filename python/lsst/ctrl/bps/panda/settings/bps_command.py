@@ -1,5 +1,5 @@
-"""The ``bps`` command that runs: what is known of it, since BPS tells a plugin
-nothing, and a repair of ``lsst.ctrl.bps`` that its options need.
+"""What click knows about the running ``bps`` command, since BPS tells a plugin
+nothing, and a repair of ``lsst.ctrl.bps`` for one of its options.
 """
 
 from __future__ import annotations

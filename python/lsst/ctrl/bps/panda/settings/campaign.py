@@ -5,7 +5,6 @@ what share.
 from __future__ import annotations
 
 __all__ = [
-    "CampaignKeys",
     "CampaignSection",
     "SECTION",
     "SiteShare",
@@ -60,29 +59,6 @@ class SiteShare:
 
     settings: Mapping[str, Any]
     """Keys of BPS and of this plugin that count for this site alone."""
-
-
-@dataclass(frozen=True, slots=True)
-class CampaignSection:
-    """The section, checked."""
-
-    partition: str
-    """Name of the dimension."""
-
-    values: tuple[Value, ...]
-    """Its values; empty if the Butler is to be asked."""
-
-    weights: Mapping[Value, float]
-    """How much work values are; 1 for those that are not named."""
-
-    count_datasets: bool
-    """Whether a value weighs as many as there are datasets of it."""
-
-    dataset_type: str
-    """Input without which a value is none; empty if that does not matter."""
-
-    sites: tuple[SiteShare, ...]
-    """In the order of their names."""
 
 
 def _refuse(info: ValidationInfo, what: str, advice: str = "") -> PydanticCustomError:
@@ -156,7 +132,7 @@ class SiteKeys(Section):
         return share
 
 
-class CampaignKeys(Section):
+class CampaignSection(Section):
     """How the data are divided among sites by panda_bps campaign."""
 
     model_config = ConfigDict(extra="forbid")
@@ -168,10 +144,11 @@ class CampaignKeys(Section):
     values: Values = Field(
         (), description="Values of the dimension, also ranges such as 1..4; without them the Butler is asked."
     )
-    weights: Annotated[
+    written_weights: Annotated[
         Any, WithJsonSchema({"anyOf": [{"const": "datasets"}, {"type": ["object", "null"]}]})
     ] = Field(
         None,
+        alias="weights",
         description="How much work values are, by value, 1 for others; or datasets: as many as there are "
         "datasets of datasetType.",
     )
@@ -180,8 +157,8 @@ class CampaignKeys(Section):
         description="Dataset type that a value must have inputs of, where the Butler is asked.",
         validate_default=True,
     )
-    sites: dict[str, SiteKeys] = Field(
-        None, description="Share of each site, by its name.", validate_default=True
+    keys_of_sites: dict[str, SiteKeys] = Field(
+        None, alias="sites", description="Share of each site, by its name.", validate_default=True
     )
     site: str = Field("", description="Written by panda_bps campaign into the configuration of a part.")
 
@@ -192,7 +169,7 @@ class CampaignKeys(Section):
             raise _refuse(info, f"is {name!r}", "it must name one dimension, such as tract or visit")
         return name
 
-    @field_validator("weights")
+    @field_validator("written_weights")
     @classmethod
     def _is_weights(cls, given: Any, info: ValidationInfo) -> Any:
         if given not in (None, "datasets") and not isinstance(given, Mapping):
@@ -203,7 +180,7 @@ class CampaignKeys(Section):
     @classmethod
     def _goes_with_the_rest(cls, given: Any, info: ValidationInfo) -> str:
         name = str(given or "")
-        if info.data.get("values") and name or info.data.get("weights") == "datasets" and not name:
+        if info.data.get("values") and name or info.data.get("written_weights") == "datasets" and not name:
             advice = (
                 "it is for values that are asked of the Butler: give it without values; weights: datasets "
                 "needs it"
@@ -211,7 +188,7 @@ class CampaignKeys(Section):
             raise _refuse(info, f"is {name!r}", advice)
         return name
 
-    @field_validator("sites", mode="before")
+    @field_validator("keys_of_sites", mode="before")
     @classmethod
     def _has_sites(cls, given: Any, info: ValidationInfo) -> Any:
         if not isinstance(given, Mapping) or not given:
@@ -228,6 +205,24 @@ class CampaignKeys(Section):
                 )
                 raise _refuse(info, f"holds the name {name!r}", advice)
         return {str(name): given[name] for name in given}
+
+    @property
+    def count_datasets(self) -> bool:
+        """Whether a value weighs as much as there are datasets of it."""
+        return bool(self.written_weights == "datasets")
+
+    @property
+    def weights(self) -> Mapping[Value, float]:
+        """How much work values are; 1 for those that are not named."""
+        return {} if self.count_datasets else dict(self.written_weights or {})
+
+    @property
+    def sites(self) -> tuple[SiteShare, ...]:
+        """The sites, in the order of their names."""
+        return tuple(
+            SiteShare(name, site.share, site.values, dict(site.model_extra or {}))
+            for name, site in sorted(self.keys_of_sites.items())
+        )
 
 
 def is_divided(section: Any) -> bool:
@@ -268,14 +263,14 @@ def read_section(section: Any, *, source: str) -> CampaignSection:
             f"{SECTION}.enabled is {section['enabled']!r} ({source}), so this is a run for one site: submit "
             "it with bps submit."
         )
-    known = [str(field.alias) for field in CampaignKeys.model_fields.values()]
+    known = [str(field.alias) for field in CampaignSection.model_fields.values()]
     if unknown := sorted(str(name) for name in section if name not in known):
         raise SettingsError(
             f"{SECTION} holds {unknown[0]!r} ({source}); known are {', '.join(known[:-1])}. What counts for "
             "one site only belongs below sites."
         )
     try:
-        keys = CampaignKeys.model_validate(dict(section), context={"source": source})
+        return CampaignSection.model_validate(dict(section), context={"source": source})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = ".".join(map(str, (SECTION, *first["loc"])))
@@ -285,15 +280,3 @@ def read_section(section: Any, *, source: str) -> CampaignSection:
             else f"is {first['input']!r} ({source}); {first['msg']}"
         )
         raise SettingsError(f"{name} {text}.") from None
-    counted = keys.weights == "datasets"
-    return CampaignSection(
-        partition=keys.partition,
-        values=keys.values,
-        weights={} if counted else dict(keys.weights or {}),
-        count_datasets=counted,
-        dataset_type=keys.dataset_type,
-        sites=tuple(
-            SiteShare(name, site.share, site.values, dict(site.model_extra or {}))
-            for name, site in sorted(keys.sites.items())
-        ),
-    )

@@ -405,8 +405,8 @@ class LabelKeys(Section):
     vo: Text = key("wlcg", "Virtual organisation of the tasks.")
     runner_command: WorkerText = key(
         "",
-        "What a job runs on the worker; `_cmd_line_` stands for the runner's arguments, `_runner_` for the "
-        "staged runner.",
+        "Command line of a job on the worker; `_cmd_line_` stands for the runner's arguments, `_runner_` for "
+        "the staged runner.",
     )
     prmon: YesOrNo = key(True, "Whether the runner starts `prmon`, where there is one.")
     keep_tokens: YesOrNo = key(
@@ -420,7 +420,7 @@ class BuildKeys(Section):
     """The command of a remote build."""
 
     build_command: WorkerText = key(
-        "", "What the task of a remote build runs, if `remoteBuild` has no `runnerCommand`."
+        "", "Command line of the task of a remote build, if `remoteBuild` has no `runnerCommand`."
     )
 
 
@@ -451,12 +451,12 @@ class RunKeys(Section):
     order_id_map_filename: Text = key("panda_order_id_map.json", "File name of the order-id map.")
     enable_qnode_map: YesOrNo = key(False, "Same as `jobNaming: qnodeMap`.")
     placeholder_params: TextList = key(
-        ["qgraphNodeId", "qgraphId"], "Values that always travel with the job."
+        ["qgraphNodeId", "qgraphId"], "Values that are sent with every job, even if all jobs share them."
     )
     submit_side_resolved_params: TextList = key(
         ["USER"], "Environment variables in commands that are resolved on the submit side."
     )
-    max_jobs_per_task: WholeNumber = key(10000, "Most jobs in a PanDA task.", least=1)
+    max_jobs_per_task: WholeNumber = key(10000, "Largest number of jobs in a PanDA task.", least=1)
     enable_event_service: Labels = key(
         {},
         "Labels of which several payloads share a PanDA job, separated by commas, each perhaps with a "

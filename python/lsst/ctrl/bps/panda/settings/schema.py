@@ -11,7 +11,7 @@ __all__ = ["make_schema"]
 
 from typing import Any
 
-from .campaign import CampaignKeys
+from .campaign import CampaignSection
 from .keys import (
     OWN_MODELS,
     PLAIN_SECTIONS,
@@ -67,7 +67,7 @@ def make_schema() -> dict[str, Any]:
         "queues": _by_name("queue"),
         "remoteBuild": _describe(definitions, RemoteBuildSection, BuildKeys, LabelKeys),
         "rucio": _refer("rucio"),
-        "campaignSites": _describe(definitions, CampaignKeys),
+        "campaignSites": _describe(definitions, CampaignSection),
     }
     described = {name: {"description": meaning} for name, meaning in _BPS_KEYS.items()}
     return {
