@@ -199,7 +199,7 @@ def test_what_another_process_has_submitted_meanwhile_is_not_submitted_again(rec
 
 
 def test_two_processes_do_not_submit_at_once(record, panda):
-    with lock_campaign(record.directory), pytest.raises(PandaBpsError, match="Another process works"):
+    with lock_campaign(record.directory), pytest.raises(PandaBpsError, match="Another process is working"):
         submit(record, panda)
     assert panda.calls == []
     submit(record, panda)

@@ -197,8 +197,9 @@ def _look_at_run(
 def merge_restarts(tallies: Sequence[RunTally]) -> dict[str, Counts]:
     """Count the jobs of a run and its restarts, each job once.
 
-    A restart has the jobs that the run before it had not done, so a job counts
-    in the last run that has it, and as succeeded in all earlier ones.
+    A restart has the jobs that the run before it had not done.  So a job
+    counts in the last run that has it, and one that the latest restart does
+    not have has succeeded.
     """
     merged = {label: dict(counts) for label, counts in tallies[0].by_label.items()}
     for tally in tallies[1:]:

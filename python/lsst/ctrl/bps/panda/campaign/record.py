@@ -1,8 +1,8 @@
-"""What is written down about a campaign: a record in its submit directory,
-and the list of one's own campaigns.
+"""The record of a campaign in its submit directory, and the list of the
+user's campaigns.
 
-The record is written before the first submission and after each, so that
-what was interrupted can be continued.
+The record is written before the first submission and after each, so that an
+interrupted submission can be continued.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ RECORD_FORMAT = 1
 
 
 class PartState(StrEnum):
-    """How far the submission of a part is."""
+    """Progress of the submission of a part."""
 
     PREPARED = "prepared"
     SUBMITTING = "submitting"
-    """Begun; whether the server has it is to be looked up."""
+    """Begun; the server has to be asked whether it has the run."""
     SUBMITTED = "submitted"
     FAILED = "failed"
     """Not submitted; ``error`` says why."""
 
 
 class PartRecord(BaseModel):
-    """A part, as it is written down."""
+    """The part of one site in the record."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -57,7 +57,7 @@ class PartRecord(BaseModel):
     share: float
     values: list[Value]
     file: str
-    """Its configuration, absolute."""
+    """Absolute path of its configuration."""
 
     submit_path: str
     run: str
@@ -70,19 +70,19 @@ class PartRecord(BaseModel):
 
 
 class CampaignRecord(BaseModel):
-    """A campaign, as it is written down."""
+    """The record of a campaign."""
 
     model_config = ConfigDict(extra="forbid", title="campaign record")
 
     name: str
     directory: str
-    """Submit directory, absolute."""
+    """Absolute path of the submit directory."""
 
     config: str
-    """The user's file, absolute."""
+    """Absolute path of the user's file."""
 
     digest: str
-    """Of the content of that file when the campaign was prepared."""
+    """Digest of the content of that file when the campaign was prepared."""
 
     service_class: str
     partition: str
@@ -114,36 +114,20 @@ def read_campaign(directory: str | os.PathLike[str]) -> CampaignRecord:
     ----------
     directory : path
         Its submit directory, or a file in it.
-
-    Raises
-    ------
-    RunNotFoundError
-        Raised if there is none.
-    PandaBpsError
-        Raised if it is damaged, or of a newer version.
     """
     return read_model(directory, RECORD_NAME, CampaignRecord, holder="a campaign")
 
 
 @contextlib.contextmanager
 def lock_campaign(directory: str | os.PathLike[str]) -> Iterator[None]:
-    """Keep others from submitting the same campaign at the same time.
-
-    Parameters
-    ----------
-    directory : path
-        Its submit directory.
-
-    Raises
-    ------
-    PandaBpsError
-        Raised if somebody does.
+    """Keep other processes from submitting the campaign at the same time;
+    an error if one does already.
     """
     with open(Path(directory) / f".{RECORD_NAME}.lock", "w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise PandaBpsError(f"Another process works on the campaign in {directory} just now.") from None
+            raise PandaBpsError(f"Another process is working on the campaign in {directory}.") from None
         yield
 
 
@@ -156,12 +140,12 @@ class CampaignEntry(BaseModel):
 
 
 class CampaignIndex:
-    """The list of one's own campaigns, across submit directories.
+    """The list of the user's campaigns, in all submit directories.
 
     Parameters
     ----------
     directory : `str`
-        Directory for what is remembered between commands.
+        State directory of the user.
     """
 
     def __init__(self, directory: str) -> None:
@@ -174,12 +158,8 @@ class CampaignIndex:
         )
 
     def latest(self, config: str) -> CampaignRecord | None:
-        """Return the latest campaign of a configuration that is still there.
-
-        Parameters
-        ----------
-        config : `str`
-            The user's file, absolute.
+        """Return the latest campaign that was made from a file (absolute
+        path) and still exists.
         """
         for entry in reversed(list(self._list.entries())):
             if entry.config != config:
@@ -197,14 +177,10 @@ def find_campaign(name: str, index: CampaignIndex) -> CampaignRecord:
     Parameters
     ----------
     name : `str`
-        Submit directory of the campaign, or the YAML it was made from.
+        Submit directory of the campaign, or the YAML file that it was made
+        from.
     index : `CampaignIndex`
-        Own campaigns.
-
-    Raises
-    ------
-    RunNotFoundError
-        Raised if there is none.
+        The user's campaigns.
     """
     path = Path(name)
     if path.is_dir() or path.name == RECORD_NAME:

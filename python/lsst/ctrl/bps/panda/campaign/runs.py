@@ -1,7 +1,9 @@
-"""Submit the parts of a campaign in turn, each once; look at its runs, cancel them, restart them.
+"""The runs of a campaign: submitted one after the other, each once; looked
+at, cancelled, restarted.
 
-A second call continues what was interrupted: a part whose run exists is not
-submitted again, and where that is not known the run is looked up by its name.
+A second call continues an interrupted submission: a part whose run exists is
+not submitted again, and where that is not known the server is asked by the
+name of the run.
 """
 
 from __future__ import annotations
@@ -37,33 +39,27 @@ def submit_campaign(
     submit: Submit,
     tell: Callable[[str], None] = lambda text: None,
 ) -> bool:
-    """Submit what is not submitted yet.
-
-    A site whose submission fails does not keep the others from theirs.
+    """Submit the parts that are not submitted yet; a failure at one site does
+    not stop the others.
 
     Parameters
     ----------
     record : `CampaignRecord`
-        The campaign; is written after each step.
+        The campaign; written after each step.
     connection : `Connection`
         The server.
     submit : callable
         Submits one configuration file.
     tell : callable, optional
-        Is told what happens, a line each.
+        Gets a line about each site.
 
     Returns
     -------
     complete : `bool`
         Whether all sites have their runs now.
-
-    Raises
-    ------
-    PandaBpsError
-        Raised if another process submits the same campaign.
     """
     with lock_campaign(record.directory):
-        # What was read before the lock may be older than what another process has submitted since.
+        # Another process may have submitted parts since the record was read.
         record.parts = read_campaign(record.directory).parts
         for part in record.parts:
             if part.state is PartState.SUBMITTED:
@@ -77,8 +73,8 @@ def submit_campaign(
 
 
 def _submit_part(part: PartRecord, record: CampaignRecord, connection: Connection, submit: Submit) -> bool:
-    """Submit one part; what happened is in its record.  Tell whether it has
-    its run now.
+    """Submit one part, keep the outcome in its record, and return whether it
+    has its run now.
     """
     try:
         if not _adopt(part, connection):
@@ -88,9 +84,9 @@ def _submit_part(part: PartRecord, record: CampaignRecord, connection: Connectio
             submit(part.file)
             _submitted(part, _read_request_id(part))
     except SubmissionUncertainError as error:
-        part.error = str(error)  # it stays SUBMITTING, so that it is looked up
+        part.error = str(error)  # it stays SUBMITTING, so that the next call asks the server
     except (Exception, SystemExit) as error:
-        # BPS's drivers raise whatever the parts they call raise.
+        # BPS's drivers let any exception through.
         _LOG.debug("Submission of %s failed", part.file, exc_info=True)
         part.state, part.error = PartState.FAILED, str(error) or type(error).__name__
     record.write()
@@ -111,9 +107,8 @@ def _submitted(part: PartRecord, request_id: int) -> None:
 
 
 def _adopt(part: PartRecord, connection: Connection) -> bool:
-    """Find out whether an earlier call has submitted the part.
-
-    The run's own record knows if that call came so far; else the server does.
+    """Take over the run that an earlier call has submitted, if there is one:
+    by the run's own record or, if that was not completed, by the server.
     """
     if part.state is PartState.PREPARED:
         return False
@@ -136,7 +131,7 @@ def _adopt(part: PartRecord, connection: Connection) -> bool:
 
 
 def _clear(part: PartRecord) -> None:
-    """Move what an earlier try left away: BPS wants to make the directory."""
+    """Move away what an earlier attempt left: BPS creates the directory."""
     path = Path(part.submit_path)
     if not path.exists():
         return
@@ -144,11 +139,11 @@ def _clear(part: PartRecord) -> None:
     while (aside := path.with_name(f"{path.name}.try_{number}")).exists():
         number += 1
     os.rename(path, aside)
-    _LOG.info("What an earlier try left is in %s", aside)
+    _LOG.info("What an earlier attempt left is in %s", aside)
 
 
 def look(record: CampaignRecord, connection: Connection) -> CampaignOverview:
-    """Ask the server about all runs of a campaign: a question for each run.
+    """Ask the server about all runs of a campaign.
 
     Parameters
     ----------
@@ -168,32 +163,27 @@ def look(record: CampaignRecord, connection: Connection) -> CampaignOverview:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """What was done about a site's run."""
+    """What was done with the run of a site."""
 
     site: str
     done: bool
-    """Also if there was nothing to do."""
+    """Whether it succeeded; true also if there was nothing to do."""
 
     text: str
-    """What was done, or why not."""
+    """What was done, or why nothing was done."""
 
 
 def cancel_campaign(
     overview: CampaignOverview, cancel: Callable[[str], tuple[bool, str]]
 ) -> Iterator[Action]:
-    """Cancel all runs that are not over.
+    """Cancel all runs that have not ended, and yield what was done with each.
 
     Parameters
     ----------
     overview : `CampaignOverview`
-        How the runs are.
+        States of the runs.
     cancel : callable
         Cancels a run.
-
-    Yields
-    ------
-    action : `Action`
-        What was done, site by site.
     """
     for site in overview.sites:
         if site.request_id is None:
@@ -208,19 +198,15 @@ def cancel_campaign(
 def restart_campaign(
     overview: CampaignOverview, restart: Callable[[str], tuple[str | None, str | None, str]]
 ) -> Iterator[Action]:
-    """Run again what did not succeed, at the sites whose runs are over.
+    """Restart all runs that have ended without success, and yield what was
+    done with each.
 
     Parameters
     ----------
     overview : `CampaignOverview`
-        How the runs are.
+        States of the runs.
     restart : callable
         Restarts a run.
-
-    Yields
-    ------
-    action : `Action`
-        What was done, site by site.
     """
     for site in overview.sites:
         if (reason := _why_not(site)) is not None:
@@ -231,7 +217,7 @@ def restart_campaign(
 
 
 def _why_not(site: SiteOverview) -> Action | None:
-    """Say why a site's run is left as it is; `None` if it is not."""
+    """Return why a run is not restarted; `None` if it is to be."""
     if site.request_id is None:
         return Action(site.site, False, "has no run yet; panda_bps campaign submit goes on with it")
     if site.state is WmsStates.SUCCEEDED:
