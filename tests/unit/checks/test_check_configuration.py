@@ -491,3 +491,24 @@ def test_broken_sections_hide_neither_each_other_nor_the_server():
         "pipetask.isr is None; it must be a section of keys with values. Remove it if it is empty."
     ]
     assert {finding.severity for finding in found} <= {Severity.ERROR, Severity.NEEDS_SERVER}
+
+
+def test_file_and_line_of_what_is_wrong(make_config, env, tmp_path):
+    run = tmp_path / "run.yaml"
+    run.write_text(
+        "pipelineYaml: '${NO_PIPE_DIR}/isr.yaml'\n"
+        "butlerConfig: other\n"
+        "payload:\n  butlerConfig: /no/such/repo\n"
+        "stageRunner: no\nrunnerCommand: python3 _runner_ _cmd_line_\n"
+    )
+    values = {"pipelineYaml": "${NO_PIPE_DIR}/isr.yaml", "payload": {"butlerConfig": "/no/such/repo"}}
+    values |= {"stageRunner": False, "runnerCommand": "python3 _runner_ _cmd_line_"}
+    with click.Context(click.Command("check"), info_name="check") as context:
+        context.params["config"] = str(run)
+        found = configuration.check_configuration(make_config(**values), env)
+    assert {finding.key: (finding.file, finding.line) for finding in found} == {
+        "pipelineYaml": (str(run), 1),
+        "butlerConfig": (str(run), 4),
+        "stageRunner": (str(run), 5),
+    }
+    assert str(found[-1]).endswith(f"Is this the machine that has it? ({run}, line 4)")

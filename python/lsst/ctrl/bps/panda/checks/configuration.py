@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 
@@ -23,12 +24,12 @@ from ..findings import Finding, Severity
 from ..rest.faults import diagnose
 from ..rucio.checks import check_registration
 from ..runs.client import connect
-from ..settings.bps_command import is_dry_run
+from ..settings.bps_command import configuration_file, is_dry_run
 from ..settings.campaign import SECTION, is_divided
 from ..settings.configuration import GraphCommand, RunConfiguration, find_broken_sections
 from ..settings.remote import is_remote_build, read_build_settings
 from ..settings.run import ServiceSettings, find_area
-from ..settings.search import KeyLookup
+from ..settings.search import KeyLookup, find_origin
 from ..settings.sites import variables_in
 from ..staging import StagingSettings
 from .plan import QueueSource, check_area, check_run_name
@@ -77,7 +78,7 @@ def check_configuration(config: BpsConfig, environment: Mapping[str, str]) -> li
     lookup = KeyLookup(config, environment)
     run = RunConfiguration(config)
     findings = [
-        *_check_values(lookup, run.labels),
+        *map(Finding.from_error, lookup.wrong_values(run.labels)),
         *check_run_name(run.name),
         *_check_division(run),
         *_catch(partial(QueueSource, run)),
@@ -93,7 +94,18 @@ def check_configuration(config: BpsConfig, environment: Mapping[str, str]) -> li
             findings += _check_graph_path(graph, run.submit_path)
             findings += _check_inputs(graph, environment)
         findings += _check_staging_area(lookup, environment)
-    return [*findings, *check_registration(config, environment)]
+    findings += check_registration(config, environment)
+    return [_locate(finding, run, environment) for finding in findings]
+
+
+def _locate(finding: Finding, run: RunConfiguration, environment: Mapping[str, str]) -> Finding:
+    """Add file and line of the key that a finding is about, unless it has
+    them; several places may have the key of a label.
+    """
+    if finding.file or finding.label or not finding.key:
+        return finding
+    origin = find_origin(configuration_file(), finding.key, run.written(finding.key), environment)
+    return replace(finding, file=origin.file, line=origin.line)
 
 
 def _catch(check: Callable[[], object]) -> list[Finding]:
@@ -103,11 +115,6 @@ def _catch(check: Callable[[], object]) -> list[Finding]:
     except SettingsError as error:
         return [Finding.from_error(error)]
     return []
-
-
-def _check_values(lookup: KeyLookup, labels: Iterable[str]) -> Iterator[Finding]:
-    """Find values that cannot be used, for the run or for a label."""
-    yield from map(Finding.from_error, lookup.wrong_values(labels))
 
 
 def _check_division(run: RunConfiguration) -> Iterator[Finding]:
