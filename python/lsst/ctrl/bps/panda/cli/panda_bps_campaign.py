@@ -50,7 +50,7 @@ def _read(config: str, service_class: str | None) -> Any:
 
 
 def _prepare(configuration: Any) -> Any:
-    """Divide and check; nothing is sent."""
+    """Divide and check a campaign, and write its files; nothing is sent."""
     from lsst.ctrl.bps.panda.campaign.preparation import prepare_campaign
     from lsst.ctrl.bps.panda.checks.configuration import check_service
     from lsst.ctrl.bps.panda.findings import report_findings
@@ -102,8 +102,8 @@ def prepare(config: str, wms_service_class: str | None) -> None:
 def submit(campaign_or_config: str, new: bool, wms_service_class: str | None) -> int:
     """Submit a run to each site.
 
-    The same command again goes on where it was interrupted: no site gets its
-    run twice.  The exit code is 1 if a site has none.
+    Repeat the command if it was interrupted: it continues, and no site gets
+    its run twice.  The exit code is 1 if a site has no run.
     """
     from lsst.ctrl.bps.drivers import submit_driver
 
@@ -122,7 +122,7 @@ def submit(campaign_or_config: str, new: bool, wms_service_class: str | None) ->
 
 
 def _log(level: str) -> None:
-    """Show what is logged from a level on, in the form of BPS's commands."""
+    """Log from this level on, in the format of BPS's commands."""
     from lsst.daf.butler.cli.cliLog import CliLog
 
     CliLog.initLog(longlog=False)
@@ -130,7 +130,7 @@ def _log(level: str) -> None:
 
 
 def _find_or_begin(name: str, new: bool, service_class: str | None) -> Any:
-    """Return the campaign to go on with: a directory's, or the latest of a
+    """Return the campaign to continue: that of a directory, or the latest of a
     configuration unless a new one is wanted.
     """
     import os
@@ -212,7 +212,7 @@ def _print_problems(problems: Iterable[str]) -> None:
 @click.argument("name", metavar="CAMPAIGN")
 @_shows_errors
 def status(name: str) -> int:
-    """Show the state of all sites together; the exit code is as that of "bps
+    """Show the state of all runs together; the exit code is that of "bps
     status": 0 if all runs have succeeded.
     """
     _, found = _look(name)
@@ -226,7 +226,7 @@ def status(name: str) -> int:
 @click.argument("name", metavar="CAMPAIGN")
 @_shows_errors
 def cancel(name: str) -> int:
-    """Cancel the runs of all sites that are not over."""
+    """Cancel all runs that have not ended."""
     from lsst.ctrl.bps.panda.campaign.runs import cancel_campaign
 
     _log("WARNING")
@@ -238,7 +238,7 @@ def cancel(name: str) -> int:
 @click.argument("name", metavar="CAMPAIGN")
 @_shows_errors
 def restart(name: str) -> int:
-    """Run again whatever did not succeed, at the sites whose runs are over."""
+    """Restart all runs that have ended without success."""
     from lsst.ctrl.bps.panda.campaign.runs import restart_campaign
 
     _log("WARNING")
@@ -247,7 +247,7 @@ def restart(name: str) -> int:
 
 
 def _print_actions(actions: Iterable[Any]) -> int:
-    """Print what was done site by site; the exit code."""
+    """Print what was done at each site, and return the exit code."""
     code = 0
     for action in actions:
         click.echo(f"{action.site}: {action.text}")
