@@ -1,10 +1,8 @@
-"""The command ``panda_bps rucio``: what a run or a campaign registers in Rucio, by hand if need be, and
-what became of it.
-"""
+"""The command ``panda_bps rucio``: registers the outputs of a run in Rucio, and shows what is registered."""
 
 from __future__ import annotations
 
-__all__ = ["campaign_lines", "find_record", "is_campaign", "look_at_campaign", "rucio", "rule_line"]
+__all__ = ["campaign_lines", "is_campaign", "rucio"]
 
 import contextlib
 import os
@@ -33,31 +31,21 @@ from ..runs.files import names_directory
 from ..runs.record import RunRecord, read_record
 from ..settings.run import read_service_settings
 from .output import json_option, print_lines, print_problems, shows_errors, table, write_json
-from .run_argument import connect_for
+from .run_argument import connect_for, local_option
 
 
 def is_campaign(name: str) -> bool:
     """Tell whether a name is that of a campaign: its directory, its record, or
     the configuration it was made from.
-
-    Parameters
-    ----------
-    name : `str`
-        What the user wrote.
     """
     return os.path.isfile(name) or os.path.isfile(os.path.join(name, RECORD_NAME))
 
 
-def find_record(run: str, *, local: bool) -> RunRecord:
-    """Find the record of a run.  That of a directory needs no server, unless
-    the plan is made at the site and has not come back.
+def _find_record(run: str, *, local: bool) -> RunRecord:
+    """Find the record of a run by its id, name or submit directory.
 
-    Parameters
-    ----------
-    run : `str`
-        Id, name or submit directory of the run.
-    local : `bool`
-        Whether the embedded PanDA is asked for.
+    For a directory no server is needed, unless the plan is made at the site
+    and has not come back.
     """
     if names_directory(run):
         record = read_record(run)
@@ -75,33 +63,19 @@ def find_record(run: str, *, local: bool) -> RunRecord:
     return found
 
 
-def look_at_campaign(name: str, *, local: bool) -> CampaignRegistration:
-    """Find out what all runs of a campaign have registered.
-
-    Parameters
-    ----------
-    name : `str`
-        Its directory, or the configuration it was made from.
-    local : `bool`
-        Whether the embedded PanDA is asked for.
-    """
+def _look_at_campaign(name: str, *, local: bool) -> CampaignRegistration:
+    """Find out what all runs of a campaign have registered."""
     record = find_campaign(name, CampaignIndex(read_service_settings(None).state_directory))
     client = open_client()
 
     def ask(submit_path: str) -> tuple[RegistrationStatus, tuple[str, ...]]:
-        return look_at_registration(client, read_registration(find_record(submit_path, local=local)))
+        return look_at_registration(client, read_registration(_find_record(submit_path, local=local)))
 
     return look_at_registrations(record, ask)
 
 
-def rule_line(rule: Rule) -> str:
-    """Write a rule.
-
-    Parameters
-    ----------
-    rule : `Rule`
-        The rule.
-    """
+def _rule_line(rule: Rule) -> str:
+    """Return a line about a rule."""
     ends = f", until {rule.expires_at}" if rule.expires_at else ""
     waiting = f", to come {rule.waiting}" if rule.waiting else ""
     return (
@@ -112,15 +86,7 @@ def rule_line(rule: Rule) -> str:
 
 
 def campaign_lines(found: CampaignRegistration, *, list_missing: bool) -> Iterator[str]:
-    """Write the registration of a campaign.
-
-    Parameters
-    ----------
-    found : `CampaignRegistration`
-        What was found out.
-    list_missing : `bool`
-        Whether every file that is missing is named.
-    """
+    """Return the lines about the registration of a campaign, with all missing files if asked for."""
     done = sum(site.is_complete for site in found.sites)
     share = f"{done} of {len(found.sites)}"
     yield f"Campaign {found.name}: registration complete at {share} sites, in {found.path}"
@@ -149,7 +115,7 @@ def campaign_lines(found: CampaignRegistration, *, list_missing: bool) -> Iterat
 
 
 def _numbers(site: SiteRegistration) -> tuple[object, ...]:
-    """Give the figures of a site; `None` for what is not known."""
+    """Return the figures of a site; `None` for what is not known."""
     status = site.status
     if status is None:
         return (None,) * 9
@@ -170,9 +136,7 @@ def _states(rules: tuple[Rule, ...]) -> str:
 
 
 def _wanting(found: CampaignRegistration, *, list_missing: bool) -> Iterator[str]:
-    """Say what lacks besides figures: rules, graphs and, if asked for, the
-    names of files.
-    """
+    """Return the lines about missing rules, graphs and, if asked for, files."""
     for site in found.sites:
         status = site.status
         if status is None:
@@ -187,7 +151,7 @@ def _wanting(found: CampaignRegistration, *, list_missing: bool) -> Iterator[str
             yield f"{site.site}: missing {name}"
     for rule in found.rules:
         if rule.error or rule.state not in ("OK", "REPLICATING"):
-            yield rule_line(rule)
+            yield _rule_line(rule)
 
 
 _INCOMPLETE = 1
@@ -195,13 +159,13 @@ _INCOMPLETE = 1
 
 @click.group(invoke_without_command=True)
 @click.option("--dry-run", "dry_run", metavar="RUN", help='The same as "register --dry-run RUN".')
-@click.option("--local", is_flag=True, help="Ask the embedded PanDA of this machine.")
+@local_option
 @click.pass_context
 def rucio(context: click.Context, dry_run: str | None, local: bool) -> None:
     """Look at what runs register in Rucio.  RUN is a run's id, name or submit
     directory.
 
-    RUCIO_CONFIG, RUCIO_ACCOUNT and so on say which Rucio, and as whom.
+    RUCIO_CONFIG, RUCIO_ACCOUNT and so on select the Rucio server and account.
     """
     if context.invoked_subcommand is None:
         if dry_run is None:
@@ -212,21 +176,21 @@ def rucio(context: click.Context, dry_run: str | None, local: bool) -> None:
 
 @rucio.command()
 @click.argument("run")
-@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be done.")
 @click.option(
     "--quantum-graph",
     default="",
     metavar="FILE",
-    help="Quantum graph to go along, if not the run's.",
+    help="Quantum graph to register, if not that of the run.",
 )
-@click.option("--local", is_flag=True, help="Ask the embedded PanDA of this machine.")
+@local_option
 @shows_errors(Refused)
 def register(run: str, dry_run: bool, quantum_graph: str, local: bool) -> None:
-    """Register what is missing of a run, as its step would.
+    """Register what is missing of a run, as its own step would have done.
 
-    It works where the run's Butler does.
+    The run's Butler has to be accessible.
     """
-    registration = read_registration(find_record(run, local=local))
+    registration = read_registration(_find_record(run, local=local))
     graph = quantum_graph or registration.quantum_graph
     with open_butler(registration.butler) as butler:
         if dry_run:
@@ -280,11 +244,11 @@ def _print_forecast(forecast: Forecast, quantum_graph: str) -> None:
     if quantum_graph:
         click.echo(f"quantum graph: {registration.scope}:{graph_name(registration, quantum_graph)}")
     if not forecast.files:
-        click.echo("There is nothing to register; the step refuses that.")
+        click.echo("There is nothing to register, which the step reports as a failure.")
 
 
 def _plan_lines(forecast: Forecast) -> Iterator[str]:
-    """Say what happens besides the files."""
+    """Return the lines about everything but the files."""
     registration, new = forecast.registration, forecast.new
     total = sum(file.size for file in forecast.files)
     yield f"files: {len(forecast.files)}, {total} bytes"
@@ -314,7 +278,7 @@ def _dataset_words(forecast: Forecast) -> str:
 @click.argument("run")
 @json_option
 @click.option("--missing", "list_missing", is_flag=True, help="Name every file that is missing.")
-@click.option("--local", is_flag=True, help="Ask the embedded PanDA of this machine.")
+@local_option
 @shows_errors(Refused)
 def status(run: str, as_json: bool, list_missing: bool, local: bool) -> int:
     """Show what is registered of a run, where it is, and what is missing.
@@ -324,14 +288,14 @@ def status(run: str, as_json: bool, list_missing: bool, local: bool) -> int:
     are registered and all rules are OK.
     """
     if is_campaign(run):
-        found = look_at_campaign(run, local=local)
+        found = _look_at_campaign(run, local=local)
         if as_json:
             write_json(make_registration_document(found))
         else:
             print_lines(campaign_lines(found, list_missing=list_missing))
             print_problems(found.problems)
         return 0 if found.is_complete else _INCOMPLETE
-    record = find_record(run, local=local)
+    record = _find_record(run, local=local)
     registration = read_registration(record)
     state, problems = look_at_registration(open_client(), registration)
     if as_json:
@@ -352,7 +316,7 @@ def _status_lines(state: RegistrationStatus, *, list_missing: bool) -> Iterator[
     if state.places:
         rows = [(place.rse, place.available, place.others) for place in state.places]
         yield from table(("replicas at", "available", "other"), rows, indent="  ")
-    yield from map(rule_line, state.rules)
+    yield from map(_rule_line, state.rules)
     if state.rule_missing:
         yield f"no rule for {state.rule_missing}, which there should be"
     elif not state.rules:

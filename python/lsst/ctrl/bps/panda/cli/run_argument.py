@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Asked", "connect_for", "run_command"]
+__all__ = ["Asked", "connect_for", "local_option", "run_command"]
 
 import contextlib
 import functools
@@ -22,6 +22,8 @@ from ..settings.run import ServiceSettings, read_service_settings, with_messages
 from .output import shows_errors
 
 _LOCAL_CLASS = "LocalPanDAService"
+
+local_option = click.option("--local", is_flag=True, help="Ask the embedded PanDA of this machine.")
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def run_command(function: Callable[..., int | None]) -> Callable[..., None]:
     """
 
     @click.argument("run")
-    @click.option("--local", is_flag=True, help="Ask the embedded PanDA of this machine.")
+    @local_option
     @functools.wraps(function)
     @shows_errors()
     def call(run: str, local: bool, **options: Any) -> int | None:
