@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 from lsst.ctrl.bps.wms_service import WmsStates
 
-from lsst.ctrl.bps.panda.cli.output import table
+from lsst.ctrl.bps.panda.cli.output import highlight, table
 from lsst.ctrl.bps.panda.cli.panda_bps import COMMANDS, main
 from lsst.ctrl.bps.panda.cli.panda_bps_watch import screen_lines
 from lsst.ctrl.bps.panda.insight.progress import Progress
@@ -97,6 +97,21 @@ def test_tables_drop_columns_only_where_they_must():
     ]
     assert table(head, rows, drop=("b", "a"), width=5)[2] == "long_label  5"
     assert table(head, [], drop=("b",), width=5) == ["label  a  c"]
+
+
+def coloured(line):
+    """Words of a line and their colours."""
+    text = highlight(line)
+    return [(text.plain[span.start : span.end], span.style) for span in text.spans if span]
+
+
+def test_states_and_bars_are_in_colour():
+    labels = {"isr": counts(SUCCEEDED=50, FAILED=25, RUNNING=25), "not_failed": counts(UNREADY=1)}
+    lines = screen_lines(a_run(labels), 120, 24)
+    assert coloured(lines[1]) == [("RUNNING", "blue")]
+    assert coloured(lines[3]) == [("#" * 12, "green"), ("x" * 6, "red"), (">" * 6, "blue")]
+    assert coloured(lines[4]) == []
+    assert coloured("label_1  job:0  failed  failed job") == [("failed", "red")]
 
 
 def test_ctrl_c_ends_any_command_with_its_exit_code():

@@ -11,6 +11,7 @@ __all__ = [
     "LiveDisplay",
     "bar",
     "count_columns",
+    "highlight",
     "is_terminal",
     "json_option",
     "print_lines",
@@ -55,7 +56,7 @@ _BAR_LENGTH = 24
 _COLOURS = (
     rf"(?<= )(?=[#x>.]{{{_BAR_LENGTH}}}( |$))(?P<green>#*)(?P<red>x*)(?P<blue>>*)",
     r"\b(?:(?P<green>SUCCEEDED)|(?P<red>FAILED)|(?P<magenta>DELETED)|(?P<yellow>PRUNED)|(?P<blue>RUNNING))\b",
-    r"(?<=  )(?:(?P<green>finished)|(?P<red>failed)|(?P<blue>running))(?=  )",
+    r"(?<=  )(?:(?P<green>finished)|(?P<red>failed)|(?P<blue>running))(?=  |$)",
 )
 """What is coloured on a terminal: bars and states.  The names of groups are colours."""
 
@@ -145,10 +146,11 @@ def print_problems(problems: Iterable[str]) -> None:
 
 def _console(stream: TextIO | None = None) -> Console:
     """Return a terminal; rich respects NO_COLOR, TERM, COLUMNS and LINES."""
-    return Console(file=stream, force_terminal=True, markup=False, emoji=False, highlighter=_colour)
+    return Console(file=stream, force_terminal=True, markup=False, emoji=False, highlighter=highlight)
 
 
-def _colour(line: str | Text) -> Text:
+def highlight(line: str | Text) -> Text:
+    """Colour bars and states."""
     text = Text(line) if isinstance(line, str) else line
     for pattern in _COLOURS:
         text.highlight_regex(pattern)
@@ -174,7 +176,7 @@ class LiveDisplay:
             # rich hides the cursor, and a process that is killed could not bring it back.
             self._console.show_cursor()
         text = Text("\n".join(lines), no_wrap=True, overflow="crop")
-        self._live.update(_colour(text), refresh=True)
+        self._live.update(highlight(text), refresh=True)
 
     def close(self) -> None:
         """Leave the last lines and go on below them."""

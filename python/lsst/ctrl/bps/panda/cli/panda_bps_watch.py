@@ -35,8 +35,8 @@ _RARE = ("pruned", "deleted", "unknown")
 """Columns that are shown only if they hold something."""
 
 _LESS = ("", "waiting", "jobs", "running", "done")
-"""Columns that go one after the other on a narrow terminal: the bar first,
-what went wrong never."""
+"""Columns that are left out one after the other on a narrow terminal: the bar
+first, those that show what went wrong never."""
 
 _SHORT_LABEL = 12
 _FIGURES = 50
@@ -52,15 +52,15 @@ _INTERRUPTED = 130
     default=30.0,
     show_default=True,
     type=click.FloatRange(LEAST_INTERVAL),
-    help="Seconds between two looks.",
+    help="Seconds between two queries.",
 )
-@click.option("--poll", is_flag=True, help="Ask the servers, even if PanDA's messages could be followed.")
+@click.option("--poll", is_flag=True, help="Ask the servers even where PanDA's messages could be followed.")
 @json_option
 def watch(asked: Asked, interval: float, poll: bool, as_json: bool) -> int:
     """Watch a run until it has ended; the exit code is that of 'bps status'.
 
-    On a terminal the display is renewed; into a file goes a line for each
-    change.  RUN is its id, name or submit directory.
+    On a terminal the display is updated in place; into a file goes a line for
+    each change.  RUN is its id, name or submit directory.
 
     Where PanDA's message broker is known (PANDA_MESSAGES_URL), its messages
     are followed and the servers asked ten times less often.
@@ -71,7 +71,7 @@ def watch(asked: Asked, interval: float, poll: bool, as_json: bool) -> int:
     """  # noqa: D301 (click's mark)
     client = RunClient(asked.connection)
     request_id, _ = client.find(asked.run)
-    # A server that does not answer now is an error; later on it is borne with.
+    # A server that does not answer now is an error; later it is asked again.
     client.request(request_id)
     look, look_closer = partial(client.status, request_id), partial(client.detail, request_id)
     broker = None if poll else find_broker_settings(asked.settings)
@@ -116,7 +116,7 @@ def _estimate(progress: Progress) -> str:
 
 
 class _Log:
-    """Writes a line when something has changed, for a file."""
+    """Writes a line for each change, for a file."""
 
     def __init__(self) -> None:
         self._last: Any = None
@@ -179,8 +179,9 @@ def _row(label: str, counts: Counts) -> tuple[object, ...]:
 
 
 def _labels_to_show(labels: dict[str, Counts], room: int) -> tuple[list[str], int]:
-    """Choose labels for so many lines: first those with failures, then those
-    that run, then the others; in pipeline order.
+    """Choose labels for so many lines, in pipeline order, and count the others.
+
+    Labels with failures come before labels with running jobs, and those before all others.
     """
     if len(labels) <= room:
         return list(labels), 0
