@@ -208,13 +208,11 @@ def errors(
     if as_json:
         write_document(groups, run, "errors")
         return
-    click.echo(_title(run))
-    if not groups:
-        click.echo("No failed job is known.")
+    print_lines([_title(run), *([] if groups else ["No failed job is known."])])
     for number, group in enumerate(groups, 1):
         print_lines(_error_lines(number, group))
     if left_out:
-        click.echo(f"\n{left_out} more kinds of errors: see --limit.")
+        print_lines(["", f"{left_out} more kinds of errors: see --limit."])
     print_problems(run.problems)
 
 
@@ -304,10 +302,8 @@ def resources(asked: Asked, label: str, plots: Path | None, form: str, as_json: 
     if as_json:
         write_document(labels, run, "resources")
         return
-    click.echo(_title(run))
-    print_lines(_resource_lines(labels, planned=run.plan is not None))
-    for path in written:
-        click.echo(f"Wrote {path}")
+    print_lines([_title(run), *_resource_lines(labels, planned=run.plan is not None)])
+    print_lines(f"Wrote {path}" for path in written)
     print_problems(run.problems)
 
 
