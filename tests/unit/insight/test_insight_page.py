@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 
 import pytest
+from jinja2 import UndefinedError
 from jsonschema import Draft202012Validator
 from lsst.ctrl.bps.wms_service import WmsStates
 
@@ -28,6 +29,7 @@ from lsst.ctrl.bps.panda.status.records import (
 from lsst.ctrl.bps.panda.status.verdicts import Verdict
 from lsst.ctrl.bps.panda.web.drawing import draw_graph, draw_histogram, draw_timeline
 from lsst.ctrl.bps.panda.web.page import RunPage, render_page
+from lsst.ctrl.bps.panda.web.rendering import render
 
 START = datetime(2026, 11, 20, tzinfo=UTC)
 NASTY = "<script>alert('x')</script>&\""
@@ -116,6 +118,11 @@ def test_the_page_is_whole_and_nothing_in_it_runs(page):
     assert checker.text.count(NASTY) >= 5
     assert all(link.startswith("https://monitor:8443/") for link in checker.links)
     assert {"svg", "table", "pre"} <= set(checker.tags)
+
+
+def test_a_name_that_a_template_does_not_know_is_an_error():
+    with pytest.raises(UndefinedError, match="'frame' is undefined"):
+        render("plot.svg", kind="timeline", title="")
 
 
 def test_an_empty_run_has_a_page():

@@ -56,7 +56,7 @@ _BAR_LENGTH = 24
 _COLOURS = (
     rf"(?<= )(?=[#x>.]{{{_BAR_LENGTH}}}( |$))(?P<green>#*)(?P<red>x*)(?P<blue>>*)",
     r"\b(?:(?P<green>SUCCEEDED)|(?P<red>FAILED)|(?P<magenta>DELETED)|(?P<yellow>PRUNED)|(?P<blue>RUNNING))\b",
-    r"(?<=  )(?:(?P<green>finished)|(?P<red>failed)|(?P<blue>running))(?=  |$)",
+    r"(?m)(?<=  )(?:(?P<green>finished)|(?P<red>failed)|(?P<blue>running))(?=  |$)",
 )
 """What is coloured on a terminal: bars and states.  The names of groups are colours."""
 
