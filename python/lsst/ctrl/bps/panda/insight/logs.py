@@ -196,7 +196,6 @@ class LogArea:
     """The files of one job."""
 
     def __init__(self, job: JobRecord, server: str, transport: Transport) -> None:
-        self.job = job
         self._addresses = area_of(job, server)
         self._transport = transport
 

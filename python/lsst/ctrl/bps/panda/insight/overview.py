@@ -1,4 +1,6 @@
-"""A run at a glance (who, where, how far, its tasks, files and links), and what is known of it in detail."""
+"""Ask about a run in detail, and put together what it is at a glance: who,
+where, how far, its tasks, files and links.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,15 @@ from pathlib import Path
 
 from lsst.ctrl.bps.wms_service import WmsStates
 
+from ..edgenode.cmd_line_decoder import SHARD_FOLDER
 from ..errors import RunNotFoundError, TransportError
 from ..plan.naming import ordinal_of_task
 from ..report.notes import MonitorLinks
 from ..rest.panda_api import PandaApi
 from ..runs.client import Connection, FoundRun, RunClient
+from ..runs.files import PLAN_NAME, RECORD_NAME
 from ..status.evidence import RunEvidence
-from ..status.records import JobRecord, TransformRecord
+from ..status.records import FileCounts, JobRecord, TransformRecord
 from ..status.replies import parse_jobs
 from ..status.states import Counts
 
@@ -143,9 +147,9 @@ def _tasks_to_ask(evidence: RunEvidence, scope: JobScope) -> list[TransformRecor
 
 
 _KNOWN_FILES = {
-    "panda_run.json": "record of the run",
-    "panda_plan.json": "plan: tasks, jobs, dependencies",
-    "job_parameters": "parameters of jobs, as staged",
+    RECORD_NAME: "record of the run",
+    PLAN_NAME: "plan: tasks, jobs, dependencies",
+    SHARD_FOLDER: "parameters of jobs, as staged",
 }
 _KNOWN_SUFFIXES = {
     ".qgraph": "quantum graph",
@@ -153,8 +157,6 @@ _KNOWN_SUFFIXES = {
     "_config.yaml": "BPS configuration as it was used",
     "_generic_workflow.pickle": "generic workflow",
 }
-
-
 _WAITING = "inputs are staging from a tape"
 
 
@@ -295,7 +297,7 @@ def _task_lines(evidence: RunEvidence, links: MonitorLinks) -> Iterator[TaskLine
     run_name = evidence.name
     for item in sorted(evidence.transforms or (), key=lambda t: (ordinal_of_task(t.name, run_name), t.name)):
         task = panda.get(item.workload_id)
-        outputs = item.outputs
+        outputs = item.outputs or FileCounts()
         counts = evidence.tally.by_transform.get(item.transform_id, {})
         failed = counts.get(WmsStates.FAILED, 0)
         yield TaskLine(
@@ -305,8 +307,8 @@ def _task_lines(evidence: RunEvidence, links: MonitorLinks) -> Iterator[TaskLine
             task_id=item.workload_id,
             idds_status=item.status,
             panda_status=task.status if task is not None else "",
-            jobs=outputs.total if outputs is not None else 0,
-            finished=outputs.processed if outputs is not None else 0,
+            jobs=outputs.total,
+            finished=outputs.processed,
             failed=failed,
             deleted=counts.get(WmsStates.DELETED, 0),
             remark=_explained(task.dialog) if task is not None else "",
@@ -343,4 +345,4 @@ def _links_of(request_id: int, links: MonitorLinks) -> Iterator[tuple[str, str]]
     if links.base:
         yield "tasks", links.tasks_of_run(request_id)
         yield "progress", links.progress_of_run(request_id)
-        yield "graph of tasks", f"{links.base.rstrip('/')}/idds/daggraph/?idds_request_id={request_id}"
+        yield "graph of tasks", links.graph_of_run(request_id)

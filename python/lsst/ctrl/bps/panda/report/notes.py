@@ -35,6 +35,10 @@ class MonitorLinks:
         """Page with the progress of a run."""
         return self._page(f"idds/wfprogress/?requestid={request_id}")
 
+    def graph_of_run(self, request_id: int) -> str:
+        """Page with the graph of a run's tasks."""
+        return self._page(f"idds/daggraph/?idds_request_id={request_id}")
+
     def task(self, task_id: int) -> str:
         """Page of a task."""
         return self._page(f"task/{task_id}/")
