@@ -213,3 +213,60 @@ def test_a_cancelled_run_is_restarted_when_no_job_runs_any_more(jobs, words):
     assert evidence.ended
     assert words in text
     assert ("wait until" in text) == bool(jobs)
+
+
+def test_a_job_that_finished_later_is_not_unfinished_whoever_knows_it():
+    """PanDA lists attempts, iDDS contents; a finished attempt may be in only one of them."""
+    one = dataclasses.replace(failure("isr", "payload", 1), task_id=10)
+    failed = [dataclasses.replace(one, name=name) for name in ("by PanDA", "by iDDS", "by none")]
+    finished = JobRecord(90, 10, "finished", "isr", "by PanDA")
+    task = TransformRecord(4, 1, "run_01_isr_01", "Transforming", workload_id=10)
+    evidence = RunEvidence(
+        RequestRecord(4, "run", "Transforming"),
+        (task,),
+        contents={1: (ContentRecord(1, "by iDDS", "Available"), ContentRecord(1, "by none", "New"))},
+        attempts=(*failed, finished),
+    )
+    (group,) = digest_errors(evidence)
+    assert (group.attempts, group.jobs, group.unfinished) == (3, 3, 1)
+    whole = dataclasses.replace(task, status="Finished", outputs=FileCounts(total=3, processed=3))
+    (group,) = digest_errors(dataclasses.replace(evidence, transforms=(whole,)))
+    assert group.unfinished == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "outputs", "expected"),
+    [
+        ("Finished", None, True),
+        ("Finished", FileCounts(total=2, processed=2), True),
+        ("Finished", FileCounts(total=2, processed=1, failed=1), False),
+        ("SubFinished", FileCounts(total=2, processed=2), False),
+    ],
+)
+def test_a_complete_task_has_finished_without_a_failure(status, outputs, expected):
+    assert TransformRecord(4, 1, "run_01_isr_01", status, outputs=outputs).complete is expected
+
+
+@pytest.mark.parametrize(
+    ("status", "outputs", "asked"),
+    [
+        ("Transforming", FileCounts(total=3, processed=1, activated=2), False),
+        ("Transforming", FileCounts(total=3, processed=1, activated=1, failed=1), True),
+        ("SubFinished", FileCounts(total=3, processed=1, activated=2), True),
+        ("SubFinished", FileCounts(total=3, processed=1, missing=2), False),
+        ("Finished", FileCounts(total=3, processed=3), False),
+        ("SubFinished", None, False),
+    ],
+)
+def test_contents_are_wanted_of_tasks_with_failures_and_of_ended_ones_with_jobs_left(status, outputs, asked):
+    task = TransformRecord(4, 1, "run_01_isr_01", status, outputs=outputs)
+    evidence = RunEvidence(RequestRecord(4, "run", "Transforming"), (task,))
+    assert evidence.unexplained_transforms == ((1,) if asked else ())
+
+
+def test_contents_of_tasks_with_most_failures_are_wanted_first():
+    tasks = tuple(
+        TransformRecord(4, n, f"run_{n:02d}_isr_01", "SubFinished", outputs=FileCounts(9, 9 - failed, failed))
+        for n, failed in ((1, 2), (2, 9), (3, 5))
+    )
+    assert RunEvidence(RequestRecord(4, "run", "SubFinished"), tasks).unexplained_transforms == (2, 3, 1)

@@ -233,3 +233,24 @@ def test_a_tasks_total_holds_pruned_jobs():
 def test_unknown_jobs_are_left_out():
     (job,) = parse_jobs([None, {"PandaID": 5, "jobStatus": "running", "transExitCode": "0"}])
     assert (job.panda_id, job.status, job.errors, job.name) == (5, "running", (), "")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "told"),
+    [
+        ("failed", "17", ["payload"]),
+        ("failed", "0", ["unknown"]),
+        ("cancelled", "143", ["payload"]),
+        ("closed", "0", []),
+        ("finished", "17", []),
+        ("running", "17", []),
+    ],
+)
+def test_an_attempt_that_failed_has_an_error_and_a_killed_one_may(status, code, told):
+    (job,) = parse_jobs([{"PandaID": 5, "jobStatus": status, "transExitCode": code}])
+    assert [error.source for error in job.errors] == told
+    assert (job.failed, job.killed, job.finished) == (
+        status == "failed",
+        status in ("cancelled", "closed"),
+        status == "finished",
+    )
