@@ -62,6 +62,16 @@ def test_waits_grow_up_to_a_limit_and_spread():
     assert plan_retry(Attempt(1, True, 0.0, failure), policy, 0.0) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("elapsed", "retry_after", "wait"),
+    [(7.0, None, 2.0), (8.0, None, 2.0), (8.5, None, None), (5.0, 3.0, 5.0), (5.5, 3.0, None)],
+)
+def test_no_attempt_begins_after_the_time_for_all_of_them(elapsed, retry_after, wait):
+    policy = RetryPolicy(attempts=4, base=4.0, budget=10.0)
+    failure = FailedAttempt(Fault.GATEWAY, "", retry_after=retry_after)
+    assert plan_retry(Attempt(1, True, elapsed, failure), policy, 0.5) == wait
+
+
 def test_exceptions_of_unknown_kind_count_as_sent():
     assert classify_exception(requests.ConnectionError("?")) is Fault.CONNECTION_LOST
     assert classify_exception(ValueError("?")) is Fault.CONNECTION_LOST
