@@ -219,6 +219,21 @@ def test_jobs_that_differ_in_more_than_values_get_tasks_of_their_own(needs: dict
     assert first != second
 
 
+@pytest.mark.parametrize("way", ["add_job_inputs", "add_job_outputs"])
+def test_jobs_with_other_files_get_tasks_of_their_own(way: str) -> None:
+    files = {key: GenericWorkflowFile(key, f"/s/{key}", wms_transfer=True) for key in "fgh"}
+    wanted = {"a": "fg", "b": "fh", "c": "fg", "d": "f", "e": ""}
+    workflow = GenericWorkflow("u_run")
+    for name, keys in wanted.items():
+        workflow.add_job(make_job(name))
+        getattr(workflow, way)(name, [files[key] for key in keys])
+    plan = make_plan(workflow, SETTINGS)
+    assert sorted([job.name for job in task.jobs] for task in plan.tasks) == [["a", "c"], ["b"], ["d"], ["e"]]
+    for task in plan.tasks if way == "add_job_inputs" else ():
+        listed = runner.decode_files(task.command.split()[5])
+        assert "".join(key for key, _ in listed) == wanted[task.jobs[0].name]
+
+
 def test_a_job_without_a_value_that_others_have_is_an_error() -> None:
     with pytest.raises(PlanError, match="'b' has no value"):
         plan_of(make_job("a"), make_job("b", cmdvals={}))
