@@ -179,6 +179,26 @@ def test_a_barrier_behind_a_noop_has_the_label_of_the_noop(label: str, barrier: 
     assert [task.label for task in plan.tasks] == ["isr", "coadd"]
 
 
+@pytest.mark.parametrize(("most", "barriers"), [(8, ["visitBarrier"]), (9, [])])
+@pytest.mark.parametrize("entering", [True, False])
+def test_a_barrier_stands_before_and_behind_a_large_group(
+    most: int, barriers: list[str], entering: bool
+) -> None:
+    workflow = GenericWorkflow("u_run")
+    group = GenericWorkflowGroup("g", "visit", blocking=True)
+    for name in "abc":
+        workflow.add_job(make_job(f"out_{name}", "isr"))
+        group.add_job(make_job(f"in_{name}", "coadd"))
+    workflow.add_job(group)
+    for name in "abc":
+        pair = (f"out_{name}", "g")
+        workflow.add_job_relationships(*(pair if entering else reversed(pair)))
+    plan = make_plan(workflow, replace(SETTINGS, max_direct_edges=most))
+    ends = ["isr", "coadd"] if entering else ["coadd", "isr"]
+    assert [task.label for task in plan.tasks] == [ends[0], *barriers, ends[1]]
+    assert [len(job.parents) for job in plan.tasks[-1].jobs] == [1 if barriers else 3] * 3
+
+
 @pytest.mark.parametrize("codes", [0, [], None])
 def test_jobs_without_exit_codes_share_a_task(codes: object) -> None:
     plan = plan_of(make_job("a"), make_job("b", retry_unless_exit=codes), make_job("c", environment={}))
@@ -207,6 +227,7 @@ def test_what_is_not_honoured_is_said_once_with_its_labels() -> None:
         {"environment": {"A": "1"}},
         {"retry_unless_exit": 3},
         {"executable": GenericWorkflowExec("other", "/bin/other")},
+        {"executable": GenericWorkflowExec("sh", "/bin/other")},
         {"queue": "OTHER"},
         {"pre_cmdline": "module load x"},
     ],
@@ -412,6 +433,7 @@ def test_two_jobs_of_one_name_are_an_error() -> None:
         group = GenericWorkflowGroup(name, "order")
         group.add_job(make_job("same"))
         workflow.add_job(group)
+    workflow.add_job(make_job("other"))
     with pytest.raises(PlanError, match=r"several jobs of the workflow: same\."):
         make_plan(workflow, SETTINGS)
 

@@ -151,6 +151,11 @@ class TaskPlan:
     group: str = ""
     """Path of the ordering group the jobs are in, if any."""
 
+    @property
+    def ordinals(self) -> range:
+        """Ordinals of the jobs in the run."""
+        return range(self.first, self.first + len(self.jobs))
+
 
 @dataclass(frozen=True, slots=True)
 class ConditionPlan:

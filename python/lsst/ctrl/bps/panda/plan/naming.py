@@ -28,10 +28,10 @@ __all__ = [
 import hashlib
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Protocol
 
 from ..edgenode import cmd_line_decoder as runner
 from ..errors import PlanError
@@ -275,20 +275,24 @@ def _longest(rows: Sequence[Row]) -> int:
     return sum([len(max(column, key=len)) for column in zip(*rows, strict=True)])
 
 
-class Naming(Protocol):
+class Naming(ABC):
     """A way of naming jobs."""
 
+    @abstractmethod
     def pseudo_inputs(self, jobs: NamedJobs) -> list[str]:
         """Return the pseudo-input of each job, in order."""
 
     def files(self, labels: Sequence[NamedJobs]) -> list[ParameterShard]:
-        """Return the files with the parameters of all jobs."""
+        """Return the files with the parameters of all jobs; none by default."""
+        return []
 
     def task_files(self) -> list[tuple[str, str]]:
-        """Return key and name of the files with parameters that each task needs."""
+        """Return key and name of the files with parameters that each task needs; none by default."""
+        return []
 
     def options(self, jobs: NamedJobs) -> dict[str, str]:
-        """Return the runner's options for tasks of a label."""
+        """Return the runner's options for tasks of a label; none by default."""
+        return {}
 
 
 def make_naming(settings: PlanSettings, *, event_service: bool) -> Naming:
@@ -311,7 +315,7 @@ def _short_label(label: str) -> str:
     return _safe(label, MAX_SHORT_LABEL)
 
 
-class _ShortNaming:
+class _ShortNaming(Naming):
     """``label:12``; parameters in shards of about 100 kB."""
 
     def pseudo_inputs(self, jobs: NamedJobs) -> list[str]:
@@ -331,16 +335,13 @@ class _ShortNaming:
                 shards.append(ParameterShard(runner.shard_name(label, number), text))
         return shards
 
-    def task_files(self) -> list[tuple[str, str]]:
-        return []
-
     def options(self, jobs: NamedJobs) -> dict[str, str]:
         if not jobs.keys:
             return {}
         return {"parameters": f"{runner.safe_label(_short_label(jobs.label))}@{jobs.per_shard}"}
 
 
-class _PlainNaming:
+class _PlainNaming(Naming):
     """Job name and parameters in the name itself."""
 
     def __init__(self, placeholders: tuple[str, ...]) -> None:
@@ -363,15 +364,6 @@ class _PlainNaming:
             runner.render_plain_input(name, zip(keys, row, strict=True))
             for name, row in zip(jobs.names, jobs.rows(keys), strict=True)
         ]
-
-    def files(self, labels: Sequence[NamedJobs]) -> list[ParameterShard]:
-        return []
-
-    def task_files(self) -> list[tuple[str, str]]:
-        return []
-
-    def options(self, jobs: NamedJobs) -> dict[str, str]:
-        return {}
 
 
 class _OrderIdNaming(_PlainNaming):

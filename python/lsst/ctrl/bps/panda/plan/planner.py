@@ -187,17 +187,18 @@ def want_success(plan: WorkflowPlan, label: str) -> WorkflowPlan:
         ordinal
         for task in plan.tasks
         if task.is_sink
-        for ordinal in range(task.first, task.first + len(task.jobs))
+        for ordinal in task.ordinals
         if ordinal not in has_child
     )
-    final = tuple(_after(task, ends) if task.label == label else task for task in plan.final)
+
+    def after(job: JobPlan) -> JobPlan:
+        return job._replace(parents=tuple(sorted({*job.parents, *ends})))
+
+    final = tuple(
+        replace(task, jobs=tuple(map(after, task.jobs))) if task.label == label else task
+        for task in plan.final
+    )
     return replace(plan, final=final)
-
-
-def _after(task: TaskPlan, ends: tuple[int, ...]) -> TaskPlan:
-    """Return a task whose jobs depend on the jobs with some ordinals too."""
-    jobs = tuple(job._replace(parents=tuple(sorted({*job.parents, *ends}))) for job in task.jobs)
-    return replace(task, jobs=jobs)
 
 
 def make_restart_plan(plan: WorkflowPlan, done: Collection[int], *, name: str, origin: int) -> WorkflowPlan:
@@ -222,66 +223,53 @@ def make_restart_plan(plan: WorkflowPlan, done: Collection[int], *, name: str, o
         same, since they refer to what is staged.
     """
     done = frozenset(done)
-    old = plan.run.name
-    numbers: dict[int, int] = {}
-    for task in (*plan.tasks, *plan.final):
-        is_final = task in plan.final
-        for ordinal in range(task.first, task.first + len(task.jobs)):
-            if is_final or ordinal not in done:
-                numbers[ordinal] = len(numbers)
+    kept = [ordinal for task in plan.tasks for ordinal in task.ordinals if ordinal not in done]
+    kept += [ordinal for task in plan.final for ordinal in task.ordinals]
+    numbers = {ordinal: number for number, ordinal in enumerate(kept)}
     has_child = {
         parent
         for task in plan.tasks
-        for ordinal, job in enumerate(task.jobs, task.first)
+        for ordinal, job in zip(task.ordinals, task.jobs, strict=True)
         if ordinal in numbers
         for parent in job.parents
     }
-    renamed: dict[str, str] = {}
-    tasks: list[TaskPlan] = []
-    final: list[TaskPlan] = []
-    for task in (*plan.tasks, *plan.final):
-        rest = _rest_of(task, numbers, has_child)
-        if rest is None:
-            continue
-        number = len(renamed) + 1
-        renamed[task.name] = task_name(name, number, task.label, task.chunk)
-        rest = replace(rest, name=renamed[task.name], command=_with_run(task.command, old, name))
-        (final if task in plan.final else tasks).append(rest)
+    rests = [_rest_of(task, numbers, has_child) for task in (*plan.tasks, *plan.final)]
+    left = [task for task in rests if task.jobs]
+    renamed = {task.name: task_name(name, n, task.label, task.chunk) for n, task in enumerate(left, 1)}
+    # The command tells the runner the name of the run.
+    old, new = (f"--run={runner.quote(run)}" for run in (plan.run.name, name))
+    left = [replace(t, name=renamed[t.name], command=t.command.replace(old, new)) for t in left]
+    counts = Counter({label: 0 for label, _ in plan.labels})
+    for task in left:
+        counts[task.label] += len(task.jobs)
     return replace(
         plan,
         run=replace(plan.run, name=name, origin=origin),
-        tasks=tuple(tasks),
-        final=tuple(final),
+        tasks=tuple(left[: len(left) - len(plan.final)]),
+        final=tuple(left[len(left) - len(plan.final) :]),
         conditions=_conditions_left(plan, renamed),
-        labels=_labels_left(plan, [*tasks, *final]),
+        labels=tuple((label, count) for label, count in counts.items() if count),
         warnings=(),
     )
 
 
-def _rest_of(task: TaskPlan, numbers: dict[int, int], has_child: set[int]) -> TaskPlan | None:
-    """Return a task with the jobs that are left of it; `None` if there are none."""
+def _rest_of(task: TaskPlan, numbers: Mapping[int, int], has_child: set[int]) -> TaskPlan:
+    """Return a task with the jobs that are left of it, which may be none."""
+    left = [ordinal for ordinal in task.ordinals if ordinal in numbers]
     jobs: list[JobPlan] = []
-    first = -1
-    is_sink = False
-    for ordinal, job in enumerate(task.jobs, task.first):
-        number = numbers.get(ordinal)
-        if number is None:
-            continue
-        first = number if first < 0 else first
-        is_sink = is_sink or ordinal not in has_child
+    for ordinal in left:
+        job = task.jobs[ordinal - task.first]
         parents = tuple(numbers[parent] for parent in job.parents if parent in numbers)
         jobs.append(job._replace(parents=parents))
-    if not jobs:
-        return None
-    contiguous = jobs[-1].order_id - jobs[0].order_id == len(jobs) - 1
     # iDDS packs wrongly what is not contiguous, so such jobs run singly.
-    packing = task.packing if contiguous else Packing()
-    return replace(task, first=first, jobs=tuple(jobs), is_sink=is_sink, packing=packing)
-
-
-def _with_run(command: str, old: str, new: str) -> str:
-    """Return a command that tells the runner the name of the new run."""
-    return command.replace(f"--run={runner.quote(old)}", f"--run={runner.quote(new)}")
+    contiguous = not jobs or jobs[-1].order_id - jobs[0].order_id == len(jobs) - 1
+    return replace(
+        task,
+        first=numbers[left[0]] if left else 0,
+        jobs=tuple(jobs),
+        is_sink=not has_child.issuperset(left),
+        packing=task.packing if contiguous else Packing(),
+    )
 
 
 def _conditions_left(plan: WorkflowPlan, renamed: dict[str, str]) -> tuple[ConditionPlan, ...]:
@@ -293,11 +281,3 @@ def _conditions_left(plan: WorkflowPlan, renamed: dict[str, str]) -> tuple[Condi
         if waits and starts:
             conditions.append(ConditionPlan(waits, starts))
     return tuple(conditions)
-
-
-def _labels_left(plan: WorkflowPlan, tasks: list[TaskPlan]) -> tuple[tuple[str, int], ...]:
-    """Count the jobs that are left by label."""
-    counts = {label: 0 for label, _ in plan.labels}
-    for task in tasks:
-        counts[task.label] += len(task.jobs)
-    return tuple((label, count) for label, count in counts.items() if count)
