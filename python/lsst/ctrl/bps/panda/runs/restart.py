@@ -152,9 +152,8 @@ def _done_jobs(client: RunClient, evidence: RunEvidence, plan: WorkflowPlan) -> 
         transform = by_name.get(task.name)
         if transform is None or transform.outputs is None or not transform.outputs.processed:
             continue
-        ordinals = range(task.first, task.first + len(task.jobs))
         if transform.outputs.processed >= len(task.jobs):
-            done.update(ordinals)
+            done.update(task.ordinals)
         else:
             done.update(_done_in_task(client, evidence.request.request_id, transform, task))
     return done
