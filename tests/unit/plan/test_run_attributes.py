@@ -25,9 +25,9 @@ def test_attributes_come_back_as_they_were():
 @pytest.mark.parametrize(
     ("attributes", "operator", "payload"),
     [
-        (replace(PLAIN, payload="p" * 300), "ann", 207),
-        (replace(PLAIN, operator="o" * 61, payload="p" * 300), "o" * 60, 150),
-        (replace(PLAIN, operator="ä" * 61, payload="p" * 300), "ä" * 10, 150),
+        (replace(PLAIN, payload="p" * 300), "ann", 213),
+        (replace(PLAIN, operator="o" * 61, payload="p" * 300), "o" * 60, 156),
+        (replace(PLAIN, operator="ä" * 61, payload="p" * 300), "ä" * 10, 156),
     ],
 )
 def test_what_is_too_long_is_cut_to_fill_the_column(attributes, operator, payload):
