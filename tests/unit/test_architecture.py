@@ -450,7 +450,8 @@ json.dump(told, sys.stdout)
 def probe(names: list[str], home: Path, *, base: str = "") -> dict[str, dict]:
     """Import modules in a process of its own, and tell what each did."""
     environment = {"PATH": os.environ["PATH"], "HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-c", PROBE, base, *names]
+    # Module paths of the previous plugin warn.
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PROBE, base, *names]
     done = subprocess.run(
         command, env=environment, cwd=home, capture_output=True, text=True, timeout=240, check=False
     )
