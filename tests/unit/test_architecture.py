@@ -60,7 +60,7 @@ FOREIGN = {
     "jwt": {"auth", "rest.tokens"},
     "networkx": {"plan"},
     "pydantic": {"settings", "runs", "campaign", "insight", "local"},
-    "rich": {"cli", "service"},
+    "rich": {"cli", "runs.submit"},
     "jinja2": {"web"},
     "psutil": {"local"},
 }

@@ -16,7 +16,7 @@ import pytest
 
 from lsst.ctrl.bps.panda.errors import StagingError
 from lsst.ctrl.bps.panda.plan.model import StagedFile
-from lsst.ctrl.bps.panda.service import show_staging
+from lsst.ctrl.bps.panda.runs.submit import show_staging
 from lsst.ctrl.bps.panda.staging import (
     StagingSettings,
     check_area,

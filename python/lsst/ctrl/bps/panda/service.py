@@ -1,7 +1,7 @@
-"""The service class that BPS calls: each command as its hops, in order.
+"""The service class that BPS calls: each command step by step.
 
-prepare is settings, plan, files; submit is staging, iDDS workflow, request;
-report and status are reply, records, report.
+prepare: settings, plan, files.  submit: checks, staging, iDDS workflow, request,
+record.  report and status: find the run, ask iDDS and PanDA, evidence, report.
 """
 
 from __future__ import annotations
@@ -9,11 +9,9 @@ from __future__ import annotations
 __all__ = ["LocalPanDAService", "PanDAService"]
 
 import logging
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, TextIO
+from typing import Any
 
 from lsst.ctrl.bps.wms_service import WmsRunReport, WmsStates
 from lsst.daf.butler import Config
@@ -22,12 +20,9 @@ from lsst.resources import ResourcePath
 from lsst.ctrl.bps import BaseWmsService, BaseWmsWorkflow, BpsConfig, GenericWorkflow
 
 from .checks.configuration import check_configuration, check_service
-from .checks.misspellings import check_names
-from .checks.plan import check_plan, find_advice
 from .errors import PandaBpsError, RunNotFoundError, SettingsError
 from .findings import Finding, report_findings
-from .plan.document import render_table
-from .remote.request import submit_build
+from .remote.request import is_control_workflow, submit_build, submit_control_workflow
 from .report.report import (
     describe_counts,
     get_status_of,
@@ -41,50 +36,18 @@ from .runs.cancel import cancel_run
 from .runs.client import Connection, RunClient, connect
 from .runs.files import protect_dumps
 from .runs.outputs import collect_outputs
-from .runs.record import read_record
 from .runs.restart import restart_run
-from .runs.submit import record_submission, send
+from .runs.submit import record_submission, send, stage_with_progress, tell_how_to_follow
 from .settings import sites
-from .settings.bps_command import accept_service_names, configuration_file, is_dry_run
+from .settings.bps_command import accept_service_names, is_dry_run
 from .settings.configuration import RunConfiguration
-from .settings.remote import is_batch_submission
-from .settings.run import ServiceSettings, default_configuration, own_messages, read_service_settings
-from .staging import stage
+from .settings.run import ServiceSettings, default_configuration, read_service_settings
 from .workflow import PandaBpsWmsWorkflow
 
 _LOG = logging.getLogger(__name__)
 
-CONTROL_SUFFIX = "_ctrl"
-"""End of the name of the workflow that BPS makes of a submission's stages."""
-
 DEFAULT_DAYS = 2.0
 """How far the list of runs looks back if nobody says, days."""
-
-
-@contextmanager
-def show_staging(stream: TextIO) -> Iterator[Callable[[int, int], None] | None]:
-    """Draw on a terminal how many files are staged; on any other stream draw nothing."""
-    if not stream.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    files = TextColumn("{task.completed} of {task.total} files")
-    bar = Progress(TextColumn("Staging"), BarColumn(), files, console=Console(file=stream))
-    task = bar.add_task("")
-
-    def draw(done: int, total: int) -> None:
-        bar.update(task, completed=done, total=total)
-        bar.start()
-        if done >= total:
-            bar.stop()
-
-    try:
-        yield draw
-    finally:
-        if bar.live.is_started:
-            bar.stop()
 
 
 class PanDAService(BaseWmsService):
@@ -110,6 +73,10 @@ class PanDAService(BaseWmsService):
         """Return where PanDA is and who we are."""
         return read_service_settings(self.config)
 
+    @property
+    def _class_name(self) -> str:
+        return f"{type(self).__module__}.{type(self).__name__}"
+
     def _connect(self) -> Connection:
         """Make the clients; nothing is sent yet."""
         return connect(self.settings())
@@ -130,8 +97,8 @@ class PanDAService(BaseWmsService):
         report_findings(self.check_submission(), is_dry_run=is_dry_run())
 
     def check_submission(self) -> list[Finding]:
-        """Return what would keep a submission from working, as far as it can
-        be told before there is a quantum graph.
+        """Return what would keep a submission from working, as far as it is
+        known before there is a quantum graph.
         """
         settings = self.settings()
         return [*check_configuration(self.config, settings.environment), *check_service(settings)]
@@ -141,84 +108,45 @@ class PanDAService(BaseWmsService):
     ) -> PandaBpsWmsWorkflow:
         # Docstring inherited.
         accept_service_names()
-        run = RunConfiguration(config)
-        protect_dumps(out_prefix or run.submit_path)
-        if is_batch_submission(config) and generic_workflow.name.endswith(CONTROL_SUFFIX):
-            control = PandaBpsWmsWorkflow(run.name, config)
-            control.planned_by_task = True
-            return control
-        service_class = f"{type(self).__module__}.{type(self).__name__}"
+        protect_dumps(out_prefix or RunConfiguration(config).submit_path)
+        if is_control_workflow(config, generic_workflow):
+            return PandaBpsWmsWorkflow.without_plan(config)
         workflow = PandaBpsWmsWorkflow.from_generic_workflow(
-            config, generic_workflow, out_prefix or "", service_class
+            config, generic_workflow, out_prefix or "", self._class_name
         )
-        self._check_plan(workflow)
-        workflow.write(out_prefix or "")
-        table = render_table(workflow.plan, request_size=workflow.submission.length)
-        _LOG.info("Plan of run %s:\n%s", workflow.name, table)
-        self._advise(workflow)
-        return workflow
-
-    def _check_plan(self, workflow: PandaBpsWmsWorkflow) -> None:
-        """Check a plan; for a command also the server, which BPS has not
-        asked to be checked.
-        """
-        findings = check_plan(workflow.plan, workflow.settings, self.config)
-        if workflow.run_attrs.get("bps_iscustom"):
+        findings = workflow.check()
+        if workflow.is_command:
+            # BPS has the server checked for other runs only.
             findings += check_service(self.settings())
         report_findings(findings, is_dry_run=is_dry_run())
-
-    def _advise(self, workflow: PandaBpsWmsWorkflow) -> None:
-        """Log what may be a mistake or could be better."""
-        advice = find_advice(
-            workflow.plan, length=len(workflow.submission.request), most=workflow.settings.max_request_length
-        )
-        environment = read_service_settings(workflow.config).environment
-        names = check_names(workflow.config, environment, labels=workflow.settings.plan.labels)
-        report_findings([*names, *advice], is_dry_run=is_dry_run())
+        workflow.write(out_prefix or "")
+        _LOG.info("Plan of run %s:\n%s", workflow.name, workflow.table)
+        report_findings(workflow.advise(), is_dry_run=is_dry_run())
+        return workflow
 
     def submit(self, workflow: BaseWmsWorkflow, **kwargs: Any) -> BaseWmsWorkflow | None:
         # Docstring inherited.
         if kwargs.get("remote_build"):
-            built = submit_build(self._connect(), **kwargs)
-            self._tell_how_to_ask(built)
+            connection = self._connect()
+            built = submit_build(connection, **kwargs)
+            tell_how_to_follow(connection, built.run_id, self._class_name)
             return built
         if not isinstance(workflow, PandaBpsWmsWorkflow):
             raise SettingsError(
                 "BPS prepared no workflow of this plugin. For a remote build it knows the service class "
                 "lsst.ctrl.bps.panda.PanDAService only; 'panda_bps build CONFIG' works with any."
             )
-        if workflow.planned_by_task:
-            file = configuration_file() or RunConfiguration(workflow.config).file
-            built = submit_build(self._connect(), config=workflow.config, config_file=file)
-            workflow.run_id, workflow.submit_path = built.run_id, built.submit_path
-            self._tell_how_to_ask(workflow)
-            return None
         connection = self._connect()
-        with show_staging(sys.stderr) as progress:
-            stage(workflow.staged_files(), workflow.settings.staging, progress=progress)
-        request_id = send(connection.relay, workflow.submission, workflow.name)
-        workflow.run_id = str(request_id)
-        record = read_record(workflow.submit_path or "")
-        record_submission(
-            connection,
-            record,
-            request_id,
-            request_bytes=workflow.submission.length,
-            messages=own_messages(connection.settings, record.run.site),
-        )
-        _LOG.info("Submitted run %s as request %d to %s", workflow.name, request_id, connection.settings.url)
-        self._tell_how_to_ask(workflow)
+        if workflow.planned_by_task:
+            submit_control_workflow(connection, workflow)
+        else:
+            stage_with_progress(workflow.staged_files(), workflow.settings.staging)
+            request_id = send(connection.relay, workflow.submission, workflow.name)
+            length = workflow.submission.length
+            record_submission(connection, workflow.read_record(), request_id, request_bytes=length)
+            workflow.run_id = str(request_id)
+        tell_how_to_follow(connection, workflow.run_id, self._class_name)
         return None
-
-    def _tell_how_to_ask(self, workflow: BaseWmsWorkflow) -> None:
-        """Say what ``bps report`` needs: it reads no configuration, and takes
-        another plugin's class by default.
-        """
-        name = f"{type(self).__module__}.{type(self).__name__}".replace(".service.", ".")
-        known = self.settings().environment.get("BPS_WMS_SERVICE_CLASS", "").replace(".service.", ".")
-        if known != name:
-            command = f"export BPS_WMS_SERVICE_CLASS={name}; bps report --id {workflow.run_id}"
-            _LOG.info("To follow the run: %s", command)
 
     # --- submitted runs ------------------------------------------------
 
@@ -237,11 +165,9 @@ class PanDAService(BaseWmsService):
             client = RunClient(self._connect())
             if wms_workflow_id:
                 found = client.find(wms_workflow_id)
-                report = make_run_report(
-                    client.detail(found),
-                    monitor_url=client.connection.settings.monitor_url,
-                    return_exit_codes=return_exit_codes,
-                )
+                evidence = client.detail(found)
+                monitor = client.connection.settings.monitor_url
+                report = make_run_report(evidence, monitor_url=monitor, return_exit_codes=return_exit_codes)
                 return [report], "\n".join(collect_outputs(found.record, report.state))
             days = hist or DEFAULT_DAYS
             runs, problems = client.recent(days=days, user=user, everybody=is_global)
@@ -274,27 +200,7 @@ class PanDAService(BaseWmsService):
         pass_thru: str | None = None,
         is_global: bool = False,
     ) -> list[str]:
-        """List the runs that a command such as cancel is meant for.
-
-        Parameters
-        ----------
-        wms_id : `str`, optional
-            Id, name or submit directory of a run.
-        user : `str`, optional
-            Whose runs; one's own by default, and never everybody's.
-        require_bps : `bool`, optional
-            Whether to leave out requests that BPS did not make.
-        pass_thru : `str`, optional
-            Filters, as in a report.
-        is_global : `bool`, optional
-            Ignored: a request belongs to one user.
-
-        Returns
-        -------
-        ids : `list` [`str`]
-            Request ids, sorted as numbers; only runs that have not ended
-            unless a run was named.
-        """
+        # Docstring inherited.  Without an id: one's own runs that have not ended, never everybody's.
         filters = parse_filters(pass_thru)
         client = RunClient(self._connect())
         if wms_id:
@@ -335,20 +241,7 @@ class PanDAService(BaseWmsService):
         return run_id, name, message
 
     def ping(self, pass_thru: str | None = None) -> tuple[int, str]:
-        """Find out whether PanDA and iDDS answer.
-
-        Parameters
-        ----------
-        pass_thru : `str`, optional
-            Not used.
-
-        Returns
-        -------
-        code : `int`
-            0 if all is well, 1 otherwise.
-        message : `str`
-            What is wrong, and where.
-        """
+        # Docstring inherited.
         try:
             connection = connect(self.settings(), prompt=True)
             connection.relay.ping()

@@ -12,19 +12,22 @@ from typing import Any
 
 from lsst.ctrl.bps import BaseWmsWorkflow, BpsConfig, GenericWorkflow
 
+from .checks.misspellings import check_names
+from .checks.plan import check_plan, find_advice
 from .edgenode.rucio_program import Registration
 from .errors import PandaBpsError
+from .findings import Finding
 from .idds.workflow import Submission, make_submission, make_workflow
-from .plan.document import render_plan
+from .plan.document import render_plan, render_table
 from .plan.model import StagedFile, WorkflowPlan
 from .plan.planner import make_plan, want_success
 from .rucio.step import add_step, find_graph
 from .runs.files import PARAMETERS_DIRECTORY, PLAN_NAME, REGISTRATION_NAME, write_text
 from .runs.outputs import find_outputs
-from .runs.record import RunRecord
+from .runs.record import RunRecord, read_record
 from .settings.configuration import RunConfiguration
 from .settings.rucio import LABEL, read_registration_settings
-from .settings.run import RunSettings, read_run_settings, read_service_settings
+from .settings.run import RunSettings, own_messages, read_run_settings, read_service_settings
 
 
 class PandaBpsWmsWorkflow(BaseWmsWorkflow):
@@ -46,8 +49,16 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
         self._registration: Registration | None = None
         self._outputs: tuple[tuple[str, str], ...] = ()
         self.run_attrs: dict[str, str] = {}
-        # Of bpsBatchSubmission: there is no plan yet.
         self.planned_by_task = False
+
+    @classmethod
+    def without_plan(cls, config: BpsConfig) -> PandaBpsWmsWorkflow:
+        """Make the workflow of a run whose plan a task will make, so that it
+        has none.
+        """
+        workflow = cls(RunConfiguration(config).name, config)
+        workflow.planned_by_task = True
+        return workflow
 
     @classmethod
     def from_generic_workflow(
@@ -61,9 +72,8 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
         workflow.run_attrs = dict(generic_workflow.run_attrs)
         workflow._outputs = find_outputs(generic_workflow)
         environment = read_service_settings(config).environment
-        # A command (bps submitcmd) leaves nothing in a Butler.
-        is_command = bool(workflow.run_attrs.get("bps_iscustom"))
-        registration = None if is_command else read_registration_settings(config, environment)
+        # A command leaves nothing in a Butler.
+        registration = None if workflow.is_command else read_registration_settings(config, environment)
         if registration is not None:
             graph = find_graph(generic_workflow) if registration.quantum_graph else ""
             workflow._registration = replace(registration.registration, quantum_graph=graph)
@@ -87,6 +97,29 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
         if self._settings is None:
             raise PandaBpsError(f"Workflow {self.name!r} has no settings; use from_generic_workflow.")
         return self._settings
+
+    @property
+    def is_command(self) -> bool:
+        """Whether this is a run of ``bps submitcmd``."""
+        return bool(self.run_attrs.get("bps_iscustom"))
+
+    @property
+    def table(self) -> str:
+        """The plan as a table for people."""
+        return render_table(self.plan, request_size=self.submission.length)
+
+    def check(self) -> list[Finding]:
+        """Return what is wrong with the plan."""
+        return check_plan(self.plan, self.settings, self.config)
+
+    def advise(self) -> list[Finding]:
+        """Return what may be a mistake in the configuration or could be better
+        in the plan.
+        """
+        environment = read_service_settings(self.config).environment
+        names = check_names(self.config, environment, labels=self.settings.plan.labels)
+        most = self.settings.max_request_length
+        return [*names, *find_advice(self.plan, length=len(self.submission.request), most=most)]
 
     @cached_property
     def submission(self) -> Submission:
@@ -135,5 +168,10 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
             staging=self.settings.staging,
             clusters=self.settings.clusters,
             outputs=self._outputs,
+            messages=own_messages(read_service_settings(self.config), self.plan.run.site),
         )
         record.write(directory)
+
+    def read_record(self) -> RunRecord:
+        """Read the record that `write` has written."""
+        return read_record(self.submit_path or "")

@@ -6,7 +6,7 @@ The program that the task runs is `~lsst.ctrl.bps.panda.remote.site`.
 
 from __future__ import annotations
 
-__all__ = ["make_archive", "submit_build"]
+__all__ = ["is_control_workflow", "make_archive", "submit_build", "submit_control_workflow"]
 
 import logging
 import os
@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from lsst.ctrl.bps import BpsConfig
+from lsst.ctrl.bps import BpsConfig, GenericWorkflow
 
 from ..errors import SettingsError
 from ..idds.workflow import BuildTask, make_build_submission
@@ -28,8 +28,9 @@ from ..runs.client import Connection
 from ..runs.files import protect_dumps, replacing
 from ..runs.record import RunRecord, RunSection
 from ..runs.submit import record_submission, send
+from ..settings.bps_command import configuration_file
 from ..settings.configuration import RunConfiguration
-from ..settings.remote import BuildSettings, read_build_settings
+from ..settings.remote import BuildSettings, is_batch_submission, read_build_settings
 from ..workflow import PandaBpsWmsWorkflow
 
 _LOG = logging.getLogger(__name__)
@@ -40,8 +41,40 @@ MAX_ARCHIVE = 10 * 1024**2
 _SERVICE = "lsst.ctrl.bps.panda.PanDAService"
 _LOCAL_SERVICE = "lsst.ctrl.bps.panda.LocalPanDAService"
 
+CONTROL_SUFFIX = "_ctrl"
+"""End of the name of the workflow that BPS makes of a submission's stages."""
+
 SITE_SUBMIT_PATH = "${PWD}/submit/{outputRun}"
 """Submit directory of the site: that of the submit host is not there."""
+
+
+def is_control_workflow(config: BpsConfig, workflow: GenericWorkflow) -> bool:
+    """Tell whether a workflow is that of the stages of a submission
+    (``bpsBatchSubmission``), in whose place a task makes the plan at the site.
+
+    Parameters
+    ----------
+    config : `~lsst.ctrl.bps.BpsConfig`
+        Configuration of the run.
+    workflow : `~lsst.ctrl.bps.GenericWorkflow`
+        What BPS has made of it.
+    """
+    return is_batch_submission(config) and workflow.name.endswith(CONTROL_SUFFIX)
+
+
+def submit_control_workflow(connection: Connection, workflow: PandaBpsWmsWorkflow) -> None:
+    """Submit the task that makes the plan of a workflow that has none yet.
+
+    Parameters
+    ----------
+    connection : `Connection`
+        The server.
+    workflow : `PandaBpsWmsWorkflow`
+        Gets its id and its submit directory.
+    """
+    file = configuration_file() or RunConfiguration(workflow.config).file
+    built = submit_build(connection, config=workflow.config, config_file=file)
+    workflow.run_id, workflow.submit_path = built.run_id, built.submit_path
 
 
 def submit_build(
@@ -54,7 +87,7 @@ def submit_build(
     connection : `Connection`
         The server.
     config : `~lsst.ctrl.bps.BpsConfig`
-        Configuration of the run; its submit directory is there.
+        Configuration of the run; its submit directory exists.
     config_file : `str`
         The user's YAML.
     **kwargs
@@ -88,7 +121,6 @@ def submit_build(
     request_id = send(connection.relay, submission, attributes.name, build=True)
     record = RunRecord.planned_at_site(_names(run, submit_path), archive=archive.name)
     record_submission(connection, record, request_id)
-    _LOG.info("Submitted the build task of run %s as request %d", attributes.name, request_id)
     workflow = PandaBpsWmsWorkflow(attributes.name, config)
     workflow.run_id = str(request_id)
     workflow.submit_path = os.fspath(submit_path)

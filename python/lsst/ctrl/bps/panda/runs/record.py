@@ -150,6 +150,7 @@ class RunRecord(_Section):
         staging: StagingSettings,
         clusters: tuple[str, ...] = (),
         outputs: tuple[tuple[str, str], ...] = (),
+        messages: dict[str, str] | None = None,
     ) -> RunRecord:
         """Make the record of a run that has just been planned.
 
@@ -163,25 +164,22 @@ class RunRecord(_Section):
             Labels that are clusters.
         outputs : `tuple` [`tuple` [`str`, `str`], ...], optional
             Key and destination of each output of ``bps submitcmd``.
+        messages : `dict` [`str`, `str`], optional
+            The message broker of the run's own configuration.
         """
         how = Staging(max_workers=staging.max_workers, group_permissions=staging.group_permissions)
-        return cls(
+        record = cls(
             **_plan_fields(plan),
             staging=how,
             clusters=clusters,
             outputs=tuple(Output(*output) for output in outputs),
         )
+        return record._with(messages=messages) if messages else record
 
     @classmethod
     def planned_at_site(cls, run: RunSection, *, archive: str) -> RunRecord:
-        """Make the record of a run whose plan a task makes at its site.
-
-        Parameters
-        ----------
-        run : `RunSection`
-            Names and places of the run.
-        archive : `str`
-            Name of what is sent to the site, in PanDA's file cache.
+        """Make the record of a run whose plan a task makes at its site, of
+        what was sent there.
         """
         return cls(
             format=RECORD_FORMAT,
@@ -259,28 +257,10 @@ class RunRecord(_Section):
         *,
         server: str,
         request_bytes: int | None = None,
-        messages: dict[str, str] | None = None,
     ) -> RunRecord:
-        """Return the record of the same run, now submitted.
-
-        Parameters
-        ----------
-        request_id : `int`
-            Number of its request.
-        server : `str`
-            URL of PanDA.
-        request_bytes : `int`, optional
-            Size of the request.
-        messages : `dict` [`str`, `str`], optional
-            The message broker of the run's own configuration.
-        """
-        known = {"request_bytes": request_bytes, "messages": messages or None}
-        return self._with(
-            request_id=request_id,
-            server=server,
-            submitted_at=_now(),
-            **{key: value for key, value in known.items() if value is not None},
-        )
+        """Return the record of the same run, now submitted."""
+        size = {} if request_bytes is None else {"request_bytes": request_bytes}
+        return self._with(request_id=request_id, server=server, submitted_at=_now(), **size)
 
     def complete(self, reply: BuildReply) -> RunRecord:
         """Return the record of a run planned at its site, with that plan."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-__all__ = ["record_submission", "send"]
+__all__ = ["record_submission", "send", "show_staging", "stage_with_progress", "tell_how_to_follow"]
 
 import logging
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TextIO
 
 from ..errors import RefusedError, ReplyError, SubmissionUncertainError, TransportError
 from ..idds.workflow import Submission
+from ..plan.model import StagedFile
 from ..rest.relay import Relay
+from ..staging import StagingSettings, stage
 from .client import Connection
 from .record import RunIndex, RunRecord
 
@@ -18,6 +23,59 @@ _LOG = logging.getLogger(__name__)
 
 LOOK_UP_SECONDS = 120.0
 """How long a run that may have been created is looked for by its name."""
+
+
+@contextmanager
+def show_staging(stream: TextIO) -> Iterator[Callable[[int, int], None] | None]:
+    """Draw on a terminal how many files are staged; on any other stream draw nothing."""
+    if not stream.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    files = TextColumn("{task.completed} of {task.total} files")
+    bar = Progress(TextColumn("Staging"), BarColumn(), files, console=Console(file=stream))
+    task = bar.add_task("")
+
+    def draw(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total)
+        bar.start()
+        if done >= total:
+            bar.stop()
+
+    try:
+        yield draw
+    finally:
+        if bar.live.is_started:
+            bar.stop()
+
+
+def stage_with_progress(files: Sequence[StagedFile], settings: StagingSettings) -> None:
+    """Stage the files of a run; a terminal shows how far it is."""
+    with show_staging(sys.stderr) as progress:
+        stage(files, settings, progress=progress)
+
+
+def tell_how_to_follow(connection: Connection, run_id: str, service_class: str) -> None:
+    """Log what ``bps report`` needs to find a run: it reads no configuration,
+    and takes another plugin's class by default.
+
+    Parameters
+    ----------
+    connection : `Connection`
+        The server that has the run.
+    run_id : `str`
+        Its id.
+    service_class : `str`
+        Class that submitted it.
+    """
+    name, known = (
+        text.replace(".service.", ".")
+        for text in (service_class, connection.settings.environment.get("BPS_WMS_SERVICE_CLASS", ""))
+    )
+    if known != name:
+        _LOG.info("To follow the run: export BPS_WMS_SERVICE_CLASS=%s; bps report --id %s", name, run_id)
 
 
 def send(
@@ -30,7 +88,7 @@ def send(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> int:
-    """Send a run and return its request id.
+    """Send a run and return the number of its request.
 
     The steps of a long request are sent first; sending one twice does no
     harm.  The request itself is sent once: if the outcome is not known, the
@@ -50,11 +108,6 @@ def send(
         How long to look for a run that may have been created, seconds.
     sleep, clock : callable, optional
         For tests.
-
-    Returns
-    -------
-    request_id : `int`
-        Number of the request.
 
     Raises
     ------
@@ -86,8 +139,7 @@ def record_submission(
     request_id: int,
     *,
     request_bytes: int | None = None,
-    messages: dict[str, str] | None = None,
-) -> RunRecord:
+) -> None:
     """Write down a run that was submitted: in its record, and in the list of
     own runs.
 
@@ -101,19 +153,12 @@ def record_submission(
         Number of its request.
     request_bytes : `int`, optional
         Size of the request.
-    messages : `dict` [`str`, `str`], optional
-        The message broker of the run's own configuration.
-
-    Returns
-    -------
-    record : `RunRecord`
-        As it was written.
     """
     settings = connection.settings
-    record = record.submitted(request_id, server=settings.url, request_bytes=request_bytes, messages=messages)
+    record = record.submitted(request_id, server=settings.url, request_bytes=request_bytes)
     record.write()
     RunIndex(settings.state_directory, settings.url).add(record)
-    return record
+    _LOG.info("Submitted run %s as request %d to %s", record.name, request_id, settings.url)
 
 
 def _send_steps(relay: Relay, submission: Submission, name: str) -> None:
