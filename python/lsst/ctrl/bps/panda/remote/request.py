@@ -168,7 +168,7 @@ def _task(settings: BuildSettings, command: str) -> BuildTask:
 
 
 def _fill(command: str, *, archive: str, config: str, site: str) -> str:
-    """Put the arguments of the build into its command."""
+    """Fill the arguments of the build into its command."""
     for mark, value in (("_download_cmd_line_", archive), ("_build_cmd_line_", config)):
         if mark not in command:
             raise SettingsError(
@@ -179,9 +179,9 @@ def _fill(command: str, *, archive: str, config: str, site: str) -> str:
 
 
 def _write_overlay(run: RunConfiguration, config_file: Path, submit_path: Path) -> Path:
-    """Write what the site is to put over the user's YAML: the values that BPS
-    has defined here, so that both sides speak of the same run, and those of
-    the command line.
+    """Write the configuration that the site reads: the user's YAML, and over it
+    the values that BPS has defined here, so that both sides mean the same run,
+    and those of the command line.
     """
     values = run.command_line
     values.update(timestamp=run.timestamp, operator=run.operator, submitPath=SITE_SUBMIT_PATH)

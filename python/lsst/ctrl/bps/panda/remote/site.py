@@ -1,6 +1,6 @@
-"""What the task of a remote build does at the site: it fetches the
-configuration, makes quantum graph and plan with BPS, stages, and gives the
-workflow to iDDS.
+"""The program of the task of a remote build, at the site: it fetches the
+configuration, makes quantum graph and plan with BPS, stages, gives the workflow
+to iDDS, and sends record and plan to the submit host.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def main(argv: Sequence[str], environment: MutableMapping[str, str]) -> int:
 
 
 def _last_words(error: Exception) -> str:
-    """Return the last lines of the command that BPS ran, if it failed: BPS
-    names only the file that they are in, and that one is gone with the task.
+    """Return the last lines of output of a command that failed under BPS: BPS
+    names only their file, which is gone with the task.
     """
     if not isinstance(error, BpsSubprocessError):
         return ""
@@ -124,8 +124,8 @@ def _require(environment: Mapping[str, str], name: str) -> str:
 
 
 def _connect(archive: str, environment: MutableMapping[str, str]) -> Connection:
-    """Reach the PanDA that this job is from: by its usual variables, by the
-    pilot's, or else where the archive is.
+    """Connect to the PanDA that this job is from: by its usual variables, by
+    the pilot's, or else where the archive is.
     """
     if not (environment.get("PANDA_URL_SSL") or environment.get("PANDA_URL")):
         environment["PANDA_URL_SSL"] = _panda_url(environment.get("PANDA_SERVER_URL") or archive)
@@ -165,7 +165,7 @@ def _refuse_outside(tar: tarfile.TarFile) -> None:
 
 
 def _update(connection: Connection, workflow: PandaBpsWmsWorkflow, request_id: int, signature: str) -> None:
-    """Give the workflow to iDDS; twice is the same as once."""
+    """Give the workflow to iDDS; doing so twice does no harm."""
     submission = workflow.submission
     for step in submission.steps:
         connection.relay.submit_step(step, submission.keywords)

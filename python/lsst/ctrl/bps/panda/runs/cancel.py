@@ -1,4 +1,4 @@
-"""Cancel: only what is meant, and with a look at what really happened."""
+"""Cancel a run, and look whether the server did it."""
 
 from __future__ import annotations
 
@@ -49,11 +49,9 @@ def cancel_run(
 
     Returns
     -------
-    accepted : `bool`
-        Whether the server shows that it accepted the command.
-    message : `str`
-        Which of the three it is: cancelled, accepted, or not; with what still
-        runs.
+    accepted, message : `tuple`
+        Whether the server shows that it accepted the command, and what it has
+        come to: cancelled, accepted or not, and what still runs.
     """
     found = client.find(run)
     request_id, record = found
@@ -81,14 +79,14 @@ def cancel_run(
 
 
 def _mark(record: RunRecord | None) -> bool:
-    """Leave word for the final job; return whether it could be done."""
+    """Put the marker that the final job looks for; return whether it worked."""
     if record is None or not record.staging_area:
         return False
     return write_marker(record.staging_area, CANCELLED_MARKER, record.name + "\n")
 
 
 class _Watch:
-    """Looks at a run after the command, and sends it again if it was lost."""
+    """Watches a run after the command, which it sends again if it was lost."""
 
     def __init__(
         self,
@@ -108,8 +106,8 @@ class _Watch:
         self.sent = 1
 
     def look(self) -> RunEvidence:
-        """Return the last look: when nothing more is to be done, or when
-        patience ends.
+        """Ask about the run until nothing more is to be done or patience
+        ends; return the last answer.
         """
         while True:
             evidence = self._client.glance(self._run)
@@ -124,7 +122,7 @@ class _Watch:
             self._sleep(1.0)
 
     def _send_again(self, now: float) -> None:
-        """Send the command once more; a refusal now means that it worked."""
+        """Send the command once more; a refusal now means that it had worked."""
         self._last_sent = now
         self.sent += 1
         try:

@@ -35,7 +35,7 @@ def find_outputs(workflow: GenericWorkflow) -> tuple[tuple[str, str], ...]:
     Returns
     -------
     outputs : `tuple` [`tuple` [`str`, `str`]]
-        Key and destination, on the submit side, of each.
+        Key, and destination on the submit side, of each.
 
     Raises
     ------
@@ -58,7 +58,7 @@ def find_outputs(workflow: GenericWorkflow) -> tuple[tuple[str, str], ...]:
 
 
 def _refuse_twins(files: Sequence[tuple[str, str]], what: str) -> None:
-    """Refuse files of one name in one directory."""
+    """Refuse two files that would have one name in one directory."""
     first: dict[str, str] = {}
     for key, path in files:
         name = runner.output_name(path)
@@ -71,10 +71,8 @@ def _refuse_twins(files: Sequence[tuple[str, str]], what: str) -> None:
 
 
 def collect_outputs(record: RunRecord | None, state: WmsStates) -> tuple[str, ...]:
-    """Fetch what workers left in the staging area for the submit side, if the
-    run has ended.
-
-    What is fetched is removed there.
+    """Move what workers left in the staging area to where it belongs on the
+    submit side, if the run has ended.
 
     Parameters
     ----------

@@ -12,6 +12,7 @@ __all__ = ["BuildReply", "OwnList", "RunIndex", "RunRecord", "read_record"]
 import fcntl
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,27 +39,12 @@ Moment = Annotated[
 """A time in JSON, such as ``2026-11-20T12:00:05+00:00``."""
 
 
-class LabelCount(NamedTuple):
-    """A label and how many jobs it has."""
-
-    label: str
-    jobs: int
-
-
 class PlannedTask(NamedTuple):
     """A task of the plan."""
 
     name: str
     label: str
     jobs: int
-
-
-class Output(NamedTuple):
-    """An output of ``bps submitcmd``."""
-
-    key: str
-    destination: str
-    """Path on the submit side."""
 
 
 class _Section(BaseModel):
@@ -114,8 +100,8 @@ class RunRecord(_Section):
     format: int = RECORD_FORMAT
     run: RunSection
     versions: Versions = Versions()
-    labels: tuple[LabelCount, ...] = ()
-    """In pipeline order, final ones last."""
+    labels: tuple[tuple[str, int], ...] = ()
+    """Labels and how many jobs each has, in pipeline order, final ones last."""
 
     tasks: tuple[PlannedTask, ...] = ()
     final_labels: tuple[str, ...] = ()
@@ -123,7 +109,9 @@ class RunRecord(_Section):
     """Labels with settings in the section ``cluster`` of the configuration."""
 
     staging: Staging = Staging()
-    outputs: tuple[Output, ...] = ()
+    outputs: tuple[tuple[str, str], ...] = ()
+    """Key and destination of each output of ``bps submitcmd``."""
+
     messages: dict[str, Any] | None = None
     """The message broker of the run's own configuration."""
 
@@ -172,7 +160,7 @@ class RunRecord(_Section):
             **_plan_fields(plan),
             staging=how,
             clusters=clusters,
-            outputs=tuple(Output(*output) for output in outputs),
+            outputs=outputs,
         )
         return record._with(messages=messages) if messages else record
 
@@ -186,7 +174,7 @@ class RunRecord(_Section):
             run=run,
             versions=Versions(plugin=__version__),
             remote=RemoteBuild(archive=archive, complete=False),
-            labels=(LabelCount(BUILD_LABEL, 1),),
+            labels=((BUILD_LABEL, 1),),
             tasks=(PlannedTask(BUILD_TASK, BUILD_LABEL, 1),),
             final_labels=(),
         )
@@ -237,7 +225,7 @@ class RunRecord(_Section):
             project=run.project,
             campaign=run.campaign,
             payload=run.payload,
-            jobs=sum(label.jobs for label in labels),
+            jobs=sum(jobs for _, jobs in labels),
             tasks=len(self.tasks),
             origin=run.origin,
         )
@@ -269,7 +257,7 @@ class RunRecord(_Section):
             run=self.run.model_copy(update={"staging_area": reply.staging_area}),
             remote=self.remote.model_copy(update={"complete": True}),
             # The task that made the plan is one of the request's transforms too.
-            labels=(LabelCount(BUILD_LABEL, 1), *reply.labels),
+            labels=((BUILD_LABEL, 1), *reply.labels),
             tasks=(PlannedTask(BUILD_TASK, BUILD_LABEL, 1), *reply.tasks),
             final_labels=reply.final_labels,
             clusters=reply.clusters,
@@ -314,7 +302,7 @@ def _plan_fields(plan: WorkflowPlan) -> dict[str, Any]:
         "format": RECORD_FORMAT,
         "run": RunSection.model_validate(plan.run),
         "versions": Versions(plugin=plan.run.plugin_version, bps=plan.run.bps_version),
-        "labels": tuple(LabelCount(*pair) for pair in plan.labels),
+        "labels": plan.labels,
         "tasks": tuple(PlannedTask(t.name, t.label, len(t.jobs)) for t in (*plan.tasks, *plan.final)),
         "final_labels": tuple(sorted({task.label for task in plan.final})),
         "prepared_at": _now(),
@@ -322,11 +310,11 @@ def _plan_fields(plan: WorkflowPlan) -> dict[str, Any]:
     }
 
 
-def _labels_of(tasks: tuple[PlannedTask, ...]) -> tuple[LabelCount, ...]:
-    counts: dict[str, int] = {}
+def _labels_of(tasks: tuple[PlannedTask, ...]) -> tuple[tuple[str, int], ...]:
+    counts: Counter[str] = Counter()
     for task in tasks:
-        counts[task.label] = counts.get(task.label, 0) + task.jobs
-    return tuple(LabelCount(*pair) for pair in counts.items())
+        counts[task.label] += task.jobs
+    return tuple(counts.items())
 
 
 def _now() -> datetime:
@@ -355,8 +343,8 @@ _Entry = TypeVar("_Entry", bound=BaseModel)
 
 
 class OwnList(Generic[_Entry]):
-    """A list of one's own things that several processes write to, an entry a
-    line.
+    """A list of one's own runs or campaigns, an entry a line, that several
+    processes write to.
 
     Parameters
     ----------
@@ -451,10 +439,9 @@ class RunIndex:
 
         Raises
         ------
-        RunNotFoundError
-            Raised if a directory is given that is not that of a run.
         PandaBpsError
-            Raised if the record in that directory is damaged.
+            Raised if a directory is given that holds no record, or a damaged
+            one.
         """
         text = str(run).strip()
         if names_directory(text):

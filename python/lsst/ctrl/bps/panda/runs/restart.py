@@ -44,12 +44,9 @@ def restart_run(client: RunClient, run: str) -> tuple[str | None, str | None, st
 
     Returns
     -------
-    run_id : `str` or `None`
-        Request id of the new run; `None` if there is none.
-    name : `str` or `None`
-        Its name.
-    message : `str`
-        What was queued again, or why nothing was.
+    run_id, name, message : `tuple`
+        Request id and name of the new run, `None` if there is none; what was
+        queued again, or why nothing was.
 
     Raises
     ------
@@ -94,7 +91,7 @@ def restart_run(client: RunClient, run: str) -> tuple[str | None, str | None, st
 
 
 def _why_not(client: RunClient, record: RunRecord, evidence: RunEvidence) -> str:
-    """Say why a run is not restarted now; empty if it can be."""
+    """Explain why a run is not restarted now; empty if it can be."""
     request_id = evidence.request.request_id
     tally = evidence.tally
     if not evidence.ended:
@@ -116,7 +113,7 @@ def _why_not(client: RunClient, record: RunRecord, evidence: RunEvidence) -> str
 
 
 def _no_plan(request_id: int, *, complete: bool) -> str:
-    """Say why a run that was planned at its site cannot be restarted."""
+    """Explain why a run that was planned at its site cannot be restarted."""
     if complete:
         return (
             f"Run {request_id} was planned at its site (remote build), and the plan can be had neither from "
@@ -131,7 +128,7 @@ def _no_plan(request_id: int, *, complete: bool) -> str:
 
 
 def _provide_configuration(record: RunRecord, name: str) -> None:
-    """Give the new run the configuration under its name: BPS opens
+    """Copy the configuration to the name of the new run: BPS opens
     ``DIRECTORY/NAME_config.yaml`` after a restart by directory.
     """
     directory = Path(record.submit_path)

@@ -58,17 +58,8 @@ def stage_with_progress(files: Sequence[StagedFile], settings: StagingSettings) 
 
 
 def tell_how_to_follow(connection: Connection, run_id: str, service_class: str) -> None:
-    """Log what ``bps report`` needs to find a run: it reads no configuration,
-    and takes another plugin's class by default.
-
-    Parameters
-    ----------
-    connection : `Connection`
-        The server that has the run.
-    run_id : `str`
-        Its id.
-    service_class : `str`
-        Class that submitted it.
+    """Log the command that follows a run if ``bps report`` would not find it:
+    it reads no configuration, and takes another plugin's class by default.
     """
     name, known = (
         text.replace(".service.", ".")
@@ -140,19 +131,17 @@ def record_submission(
     *,
     request_bytes: int | None = None,
 ) -> None:
-    """Write down a run that was submitted: in its record, and in the list of
+    """Write down that a run was submitted: in its record, and in the list of
     own runs.
 
     Parameters
     ----------
     connection : `Connection`
-        The server that has it.
+        The server.
     record : `RunRecord`
         Record of the run as it was prepared.
-    request_id : `int`
-        Number of its request.
-    request_bytes : `int`, optional
-        Size of the request.
+    request_id, request_bytes : `int`
+        Number and size of its request.
     """
     settings = connection.settings
     record = record.submitted(request_id, server=settings.url, request_bytes=request_bytes)
