@@ -14,7 +14,6 @@ __all__ = [
 import difflib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
 import yaml
@@ -101,11 +100,9 @@ class RucioSection(RucioSwitch):
         "The Butler as the worker of the step reaches it, with the worker's variables written as "
         "`<ENV:NAME>`; empty: that of the run.",
     )
-    when: Annotated[str, choice(_WHEN, lambda text: _WHEN[_WHEN.index(str(text).upper())], any_case=True)] = (
-        key(
-            "SUCCESS",
-            "`SUCCESS`: only if all jobs succeeded; `ALWAYS`: also if some failed (the final job must not).",
-        )
+    when: Annotated[str, choice(_WHEN, _when, any_case=True)] = key(
+        "SUCCESS",
+        "`SUCCESS`: only if all jobs succeeded; `ALWAYS`: also if some failed (the final job must not).",
     )
     rule: RuleSection = Field(RuleSection(), description="Rule of Rucio that replicates the dataset.")
     close: YesOrNo = key(False, "Whether the dataset is closed, so that nothing can be added.")
@@ -122,40 +119,35 @@ class RucioSection(RucioSwitch):
     python: Text = key(
         "python3", "Python of the worker that has the Butler, Rucio's clients and `lsst-rucio-register`."
     )
-    request_memory: WholeMegabytes = key(4096, "Memory of the step.", least=1)
-    request_cpus: WholeNumber = key(1, "Cores of the step.", least=1)
-    request_walltime: WholeSeconds = key(0, "Longest time of the step; 0: not said.", least=0)
-    number_of_retries: WholeNumber = key(2, "Attempts of the step after the first one.", least=0)
+    memory: WholeMegabytes = key(4096, "Memory of the step.", least=1, alias="requestMemory")
+    cores: WholeNumber = key(1, "Cores of the step.", least=1, alias="requestCpus")
+    walltime: WholeSeconds = key(
+        0, "Longest time of the step; 0: not said.", least=0, alias="requestWalltime"
+    )
+    retries: WholeNumber = key(
+        2, "Attempts of the step after the first one.", least=0, alias="numberOfRetries"
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class RegistrationSettings:
-    """What the registration step registers, and how it runs."""
+class RegistrationSettings(RucioSection):
+    """The section, with what follows from it."""
 
     registration: Registration
-    always: bool
-    """Whether it also runs if jobs failed."""
+    """What the registration step registers."""
 
-    quantum_graph: bool
-    ask_rucio: bool
-    account: str
-    python: str
-    memory: int
-    """MB."""
-
-    cores: int
-    walltime: int
-    """Seconds; 0 if not said."""
-
-    retries: int
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str]
     """Variables of the step."""
+
+    @property
+    def always(self) -> bool:
+        """Whether the step also runs if jobs failed."""
+        return self.when == "ALWAYS"
 
 
 def read_registration_settings(
     config: BpsConfig, environment: Mapping[str, str]
 ) -> RegistrationSettings | None:
-    """Read the section.
+    """Read the section ``rucio``; `None` if no registration is asked for.
 
     Parameters
     ----------
@@ -163,11 +155,6 @@ def read_registration_settings(
         Configuration of a run.
     environment : mapping of `str` to `str`
         The environment.
-
-    Returns
-    -------
-    settings : `RegistrationSettings` or `None`
-        `None` if no registration is asked for.
 
     Raises
     ------
@@ -182,18 +169,8 @@ def read_registration_settings(
     variables = reader.environment()
     if section.account:
         variables["RUCIO_ACCOUNT"] = section.account
-    return RegistrationSettings(
-        registration=_registration(section, reader),
-        always=section.when == "ALWAYS",
-        quantum_graph=section.quantum_graph,
-        ask_rucio=section.ask_rucio,
-        account=section.account,
-        python=section.python,
-        memory=section.request_memory,
-        cores=section.request_cpus,
-        walltime=section.request_walltime,
-        retries=section.number_of_retries,
-        environment=variables,
+    return RegistrationSettings.model_construct(
+        **dict(section), registration=_registration(section, reader), environment=variables
     )
 
 
