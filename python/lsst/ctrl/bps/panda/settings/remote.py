@@ -15,17 +15,14 @@ __all__ = [
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from lsst.ctrl import bps
 from lsst.ctrl.bps import BpsConfig
 
 from ..errors import SettingsError
-from .bps_command import configuration_file
 from .keys import (
     BuildKeys,
     LabelKeys,
-    Origin,
     Section,
     TextList,
     WholeMegabytes,
@@ -34,7 +31,7 @@ from .keys import (
     key,
     keys_of,
 )
-from .search import KeyLookup, find_origin
+from .search import KeyLookup, locate_in
 
 SECTION = "remoteBuild"
 
@@ -143,11 +140,9 @@ def _read_section(
         name: config.search(name, opt={"searchobj": section, "default": None})[1]
         for name in keys_of(RemoteBuildSection)
     }
-
-    def source(name: str, value: Any) -> Origin:
-        return find_origin(configuration_file(), f"{SECTION}.{name}", value, environment)
-
-    return RemoteBuildSection.parse(values, source=source, title=f"{{}} of {SECTION}")
+    return RemoteBuildSection.parse(
+        values, source=locate_in(SECTION, environment), title=f"{{}} of {SECTION}"
+    )
 
 
 def _memory_of_stages(config: BpsConfig, section: BpsConfig, environment: Mapping[str, str]) -> list[int]:

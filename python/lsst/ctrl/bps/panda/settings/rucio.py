@@ -24,10 +24,8 @@ from lsst.ctrl.bps import BpsConfig
 
 from ..edgenode.rucio_program import Registration, RuleWanted
 from ..errors import SettingsError
-from .bps_command import configuration_file
 from .keys import (
     LabelKeys,
-    Origin,
     Section,
     Text,
     TextList,
@@ -39,7 +37,7 @@ from .keys import (
     key,
     keys_of,
 )
-from .search import find_origin
+from .search import locate_in
 
 SECTION = "rucio"
 
@@ -212,7 +210,7 @@ class _SectionReader:
 
     def __init__(self, config: BpsConfig, environment: Mapping[str, str]) -> None:
         self._config = config
-        self._environment = environment
+        self._locate = locate_in(SECTION, environment)
         whole = Config(config)
         self._site = str(config.get("computeSite") or "")
         self._section = _section_of(whole, SECTION)
@@ -226,16 +224,13 @@ class _SectionReader:
         if "rule" in model.model_fields:
             rule = _section_of(self._section, "rule", f"{SECTION}.rule")
             values["rule"] = self._values(RuleSection, rule, f"{SECTION}.rule")
-        section = model.parse(values, source=self._source, title=f"{SECTION}.{{}}")
+        section = model.parse(values, source=self._locate, title=f"{SECTION}.{{}}")
         if values.get("rule") and rule and "rseExpression" not in rule:
             raise SettingsError(
                 f"{SECTION}.rule sets {', '.join(sorted(map(str, rule)))} (BPS configuration) and no "
                 "rseExpression, so there would be no rule. Set it; to '' if there is to be none."
             )
         return section
-
-    def _source(self, name: str, value: Any) -> Origin:
-        return find_origin(configuration_file(), f"{SECTION}.{name}", value, self._environment)
 
     def _values(self, model: type[Section], section: Config, title: str) -> dict[str, Any]:
         values = {}

@@ -4,10 +4,10 @@ packaged base, or in the models of keys; and find where in the user's YAML it st
 
 from __future__ import annotations
 
-__all__ = ["KeyLookup", "LayeredConfig", "find_first", "find_origin"]
+__all__ = ["KeyLookup", "LayeredConfig", "find_first", "find_origin", "locate_in"]
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
@@ -44,6 +44,13 @@ def find_origin(path: str, key: str, value: Any, env: Mapping[str, str]) -> Orig
         return place[2] != str(value), not place[1]
 
     return min(found, key=unlikeness, default=(Origin(), False, ""))[0]
+
+
+def locate_in(section: str, env: Mapping[str, str]) -> Callable[[str, Any], Origin]:
+    """Return a function that finds where a value of a section stands, by key
+    and value.
+    """
+    return lambda name, value: find_origin(configuration_file(), f"{section}.{name}", value, env)
 
 
 def _places(
