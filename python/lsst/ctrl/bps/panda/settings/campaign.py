@@ -226,12 +226,8 @@ class CampaignSection(Section):
 
 
 def is_divided(section: Any) -> bool:
-    """Tell whether a section says that the run is to be divided.
-
-    Parameters
-    ----------
-    section : mapping or `None`
-        Value of ``campaignSites``.
+    """Tell whether a section ``campaignSites``, if there is one, says that the
+    run is to be divided.
     """
     if not isinstance(section, Mapping) or not section:
         return False

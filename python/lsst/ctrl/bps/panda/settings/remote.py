@@ -72,13 +72,7 @@ _STAGES = ("buildQuantumGraph", "preparePayloadWorkflow")
 
 
 def is_remote_build(config: BpsConfig) -> bool:
-    """Tell whether the plan of a run is to be made by a task.
-
-    Parameters
-    ----------
-    config : `~lsst.ctrl.bps.BpsConfig`
-        Configuration of the run.
-    """
+    """Tell whether the plan of a run is to be made by a task."""
     section = config.get(SECTION)
     enabled = isinstance(section, BpsConfig) and bool(section.get("enabled", False))
     return enabled or is_batch_submission(config)
@@ -87,11 +81,6 @@ def is_remote_build(config: BpsConfig) -> bool:
 def is_batch_submission(config: BpsConfig) -> bool:
     """Tell whether BPS is to make jobs of the stages of the submission, as it
     can from 30.2026.4300 on.
-
-    Parameters
-    ----------
-    config : `~lsst.ctrl.bps.BpsConfig`
-        Configuration of the run.
     """
     return hasattr(bps, "GenericWorkflowLazyGroup") and bool(config.get("bpsBatchSubmission", False))
 

@@ -265,13 +265,7 @@ class _SectionReader:
         return variables
 
     def refuse_unknown(self) -> None:
-        """Refuse keys that nobody reads.
-
-        Raises
-        ------
-        SettingsError
-            Raised if there is one; names what is probably meant.
-        """
+        """Refuse keys that nobody reads, and name what is probably meant."""
         known = {*keys_of(RucioSection), "rule", *JOB_KEYS}
         names = [(str(name), known) for name in self._section]
         rule = _section_of(self._section, "rule", f"{SECTION}.rule")
@@ -284,12 +278,8 @@ class _SectionReader:
 
 
 def _section_of(config: Config, name: str, title: str = "") -> Config:
-    """Return a section; an empty one where there is none.
-
-    Raises
-    ------
-    SettingsError
-        Raised if something else stands there, which would be ignored.
+    """Return a section, an empty one where there is none; refuse anything else
+    that stands there, which would be ignored.
     """
     value = config.get(name)
     if value is None or value == "":

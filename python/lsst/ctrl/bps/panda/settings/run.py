@@ -149,14 +149,8 @@ def own_messages(settings: ServiceSettings, site: str) -> dict[str, str]:
 
 
 def with_messages(settings: ServiceSettings, remembered: Mapping[str, Any]) -> ServiceSettings:
-    """Add the message broker that a run brought itself.
-
-    Parameters
-    ----------
-    settings : `ServiceSettings`
-        Where PanDA is.
-    remembered : mapping
-        From the run's record; names that are not known do not count.
+    """Add the message broker that a run brought itself, as its record has it;
+    names that are not known do not count.
     """
     own = {name: str(remembered[name]) for name in settings.messages if remembered.get(name)}
     return replace(settings, messages={**settings.messages, **own})
@@ -386,23 +380,11 @@ def _runner_file() -> StagedFile:
 
 
 def site_staging_area(site: str, folder: str, run: str) -> str:
-    """Return the staging area in the profile of a site.
+    """Return the staging area in the profile of a site with environment variables
+    replaced; empty for a site without one.
 
-    Called by BPS, through ``bpsEval`` in the default configuration.
-
-    Parameters
-    ----------
-    site : `str`
-        Value of ``computeSite``.
-    folder : `str`
-        Value of ``payloadFolder``.
-    run : `str`
-        Name of the run.
-
-    Returns
-    -------
-    area : `str`
-        With environment variables put in; empty for a site without one.
+    Called by BPS, through ``bpsEval`` in the default configuration, with the
+    values of ``computeSite``, ``payloadFolder`` and ``uniqProcName``.
     """
     return profile_area(site, folder, run, os.environ)
 

@@ -111,15 +111,9 @@ _PLAIN_KINDS = (bool, int, float, list, type(None))
 class LayeredConfig:
     """The configuration of a run over a profile, searched as BPS searches.
 
-    Where BPS looks for keys is worked out once for each label and site; only
-    values in which something is to be replaced are left to BPS.
-
-    Parameters
-    ----------
-    profile : mapping of `str`
-        Values that count where the configuration has none.
-    config : `~lsst.ctrl.bps.BpsConfig` or `None`
-        The configuration.
+    The profile counts where the configuration has no value.  Where BPS looks
+    for keys is worked out once for each label and site; only values in which
+    something is to be replaced are left to BPS.
     """
 
     def __init__(self, profile: Layer, config: BpsConfig | None) -> None:
