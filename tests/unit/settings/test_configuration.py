@@ -70,7 +70,7 @@ def test_what_a_configuration_says(config):
     assert (run.data_query, run.written_data_query) == ("tract = 7", "tract = {tract}")
     assert run.command_line == {"computeSite": "far", "project": "other"}
     assert run.remote_build["enabled"] is True
-    assert (run.queues, run.is_command, run.graph_file) == (None, False, "")
+    assert (run.queues, run.is_command, run.graph_file) == ((), False, "")
     assert [run.has(key) for key in ("payloadName", "nothing")] == [True, False]
 
 

@@ -97,7 +97,7 @@ class QueueSource:
     """
 
     def __init__(self, run: RunConfiguration) -> None:
-        self._own = read_queues(run.queues, source="BPS configuration")
+        self._own = run.queues
 
     def __call__(self, site: str) -> tuple[QueueLimits, ...]:
         """Return the known queues of a site."""

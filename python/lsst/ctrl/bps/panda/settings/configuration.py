@@ -22,6 +22,7 @@ from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig
 
 from ..errors import SettingsError
 from .keys import PLAIN_SECTIONS, SECTIONS_BY_NAME
+from .sites import QueueLimits, read_queues
 
 _AS_WRITTEN = {"replaceVars": False, "expandEnvVars": False, "replaceEnvVars": False, "default": ""}
 
@@ -164,9 +165,12 @@ class RunConfiguration:
         return content
 
     @property
-    def queues(self) -> Any:
-        """The section ``queues`` as it was written; `None` without one."""
-        return dict(self._config).get("queues") if "queues" in self._config else None
+    def queues(self) -> tuple[QueueLimits, ...]:
+        """Limits of queues that it adds to those of the site's profile, or
+        corrects.
+        """
+        own = dict(self._config).get("queues") if "queues" in self._config else None
+        return read_queues(own, source="BPS configuration")
 
     @property
     def remote_build(self) -> Mapping[str, Any]:
