@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from jsonschema import Draft202012Validator
 
-from lsst.ctrl.bps.panda.campaign.overview import look_at_registrations, make_registration_document
 from lsst.ctrl.bps.panda.campaign.record import CampaignRecord, PartRecord, PartState
+from lsst.ctrl.bps.panda.campaign.runs import look_at_registrations, make_registration_document
 from lsst.ctrl.bps.panda.cli.panda_bps_rucio import campaign_lines, is_campaign
 from lsst.ctrl.bps.panda.errors import RucioError
 from lsst.ctrl.bps.panda.insight.documents import read_schema

@@ -11,16 +11,18 @@ import pytest
 from jsonschema import Draft202012Validator
 from lsst.ctrl.bps.wms_service import WmsStates
 
-from lsst.ctrl.bps.panda.campaign.overview import (
+from lsst.ctrl.bps.panda.campaign.record import CampaignRecord, PartRecord, lock_campaign, read_campaign
+from lsst.ctrl.bps.panda.campaign.runs import (
     CampaignOverview,
     SiteOverview,
+    cancel_campaign,
     combine_state,
     look_at_campaign,
     make_campaign_document,
     merge_restarts,
+    restart_campaign,
+    submit_campaign,
 )
-from lsst.ctrl.bps.panda.campaign.record import CampaignRecord, PartRecord, lock_campaign, read_campaign
-from lsst.ctrl.bps.panda.campaign.runs import cancel_campaign, restart_campaign, submit_campaign
 from lsst.ctrl.bps.panda.errors import PandaBpsError, SubmissionUncertainError, TransportError
 from lsst.ctrl.bps.panda.insight.documents import read_schema
 from lsst.ctrl.bps.panda.runs.record import RunIndex, RunRecord

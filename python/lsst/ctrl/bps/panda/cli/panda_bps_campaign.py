@@ -179,7 +179,7 @@ def _look(name: str) -> tuple[Any, Any]:
 @_shows_errors
 def report(name: str, as_json: bool) -> None:
     """Show the jobs of all sites by state, for each site and each label."""
-    from lsst.ctrl.bps.panda.campaign.overview import make_campaign_document
+    from lsst.ctrl.bps.panda.campaign.runs import make_campaign_document
 
     _, found = _look(name)
     if as_json:

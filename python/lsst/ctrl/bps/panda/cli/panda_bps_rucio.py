@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from ..campaign.overview import (
+from ..campaign.record import RECORD_NAME, CampaignIndex, find_campaign
+from ..campaign.runs import (
     CampaignRegistration,
     SiteRegistration,
     count_locks,
@@ -19,7 +20,6 @@ from ..campaign.overview import (
     look_at_registrations,
     make_registration_document,
 )
-from ..campaign.record import RECORD_NAME, CampaignIndex, find_campaign
 from ..edgenode.rucio_program import Refused, Registration, graph_name
 from ..edgenode.rucio_program import register as run_registration
 from ..errors import PandaBpsError, RucioError
