@@ -74,7 +74,7 @@ class StagingError(PandaBpsError, OSError):
 
 
 class TransportError(PandaBpsError, OSError):
-    """Parent of what can go wrong between us and a server.
+    """Parent of the errors of communication with a server.
 
     Parameters
     ----------
@@ -176,8 +176,8 @@ class TokenMissingError(AuthenticationError):
 
 
 class TokenBrokenError(AuthenticationError):
-    """A token, or the file that holds it, is not what it should be: cut,
-    not JSON, of another issuer, signed by somebody else.
+    """A token, or the file that holds it, cannot be used: cut, not JSON, of
+    another issuer, or signed by somebody else.
     """
 
 

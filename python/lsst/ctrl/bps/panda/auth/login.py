@@ -93,7 +93,7 @@ _ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "E
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """Where and as what to log in."""
+    """The OpenID provider behind a PanDA server: its URLs, and as what PanDA is known there."""
 
     issuer: str
     """Name of the provider, which ID tokens carry."""
@@ -220,7 +220,7 @@ def start_device_login(transport: Transport, provider: Provider) -> DeviceGrant:
         form["audience"] = provider.audience
     form |= _secret(provider)
     reply = _post(transport, provider.device_endpoint, urlencode(form), what, safe=True)
-    fields = _fields(reply, what)
+    fields = _parse_fields(reply, what)
     if reply.status != 200:
         raise LoginError(_explain(str(fields.get("error")), fields, provider), endpoint=reply.url)
     try:
@@ -265,7 +265,7 @@ def await_approval(
             interval = min(2 * interval, 60.0)
             continue
         if fields is not None:
-            return _checked(transport, provider, fields)
+            return _verify_tokens(transport, provider, fields)
         if error == "slow_down":
             interval += _INTERVAL
         elif error != "authorization_pending":
@@ -291,7 +291,7 @@ def refresh_tokens(transport: Transport, provider: Provider, tokens: TokenSet) -
         raise RefreshRefusedError(
             "The provider gave no ID token. Log in with 'panda_auth reset'.", endpoint=provider.token_endpoint
         )
-    renewed = _checked(transport, provider, tokens.renewed(fields).fields)
+    renewed = _verify_tokens(transport, provider, tokens.renewed(fields).fields)
     if parse_claims(renewed.id_token).subject != parse_claims(tokens.id_token).subject:
         raise RefreshRefusedError("The provider gave a token of somebody else; it is not used.")
     return renewed
@@ -353,8 +353,8 @@ def _compare_clocks(id_token: str, now: datetime) -> str:
     return f"the clock of this machine seems to be {abs(ahead):.0f} s {side} the provider's"
 
 
-def _checked(transport: Transport, provider: Provider, fields: Mapping[str, object]) -> TokenSet:
-    """Check the ID token of a reply before anything else is done with it."""
+def _verify_tokens(transport: Transport, provider: Provider, fields: Mapping[str, object]) -> TokenSet:
+    """Make tokens of a reply, whose ID token is checked before anything else is done with it."""
     tokens = TokenSet(fields)
     what = "keys of the OpenID provider"
     keys = parse_json(transport.get(provider.jwks_uri, headers=_ACCEPT, what=what), what)
@@ -394,7 +394,7 @@ def _ask_for_tokens(
     from oauthlib.oauth2 import DeviceClient, OAuth2Error
 
     reply = _post(transport, provider.token_endpoint, body, what, safe=False)
-    fields = _fields(reply, what)
+    fields = _parse_fields(reply, what)
     try:
         DeviceClient(provider.client_id).parse_request_body_response(json.dumps(fields))
     except OAuth2Error as error:
@@ -416,8 +416,8 @@ def _post(transport: Transport, url: str, body: str, what: str, *, safe: bool) -
     )
 
 
-def _fields(reply: Reply, what: str) -> dict[str, Any]:
-    """Read a reply without ever showing it: it holds tokens."""
+def _parse_fields(reply: Reply, what: str) -> dict[str, Any]:
+    """Parse a reply without ever showing it, because it holds tokens."""
     try:
         fields = parse_json(reply, what)
     except ReplyError as error:

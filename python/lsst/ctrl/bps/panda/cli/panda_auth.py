@@ -1,4 +1,4 @@
-"""The command ``panda_auth``: who am I to PanDA, until when, and how to stay.
+"""The command ``panda_auth``: log in to PanDA, show and renew the token.
 
 Results go to the standard output, everything else to the standard error.
 Exit codes, for scripts:
@@ -214,7 +214,7 @@ def clean(as_json: bool) -> None:
 
 
 def _show_grant(grant: DeviceGrant) -> None:
-    """Tell the person what to do."""
+    """Show the link and the code by which a person approves the login."""
     link = _printable(grant.verification_uri_complete or grant.verification_uri)
     code = _printable(grant.user_code)
     task = "check that it shows" if grant.verification_uri_complete else "enter there"
@@ -228,7 +228,7 @@ def _show_grant(grant: DeviceGrant) -> None:
 
 
 def _printable(text: str) -> str:
-    """Leave out what could steer the terminal: it comes from a server."""
+    """Remove characters of a server's text that could control the terminal."""
     return "".join(character for character in text if character.isprintable())
 
 
@@ -294,7 +294,7 @@ def _show_rows(rows: dict[str, str]) -> None:
 
 
 def _describe(place: str, claims: Claims, now: datetime) -> dict[str, Any]:
-    """Give what ``--json`` shows of a token."""
+    """Describe a token for ``--json``."""
     return {
         "file": place,
         "name": claims.name,

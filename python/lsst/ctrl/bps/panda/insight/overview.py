@@ -114,7 +114,7 @@ def _ask_for_jobs(
 
     def ask(task_id: int) -> tuple[tuple[JobRecord, ...], str]:
         if not hasattr(own, "api"):
-            own.api = api.again()
+            own.api = api.clone()
         try:
             rows = own.api.job_descriptions(task_id, unsuccessful_only=scope is not JobScope.ALL)
             found = parse_jobs(rows, labels)

@@ -24,6 +24,7 @@ from lsst.ctrl.bps import BpsConfig, GenericWorkflow
 from ..errors import SettingsError
 from ..idds.workflow import BuildTask, make_build_submission
 from ..plan.run_attributes import RunAttributes
+from ..rest.panda_api import MAX_CACHE_FILE
 from ..runs.client import Connection
 from ..runs.files import protect_dumps, replacing
 from ..runs.record import RunRecord, RunSection
@@ -34,9 +35,6 @@ from ..settings.remote import BuildSettings, is_batch_submission, read_build_set
 from ..workflow import PandaBpsWmsWorkflow
 
 _LOG = logging.getLogger(__name__)
-
-MAX_ARCHIVE = 10 * 1024**2
-"""Largest archive that PanDA's file cache takes, bytes (panda-server 1.0.4)."""
 
 _SERVICE = "lsst.ctrl.bps.panda.PanDAService"
 _LOCAL_SERVICE = "lsst.ctrl.bps.panda.LocalPanDAService"
@@ -266,14 +264,14 @@ def _included(path: Path, top: Path) -> Iterable[tuple[str, str]]:
 
 def _check_size(size: int, members: Mapping[str, str]) -> None:
     """Refuse an archive that the cache would refuse."""
-    if size <= MAX_ARCHIVE:
+    if size <= MAX_CACHE_FILE:
         return
     sizes = sorted(((_size_of(Path(path)), name) for name, path in members.items()), reverse=True)
     largest = ", ".join(f"{name} ({number} bytes)" for number, name in sizes[:3])
     raise SettingsError(
         f"The files of the remote build have {size} bytes when packed; PanDA's file cache takes "
-        f"{MAX_ARCHIVE}. Largest: {largest}. Put what is large where the site can read it, and take it out "
-        "of remoteBuild.files."
+        f"{MAX_CACHE_FILE}. Largest: {largest}. Put what is large where the site can read it, and take it "
+        "out of remoteBuild.files."
     )
 
 

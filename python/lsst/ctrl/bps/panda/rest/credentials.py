@@ -116,7 +116,7 @@ class Credentials:
 
 
 class Anonymous(Credentials):
-    """Nobody in particular.
+    """No credentials, and perhaps the name of a user.
 
     Parameters
     ----------
@@ -360,16 +360,16 @@ def _find_token(
     source = find_token_source(env)
     store = source.store
     if store is None or renew is None:
-        return BearerToken(vo, lambda: _unexpired(source.read(), now()), description=source.description)
+        return BearerToken(vo, lambda: _check_expiry(source.read(), now()), description=source.description)
     return BearerToken(
         vo,
-        lambda: _current(store, renew, now()),
+        lambda: _current_token(store, renew, now()),
         renew=lambda: renew(store),
         description=source.description,
     )
 
 
-def _current(store: TokenStore, renew: Callable[[TokenStore], bool], now: datetime) -> str:
+def _current_token(store: TokenStore, renew: Callable[[TokenStore], bool], now: datetime) -> str:
     """Return the stored token, renewed if it is about to expire."""
     token = store.load().id_token
     claims = parse_claims(token)
@@ -379,10 +379,10 @@ def _current(store: TokenStore, renew: Callable[[TokenStore], bool], now: dateti
         life = min(life, (claims.expires - claims.issued) / 2)
     if claims.remaining(now) < life and renew(store):
         token = store.load().id_token
-    return _unexpired(token, now)
+    return _check_expiry(token, now)
 
 
-def _unexpired(token: str, now: datetime) -> str:
+def _check_expiry(token: str, now: datetime) -> str:
     """Return the token, or raise `TokenExpiredError` if it has expired."""
     # What is no token at all is not for us to judge: the server will say.
     with contextlib.suppress(TokenBrokenError):

@@ -83,7 +83,7 @@ class Fault(enum.StrEnum):
     row: _Row
 
     def __new__(cls, value: str, row: _Row) -> Self:
-        """Make a text that knows its row."""
+        """Make a member that is a text and has a row of the table."""
         fault = str.__new__(cls, value)
         fault._value_ = value
         fault.row = row

@@ -1,6 +1,6 @@
 """PanDA's own API, version 1: tasks, jobs and the file cache."""
 
-__all__ = ["PandaApi", "api_base", "server_root", "unwrap_api"]
+__all__ = ["MAX_CACHE_FILE", "PandaApi", "api_base", "server_root", "unwrap_api"]
 
 import json
 import os
@@ -21,9 +21,8 @@ from .transport import Transport
 # The server sends Python text instead of JSON without it.
 _HEADERS = {"Accept": "application/json"}
 
-# What the file cache of panda-server 1.0.4 takes, in bytes.
-_LIMIT = 10 * 1024**2
-_SOURCES_LIMIT = 768 * 1024**2
+MAX_CACHE_FILE = 10 * 1024**2
+"""Largest file that PanDA's file cache takes, bytes (panda-server 1.0.4)."""
 
 
 def server_root(url: str) -> str:
@@ -93,9 +92,9 @@ class PandaApi:
     def __repr__(self) -> str:
         return f"PandaApi({self._base!r})"
 
-    def again(self) -> "PandaApi":
-        """Make another one with connections of its own, for another thread."""
-        return PandaApi(self._transport.again(), self._base, cache_base=self._cache_base)
+    def clone(self) -> "PandaApi":
+        """Make a copy with connections of its own, for another thread."""
+        return PandaApi(self._transport.clone(), self._base, cache_base=self._cache_base)
 
     def tasks_since(
         self, since: datetime | None = None, *, filters: Mapping[str, str] | None = None, limit: int = 500
@@ -154,10 +153,9 @@ class PandaApi:
             Raised if the file is larger than the cache takes.
         """
         path = Path(path)
-        limit = _SOURCES_LIMIT if path.name.startswith("sources.") else _LIMIT
-        if (size := path.stat().st_size) > limit:
+        if (size := path.stat().st_size) > MAX_CACHE_FILE:
             raise SettingsError(
-                f"{path.name} has {size} bytes; PanDA's file cache takes {limit}. "
+                f"{path.name} has {size} bytes; PanDA's file cache takes {MAX_CACHE_FILE}. "
                 "Use a staging area (fileDistributionEndPoint) instead."
             )
         body, content_type = encode_multipart_formdata(

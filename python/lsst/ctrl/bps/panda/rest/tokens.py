@@ -76,7 +76,7 @@ class TokenSet:
 
     @property
     def refresh_token(self) -> str | None:
-        """The token that buys new ones, if there is one."""
+        """The token for getting new ones, if there is one."""
         token = self._fields.get("refresh_token")
         return token if isinstance(token, str) and token else None
 
@@ -100,7 +100,7 @@ class TokenSet:
 
 
 def parse_token_set(text: str) -> TokenSet:
-    """Parse the text of a token file, as panda-client writes it."""
+    """Parse the text of a token file as panda-client writes it, or raise `TokenBrokenError`."""
     try:
         fields = json.loads(text)
     except json.JSONDecodeError:

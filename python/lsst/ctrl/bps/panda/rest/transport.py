@@ -1,8 +1,8 @@
 """HTTP to PanDA: one object that adds credentials, bounds time, sends again what
 is safe to send again, and turns every failure into one of this plugin's errors.
 
-Session, clock, sleep and random numbers are parameters; nothing is read from
-the environment here, except what ``requests`` itself does about proxies and
+Clock, sleep and random numbers are parameters; nothing is read from the
+environment here, except what ``requests`` itself does about proxies and
 certificate bundles.
 """
 
@@ -193,8 +193,8 @@ class Transport:
     def __repr__(self) -> str:
         return f"Transport({self._credentials!r})"
 
-    def again(self) -> "Transport":
-        """Make another one with connections of its own, for another thread."""
+    def clone(self) -> "Transport":
+        """Make a copy with connections of its own, for another thread."""
         return Transport(
             self._credentials,
             verify=self._verify,
@@ -256,7 +256,7 @@ class Transport:
         url, headers, what
             As for `get`.
         body : `bytes`
-            The body as it travels.
+            Content of the request.
         content_type : `str`
             Value of that header.
         safe : `bool`

@@ -75,7 +75,7 @@ class StagingReport:
 
 
 class _Staging:
-    """One staging.
+    """One staging, with its progress and its failures.
 
     ``progress`` is called with the number of files done and of all files.
     """
@@ -103,11 +103,11 @@ class _Staging:
         self._total = len(files)
         begun = time.monotonic()
         with self._fetched(files) as local:
-            known, complete = self._known()
+            known, complete = self._read_earlier()
             manifest, missing = self._compare_all(local, known, complete=complete)
             copied = self._copy_all(missing, manifest.files)
         folders = [source for source in sources if source.is_folder]
-        self._each(folders, lambda source: self._store.make_folder(source.name))
+        self._for_each(folders, lambda source: self._store.make_folder(source.name))
         whole = Manifest({**manifest.files, **copied})
         if missing or not complete or whole.files != known:
             self._finish(whole)
@@ -142,14 +142,14 @@ class _Staging:
             yield list(sources)
             return
         with TemporaryDirectory(prefix="staging-", ignore_cleanup_errors=True) as folder:
-            local = self._each(remote, lambda source: fetch_source(source, folder))
+            local = self._for_each(remote, lambda source: fetch_source(source, folder))
             yield [local.get(source.name, source) for source in sources]
 
     def _compare_all(
         self, sources: Sequence[SourceFile], known: Mapping[str, Digest], *, complete: bool
     ) -> tuple[Manifest, list[SourceFile]]:
         """Find what is in the area already, and what is not."""
-        compared = self._each(sources, lambda source: self._compare(source, known))
+        compared = self._for_each(sources, lambda source: self._compare(source, known))
         present = Manifest({name: digest for name, digest in compared.items() if digest is not None})
         missing = [source for source in sources if compared[source.name] is None]
         if missing:
@@ -157,14 +157,14 @@ class _Staging:
             # but what is good in it must be found again.
             self._begin_partial(present)
             if complete:
-                self._do(lambda: self._store.remove(MANIFEST_NAME), f"removing {MANIFEST_NAME}")
+                self._retry(lambda: self._store.remove(MANIFEST_NAME), f"removing {MANIFEST_NAME}")
         self._advance(len(present.files))
         return present, missing
 
-    def _known(self) -> tuple[Mapping[str, Digest], bool]:
+    def _read_earlier(self) -> tuple[Mapping[str, Digest], bool]:
         """Read what an earlier staging has recorded, and whether it was completed."""
         for name in (MANIFEST_NAME, PARTIAL_NAME):
-            data = self._do(partial(self._store.read, name), f"reading {name}")
+            data = self._retry(partial(self._store.read, name), f"reading {name}")
             if data is None:
                 continue
             try:
@@ -190,7 +190,7 @@ class _Staging:
 
         copied: dict[str, Digest] = {}
         try:
-            self._each(missing, copy, results=copied, advance=True)
+            self._for_each(missing, copy, results=copied, advance=True)
         except StagingError:
             self._leave_partial(Manifest({**present, **copied}))
             raise
@@ -201,7 +201,7 @@ class _Staging:
     def _begin_partial(self, present: Manifest) -> None:
         if not self._leave_partial(present):
             # An old one would vouch for what is about to be overwritten.
-            self._do(lambda: self._store.remove(PARTIAL_NAME), f"removing {PARTIAL_NAME}")
+            self._retry(lambda: self._store.remove(PARTIAL_NAME), f"removing {PARTIAL_NAME}")
 
     def _leave_partial(self, manifest: Manifest) -> bool:
         try:
@@ -215,24 +215,24 @@ class _Staging:
     def _finish(self, manifest: Manifest) -> None:
         data = render_manifest(manifest).encode()
         try:
-            self._do(lambda: self._store.write(MANIFEST_NAME, data), f"writing {MANIFEST_NAME}")
+            self._retry(lambda: self._store.write(MANIFEST_NAME, data), f"writing {MANIFEST_NAME}")
         except StagingError:
             self._leave_partial(manifest)
             raise
-        self._do(lambda: self._store.remove(PARTIAL_NAME), f"removing {PARTIAL_NAME}")
+        self._retry(lambda: self._store.remove(PARTIAL_NAME), f"removing {PARTIAL_NAME}")
         self._store.tidy()
 
-    def _do(self, action: Callable[[], _Result], what: str) -> _Result:
+    def _retry(self, action: Callable[[], _Result], what: str) -> _Result:
         """Do one thing with retries and a time-out."""
         try:
-            retry = partial(self._retries.run, action, what=what)
-            return _bounded(retry, self._settings.timeout, clock=self._clock)
+            action = partial(self._retries.run, action, what=what)
+            return _bounded(action, self._settings.timeout, clock=self._clock)
         except Exception as error:
             raise StagingError(
                 f"{what} in the staging area {self._store.area} failed: {describe_cause(error)}"
             ) from error
 
-    def _each(
+    def _for_each(
         self,
         sources: Sequence[SourceFile],
         function: Callable[[SourceFile], _Result],

@@ -412,7 +412,7 @@ class RemoteStore(Store):
         self._gives_digest = parts.scheme in ("http", "https")
         self._renames: bool | None = None
 
-    def _greet(self) -> bool:
+    def _probe_server(self) -> bool:
         """Ask once what the server can do; return whether files can be renamed.
 
         Each request to a server that is down, or not trusted, is repeated
@@ -435,7 +435,7 @@ class RemoteStore(Store):
 
     def size(self, name: str) -> int | None:
         """Size of a file in bytes, `None` if there is no such file."""
-        self._greet()
+        self._probe_server()
         return _unless_missing(self._uri(name).size)
 
     def holds(self, name: str, digest: Digest, path: str) -> bool | None:
@@ -502,7 +502,7 @@ class RemoteStore(Store):
         target = self._uri(name)
         # Servers disagree on how the new name in a MOVE request is escaped:
         # XRootD 5.5 takes it literally, wsgidav 4.4 cuts it at an escaped "?".
-        if not self._greet() or "%" in target.path:
+        if not self._probe_server() or "%" in target.path:
             self.make_folder(posixpath.dirname(name))
             self._send_verified(target, send, verify)
             return
@@ -528,7 +528,7 @@ class RemoteStore(Store):
 
     def make_folder(self, name: str) -> None:
         """Make a directory, where the store has such a thing."""
-        if not self._greet():
+        if not self._probe_server():
             return
         with self._lock:
             if name not in self._folders:
@@ -537,7 +537,7 @@ class RemoteStore(Store):
 
     def read(self, name: str) -> bytes | None:
         """Content of a small file, `None` if there is no such file."""
-        self._greet()
+        self._probe_server()
         return _unless_missing(self._uri(name).read)
 
     def write(self, name: str, data: bytes) -> None:

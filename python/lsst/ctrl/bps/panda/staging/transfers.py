@@ -199,7 +199,7 @@ class Retries:
 
 
 class _Crew(Generic[_Item, _Result]):
-    """Threads at work on a list of items."""
+    """Threads that work on a list of items."""
 
     def __init__(
         self, items: Sequence[_Item], function: Callable[[_Item], _Result], clock: Callable[[], float]
@@ -232,7 +232,7 @@ class _Crew(Generic[_Item, _Result]):
             self.finished.put((number, result))
 
     def stop(self) -> None:
-        """Let nothing more begin."""
+        """Start no further item."""
         while True:
             try:
                 self._waiting.get_nowait()
