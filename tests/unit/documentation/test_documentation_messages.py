@@ -16,7 +16,8 @@ import pytest
 from panda_documentation.pages import CHECKOUT, read
 
 from lsst.ctrl.bps.panda import errors
-from lsst.ctrl.bps.panda.rest.faults import Fault
+from lsst.ctrl.bps.panda.rest.faults import FailedAttempt, Fault
+from lsst.ctrl.bps.panda.rest.retries import Attempt, RetryPolicy, plan_retry
 
 PACKAGE = CHECKOUT / "python" / "lsst" / "ctrl" / "bps" / "panda"
 MODULES = sorted(
@@ -106,6 +107,21 @@ def test_what_a_failed_connection_says_is_there():
     missing = [text for text in texts if beginning(re.sub(r"\{\w+\}", GAP, text)) not in page]
     assert len(texts) > 20
     assert missing == []
+
+
+def test_the_page_of_the_protocol_has_each_fault():
+    rows = re.findall(r"^``([\w-]+)`` +(\w+Error) +(maybe|no) +(yes|no) ", read("protocol"), re.M)
+    assert rows == [
+        (
+            fault.value,
+            fault.row.error.__name__,
+            "no" if fault.not_executed else "maybe",
+            "yes"
+            if plan_retry(Attempt(1, True, 0.0, FailedAttempt(fault, "")), RetryPolicy(), 0.0) == 0.0
+            else "no",
+        )
+        for fault in Fault
+    ]
 
 
 def test_no_message_is_there_that_does_not_exist():

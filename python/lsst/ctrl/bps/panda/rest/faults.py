@@ -309,7 +309,7 @@ class Fault(enum.StrEnum):
     )
     IDDS = "idds", _Row(error=RefusedError, message="iDDS refused or failed", broken=_IDDS_IS_DOWN)
     API = "api", _Row(error=RefusedError, message="PanDA refused or failed")
-    NO_MATCH = "no-match", _Row(error=RefusedError)
+    NO_MATCH = "no-match", _Row(error=RefusedError, not_executed=True)
     """The server knows no request or task of this id."""
 
     @property
@@ -512,7 +512,7 @@ def make_refusal(fault: Fault, said: Any, *, endpoint: str, what: str, who: str 
         fault = Fault.PERMISSION
     elif fault is Fault.RELAY and any(word in lowered for word in _NO_ANSWER_OF_IDDS):
         fault = Fault.IDDS_DOWN
-    definite = fault in {Fault.NO_MATCH, Fault.PERMISSION} or any(word in lowered for word in _DEFINITE_WORDS)
+    definite = fault.not_executed or any(word in lowered for word in _DEFINITE_WORDS)
     return RefusedError(
         f"{who}: {words}",
         endpoint=redact(endpoint),
