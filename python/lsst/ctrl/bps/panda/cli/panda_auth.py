@@ -58,8 +58,7 @@ from ..rest.tokens import (
     render_span,
     token_directory,
 )
-
-_CANCELLED = 130
+from . import INTERRUPTED
 
 # First match wins: children before parents.
 _EXIT_CODES: tuple[tuple[type[PandaBpsError], int, str], ...] = (
@@ -94,7 +93,7 @@ def _guarded(command: Callable[..., Any]) -> Callable[..., Any]:
             sys.exit(code)
         except KeyboardInterrupt:
             click.echo("\nCancelled. The token file is as it was.", err=True)
-            sys.exit(_CANCELLED)
+            sys.exit(INTERRUPTED)
 
     return run
 

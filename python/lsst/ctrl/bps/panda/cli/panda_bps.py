@@ -14,6 +14,8 @@ from typing import Any
 
 import click
 
+from . import INTERRUPTED
+
 COMMANDS: dict[str, tuple[str, str]] = {
     "build": ("panda_bps_build:build", "Submit a run whose quantum graph is made at the site."),
     "campaign": ("panda_bps_campaign:campaign", "Run one configuration at several sites."),
@@ -32,9 +34,6 @@ help.
 """
 
 
-_INTERRUPTED = 130
-
-
 class _LazyGroup(click.Group):
     """Finds sub-commands in the table and imports them when they are used;
     ends with 130 after Ctrl-C.
@@ -46,7 +45,7 @@ class _LazyGroup(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
-            sys.exit(_INTERRUPTED)
+            sys.exit(INTERRUPTED)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         # Docstring inherited.

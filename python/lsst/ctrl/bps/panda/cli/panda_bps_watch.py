@@ -19,6 +19,7 @@ from ..insight.progress import LEAST_INTERVAL, Progress, follow
 from ..insight.progress import watch as watch_run
 from ..runs.client import RunClient
 from ..status.states import Counts
+from . import INTERRUPTED
 from .output import (
     STATE_COLUMNS,
     LiveDisplay,
@@ -41,8 +42,6 @@ first, those that show what went wrong never."""
 _SHORT_LABEL = 12
 _FIGURES = 50
 """Columns that the figures need at most, about."""
-
-_INTERRUPTED = 130
 
 
 @click.command()
@@ -88,7 +87,7 @@ def watch(asked: Asked, interval: float, poll: bool, as_json: bool) -> int:
                 show(progress)
     except KeyboardInterrupt:
         click.echo("Not watched any more; the run goes on.", err=True)
-        return _INTERRUPTED
+        return INTERRUPTED
     return int(state.value)
 
 

@@ -23,6 +23,7 @@ from ..errors import LocalPandaError
 from ..local import instance
 from ..local.endpoint import LOGS_FOLDER, EndpointClient, diamond, job_folder
 from ..local.settings import KEEP_WORK
+from . import INTERRUPTED
 from .output import table
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -134,7 +135,7 @@ def _clear_errors(function: Callable[_P, _R]) -> Callable[_P, _R]:
             return function(*args, **kwargs)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
-            sys.exit(130)
+            sys.exit(INTERRUPTED)
         except (LocalPandaError, OSError) as error:
             raise click.ClickException(str(error)) from error
 

@@ -30,6 +30,7 @@ import click
 from lsst.ctrl.bps.wms_service import WmsRunReport, WmsStates
 
 from ..errors import PandaBpsError
+from . import INTERRUPTED
 from .output import LiveDisplay, is_terminal
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 _ENDED = (WmsStates.SUCCEEDED, WmsStates.FAILED, WmsStates.DELETED)
 _DONE = frozenset({WmsStates.SUCCEEDED, WmsStates.FAILED, WmsStates.DELETED, WmsStates.PRUNED})
-_EXIT_FAILED, _EXIT_BUSY, _EXIT_INTERRUPTED = 1, 75, 130
+_EXIT_FAILED, _EXIT_BUSY = 1, 75
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _POLL = 1.0
 """Seconds between looks at the run."""
@@ -86,7 +87,7 @@ def main(directory: Path, slots: int | None, timeout: float, stop_only: bool) ->
         click.echo(f"quickstart: {error}", err=True)
         code = _EXIT_BUSY if isinstance(error, _BusyError) else _EXIT_FAILED
     except KeyboardInterrupt:
-        code = _EXIT_INTERRUPTED
+        code = INTERRUPTED
     sys.exit(code)
 
 
