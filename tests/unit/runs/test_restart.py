@@ -97,8 +97,13 @@ def run(tmp_path):
     """A submitted run, with its files as ``bps prepare`` left them."""
     plan = plan_in(tmp_path)
     staging = StagingSettings(area=plan.run.staging_area, max_workers=3, group_permissions=True)
-    record = RunRecord.from_plan(plan, staging=staging, clusters=("isr",), outputs=(("out", "/place/out"),))
-    record = record.submitted(7, server="http://here/server/panda", messages={"host": "broker"})
+    record = RunRecord.from_plan(
+        plan,
+        staging=staging,
+        clusters=("isr",),
+        outputs=(("out", "/place/out"),),
+        messages={"host": "broker"},
+    ).submitted(7, server="http://here/server/panda")
     record.write()
     submit = Path(plan.run.submit_path)
     (submit / "panda_plan.json").write_text("".join(render_plan(plan)))
