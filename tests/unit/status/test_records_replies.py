@@ -254,3 +254,12 @@ def test_an_attempt_that_failed_has_an_error_and_a_killed_one_may(status, code, 
         status in ("cancelled", "closed"),
         status == "finished",
     )
+
+
+@pytest.mark.parametrize(
+    ("transform", "processing", "expected"),
+    [(5, 9, 5), (None, 9, 9), (0, 9, 9), (5, None, 5), (None, None, 0)],
+)
+def test_the_task_of_a_transform_is_its_own_or_that_of_its_processing(transform, processing, expected):
+    (record,) = parse_transforms([row(transform_workload_id=transform, processing_workload_id=processing)])
+    assert record.workload_id == expected
