@@ -410,18 +410,6 @@ def test_a_final_task_may_want_the_success_of_the_run() -> None:
     assert want_success(wanting, "register") == wanting
 
 
-@pytest.mark.slow
-def test_a_task_of_very_many_jobs_is_said_to_be_slow() -> None:
-    workflow = GenericWorkflow("u_run")
-    executable = GenericWorkflowExec("sh", "/bin/sh")
-    for number in range(100_001):
-        workflow.add_job(GenericWorkflowJob(str(number), "isr", executable=executable, arguments="x"))
-    (text,) = make_plan(workflow, replace(SETTINGS, max_jobs_per_task=200_000)).warnings
-    assert "100001 jobs" in text
-    assert "maxJobsPerTask" in text
-    assert make_plan(workflow, replace(SETTINGS, max_jobs_per_task=100_000)).warnings == ()
-
-
 def test_a_workflow_without_jobs_is_an_error() -> None:
     with pytest.raises(PlanError, match="'u_run' has no jobs"):
         make_plan(GenericWorkflow("u_run"), SETTINGS)
