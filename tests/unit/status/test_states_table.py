@@ -255,6 +255,7 @@ def test_quiet_time_counts_from_the_last_change():
     [
         (request("New"), {}, False, "PENDING"),
         (request("Throttling"), {"UNREADY": 3}, False, "PENDING"),
+        (request("Ready"), {"UNREADY": 1, "READY": 2, "UNKNOWN": 4}, False, "PENDING"),
         (request("New"), {"RUNNING": 1}, False, "RUNNING"),
         (request("Transforming"), {"UNREADY": 3}, False, "RUNNING"),
         (request("Finished"), {"SUCCEEDED": 3}, False, "RUNNING"),
