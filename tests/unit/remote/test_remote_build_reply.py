@@ -14,10 +14,11 @@ from lsst.ctrl.bps.panda.errors import RunNotFoundError, SettingsError, Transpor
 from lsst.ctrl.bps.panda.remote.site import send_reply
 from lsst.ctrl.bps.panda.rucio.step import read_registration
 from lsst.ctrl.bps.panda.runs.client import RunClient
-from lsst.ctrl.bps.panda.runs.record import RunRecord, read_record
+from lsst.ctrl.bps.panda.runs.record import RunIndex, RunRecord, read_record
 
 ARCHIVE = "jobO.1.tar.gz"
 URL = "http://panda/server/panda"
+CAPTURES = Path(__file__).parents[2] / "data" / "captures" / "real"
 
 
 @dataclass
@@ -155,3 +156,29 @@ def test_runs_that_were_not_planned_elsewhere(hosts, tmp_path):
     assert client.find("77") == (77, None)
     with pytest.raises(RunNotFoundError, match="holds no panda_run.json"):
         client.find(str(tmp_path))
+
+
+def test_the_list_of_runs_completes_what_it_finds(hosts):
+    record = read_record(hosts.submit_path).submitted(7, server=URL)
+    record.write()
+    RunIndex(hosts.connection.settings.state_directory, URL).add(record)
+    text = (CAPTURES / "run1_success_get_requests_detail.json").read_text()
+    hosts.connection.relay = SimpleNamespace(
+        get_requests=lambda request_id, **options: json.loads(text)[1][1]
+    )
+    hosts.cache.tasks_since = lambda *given, **options: []
+    send_reply(hosts.cache, hosts.site, ARCHIVE)
+    (run,), problems = RunClient(hosts.connection).recent(days=1)
+    assert problems == []
+    assert run.plan.labels == (("buildTask", 1), ("isr", 2))
+    assert hosts.plan.exists()
+
+
+def test_what_cannot_be_written_down_is_still_known(hosts, caplog):
+    """A submit directory that one may only read must not keep a report from its labels."""
+    send_reply(hosts.cache, hosts.site, ARCHIVE)
+    hosts.plan.mkdir()
+    record = RunClient(hosts.connection).find(str(hosts.submit_path)).record
+    assert record.labels == (("buildTask", 1), ("isr", 2))
+    assert "What the site has sent of run r cannot be kept" in caplog.text
+    assert read_record(hosts.submit_path).waits_for_site

@@ -224,7 +224,7 @@ def make_archive(archive: Path, files: Iterable[str], overlay: Path) -> None:
             raise SettingsError(
                 f"Two files of the remote build are called {name}: {members[name]} and {path}. Rename one."
             )
-    # Readable by its owner only, as it always was: it may hold what the user keeps private.
+    # Readable by its owner only: it may hold what the user keeps private.
     with replacing(archive, mode=0o600) as temporary:
         with tarfile.open(temporary, "w:gz", dereference=True) as tar:
             for name, path in members.items():
