@@ -117,7 +117,7 @@ def submit_build(
     command = _fill(settings.command, archive=url, config=overlay.name, site=site)
     submission = make_build_submission(_task(settings, command), attributes)
     request_id = send(connection.relay, submission, attributes.name, build=True)
-    record = RunRecord.planned_at_site(_names(run, submit_path), archive=archive.name)
+    record = RunRecord.planned_at_site(_names(attributes, run, submit_path), archive=archive.name)
     record_submission(connection, record, request_id)
     workflow = PandaBpsWmsWorkflow(attributes.name, config)
     workflow.run_id = str(request_id)
@@ -136,20 +136,10 @@ def _attributes(run: RunConfiguration) -> RunAttributes:
     )
 
 
-def _names(run: RunConfiguration, submit_path: Path) -> RunSection:
+def _names(attributes: RunAttributes, run: RunConfiguration, submit_path: Path) -> RunSection:
     """What the record says of the run; the site chooses the staging area."""
-    return RunSection(
-        name=run.name,
-        operator=run.operator,
-        project=run.project,
-        campaign=run.campaign,
-        payload=run.payload,
-        output_run=run.output_run,
-        site=run.site,
-        submit_path=os.fspath(submit_path),
-        staging_area="",
-        origin=0,
-    )
+    places = {"output_run": run.output_run, "site": run.site, "submit_path": os.fspath(submit_path)}
+    return RunSection.model_validate(attributes).model_copy(update={**places, "staging_area": ""})
 
 
 def _task(settings: BuildSettings, command: str) -> BuildTask:
