@@ -27,9 +27,9 @@ from lsst.ctrl.bps.panda.status.records import (
     TransformRecord,
 )
 from lsst.ctrl.bps.panda.status.verdicts import Verdict
+from lsst.ctrl.bps.panda.web import render
 from lsst.ctrl.bps.panda.web.drawing import draw_graph, draw_histogram, draw_timeline
 from lsst.ctrl.bps.panda.web.page import RunPage, render_page
-from lsst.ctrl.bps.panda.web.rendering import render
 
 START = datetime(2026, 11, 20, tzinfo=UTC)
 NASTY = "<script>alert('x')</script>&\""

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 __all__ = ["COMMANDS", "main"]
 
-import sys
 from importlib import import_module
-from typing import Any
 
 import click
 
-from . import INTERRUPTED
+from . import CommandGroup
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "build": ("panda_bps_build:build", "Submit a run whose quantum graph is made at the site."),
+    "build": ("panda_bps_check:build", "Submit a run whose quantum graph is made at the site."),
     "campaign": ("panda_bps_campaign:campaign", "Run one configuration at several sites."),
     "check": ("panda_bps_check:check", "Check a configuration before a run of it is submitted."),
     "errors": ("panda_bps_show:errors", "Show why jobs of a run failed, and what to do."),
@@ -34,18 +32,8 @@ help.
 """
 
 
-class _LazyGroup(click.Group):
-    """Finds sub-commands in the table and imports them when they are used;
-    ends with 130 after Ctrl-C.
-    """
-
-    def invoke(self, ctx: click.Context) -> Any:
-        # Docstring inherited.
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
-            sys.exit(INTERRUPTED)
+class _LazyGroup(CommandGroup):
+    """Finds sub-commands in the table and imports them when they are used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         # Docstring inherited.

@@ -6,21 +6,25 @@ from __future__ import annotations
 
 __all__ = ["campaign"]
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
 import click
 
-from lsst.ctrl.bps.panda.errors import PandaBpsError
-from lsst.ctrl.bps.panda.status.states import Counts
-
+from ..campaign.parts import read_configuration
+from ..campaign.preparation import prepare_campaign
+from ..campaign.record import CampaignIndex, find_campaign, read_campaign
+from ..campaign.runs import cancel_campaign, look, make_campaign_document, restart_campaign, submit_campaign
+from ..checks.configuration import check_service
+from ..errors import PandaBpsError
+from ..findings import report_findings
+from ..runs.client import connect
+from ..settings.bps_command import is_dry_run
+from ..settings.run import read_service_settings
+from ..status.states import Counts
 from .output import STATE_COLUMNS, count_columns, json_option, print_lines, shows_errors, table, write_json
-from .panda_bps_check import make_service
-
-_service_option = click.option(
-    "--wms-service-class", help="Service class to use instead of the configuration's."
-)
-
+from .panda_bps_check import make_service, service_class_option
 
 _shows_errors = shows_errors(KeyError, ValueError, OSError)
 
@@ -38,9 +42,6 @@ def campaign() -> None:
 def _read(config: str, service_class: str | None) -> Any:
     from lsst.pipe.base import Instrument
 
-    from lsst.ctrl.bps.panda.campaign.parts import read_configuration
-    from lsst.ctrl.bps.panda.settings.run import read_service_settings
-
     return read_configuration(
         config,
         timestamp=Instrument.makeCollectionTimestamp(),
@@ -51,12 +52,6 @@ def _read(config: str, service_class: str | None) -> Any:
 
 def _prepare(configuration: Any) -> Any:
     """Divide and check a campaign, and write its files; nothing is sent."""
-    from lsst.ctrl.bps.panda.campaign.preparation import prepare_campaign
-    from lsst.ctrl.bps.panda.checks.configuration import check_service
-    from lsst.ctrl.bps.panda.findings import report_findings
-    from lsst.ctrl.bps.panda.settings.bps_command import is_dry_run
-    from lsst.ctrl.bps.panda.settings.run import read_service_settings
-
     settings = read_service_settings(None)
     prepared = prepare_campaign(configuration, settings.environment)
     service = make_service(prepared.record.service_class)
@@ -76,7 +71,7 @@ def _prepare(configuration: Any) -> Any:
 
 @campaign.command()
 @click.argument("config", type=click.Path(exists=True, dir_okay=False))
-@_service_option
+@service_class_option
 @_shows_errors
 def prepare(config: str, wms_service_class: str | None) -> None:
     """Divide the data of CONFIG and write each site's configuration.
@@ -84,8 +79,6 @@ def prepare(config: str, wms_service_class: str | None) -> None:
     Nothing is submitted: look at the files, try one with "bps prepare", then
     submit the directory.
     """
-    from lsst.ctrl.bps.panda.campaign.record import CampaignIndex
-
     configuration = _read(config, wms_service_class)
     record = _prepare(configuration)
     CampaignIndex(make_service(record.service_class).settings().state_directory).add(record)
@@ -97,7 +90,7 @@ def prepare(config: str, wms_service_class: str | None) -> None:
 @click.option(
     "--new", is_flag=True, help="Begin another campaign of a configuration that was submitted before."
 )
-@_service_option
+@service_class_option
 @_shows_errors
 def submit(campaign_or_config: str, new: bool, wms_service_class: str | None) -> int:
     """Submit a run to each site.
@@ -106,9 +99,6 @@ def submit(campaign_or_config: str, new: bool, wms_service_class: str | None) ->
     its run twice.  The exit code is 1 if a site has no run.
     """
     from lsst.ctrl.bps.drivers import submit_driver
-
-    from lsst.ctrl.bps.panda.campaign.runs import submit_campaign
-    from lsst.ctrl.bps.panda.runs.client import connect
 
     # As bps submit does: a quantum graph may take hours.
     _log("INFO")
@@ -133,11 +123,6 @@ def _find_or_begin(name: str, new: bool, service_class: str | None) -> Any:
     """Return the campaign to continue: that of a directory, or the latest of a
     configuration unless a new one is wanted.
     """
-    import os
-
-    from lsst.ctrl.bps.panda.campaign.record import CampaignIndex, read_campaign
-    from lsst.ctrl.bps.panda.settings.run import read_service_settings
-
     if os.path.isdir(name):
         return read_campaign(name)
     index = CampaignIndex(read_service_settings(None).state_directory)
@@ -163,11 +148,6 @@ def _find_or_begin(name: str, new: bool, service_class: str | None) -> Any:
 
 def _look(name: str) -> tuple[Any, Any]:
     """Find a campaign and ask about its runs."""
-    from lsst.ctrl.bps.panda.campaign.record import CampaignIndex, find_campaign
-    from lsst.ctrl.bps.panda.campaign.runs import look
-    from lsst.ctrl.bps.panda.runs.client import connect
-    from lsst.ctrl.bps.panda.settings.run import read_service_settings
-
     record = find_campaign(name, CampaignIndex(read_service_settings(None).state_directory))
     service = make_service(record.service_class)
     return service, look(record, connect(service.settings()))
@@ -179,8 +159,6 @@ def _look(name: str) -> tuple[Any, Any]:
 @_shows_errors
 def report(name: str, as_json: bool) -> None:
     """Show the jobs of all sites by state, for each site and each label."""
-    from lsst.ctrl.bps.panda.campaign.runs import make_campaign_document
-
     _, found = _look(name)
     if as_json:
         write_json(make_campaign_document(found))
@@ -227,8 +205,6 @@ def status(name: str) -> int:
 @_shows_errors
 def cancel(name: str) -> int:
     """Cancel all runs that have not ended."""
-    from lsst.ctrl.bps.panda.campaign.runs import cancel_campaign
-
     _log("WARNING")
     service, found = _look(name)
     return _print_actions(cancel_campaign(found, service.cancel))
@@ -239,8 +215,6 @@ def cancel(name: str) -> int:
 @_shows_errors
 def restart(name: str) -> int:
     """Restart all runs that have ended without success."""
-    from lsst.ctrl.bps.panda.campaign.runs import restart_campaign
-
     _log("WARNING")
     service, found = _look(name)
     return _print_actions(restart_campaign(found, service.restart))

@@ -1,43 +1,46 @@
-"""The commands about configurations: ``panda_bps check`` makes the checks of a run without the run,
-``panda_bps schema`` tells editors what may stand in one.
+"""The commands that take a configuration: ``panda_bps check`` makes the checks of a run without the run,
+``panda_bps build`` submits a remote build, ``panda_bps schema`` tells editors what may stand in one.
 """
 
 from __future__ import annotations
 
-__all__ = ["check", "make_service", "read_configuration", "schema"]
+__all__ = ["build", "check", "make_service", "read_configuration", "schema", "service_class_option"]
 
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+from lsst.utils import doImport
 
-from lsst.ctrl.bps.panda.errors import PandaBpsError, SettingsError
+from ..checks.misspellings import check_names
+from ..errors import PandaBpsError, SettingsError
+from ..findings import describe_findings
+from ..settings.configuration import RunConfiguration, complete_configuration, missing_service_class
+from ..settings.run import read_service_settings
+from ..settings.schema import make_schema
+from .output import shows_errors
+
+service_class_option = click.option(
+    "--wms-service-class", help="Service class to use instead of the configuration's."
+)
+
+
+def _configuration_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the argument CONFIG and what ``bps submit`` lets replace in it."""
+    site = click.option("--compute-site", help="Site to use instead of the configuration's.")
+    config = click.argument("config", type=click.Path(exists=True, dir_okay=False))
+    return config(site(service_class_option(function)))
 
 
 def read_configuration(path: str, *, compute_site: str | None = None, service: str | None = None) -> Any:
-    """Read a configuration as ``bps submit`` does, and make nothing of it.
-
-    Parameters
-    ----------
-    path : `str`
-        YAML file.
-    compute_site : `str`, optional
-        Site to use instead of the configuration's.
-    service : `str`, optional
-        Service class to use instead of the configuration's.
-
-    Returns
-    -------
-    config : `~lsst.ctrl.bps.BpsConfig`
-        With the values that BPS itself defines.
+    """Read a configuration as ``bps submit`` does, and make nothing of it; it has the values that BPS
+    itself defines.
     """
     from lsst.pipe.base import Instrument
-
-    from lsst.ctrl.bps.panda.settings.configuration import complete_configuration
-    from lsst.ctrl.bps.panda.settings.run import read_service_settings
 
     given = {"computeSite": compute_site, "wmsServiceClass": service}
     return complete_configuration(
@@ -50,29 +53,9 @@ def read_configuration(path: str, *, compute_site: str | None = None, service: s
 
 
 def make_service(name: str, config: Any = None) -> Any:
-    """Make the service object that a configuration names.
-
-    Parameters
-    ----------
-    name : `str`
-        Full name of the class.
-    config : `~lsst.ctrl.bps.BpsConfig`, optional
-        What it is made with; nothing by default.
-
-    Returns
-    -------
-    service : `~lsst.ctrl.bps.panda.PanDAService`
-        The object.
-
-    Raises
-    ------
-    SettingsError
-        Raised if there is no such class, or it is another plugin's.
+    """Make the service object that a configuration names; a `SettingsError` if there is
+    no such class, or it is another plugin's.
     """
-    from lsst.utils import doImport
-
-    from lsst.ctrl.bps.panda.settings.configuration import missing_service_class
-
     try:
         service_class: Any = doImport(name)
     except ImportError as error:
@@ -88,9 +71,7 @@ def make_service(name: str, config: Any = None) -> Any:
 
 
 @click.command()
-@click.argument("config", type=click.Path(exists=True, dir_okay=False))
-@click.option("--compute-site", help="Site to use instead of the configuration's.")
-@click.option("--wms-service-class", help="Service class to use instead of the configuration's.")
+@_configuration_options
 def check(config: str, compute_site: str | None, wms_service_class: str | None) -> None:
     """Look for everything that would keep a run of CONFIG from working.
 
@@ -98,10 +79,6 @@ def check(config: str, compute_site: str | None, wms_service_class: str | None) 
     jobs are checked by "bps prepare".  The exit code is 1 if there is a
     problem.
     """
-    from lsst.ctrl.bps.panda.checks.misspellings import check_names
-    from lsst.ctrl.bps.panda.findings import describe_findings
-    from lsst.ctrl.bps.panda.settings.configuration import RunConfiguration
-
     try:
         bps_config = read_configuration(config, compute_site=compute_site, service=wms_service_class)
         service = make_service(RunConfiguration(bps_config).service_class, bps_config)
@@ -111,6 +88,45 @@ def check(config: str, compute_site: str | None, wms_service_class: str | None) 
     text, can_submit = describe_findings(findings, config)
     click.echo(text)
     sys.exit(0 if can_submit else 1)
+
+
+@click.command()
+@_configuration_options
+@shows_errors(KeyError, ValueError, OSError)
+def build(config: str, compute_site: str | None, wms_service_class: str | None) -> None:
+    """Submit CONFIG for a remote build: its quantum graph is made at the site.
+
+    "bps submit" does the same for configurations with "remoteBuild: {enabled:
+    true}", but only if the service class is lsst.ctrl.bps.panda.PanDAService.
+    The section remoteBuild, if there is one, configures the build.
+    """
+    from lsst.ctrl.bps.initialize import (
+        init_submission,
+        out_collection_validator,
+        output_run_validator,
+        submit_path_validator,
+    )
+
+    options = {"compute_site": compute_site, "wms_service": wms_service_class}
+    bps_config = init_submission(
+        config,
+        validators=[submit_path_validator, output_run_validator, out_collection_validator],
+        **{key: value for key, value in options.items() if value},
+    )
+    run = RunConfiguration(bps_config)
+    service_class: Any = doImport(run.service_class)
+    service = service_class(bps_config)
+    workflow = service.submit(
+        None,
+        config=bps_config,
+        config_file=config,
+        remote_build=run.remote_build,
+        compute_site=compute_site,
+    )
+    # As bps submit prints it, for programs that read its output.
+    click.echo(f"Submit dir: {run.submit_path}")
+    click.echo(f"Run Id: {workflow.run_id}")
+    click.echo(f"Run Name: {workflow.name}")
 
 
 @click.command()
@@ -127,8 +143,6 @@ def schema(output: str | None) -> None:
     Editors use it to complete keys, to show what they mean and to mark wrong
     values.
     """
-    from lsst.ctrl.bps.panda.settings.schema import make_schema
-
     text = json.dumps(make_schema(), indent=1)
     if output is None:
         click.echo(text)

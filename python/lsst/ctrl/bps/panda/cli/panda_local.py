@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["main"]
+__all__ = ["end_process", "handled_signals", "main"]
 
 import os
 import shlex
@@ -12,10 +12,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import wraps
 from pathlib import Path
 from types import FrameType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import click
 
@@ -23,8 +22,8 @@ from ..errors import LocalPandaError
 from ..local import instance
 from ..local.endpoint import LOGS_FOLDER, EndpointClient, diamond, job_folder
 from ..local.settings import KEEP_WORK
-from . import INTERRUPTED
-from .output import table
+from . import CommandGroup
+from .output import shows_errors, table
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -36,18 +35,14 @@ class _SignalReceived(BaseException):
         super().__init__(f"signal {number}")
         self.number = number
 
-    @property
-    def exit_code(self) -> int:
-        """Exit code of a process that the signal has ended, as a shell has it."""
-        return 128 + self.number
-
 
 def _raise(number: int, frame: FrameType | None) -> None:
     raise _SignalReceived(number)
 
 
 @contextmanager
-def _handled(handler: Any) -> Iterator[None]:
+def handled_signals(handler: Any) -> Iterator[None]:
+    """Have a function called meanwhile when a signal comes that ends a process."""
     # What is ignored from the start on (by nohup, say) stays so.
     changed = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, handler) for number in changed}
@@ -56,16 +51,6 @@ def _handled(handler: Any) -> Iterator[None]:
     finally:
         for number, old in before.items():
             signal.signal(number, old)
-
-
-def _raised_signals() -> Any:
-    """Let signals that end a process raise `_SignalReceived` meanwhile."""
-    return _handled(_raise)
-
-
-def _ignored_signals() -> Any:
-    """Ignore signals that end a process meanwhile."""
-    return _handled(signal.SIG_IGN)
 
 
 def _has_terminal() -> bool:
@@ -87,18 +72,24 @@ def _run_command(
     """
     # A terminal sends signals to its whole foreground group, and lets only that read.
     own_group = None if _has_terminal() else 0
-    with _raised_signals():
+    with handled_signals(_raise):
         process = subprocess.Popen(command, env=dict(environment), process_group=own_group)
         try:
             code = process.wait()
         except _SignalReceived as came:
-            with _ignored_signals():
-                _end(process, came.number, grace=grace, group=own_group is not None)
+            with handled_signals(signal.SIG_IGN):
+                end_process(process, came.number, grace=grace, group=own_group is not None)
             raise
     return 128 - code if code < 0 else code
 
 
-def _end(process: subprocess.Popen[Any], number: int, *, grace: tuple[float, float], group: bool) -> None:
+def end_process(
+    process: subprocess.Popen[Any], number: int, *, grace: tuple[float, float], group: bool = True
+) -> None:
+    """End a process, or all of its group, with a signal: after so many seconds
+    of grace with SIGTERM, and after some more with SIGKILL.
+    """
+
     def send(wanted: int) -> None:
         try:
             if group:
@@ -122,31 +113,14 @@ def _end(process: subprocess.Popen[Any], number: int, *, grace: tuple[float, flo
         send(signal.SIGKILL)
 
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
+_shows_errors = shows_errors(OSError)
 
-
-def _clear_errors(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Show errors of our own as one message, and end with 130 after Ctrl-C."""
-
-    @wraps(function)
-    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        try:
-            return function(*args, **kwargs)
-        except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
-            sys.exit(INTERRUPTED)
-        except (LocalPandaError, OSError) as error:
-            raise click.ClickException(str(error)) from error
-
-    return call
-
-
+_FILE = click.Path(exists=True, dir_okay=False, resolve_path=True)
 _directory = click.option(
     "-d",
     "--directory",
     type=click.Path(path_type=Path, file_okay=False),
-    default=None,
+    default=lambda: instance.state_directory(os.environ),
     help="State directory [default: $PANDA_LOCAL_DIR, else ~/.local/state/panda_local].",
 )
 
@@ -163,12 +137,12 @@ def _settings_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--database", help="postgresql://USER:PASSWORD@HOST/NAME instead of SQLite files."),
         click.option(
             "--queues",
-            type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+            type=_FILE,
             help="YAML file with queues: a mapping of names to 'cores', 'memory' (MB a job), 'walltime' (s).",
         ),
         click.option(
             "--faults",
-            type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+            type=_FILE,
             help="YAML file with faults to inject, for tests: a list of rules such as "
             "{action: fail, match: isr, exit_code: 3, attempts: 1}.",
         ),
@@ -185,16 +159,10 @@ def _settings_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def _where(directory: Path | None) -> Path:
-    return directory or instance.state_directory(os.environ)
-
-
-def _running(directory: Path | None) -> instance.Endpoint:
-    endpoint = instance.find(_where(directory))
+def _running(directory: Path) -> instance.Endpoint:
+    endpoint = instance.find(directory)
     if endpoint is None:
-        raise LocalPandaError(
-            f"no embedded PanDA runs with {_where(directory)}; start one with: panda_local start"
-        )
+        raise LocalPandaError(f"no embedded PanDA runs with {directory}; start one with: panda_local start")
     return endpoint
 
 
@@ -206,7 +174,7 @@ def _client_environment(endpoint: instance.Endpoint) -> dict[str, str]:
     return {**instance.environment(endpoint), "BPS_WMS_SERVICE_CLASS": service}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Run a PanDA on this machine, to try a BPS run before it uses a facility.
 
@@ -233,45 +201,44 @@ def main() -> None:
 @_directory
 @_settings_options
 @click.option("--foreground", is_flag=True, help="Stay in the foreground; end with Ctrl-C.")
-@_clear_errors
-def start(directory: Path | None, foreground: bool, **options: Any) -> None:
+@_shows_errors
+def start(directory: Path, foreground: bool, **options: Any) -> None:
     """Start the embedded PanDA, or find the one that runs.
 
     Options that are not given keep their values of the last start with the
     same state directory.  After a crash, start it again: runs go on, and
     finished jobs are not run again.
     """
-    where = _where(directory)
-    before = instance.find(where)
+    before = instance.find(directory)
     if before is not None:
         click.echo(f"an embedded PanDA runs already: {before.url}")
         if foreground or any(value is not None for value in options.values()):
             raise LocalPandaError("options have no effect on it; stop it first: panda_local stop")
         return
     if foreground:
-        click.echo(f"state directory {where}; end with Ctrl-C")
-    endpoint = instance.start(where, foreground=foreground, **options)
+        click.echo(f"state directory {directory}; end with Ctrl-C")
+    endpoint = instance.start(directory, foreground=foreground, **options)
     click.echo(f"started: {endpoint.url}")
     click.echo('use it in this shell with: eval "$(panda_local env)"')
 
 
 @main.command()
 @_directory
-@_clear_errors
-def stop(directory: Path | None) -> None:
+@_shows_errors
+def stop(directory: Path) -> None:
     """Stop the embedded PanDA and all jobs it runs.
 
     Runs that have not ended go on at the next start; jobs that were running
     are tried again.
     """
-    stopped = instance.stop(_where(directory))
+    stopped = instance.stop(directory)
     click.echo("stopped" if stopped else "none was running")
 
 
 @main.command()
 @_directory
-@_clear_errors
-def status(directory: Path | None) -> None:
+@_shows_errors
+def status(directory: Path) -> None:
     """Show the server, its slots, its runs, tasks and jobs."""
     endpoint = _running(directory)
     value = instance.status(endpoint)
@@ -297,8 +264,8 @@ def _print_runs(runs: list[Mapping[str, Any]]) -> None:
 
 @main.command()
 @_directory
-@_clear_errors
-def env(directory: Path | None) -> None:
+@_shows_errors
+def env(directory: Path) -> None:
     """Print shell commands that make clients use the embedded PanDA.
 
     \b
@@ -312,8 +279,8 @@ def env(directory: Path | None) -> None:
 @_directory
 @_settings_options
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-@_clear_errors
-def run(directory: Path | None, command: tuple[str, ...], **options: Any) -> None:
+@_shows_errors
+def run(directory: Path, command: tuple[str, ...], **options: Any) -> int:
     """Run COMMAND with an embedded PanDA, which is stopped afterwards.
 
     One that runs already is used and left running.  The exit code is that of
@@ -322,39 +289,32 @@ def run(directory: Path | None, command: tuple[str, ...], **options: Any) -> Non
     \b
       panda_local run -- bash -c 'bps submit my.yaml && bps report --id 1'
     """  # noqa: D301
-    where = _where(directory)
-    found = instance.find(where)
+    found = instance.find(directory)
     if found is not None and any(value is not None for value in options.values()):
         raise LocalPandaError(f"options have no effect on the one that runs already: {found.url}")
     try:
-        with _raised_signals():
-            endpoint = found or instance.start(where, parent=os.getpid(), **options)
-        code = _run_command(command, _variables(endpoint))
+        with handled_signals(_raise):
+            endpoint = found or instance.start(directory, parent=os.getpid(), **options)
+        return _run_command(command, _variables(endpoint))
     except _SignalReceived as came:
-        code = came.exit_code
+        return 128 + came.number
     finally:
         if found is None:
-            with _ignored_signals():
-                instance.stop(where)
-    sys.exit(code)
+            with handled_signals(signal.SIG_IGN):
+                instance.stop(directory)
 
 
 def _variables(endpoint: instance.Endpoint) -> dict[str, str]:
     """Make the environment of a command that uses the embedded PanDA."""
-    variables = dict(os.environ)
-    for name, value in _client_environment(endpoint).items():
-        if value:
-            variables[name] = value
-        else:
-            variables.pop(name, None)
-    return variables
+    ours = _client_environment(endpoint)
+    return {name: value for name, value in {**os.environ, **ours}.items() if value or name not in ours}
 
 
 @main.command()
 @_directory
 @click.option("--timeout", type=float, default=120.0, show_default=True, help="Seconds to wait for its end.")
-@_clear_errors
-def check(directory: Path | None, timeout: float) -> None:
+@_shows_errors
+def check(directory: Path, timeout: float) -> None:
     """Run six empty jobs in a diamond, to see that all parts work."""
     client = EndpointClient(_running(directory))
     sample = client.submit(f"panda_local_check_{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}", diamond(2))
@@ -371,14 +331,14 @@ def check(directory: Path | None, timeout: float) -> None:
 @click.argument("job", type=int)
 @click.option("--stderr", "which", flag_value="payload.stderr", help="Show the standard error only.")
 @click.option("--stdout", "which", flag_value="payload.stdout", help="Show the standard output only.")
-@_clear_errors
-def logs(directory: Path | None, job: int, which: str | None) -> None:
+@_shows_errors
+def logs(directory: Path, job: int, which: str | None) -> None:
     """Show what a job printed; JOB is its PanDA id.
 
     The report of a run names the ids of its failed jobs; "panda_local status"
     tells where all logs are.
     """
-    place = _where(directory) / LOGS_FOLDER / job_folder(job)
+    place = directory / LOGS_FOLDER / job_folder(job)
     if not place.is_dir():
         raise LocalPandaError(f"no logs of a job {job} in {place.parent}")
     for name in (which,) if which else ("pilotlog.txt", "payload.stdout", "payload.stderr"):
@@ -393,13 +353,12 @@ def logs(directory: Path | None, job: int, which: str | None) -> None:
 @main.command()
 @_directory
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@_clear_errors
-def clean(directory: Path | None, yes: bool) -> None:
+@_shows_errors
+def clean(directory: Path, yes: bool) -> None:
     """Remove the state directory: all runs and logs of the embedded PanDA."""
-    where = _where(directory)
-    if where.exists() and not yes:
-        click.confirm(f"remove {where}?", abort=True)
-    click.echo(f"removed {where}" if instance.clean(where) else f"there is no {where}")
+    if directory.exists() and not yes:
+        click.confirm(f"remove {directory}?", abort=True)
+    click.echo(f"removed {directory}" if instance.clean(directory) else f"there is no {directory}")
 
 
 if __name__ == "__main__":

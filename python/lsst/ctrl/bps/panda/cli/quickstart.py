@@ -14,32 +14,30 @@ __all__ = ["ProgressLine", "main", "read_submission", "render_progress"]
 import contextlib
 import fcntl
 import logging
-import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import click
 from lsst.ctrl.bps.wms_service import WmsRunReport, WmsStates
 
 from ..errors import PandaBpsError
+from ..status.states import ENDED_STATES
 from . import INTERRUPTED
 from .output import LiveDisplay, is_terminal
+from .panda_local import end_process, handled_signals
 
 if TYPE_CHECKING:
     from ..demo.workplace import Workplace
 
-_ENDED = (WmsStates.SUCCEEDED, WmsStates.FAILED, WmsStates.DELETED)
-_DONE = frozenset({WmsStates.SUCCEEDED, WmsStates.FAILED, WmsStates.DELETED, WmsStates.PRUNED})
 _EXIT_FAILED, _EXIT_BUSY = 1, 75
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _POLL = 1.0
 """Seconds between looks at the run."""
 
@@ -78,10 +76,8 @@ def main(directory: Path, slots: int | None, timeout: float, stop_only: bool) ->
     place = Workplace(directory.absolute())
     place.directory.mkdir(parents=True, exist_ok=True)
     place.enter()
-    for number in _SIGNALS:
-        signal.signal(number, _interrupt)
     try:
-        with _locked(place.lock):
+        with handled_signals(_interrupt), _locked(place.lock):
             code = _stop(place) if stop_only else _run(place, slots=slots, timeout=timeout)
     except PandaBpsError as error:
         click.echo(f"quickstart: {error}", err=True)
@@ -104,14 +100,9 @@ def _interrupts_kept() -> Iterator[None]:
     """Postpone an interruption: a server that has half started could not be
     found and stopped.
     """
-    noted = []
-    for number in _SIGNALS:
-        signal.signal(number, lambda number, frame: noted.append(number))
-    try:
+    noted: list[int] = []
+    with handled_signals(lambda number, frame: noted.append(number)):
         yield
-    finally:
-        for number in _SIGNALS:
-            signal.signal(number, _interrupt)
     if noted:
         raise KeyboardInterrupt
 
@@ -228,18 +219,7 @@ def _call(command: list[str], place: Workplace, *, output: TextIO | None = None)
         return process.wait()
     finally:
         if process.poll() is None:
-            _end_group(process)
-
-
-def _end_group(process: subprocess.Popen[Any]) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        try:
-            process.wait(timeout=5.0)
-        except subprocess.TimeoutExpired:
-            continue
-        return
+            end_process(process, signal.SIGTERM, grace=(5.0, 0.0))
 
 
 # --- progress -----------------------------------------------------------
@@ -248,7 +228,7 @@ def _end_group(process: subprocess.Popen[Any]) -> None:
 def render_progress(report: WmsRunReport, seconds: float) -> str:
     """Return the state of a run as one line, with the seconds since it was submitted."""
     counts: Mapping[WmsStates, int] = report.job_state_counts or {}
-    done = sum(counts.get(state, 0) for state in _DONE)
+    done = sum(counts.get(state, 0) for state in ENDED_STATES)
     parts = [f"{int(seconds) // 60}:{int(seconds) % 60:02d}  {done}/{report.total_number_jobs} jobs"]
     for state, word in ((WmsStates.RUNNING, "running"), (WmsStates.FAILED, "failed")):
         if counts.get(state):
@@ -256,7 +236,7 @@ def render_progress(report: WmsRunReport, seconds: float) -> str:
     labels = []
     for label, states in (report.job_summary or {}).items():
         total = sum(states.values())
-        ended = sum(states.get(state, 0) for state in _DONE)
+        ended = sum(states.get(state, 0) for state in ENDED_STATES)
         if ended < total and ended + states.get(WmsStates.RUNNING, 0) > 0:
             labels.append(f"{label} {ended}/{total}")
     return ", ".join(parts) + (f"  ({', '.join(labels)})" if labels else "")
@@ -285,32 +265,26 @@ class ProgressLine:
             self._display.close()
 
 
-def _watch(
-    run_id: str,
-    *,
-    timeout: float,
-    sleep: Callable[[float], None] = time.sleep,
-    clock: Callable[[], float] = time.monotonic,
-) -> WmsRunReport:
+def _watch(run_id: str, *, timeout: float) -> WmsRunReport:
     """Follow a run until it has ended."""
     from ..service import LocalPanDAService
 
     service = LocalPanDAService({})
-    start = seen = clock()
+    start = seen = time.monotonic()
     with contextlib.closing(ProgressLine(sys.stdout, live=is_terminal(sys.stdout))) as progress:
         while True:
             reports, message = service.report(wms_workflow_id=run_id)
-            now = clock()
+            now = time.monotonic()
             if reports:
                 seen = now
                 progress.show(render_progress(reports[0], now - start))
-                if reports[0].state in _ENDED:
+                if reports[0].state in ENDED_STATES:
                     return reports[0]
             elif now - seen > _PATIENCE:
                 raise QuickstartError(f"run {run_id} cannot be found: {message}")
             if now - start > timeout:
                 raise QuickstartError(f"run {run_id} has not ended within {timeout:g} s")
-            sleep(_POLL)
+            time.sleep(_POLL)
 
 
 # --- results ------------------------------------------------------------

@@ -37,7 +37,7 @@ from ..errors import PandaBpsError, RunNotFoundError
 from ..report.report import get_status_of
 from ..status.evidence import RunEvidence
 from ..status.failures import digest_errors
-from ..status.states import Counts
+from ..status.states import ENDED_STATES, Counts
 from ..status.vocabulary import ENDED_TASKS, JOB_STATUSES, JobPhase, is_running
 from .messages import MessageSource, StatusMessage, parse_message
 
@@ -47,7 +47,6 @@ LEAST_INTERVAL = 5.0
 """Seconds between two looks at a run, at least; a real PanDA's figures change
 every minute."""
 
-_DONE = (WmsStates.SUCCEEDED, WmsStates.FAILED, WmsStates.DELETED, WmsStates.PRUNED)
 _HISTORY = 60
 _ERRORS = 5
 _SLOWEST = 8.0
@@ -100,7 +99,7 @@ class Progress:
     @property
     def done(self) -> int:
         """Jobs that ended, in whatever way."""
-        return sum(self.total[state] for state in _DONE)
+        return sum(self.total[state] for state in ENDED_STATES)
 
 
 def make_progress(evidence: RunEvidence, moment: datetime, errors: Sequence[str] = ()) -> Progress:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 __all__ = [
     "Counts",
+    "ENDED_STATES",
     "SETTLE_SECONDS",
     "count_task",
     "has_kill_code",
@@ -51,6 +52,9 @@ SETTLE_SECONDS = 120.0
 """A run whose plan is not known, or whose transforms are fewer than planned,
 has ended only if nothing changed for so long: the server looks for tasks to
 start every few seconds, in production every minute."""
+
+ENDED_STATES = (WmsStates.SUCCEEDED, WmsStates.FAILED, WmsStates.DELETED, WmsStates.PRUNED)
+"""States of jobs, and of runs, that change no more."""
 
 _KILLED_REQUEST = (RequestPhase.KILLING, RequestPhase.KILLED)
 

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from ..insight.resources import SERIES_COLOURS, TimeSeries, count_over_time
 from ..insight.task_graph import STATE_COLOURS, TaskGraph, TaskNode, colour_of, state_of
 from ..status.records import JobRecord
-from .rendering import render
+from . import render
 
 # In pixels.
 _BOX = (190, 46)

@@ -21,8 +21,8 @@ from ..insight.task_graph import STATE_COLOURS, TaskGraph, colour_of
 from ..status.failures import ErrorGroup
 from ..status.records import JobRecord
 from ..status.states import Counts
+from . import render
 from .drawing import draw_graph, draw_histogram, draw_timeline
-from .rendering import render
 
 _COLUMNS = (
     WmsStates.SUCCEEDED, WmsStates.RUNNING, WmsStates.PENDING, WmsStates.READY, WmsStates.UNREADY,
@@ -47,13 +47,7 @@ class RunPage:
 
 
 def render_page(page: RunPage) -> str:
-    """Write the page: one document that loads nothing and runs no script.
-
-    Parameters
-    ----------
-    page : `RunPage`
-        What it shows.
-    """
+    """Write the page: one document that loads nothing and runs no script."""
     run = page.overview
     text = render(
         "run.html",
