@@ -1,4 +1,6 @@
-"""The program of the registration step where it cannot begin."""
+"""The program of the registration step where it cannot begin, and its
+decision whether a rule exists.
+"""
 
 from __future__ import annotations
 
@@ -45,3 +47,25 @@ def test_no_file_is_a_failure(tmp_path):
     done = run(tmp_path / "none.json", "-I", "-S")
     assert done.returncode == program.FAILED
     assert "FileNotFoundError" in done.stderr
+
+
+RULES = [
+    {"id": "1", "rse_expression": "NEAR", "account": "service"},
+    {"id": "2", "rse_expression": "FAR", "account": "other"},
+    {"id": "3", "rse_expression": "FAR", "account": "service"},
+]
+
+
+@pytest.mark.parametrize(
+    ("expression", "account", "found"),
+    [
+        ("FAR", "service", "3"),
+        ("FAR", "", "2"),
+        ("NEAR", "other", None),
+        ("NEAR", "", "1"),
+        ("NOWHERE", "", None),
+    ],
+)
+def test_the_step_needs_a_rule_of_its_own_account_and_onlookers_one_of_any(expression, account, found):
+    rule = program.find_rule(RULES, program.RuleWanted(expression), account)
+    assert (rule["id"] if rule else None) == found

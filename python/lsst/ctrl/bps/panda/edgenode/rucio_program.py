@@ -24,6 +24,7 @@ __all__ = [
     "RuleWanted",
     "add_rule",
     "find_outputs",
+    "find_rule",
     "graph_name",
     "look_at_rucio",
     "main",
@@ -37,7 +38,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -455,22 +456,25 @@ def _register_quantum_graph(butler: Any, client: Any, registration: Registration
     return f"quantum graph registered as {name}"
 
 
-def add_rule(client: Any, registration: Registration, wanted: RuleWanted) -> str:
-    """Add the rule unless it exists, and describe what was done.
+def find_rule(rules: Iterable[Any], wanted: RuleWanted, account: str = "") -> Any | None:
+    """Return the one of a dataset's rules in Rucio that is for the same places
+    as the wanted rule, or `None`.
 
-    Parameters
-    ----------
-    client : `rucio.client.Client`
-        Rucio.
-    registration : `Registration`
-        The dataset.
-    wanted : `RuleWanted`
-        The rule.
+    The step needs a rule of its own account, because other accounts may delete
+    theirs.  Without an account the rule of any counts, for those who look at
+    what the account of a step has registered.
     """
-    rules = client.list_did_rules(registration.scope, registration.dataset)
     for rule in rules:
-        if (rule["rse_expression"], rule["account"]) == (wanted.rse_expression, client.account):
-            return f"rule {rule['id']} for {wanted.rse_expression} was there already ({rule['state']})"
+        if rule["rse_expression"] == wanted.rse_expression and account in ("", rule["account"]):
+            return rule
+    return None
+
+
+def add_rule(client: Any, registration: Registration, wanted: RuleWanted) -> str:
+    """Add the rule unless it exists, and describe what was done."""
+    rules = client.list_did_rules(registration.scope, registration.dataset)
+    if (rule := find_rule(rules, wanted, client.account)) is not None:
+        return f"rule {rule['id']} for {wanted.rse_expression} was there already ({rule['state']})"
     (number,) = client.add_replication_rule(
         [{"scope": registration.scope, "name": registration.dataset}],
         wanted.copies,

@@ -36,7 +36,6 @@ _warning = partial(Finding, Severity.WARNING)
 
 _KEYS_OF_PLACE = {"scope": "scope", "rse": "rse", "rse_root": "rseRoot", "dtn_url": "dtnUrl"}
 
-
 _PATIENCE = 30
 """Seconds for an answer: a server that is down must not hold up a
 submission."""
@@ -51,20 +50,8 @@ def check_registration(
     """Check the section ``rucio`` of a configuration, if it asks for a
     registration.
 
-    Parameters
-    ----------
-    config : `~lsst.ctrl.bps.BpsConfig`
-        Configuration of a run.
-    environment : mapping of `str` to `str`
-        The environment.
-    open_rucio : callable, optional
-        Gives a client of Rucio.
-
-    Returns
-    -------
-    findings : `list` [`Finding`]
-        What Rucio's server would refuse needs a server; what could not be
-        checked here is a warning.
+    What Rucio's server would refuse has the severity needs-server; what could
+    not be checked here is a warning.
     """
     try:
         settings = read_registration_settings(config, environment)
@@ -198,16 +185,8 @@ def _ask_rucio(settings: RegistrationSettings, open_rucio: Callable[[], Any]) ->
 
 
 def check_server(client: Any, registration: Registration, account: str) -> list[Finding]:
-    """Ask Rucio whether it would take what is to be registered.
-
-    Parameters
-    ----------
-    client : `rucio.client.Client`
-        Rucio.
-    registration : `Registration`
-        What is to be registered.
-    account : `str`
-        Account of the step.
+    """Ask Rucio whether it would take what is to be registered from the account
+    of the step.
     """
     from rucio.common.exception import AccountNotFound
 

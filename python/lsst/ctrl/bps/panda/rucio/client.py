@@ -30,12 +30,8 @@ def _describe(error: Exception) -> str:
 
 @contextmanager
 def rucio_errors(what: str) -> Iterator[None]:
-    """Raise what goes wrong in Rucio, or on the way to it, as `RucioError`.
-
-    Parameters
-    ----------
-    what : `str`
-        What Rucio is asked to do: "Rucio did not ...".
+    """Raise what goes wrong in Rucio, or on the way to it, as `RucioError` with
+    the text "Rucio did not ``what``".
     """
     from rucio.common.exception import RucioException
 
@@ -46,19 +42,12 @@ def rucio_errors(what: str) -> Iterator[None]:
 
 
 def open_client(patience: int = PATIENCE) -> Any:
-    """Log in to the Rucio server that the environment names.
+    """Log in to the Rucio server that the environment names, and wait at most
+    ``patience`` seconds for each reply.
 
-    Parameters
-    ----------
-    patience : `int`, optional
-        Seconds to wait for each reply.
-
-    Raises
-    ------
-    SettingsError
-        Raised if Rucio's clients are not installed, or no server is set up.
-    RucioError
-        Raised if the server cannot be reached or refuses the log-in.
+    It is a `SettingsError` if Rucio's clients are not installed or no server
+    is set up, and a `RucioError` if the server cannot be reached or refuses
+    the log-in.
     """
     try:
         from rucio.common.exception import ConfigLoadingError, ConfigNotFound, MissingClientParameter
@@ -98,13 +87,7 @@ def _host() -> str:
 
 
 def open_butler(repo: str) -> Any:
-    """Open a Butler for reading; `RucioError` if that is not possible here.
-
-    Parameters
-    ----------
-    repo : `str`
-        Path, URI or alias.
-    """
+    """Open a Butler for reading; `RucioError` if that is not possible here."""
     from lsst.daf.butler import Butler
 
     try:
@@ -114,19 +97,8 @@ def open_butler(repo: str) -> Any:
 
 
 def look_up_outputs(butler: Any, registration: Registration) -> Found:
-    """Find the outputs of a run in the Butler.
-
-    Parameters
-    ----------
-    butler : `~lsst.daf.butler.Butler`
-        The site's Butler.
-    registration : `Registration`
-        What is to be registered.
-
-    Raises
-    ------
-    RucioError
-        Raised if the Butler fails, or an output must not be registered.
+    """Find the outputs of a run in the Butler; `RucioError` if the Butler
+    fails, or if an output must not be registered.
     """
     try:
         return find_outputs(butler, registration)

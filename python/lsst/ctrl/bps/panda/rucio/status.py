@@ -15,16 +15,14 @@ __all__ = [
 ]
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..edgenode.rucio_program import Found, Registration
+from ..edgenode.rucio_program import Found, Registration, find_rule
 from ..errors import RucioError
 from ..insight.documents import make_document, make_plain
 from .client import look_up_outputs, open_butler, rucio_errors
-
-AVAILABLE = "AVAILABLE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +133,7 @@ def find_status(client: Any, registration: Registration, found: Found | None) ->
         if not isinstance(error.__cause__, DataIdentifierNotFound):
             raise
         did, replicas, records = None, [], []
-    rules = tuple(_rule(record, files=len(replicas)) for record in records)
+    wanted = registration.rule
     registered = {replica["name"] for replica in replicas if registration.rse in replica["states"]}
     names = {output.name for output in outputs}
     graph = registration.graph_name
@@ -149,42 +147,22 @@ def find_status(client: Any, registration: Registration, found: Found | None) ->
         files=len(replicas),
         size=sum(replica["bytes"] or 0 for replica in replicas),
         places=_places(replicas),
-        rules=rules,
+        rules=tuple(_rule(record, files=len(replicas)) for record in records),
         outputs=len(outputs) if found is not None else None,
         missing=tuple(sorted(names - registered)),
         foreign=len({replica["name"] for replica in replicas} - names - {graph}) if found is not None else 0,
         by_type={name: (totals[name], done[name]) for name in sorted(totals)},
         absent=found.absent if found is not None else (),
-        rule_missing=_lacks_rule(registration, rules),
+        rule_missing=wanted.rse_expression if wanted and find_rule(records, wanted) is None else "",
         quantum_graph=graph in registered if graph else None,
     )
-
-
-def _lacks_rule(registration: Registration, rules: Sequence[Rule]) -> str:
-    """Return the RSE expression of a rule that should exist and does not."""
-    wanted = registration.rule.rse_expression if registration.rule is not None else ""
-    return "" if wanted in [rule.rse_expression for rule in rules] else wanted
 
 
 def look_at_registration(
     client: Any, registration: Registration
 ) -> tuple[RegistrationStatus, tuple[str, ...]]:
     """Compare what Rucio has with what the Butler has, if the Butler can be
-    opened here.
-
-    Parameters
-    ----------
-    client : `rucio.client.Client`
-        Rucio.
-    registration : `Registration`
-        What was to be registered.
-
-    Returns
-    -------
-    status : `RegistrationStatus`
-        The state of the registration.
-    problems : `tuple` [`str`, ...]
-        What could not be found out.
+    opened here; return also what could not be found out.
     """
     found: Found | None = None
     problems: tuple[str, ...] = ()
@@ -201,13 +179,15 @@ def _places(replicas: Sequence[Mapping[str, Any]]) -> tuple[Place, ...]:
     counts: dict[str, Counter[bool]] = {}
     for replica in replicas:
         for rse, state in replica["states"].items():
-            counts.setdefault(rse, Counter())[state == AVAILABLE] += 1
+            counts.setdefault(rse, Counter())[state == "AVAILABLE"] += 1
     return tuple(Place(rse, counts[rse][True], counts[rse][False]) for rse in sorted(counts))
 
 
 def _rule(record: Mapping[str, Any], *, files: int) -> Rule:
     """Parse Rucio's record of a rule for a dataset of so many files."""
-    ok, replicating, stuck = _numbers(record, ("locks_ok_cnt", "locks_replicating_cnt", "locks_stuck_cnt"))
+    ok, replicating, stuck = (
+        int(record.get(f"locks_{state}_cnt") or 0) for state in ("ok", "replicating", "stuck")
+    )
     copies = int(record["copies"] or 0)
     return Rule(
         rule_id=str(record["id"]),
@@ -224,25 +204,11 @@ def _rule(record: Mapping[str, Any], *, files: int) -> Rule:
     )
 
 
-def _numbers(record: Mapping[str, Any], names: Iterable[str]) -> list[int]:
-    return [int(record.get(name) or 0) for name in names]
-
-
 def make_status_document(
     status: RegistrationStatus, *, request_id: int, name: str, problems: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Make the JSON document of kind ``rucio``.
-
-    Parameters
-    ----------
-    status : `RegistrationStatus`
-        The state of the registration.
-    request_id : `int`
-        Number of the run; 0 if it was not submitted.
-    name : `str`
-        Name of the run.
-    problems : sequence of `str`, optional
-        What could not be found out.
+    """Make the JSON document of kind ``rucio``; the number of a run that was
+    not submitted is 0.
     """
     return make_document(
         plain_status(status), kind="rucio", request_id=request_id, name=name, problems=tuple(problems)

@@ -14,17 +14,11 @@ __all__ = [
 ]
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files as package_files
 from typing import Any
 
-from lsst.ctrl.bps import (
-    GenericWorkflow,
-    GenericWorkflowExec,
-    GenericWorkflowFile,
-    GenericWorkflowJob,
-)
+from lsst.ctrl.bps import GenericWorkflow, GenericWorkflowExec, GenericWorkflowFile, GenericWorkflowJob
 
 from ..edgenode.rucio_program import (
     INCOMPLETE_ENVIRONMENT,
@@ -33,6 +27,7 @@ from ..edgenode.rucio_program import (
     Held,
     Refused,
     Registration,
+    find_rule,
     look_at_rucio,
 )
 from ..errors import RucioError, RunNotFoundError, SettingsError
@@ -53,17 +48,9 @@ def add_step(
     """Add the step after the final job, which brings the outputs into the
     Butler and has to succeed, or as the final job if there is none.
 
-    In a final workflow it comes after all other jobs.  A second call changes
+    In a final workflow it comes after all other jobs.  The step gets the file
+    in ``submit_path`` that describes the registration.  A second call changes
     nothing.
-
-    Parameters
-    ----------
-    workflow : `~lsst.ctrl.bps.GenericWorkflow`
-        Workflow of the run; changed.
-    settings : `RegistrationSettings`
-        What the step does.
-    submit_path : path
-        Submit directory, for the file that describes the registration.
     """
     final = workflow.get_final()
     if LABEL in _job_names(final):
@@ -134,13 +121,7 @@ def _make_files(
 
 
 def find_graph(workflow: GenericWorkflow) -> str:
-    """Return the path of the run's quantum graph; an error if it has none.
-
-    Parameters
-    ----------
-    workflow : `~lsst.ctrl.bps.GenericWorkflow`
-        Workflow of the run.
-    """
+    """Return the path of the run's quantum graph; an error if it has none."""
     try:
         return str(workflow.get_file(_GRAPH_OF_BPS).src_uri)
     except KeyError:
@@ -148,40 +129,25 @@ def find_graph(workflow: GenericWorkflow) -> str:
 
 
 def read_registration(record: RunRecord) -> Registration:
-    """Read what is to be registered of a run.
-
-    Parameters
-    ----------
-    record : `RunRecord`
-        Record of the run, or of one that completes it.
-
-    Raises
-    ------
-    RunNotFoundError
-        Raised if the run has no registration step.
-    SettingsError
-        Raised if the file is damaged.
+    """Read what is to be registered of a run; `RunNotFoundError` if it has no
+    registration step.
     """
     directory = record.origin_directory
     path = directory / REGISTRATION_NAME
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise RunNotFoundError(f"{directory} holds no {REGISTRATION_NAME}: {_why_not(record)}") from None
+        reason = "the run has no registration step. It gets one by a section rucio with enabled: yes."
+        if record.waits_for_site:
+            reason = (
+                "the plan of the run is made at its site (remote build), and the site has not sent it yet. "
+                "bps report with the run's id shows how far it is."
+            )
+        raise RunNotFoundError(f"{directory} holds no {REGISTRATION_NAME}: {reason}") from None
     try:
         return Registration.from_json(text).expanded()
     except Refused as error:
         raise SettingsError(f"{path}: {error}") from error
-
-
-def _why_not(record: RunRecord) -> str:
-    """Say why a run has no such file."""
-    if record.waits_for_site:
-        return (
-            "the plan of the run is made at its site (remote build), and the site has not sent it yet. "
-            "bps report with the run's id shows how far it is."
-        )
-    return "the run has no registration step. It gets one by a section rucio with enabled: yes."
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,43 +188,27 @@ class Forecast:
         return tuple(file for file in self.files if not file.is_registered)
 
 
-def make_forecast(
-    client: Any | None,
-    registration: Registration,
-    found: Found,
-    *,
-    measure: Callable[[Any], int] = lambda uri: int(uri.size()),
-) -> Forecast:
-    """Find out what the step would register.
+def make_forecast(client: Any | None, registration: Registration, found: Found) -> Forecast:
+    """Find out what the step would register; without a client of Rucio, nothing
+    counts as registered.
 
-    Parameters
-    ----------
-    client : `rucio.client.Client` or `None`
-        Rucio; without it, nothing counts as registered.
-    registration : `Registration`
-        What is to be registered.
-    found : `Found`
-        What the Butler has.
-    measure : callable, optional
-        Returns the size of a file, bytes.
-
-    Raises
-    ------
-    RucioError
-        Raised if Rucio does not answer, or a file does not exist.
+    It is a `RucioError` if Rucio does not answer, or if a file does not
+    exist.
     """
     held, rule_exists = None, False
     if client is not None:
         with rucio_errors(f"tell about {registration.scope}:{registration.dataset}"):
             held = look_at_rucio(client, registration)
-            rule_exists = held.dataset is not None and _has_rule(client, registration)
+            if held.dataset is not None and registration.rule is not None:
+                rules = client.list_did_rules(registration.scope, registration.dataset)
+                rule_exists = find_rule(rules, registration.rule, client.account) is not None
     base = f"{registration.dtn_url.rstrip('/')}/{registration.scope}"
     try:
         files = tuple(
             ForecastFile(
                 name=output.name,
                 dataset_type=output.dataset_type,
-                size=measure(output.uri),
+                size=int(output.uri.size()),
                 pfn=f"{base}/{output.name}",
                 is_registered=held is not None and output.name in held.at_rse,
             )
@@ -267,12 +217,3 @@ def make_forecast(
     except OSError as error:
         raise RucioError(f"A file that the Butler names is not there: {error}") from error
     return Forecast(registration, files, found.absent, found.without_file, held, rule_exists)
-
-
-def _has_rule(client: Any, registration: Registration) -> bool:
-    """Tell whether the rule exists already."""
-    wanted = registration.rule
-    rules = client.list_did_rules(registration.scope, registration.dataset)
-    return wanted is not None and any(
-        (rule["rse_expression"], rule["account"]) == (wanted.rse_expression, client.account) for rule in rules
-    )
