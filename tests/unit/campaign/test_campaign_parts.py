@@ -22,9 +22,9 @@ from lsst.ctrl.bps.panda.campaign.parts import (
     fixed_in,
     make_configuration,
     make_parts,
+    prepare_campaign,
     read_configuration,
 )
-from lsst.ctrl.bps.panda.campaign.preparation import prepare_campaign
 from lsst.ctrl.bps.panda.campaign.record import (
     RECORD_NAME,
     CampaignIndex,

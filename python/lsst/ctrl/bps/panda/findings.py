@@ -88,14 +88,8 @@ _COUNTED = {
 
 
 def select(findings: Iterable[Finding], *severities: Severity) -> list[Finding]:
-    """Return the findings of some severities, each text once.
-
-    Parameters
-    ----------
-    findings : iterable of `Finding`
-        The findings.
-    *severities : `Severity`
-        Which ones, in this order.
+    """Return the findings of some severities, in the order of these, each text
+    once.
     """
     by_text = {(finding.severity, finding.text): finding for finding in reversed([*findings])}
     unique = [*reversed(by_text.values())]
@@ -103,20 +97,10 @@ def select(findings: Iterable[Finding], *severities: Severity) -> list[Finding]:
 
 
 def report_findings(findings: Sequence[Finding], *, is_dry_run: bool) -> None:
-    """Log warnings and hints, and raise one error that lists the rest.
+    """Log warnings and hints, and raise one `PandaBpsError` that lists the
+    rest.
 
-    Parameters
-    ----------
-    findings : sequence of `Finding`
-        What the checks have found.
-    is_dry_run : `bool`
-        Whether nothing will be sent, so that findings about a server are only
-        logged.
-
-    Raises
-    ------
-    PandaBpsError
-        Raised if the run cannot be submitted; the text lists every reason.
+    In a dry run nothing is sent, so findings about a server are only logged.
     """
     for finding in select(findings, Severity.WARNING, Severity.HINT):
         _LOG.warning("%s", finding)
@@ -131,21 +115,9 @@ def report_findings(findings: Sequence[Finding], *, is_dry_run: bool) -> None:
 
 
 def describe_findings(findings: Sequence[Finding], subject: str) -> tuple[str, bool]:
-    """Return all findings as text that ends in the number of each severity.
-
-    Parameters
-    ----------
-    findings : sequence of `Finding`
-        What the checks have found.
-    subject : `str`
-        What was checked, a file for instance.
-
-    Returns
-    -------
-    text : `str`
-        The text.
-    can_submit : `bool`
-        Whether no finding stops a submission.
+    """Return all findings as text that ends in the number of each severity, and
+    whether none stops a submission; ``subject`` is what was checked, a file
+    for instance.
     """
     lines = [f"Hint: {finding}" for finding in select(findings, Severity.HINT)]
     lines += [f"Warning: {finding}" for finding in select(findings, Severity.WARNING)]

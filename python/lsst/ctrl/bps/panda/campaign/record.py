@@ -108,12 +108,8 @@ class CampaignRecord(BaseModel):
 
 
 def read_campaign(directory: str | os.PathLike[str]) -> CampaignRecord:
-    """Read the record of a campaign.
-
-    Parameters
-    ----------
-    directory : path
-        Its submit directory, or a file in it.
+    """Read the record of a campaign in its submit directory, or from a file
+    there.
     """
     return read_model(directory, RECORD_NAME, CampaignRecord, holder="a campaign")
 
@@ -140,12 +136,8 @@ class CampaignEntry(BaseModel):
 
 
 class CampaignIndex:
-    """The list of the user's campaigns, in all submit directories.
-
-    Parameters
-    ----------
-    directory : `str`
-        State directory of the user.
+    """The list of the user's campaigns, in all submit directories; it is kept
+    in the user's state directory.
     """
 
     def __init__(self, directory: str) -> None:
@@ -172,15 +164,8 @@ class CampaignIndex:
 
 
 def find_campaign(name: str, index: CampaignIndex) -> CampaignRecord:
-    """Find a campaign by its directory or by its configuration.
-
-    Parameters
-    ----------
-    name : `str`
-        Submit directory of the campaign, or the YAML file that it was made
-        from.
-    index : `CampaignIndex`
-        The user's campaigns.
+    """Find a campaign by its submit directory, or by the YAML file that it was
+    made from.
     """
     path = Path(name)
     if path.is_dir() or path.name == RECORD_NAME:

@@ -73,24 +73,11 @@ def submit_campaign(
     submit: Submit,
     tell: Callable[[str], None] = lambda text: None,
 ) -> bool:
-    """Submit the parts that are not submitted yet; a failure at one site does
-    not stop the others.
+    """Submit the parts that are not submitted yet, and return whether all sites
+    have their runs now; a failure at one site does not stop the others.
 
-    Parameters
-    ----------
-    record : `CampaignRecord`
-        The campaign; written after each step.
-    connection : `Connection`
-        The server.
-    submit : callable
-        Submits one configuration file.
-    tell : callable, optional
-        Gets a line about each site.
-
-    Returns
-    -------
-    complete : `bool`
-        Whether all sites have their runs now.
+    The record is written after each step, and ``tell`` gets a line about each
+    site.
     """
     with lock_campaign(record.directory):
         # Another process may have submitted parts since the record was read.
@@ -349,13 +336,7 @@ def merge_restarts(tallies: Sequence[RunTally]) -> dict[str, Counts]:
 
 
 def make_campaign_document(overview: CampaignOverview) -> dict[str, Any]:
-    """Make the JSON document of kind ``campaign``.
-
-    Parameters
-    ----------
-    overview : `CampaignOverview`
-        The campaign.
-    """
+    """Make the JSON document of kind ``campaign``."""
     content = {
         "path": overview.path,
         "partition": overview.partition,
@@ -379,15 +360,7 @@ def _plain_site(site: SiteOverview) -> dict[str, Any]:
 
 
 def look(record: CampaignRecord, connection: Connection) -> CampaignOverview:
-    """Ask the server about all runs of a campaign.
-
-    Parameters
-    ----------
-    record : `CampaignRecord`
-        The campaign.
-    connection : `Connection`
-        The server.
-    """
+    """Ask the server about all runs of a campaign."""
     client = RunClient(connection)
 
     def successor(request_id: int) -> int | None:
@@ -415,15 +388,7 @@ class Action:
 def cancel_campaign(
     overview: CampaignOverview, cancel: Callable[[str], tuple[bool, str]]
 ) -> Iterator[Action]:
-    """Cancel all runs that have not ended, and yield what was done with each.
-
-    Parameters
-    ----------
-    overview : `CampaignOverview`
-        States of the runs.
-    cancel : callable
-        Cancels a run.
-    """
+    """Cancel all runs that have not ended, and yield what was done with each."""
     for site in overview.sites:
         if site.request_id is None:
             yield Action(site.site, True, "has no run")
@@ -439,13 +404,6 @@ def restart_campaign(
 ) -> Iterator[Action]:
     """Restart all runs that have ended without success, and yield what was
     done with each.
-
-    Parameters
-    ----------
-    overview : `CampaignOverview`
-        States of the runs.
-    restart : callable
-        Restarts a run.
     """
     for site in overview.sites:
         if (reason := _why_not(site)) is not None:
@@ -573,13 +531,8 @@ def look_at_registrations(
 ) -> CampaignRegistration:
     """Find out what all runs of a campaign have registered.
 
-    Parameters
-    ----------
-    record : `CampaignRecord`
-        The campaign.
-    ask : callable
-        Takes a submit directory, and returns what its run has registered and
-        what could not be found out.
+    ``ask`` takes a submit directory, and returns what its run has registered
+    and what could not be found out.
     """
     sites = tuple(_look_at_registration(part, ask) for part in record.parts)
     return CampaignRegistration(record.name, record.directory, sites)
@@ -615,13 +568,7 @@ def count_locks(rules: tuple[Rule, ...]) -> dict[str, int]:
 
 
 def make_registration_document(found: CampaignRegistration) -> dict[str, Any]:
-    """Make the JSON document of kind ``campaign_rucio``.
-
-    Parameters
-    ----------
-    found : `CampaignRegistration`
-        What the campaign has registered.
-    """
+    """Make the JSON document of kind ``campaign_rucio``."""
     content = {
         "path": found.path,
         "complete": found.is_complete,

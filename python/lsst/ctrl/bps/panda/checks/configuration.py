@@ -41,13 +41,7 @@ _OPTIONAL = re.compile(r"qgraphFile|inputQgraphFile|dataQuery|\w+(?:Options|Opts
 
 
 def check_service(settings: ServiceSettings) -> list[Finding]:
-    """Check that PanDA can be reached with a log-in that lives long enough.
-
-    Parameters
-    ----------
-    settings : `ServiceSettings`
-        Where PanDA is and who we are.
-    """
+    """Check that PanDA can be reached with a log-in that lives long enough."""
     try:
         connection = connect(settings, prompt=True)
         connection.relay.ping()
@@ -64,13 +58,6 @@ def check_service(settings: ServiceSettings) -> list[Finding]:
 def check_configuration(config: BpsConfig, environment: Mapping[str, str]) -> list[Finding]:
     """Check what can be checked before there is a quantum graph, except the
     server of PanDA.
-
-    Parameters
-    ----------
-    config : `~lsst.ctrl.bps.BpsConfig`
-        Configuration of the run.
-    environment : mapping of `str` to `str`
-        The environment.
     """
     if broken := find_broken_sections(config):
         # Nothing can be looked up, neither here nor by BPS.

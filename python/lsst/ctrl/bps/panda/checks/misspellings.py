@@ -4,7 +4,7 @@ and labels, and keys where they have no effect.
 
 from __future__ import annotations
 
-__all__ = ["check_names", "closest_key", "find_misplaced_keys", "find_misspelt_keys", "find_unknown_labels"]
+__all__ = ["check_names", "closest_key", "find_misplaced_keys", "find_misspelt_keys"]
 
 import difflib
 import re
@@ -54,21 +54,10 @@ def check_names(
     config: BpsConfig, environment: Mapping[str, str], *, labels: Iterable[str] = ()
 ) -> list[Finding]:
     """Find misspelt and misplaced keys, labels that the run does not have,
-    and what users of its site should know.
+    and what users of its site should know; all are hints.
 
-    Parameters
-    ----------
-    config : `~lsst.ctrl.bps.BpsConfig`
-        Configuration of a run.
-    environment : mapping of `str` to `str`
-        The environment, for variables in the names of included files.
-    labels : iterable of `str`, optional
-        Labels of the run, if they are known already.
-
-    Returns
-    -------
-    findings : `list` [`Finding`]
-        Hints, each with file and line where they are known.
+    The environment is for variables in the names of included files; the
+    labels of the run are checked if they are known already.
     """
     run = RunConfiguration(config)
     hints = [*find_misspelt_keys(config, environment), *find_misplaced_keys(config, environment)]
@@ -76,7 +65,12 @@ def check_names(
         hints.append(_hint(text, "computeSite", run.site, environment))
     if labels := [label for label in labels if label]:
         named = KeyLookup(config, environment).get("enableEventService") or {}
-        hints += find_unknown_labels(named, labels)
+        if unknown := sorted(set(named) - set(labels)):
+            text = (
+                f"enableEventService names {', '.join(unknown)}, which this run does not have; its labels "
+                f"are {', '.join(labels)}."
+            )
+            hints.append(Finding(Severity.HINT, text, key="enableEventService"))
     return hints
 
 
@@ -147,25 +141,6 @@ def find_misplaced_keys(config: BpsConfig, environment: Mapping[str, str]) -> li
             )
             hints.append(_hint(text, path, value, environment))
     return hints
-
-
-def find_unknown_labels(named: Iterable[str], labels: Iterable[str]) -> list[Finding]:
-    """Find labels in ``enableEventService`` that a run does not have.
-
-    Parameters
-    ----------
-    named : iterable of `str`
-        Labels in the configuration.
-    labels : iterable of `str`
-        Labels of the run.
-    """
-    if not (unknown := sorted(set(named) - set(labels))):
-        return []
-    text = (
-        f"enableEventService names {', '.join(unknown)}, which this run does not have; its labels are "
-        f"{', '.join(labels)}."
-    )
-    return [Finding(Severity.HINT, text, key="enableEventService")]
 
 
 def _about_site(site: str, *, has_set_up: bool) -> str:

@@ -44,16 +44,8 @@ _UNSAFE_IN_NAME = frozenset("?#%*^/")
 
 
 def check_plan(plan: WorkflowPlan, settings: RunSettings, config: BpsConfig) -> list[Finding]:
-    """Check a plan and its staging area.
-
-    Parameters
-    ----------
-    plan : `WorkflowPlan`
-        The plan.
-    settings : `RunSettings`
-        Settings of the run.
-    config : `~lsst.ctrl.bps.BpsConfig`
-        Its configuration, for the limits of queues.
+    """Check a plan and its staging area; the configuration is for the limits of
+    queues.
     """
     tasks = (*plan.tasks, *plan.final)
     findings = check_run_name(plan.run.name)
@@ -295,15 +287,8 @@ RTN-041, on the processing for DP0.2)."""
 def find_advice(plan: WorkflowPlan, *, length: int = 0, most: int = 0) -> list[Finding]:
     """Return the planner's warnings, and hints on how to run faster.
 
-    Parameters
-    ----------
-    plan : `WorkflowPlan`
-        The plan of a run.
-    length : `int`, optional
-        Length of the request, bytes, without the parts that are sent in steps
-        of their own.
-    most : `int`, optional
-        Largest length that the configuration allows, bytes.
+    ``length`` is that of the request, bytes, without the parts that are sent
+    in steps of their own, and ``most`` what the configuration allows.
     """
     return [
         *(Finding(Severity.WARNING, text) for text in plan.warnings),

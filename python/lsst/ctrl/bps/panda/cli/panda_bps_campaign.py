@@ -12,8 +12,7 @@ from typing import Any
 
 import click
 
-from ..campaign.parts import read_configuration
-from ..campaign.preparation import prepare_campaign
+from ..campaign.parts import prepare_campaign, read_configuration
 from ..campaign.record import CampaignIndex, find_campaign, read_campaign
 from ..campaign.runs import cancel_campaign, look, make_campaign_document, restart_campaign, submit_campaign
 from ..checks.configuration import check_service
