@@ -153,7 +153,10 @@ def divide_campaign(
             f"divided ({SECTION}.partition). Take the condition out, or divide another dimension."
         )
     values = check_values(name, section.values or counted)
-    weights = dict(counted) if section.count_datasets else _weights(configuration)
+    weights = dict(counted)
+    if not section.count_datasets:
+        given = section.weights
+        weights = dict(zip(check_values(name, given), given.values(), strict=True))
     parts = divide(
         values,
         {site.name: site.share for site in section.sites},
@@ -166,11 +169,6 @@ def divide_campaign(
             f"{SECTION}.sites, raise its share, or name values for it."
         )
     return parts
-
-
-def _weights(configuration: CampaignConfiguration) -> dict[Value, float]:
-    given = configuration.section.weights
-    return dict(zip(check_values(configuration.section.partition, given), given.values(), strict=True))
 
 
 def make_parts(

@@ -406,22 +406,15 @@ def restart_campaign(
     done with each.
     """
     for site in overview.sites:
-        if (reason := _why_not(site)) is not None:
-            yield reason
-            continue
-        new_id, _, text = restart(str(site.request_id))
-        yield Action(site.site, new_id is not None, text)
-
-
-def _why_not(site: SiteOverview) -> Action | None:
-    """Return why a run is not restarted; `None` if it is to be."""
-    if site.request_id is None:
-        return Action(site.site, False, "has no run yet; panda_bps campaign submit goes on with it")
-    if site.state is WmsStates.SUCCEEDED:
-        return Action(site.site, True, f"run {site.request_id} has succeeded")
-    if not site.ended and site.state is not WmsStates.UNKNOWN:
-        return Action(site.site, True, f"run {site.request_id} still goes on")
-    return None
+        if site.request_id is None:
+            yield Action(site.site, False, "has no run yet; panda_bps campaign submit goes on with it")
+        elif site.state is WmsStates.SUCCEEDED:
+            yield Action(site.site, True, f"run {site.request_id} has succeeded")
+        elif not site.ended and site.state is not WmsStates.UNKNOWN:
+            yield Action(site.site, True, f"run {site.request_id} still goes on")
+        else:
+            new_id, _, text = restart(str(site.request_id))
+            yield Action(site.site, new_id is not None, text)
 
 
 # --- registrations in Rucio -------------------------------------------------

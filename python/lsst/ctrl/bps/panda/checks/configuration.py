@@ -32,7 +32,7 @@ from ..settings.run import ServiceSettings, find_area
 from ..settings.search import KeyLookup, find_origin
 from ..settings.sites import variables_in
 from ..staging import StagingSettings
-from .plan import QueueSource, check_area, check_run_name
+from .plan import check_area, check_run_name
 
 _error = partial(Finding, Severity.ERROR)
 
@@ -68,7 +68,7 @@ def check_configuration(config: BpsConfig, environment: Mapping[str, str]) -> li
         *map(Finding.from_error, lookup.wrong_values(run.labels)),
         *check_run_name(run.name),
         *_check_division(run),
-        *_catch(partial(QueueSource, run)),
+        *_catch(lambda: run.queues),
     ]
     if is_remote_build(config) and not is_dry_run():
         # Quantum graph, plan and staging are made and checked at the site.

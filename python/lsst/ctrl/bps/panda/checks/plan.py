@@ -7,7 +7,6 @@ from __future__ import annotations
 __all__ = [
     "LARGE_TASK",
     "MANY_JOBS",
-    "QueueSource",
     "check_area",
     "check_plan",
     "check_run_name",
@@ -50,7 +49,7 @@ def check_plan(plan: WorkflowPlan, settings: RunSettings, config: BpsConfig) -> 
     tasks = (*plan.tasks, *plan.final)
     findings = check_run_name(plan.run.name)
     try:
-        queues_of = QueueSource(RunConfiguration(config))
+        queues_of = partial(_queues_of, RunConfiguration(config).queues)
         findings += find_misfits(tasks, queues_of)
         findings += find_unknown_queues(tasks, queues_of)
     except SettingsError as error:
@@ -83,19 +82,13 @@ def check_area(settings: StagingSettings) -> list[Finding]:
     ]
 
 
-class QueueSource:
-    """Looks up the queues of a site, as far as they are known: those in its
-    profile, overridden by the section ``queues`` of the configuration.
+def _queues_of(own: tuple[QueueLimits, ...], site: str) -> tuple[QueueLimits, ...]:
+    """Return the queues of a site, as far as they are known: those in its
+    profile, overridden by the configuration's ``own``.
     """
-
-    def __init__(self, run: RunConfiguration) -> None:
-        self._own = run.queues
-
-    def __call__(self, site: str) -> tuple[QueueLimits, ...]:
-        """Return the known queues of a site."""
-        known = read_queues(sites.profile_of(site).get("queues"), source=f"profile of {site}")
-        by_name = {queue.name: queue for queue in (*known, *self._own)}
-        return tuple(by_name.values())
+    known = read_queues(sites.profile_of(site).get("queues"), source=f"profile of {site}")
+    by_name = {queue.name: queue for queue in (*known, *own)}
+    return tuple(by_name.values())
 
 
 def find_misfits(
