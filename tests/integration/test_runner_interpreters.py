@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -135,11 +136,17 @@ def usable_by_nobody():
 class TestAnotherUser:
     """Pilots run as a user to whom nothing of the run belongs."""
 
-    @pytest.fixture(autouse=True)
-    def reachable(self, tmp_path):
-        for folder in (tmp_path, *tmp_path.parents):
-            if folder.stat().st_uid == os.getuid() and folder.stat().st_mode & 0o055 != 0o055:
-                folder.chmod(folder.stat().st_mode | 0o055)
+    @pytest.fixture
+    def tmp_path(self):
+        """A directory that everybody may enter.
+
+        Not below pytest's: whenever another session of this user begins, pytest closes the directory of them
+        all to others again.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder)
+            path.chmod(0o755)
+            yield path
 
     def run(self, line, work):
         return subprocess.run(
