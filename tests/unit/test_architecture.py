@@ -60,7 +60,7 @@ FOREIGN = {
     "jwt": {"auth", "rest.tokens"},
     "networkx": {"plan"},
     "pydantic": {"settings", "runs", "campaign", "insight", "local"},
-    "rich": {"cli", "runs.submit"},
+    "rich": {"cli", "staging"},
     "jinja2": {"web"},
     "psutil": {"local"},
 }

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from lsst.ctrl.bps.panda.edgenode.cmd_line_decoder import CANCELLED
 from lsst.ctrl.bps.panda.errors import RefusedError
-from lsst.ctrl.bps.panda.runs.cancel import CANCELLED_MARKER, cancel_run
+from lsst.ctrl.bps.panda.runs.cancel import cancel_run
 from lsst.ctrl.bps.panda.runs.client import FoundRun
 from lsst.ctrl.bps.panda.runs.record import RunRecord
 from lsst.ctrl.bps.panda.status.evidence import PlanSummary, RunEvidence
@@ -167,7 +168,7 @@ def test_the_final_job_is_told_unless_the_server_refuses(tmp_path, refuse):
     server.record = RunRecord(run={"name": "r", "submit_path": "", "staging_area": f"{area}/"})
     accepted, message = cancel(server)
     assert accepted is not refuse
-    assert (area / CANCELLED_MARKER).exists() is not refuse
+    assert (area / CANCELLED).exists() is not refuse
     if not refuse:
         assert "publishes nothing" in message
 

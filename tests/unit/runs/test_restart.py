@@ -14,12 +14,11 @@ from lsst.ctrl.bps.panda.plan.document import parse_plan, render_plan
 from lsst.ctrl.bps.panda.plan.model import LabelSettings, PlanSettings, RunIdentity, WorkflowPlan
 from lsst.ctrl.bps.panda.plan.planner import make_plan
 from lsst.ctrl.bps.panda.rest.credentials import Anonymous
-from lsst.ctrl.bps.panda.runs.cancel import CANCELLED_MARKER
 from lsst.ctrl.bps.panda.runs.client import Connection, FoundRun
 from lsst.ctrl.bps.panda.runs.record import RunRecord, read_record
 from lsst.ctrl.bps.panda.runs.restart import restart_run
 from lsst.ctrl.bps.panda.settings.run import read_service_settings
-from lsst.ctrl.bps.panda.staging import StagingSettings
+from lsst.ctrl.bps.panda.staging import CANCELLED, StagingSettings
 from lsst.ctrl.bps.panda.status.evidence import RunEvidence
 from lsst.ctrl.bps.panda.status.records import ContentRecord, FileCounts, RequestRecord, TransformRecord
 
@@ -87,7 +86,8 @@ class Server:
     def get_request_ids_by_name(self, name):
         return {}
 
-    def submit(self, arguments, keywords):
+    def submit(self, arguments, keywords, *, build):
+        assert not build
         self.sent.append(arguments)
         return 42
 
@@ -152,7 +152,7 @@ def test_of_a_task_that_is_not_full_each_job_is_asked_for(tmp_path, run, availab
 def test_the_new_run_has_what_the_old_one_had(tmp_path, run):
     plan, record = run
     area = Path(plan.run.staging_area)
-    (area / CANCELLED_MARKER).write_text("cancelled")
+    (area / CANCELLED).write_text("cancelled")
     restart_run(Server(tmp_path, record=record), "7")
     new = read_record(Path(record.submit_path) / "restart_1")
     assert new.staging_settings == StagingSettings(area=f"{area}/", max_workers=3, group_permissions=True)
@@ -163,7 +163,7 @@ def test_the_new_run_has_what_the_old_one_had(tmp_path, run):
     staged = [path for path in area.rglob("*.json") if path.parent.name == "isr"]
     assert [path.read_text() for path in staged] == [s.text for s in plan.shards if "/isr/" in s.name]
     assert stat.S_IMODE(staged[0].stat().st_mode) & stat.S_IWGRP, "staged as the run was, for the group"
-    assert not (area / CANCELLED_MARKER).exists()
+    assert not (area / CANCELLED).exists()
 
 
 def test_a_restart_can_be_restarted(tmp_path, run):

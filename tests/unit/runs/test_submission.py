@@ -53,7 +53,7 @@ class RelayDouble:
     def submit_step(self, arguments, keywords):
         self.sent.append(arguments)
 
-    def submit(self, arguments, keywords):
+    def submit(self, arguments, keywords, *, build):
         self.sent.append(arguments)
         if isinstance(self._submit, Exception):
             raise self._submit

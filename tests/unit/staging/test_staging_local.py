@@ -16,7 +16,6 @@ import pytest
 
 from lsst.ctrl.bps.panda.errors import StagingError
 from lsst.ctrl.bps.panda.plan.model import StagedFile
-from lsst.ctrl.bps.panda.runs.submit import show_staging
 from lsst.ctrl.bps.panda.staging import (
     StagingSettings,
     check_area,
@@ -25,6 +24,7 @@ from lsst.ctrl.bps.panda.staging import (
     stage,
     write_marker,
 )
+from lsst.ctrl.bps.panda.staging.area import show_staging
 
 NOBODY = 65534
 

@@ -37,11 +37,12 @@ from .runs.client import Connection, RunClient, connect
 from .runs.files import protect_dumps
 from .runs.outputs import collect_outputs
 from .runs.restart import restart_run
-from .runs.submit import record_submission, send, stage_with_progress, tell_how_to_follow
+from .runs.submit import record_submission, send, tell_how_to_follow
 from .settings import sites
 from .settings.bps_command import accept_service_names, is_dry_run
 from .settings.configuration import RunConfiguration
 from .settings.run import ServiceSettings, default_configuration, read_service_settings
+from .staging import stage_with_progress
 from .workflow import PandaBpsWmsWorkflow
 
 _LOG = logging.getLogger(__name__)

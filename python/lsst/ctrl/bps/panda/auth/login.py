@@ -491,23 +491,8 @@ def log_in(
 ) -> Claims:
     """Log in with the help of a person and a browser, and return the claims of the new token.
 
-    Parameters
-    ----------
-    store : `TokenStore`
-        Gets the tokens; what it has stays until there are new ones.
-    settings : `LoginSettings`
-        Where to log in.
-    show : `~collections.abc.Callable`
-        Shows link and code to the person.
-    transport : `Transport`, optional
-        Sends the requests.
-
-    Raises
-    ------
-    LoginError
-        Raised if the login was refused or not approved in time.
-    TransportError
-        Raised as one of its other children if a server cannot be asked.
+    ``show`` shows link and code to the person.  What the store has stays
+    until there are new tokens.
     """
     transport = transport or settings.make_transport()
     provider = find_provider(transport, settings.panda_url, settings.vo)
@@ -540,30 +525,9 @@ def refresh(
 ) -> RefreshOutcome:
     """Get new tokens if the present ones do not last.
 
-    Safe when two processes do it at once: the second waits, then finds that
-    there is nothing left to do.
-
-    Parameters
-    ----------
-    store : `TokenStore`
-        Has the tokens.
-    settings : `LoginSettings`
-        Where to log in.
-    threshold : `~datetime.timedelta`
-        Refresh if less than that is left.
-    transport : `Transport`, optional
-        Sends the requests.
-    now : `~collections.abc.Callable`, optional
-        Returns the time, with a time zone.
-
-    Raises
-    ------
-    TokenMissingError, TokenBrokenError
-        Raised if there is nothing to refresh.
-    RefreshRefusedError
-        Raised if the provider refuses; the tokens stay as they are.
-    TransportError
-        Raised as one of its other children if a server cannot be asked.
+    They are too old if less than the threshold is left.  Safe when two
+    processes do it at once: the second waits, then finds that there is nothing
+    left to do.  The tokens stay as they are after any error.
     """
     # First without the lock: nothing is made where there is no token.
     claims = parse_claims(store.load().id_token)

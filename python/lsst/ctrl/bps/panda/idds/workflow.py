@@ -327,15 +327,9 @@ def _estimate_length(plan: WorkflowPlan, maps: Iterable[str]) -> int:
 
 @without_collection()
 def make_submission(plan: WorkflowPlan, *, max_length: int) -> Submission:
-    """Make what is sent for a run, in steps if it is long.
+    """Make what is sent for a run, in steps if it is longer than ``max_length`` bytes.
 
-    Parameters
-    ----------
-    plan : `WorkflowPlan`
-        The plan.
-    max_length : `int`
-        Longest text to send at once, bytes.  A task is never split, so that
-        ``maxJobsPerTask`` bounds a step from below.
+    A task is never split, so that ``maxJobsPerTask`` bounds a step from below.
     """
     maps = _render_dependency_maps(plan)
     workflow = make_workflow(plan, maps)
@@ -405,15 +399,7 @@ class BuildTask:
 
 
 def make_build_submission(task: BuildTask, attributes: RunAttributes) -> Submission:
-    """Make what is sent for a remote build, whose request keeps the run's attributes when the plan comes.
-
-    Parameters
-    ----------
-    task : `BuildTask`
-        The one task.
-    attributes : `RunAttributes`
-        Attributes of the run.
-    """
+    """Make what is sent for a remote build, whose request keeps the run's attributes when the plan comes."""
     workflow = _new_workflow(attributes)
     workflow.add_work(
         _new_work(
@@ -436,16 +422,9 @@ def make_build_submission(task: BuildTask, attributes: RunAttributes) -> Submiss
 
 
 def render_update(submission: Submission, *, request_id: int, signature: str) -> str:
-    """Render the arguments of ``update_build_request``.
+    """Render the arguments of ``update_build_request``, which puts a run into the request of its build task.
 
-    Parameters
-    ----------
-    submission : `Submission`
-        The run, as it would be submitted.
-    request_id : `int`
-        Request of the build task.
-    signature : `str`
-        What iDDS gave the build task to prove itself.
+    With the signature, which iDDS gave it, the build task proves itself.
     """
     workflow = submission.request.strip().removeprefix("[").removesuffix("]")
     return f"[{request_id}, {json.dumps(signature)}, {workflow}]"

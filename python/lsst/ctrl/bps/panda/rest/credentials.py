@@ -69,15 +69,7 @@ _SHORTEST_SECRET = 6
 
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
-    """Replace everything that looks like a secret by ``[hidden]``.
-
-    Parameters
-    ----------
-    text : `str`
-        Any text.
-    secrets : `~collections.abc.Iterable` [`str`], optional
-        Values known to be secret, hidden wherever they occur.
-    """
+    """Replace everything that looks like a secret, and the values known to be secret, by ``[hidden]``."""
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
         if len(secret) >= _SHORTEST_SECRET:
             text = text.replace(secret, _HIDDEN)
@@ -116,13 +108,8 @@ class Credentials:
 
 
 class Anonymous(Credentials):
-    """No credentials, and perhaps the name of a user.
-
-    Parameters
-    ----------
-    user : `str`, optional
-        Name by which a server without authentication (the embedded PanDA)
-        tells users apart; a real PanDA ignores it.
+    """No credentials, and perhaps the name by which a server without authentication (the embedded PanDA)
+    tells users apart; a real PanDA ignores it.
     """
 
     __slots__ = ("_user",)
@@ -148,20 +135,10 @@ class Anonymous(Credentials):
 class BearerToken(Credentials):
     """An OpenID Connect ID token.
 
-    PanDA needs the virtual organisation in the ``Origin`` header beside the
-    token; without it the server fails to decode the token.
-
-    Parameters
-    ----------
-    vo : `str`
-        Virtual organisation, ``Rubin`` or with a role ``Rubin:production``.
-    source : `~collections.abc.Callable`
-        Returns the token.  It is called for each request, so that a token
-        renewed by somebody else (a cron job) is seen.
-    renew : `~collections.abc.Callable`, optional
-        Tries to get another token; `True` if there is one.
-    description : `str`, optional
-        Where the token comes from, for messages.
+    PanDA needs the virtual organisation (``Rubin``, or with a role ``Rubin:production``) in the ``Origin``
+    header beside the token; without it the server fails to decode the token.  ``source`` is called for each
+    request, so that a token renewed by somebody else (a cron job) is seen.  ``renew`` tries to get another
+    token, and returns `True` if there is one.
     """
 
     __slots__ = ("_description", "_renew", "_source", "vo")
@@ -271,15 +248,7 @@ def find_proxy(env: Mapping[str, str], *, uid: int | None = None) -> str | None:
 
 
 def read_proxy(path: str) -> ProxyInfo:
-    """Read the certificate of a proxy, which is the first one in its PEM file; its key is not looked at.
-
-    Raises
-    ------
-    TokenMissingError
-        Raised if there is no file.
-    TokenBrokenError
-        Raised if there is no certificate in it.
-    """
+    """Read the certificate of a proxy, which is the first one in its PEM file; its key is not looked at."""
     from cryptography import x509
 
     try:
@@ -310,27 +279,9 @@ def find_credentials(
 
     ``PANDA_AUTH=oidc`` takes a token (`find_token_source`) for the virtual
     organisation (`find_vo`), anything else the proxy that `find_proxy` finds,
-    else nobody.  Nothing is read yet.
-
-    Parameters
-    ----------
-    env : `~collections.abc.Mapping` [`str`, `str`]
-        Environment.  A variable set to nothing counts as not set.
-    user : `str`, optional
-        Name of the user, for servers without authentication.
-    uid : `int`, optional
-        Number of the user, to look for a proxy at its usual place.
-    renew : `~collections.abc.Callable`, optional
-        Called with the token store when its token is about to expire or is
-        not accepted; `True` if it put another one there.
-    now : `~collections.abc.Callable`, optional
-        Returns the time, with a time zone.
-
-    Raises
-    ------
-    SettingsError
-        Raised if ``PANDA_AUTH`` has an unknown value or the virtual
-        organisation is missing.
+    else nobody.  A variable set to nothing counts as not set.  Nothing is read
+    yet.  ``renew`` is called with the token store when its token is about to
+    expire or is not accepted; it returns `True` if it put another one there.
     """
     mode = env.get("PANDA_AUTH", "").strip().lower()
     if mode == "oidc":

@@ -25,7 +25,7 @@ import json
 import socket
 import ssl
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -43,10 +43,14 @@ from ..errors import (
 from .credentials import redact
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class _Row:
     """What is known about a fault."""
 
+    value: str
+    """Its stable name."""
+
+    _: KW_ONLY
     error: type[TransportError]
     """Exception that is raised for it."""
 
@@ -82,234 +86,194 @@ class Fault(enum.StrEnum):
 
     row: _Row
 
-    def __new__(cls, value: str, row: _Row) -> Self:
+    def __new__(cls, row: _Row) -> Self:
         """Make a member that is a text and has a row of the table."""
-        fault = str.__new__(cls, value)
-        fault._value_ = value
+        fault = str.__new__(cls, row.value)
+        fault._value_ = row.value
         fault.row = row
         return fault
 
-    TLS = (
+    TLS = _Row(
         "tls",
-        _Row(
-            error=ConnectionFailedError,
-            message="No encrypted connection: the server's certificate is not accepted, or it does not speak "
-            "TLS.",
-            broken="No encrypted connection (TLS) to {host}: its certificate is not accepted or the port "
-            "does not speak TLS",
-            advice="check scheme and port in PANDA_URL_SSL and the trusted authorities (REQUESTS_CA_BUNDLE)",
-            exceptions=(ssl.SSLCertVerificationError, ssl.CertificateError),
-            not_executed=True,
-        ),
+        error=ConnectionFailedError,
+        message="No encrypted connection: the server's certificate is not accepted, or it does not speak "
+        "TLS.",
+        broken="No encrypted connection (TLS) to {host}: its certificate is not accepted or the port "
+        "does not speak TLS",
+        advice="check scheme and port in PANDA_URL_SSL and the trusted authorities (REQUESTS_CA_BUNDLE)",
+        exceptions=(ssl.SSLCertVerificationError, ssl.CertificateError),
+        not_executed=True,
     )
-    NAME_NOT_FOUND = (
+    NAME_NOT_FOUND = _Row(
         "name-not-found",
-        _Row(
-            error=ConnectionFailedError,
-            message="The host's name has no address. Check the URL and the network.",
-            broken="The name of the host {host} cannot be resolved",
-            advice="check PANDA_URL_SSL and the network",
-            exceptions=(socket.gaierror, pool_errors.NameResolutionError),
-            not_executed=True,
-        ),
+        error=ConnectionFailedError,
+        message="The host's name has no address. Check the URL and the network.",
+        broken="The name of the host {host} cannot be resolved",
+        advice="check PANDA_URL_SSL and the network",
+        exceptions=(socket.gaierror, pool_errors.NameResolutionError),
+        not_executed=True,
     )
-    BAD_URL = (
+    BAD_URL = _Row(
         "bad-url",
-        _Row(
-            error=ConnectionFailedError,
-            message="The URL cannot be used.",
-            broken="PANDA_URL_SSL is not a URL that can be used: {endpoint}",
-            exceptions=(
-                pool_errors.LocationParseError,
-                requests.exceptions.InvalidURL,
-                requests.exceptions.InvalidSchema,
-                requests.exceptions.MissingSchema,
-                requests.exceptions.InvalidHeader,
-                requests.exceptions.UnrewindableBodyError,
-            ),
-            not_executed=True,
+        error=ConnectionFailedError,
+        message="The URL cannot be used.",
+        broken="PANDA_URL_SSL is not a URL that can be used: {endpoint}",
+        exceptions=(
+            pool_errors.LocationParseError,
+            requests.exceptions.InvalidURL,
+            requests.exceptions.InvalidSchema,
+            requests.exceptions.MissingSchema,
+            requests.exceptions.InvalidHeader,
+            requests.exceptions.UnrewindableBodyError,
         ),
+        not_executed=True,
     )
-    CONNECTION_REFUSED = (
+    CONNECTION_REFUSED = _Row(
         "connection-refused",
-        _Row(
-            error=ConnectionFailedError,
-            message="Nothing listens there: the connection was refused.",
-            broken="The connection to {host} was refused: no PanDA server listens there",
-            advice="check the port in PANDA_URL_SSL, or whether the server is down",
-            exceptions=(ConnectionRefusedError,),
-            not_executed=True,
-        ),
+        error=ConnectionFailedError,
+        message="Nothing listens there: the connection was refused.",
+        broken="The connection to {host} was refused: no PanDA server listens there",
+        advice="check the port in PANDA_URL_SSL, or whether the server is down",
+        exceptions=(ConnectionRefusedError,),
+        not_executed=True,
     )
-    UNREACHABLE = (
+    UNREACHABLE = _Row(
         "unreachable",
-        _Row(
-            error=ConnectionFailedError,
-            message="The host cannot be reached.",
-            broken="There is no way to {host}",
-            advice="check network, VPN and proxy settings",
-            exceptions=(pool_errors.NewConnectionError, pool_errors.ProxyError),
-            not_executed=True,
-        ),
+        error=ConnectionFailedError,
+        message="The host cannot be reached.",
+        broken="There is no way to {host}",
+        advice="check network, VPN and proxy settings",
+        exceptions=(pool_errors.NewConnectionError, pool_errors.ProxyError),
+        not_executed=True,
     )
-    CONNECT_TIMEOUT = (
+    CONNECT_TIMEOUT = _Row(
         "connect-timeout",
-        _Row(
-            error=ConnectionFailedError,
-            message="The host does not answer.",
-            broken="{host} does not answer the attempt to connect",
-            advice="it is down or behind a firewall",
-            exceptions=(pool_errors.ConnectTimeoutError, requests.exceptions.ConnectTimeout),
-            not_executed=True,
-        ),
+        error=ConnectionFailedError,
+        message="The host does not answer.",
+        broken="{host} does not answer the attempt to connect",
+        advice="it is down or behind a firewall",
+        exceptions=(pool_errors.ConnectTimeoutError, requests.exceptions.ConnectTimeout),
+        not_executed=True,
     )
-    READ_TIMEOUT = (
+    READ_TIMEOUT = _Row(
         "read-timeout",
-        _Row(
-            error=ConnectionFailedError,
-            message="The request was sent, but no complete reply came in time.",
-            broken="{host} took the request, but its reply did not come in time",
-            advice="the server is overloaded or hangs",
-            exceptions=(requests.exceptions.ReadTimeout, pool_errors.ReadTimeoutError),
-        ),
+        error=ConnectionFailedError,
+        message="The request was sent, but no complete reply came in time.",
+        broken="{host} took the request, but its reply did not come in time",
+        advice="the server is overloaded or hangs",
+        exceptions=(requests.exceptions.ReadTimeout, pool_errors.ReadTimeoutError),
     )
-    REPLY_CUT = (
+    REPLY_CUT = _Row(
         "reply-cut",
-        _Row(
-            error=ReplyError,
-            message="The reply was cut short.",
-            broken="The reply of {host} was cut short",
-            advice="the server may be restarting",
-            exceptions=(
-                pool_errors.IncompleteRead,
-                http.client.IncompleteRead,
-                pool_errors.DecodeError,
-                requests.exceptions.ContentDecodingError,
-            ),
+        error=ReplyError,
+        message="The reply was cut short.",
+        broken="The reply of {host} was cut short",
+        advice="the server may be restarting",
+        exceptions=(
+            pool_errors.IncompleteRead,
+            http.client.IncompleteRead,
+            pool_errors.DecodeError,
+            requests.exceptions.ContentDecodingError,
         ),
     )
-    CONNECTION_LOST = (
+    CONNECTION_LOST = _Row(
         "connection-lost",
-        _Row(
-            error=ConnectionFailedError,
-            message="The connection was lost.",
-            broken="The connection to {host} broke off before the reply",
-            advice="the server may be restarting",
-            exceptions=(OSError,),
-        ),
+        error=ConnectionFailedError,
+        message="The connection was lost.",
+        broken="The connection to {host} broke off before the reply",
+        advice="the server may be restarting",
+        exceptions=(OSError,),
     )
-    PERMISSION = (
+    PERMISSION = _Row(
         "permission",
-        _Row(
-            error=AuthenticationError,
-            message="The server does not accept who we are. See 'panda_auth status'; log in with "
-            "'panda_auth reset'.",
-            broken="{host} answers, but gives no permission",
-            advice="check the login with 'panda_auth status', log in with 'panda_auth reset'",
-            statuses=(401, 403),
-            not_executed=True,
-        ),
+        error=AuthenticationError,
+        message="The server does not accept who we are. See 'panda_auth status'; log in with "
+        "'panda_auth reset'.",
+        broken="{host} answers, but gives no permission",
+        advice="check the login with 'panda_auth status', log in with 'panda_auth reset'",
+        statuses=(401, 403),
+        not_executed=True,
     )
-    NOT_FOUND = (
+    NOT_FOUND = _Row(
         "not-found",
-        _Row(
-            error=ReplyError,
-            message="The server has nothing there. Check the path of the URL.",
-            broken="The URL is wrong: {host} has no PanDA relay at {endpoint}",
-            advice="check the path in PANDA_URL_SSL",
-            statuses=(404, 405, 410),
-            not_executed=True,
-        ),
+        error=ReplyError,
+        message="The server has nothing there. Check the path of the URL.",
+        broken="The URL is wrong: {host} has no PanDA relay at {endpoint}",
+        advice="check the path in PANDA_URL_SSL",
+        statuses=(404, 405, 410),
+        not_executed=True,
     )
-    TOO_LARGE = (
+    TOO_LARGE = _Row(
         "too-large",
-        _Row(
-            error=RefusedError,
-            message="The request is too large for the server.",
-            statuses=(413,),
-            not_executed=True,
-        ),
+        error=RefusedError,
+        message="The request is too large for the server.",
+        statuses=(413,),
+        not_executed=True,
     )
-    BUSY = (
+    BUSY = _Row(
         "busy",
-        _Row(
-            error=ServerError,
-            message="The server has too much to do. Try again later.",
-            broken="{host} has too much to do",
-            advice="try again later",
-            statuses=(429,),
-            not_executed=True,
-        ),
+        error=ServerError,
+        message="The server has too much to do. Try again later.",
+        broken="{host} has too much to do",
+        advice="try again later",
+        statuses=(429,),
+        not_executed=True,
     )
-    IDDS_DOWN = (
+    IDDS_DOWN = _Row(
         "idds-down",
-        _Row(
-            error=ServerError,
-            message="PanDA's relay answers, iDDS behind it does not.",
-            broken=_IDDS_IS_DOWN,
-        ),
+        error=ServerError,
+        message="PanDA's relay answers, iDDS behind it does not.",
+        broken=_IDDS_IS_DOWN,
     )
-    GATEWAY = (
+    GATEWAY = _Row(
         "gateway",
-        _Row(
-            error=ServerError,
-            message="A front end answers, the server behind it does not.",
-            broken="The front end at {host} answers, but PanDA's relay behind it is down",
-            statuses=(502, 503, 504),
-        ),
+        error=ServerError,
+        message="A front end answers, the server behind it does not.",
+        broken="The front end at {host} answers, but PanDA's relay behind it is down",
+        statuses=(502, 503, 504),
     )
-    REDIRECT = (
+    REDIRECT = _Row(
         "redirect",
-        _Row(
-            error=ReplyError,
-            message="The server points elsewhere. Check the URL.",
-            broken="The URL is wrong: {endpoint} points elsewhere",
-            advice="check PANDA_URL_SSL",
-            statuses=range(300, 400),
-            not_executed=True,
-        ),
+        error=ReplyError,
+        message="The server points elsewhere. Check the URL.",
+        broken="The URL is wrong: {endpoint} points elsewhere",
+        advice="check PANDA_URL_SSL",
+        statuses=range(300, 400),
+        not_executed=True,
     )
-    CLIENT_ERROR = (
+    CLIENT_ERROR = _Row(
         "client-error",
-        _Row(
-            error=RefusedError,
-            message="The server did not take the request.",
-            statuses=range(400, 500),
-            not_executed=True,
-        ),
+        error=RefusedError,
+        message="The server did not take the request.",
+        statuses=range(400, 500),
+        not_executed=True,
     )
-    SERVER = (
+    SERVER = _Row(
         "server",
-        _Row(
-            error=ServerError,
-            message="The server failed.",
-            broken="PanDA's relay at {host} is down: it answers with an internal error",
-            statuses=range(500, 600),
-        ),
+        error=ServerError,
+        message="The server failed.",
+        broken="PanDA's relay at {host} is down: it answers with an internal error",
+        statuses=range(500, 600),
     )
-    WEB_PAGE = (
+    WEB_PAGE = _Row(
         "web-page",
-        _Row(
-            error=ReplyError,
-            message="A web page came back instead of data: the URL is probably wrong (PANDA_URL_SSL ends in "
-            "/server/panda).",
-            broken="The URL is wrong: {endpoint} gives a web page, not PanDA",
-            advice="check PANDA_URL_SSL",
-        ),
+        error=ReplyError,
+        message="A web page came back instead of data: the URL is probably wrong (PANDA_URL_SSL ends in "
+        "/server/panda).",
+        broken="The URL is wrong: {endpoint} gives a web page, not PanDA",
+        advice="check PANDA_URL_SSL",
     )
-    NOT_JSON = "not-json", _Row(error=ReplyError, broken=_OTHER_PROTOCOL)
-    SHAPE = "shape", _Row(error=ReplyError, broken=_OTHER_PROTOCOL)
-    RELAY = (
+    NOT_JSON = _Row("not-json", error=ReplyError, broken=_OTHER_PROTOCOL)
+    SHAPE = _Row("shape", error=ReplyError, broken=_OTHER_PROTOCOL)
+    RELAY = _Row(
         "relay",
-        _Row(
-            error=RefusedError,
-            message="PanDA's relay refused or failed",
-            broken="PanDA's relay at {host} works, but could not forward the command",
-        ),
+        error=RefusedError,
+        message="PanDA's relay refused or failed",
+        broken="PanDA's relay at {host} works, but could not forward the command",
     )
-    IDDS = "idds", _Row(error=RefusedError, message="iDDS refused or failed", broken=_IDDS_IS_DOWN)
-    API = "api", _Row(error=RefusedError, message="PanDA refused or failed")
-    NO_MATCH = "no-match", _Row(error=RefusedError, not_executed=True)
+    IDDS = _Row("idds", error=RefusedError, message="iDDS refused or failed", broken=_IDDS_IS_DOWN)
+    API = _Row("api", error=RefusedError, message="PanDA refused or failed")
+    NO_MATCH = _Row("no-match", error=RefusedError, not_executed=True)
     """The server knows no request or task of this id."""
 
     @property
@@ -526,19 +490,7 @@ def make_refusal(fault: Fault, said: Any, *, endpoint: str, what: str, who: str 
 def make_reply_error(
     message: str, value: Any, *, endpoint: str, what: str, fault: Fault = Fault.SHAPE
 ) -> ReplyError:
-    """Make the error for a JSON value of another shape than the protocol has.
-
-    Parameters
-    ----------
-    message : `str`
-        What was expected, as a sentence.
-    value : JSON value
-        What came; the error shows it.
-    endpoint, what : `str`
-        URL that was asked, and what was asked.
-    fault : `Fault`, optional
-        Kind of fault.
-    """
+    """Make the error for a JSON value of another shape than the protocol has; it shows the value."""
     return ReplyError(
         message,
         endpoint=redact(endpoint),
@@ -552,10 +504,7 @@ def make_reply_error(
 def diagnose(error: BaseException) -> str:
     """Say in a sentence which part between here and iDDS does not work, and what to check.
 
-    Parameters
-    ----------
-    error : `BaseException`
-        What a call raised.  The text of errors that are not in the table of faults is returned as it is.
+    The text of errors that are not in the table of faults is returned as it is.
     """
     if not isinstance(error, TransportError):
         return str(error) or type(error).__name__

@@ -26,17 +26,8 @@ MAX_CACHE_FILE = 10 * 1024**2
 
 
 def server_root(url: str) -> str:
-    """Return scheme and host of a URL of PanDA.
-
-    Parameters
-    ----------
-    url : `str`
-        ``PANDA_URL_SSL`` or ``PANDACACHE_URL``, such as ``https://host:8443/server/panda``.
-
-    Raises
-    ------
-    SettingsError
-        Raised if it is not an http(s) URL with a host.
+    """Return scheme and host of ``PANDA_URL_SSL`` or ``PANDACACHE_URL``, such as
+    ``https://host:8443/server/panda``; `SettingsError` is raised for anything else.
     """
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
@@ -72,16 +63,8 @@ class PandaApi:
 
     Every method raises `TransportError` or one of its children: connection,
     authentication, server and reply errors of the transport, `RefusedError`
-    if the server says that it did not succeed.
-
-    Parameters
-    ----------
-    transport : `Transport`
-        Sends the requests.
-    base : `str`
-        URL of the API, see `api_base`.
-    cache_base : `str`, optional
-        URL of the API at the file cache, if that is another server.
+    if the server says that it did not succeed.  ``cache_base`` is the URL of
+    the API at the file cache, if that is another server (see `api_base`).
     """
 
     def __init__(self, transport: Transport, base: str, *, cache_base: str | None = None) -> None:
@@ -101,16 +84,8 @@ class PandaApi:
     ) -> list[dict[str, Any]]:
         """Get the attributes of tasks, own ones unless a filter names another user.
 
-        Parameters
-        ----------
-        since : `~datetime.datetime`, optional
-            Modified since then; without a time zone it is UTC.  None means
-            at any time.
-        filters : `~collections.abc.Mapping` [`str`, `str`], optional
-            Values that attributes must have, such as ``reqID`` or
-            ``userName``.
-        limit : `int`, optional
-            Most tasks to get.
+        They were modified since a time, which is UTC if it has no time zone.  Filters are values that
+        attributes must have, such as ``reqID`` or ``userName``.
         """
         params: dict[str, object] = {"n_tasks": limit}
         if since is not None:
@@ -125,14 +100,8 @@ class PandaApi:
     def job_descriptions(self, task_id: int, *, unsuccessful_only: bool = False) -> list[dict[str, Any]]:
         """Get the attributes of the PanDA jobs of a task, all attempts, archived ones too.
 
-        The server cuts the list at 5500 jobs.
-
-        Parameters
-        ----------
-        task_id : `int`
-            PanDA's number of the task.
-        unsuccessful_only : `bool`, optional
-            Only those that failed or did not run.
+        The server cuts the list at 5500 jobs.  Unsuccessful are those that
+        failed or did not run.
         """
         what = f"job descriptions of task {task_id}"
         return self._get_rows(
@@ -140,17 +109,9 @@ class PandaApi:
         )
 
     def upload_cache_file(self, path: str | os.PathLike[str]) -> str:
-        """Put a file into the cache, where anybody can read it, and return its URL.
+        """Put a file into the cache, where anybody can read it under its own name, and return its URL.
 
-        Parameters
-        ----------
-        path : path-like
-            The file; its name in the cache is its own.
-
-        Raises
-        ------
-        SettingsError
-            Raised if the file is larger than the cache takes.
+        `SettingsError` is raised if the file is larger than the cache takes.
         """
         path = Path(path)
         if (size := path.stat().st_size) > MAX_CACHE_FILE:
@@ -178,15 +139,7 @@ class PandaApi:
         return f"{self._cache_base.removesuffix('/api/v1')}/cache/{quote(name)}"
 
     def download_cache_file(self, name: str, path: str | os.PathLike[str]) -> None:
-        """Fetch a file from the cache.
-
-        Parameters
-        ----------
-        name : `str`
-            Name of the file.
-        path : path-like
-            Where to write it; it appears there complete or not at all.
-        """
+        """Fetch a file from the cache; it appears at its path complete or not at all."""
         reply = self._transport.get(self._cache_url(name), what=f"download {name}")
         path = Path(path)
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

@@ -68,16 +68,8 @@ class Relay:
 
     Every method raises `TransportError` or one of its children: connection,
     authentication, server and reply errors of the transport, `RefusedError`
-    for refusals at any depth.
-
-    Parameters
-    ----------
-    transport : `Transport`
-        Sends the requests.
-    url : `str`
-        ``PANDA_URL_SSL``, which ends in ``/server/panda``.
-    idds_server : `str`, optional
-        Another iDDS than the relay's own.
+    for refusals at any depth.  The URL is ``PANDA_URL_SSL``, which ends in
+    ``/server/panda``; ``idds_server`` is another iDDS than the relay's own.
     """
 
     def __init__(self, transport: Transport, url: str, *, idds_server: str | None = None) -> None:
@@ -102,25 +94,10 @@ class Relay:
         safe: bool = False,
         what: str = "",
     ) -> Any:
-        """Have a command executed.
+        """Have a method of iDDS's ``ClientManager`` executed, and return its value out of all envelopes.
 
-        Parameters
-        ----------
-        command : `str`
-            Name of a method of iDDS's ``ClientManager``.
-        arguments, keywords : `str`, optional
-            JSON texts, as iDDS's ``json_dumps`` makes them, of the list of
-            positional and the object of keyword arguments.
-        safe : `bool`, optional
-            Whether doing it twice is the same as doing it once, so that it
-            may be sent again when the outcome is not known.
-        what : `str`, optional
-            What is asked, in a few words for messages.
-
-        Returns
-        -------
-        value : JSON value
-            iDDS's value, out of all envelopes.
+        Arguments and keywords are JSON texts as iDDS's ``json_dumps`` makes them.  What is safe may be sent
+        again when the outcome is not known: doing it twice is the same as doing it once.
         """
         what = what or command
         reply = self._transport.post(
@@ -138,25 +115,18 @@ class Relay:
         if not (isinstance(value, dict) and value.get("Status") == "OK"):
             self._misunderstood("iDDS does not say that it is well.", value, "ping", Fault.IDDS)
 
-    def submit(self, arguments: str, keywords: str | None = None) -> int:
-        """Submit a workflow and return the number of the request.
+    def submit(self, arguments: str, keywords: str | None = None, *, build: bool = False) -> int:
+        """Submit a workflow and return the number of its request; ``build`` if the plan is made remotely.
 
         It is sent once, or again after attempts that certainly had no effect.
-
-        Parameters
-        ----------
-        arguments : `str`
-            JSON text of the list that holds the workflow.
-        keywords : `str`, optional
-            JSON text of keyword arguments, such as ``username``.
-
-        Raises
-        ------
-        TransportError
-            Raised with ``maybe_sent`` set if the request may exist all the
-            same: look it up by its name before anything is sent again.
+        An error has ``maybe_sent`` set if the request may exist all the same:
+        look it up by its name before anything is sent again.
         """
-        return self._submit("submit", arguments, keywords)
+        command = "submit_build" if build else "submit"
+        value = self.call(command, arguments, keywords, what=command)
+        if type(value) is not int or value <= 0:
+            self._misunderstood("The number of the new request was expected.", value, command)
+        return value
 
     def submit_step(self, arguments: str, keywords: str | None = None) -> None:
         """Submit one step of a workflow that was split; doing it twice is the
@@ -166,27 +136,8 @@ class Relay:
         if type(value) is not int or value != 0:
             self._misunderstood("The reply to a step should be 0.", value, "submit a step")
 
-    def submit_build(self, arguments: str, keywords: str | None = None) -> int:
-        """Submit a workflow whose plan will be made remotely.  Arguments,
-        result and errors are as for `submit`.
-        """
-        return self._submit("submit_build", arguments, keywords)
-
     def get_requests(self, request_id: int, *, with_detail: bool = False) -> list[dict[str, Any]]:
-        """Get a request.
-
-        Parameters
-        ----------
-        request_id : `int`
-            Number of the request.
-        with_detail : `bool`, optional
-            One row for each transform instead of one for the request.
-
-        Returns
-        -------
-        rows : `list` [`dict`]
-            Empty for an unknown number.
-        """
+        """Get a request in one row, or with detail in a row for each transform; no row if it is unknown."""
         what = f"get_requests {request_id}{' with detail' if with_detail else ''}"
         # With metadata, the reply would hold the whole workflow.
         value = self._ask(
@@ -197,19 +148,9 @@ class Relay:
         return value
 
     def get_contents(self, request_id: int, transform_id: int | None = None) -> dict[str, Any]:
-        """Get the outputs of a request with what became of their jobs.
+        """Get the outputs of a request, or of one transform, with what became of their jobs.
 
-        Parameters
-        ----------
-        request_id : `int`
-            Number of the request.
-        transform_id : `int`, optional
-            Number of a transform, because all of a request are 3 kB a job.
-
-        Returns
-        -------
-        contents : `dict`
-            Lists of rows by the transform's number as text.
+        They are 3 kB a job, in lists by the transform's number as text.
         """
         what = f"get_contents_output_ext {request_id}"
         keywords: dict[str, Any] = {"request_id": request_id}
@@ -222,26 +163,11 @@ class Relay:
         return value
 
     def get_request_ids_by_name(self, name: str) -> dict[str, int]:
-        """Look a run up by its exact name.
+        """Look a run up by its exact name; `SettingsError` is raised for one that the server cannot look up.
 
         The server compares with SQL ``LIKE``; what it finds beyond the exact
-        name is left out here.
-
-        Parameters
-        ----------
-        name : `str`
-            Name of the run.
-
-        Returns
-        -------
-        request_ids : `dict` [`str`, `int`]
-            Empty, or the name with one number, even if several requests have
-            that name.
-
-        Raises
-        ------
-        SettingsError
-            Raised if the name holds what the server cannot look up.
+        name is left out here.  It gives one number even if several requests
+        have that name.
         """
         if bad := sorted(_UNSAFE_IN_NAMES & set(name)):
             raise SettingsError(f"The run name {name!r} holds {bad}; iDDS cannot look such a name up.")
@@ -274,12 +200,6 @@ class Relay:
         """Call a command that may be repeated, with plain values."""
         text = json.dumps(keywords) if keywords else None
         return self.call(command, None, text, safe=True, what=what)
-
-    def _submit(self, command: str, arguments: str, keywords: str | None) -> int:
-        value = self.call(command, arguments, keywords, safe=False, what=command)
-        if type(value) is not int or value <= 0:
-            self._misunderstood("The number of the new request was expected.", value, command)
-        return value
 
     def _misunderstood(self, words: str, value: Any, what: str, fault: Fault = Fault.SHAPE) -> NoReturn:
         raise make_reply_error(words, value, endpoint=self._endpoint, what=what, fault=fault)

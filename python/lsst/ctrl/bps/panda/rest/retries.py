@@ -4,7 +4,7 @@ Only what is safe is sent again: a request that changes nothing, or one that
 certainly had no effect.
 """
 
-__all__ = ["Attempt", "RetryPolicy", "plan_retry"]
+__all__ = ["RetryPolicy", "plan_retry"]
 
 from dataclasses import dataclass
 
@@ -45,37 +45,23 @@ class RetryPolicy:
     """Seconds after the start of the first attempt beyond which no further one is started."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """What is known after an attempt has failed."""
-
-    number: int
-    """Attempts made so far."""
-
-    safe: bool
-    """Whether doing it twice is the same as doing it once."""
-
-    elapsed: float
-    """Seconds since the start of the first attempt."""
-
-    failure: FailedAttempt
-
-
-def plan_retry(attempt: Attempt, policy: RetryPolicy, luck: float) -> float | None:
+def plan_retry(
+    failure: FailedAttempt, policy: RetryPolicy, *, attempts: int, safe: bool, elapsed: float, luck: float
+) -> float | None:
     """Decide how many seconds to wait before the next attempt; `None` to give up.
 
-    ``luck`` is a random number in [0, 1): the wait is spread over its whole range ("full jitter"), so that
-    clients do not come back in step.
+    So many attempts were made so far, since ``elapsed`` seconds.  It is safe if doing it twice is the same as
+    doing it once.  ``luck`` is a random number in [0, 1): the wait is spread over its whole range ("full
+    jitter"), so that clients do not come back in step.
     """
-    failure = attempt.failure
-    if failure.fault not in _TRANSIENT or attempt.number >= policy.attempts:
+    if failure.fault not in _TRANSIENT or attempts >= policy.attempts:
         return None
-    if not attempt.safe and not failure.fault.not_executed:
+    if not safe and not failure.fault.not_executed:
         return None
-    ceiling = min(policy.cap, policy.base * 2.0 ** (attempt.number - 1))
+    ceiling = min(policy.cap, policy.base * 2.0 ** (attempts - 1))
     delay = luck * ceiling
     if failure.retry_after is not None:
         delay += min(failure.retry_after, policy.cap)
-    if attempt.elapsed + delay > policy.budget:
+    if elapsed + delay > policy.budget:
         return None
     return delay

@@ -38,16 +38,10 @@ _LOG_IN = "Log in with 'panda_auth reset'."
 
 
 class TokenSet:
-    """What the provider's token endpoint answered.
+    """What the provider's token endpoint answered, with an ID token at least.
 
     All fields are kept, so that a file written again holds what panda-client
     or the provider put there.
-
-    Parameters
-    ----------
-    fields : `~collections.abc.Mapping` [`str`, `object`]
-        The reply, with ``id_token`` at least; `TokenBrokenError` is raised
-        if that is missing.
     """
 
     __slots__ = ("_fields",)
@@ -140,17 +134,8 @@ def parse_claims(id_token: str) -> Claims:
     """Read the claims of an ID token **without checking its signature**.
 
     That is for showing them and for looking at the expiry; the server checks
-    the signature of each token that it gets.
-
-    Parameters
-    ----------
-    id_token : `str`
-        The token.
-
-    Raises
-    ------
-    TokenBrokenError
-        Raised if it is not a JSON web token.
+    the signature of each token that it gets.  `TokenBrokenError` is raised if
+    it is not a JSON web token.
     """
     # Imported here: it costs 0.1 s, and most commands do not need it.
     import jwt
@@ -188,22 +173,8 @@ def _moment(seconds: object) -> datetime | None:
 def ensure_lifetime(id_token: str, needed: timedelta, *, now: datetime | None = None) -> Claims:
     """Check that a token lasts long enough, and return its claims.
 
-    Parameters
-    ----------
-    id_token : `str`
-        The token.
-    needed : `~datetime.timedelta`
-        How long it must still be valid; a negative value lets a token pass
-        that expired only so long ago, for clocks that differ.
-    now : `~datetime.datetime`, optional
-        The time, with a time zone; None means the clock's.
-
-    Raises
-    ------
-    TokenExpiredError
-        Raised if it does not last; the text names the command to type.
-    TokenBrokenError
-        Raised if it cannot be read.
+    A negative span lets a token pass that expired only so long ago, for clocks that differ.
+    `TokenExpiredError` names the command to type.
     """
     claims = parse_claims(id_token)
     left = claims.remaining(now or datetime.now(UTC))
@@ -248,13 +219,7 @@ def token_directory(env: Mapping[str, str]) -> Path:
 
 
 class TokenStore:
-    """One token file.
-
-    Parameters
-    ----------
-    directory : `~pathlib.Path`
-        Where it is; made when something is saved.
-    """
+    """One token file, in a directory that is made when something is saved."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -268,15 +233,7 @@ class TokenStore:
         return self.directory / _TOKEN_NAME
 
     def load(self) -> TokenSet:
-        """Read the tokens, written by us or by panda-client.
-
-        Raises
-        ------
-        TokenMissingError
-            Raised if there is no file.
-        TokenBrokenError
-            Raised if it cannot be read or holds something else.
-        """
+        """Read the tokens, written by us or by panda-client."""
         try:
             text = self.path.read_text(encoding="utf-8")
         except FileNotFoundError:

@@ -8,6 +8,7 @@ certificate bundles.
 
 __all__ = ["PROMPT", "PROMPT_RETRY", "Reply", "Timeouts", "Transport", "is_loopback", "parse_json"]
 
+import copy
 import json
 import logging
 import random
@@ -33,7 +34,7 @@ from .faults import (
     looks_like_web_page,
     make_error,
 )
-from .retries import Attempt, RetryPolicy, plan_retry
+from .retries import RetryPolicy, plan_retry
 
 _LOG = logging.getLogger(__name__)
 
@@ -94,20 +95,7 @@ class Reply:
 
 
 def parse_json(reply: Reply, what: str) -> Any:
-    """Parse the body of a reply as JSON.
-
-    Parameters
-    ----------
-    reply : `Reply`
-        What came back.
-    what : `str`
-        What was asked, for messages.
-
-    Raises
-    ------
-    ReplyError
-        Raised if it is a web page, empty, not JSON, or cut.
-    """
+    """Parse the body of a reply as JSON; `ReplyError` is raised for a web page, and what is empty or cut."""
     if looks_like_web_page(reply.headers.get("Content-Type", ""), reply.body):
         raise _not_understood(Fault.WEB_PAGE.row.message, Fault.WEB_PAGE, reply, what)
     try:
@@ -154,19 +142,8 @@ class _Request:
 class Transport:
     """Sends requests and returns replies.
 
-    Parameters
-    ----------
-    credentials : `Credentials`
-        Who we are.
-    verify : `bool` or `str`, optional
-        Whether to check certificates of servers; a path names the authorities to trust.  `False` is warned
-        about once.
-    timeouts : `Timeouts`, optional
-        Time limits of an attempt.
-    retry : `RetryPolicy`, optional
-        How often a request is sent again.
-    sleep, clock, luck : `~collections.abc.Callable`, optional
-        Waits for a number of seconds; returns the time in seconds; returns a random number in [0, 1).
+    ``verify`` may be a path that names the authorities to trust; that certificates of servers are not checked
+    is warned about once.  ``luck`` returns a random number in [0, 1).
     """
 
     def __init__(
@@ -183,8 +160,8 @@ class Transport:
         self._credentials = credentials
         self._session = requests.Session()
         self._verify = verify
-        self._timeouts = timeouts if timeouts is not None else Timeouts()
-        self._retry = retry if retry is not None else RetryPolicy()
+        self._timeouts = timeouts or Timeouts()
+        self._retry = retry or RetryPolicy()
         self._sleep = sleep
         self._clock = clock
         self._luck = luck
@@ -195,15 +172,9 @@ class Transport:
 
     def clone(self) -> "Transport":
         """Make a copy with connections of its own, for another thread."""
-        return Transport(
-            self._credentials,
-            verify=self._verify,
-            timeouts=self._timeouts,
-            retry=self._retry,
-            sleep=self._sleep,
-            clock=self._clock,
-            luck=self._luck,
-        )
+        clone = copy.copy(self)
+        clone._session = requests.Session()
+        return clone
 
     def get(
         self,
@@ -215,26 +186,8 @@ class Transport:
     ) -> Reply:
         """Send a GET request, which is sent again after failures that may pass.
 
-        Parameters
-        ----------
-        url : `str`
-            URL to ask.
-        params : `~collections.abc.Mapping`, optional
-            Query; a sequence becomes repeated keys.
-        headers : `~collections.abc.Mapping`, optional
-            Further headers.
-        what : `str`, optional
-            What is asked, in a few words for messages.
-
-        Returns
-        -------
-        reply : `Reply`
-            A reply with status 2xx.
-
-        Raises
-        ------
-        TransportError
-            Raised as one of its children that says what went wrong.
+        A sequence as value of the query becomes repeated keys.  ``what`` says in a few words for messages
+        what is asked.  `TransportError` is raised, as one of its children, for other replies than 2xx.
         """
         return self._exchange(_Request("GET", url, what or url, params, None, headers or {}, True, ()))
 
@@ -249,32 +202,11 @@ class Transport:
         what: str = "",
         accept: Collection[int] = (),
     ) -> Reply:
-        """Send a POST request.
+        """Send a POST request, otherwise like `get`.
 
-        Parameters
-        ----------
-        url, headers, what
-            As for `get`.
-        body : `bytes`
-            Content of the request.
-        content_type : `str`
-            Value of that header.
-        safe : `bool`
-            Whether doing it twice is the same as doing it once.
-        accept : `~collections.abc.Collection` [`int`], optional
-            Other HTTP statuses than 2xx whose replies are wanted.
-
-        Returns
-        -------
-        reply : `Reply`
-            A reply with status 2xx, or an accepted one.
-
-        Raises
-        ------
-        TransportError
-            Raised as one of its children that says what went wrong; its
-            attribute ``maybe_sent`` tells whether the request may have had
-            its effect all the same.
+        It is safe if doing it twice is the same as doing it once.  Replies with the statuses in ``accept``
+        are returned, too.  The attribute ``maybe_sent`` of an error tells whether the request may have had
+        its effect all the same.
         """
         every = {"Content-Type": content_type, **(headers or {})}
         return self._exchange(_Request("POST", url, what or url, None, body, every, safe, accept))
@@ -294,8 +226,14 @@ class Transport:
             if outcome.status == 401 and not renewed and self._credentials.renew():
                 renewed = True
                 continue
-            attempt = Attempt(number, request.safe, self._clock() - start, outcome)
-            delay = plan_retry(attempt, self._retry, self._luck())
+            delay = plan_retry(
+                outcome,
+                self._retry,
+                attempts=number,
+                safe=request.safe,
+                elapsed=self._clock() - start,
+                luck=self._luck(),
+            )
             if delay is None:
                 break
             _LOG.debug("%s failed (%s); once more in %.1f s", request.what, outcome.text, delay)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CANCELLED_MARKER", "cancel_run"]
+__all__ = ["cancel_run"]
 
 import time
 from collections.abc import Callable
@@ -10,13 +10,10 @@ from collections.abc import Callable
 from lsst.ctrl.bps.wms_service import WmsStates
 
 from ..errors import RefusedError
-from ..staging import remove_marker, write_marker
+from ..staging import CANCELLED, remove_marker, write_marker
 from ..status.evidence import RunEvidence
 from .client import FoundRun, RunClient
 from .record import RunRecord
-
-CANCELLED_MARKER = ".cancelled"
-"""File in the staging area by which the final job finds out."""
 
 PATIENCE = 60.0
 """How long the server is looked at after the command, seconds."""
@@ -64,7 +61,7 @@ def cancel_run(
         client.connection.relay.abort(request_id)
     except RefusedError as error:
         if marked and record is not None:
-            remove_marker(record.staging_area, CANCELLED_MARKER)
+            remove_marker(record.staging_area, CANCELLED)
         return False, f"The server refused to cancel run {request_id}: {error.message}"
     watch = _Watch(client, found, patience=patience, sleep=sleep, clock=clock)
     evidence = watch.look()
@@ -82,7 +79,7 @@ def _mark(record: RunRecord | None) -> bool:
     """Put the marker that the final job looks for; return whether it worked."""
     if record is None or not record.staging_area:
         return False
-    return write_marker(record.staging_area, CANCELLED_MARKER, record.name + "\n")
+    return write_marker(record.staging_area, CANCELLED, record.name + "\n")
 
 
 class _Watch:

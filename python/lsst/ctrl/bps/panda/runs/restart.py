@@ -17,10 +17,9 @@ from ..plan.document import render_plan
 from ..plan.model import StagedFile, TaskPlan, WorkflowPlan
 from ..plan.naming import restart_name
 from ..plan.planner import make_restart_plan
-from ..staging import remove_marker, stage
+from ..staging import CANCELLED, remove_marker, stage
 from ..status.evidence import RunEvidence
 from ..status.records import TransformRecord
-from .cancel import CANCELLED_MARKER
 from .client import RunClient
 from .files import PARAMETERS_DIRECTORY, PLAN_NAME, read_plan, reserve_dump, write_text
 from .record import RunRecord
@@ -169,7 +168,7 @@ def _submit(client: RunClient, plan: WorkflowPlan, record: RunRecord) -> int:
     if record.remote is None:
         # Else only the site has the sources of the files, and has staged them.
         stage([*plan.files, *_parameters(record)], record.staging_settings)
-    remove_marker(plan.run.staging_area, CANCELLED_MARKER)
+    remove_marker(plan.run.staging_area, CANCELLED)
     submission = make_submission(plan, max_length=MAX_REQUEST_LENGTH)
     request_id = send(client.connection.relay, submission, plan.run.name)
     record_submission(client.connection, record.for_restart(plan), request_id)

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["record_submission", "send", "show_staging", "stage_with_progress", "tell_how_to_follow"]
+__all__ = ["record_submission", "send", "tell_how_to_follow"]
 
 import logging
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TextIO
+from collections.abc import Callable
 
 from ..errors import RefusedError, ReplyError, SubmissionUncertainError, TransportError
 from ..idds.workflow import Submission
-from ..plan.model import StagedFile
 from ..rest.relay import Relay
-from ..staging import StagingSettings, stage
 from .client import Connection
 from .record import RunIndex, RunRecord
 
@@ -23,38 +18,6 @@ _LOG = logging.getLogger(__name__)
 
 LOOK_UP_SECONDS = 120.0
 """How long a run that may have been created is looked for by its name."""
-
-
-@contextmanager
-def show_staging(stream: TextIO) -> Iterator[Callable[[int, int], None] | None]:
-    """Draw on a terminal how many files are staged; on any other stream draw nothing."""
-    if not stream.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    files = TextColumn("{task.completed} of {task.total} files")
-    bar = Progress(TextColumn("Staging"), BarColumn(), files, console=Console(file=stream))
-    task = bar.add_task("")
-
-    def draw(done: int, total: int) -> None:
-        bar.update(task, completed=done, total=total)
-        bar.start()
-        if done >= total:
-            bar.stop()
-
-    try:
-        yield draw
-    finally:
-        if bar.live.is_started:
-            bar.stop()
-
-
-def stage_with_progress(files: Sequence[StagedFile], settings: StagingSettings) -> None:
-    """Stage the files of a run; a terminal shows how far it is."""
-    with show_staging(sys.stderr) as progress:
-        stage(files, settings, progress=progress)
 
 
 def tell_how_to_follow(connection: Connection, run_id: str, service_class: str) -> None:
@@ -115,8 +78,7 @@ def send(
         )
     _send_steps(relay, submission, name)
     try:
-        submit = relay.submit_build if build else relay.submit
-        return submit(submission.request, submission.keywords)
+        return relay.submit(submission.request, submission.keywords, build=build)
     except TransportError as error:
         if not getattr(error, "maybe_sent", False):
             raise

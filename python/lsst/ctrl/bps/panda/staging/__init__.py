@@ -9,11 +9,13 @@ from .area import (
     read_manifest,
     remove_marker,
     stage,
+    stage_with_progress,
     write_marker,
 )
-from .sources import Digest, Manifest
+from .sources import CANCELLED, Digest, Manifest
 
 __all__ = [
+    "CANCELLED",
     "Digest",
     "Manifest",
     "StagingReport",
@@ -22,5 +24,6 @@ __all__ = [
     "read_manifest",
     "remove_marker",
     "stage",
+    "stage_with_progress",
     "write_marker",
 ]

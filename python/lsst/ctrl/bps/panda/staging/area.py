@@ -9,13 +9,16 @@ __all__ = [
     "check_area",
     "read_manifest",
     "remove_marker",
+    "show_staging",
     "stage",
+    "stage_with_progress",
     "write_marker",
 ]
 
 import logging
 import os
 import posixpath
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +26,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from tempfile import TemporaryDirectory
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 from ..errors import StagingError
 from ..plan.model import StagedFile
@@ -329,6 +332,38 @@ def stage(
     sources, failures = expand_files(files)
     session.refuse(failures, total=len(sources) + len(failures))
     return session.run(sources)
+
+
+@contextmanager
+def show_staging(stream: TextIO) -> Iterator[Callable[[int, int], None] | None]:
+    """Draw on a terminal how many files are staged; on any other stream draw nothing."""
+    if not stream.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    files = TextColumn("{task.completed} of {task.total} files")
+    bar = Progress(TextColumn("Staging"), BarColumn(), files, console=Console(file=stream))
+    task = bar.add_task("")
+
+    def draw(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total)
+        bar.start()
+        if done >= total:
+            bar.stop()
+
+    try:
+        yield draw
+    finally:
+        if bar.live.is_started:
+            bar.stop()
+
+
+def stage_with_progress(files: Sequence[StagedFile], settings: StagingSettings) -> None:
+    """Stage the files of a run; a terminal shows how far it is."""
+    with show_staging(sys.stderr) as progress:
+        stage(files, settings, progress=progress)
 
 
 def _find_overlaps(files: Sequence[StagedFile], store: Store) -> list[str]:

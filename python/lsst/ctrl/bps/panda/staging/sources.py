@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
-    "CANCELLED_NAME",
+    "CANCELLED",
     "Digest",
     "MANIFEST_NAME",
     "Manifest",
@@ -31,10 +31,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from ..edgenode.cmd_line_decoder import CANCELLED, MANIFEST
 from ..plan.model import StagedFile
 from .transfers import VerificationError, describe_cause
 
-MANIFEST_NAME = ".staged.json"
+MANIFEST_NAME = MANIFEST
 """Name of the manifest in a staging area; written when all else is there."""
 
 PARTIAL_NAME = ".staging.json"
@@ -43,9 +44,6 @@ under way or has failed; same content as a manifest."""
 
 TEMPORARY_FOLDER = ".staging"
 """Folder of a staging area in which files lie until they are complete."""
-
-CANCELLED_NAME = ".cancelled"
-"""Name of the marker that a cancelled run leaves in its staging area."""
 
 _FORMAT = 1
 _BLOCK = 1 << 20
@@ -115,7 +113,7 @@ def _parse_digest(name: str, entry: Any) -> Digest:
     raise ValueError(f"the manifest's entry of {name!r} has no size and adler32: {entry!r}")
 
 
-_RESERVED = frozenset({MANIFEST_NAME, PARTIAL_NAME, TEMPORARY_FOLDER, CANCELLED_NAME})
+_RESERVED = frozenset({MANIFEST_NAME, PARTIAL_NAME, TEMPORARY_FOLDER, CANCELLED})
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,16 +143,10 @@ def _local_root(area: str) -> str:
 
 
 class LocalStore(Store):
-    """A staging area in a file system of this host.
+    """A staging area in a file system of this host; made when the first file is written.
 
-    Parameters
-    ----------
-    root : `str`
-        Absolute path of the area; made when the first file is written.
-    area : `str`, optional
-        The same as the user has written it.
-    group_permissions : `bool`, optional
-        Whether to give the group ``rws`` on directories and ``rw`` on files.
+    ``area`` is its path as the user has written it.  ``group_permissions``
+    gives the group ``rws`` on directories and ``rw`` on files.
     """
 
     def __init__(self, root: str, *, area: str = "", group_permissions: bool = False) -> None:
