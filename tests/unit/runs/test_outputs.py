@@ -8,7 +8,8 @@ from lsst.ctrl.bps.wms_service import WmsStates
 from lsst.ctrl.bps import GenericWorkflow, GenericWorkflowExec, GenericWorkflowFile, GenericWorkflowJob
 from lsst.ctrl.bps.panda.edgenode import cmd_line_decoder as runner
 from lsst.ctrl.bps.panda.errors import PlanError
-from lsst.ctrl.bps.panda.runs.outputs import collect_outputs, find_outputs
+from lsst.ctrl.bps.panda.runs.client import FoundRun
+from lsst.ctrl.bps.panda.runs.files import find_outputs
 from lsst.ctrl.bps.panda.runs.record import RunRecord
 
 ENDED = WmsStates.SUCCEEDED
@@ -62,12 +63,12 @@ def test_what_was_left_is_moved(record, tmp_path, as_uri):
     if as_uri:
         area = (tmp_path / "area 100% #1?").as_uri() + "/"
         record = record.model_copy(update={"run": record.run.model_copy(update={"staging_area": area})})
-    assert collect_outputs(record, ENDED) == ()
+    assert FoundRun(1, record).collect_outputs(ENDED) == ()
     assert not left.exists()
     assert [path.read_text() for path in (tmp_path / "submit").iterdir()] == ["result"]
     assert Path(destination).read_text() == "result"
     # Nothing is left, and what is there stays.
-    assert collect_outputs(record, ENDED) == ()
+    assert FoundRun(1, record).collect_outputs(ENDED) == ()
     assert Path(destination).read_text() == "result"
 
 
@@ -77,14 +78,14 @@ def test_an_output_that_cannot_be_fetched_is_named(record, tmp_path):
     left.parent.mkdir(parents=True)
     left.write_text("result")
     Path(destination).mkdir()
-    (problem,) = collect_outputs(record, ENDED)
+    (problem,) = FoundRun(1, record).collect_outputs(ENDED)
     assert "Output key/1 of run run cannot be fetched" in problem
     assert left.exists()
 
 
 def test_runs_without_outputs():
-    assert collect_outputs(None, ENDED) == ()
-    assert collect_outputs(RunRecord(run={"name": "run"}), ENDED) == ()
+    assert FoundRun(1, None).collect_outputs(ENDED) == ()
+    assert FoundRun(1, RunRecord(run={"name": "run"})).collect_outputs(ENDED) == ()
 
 
 def test_outputs_of_a_run_that_goes_on_are_left_where_they_are(record, tmp_path):
@@ -92,5 +93,5 @@ def test_outputs_of_a_run_that_goes_on_are_left_where_they_are(record, tmp_path)
     left = tmp_path / "area 100% #1?" / runner.left_output(key, destination)
     left.parent.mkdir(parents=True)
     left.write_text("half")
-    assert collect_outputs(record, WmsStates.RUNNING) == ()
+    assert FoundRun(1, record).collect_outputs(WmsStates.RUNNING) == ()
     assert left.exists()

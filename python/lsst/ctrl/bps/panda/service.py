@@ -35,7 +35,6 @@ from .rest.faults import diagnose
 from .runs.cancel import cancel_run
 from .runs.client import Connection, RunClient, connect
 from .runs.files import protect_dumps
-from .runs.outputs import collect_outputs
 from .runs.restart import restart_run
 from .runs.submit import record_submission, send, tell_how_to_follow
 from .settings import sites
@@ -62,16 +61,16 @@ class PanDAService(BaseWmsService):
 
     @property
     def defaults(self) -> Config:
-        """What BPS merges beneath a user's configuration."""
+        """Defaults that BPS merges beneath a user's configuration."""
         return default_configuration()
 
     @property
     def defaults_uri(self) -> ResourcePath:
-        """Where the packaged defaults lie."""
+        """Location of the packaged defaults."""
         return sites.defaults_uri()
 
     def settings(self) -> ServiceSettings:
-        """Return where PanDA is and who we are."""
+        """Return where PanDA is, and the user."""
         return read_service_settings(self.config)
 
     @property
@@ -85,10 +84,10 @@ class PanDAService(BaseWmsService):
     # --- submission side -----------------------------------------------
 
     def run_submission_checks(self) -> None:
-        """Look for everything that would keep a submission from working.
+        """Check for everything that would make a submission fail.
 
         A dry run (``bps prepare``) needs neither a server nor the staging
-        area; what is wrong with them is a warning then.
+        area; problems with them are warnings then.
 
         Raises
         ------
@@ -98,8 +97,8 @@ class PanDAService(BaseWmsService):
         report_findings(self.check_submission(), is_dry_run=is_dry_run())
 
     def check_submission(self) -> list[Finding]:
-        """Return what would keep a submission from working, as far as it is
-        known before there is a quantum graph.
+        """Return what would make a submission fail, as far as it is known
+        before there is a quantum graph.
         """
         settings = self.settings()
         return [*check_configuration(self.config, settings.environment), *check_service(settings)]
@@ -169,7 +168,7 @@ class PanDAService(BaseWmsService):
                 evidence = client.detail(found)
                 monitor = client.connection.settings.monitor_url
                 report = make_run_report(evidence, monitor_url=monitor, return_exit_codes=return_exit_codes)
-                return [report], "\n".join(collect_outputs(found.record, report.state))
+                return [report], "\n".join(found.collect_outputs(report.state))
             days = hist or DEFAULT_DAYS
             runs, problems = client.recent(days=days, user=user, everybody=is_global)
             notes = [*problems]
@@ -191,7 +190,7 @@ class PanDAService(BaseWmsService):
             return WmsStates.UNKNOWN, str(error)
         _LOG.info("%s", describe_counts(evidence))
         state, message = get_status_of(evidence)
-        return state, "\n".join(filter(None, (message, *collect_outputs(found.record, state))))
+        return state, "\n".join(filter(None, (message, *found.collect_outputs(state))))
 
     def list_submitted_jobs(
         self,
@@ -252,13 +251,13 @@ class PanDAService(BaseWmsService):
 
 
 class LocalPanDAService(PanDAService):
-    """The same service on the embedded PanDA of this machine, which is found
-    or started.
+    """The same service on the embedded PanDA of this machine, which is started if
+    necessary.
     """
 
     @property
     def defaults(self) -> Config:
-        """What BPS merges beneath a user's configuration."""
+        """Defaults that BPS merges beneath a user's configuration."""
         defaults = super().defaults
         defaults.update(Config(sites.local_defaults()))
         return defaults

@@ -1,5 +1,5 @@
-"""What scripts written for the previous plugin import from its ``utils``: a
-client for iDDS.
+"""The client for iDDS that scripts written for the previous plugin import from
+its ``utils``.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def get_idds_result(reply: tuple[int, tuple[bool, Any]]) -> tuple[bool, Any, Non
 
 
 def __getattr__(name: str) -> Callable[..., None]:
-    """Let scripts import what is gone, and fail where they call it."""
+    """Let scripts import functions that are gone, and raise an error when they call them."""
     if name not in _GONE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     _warn(name, _GONE[name])

@@ -22,8 +22,7 @@ from .plan.document import render_plan, render_table
 from .plan.model import StagedFile, WorkflowPlan
 from .plan.planner import make_plan, want_success
 from .rucio.step import add_step, find_graph
-from .runs.files import PARAMETERS_DIRECTORY, PLAN_NAME, REGISTRATION_NAME, write_text
-from .runs.outputs import find_outputs
+from .runs.files import PARAMETERS_DIRECTORY, PLAN_NAME, REGISTRATION_NAME, find_outputs, write_text
 from .runs.record import RunRecord, read_record
 from .settings.configuration import RunConfiguration
 from .settings.rucio import LABEL, read_registration_settings
@@ -53,9 +52,7 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
 
     @classmethod
     def without_plan(cls, config: BpsConfig) -> PandaBpsWmsWorkflow:
-        """Make the workflow of a run whose plan a task will make, so that it
-        has none.
-        """
+        """Make the workflow of a run whose plan a task will make."""
         workflow = cls(RunConfiguration(config).name, config)
         workflow.planned_by_task = True
         return workflow
@@ -109,12 +106,12 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
         return render_table(self.plan, request_size=self.submission.length)
 
     def check(self) -> list[Finding]:
-        """Return what is wrong with the plan."""
+        """Return the problems of the plan."""
         return check_plan(self.plan, self.settings, self.config)
 
     def advise(self) -> list[Finding]:
-        """Return what may be a mistake in the configuration or could be better
-        in the plan.
+        """Return possible mistakes in the configuration and possible improvements of
+        the plan.
         """
         environment = read_service_settings(self.config).environment
         names = check_names(self.config, environment, labels=self.settings.plan.labels)
@@ -123,16 +120,16 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
 
     @cached_property
     def submission(self) -> Submission:
-        """What is sent for the run, made when it is first asked for."""
+        """What is sent for the run, made on first use."""
         return make_submission(self.plan, max_length=self.settings.max_request_length)
 
     @cached_property
     def idds_client_workflow(self) -> Any:
-        """The iDDS ``Workflow``, made when it is first asked for."""
+        """The iDDS ``Workflow``, made on first use."""
         return make_workflow(self.plan)
 
     def staged_files(self) -> tuple[StagedFile, ...]:
-        """Return all files that go to the staging area, parameters too."""
+        """Return all files that go to the staging area, including the jobs' parameters."""
         base = Path(self.submit_path or ".").absolute() / PARAMETERS_DIRECTORY
         shards = tuple(
             StagedFile(shard.name, os.fspath(base / shard.name), shard.name) for shard in self.plan.shards
@@ -140,22 +137,14 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
         return self.plan.files + shards
 
     def add_to_parent_workflow(self, config: BpsConfig) -> None:
-        """Refuse what ``bps batch-prepare`` wants: iDDS takes no tasks into a
-        request that runs.
-        """
+        """Refuse ``bps batch-prepare``: iDDS adds no tasks to a request that runs."""
         raise NotImplementedError(
             "'bps batch-prepare' does not work on PanDA, where no tasks can be added to a run. "
             "bpsBatchSubmission does: 'bps submit' has quantum graph and plan made by a task of its own."
         )
 
     def write(self, out_prefix: str) -> None:
-        """Write plan, parameters and run record into the submit directory.
-
-        Parameters
-        ----------
-        out_prefix : `str`
-            The submit directory.
-        """
+        """Write plan, parameters and run record into the submit directory."""
         directory = Path(out_prefix or self.submit_path or ".").absolute()
         self.submit_path = os.fspath(directory)
         for shard in self.plan.shards:

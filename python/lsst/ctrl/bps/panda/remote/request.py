@@ -47,28 +47,15 @@ SITE_SUBMIT_PATH = "${PWD}/submit/{outputRun}"
 
 
 def is_control_workflow(config: BpsConfig, workflow: GenericWorkflow) -> bool:
-    """Tell whether a workflow is that of the stages of a submission
-    (``bpsBatchSubmission``), in whose place a task makes the plan at the site.
-
-    Parameters
-    ----------
-    config : `~lsst.ctrl.bps.BpsConfig`
-        Configuration of the run.
-    workflow : `~lsst.ctrl.bps.GenericWorkflow`
-        What BPS has made of it.
+    """Tell whether a workflow consists of the stages of a submission
+    (``bpsBatchSubmission``), which a task that makes the plan at the site replaces.
     """
     return is_batch_submission(config) and workflow.name.endswith(CONTROL_SUFFIX)
 
 
 def submit_control_workflow(connection: Connection, workflow: PandaBpsWmsWorkflow) -> None:
-    """Submit the task that makes the plan of a workflow that has none yet.
-
-    Parameters
-    ----------
-    connection : `Connection`
-        The server.
-    workflow : `PandaBpsWmsWorkflow`
-        Gets its id and its submit directory.
+    """Submit the task that makes the plan of a workflow without one, and set the
+    workflow's id and submit directory.
     """
     file = configuration_file() or RunConfiguration(workflow.config).file
     built = submit_build(connection, config=workflow.config, config_file=file)
@@ -78,31 +65,11 @@ def submit_control_workflow(connection: Connection, workflow: PandaBpsWmsWorkflo
 def submit_build(
     connection: Connection, *, config: BpsConfig, config_file: str, **kwargs: Any
 ) -> PandaBpsWmsWorkflow:
-    """Submit the task that makes the plan of a run at a site.
+    """Submit the task that makes the plan of a run at a site; return a workflow with
+    the run's name and id.
 
-    Parameters
-    ----------
-    connection : `Connection`
-        The server.
-    config : `~lsst.ctrl.bps.BpsConfig`
-        Configuration of the run; its submit directory exists.
-    config_file : `str`
-        The user's YAML.
-    **kwargs
-        What else BPS was called with; of it ``compute_site`` is used.
-
-    Returns
-    -------
-    workflow : `PandaBpsWmsWorkflow`
-        Carries the name of the run and its id.
-
-    Raises
-    ------
-    SettingsError
-        Raised if the configuration cannot be used, or the files are too
-        large.
-    TransportError
-        Raised if PanDA cannot be reached or refuses.
+    The submit directory must exist.  Of the other arguments of BPS, ``compute_site``
+    is used.
     """
     run = RunConfiguration(config)
     submit_path = Path(run.submit_path).absolute()
@@ -112,34 +79,27 @@ def submit_build(
     archive = submit_path / f"jobO.{uuid.uuid4()}.tar.gz"
     make_archive(archive, [config_file, *settings.files], overlay)
     site = str(kwargs.get("compute_site") or "")
-    attributes = _attributes(run)
-    url = connection.api.upload_cache_file(archive)
-    command = _fill(settings.command, archive=url, config=overlay.name, site=site)
-    submission = make_build_submission(_task(settings, command), attributes)
-    request_id = send(connection.relay, submission, attributes.name, build=True)
-    record = RunRecord.planned_at_site(_names(attributes, run, submit_path), archive=archive.name)
-    record_submission(connection, record, request_id)
-    workflow = PandaBpsWmsWorkflow(attributes.name, config)
-    workflow.run_id = str(request_id)
-    workflow.submit_path = os.fspath(submit_path)
-    return workflow
-
-
-def _attributes(run: RunConfiguration) -> RunAttributes:
-    """Attributes of the run; how many jobs it has is not known yet."""
-    return RunAttributes(
+    # How many jobs it has is not known yet.
+    attributes = RunAttributes(
         name=run.name,
         operator=run.operator,
         project=run.project,
         campaign=run.campaign,
         payload=run.payload,
     )
-
-
-def _names(attributes: RunAttributes, run: RunConfiguration, submit_path: Path) -> RunSection:
-    """What the record says of the run; the site chooses the staging area."""
+    url = connection.api.upload_cache_file(archive)
+    command = _fill(settings.command, archive=url, config=overlay.name, site=site)
+    submission = make_build_submission(_task(settings, command), attributes)
+    request_id = send(connection.relay, submission, attributes.name, build=True)
+    # The site chooses the staging area.
     places = {"output_run": run.output_run, "site": run.site, "submit_path": os.fspath(submit_path)}
-    return RunSection.model_validate(attributes).model_copy(update={**places, "staging_area": ""})
+    section = RunSection.model_validate(attributes).model_copy(update={**places, "staging_area": ""})
+    record = RunRecord.planned_at_site(section, archive=archive.name)
+    record_submission(connection, record, request_id)
+    workflow = PandaBpsWmsWorkflow(attributes.name, config)
+    workflow.run_id = str(request_id)
+    workflow.submit_path = os.fspath(submit_path)
+    return workflow
 
 
 def _task(settings: BuildSettings, command: str) -> BuildTask:
@@ -156,7 +116,7 @@ def _task(settings: BuildSettings, command: str) -> BuildTask:
 
 
 def _fill(command: str, *, archive: str, config: str, site: str) -> str:
-    """Fill the arguments of the build into its command."""
+    """Fill in the arguments of the build command."""
     for mark, value in (("_download_cmd_line_", archive), ("_build_cmd_line_", config)):
         if mark not in command:
             raise SettingsError(
@@ -191,22 +151,11 @@ def _write_overlay(run: RunConfiguration, config_file: Path, submit_path: Path) 
 
 
 def make_archive(archive: Path, files: Iterable[str], overlay: Path) -> None:
-    """Pack files for PanDA's file cache.
+    """Pack files and directories, side by side, for PanDA's file cache, and the
+    overlay as it is.
 
-    Parameters
-    ----------
-    archive : `~pathlib.Path`
-        What to write; complete or not at all.
-    files : iterable of `str`
-        Files and directories; they lie side by side in the archive.  YAML
-        files that a configuration includes by a relative path go with it.
-    overlay : `~pathlib.Path`
-        File that goes as it is.
-
-    Raises
-    ------
-    SettingsError
-        Raised if two have the same name, or they are too large together.
+    YAML files that a configuration includes by a relative path are added.  Two files
+    of one name, or too many bytes, are a `SettingsError`.
     """
     members: dict[str, str] = {}
     for name, path in (*_members(files), (overlay.name, os.fspath(overlay))):
@@ -232,7 +181,7 @@ def _members(files: Iterable[str]) -> Iterable[tuple[str, str]]:
 
 
 def _included(path: Path, top: Path) -> Iterable[tuple[str, str]]:
-    """Yield what a YAML file includes from its own directory or below."""
+    """Yield the files that a YAML file includes from its own directory or below."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError):

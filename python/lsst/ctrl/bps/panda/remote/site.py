@@ -1,6 +1,6 @@
 """The program of the task of a remote build, at the site: it fetches the
-configuration, makes quantum graph and plan with BPS, stages, gives the workflow
-to iDDS, and sends record and plan to the submit host.
+configuration, makes quantum graph and plan with BPS, stages the files, gives the
+workflow to iDDS, and sends record and plan to the submit host.
 """
 
 from __future__ import annotations
@@ -46,21 +46,11 @@ _ALREADY = "already has defined workflow"
 
 
 def main(argv: Sequence[str], environment: MutableMapping[str, str]) -> int:
-    """Build a run and give it to iDDS.
+    """Build a run, give it to iDDS and return the exit code.
 
-    Parameters
-    ----------
-    argv : sequence of `str`
-        URL of the archive, name of the configuration in it, and the compute
-        site if there is one.
-    environment : mutable mapping of `str` to `str`
-        The environment of the process, with what iDDS gives a build task;
-        where PanDA is is entered, for the service class that BPS makes.
-
-    Returns
-    -------
-    code : `int`
-        0 if iDDS has the workflow, else 1; the cause is in the log.
+    The arguments are the URL of the archive, the name of the configuration in it, and
+    optionally the compute site.  PanDA's address is added to the environment, for the
+    service class that BPS makes.
     """
     everything, errors = logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stderr)
     # The end of stderr is what "panda_bps errors" shows on the submit side.
@@ -125,7 +115,7 @@ def _require(environment: Mapping[str, str], name: str) -> str:
 
 def _connect(archive: str, environment: MutableMapping[str, str]) -> Connection:
     """Connect to the PanDA that this job is from: by its usual variables, by
-    the pilot's, or else where the archive is.
+    the pilot's, or else at the server of the archive.
     """
     if not (environment.get("PANDA_URL_SSL") or environment.get("PANDA_URL")):
         environment["PANDA_URL_SSL"] = _panda_url(environment.get("PANDA_SERVER_URL") or archive)
@@ -139,7 +129,7 @@ def _panda_url(url: str) -> str:
 
 
 def _cache_name(archive: str) -> str:
-    """Name in the cache of what a URL stands for."""
+    """Return the name in the cache of the file at a URL."""
     return urlsplit(archive).path.rpartition("/")[2]
 
 
@@ -157,7 +147,7 @@ def _unpack(api: PandaApi, archive: str) -> None:
 
 
 def _refuse_outside(tar: tarfile.TarFile) -> None:
-    """Refuse an archive with anything but files and directories below here."""
+    """Refuse an archive with anything but files and directories below the current one."""
     for member in tar.getmembers():
         parts = Path(member.name).parts
         if not (member.isfile() or member.isdir()) or member.name.startswith("/") or ".." in parts:
@@ -182,17 +172,8 @@ def _update(connection: Connection, workflow: PandaBpsWmsWorkflow, request_id: i
 
 
 def send_reply(api: PandaApi, submit_path: str | os.PathLike[str], archive: str) -> None:
-    """Send record and plan to the submit host, over PanDA's file cache; the
-    run does without if that is not possible.
-
-    Parameters
-    ----------
-    api : `PandaApi`
-        The server.
-    submit_path : path
-        Submit directory of the site.
-    archive : `str`
-        Name of the build's archive in the cache.
+    """Send record and plan to the submit host through PanDA's file cache, under the
+    name of the build's archive; if that fails, the run goes on without.
     """
     directory = Path(submit_path)
     registration = directory / REGISTRATION_NAME

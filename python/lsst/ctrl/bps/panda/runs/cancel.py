@@ -1,9 +1,10 @@
-"""Cancel a run, and look whether the server did it."""
+"""Cancel a run, and check that the server did it."""
 
 from __future__ import annotations
 
 __all__ = ["cancel_run"]
 
+import contextlib
 import time
 from collections.abc import Callable
 
@@ -31,24 +32,10 @@ def cancel_run(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> tuple[bool, str]:
-    """Cancel a run.
+    """Cancel a run; return whether the server shows that it accepted the
+    command, and a message with the outcome and what still runs.
 
-    Parameters
-    ----------
-    client : `RunClient`
-        The server.
-    run : `str`
-        Request id, name or submit directory.
-    patience : `float`, optional
-        How long to look for the effect, seconds.
-    sleep, clock : callable, optional
-        For tests.
-
-    Returns
-    -------
-    accepted, message : `tuple`
-        Whether the server shows that it accepted the command, and what it has
-        come to: cancelled, accepted or not, and what still runs.
+    The effect is waited for up to ``patience`` seconds.
     """
     found = client.find(run)
     request_id, record = found
@@ -63,12 +50,10 @@ def cancel_run(
         if marked and record is not None:
             remove_marker(record.staging_area, CANCELLED)
         return False, f"The server refused to cancel run {request_id}: {error.message}"
-    watch = _Watch(client, found, patience=patience, sleep=sleep, clock=clock)
-    evidence = watch.look()
-    accepted = evidence.aborted
-    if not accepted:
+    evidence, sent = _watch(client, found, patience=patience, sleep=sleep, clock=clock)
+    if not evidence.aborted:
         return False, (
-            f"The command to cancel run {request_id} was sent {watch.sent} times, but the server does not "
+            f"The command to cancel run {request_id} was sent {sent} times, but the server does not "
             f"show it after {patience:.0f} s. It may still take effect: look with bps status --id "
             f"{request_id}, and cancel again if the run goes on."
         )
@@ -76,60 +61,46 @@ def cancel_run(
 
 
 def _mark(record: RunRecord | None) -> bool:
-    """Put the marker that the final job looks for; return whether it worked."""
+    """Write the marker that the final job looks for; return whether that worked."""
     if record is None or not record.staging_area:
         return False
     return write_marker(record.staging_area, CANCELLED, record.name + "\n")
 
 
-class _Watch:
-    """Watches a run after the command, which it sends again if it was lost."""
-
-    def __init__(
-        self,
-        client: RunClient,
-        run: FoundRun,
-        *,
-        patience: float,
-        sleep: Callable[[float], None],
-        clock: Callable[[], float],
-    ) -> None:
-        self._client = client
-        self._run = run
-        self._sleep = sleep
-        self._clock = clock
-        self._end = clock() + patience
-        self._last_sent = clock()
-        self.sent = 1
-
-    def look(self) -> RunEvidence:
-        """Ask about the run until nothing more is to be done or patience
-        ends; return the last answer.
-        """
-        while True:
-            evidence = self._client.glance(self._run)
-            quiet = evidence.aborted and _is_quiet(evidence)
-            if evidence.ended or (quiet and not _may_wait_in_vain(evidence)):
-                return evidence
-            now = self._clock()
-            if now >= self._end:
-                return evidence
-            if now - self._last_sent >= RESEND_AFTER and _wants_command(evidence):
-                self._send_again(now)
-            self._sleep(1.0)
-
-    def _send_again(self, now: float) -> None:
-        """Send the command once more; a refusal now means that it had worked."""
-        self._last_sent = now
-        self.sent += 1
-        try:
-            self._client.connection.relay.abort(self._run.request_id)
-        except RefusedError:
-            return
+def _watch(
+    client: RunClient,
+    run: FoundRun,
+    *,
+    patience: float,
+    sleep: Callable[[float], None],
+    clock: Callable[[], float],
+) -> tuple[RunEvidence, int]:
+    """Watch a run after the command until nothing more is to be done or
+    patience ends; return its last state, and how often the command was sent.
+    """
+    last_sent = clock()
+    end = last_sent + patience
+    sent = 1
+    while True:
+        evidence = client.glance(run)
+        quiet = evidence.aborted and _is_quiet(evidence)
+        if evidence.ended or (quiet and not _may_wait_in_vain(evidence)):
+            return evidence, sent
+        now = clock()
+        if now >= end:
+            return evidence, sent
+        # The first command was lost, or the final tasks, which iDDS starts after it, hang.
+        if now - last_sent >= RESEND_AFTER and (not quiet or evidence.waits_in_vain):
+            last_sent = now
+            sent += 1
+            # A refusal now means that the command had worked.
+            with contextlib.suppress(RefusedError):
+                client.connection.relay.abort(run.request_id)
+        sleep(1.0)
 
 
 def _is_quiet(evidence: RunEvidence) -> bool:
-    """Whether no task but the final one is going on."""
+    """Tell whether no task but the final ones is going on."""
     finals = set(evidence.plan.final_labels) if evidence.plan is not None else {"finalJob"}
     going = (WmsStates.READY, WmsStates.PENDING, WmsStates.RUNNING, WmsStates.UNREADY)
     transforms = evidence.transforms or ()
@@ -141,20 +112,12 @@ def _is_quiet(evidence: RunEvidence) -> bool:
 
 
 def _may_wait_in_vain(evidence: RunEvidence) -> bool:
-    """Whether the run has final tasks that wait for more than their start."""
+    """Tell whether the run has final tasks that wait for other final tasks."""
     return evidence.plan is not None and len(evidence.plan.final_labels) > 1
 
 
-def _wants_command(evidence: RunEvidence) -> bool:
-    """Whether another command helps: the first was lost, or the final tasks,
-    which iDDS starts after it, hang.
-    """
-    quiet = evidence.aborted and _is_quiet(evidence)
-    return not quiet or evidence.waits_in_vain
-
-
 def _describe(request_id: int, evidence: RunEvidence, *, marked: bool) -> str:
-    """Say how far the cancellation has come."""
+    """Describe how far the cancellation has come."""
     total = evidence.tally.total
     running = total[WmsStates.RUNNING] + total[WmsStates.PENDING]
     counts = ", ".join(f"{number} {state.name}" for state, number in total.items() if number)

@@ -17,12 +17,12 @@ import gzip
 import logging
 import os
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
+from lsst.ctrl.bps.wms_service import WmsStates
 from lsst.resources import ResourcePath
 
 from ..errors import PandaBpsError, RunNotFoundError, TransportError
@@ -39,11 +39,11 @@ from ..status.evidence import (
     tasks_by_request,
     transforms_from_tasks,
 )
-from ..status.records import ContentRecord, JobRecord, RequestRecord, TaskRecord, TransformRecord
+from ..status.records import ContentRecord, JobRecord, RequestRecord, TaskRecord
 from ..status.replies import parse_contents, parse_jobs, parse_requests, parse_tasks, parse_transforms
 from ..status.states import running_by_task
 from ..status.vocabulary import GOING_TASKS
-from .files import PLAN_NAME, REGISTRATION_NAME, names_directory, write_text
+from .files import PLAN_NAME, REGISTRATION_NAME, collect_outputs, names_directory, write_text
 from .record import BuildReply, RunIndex, RunRecord
 
 _LOG = logging.getLogger(__name__)
@@ -88,15 +88,14 @@ class Connection:
 
 
 def connect(settings: ServiceSettings, *, prompt: bool = False) -> Connection:
-    """Make the clients that the settings describe; nothing is sent.
+    """Make the clients for the servers in the settings; nothing is sent.
 
     Parameters
     ----------
     settings : `ServiceSettings`
-        Where PanDA is and who we are.
+        Where PanDA is, and the user.
     prompt : `bool`, optional
-        Whether what will be asked has a prompt answer, so that a server that
-        hangs is found out in seconds.
+        Whether timeouts are short, for requests that are answered promptly.
 
     Raises
     ------
@@ -131,17 +130,21 @@ class FoundRun(NamedTuple):
     record: RunRecord | None
     """`None` if it is not on this machine."""
 
+    def collect_outputs(self, state: WmsStates) -> tuple[str, ...]:
+        """Fetch the outputs of ``bps submitcmd`` once the run has ended; return
+        a sentence for each that exists and cannot be fetched.
+        """
+        record = self.record
+        if record is None or state not in (WmsStates.SUCCEEDED, WmsStates.FAILED):
+            return ()
+        return collect_outputs(record.outputs, record.staging_area, run=record.name)
+
 
 class RunClient:
-    """Finds the runs of a server, and what is known of them.
+    """Finds the runs of a server and fetches what is known of them.
 
-    A run is named by its request id, its name or its submit directory; or it
-    is what `find` returned, so that it is not looked for again.
-
-    Parameters
-    ----------
-    connection : `Connection`
-        The server.
+    A run is named by its request id, its name or its submit directory, or by
+    what `find` returned, so that it is not searched for again.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -155,17 +158,8 @@ class RunClient:
     def find(self, run: str | int | FoundRun) -> FoundRun:
         """Find a run, and its record if it is on this machine.
 
-        The record of a remote build is completed by what its site has sent.
-
-        Parameters
-        ----------
-        run : `str`, `int` or `FoundRun`
-            Request id, submit directory, or name of the run.
-
-        Raises
-        ------
-        RunNotFoundError
-            Raised if there is no such run; says what was looked for where.
+        The record of a remote build is completed with what the site has sent.
+        `RunNotFoundError` lists where the run was searched for.
         """
         if isinstance(run, FoundRun):
             return run
@@ -194,8 +188,8 @@ class RunClient:
     def _find_record(self, run: str | int) -> RunRecord | None:
         """Find the record of a run by its id or its directory.
 
-        A remote build may have sent what completes it, which is put into the
-        submit directory: record, plan, and what is registered in Rucio.
+        The reply of a remote build is put into the submit directory as soon as the
+        site has sent it: record, plan, and what is registered in Rucio.
         """
         record = self._index.find(run)
         if record is None or record.remote is None or record.remote.complete:
@@ -242,27 +236,17 @@ class RunClient:
             return path.read_bytes()
 
     def request(self, request_id: int) -> RequestRecord:
-        """Fetch a request.
-
-        Parameters
-        ----------
-        request_id : `int`
-            Its number.
-
-        Raises
-        ------
-        RunNotFoundError
-            Raised if the server does not have it.
-        """
+        """Fetch a request; raise `RunNotFoundError` if the server does not have it."""
         records = parse_requests(self._relay.get_requests(request_id))
         if not records:
             raise RunNotFoundError(f"There is no run {request_id} on {self._server}.")
         return records[0]
 
-    def _detailed(self, request_id: int) -> tuple[RequestRecord, tuple[TransformRecord, ...]]:
-        """Fetch a request and its transforms with one question, so that they
-        cannot disagree.
+    def glance(self, run: str | int | FoundRun) -> RunEvidence:
+        """Fetch what the state of a run is made from: its request and its
+        transforms, with one question, so that they cannot disagree.
         """
+        request_id, record = self.find(run)
         # Before there are transforms, iDDS's outer join leaves null where the
         # request's own number was.
         rows = [
@@ -272,29 +256,17 @@ class RunClient:
         records = parse_requests(rows)
         if not records:
             raise RunNotFoundError(f"There is no run {request_id} on {self._server}.")
-        return records[0], tuple(map(count_build_job, parse_transforms(rows)))
+        transforms = tuple(map(count_build_job, parse_transforms(rows)))
+        return RunEvidence(records[0], transforms, plan=_summary(record), asked_at=datetime.now(UTC))
 
     def contents(self, request_id: int, transform_id: int) -> tuple[ContentRecord, ...]:
         """Fetch the contents of a transform."""
         found = parse_contents(self._relay.get_contents(request_id, transform_id))
         return found.get(transform_id, ())
 
-    def glance(self, run: str | int | FoundRun) -> RunEvidence:
-        """Fetch the request of a run and its transforms, with one question:
-        enough for its state.
-        """
-        request_id, record = self.find(run)
-        request, transforms = self._detailed(request_id)
-        return RunEvidence(request, transforms, plan=_summary(record), asked_at=datetime.now(UTC))
-
     def status(self, run: str | int | FoundRun) -> RunEvidence:
-        """Fetch what the states of a run and of its jobs need: one question,
-        and for a cancelled run one more for each task with failed jobs.
-
-        Parameters
-        ----------
-        run : `str`, `int` or `FoundRun`
-            The run.
+        """Fetch what the states of a run and of its jobs are made from: one request
+        to iDDS, and for a cancelled run one more for each task with failed jobs.
         """
         return self.distinguish_killed(self.glance(run))
 
@@ -325,17 +297,10 @@ class RunClient:
         return replace(evidence, contents=contents, problems=(*evidence.problems, *problems))
 
     def detail(self, run: str | int | FoundRun, *, errors: bool = True) -> RunEvidence:
-        """Fetch all that a report of a run shows.
+        """Fetch everything that a report of a run shows.
 
-        What cannot be fetched is named in the evidence's problems.
-
-        Parameters
-        ----------
-        run : `str`, `int` or `FoundRun`
-            The run.
-        errors : `bool`, optional
-            Whether iDDS is asked for what is known of failed jobs; of a
-            cancelled run it always is.
+        With ``errors``, iDDS is asked about failed jobs; for a cancelled run it
+        always is.  What cannot be fetched is listed in the evidence's problems.
         """
         evidence = self.glance(run)
         evidence = self._with_contents(evidence) if errors else self.distinguish_killed(evidence)
@@ -346,8 +311,8 @@ class RunClient:
     def _panda_side(
         self, evidence: RunEvidence, problems: list[str]
     ) -> tuple[tuple[TaskRecord, ...], tuple[JobRecord, ...] | None]:
-        """Ask PanDA for the tasks of a run and, while it goes on, for the jobs
-        that it has: iDDS does not know which of them run.
+        """Fetch the tasks of a run from PanDA and, while it goes on, the jobs:
+        iDDS does not know which of them run.
         """
         filters = {"reqID": str(evidence.request.request_id)}
         try:
@@ -363,30 +328,16 @@ class RunClient:
         return tasks, tuple(jobs) if complete else None
 
     def running(self, evidence: RunEvidence) -> int:
-        """Count the PanDA jobs of a run that run now, as far as PanDA tells."""
+        """Count the PanDA jobs of a run that are running now, as far as PanDA knows."""
         _, jobs = self._panda_side(evidence, [])
         return sum(running_by_task(jobs or ()).values())
 
     def recent(
         self, *, days: float, user: str | None = None, everybody: bool = False
     ) -> tuple[list[RunEvidence], list[str]]:
-        """Fetch the states of recent runs.
-
-        Parameters
-        ----------
-        days : `float`
-            How far to look back.
-        user : `str`, optional
-            Whose runs; one's own by default.
-        everybody : `bool`, optional
-            Whether to look for everybody's runs.
-
-        Returns
-        -------
-        runs : `list` [`RunEvidence`]
-            What is known of each.
-        problems : `list` [`str`]
-            What could not be found out.
+        """Fetch the states of the runs of the last ``days`` days: the user's own,
+        those of ``user``, or everybody's.  The second result lists what could not be
+        fetched.
         """
         since = datetime.now(UTC) - timedelta(days=days)
         problems: list[str] = []
@@ -397,7 +348,11 @@ class RunClient:
             problems.append(f"PanDA could not be asked for recent tasks: {error}")
         known = set(tasks)
         if user in (None, self._user) or everybody:
-            known |= set(self._own_ids(since))
+            known |= {
+                entry.request_id
+                for entry in self._index.entries()
+                if entry.submitted_at is not None and entry.submitted_at >= since
+            }
         runs = []
         for request_id in sorted(known):
             try:
@@ -411,9 +366,9 @@ class RunClient:
     def _recent_tasks(
         self, since: datetime, *, user: str | None, everybody: bool
     ) -> dict[int, tuple[TaskRecord, ...]]:
-        """Ask PanDA for the tasks that changed lately, by request.
+        """Fetch the tasks that changed recently from PanDA, by request.
 
-        PanDA lists one's own tasks unless a filter names somebody.
+        PanDA lists the user's own tasks unless a filter names somebody.
         """
         filters = {}
         if everybody:
@@ -423,24 +378,16 @@ class RunClient:
             filters["userName"] = user
         return tasks_by_request(parse_tasks(self._api.tasks_since(since, filters=filters, limit=MAX_TASKS)))
 
-    def _own_ids(self, since: datetime) -> Iterable[int]:
-        """Return ids of own runs from the list that submit keeps."""
-        for entry in self._index.entries():
-            if entry.submitted_at is not None and entry.submitted_at >= since:
-                yield entry.request_id
-
     def _listed(self, request_id: int, tasks: tuple[TaskRecord, ...]) -> RunEvidence:
-        """Fetch what the list shows of a run."""
+        """Fetch what the list of runs shows of a run."""
         record = self._find_record(request_id)
-        now = datetime.now(UTC)
         try:
-            request, transforms = self._detailed(request_id)
+            return self.status(FoundRun(request_id, record))
         except RunNotFoundError:
             if not tasks:
                 raise
-            request = request_from_tasks(tasks)
-            return RunEvidence(request, transforms_from_tasks(tasks), plan=_summary(record), asked_at=now)
-        return self.distinguish_killed(RunEvidence(request, transforms, plan=_summary(record), asked_at=now))
+            request, transforms = request_from_tasks(tasks), transforms_from_tasks(tasks)
+            return RunEvidence(request, transforms, plan=_summary(record), asked_at=datetime.now(UTC))
 
 
 def _summary(record: RunRecord | None) -> PlanSummary | None:

@@ -1,5 +1,6 @@
-"""Files of a submit directory: their names, how they are written and read,
-and the environment that BPS leaves there, without its secrets.
+"""Files of a run on the submit host: the plan and other files of the submit
+directory, the environment that BPS writes there, without its secrets, and the
+outputs of ``bps submitcmd``.
 
 BPS writes ``<run>.env.info.yaml``, readable by everybody, before it calls this
 plugin, and on a restart after it; see `protect_dumps` and `reserve_dump`.
@@ -12,6 +13,8 @@ __all__ = [
     "PLAN_NAME",
     "RECORD_NAME",
     "REGISTRATION_NAME",
+    "collect_outputs",
+    "find_outputs",
     "hide_secrets",
     "names_directory",
     "protect_dumps",
@@ -30,14 +33,19 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import quote
 
 import yaml
+from lsst.resources import ResourcePath
 from pydantic import BaseModel, ValidationError
 
-from ..errors import PandaBpsError, RunNotFoundError
+from lsst.ctrl.bps import GenericWorkflow
+
+from ..edgenode import cmd_line_decoder as runner
+from ..errors import PandaBpsError, PlanError, RunNotFoundError
 from ..plan.document import parse_plan
 from ..plan.model import WorkflowPlan
 from ..rest.credentials import redact
@@ -73,15 +81,10 @@ def names_directory(run: str) -> bool:
 
 @contextlib.contextmanager
 def replacing(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
-    """Give a temporary file that takes the place of another in the end, or is
-    removed if there is an exception: a reader never sees half a file.
+    """Yield a temporary file that replaces another at the end, or is removed on an
+    exception, so that a reader never sees half a file.
 
-    Parameters
-    ----------
-    path : `~pathlib.Path`
-        The file to replace; its directory is made.
-    mode : `int`, optional
-        Permissions, of which the umask takes some away.
+    The directory is created; the umask is applied to ``mode``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -99,41 +102,17 @@ def replacing(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
 
 
 def write_text(path: Path, pieces: Iterable[str], *, mode: int = 0o666) -> None:
-    """Write a text file, whole or not at all.
-
-    Parameters
-    ----------
-    path : `~pathlib.Path`
-        The file.
-    pieces : iterable of `str`
-        Its content.
-    mode : `int`, optional
-        Permissions, of which the umask takes some away.
-    """
+    """Write a text file completely or not at all; the umask is applied to ``mode``."""
     with replacing(path, mode=mode) as temporary, open(temporary, "w", encoding="utf-8") as stream:
         stream.writelines(pieces)
 
 
 def read_model(directory: str | os.PathLike[str], name: str, model: type[_Model], *, holder: str) -> _Model:
-    """Read a record of a submit directory.
+    """Read a record from a submit directory, or from that of a file in it.
 
-    Parameters
-    ----------
-    directory : path
-        The directory, or a file in it.
-    name : `str`
-        Name of the record.
-    model : `type`
-        What it is; has a field ``format`` with the version that is read.
-    holder : `str`
-        What has such a record, for the text of an error.
-
-    Raises
-    ------
-    RunNotFoundError
-        Raised if there is no such file.
-    PandaBpsError
-        Raised if it is damaged, naming the key, or of another version.
+    The model's field ``format`` is the version that is accepted; ``holder`` names
+    what has such a record in an error.  A missing file is a `RunNotFoundError`;
+    a damaged one, or another version, a `PandaBpsError` that names the key.
     """
     given = Path(directory)
     path = (given if given.is_dir() else given.parent) / name
@@ -161,19 +140,8 @@ def read_model(directory: str | os.PathLike[str], name: str, model: type[_Model]
 
 
 def read_plan(directory: str | os.PathLike[str]) -> WorkflowPlan:
-    """Read the plan of a submit directory.
-
-    Parameters
-    ----------
-    directory : path
-        The directory.
-
-    Raises
-    ------
-    RunNotFoundError
-        Raised if it holds none.
-    PlanError
-        Raised if the plan is not understood.
+    """Read the plan in a submit directory; raise `RunNotFoundError` if there is
+    none, and `PlanError` if it cannot be parsed.
     """
     path = Path(directory) / PLAN_NAME
     try:
@@ -186,8 +154,8 @@ def read_plan(directory: str | os.PathLike[str]) -> WorkflowPlan:
 
 
 def hide_secrets(environment: Mapping[str, str]) -> dict[str, str]:
-    """Replace secrets by ``[hidden]``: what a variable's name calls one, and
-    what looks like one (JSON web tokens, keys, passwords in URLs).
+    """Replace secrets by ``[hidden]``: values of variables with the name of a
+    secret, and values that look like one (JSON web tokens, keys, passwords in URLs).
     """
     return {name: _hide(name, value) for name, value in environment.items()}
 
@@ -199,13 +167,8 @@ def _hide(name: str, value: str) -> str:
 
 
 def protect_dumps(directory: str | os.PathLike[str]) -> None:
-    """Hide the secrets in all environment dumps of a submit directory, and
-    make those files readable for their owner only.
-
-    Parameters
-    ----------
-    directory : path
-        The submit directory.
+    """Hide the secrets in all environment dumps of a submit directory, and make
+    those files readable by their owner only.
     """
     for path in sorted(Path(directory).glob(f"*{_DUMP_SUFFIX}")):
         try:
@@ -243,3 +206,71 @@ def settle_dump(path: Path) -> None:
     except OSError:
         return  # somebody has removed it
     protect_dumps(path.parent)
+
+
+def find_outputs(workflow: GenericWorkflow) -> tuple[tuple[str, str], ...]:
+    """List the outputs of the job of ``bps submitcmd``: the key and the
+    destination on the submit host of each.
+
+    Other runs have outputs in a Butler only.  Two files of one name are a
+    `PlanError`.
+    """
+    if not workflow.run_attrs.get("bps_iscustom"):
+        return ()
+    inputs: list[tuple[str, str]] = []
+    outputs: list[tuple[str, str]] = []
+    for name in workflow:
+        job = workflow.get_job(name)
+        if job.executable is not None and job.executable.transfer_executable:
+            inputs.append(("executable", str(job.executable.src_uri)))
+        inputs += [(f.name, str(f.src_uri)) for f in workflow.get_job_inputs(name, transfer_only=True)]
+        outputs += [(f.name, str(f.src_uri)) for f in workflow.get_job_outputs(name, transfer_only=True)]
+    _refuse_twins(inputs, "executable and inputs (BPS copies them to one directory, over each other)")
+    _refuse_twins(outputs, "outputs (the job writes them into its work directory)")
+    return tuple(outputs)
+
+
+def _refuse_twins(files: Sequence[tuple[str, str]], what: str) -> None:
+    """Refuse two files that would have one name in one directory."""
+    first: dict[str, str] = {}
+    for key, path in files:
+        name = runner.output_name(path)
+        if name in first:
+            raise PlanError(
+                f"customJob: {first[name]} and {key} are both called {name!r}; {what} must have different "
+                "file names. Rename one of them."
+            )
+        first[name] = key
+
+
+def collect_outputs(outputs: Iterable[tuple[str, str]], staging_area: str, *, run: str) -> tuple[str, ...]:
+    """Move the outputs of ``bps submitcmd`` that a worker without the submit
+    host's directories left in the staging area to their destinations; return a
+    sentence for each that exists and cannot be fetched.
+    """
+    problems = []
+    for key, destination in outputs:
+        left = runner.left_output(key, destination)
+        source = staging_area + (quote(left) if "://" in staging_area else left)
+        try:
+            if _fetch(source, Path(destination)):
+                _LOG.info("Fetched output %s to %s", key, destination)
+        except Exception as error:  # each store has errors of its own
+            problems.append(f"Output {key} of run {run} cannot be fetched from {source}: {error}")
+    return tuple(problems)
+
+
+def _fetch(source: str, destination: Path) -> bool:
+    """Move a file from the staging area; return whether there was one."""
+    # A path is not a URI: it may hold '%', '#' and '?'.
+    left = ResourcePath(source if "://" in source else Path(source).as_uri(), forceDirectory=False)
+    if not left.exists():
+        return False
+    part = destination.with_name(f".{destination.name}.{os.getpid()}.part")
+    try:
+        ResourcePath(part.as_uri(), forceDirectory=False).transfer_from(left, "copy", overwrite=True)
+        part.replace(destination)
+    finally:
+        part.unlink(missing_ok=True)
+    left.remove()
+    return True

@@ -1,8 +1,7 @@
-"""What is written down about a run: its record in the submit directory, and
-the list of one's own runs.
+"""The record of a run in its submit directory, and the list of the user's own runs.
 
-A record is not changed in place: a method returns what it becomes, and `write`
-puts that on disk.
+A record is not changed in place: its methods return a changed copy, and `write`
+saves it.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ class _Section(BaseModel):
 
 
 class RunSection(_Section):
-    """What a run is called, whose it is, and where its files are."""
+    """Name and owner of a run, and where its files are."""
 
     name: str
     operator: str = ""
@@ -69,7 +68,7 @@ class RunSection(_Section):
 
 
 class Versions(_Section):
-    """What made the plan."""
+    """Versions of the software that made the plan."""
 
     plugin: str = ""
     bps: str = ""
@@ -93,7 +92,7 @@ class RemoteBuild(_Section):
 
 
 class RunRecord(_Section):
-    """The record of a run, as it is written."""
+    """The record of a run, as it is saved."""
 
     model_config = ConfigDict(title="run record")
 
@@ -140,21 +139,7 @@ class RunRecord(_Section):
         outputs: tuple[tuple[str, str], ...] = (),
         messages: dict[str, str] | None = None,
     ) -> RunRecord:
-        """Make the record of a run that has just been planned.
-
-        Parameters
-        ----------
-        plan : `WorkflowPlan`
-            Its plan.
-        staging : `StagingSettings`
-            How its files are staged.
-        clusters : `tuple` [`str`, ...], optional
-            Labels that are clusters.
-        outputs : `tuple` [`tuple` [`str`, `str`], ...], optional
-            Key and destination of each output of ``bps submitcmd``.
-        messages : `dict` [`str`, `str`], optional
-            The message broker of the run's own configuration.
-        """
+        """Make the record of a run that has just been planned."""
         how = Staging(max_workers=staging.max_workers, group_permissions=staging.group_permissions)
         record = cls(
             **_plan_fields(plan),
@@ -166,7 +151,7 @@ class RunRecord(_Section):
 
     @classmethod
     def planned_at_site(cls, run: RunSection, *, archive: str) -> RunRecord:
-        """Make the record of a run whose plan a task makes at its site, of
+        """Make the record of a run whose plan a task makes at its site from
         what was sent there.
         """
         return cls(
@@ -196,9 +181,7 @@ class RunRecord(_Section):
 
     @property
     def origin_directory(self) -> Path:
-        """Submit directory of the run that BPS submitted: a restart has its
-        own below that one.
-        """
+        """Submit directory of the first run; those of its restarts are below it."""
         return Path(self.origin_path or self.submit_path)
 
     @property
@@ -266,7 +249,7 @@ class RunRecord(_Section):
         )
 
     def for_restart(self, plan: WorkflowPlan) -> RunRecord:
-        """Return the record of the run that completes this one by a plan."""
+        """Return the record of the run that completes this one with a new plan."""
         kept = ("staging", "clusters", "messages", "outputs", "remote")
         return RunRecord(
             **_plan_fields(plan),
@@ -276,7 +259,7 @@ class RunRecord(_Section):
         )
 
     def restarted(self, request_id: int) -> RunRecord:
-        """Return the record of the same run, which another one completes."""
+        """Return the record of the same run after its restart as another request."""
         return self._with(restarts=self.restarts + 1, restarted_as=request_id)
 
     def write(self, directory: str | os.PathLike[str] | None = None) -> Path:
@@ -297,7 +280,7 @@ class BuildReply(RunRecord):
 
 
 def _plan_fields(plan: WorkflowPlan) -> dict[str, Any]:
-    """Return what a plan says in a record."""
+    """Return the fields of a record that a plan determines."""
     return {
         "format": RECORD_FORMAT,
         "run": RunSection.model_validate(plan.run),
@@ -322,19 +305,8 @@ def _now() -> datetime:
 
 
 def read_record(directory: str | os.PathLike[str]) -> RunRecord:
-    """Read the record of a run.
-
-    Parameters
-    ----------
-    directory : path
-        Its submit directory, or a file in it.
-
-    Raises
-    ------
-    RunNotFoundError
-        Raised if there is no record.
-    PandaBpsError
-        Raised if the record is damaged, or of a newer version.
+    """Read the record in a submit directory, or in that of a file in it; raise
+    `RunNotFoundError` if there is none.
     """
     return read_model(directory, RECORD_NAME, RunRecord, holder="a run on PanDA")
 
@@ -343,17 +315,10 @@ _Entry = TypeVar("_Entry", bound=BaseModel)
 
 
 class OwnList(Generic[_Entry]):
-    """A list of one's own runs or campaigns, an entry a line, that several
+    """A list of the user's own runs or campaigns, one entry a line, that several
     processes write to.
 
-    Parameters
-    ----------
-    directory : `str`
-        Directory for what is remembered between commands.
-    thing : `str`
-        What is listed, such as ``run``; the file is named by its plural.
-    model : `type`
-        An entry.
+    ``thing`` names what is listed, such as ``run``; the file is called by its plural.
     """
 
     def __init__(self, directory: str, thing: str, model: type[_Entry]) -> None:
@@ -362,7 +327,7 @@ class OwnList(Generic[_Entry]):
         self._model = model
 
     def append(self, entry: _Entry) -> None:
-        """Add an entry; failing to do so is warned about, not an error."""
+        """Add an entry; a failure to do so is a warning, not an error."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             with open(self._path, "a", encoding="utf-8") as stream:
@@ -396,24 +361,14 @@ class RunEntry(BaseModel):
 
 
 class RunIndex:
-    """The list of one's own runs, across submit directories.
-
-    Parameters
-    ----------
-    directory : `str`
-        Directory for what is remembered between commands.
-    server : `str`
-        URL of PanDA; runs of another one are not found.
-    """
+    """The list of the user's own runs on one server, across submit directories."""
 
     def __init__(self, directory: str, server: str) -> None:
         self._list = OwnList(directory, "run", RunEntry)
         self._server = server
 
     def add(self, record: RunRecord) -> None:
-        """Enter a run that was submitted; failing to do so is warned about,
-        not an error.
-        """
+        """Add a submitted run; a failure to do so is a warning, not an error."""
         assert record.request_id is not None
         entry = RunEntry(
             request_id=record.request_id,
@@ -431,17 +386,8 @@ class RunIndex:
     def find(self, run: str | int) -> RunRecord | None:
         """Find the record of a run on this machine, without asking a server.
 
-        Parameters
-        ----------
-        run : `str` or `int`
-            Request id, name, or submit directory, which need not be in the
-            list.
-
-        Raises
-        ------
-        PandaBpsError
-            Raised if a directory is given that holds no record, or a damaged
-            one.
+        A submit directory need not be in the list; one without a record, or
+        with a damaged one, is a `PandaBpsError`.
         """
         text = str(run).strip()
         if names_directory(text):

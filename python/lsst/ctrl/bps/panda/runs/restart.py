@@ -1,4 +1,4 @@
-"""Restart: a new request for what is left of a run."""
+"""Restart a run: submit a new request for what is left of it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from lsst.ctrl.bps.wms_service import WmsStates
 from ..errors import PandaBpsError
 from ..idds.workflow import make_submission
 from ..plan.document import render_plan
-from ..plan.model import StagedFile, TaskPlan, WorkflowPlan
+from ..plan.model import StagedFile, WorkflowPlan
 from ..plan.naming import restart_name
 from ..plan.planner import make_restart_plan
 from ..staging import CANCELLED, remove_marker, stage
 from ..status.evidence import RunEvidence
-from ..status.records import TransformRecord
 from .client import RunClient
 from .files import PARAMETERS_DIRECTORY, PLAN_NAME, read_plan, reserve_dump, write_text
 from .record import RunRecord
@@ -32,25 +31,10 @@ MAX_REQUEST_LENGTH = 400_000_000
 
 
 def restart_run(client: RunClient, run: str) -> tuple[str | None, str | None, str]:
-    """Run again whatever did not succeed, and the final job after it.
+    """Run again what did not succeed, and the final job after it.
 
-    Parameters
-    ----------
-    client : `RunClient`
-        The server.
-    run : `str`
-        Request id, name or submit directory.
-
-    Returns
-    -------
-    run_id, name, message : `tuple`
-        Request id and name of the new run, `None` if there is none; what was
-        queued again, or why nothing was.
-
-    Raises
-    ------
-    PandaBpsError
-        Raised if it cannot be done.
+    Return the id and name of the new run, or `None` if there is none, and a message:
+    what was queued again, or why nothing was.
     """
     found = client.find(run)
     request_id, record = found
@@ -74,7 +58,6 @@ def restart_run(client: RunClient, run: str) -> tuple[str | None, str | None, st
     done = _done_jobs(client, evidence, plan)
     number = record.restarts + 1
     restart = make_restart_plan(plan, done, name=restart_name(plan.run.name, number), origin=request_id)
-    # The plan and the record of the new run.
     directory = record.origin_directory / f"restart_{number}"
     restart = replace(restart, run=replace(restart.run, submit_path=os.fspath(directory)))
     new_id = _submit(client, restart, record)
@@ -121,7 +104,7 @@ def _no_plan(request_id: int, *, complete: bool) -> str:
         )
     return (
         f"Run {request_id} was to be planned at its site (remote build), and the task that makes the plan "
-        f"did not succeed, so there is nothing to restart. 'panda_bps logs {request_id}' says why; mend "
+        f"did not succeed, so there is nothing to restart. 'panda_bps logs {request_id}' says why; fix "
         "that, and submit the run once more."
     )
 
@@ -139,8 +122,8 @@ def _provide_configuration(record: RunRecord, name: str) -> None:
 def _done_jobs(client: RunClient, evidence: RunEvidence, plan: WorkflowPlan) -> set[int]:
     """Return the ordinals of the jobs that succeeded.
 
-    Counters tell of whole tasks; where they do not suffice, each job's
-    content does.
+    Counters are of whole tasks; where some jobs of a task failed, the contents show
+    which succeeded.
     """
     by_name = {transform.name: transform for transform in evidence.transforms or ()}
     done: set[int] = set()
@@ -150,20 +133,15 @@ def _done_jobs(client: RunClient, evidence: RunEvidence, plan: WorkflowPlan) -> 
             continue
         if transform.outputs.processed >= len(task.jobs):
             done.update(task.ordinals)
-        else:
-            done.update(_done_in_task(client, evidence.request.request_id, transform, task))
+            continue
+        contents = client.contents(evidence.request.request_id, transform.transform_id)
+        available = {content.name for content in contents if content.status == "Available"}
+        done.update(n for n, job in enumerate(task.jobs, task.first) if job.pseudo_input in available)
     return done
 
 
-def _done_in_task(client: RunClient, request_id: int, transform: TransformRecord, task: TaskPlan) -> set[int]:
-    """Return the ordinals of the jobs of one task that succeeded."""
-    contents = client.contents(request_id, transform.transform_id)
-    available = {content.name for content in contents if content.status == "Available"}
-    return {ordinal for ordinal, job in enumerate(task.jobs, task.first) if job.pseudo_input in available}
-
-
 def _submit(client: RunClient, plan: WorkflowPlan, record: RunRecord) -> int:
-    """Stage again what may be missing, submit, and write it down."""
+    """Stage again what may be missing, submit the plan, and record that."""
     write_text(Path(plan.run.submit_path) / PLAN_NAME, render_plan(plan))
     if record.remote is None:
         # Else only the site has the sources of the files, and has staged them.

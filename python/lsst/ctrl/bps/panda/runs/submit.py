@@ -1,4 +1,4 @@
-"""Submit a run so that it exists once or not at all, and write that down."""
+"""Submit a run so that it exists once or not at all, and record that."""
 
 from __future__ import annotations
 
@@ -46,29 +46,11 @@ def send(
 
     The steps of a long request are sent first; sending one twice does no
     harm.  The request itself is sent once: if the outcome is not known, the
-    run is looked up by its name, and nothing is sent again.
+    run is looked up by its name for ``patience`` seconds, and nothing is sent
+    again.  If it still is not known, that is a `SubmissionUncertainError`; an
+    existing run of this name is a `RefusedError`.
 
-    Parameters
-    ----------
-    relay : `Relay`
-        Where to send it.
-    submission : `Submission`
-        What to send.
-    name : `str`
-        Name of the run, unique.
-    build : `bool`, optional
-        Whether it is a task that makes the plan at a site.
-    patience : `float`, optional
-        How long to look for a run that may have been created, seconds.
-    sleep, clock : callable, optional
-        For tests.
-
-    Raises
-    ------
-    RefusedError
-        Raised if there is a run of this name already, or the server refuses.
-    SubmissionUncertainError
-        Raised if it could not be found out whether the run exists.
+    With ``build``, it is the task that makes the plan at a site.
     """
     existing = relay.get_request_ids_by_name(name)
     if existing:
@@ -93,18 +75,7 @@ def record_submission(
     *,
     request_bytes: int | None = None,
 ) -> None:
-    """Write down that a run was submitted: in its record, and in the list of
-    own runs.
-
-    Parameters
-    ----------
-    connection : `Connection`
-        The server.
-    record : `RunRecord`
-        Record of the run as it was prepared.
-    request_id, request_bytes : `int`
-        Number and size of its request.
-    """
+    """Record a submission in the run's record and in the list of own runs."""
     settings = connection.settings
     record = record.submitted(request_id, server=settings.url, request_bytes=request_bytes)
     record.write()
@@ -116,7 +87,7 @@ def _send_steps(relay: Relay, submission: Submission, name: str) -> None:
     """Send the steps of a long request.
 
     The server only stores them.  Nothing runs without the request itself, so
-    that an interrupted submission leaves nothing that has to be cancelled.
+    an interrupted submission leaves nothing that has to be cancelled.
     """
     count = len(submission.steps)
     for number, step in enumerate(submission.steps, 1):
@@ -146,7 +117,7 @@ def _settle(
     sleep: Callable[[float], None],
     clock: Callable[[], float],
 ) -> int:
-    """Look a run up by its name until it is there or patience ends."""
+    """Look up a run by its name until it is found or patience ends."""
     end = clock() + patience
     pause = 1.0
     answered = False
