@@ -82,11 +82,6 @@ class CloudQuery:
 def find_cloud_settings(environment: Mapping[str, str]) -> CloudLogSettings:
     """Read the settings from ``PANDA_LOG_PROJECT``, ``PANDA_LOG_NAME``,
     ``PANDA_LOG_CREDENTIALS`` and ``PANDA_LOG_ENDPOINT``.
-
-    Parameters
-    ----------
-    environment : `~collections.abc.Mapping` [`str`, `str`]
-        The environment.
     """
     return CloudLogSettings(
         project=environment.get("PANDA_LOG_PROJECT", ""),
@@ -99,13 +94,6 @@ def find_cloud_settings(environment: Mapping[str, str]) -> CloudLogSettings:
 def render_filter(query: CloudQuery, settings: CloudLogSettings) -> str:
     """Write a query in Google's filter language: conditions joined by ``AND``,
     one of them always on the time.
-
-    Parameters
-    ----------
-    query : `CloudQuery`
-        What is wanted.
-    settings : `CloudLogSettings`
-        Where the log is.
     """
     project = settings.project or "PROJECT"
     parts = [f'logName="projects/{project}/logs/{quote(settings.log, safe="")}"']
@@ -169,28 +157,17 @@ class CloudLog:
         """Read the entries of a query, oldest first.
 
         When Google says that the quota is used up, or that it has trouble, the
-        reading waits and goes on after the last entry that came.
-
-        Raises
-        ------
-        TransportError
-            Raised if Google cannot be reached, or refuses.
+        reading waits and goes on after the last entry that came; a refusal is a
+        `TransportError`.
         """
         yield from self._entries(query, _Position(query.since))
 
     def follow(
         self, query: CloudQuery, ended: Callable[[], bool], *, interval: float = 5.0
     ) -> Iterator[LogLine]:
-        """Read the entries of a query, and go on with those that come.
-
-        Parameters
-        ----------
-        query : `CloudQuery`
-            Which entries.
-        ended : `~collections.abc.Callable`
-            Whether nothing more is to come; one more look follows.
-        interval : `float`, optional
-            Seconds between two looks.
+        """Read the entries of a query, and go on with those that come, with so many
+        seconds between two looks; when ``ended`` says that nothing more is to come,
+        one more look follows.
         """
         position = _Position(query.since)
         last = False

@@ -46,21 +46,11 @@ def make_document(
     kind: str = "",
     problems: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """Put a record, or records, into the envelope.
+    """Put a record, or records, into the envelope; a mapping holds the document's
+    own keys.
 
-    Parameters
-    ----------
-    value : `Overview`, `Progress`, a mapping, or a sequence of records
-        What was found out; a mapping holds the document's own keys.
-    request_id : `int`
-        Number of the run.
-    name : `str`, optional
-        Name of the run.
-    kind : `str`, optional
-        Kind of the document where ``value`` does not say: ``errors``,
-        ``resources``, ``logs``, ``jobs``, ``query``, ``page``.
-    problems : `tuple` [`str`, ...], optional
-        What could not be found out.
+    ``kind`` is needed where the value does not say: ``errors``, ``resources``,
+    ``logs``, ``jobs``, ``query``, ``page``.
     """
     head = {
         "schema": "panda_bps",
@@ -82,11 +72,6 @@ def make_document(
 def make_plain(value: Any) -> Any:
     """Turn records into JSON-ready objects: times in ISO 8601 and UTC, states by
     their name.
-
-    Parameters
-    ----------
-    value : any
-        A record, or what records hold.
     """
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat(timespec="seconds")

@@ -84,13 +84,7 @@ class LineFilter:
 
     @classmethod
     def from_options(cls, *, level: str = "", grep: str = "") -> LineFilter:
-        """Make a filter from a user's options.
-
-        Raises
-        ------
-        SettingsError
-            Raised if the level or the regular expression is not valid.
-        """
+        """Make a filter from a user's options; what is not valid is a `SettingsError`."""
         name = _ALIASES.get(level.upper(), level.upper())
         if name and name not in LEVELS:
             raise SettingsError(f"There is no level {level!r}. Levels: {', '.join(LEVELS)}.")
@@ -157,13 +151,7 @@ _PARTIAL = 206
 
 
 def make_log_transport(*, verify: bool | str = True) -> Transport:
-    """Make the transport that reads log areas through HTTP.
-
-    Parameters
-    ----------
-    verify : `bool` or `str`, optional
-        As for `~..rest.transport.Transport`.
-    """
+    """Make the transport that reads log areas through HTTP."""
     return Transport(
         Anonymous(),
         verify=verify,
@@ -311,18 +299,8 @@ def choose_jobs(evidence: RunEvidence, choice: JobChoice) -> tuple[list[JobRecor
     """Choose the attempts whose logs are read, in PanDA's order, and count those
     that are left out.
 
-    Parameters
-    ----------
-    evidence : `RunEvidence`
-        The run with its attempts.
-    choice : `JobChoice`
-        What is wanted.  If it says nothing, that is the failed attempts, or all
-        if none failed.
-
-    Raises
-    ------
-    RunNotFoundError
-        Raised if a job is named that the run does not have.
+    If the choice says nothing, that is the failed attempts, or all if none failed.
+    A job that the run does not have is a `RunNotFoundError`.
     """
     jobs = [job for job in evidence.attempts if choice.label in ("", job.label)]
     if choice.job:
@@ -341,16 +319,8 @@ def choose_jobs(evidence: RunEvidence, choice: JobChoice) -> tuple[list[JobRecor
 
 
 class LogReader:
-    """Reads the log areas of jobs.
-
-    Parameters
-    ----------
-    server : `str`
-        URL of PanDA.
-    transport : `Transport`
-        Reads through HTTP.
-    files : `~collections.abc.Sequence` [`str`], optional
-        Files to read; by default the payload's log in JSON, else its output.
+    """Reads the log areas of jobs: by default the payload's log in JSON, else its
+    output.
     """
 
     def __init__(self, server: str, transport: Transport, *, files: Sequence[str] = ()) -> None:
@@ -368,11 +338,6 @@ class LogReader:
     def lines(self, job: JobRecord, wanted: LineFilter) -> Iterator[LogLine]:
         """Read the lines of a job's files that are new since the last time and
         wanted, file by file.
-
-        Raises
-        ------
-        TransportError
-            Raised if the log area does not answer.
         """
         area = LogArea(job, self._server, self._transport)
         if not area:
@@ -421,19 +386,10 @@ class LogReader:
 
 
 class TailReader:
-    """Reads the ends of logs.
+    """Reads the ends of logs, so many lines at most.
 
     A host that cannot be reached is asked only once, so that many logs there do
     not wait for it one after the other.
-
-    Parameters
-    ----------
-    server : `str`
-        URL of PanDA.
-    transport : `Transport`
-        Reads through HTTP.
-    count : `int`, optional
-        Most lines.
     """
 
     def __init__(self, server: str, transport: Transport, *, count: int = 12) -> None:

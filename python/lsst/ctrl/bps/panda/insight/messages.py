@@ -131,11 +131,6 @@ def find_broker_settings(settings: ServiceSettings) -> BrokerSettings | None:
     configuration or the profile of the site.  User and password are from the
     environment alone: ``PANDA_MESSAGES_USER``, and ``PANDA_MESSAGES_PASSWORD``
     or the file that ``PANDA_MESSAGES_PASSWORD_FILE`` names.
-
-    Parameters
-    ----------
-    settings : `ServiceSettings`
-        Where PanDA is.
     """
     environment, keys = settings.environment, settings.messages
     url = environment.get("PANDA_MESSAGES_URL") or keys.get("pandaMessagesUrl")
@@ -225,15 +220,7 @@ def _library_log() -> Iterator[_Reasons]:
 
 
 class Subscription:
-    """What the broker sends, from now on.
-
-    Parameters
-    ----------
-    settings : `BrokerSettings`
-        Where the messages are.
-    patience : `float`, optional
-        Seconds that the broker may take to answer.
-    """
+    """What the broker sends, from now on; it may take ``patience`` seconds to answer."""
 
     def __init__(self, settings: BrokerSettings, *, patience: float = 10.0) -> None:
         self._settings = settings

@@ -253,16 +253,7 @@ def make_overview(
     """Put together what is known of a run, and which of its files are in the
     submit directory, if that is known and on this machine.
 
-    Parameters
-    ----------
-    evidence : `RunEvidence`
-        The run; its attempts are not needed.
-    server : `str`
-        URL of PanDA.
-    monitor_url : `str`, optional
-        Address of the PanDA monitor, for links.
-    staging_area : `str`, optional
-        From the run's record.
+    The run's attempts are not needed.
     """
     attributes, tally = evidence.attributes, evidence.tally
     links = MonitorLinks(monitor_url)

@@ -208,17 +208,9 @@ def watch(
 ) -> Iterator[Progress]:
     """Look at a run until it has ended: the last progress has ``ended`` set.
 
-    Parameters
-    ----------
-    look : `~collections.abc.Callable`
-        Asks the servers for the run's state.
-    look_closer : `~collections.abc.Callable`, optional
-        Asks for errors, too; only called when the number of failed jobs has
-        changed.
-    interval : `float`, optional
-        Seconds between two looks, at least 5; more after a failed look.
-    sleep, now : `~collections.abc.Callable`, optional
-        Wait for a number of seconds; give the time, with time zone.
+    ``look`` asks the servers for the run's state, ``look_closer`` for errors, too,
+    and only when the number of failed jobs has changed.  Between two looks are
+    ``interval`` seconds, at least 5, more after a failed look.
     """
     interval = max(LEAST_INTERVAL, interval)
     looker = Looker(look, look_closer, now)
@@ -424,22 +416,9 @@ def follow(
     """Watch a run by PanDA's messages until it has ended: a progress after each
     look, and one a second at most after messages that change something.
 
-    Parameters
-    ----------
-    look : `~collections.abc.Callable`
-        Asks the servers for the run's state.
-    subscribe : `~collections.abc.Callable`
-        Makes what gives messages, not yet open.
-    name : `str`, optional
-        Name of the broker.
-    look_closer : `~collections.abc.Callable`, optional
-        Asks for errors and for running jobs, too.
-    interval : `float`, optional
-        Seconds between two looks while there are no messages, at least 5; with
-        messages there is one in ten times that, and sooner when a job failed or
-        a task ended.
-    sleep, clock, now : `~collections.abc.Callable`, optional
-        Wait for a number of seconds; give seconds; give the time.
+    ``look_closer`` asks for errors and for running jobs, too.  ``interval`` is the
+    time between two looks while there are no messages, s, at least 5; with messages
+    there is one in ten times that, and sooner when a job failed or a task ended.
     """
     watcher = _Follower(
         Looker(look, look_closer, now),

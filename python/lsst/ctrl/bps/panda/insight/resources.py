@@ -148,12 +148,7 @@ class LabelResources:
 def measure_resources(evidence: RunEvidence, *, rulebook: Rulebook = PACKAGED_RULES) -> list[LabelResources]:
     """Summarize what the jobs of each label used, in pipeline order.
 
-    Parameters
-    ----------
-    evidence : `RunEvidence`
-        The run, with all its attempts.
-    rulebook : `Rulebook`, optional
-        Tells which attempts ran out of memory or time.
+    The run has all its attempts; the rules tell which ran out of memory or time.
     """
     groups: dict[str, list[JobRecord]] = {label: [] for label in evidence.tally.by_label}
     for job in evidence.attempts:
@@ -288,11 +283,6 @@ def render_suggestions(labels: Iterable[LabelResources]) -> list[str]:
 
     A label's section is in ``pipetask``, a cluster's in ``cluster``; those of
     the final job and of a command (bps submitcmd) stand alone.
-
-    Parameters
-    ----------
-    labels : `~collections.abc.Iterable` [`LabelResources`]
-        What was measured.
     """
     sections: dict[str, list[str]] = {}
     for found in labels:
@@ -320,16 +310,10 @@ class TimeSeries:
 def count_over_time(
     jobs: Sequence[JobRecord], steps: int = _STEPS, *, until: datetime | None = None
 ) -> TimeSeries:
-    """Count the jobs that were running, and those that had finished or failed, at each of many moments.
+    """Count the jobs that were running, and those that had finished or failed, at
+    each of many moments: up to that of the last change, or ``until`` if it is later.
 
-    Parameters
-    ----------
-    jobs : `~collections.abc.Sequence` [`JobRecord`]
-        Attempts that have started.
-    steps : `int`, optional
-        Number of moments.
-    until : `~datetime.datetime`, optional
-        The last moment; that of the last change by default.
+    All these attempts have started.
     """
     starts = [job.started for job in jobs if job.started is not None]
     ends = [job.ended for job in jobs if job.ended is not None]
@@ -359,23 +343,9 @@ def write_plots(
     evidence: RunEvidence, labels: Sequence[LabelResources], directory: Path, *, form: str = "png"
 ) -> list[Path]:
     """Write plots of what jobs used, one for each label with a figure, and of
-    jobs over time.
+    jobs over time, as ``png`` or ``svg`` into a directory that is made if needed.
 
-    Parameters
-    ----------
-    evidence : `RunEvidence`
-        The run with all its attempts.
-    labels : `~collections.abc.Sequence` [`LabelResources`]
-        What each label used.
-    directory : `~pathlib.Path`
-        Where to write; it is made if it is not there.
-    form : `str`, optional
-        ``png`` or ``svg``.
-
-    Raises
-    ------
-    PandaBpsError
-        Raised if matplotlib is not installed, or nothing can be written.
+    It is a `PandaBpsError` if matplotlib is not installed.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -70,14 +70,8 @@ class TaskGraph:
 
 
 def make_task_graph(evidence: RunEvidence, plan: WorkflowPlan | None) -> TaskGraph:
-    """Make the graph of a run, placed in columns from left to right.
-
-    Parameters
-    ----------
-    evidence : `RunEvidence`
-        How far its tasks are.
-    plan : `WorkflowPlan`, optional
-        Its plan; without it the tasks are drawn in their order.
+    """Make the graph of a run, placed in columns from left to right; without a
+    plan the tasks are drawn in their order.
     """
     transforms = {item.name: item for item in evidence.transforms or ()}
     if plan is None:

@@ -68,19 +68,12 @@ class RunFilters:
 
 
 def parse_filters(text: str | None) -> RunFilters:
-    """Read the filters of ``--pass-thru``.
+    """Read the filters of ``--pass-thru``: ``key=value`` pairs with blanks between
+    them.
 
-    Parameters
-    ----------
-    text : `str` or `None`
-        ``key=value`` pairs with blanks between them; a value may be quoted and
-        may hold ``*``, ``?`` and ``[...]``.  Values of the same key are
-        alternatives.
-
-    Raises
-    ------
-    SettingsError
-        Raised if a pair or a key is not understood; the text lists the keys.
+    A value may be quoted and may hold ``*``, ``?`` and ``[...]``; values of the
+    same key are alternatives.  What is not understood is a `SettingsError` that
+    lists the keys.
     """
     patterns: dict[str, list[str]] = {}
     try:
@@ -118,15 +111,8 @@ def make_run_report(
     """Make the report of one run: all 11 states for each label, labels in
     pipeline order, and in ``specific_info`` errors, links and what to do next.
 
-    Parameters
-    ----------
-    evidence : `RunEvidence`
-        What is known of the run.
-    monitor_url : `str`, optional
-        Address of the PanDA monitor, for links.
-    return_exit_codes : `bool`, optional
-        Whether to give an exit code for each failed job; those that no server
-        could tell are `~.status.vocabulary.UNKNOWN_EXIT_CODE`.
+    Failed jobs whose exit code no server could tell have
+    `~.status.vocabulary.UNKNOWN_EXIT_CODE`.
     """
     report = _bare_report(evidence)
     report.job_summary = _job_summary(evidence.tally)
@@ -141,15 +127,7 @@ def make_run_report(
 def make_run_list(
     evidences: Iterable[RunEvidence], *, filters: RunFilters | None = None
 ) -> list[WmsRunReport]:
-    """Make the list of runs, newest last.
-
-    Parameters
-    ----------
-    evidences : `~collections.abc.Iterable` [`RunEvidence`]
-        What is known of each run.
-    filters : `RunFilters`, optional
-        Which runs are wanted; all if not given.
-    """
+    """Make the list of runs, or of those that filters want, newest last."""
     reports = []
     for evidence in sorted(evidences, key=lambda item: item.request_id):
         # Of a copy, so that a long list does not keep what is worked out for each run.
@@ -162,15 +140,6 @@ def make_run_list(
 def list_notes(evidences: Sequence[RunEvidence], *, days: float, user: str | None = None) -> list[str]:
     """Say what the list of runs has no column for: which run completes which,
     what could not be found out, and where to look further if there are no runs.
-
-    Parameters
-    ----------
-    evidences : `~collections.abc.Sequence` [`RunEvidence`]
-        What is known of each run.
-    days : `float`
-        How far back was looked.
-    user : `str`, optional
-        Whose runs were asked for.
     """
     if not evidences:
         whose = f" of {user}" if user else ""
@@ -189,19 +158,10 @@ def list_notes(evidences: Sequence[RunEvidence], *, days: float, user: str | Non
 
 def get_status_of(evidence: RunEvidence) -> tuple[WmsStates, str]:
     """Return the state of one run, the same as the report gives, and what is out
-    of the ordinary or not known.
+    of the ordinary or not known: empty where there is nothing to say, since BPS
+    logs it as a warning.
 
-    Parameters
-    ----------
-    evidence : `RunEvidence`
-        What is known of the run; contents and PanDA's jobs do not matter.
-
-    Returns
-    -------
-    state : `lsst.ctrl.bps.WmsStates`
-        The state.
-    message : `str`
-        Empty where there is nothing to say, since BPS logs it as a warning.
+    Contents and PanDA's jobs do not matter.
     """
     lines: list[str] = []
     if not evidence.ended and evidence.aborted:
@@ -213,13 +173,7 @@ def get_status_of(evidence: RunEvidence) -> tuple[WmsStates, str]:
 
 
 def describe_counts(evidence: RunEvidence) -> str:
-    """Say in one line how many jobs are in which state.
-
-    Parameters
-    ----------
-    evidence : `RunEvidence`
-        What is known of the run.
-    """
+    """Say in one line how many jobs are in which state."""
     total = evidence.tally.total
     counts = ", ".join(f"{number} {state.name}" for state, number in total.items() if number)
     return f"Run {evidence.request_id}: {counts or 'no jobs known yet'}."

@@ -445,11 +445,6 @@ _COUNTS = {
 def count_build_job(transform: TransformRecord) -> TransformRecord:
     """Give the transform of a build task counters that follow its status;
     others are returned as they are.
-
-    Parameters
-    ----------
-    transform : `TransformRecord`
-        Any transform.
     """
     if transform.name != BUILD_TASK or (transform.outputs is not None and transform.outputs.total):
         return transform
@@ -460,11 +455,6 @@ def count_build_job(transform: TransformRecord) -> TransformRecord:
 def tasks_by_request(tasks: Iterable[TaskRecord]) -> dict[int, tuple[TaskRecord, ...]]:
     """Group PanDA's tasks by the request id of their runs; those that belong to
     none are left out.
-
-    Parameters
-    ----------
-    tasks : `~collections.abc.Iterable` [`TaskRecord`]
-        Tasks of any runs.
     """
     groups: dict[int, list[TaskRecord]] = {}
     for task in tasks:
@@ -474,21 +464,12 @@ def tasks_by_request(tasks: Iterable[TaskRecord]) -> dict[int, tuple[TaskRecord,
 
 
 def transforms_from_tasks(tasks: Iterable[TaskRecord]) -> tuple[TransformRecord, ...]:
-    """Make transforms of the tasks of one run: one call to PanDA gives the tasks
-    of many runs with their counts, where iDDS would be asked for each run with
-    4 kB a task.
+    """Make transforms of the tasks of one run, by id: one call to PanDA gives the
+    tasks of many runs with their counts, where iDDS would be asked for each run
+    with 4 kB a task.
 
-    Parameters
-    ----------
-    tasks : `~collections.abc.Iterable` [`TaskRecord`]
-        Tasks; those whose names do not end in ``_<request>_<transform>`` are
-        left out.  Of several tasks with one name the first counts, which is the
-        one that iDDS knows.
-
-    Returns
-    -------
-    transforms : `tuple` [`TransformRecord`, ...]
-        One for each name.
+    Tasks whose names do not end in ``_<request>_<transform>`` are left out.  Of
+    several tasks with one name the first counts, the one that iDDS knows.
     """
     found: dict[int, TransformRecord] = {}
     for task in sorted(tasks, key=lambda task: task.task_id):
@@ -526,11 +507,6 @@ def request_from_tasks(tasks: Sequence[TaskRecord]) -> RequestRecord:
 
     Its name is what the names of tasks tell, and its status is empty, that is,
     not known.
-
-    Parameters
-    ----------
-    tasks : `~collections.abc.Sequence` [`TaskRecord`]
-        The run's tasks.
     """
     first = tasks[0]
     return RequestRecord(

@@ -98,16 +98,11 @@ def signature_of(error: JobError) -> str:
 def exit_codes(
     failed: Mapping[str, int], failures: Iterable[JobRecord], *, unknown: int = UNKNOWN_EXIT_CODE
 ) -> dict[str, list[int]]:
-    """List an exit code for each failed job, by label and sorted.
+    """List an exit code for each failed job, by label and sorted; at most ten
+    million a label.
 
-    Parameters
-    ----------
-    failed : `~collections.abc.Mapping` [`str`, `int`]
-        Number of failed jobs of each label; at most ten million codes follow.
-    failures : `~collections.abc.Iterable` [`~.records.JobRecord`]
-        What is known of them.
-    unknown : `int`, optional
-        Stands for a job of which nothing is known.
+    ``failed`` counts the failed jobs of each label, ``failures`` is what is known
+    of them; the others have `UNKNOWN_EXIT_CODE`.
     """
     found: dict[str, list[int]] = {label: [] for label in failed}
     for failure in failures:

@@ -70,11 +70,6 @@ _CUT = 300
 def parse_requests(value: Any) -> tuple[RequestRecord, ...]:
     """Read the reply of ``get_requests``, with or without detail: a list with a
     row for each request, or for each transform of it.
-
-    Parameters
-    ----------
-    value : any
-        Decoded reply; empty if the server knows no such request.
     """
     requests: dict[int, RequestRecord] = {}
     for row in rows_of(value, "requests"):
@@ -120,11 +115,6 @@ def parse_transforms(value: Any) -> tuple[TransformRecord, ...]:
     A request without transforms yet has one row whose ``transform_id`` is null.
     The server joins tables, so that a transform may have several rows: the last
     processing and the largest output collection are taken.
-
-    Parameters
-    ----------
-    value : any
-        Decoded reply.
     """
     best: dict[int, tuple[int, int, Mapping[str, Any]]] = {}
     for row in rows_of(value, "transforms"):
@@ -178,13 +168,8 @@ def _counts_from(row: Mapping[str, Any], side: str) -> FileCounts | None:
 
 
 def parse_contents(value: Any) -> dict[int, tuple[ContentRecord, ...]]:
-    """Read the reply of ``get_contents_output_ext``: rows by transform id.
-
-    Parameters
-    ----------
-    value : any
-        Decoded reply: an object with a list of rows for each transform id, or a
-        list of rows.
+    """Read the reply of ``get_contents_output_ext``, by transform id: an object
+    with a list of rows for each transform id, or a list of rows.
     """
     groups = value.values() if isinstance(value, Mapping) else (value,)
     found: dict[int, list[ContentRecord]] = {}
@@ -234,13 +219,7 @@ def _error_from(source: str, code: Any, text: str) -> JobError:
 
 
 def parse_tasks(value: Any) -> tuple[TaskRecord, ...]:
-    """Read the reply of PanDA's ``task/get_tasks_detailed_info_since``.
-
-    Parameters
-    ----------
-    value : any
-        The reply's ``data``: a list of tasks.
-    """
+    """Read the reply of PanDA's ``task/get_tasks_detailed_info_since``."""
     return tuple(_task_from(row) for row in rows_of(value, "tasks"))
 
 
@@ -267,15 +246,10 @@ def _task_from(row: Mapping[str, Any]) -> TaskRecord:
 
 def parse_jobs(value: Any, labels: Mapping[int, str] | None = None) -> tuple[JobRecord, ...]:
     """Read the reply of PanDA's ``task/get_job_descriptions`` or
-    ``job/get_description``: attempts in the order of the reply.
+    ``job/get_description``: attempts in the order of the reply, with the labels
+    of their tasks.
 
-    Parameters
-    ----------
-    value : any
-        The reply's ``data``: a list of jobs; null stands for an unknown one,
-        which is left out.
-    labels : `~collections.abc.Mapping` [`int`, `str`], optional
-        Label of each PanDA task.
+    Null stands for a job that PanDA does not know, and is left out.
     """
     if isinstance(value, list):
         value = [row for row in value if row is not None]
@@ -330,14 +304,8 @@ def _told_errors(row: Mapping[str, Any], status: str) -> tuple[JobError, ...]:
 
 
 def cut(value: Any, limit: int = _CUT) -> str:
-    """Render a value as one short line, for a message.
-
-    Parameters
-    ----------
-    value : any
-        What came.
-    limit : `int`, optional
-        Greatest length, characters; three dots follow if something was cut.
+    """Render a value as one short line, for a message; three dots follow what was
+    cut at ``limit`` characters.
     """
     if isinstance(value, str) and value.strip():
         text = value
@@ -384,15 +352,10 @@ def name_of(value: Any, names: Sequence[str] = ()) -> str:
 
 
 def optional_integer(value: Any, what: str) -> int | None:
-    """Read a number that may be absent; PanDA writes exit codes as texts.
+    """Read a number that may be absent (`None` or an empty text); PanDA writes exit
+    codes as texts.
 
-    Parameters
-    ----------
-    value : any
-        A number, a text of digits, `None` or an empty text; anything else is a
-        `ReplyError`.
-    what : `str`
-        Name of the field, for the message.
+    Anything else is a `ReplyError` that names the field ``what``.
     """
     if type(value) is int:
         return value

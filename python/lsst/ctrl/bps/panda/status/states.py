@@ -218,16 +218,9 @@ def count_task(
     """Count the jobs of one task by state; the sum is the planned number, or the
     server's number where that is larger.
 
-    Parameters
-    ----------
-    transform : `TransformRecord` or `None`
-        The task's transform; `None` as long as iDDS has not made one.
-    planned : `int`
-        Planned number of jobs; 0 if not known.
-    aborted, ended : `bool`
-        Of the run.
-    running : `int`, optional
-        PanDA jobs of the task that run now, if PanDA was asked.
+    ``transform`` is `None` as long as iDDS has not made one, ``planned`` is 0 if
+    not known, ``aborted`` and ``ended`` are of the run, and ``running`` is how
+    many of the task's PanDA jobs run now, if PanDA was asked.
     """
     counts = no_jobs()
     if transform is None:

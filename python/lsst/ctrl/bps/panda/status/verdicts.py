@@ -44,17 +44,11 @@ class Rulebook:
     verdicts: Mapping[str, Verdict]
 
     def judge(self, errors: Iterable[JobError], *, log: str = "", one_node: bool = False) -> Verdict:
-        """Judge a failure: the verdict of the first rule that holds, else
-        ``unknown``.
+        """Judge a failure by all errors of the job and the end of its log: the
+        verdict of the first rule that holds, else ``unknown``.
 
-        Parameters
-        ----------
-        errors : `~collections.abc.Iterable` [`JobError`]
-            All errors of the job.
-        log : `str`, optional
-            End of its log, if it could be read.
-        one_node : `bool`, optional
-            Whether the error happens on one node only, in a run that uses several.
+        With ``one_node`` the error happens on one node only, in a run that uses
+        several.
         """
         errors = tuple(errors)
         for rule in self.rules:
@@ -86,20 +80,10 @@ PACKAGED_RULES = Rulebook(RULES, {name: Verdict(name, advice) for name, advice i
 
 
 def parse_rulebook(text: str, source: str) -> Rulebook:
-    """Read rules that come before the packaged ones.
+    """Read rules, in YAML from a source that messages name, that come before the
+    packaged ones; its ``verdicts`` replace packaged ones of the same name.
 
-    Parameters
-    ----------
-    text : `str`
-        YAML with ``rules``, and ``verdicts`` that replace packaged ones of the
-        same name.
-    source : `str`
-        Where it is from, for messages.
-
-    Raises
-    ------
-    SettingsError
-        Raised if something is not understood; the text says what.
+    What is not understood is a `SettingsError`.
     """
     try:
         content = yaml.safe_load(text) or {}

@@ -235,13 +235,7 @@ JOB_STATUSES = {
 
 
 def is_running(job_status: str) -> bool:
-    """Whether a PanDA job with this status runs.
-
-    Parameters
-    ----------
-    job_status : `str`
-        A key of `JOB_STATUSES`; an unknown status does not run.
-    """
+    """Whether a PanDA job with this status runs; one with an unknown status does not."""
     return JOB_STATUSES.get(job_status) is JobPhase.RUNNING
 
 
