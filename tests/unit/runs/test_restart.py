@@ -21,6 +21,7 @@ from lsst.ctrl.bps.panda.settings.run import read_service_settings
 from lsst.ctrl.bps.panda.staging import CANCELLED, StagingSettings
 from lsst.ctrl.bps.panda.status.evidence import RunEvidence
 from lsst.ctrl.bps.panda.status.records import ContentRecord, FileCounts, RequestRecord, TransformRecord
+from lsst.ctrl.bps.panda.status.vocabulary import CONTENT_STATUSES
 
 NAME = "u_ann_pay_20261120T120000Z"
 LABEL = LabelSettings("S", "", "", 1, "", "", "", "", "python3 runner.py _cmd_line_")
@@ -53,6 +54,7 @@ class Server:
         self.connection = Connection(self, self, read_service_settings({}, env), Anonymous("ann"))
         self.record, self.counts, self.available = record, counts, available
         self.status_word, self.substatus, self.living = "SubFinished", "New", 0
+        self.available_word = "Available"
         self.sent: list[str] = []
         self.asked: list[int] = []
 
@@ -78,7 +80,7 @@ class Server:
 
     def contents(self, request_id, transform_id):
         self.asked.append(transform_id)
-        return [ContentRecord(transform_id, name, "Available") for name in self.available] + [
+        return [ContentRecord(transform_id, name, self.available_word) for name in self.available] + [
             ContentRecord(transform_id, "isr:9", "FinalFailed")
         ]
 
@@ -147,6 +149,17 @@ def test_of_a_task_that_is_not_full_each_job_is_asked_for(tmp_path, run, availab
     restart_run(server, "7")
     assert names_in(plan_of(read_record(Path(record.submit_path) / "restart_1"))) == [*left, "d", "e"]
     assert server.asked == [1]
+
+
+@pytest.mark.parametrize("status", CONTENT_STATUSES)
+def test_a_restart_takes_as_done_what_the_vocabulary_does(tmp_path, run, status):
+    """Of ``FakeAvailable`` it did not."""
+    plan, record = run
+    server = Server(tmp_path, record=record, counts=((1, 1), (0, 1), (0, 0)), available=("isr:0",))
+    server.available_word = status
+    restart_run(server, "7")
+    left = ["b", "c"] if status in ("Available", "FakeAvailable") else ["a", "b", "c"]
+    assert names_in(plan_of(read_record(Path(record.submit_path) / "restart_1"))) == [*left, "d", "e"]
 
 
 def test_the_new_run_has_what_the_old_one_had(tmp_path, run):

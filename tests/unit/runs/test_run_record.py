@@ -158,7 +158,7 @@ def test_a_plan_summary_of_a_run_record():
     plan = RunRecord.model_validate(CONTENT).plan_summary()
     assert plan.labels == (("isr", 2), ("finalJob", 1))
     assert plan.tasks == (("t1", "isr", 2), ("t2", "finalJob", 1))
-    assert (plan.final_labels, plan.site, plan.path, plan.job_count) == (("finalJob",), "SLAC", "/s", 3)
+    assert (plan.final_labels, plan.site, plan.path) == (("finalJob",), "SLAC", "/s")
     assert plan.attributes == RunAttributes(RUN, "ann", "P", "", "", jobs=3, tasks=2, origin=4)
 
 

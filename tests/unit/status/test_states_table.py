@@ -26,7 +26,6 @@ from lsst.ctrl.bps.panda.status.states import (
     quiet_seconds,
     refine_by_contents,
     run_state,
-    running_by_task,
     was_killed,
 )
 
@@ -203,7 +202,9 @@ def test_running_jobs_are_counted_by_task():
     jobs = [JobRecord(number, task, status) for number, (task, status) in enumerate(
         [(1, "running"), (1, "holding"), (1, "activated"), (2, "finished")]
     )]  # fmt: skip
-    assert running_by_task(jobs) == {1: 2, 2: 0}
+    evidence = RunEvidence(request(), jobs=tuple(jobs))
+    assert evidence.running_by_task == {1: 2, 2: 0}
+    assert evidence.running_jobs == 2
 
 
 DONE = FileCounts(total=1, processed=1)

@@ -196,6 +196,10 @@ def test_what_follows_from_the_evidence_is_worked_out_once():
     assert listed.job_state_counts == make_run_report(evidence).job_state_counts == tally.total
     assert make_progress(evidence, NOW).total == tally.total
     assert get_status_of(evidence)[0] is listed.state is tally.state
+    more = evidence.with_attempts((JobRecord(5, 10, "failed"),), ["a task did not answer"])
+    assert more.tally is tally
+    assert more.failures is failures
+    assert (len(more.attempts), more.problems) == (1, (*evidence.problems, "a task did not answer"))
     changed = dataclasses.replace(evidence, contents={})
     assert changed.failures == ()
 

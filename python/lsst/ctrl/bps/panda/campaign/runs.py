@@ -47,7 +47,7 @@ from ..runs.client import Connection, RunClient
 from ..runs.record import read_record
 from ..runs.submit import record_submission
 from ..status.evidence import RunEvidence, RunTally
-from ..status.states import Counts, no_jobs
+from ..status.states import Counts, no_jobs, sum_counts
 from .record import CampaignRecord, PartRecord, PartState, lock_campaign, read_campaign
 
 _LOG = logging.getLogger(__name__)
@@ -196,7 +196,7 @@ class SiteOverview:
     @property
     def total(self) -> Counts:
         """Jobs by state."""
-        return _add(self.labels.values())
+        return sum_counts(self.labels.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,20 +224,12 @@ class CampaignOverview:
     def labels(self) -> dict[str, Counts]:
         """Jobs by state for each label, over all sites."""
         names = dict.fromkeys(label for site in self.sites for label in site.labels)
-        return {name: _add(site.labels[name] for site in self.sites if name in site.labels) for name in names}
+        return {name: sum_counts(site.labels.get(name, {}) for site in self.sites) for name in names}
 
     @property
     def total(self) -> Counts:
         """Jobs by state."""
-        return _add(site.total for site in self.sites)
-
-
-def _add(counts: Iterable[Counts]) -> Counts:
-    total = no_jobs()
-    for some in counts:
-        for state, number in some.items():
-            total[state] += number
-    return total
+        return sum_counts(site.total for site in self.sites)
 
 
 def combine_state(states: Iterable[WmsStates]) -> WmsStates:
@@ -327,7 +319,7 @@ def merge_restarts(tallies: Sequence[RunTally]) -> dict[str, Counts]:
         for label, counts in tally.by_label.items():
             before = sum(merged.get(label, no_jobs()).values())
             again = sum(counts.values())
-            merged[label] = _add([counts])
+            merged[label] = sum_counts([counts])
             merged[label][WmsStates.SUCCEEDED] += max(0, before - again)
         for label in set(merged) - set(tally.by_label):
             # None of its jobs was left to do.

@@ -5,7 +5,6 @@ where, how far, its tasks, files and links.
 from __future__ import annotations
 
 __all__ = [
-    "JOBS_A_TASK",
     "JobScope",
     "Overview",
     "RunFile",
@@ -17,7 +16,7 @@ __all__ = [
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
@@ -28,16 +27,13 @@ from ..edgenode.cmd_line_decoder import SHARD_FOLDER
 from ..errors import RunNotFoundError, TransportError
 from ..plan.naming import ordinal_of_task
 from ..report.notes import MonitorLinks
-from ..rest.panda_api import PandaApi
+from ..rest.panda_api import JOBS_A_TASK, PandaApi
 from ..runs.client import Connection, FoundRun, RunClient
 from ..runs.files import PLAN_NAME, RECORD_NAME
 from ..status.evidence import RunEvidence
 from ..status.records import FileCounts, JobRecord, TransformRecord
 from ..status.replies import parse_jobs
 from ..status.states import Counts
-
-JOBS_A_TASK = 5500
-"""PanDA lists no more jobs of a task (panda-server 1.0.4)."""
 
 _AT_ONCE = 4
 # While one reply is read, the server makes the next ones; few, since each may be 30 MB.
@@ -99,11 +95,10 @@ def observe(
     labels = evidence.task_labels
     wanted = [
         task.workload_id
-        for task in _tasks_to_ask(evidence, scope)
-        if not label or labels[task.workload_id] == label
+        for task in evidence.transforms or ()
+        if task.workload_id and label in ("", labels[task.workload_id]) and _is_asked(task, scope)
     ]
-    jobs, problems = _ask_for_jobs(connection.api, wanted, labels, scope)
-    return replace(evidence, attempts=jobs, problems=(*evidence.problems, *problems))
+    return evidence.with_attempts(*_ask_for_jobs(connection.api, wanted, labels, scope))
 
 
 def _ask_for_jobs(
@@ -134,16 +129,13 @@ def _ask_for_jobs(
     return tuple(jobs), problems
 
 
-def _tasks_to_ask(evidence: RunEvidence, scope: JobScope) -> list[TransformRecord]:
-    """Return the transforms whose jobs are of interest and known to PanDA."""
-    if scope is JobScope.NONE:
-        return []
-    tasks = [transform for transform in evidence.transforms or () if transform.workload_id]
-    if scope is not JobScope.FAILED:
-        return tasks
-    # Attempts that failed before one that finished are not looked for: PanDA
-    # would have to be asked for each task.
-    return [task for task in tasks if not task.complete]
+def _is_asked(task: TransformRecord, scope: JobScope) -> bool:
+    """Whether the jobs of a task are of interest."""
+    if scope is JobScope.FAILED:
+        # Attempts that failed before one that finished are not looked for: PanDA
+        # would have to be asked for each task.
+        return not task.complete
+    return scope is not JobScope.NONE
 
 
 _KNOWN_FILES = {

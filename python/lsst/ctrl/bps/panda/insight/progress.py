@@ -25,7 +25,7 @@ __all__ = [
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from time import monotonic
@@ -37,7 +37,7 @@ from ..errors import PandaBpsError, RunNotFoundError
 from ..report.report import get_status_of
 from ..status.evidence import RunEvidence
 from ..status.failures import digest_errors
-from ..status.states import ENDED_STATES, Counts
+from ..status.states import BEFORE_RUNNING, ENDED_STATES, Counts, move_jobs, sum_counts
 from ..status.vocabulary import ENDED_TASKS, JOB_STATUSES, JobPhase, is_running
 from .messages import MessageSource, StatusMessage, parse_message
 
@@ -55,9 +55,6 @@ _SAFETY = 10.0
 _DISPLAY = 1.0
 _FIRST_RETRY = 5.0
 _LONGEST_RETRY = 300.0
-# Where a job that moves on is taken from, most likely first.
-_BEFORE_DONE = (WmsStates.RUNNING, WmsStates.PENDING, WmsStates.READY, WmsStates.UNREADY)
-_BEFORE_RUNNING = (WmsStates.PENDING, WmsStates.READY, WmsStates.UNREADY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +99,8 @@ class Progress:
         return sum(self.total[state] for state in ENDED_STATES)
 
 
-def make_progress(evidence: RunEvidence, moment: datetime, errors: Sequence[str] = ()) -> Progress:
-    """Make a snapshot of a run at a moment, with its most frequent errors."""
+def make_progress(evidence: RunEvidence, moment: datetime) -> Progress:
+    """Make a snapshot of a run at a moment."""
     state, note = get_status_of(evidence)
     return Progress(
         moment=moment,
@@ -113,7 +110,6 @@ def make_progress(evidence: RunEvidence, moment: datetime, errors: Sequence[str]
         ended=evidence.ended,
         labels=evidence.tally.by_label,
         total=evidence.tally.total,
-        errors=tuple(errors),
         note=note,
     )
 
@@ -332,25 +328,12 @@ class LiveCounts:
         for label, counts in labels.items():
             tasks = [task for task in self._tasks.values() if task.label == label]
             done = sum(task.done for task in tasks)
-            _move(counts, _BEFORE_DONE, WmsStates.SUCCEEDED, done - counts[WmsStates.SUCCEEDED])
+            more = done - counts[WmsStates.SUCCEEDED]
+            move_jobs(counts, more, WmsStates.SUCCEEDED, WmsStates.RUNNING, *BEFORE_RUNNING)
             running = sum(len(task.running) for task in tasks)
-            _move(counts, _BEFORE_RUNNING, WmsStates.RUNNING, running - counts[WmsStates.RUNNING])
-        total: Counts = dict.fromkeys(WmsStates, 0)
-        for counts in labels.values():
-            for state, number in counts.items():
-                total[state] += number
-        return replace(progress, labels=labels, total=total)
-
-
-def _move(counts: Counts, sources: tuple[WmsStates, ...], target: WmsStates, number: int) -> None:
-    """Move at most so many jobs from states to another."""
-    for source in sources:
-        if number <= 0:
-            return
-        some = min(number, counts[source])
-        counts[source] -= some
-        counts[target] += some
-        number -= some
+            more = running - counts[WmsStates.RUNNING]
+            move_jobs(counts, more, WmsStates.RUNNING, *BEFORE_RUNNING)
+        return replace(progress, labels=labels, total=sum_counts(labels.values()))
 
 
 @dataclass(slots=True)

@@ -21,9 +21,7 @@ __all__ = [
 ]
 
 import math
-import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +34,7 @@ from typing import Any
 from lsst.ctrl.bps.wms_service import WmsStates
 
 from ..errors import PandaBpsError
+from ..runs.files import replacing
 from ..status.evidence import RunEvidence
 from ..status.records import JobRecord, number_of
 from ..status.verdicts import PACKAGED_RULES, Rulebook
@@ -179,7 +178,8 @@ def _measure(label: str, jobs: Sequence[JobRecord], rulebook: Rulebook, section:
         key=lambda job: -job.max_rss,
     )
     known = [job.memory for job in jobs if job.memory]
-    first = _first_request(jobs)
+    lowest = min((job.attempt for job in jobs), default=0)
+    first = min((job.memory for job in jobs if job.memory and job.attempt == lowest), default=0)
     measured = LabelResources(
         label=label,
         section=section,
@@ -198,21 +198,11 @@ def _measure(label: str, jobs: Sequence[JobRecord], rulebook: Rulebook, section:
         out_of_time=verdicts[OUT_OF_TIME],
         retried_with_more=sum(memory > first for memory in known),
     )
-    return _suggest(measured, _memory_that_sufficed(finished))
-
-
-def _first_request(jobs: Sequence[JobRecord]) -> int:
-    """Return the memory that first attempts asked for, MB."""
-    lowest = min((job.attempt for job in jobs), default=0)
-    return min((job.memory for job in jobs if job.memory and job.attempt == lowest), default=0)
-
-
-def _memory_that_sufficed(finished: Sequence[JobRecord]) -> float:
-    """Return the largest memory that a finished attempt used, MB."""
-    return max((job.max_rss / _KB for job in finished), default=0.0)
+    return _suggest(measured, max((job.max_rss / _KB for job in finished), default=0.0))
 
 
 def _suggest(found: LabelResources, sufficed: float) -> LabelResources:
+    """Add suggestions; so much memory sufficed for every attempt that finished, MB."""
     advice = [
         item
         for item in (_suggest_memory(found, sufficed), _suggest_cores(found), _suggest_walltime(found))
@@ -364,30 +354,21 @@ def write_plots(
     if _draw_timeline(timeline, evidence):
         made.append(("timeline", timeline))
     try:
-        directory.mkdir(parents=True, exist_ok=True)
         return [_write(FigureCanvasAgg(figure), directory / f"{name}.{form}", form) for name, figure in made]
     except OSError as error:
         raise PandaBpsError(f"The plots cannot be written to {directory}: {error}.") from error
 
 
 def _write(canvas: Any, path: Path, form: str) -> Path:
-    """Write a figure under a temporary name and move it."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            canvas.figure.savefig(stream, format=form, dpi=110)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary:
+        canvas.figure.savefig(temporary, format=form, dpi=110)
     return path
 
 
 def _draw_label(figure: Any, evidence: RunEvidence, found: LabelResources) -> bool:
     """Draw histograms of memory and run time; tell whether there is any."""
     jobs = [job for job in evidence.attempts if job.label == found.label]
-    memory = [job.max_rss / 1024 for job in jobs if job.max_rss]
+    memory = [job.max_rss / _KB for job in jobs if job.max_rss]
     walls = [job.wall_seconds for job in jobs if job.finished and job.wall_seconds is not None]
     if not memory and not walls:
         return False

@@ -16,7 +16,7 @@ from ..plan.model import TaskPlan, WorkflowPlan
 from ..plan.naming import label_of_task, ordinal_of_task
 from ..status.evidence import RunEvidence
 from ..status.records import TransformRecord
-from ..status.states import Counts, count_task
+from ..status.states import Counts, count_task, sum_counts
 
 MAX_NODES = 150
 """With more tasks, those of a label are drawn as one."""
@@ -133,12 +133,11 @@ def _by_label(
     merged: dict[str, TaskNode] = {}
     where: list[int] = []
     for node in nodes:
-        old = merged.get(node.label)
-        if old is None:
-            merged[node.label] = replace(node, name=node.label)
-        else:
-            counts = {state: number + old.counts[state] for state, number in node.counts.items()}
+        if old := merged.get(node.label):
+            counts = sum_counts((old.counts, node.counts))
             merged[node.label] = replace(old, counts=counts, tasks=old.tasks + 1)
+        else:
+            merged[node.label] = replace(node, name=node.label)
         where.append(list(merged).index(node.label))
     between = {(where[before], where[after]) for before, after in edges}
     return list(merged.values()), {(before, after) for before, after in between if before != after}

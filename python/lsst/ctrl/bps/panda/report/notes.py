@@ -6,6 +6,7 @@ __all__ = ["MonitorLinks", "add_notes"]
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 
 from lsst.ctrl.bps.wms_service import WmsSpecificInfo, WmsStates
 
@@ -66,19 +67,17 @@ def add_notes(info: WmsSpecificInfo, evidence: RunEvidence, links: MonitorLinks)
     """Add to a report what a user wants to know besides the counts: lines,
     and their values in its context.
     """
-    _add_origin(info, evidence)
-    _add_server_state(info, evidence)
-    _add_problems(info, evidence)
-    _add_errors(info, evidence, links)
-    _add_links(info, evidence, links)
-    _add_advice(info, evidence)
-
-
-def _add_origin(info: WmsSpecificInfo, evidence: RunEvidence) -> None:
     if origin := evidence.attributes.origin:
         info.add_message(
             "This run completes run {origin}: it holds only what was not done there.", origin=origin
         )
+    _add_server_state(info, evidence)
+    for number, problem in enumerate(evidence.problems, start=1):
+        key = f"problem_{number}"
+        info.add_message(f"Not known: {{{key}}}", {key: problem})
+    _add_errors(info, evidence, links)
+    _add_links(info, evidence, links)
+    _add_advice(info, evidence)
 
 
 def _add_server_state(info: WmsSpecificInfo, evidence: RunEvidence) -> None:
@@ -112,12 +111,6 @@ def _add_tasks(info: WmsSpecificInfo, evidence: RunEvidence, words: str, statuse
         more = f" and {len(found) - _TASK_LIMIT} more" if len(found) > _TASK_LIMIT else ""
         key = f"{min(statuses)}_tasks"
         info.add_message(f"{words} {{{key}}}.", {key: ", ".join(found[:_TASK_LIMIT]) + more})
-
-
-def _add_problems(info: WmsSpecificInfo, evidence: RunEvidence) -> None:
-    for number, problem in enumerate(evidence.problems, start=1):
-        key = f"problem_{number}"
-        info.add_message(f"Not known: {{{key}}}", {key: problem})
 
 
 def _add_errors(info: WmsSpecificInfo, evidence: RunEvidence, links: MonitorLinks) -> None:
@@ -225,18 +218,6 @@ def _has_failed(evidence: RunEvidence) -> bool:
     return evidence.tally.total[WmsStates.FAILED] > 0
 
 
-def _goes_on(evidence: RunEvidence) -> bool:
-    return not evidence.ended
-
-
-def _waits_in_vain(evidence: RunEvidence) -> bool:
-    return evidence.waits_in_vain
-
-
-def _still_fails(evidence: RunEvidence) -> bool:
-    return _goes_on(evidence) and _has_failed(evidence)
-
-
 _Condition = Callable[[RunEvidence], bool]
 _ADVICE: tuple[tuple[_Condition, str], ...] = (
     (_lacks_memory, f"some jobs ran out of memory: {MEMORY_ADVICE}."),
@@ -245,10 +226,16 @@ _ADVICE: tuple[tuple[_Condition, str], ...] = (
         _is_infrastructure,
         "some errors are not the payload's: if they come again, ask those who run the site or PanDA.",
     ),
-    (_waits_in_vain, "bps cancel --id {id} once more: the last task waits for jobs that were killed."),
-    (_goes_on, "panda_bps watch {id} shows the run live, until it has ended."),
+    (
+        attrgetter("waits_in_vain"),
+        "bps cancel --id {id} once more: the last task waits for jobs that were killed.",
+    ),
+    (lambda evidence: not evidence.ended, "panda_bps watch {id} shows the run live, until it has ended."),
     (_has_failed, "panda_bps errors {id} says why jobs failed, with the ends of their logs and what to do."),
-    (_still_fails, "let the run end; then bps restart --id {id} runs again what failed."),
+    (
+        lambda evidence: _has_failed(evidence) and not evidence.ended,
+        "let the run end; then bps restart --id {id} runs again what failed.",
+    ),
     (_is_dying, "wait until the last job has ended; then bps restart --id {id} runs again what was deleted."),
     (
         _has_no_plan,

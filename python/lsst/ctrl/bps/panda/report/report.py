@@ -29,7 +29,7 @@ from ..errors import SettingsError
 from ..plan.naming import printable_label
 from ..status.evidence import RunEvidence, RunTally
 from ..status.failures import exit_codes
-from ..status.states import Counts, no_jobs
+from ..status.states import Counts, sum_counts
 from ..status.vocabulary import TERMINAL
 from .notes import MonitorLinks, add_notes
 
@@ -193,7 +193,9 @@ def _bare_report(evidence: RunEvidence) -> WmsRunReport:
         campaign=attributes.campaign,
         payload=attributes.payload,
         operator=attributes.operator,
-        run_summary=_run_summary(tally),
+        run_summary=";".join(
+            f"{label}:{sum(counts.values())}" for label, counts in _job_summary(tally).items()
+        ),
         state=tally.state,
         jobs=[],
         total_number_jobs=tally.job_count,
@@ -211,17 +213,9 @@ def _job_summary(tally: RunTally) -> dict[str, Counts]:
     """
     summary: dict[str, Counts] = {}
     for label, counts in tally.by_label.items():
-        total = summary.setdefault(printable_label(label), no_jobs())
-        for state, number in counts.items():
-            total[state] += number
+        printed = printable_label(label)
+        summary[printed] = sum_counts((summary.get(printed, {}), counts))
     return summary
-
-
-def _run_summary(tally: RunTally) -> str:
-    numbers: dict[str, int] = {}
-    for label, counts in tally.by_label.items():
-        numbers[printable_label(label)] = numbers.get(printable_label(label), 0) + sum(counts.values())
-    return ";".join(f"{label}:{number}" for label, number in numbers.items())
 
 
 def _exit_codes(evidence: RunEvidence) -> dict[str, list[int]]:

@@ -1,6 +1,6 @@
 """PanDA's own API, version 1: tasks, jobs and the file cache."""
 
-__all__ = ["MAX_CACHE_FILE", "PandaApi", "api_base", "server_root", "unwrap_api"]
+__all__ = ["JOBS_A_TASK", "MAX_CACHE_FILE", "PandaApi", "api_base", "server_root", "unwrap_api"]
 
 import json
 import os
@@ -20,6 +20,9 @@ from .transport import Transport
 
 # The server sends Python text instead of JSON without it.
 _HEADERS = {"Accept": "application/json"}
+
+JOBS_A_TASK = 5500
+"""PanDA lists no more jobs of a task (panda-server 1.0.4)."""
 
 MAX_CACHE_FILE = 10 * 1024**2
 """Largest file that PanDA's file cache takes, bytes (panda-server 1.0.4)."""
@@ -100,8 +103,8 @@ class PandaApi:
     def job_descriptions(self, task_id: int, *, unsuccessful_only: bool = False) -> list[dict[str, Any]]:
         """Get the attributes of the PanDA jobs of a task, all attempts, archived ones too.
 
-        The server cuts the list at 5500 jobs.  Unsuccessful are those that
-        failed or did not run.
+        The server cuts the list at `JOBS_A_TASK` jobs.  Unsuccessful are those
+        that failed or did not run.
         """
         what = f"job descriptions of task {task_id}"
         return self._get_rows(

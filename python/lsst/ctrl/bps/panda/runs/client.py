@@ -41,7 +41,6 @@ from ..status.evidence import (
 )
 from ..status.records import ContentRecord, JobRecord, RequestRecord, TaskRecord
 from ..status.replies import parse_contents, parse_jobs, parse_requests, parse_tasks, parse_transforms
-from ..status.states import running_by_task
 from ..status.vocabulary import GOING_TASKS
 from .files import PLAN_NAME, REGISTRATION_NAME, collect_outputs, names_directory, write_text
 from .record import BuildReply, RunIndex, RunRecord
@@ -61,8 +60,7 @@ MAX_TRANSFORMS_WITH_CONTENTS = 25
 """Most transforms whose contents a report fetches; a row costs 3 kB."""
 
 MAX_TASKS_WITH_JOBS = 10
-"""Most tasks whose jobs a report asks PanDA for; 5500 jobs of a task are
-listed at most."""
+"""Most tasks whose jobs a report asks PanDA for; of each it lists `~..rest.panda_api.JOBS_A_TASK` at most."""
 
 MAX_TASKS = 5000
 """Most tasks that a list of runs asks PanDA for."""
@@ -330,7 +328,7 @@ class RunClient:
     def running(self, evidence: RunEvidence) -> int:
         """Count the PanDA jobs of a run that are running now, as far as PanDA knows."""
         _, jobs = self._panda_side(evidence, [])
-        return sum(running_by_task(jobs or ()).values())
+        return replace(evidence, jobs=jobs).running_jobs
 
     def recent(
         self, *, days: float, user: str | None = None, everybody: bool = False

@@ -135,7 +135,7 @@ def _done_jobs(client: RunClient, evidence: RunEvidence, plan: WorkflowPlan) -> 
             done.update(task.ordinals)
             continue
         contents = client.contents(evidence.request.request_id, transform.transform_id)
-        available = {content.name for content in contents if content.status == "Available"}
+        available = {content.name for content in contents if content.done}
         done.update(n for n, job in enumerate(task.jobs, task.first) if job.pseudo_input in available)
     return done
 

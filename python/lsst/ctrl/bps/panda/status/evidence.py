@@ -19,6 +19,7 @@ __all__ = [
     "transforms_from_tasks",
 ]
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -41,6 +42,7 @@ from .records import (
 )
 from .states import (
     Counts,
+    add_counts,
     count_task,
     is_aborted,
     is_ended,
@@ -49,7 +51,7 @@ from .states import (
     quiet_seconds,
     refine_by_contents,
     run_state,
-    running_by_task,
+    sum_counts,
     was_killed,
 )
 from .vocabulary import (
@@ -60,6 +62,7 @@ from .vocabulary import (
     UNKNOWN_EXIT_CODE,
     ContentPhase,
     TransformPhase,
+    is_running,
 )
 
 UNRELEASED_LABEL = "(unreleased)"
@@ -90,11 +93,6 @@ class PlanSummary:
 
     clusters: tuple[str, ...] = ()
     """Labels that BPS's configuration has in its section ``cluster``."""
-
-    @property
-    def job_count(self) -> int:
-        """Number of planned jobs."""
-        return sum(count for _, count in self.labels)
 
 
 @dataclass(frozen=True)
@@ -192,8 +190,13 @@ class RunEvidence:
 
     @cached_property
     def running_by_task(self) -> dict[int, int]:
-        """Number of PanDA jobs that run now by task, as far as is known."""
-        return running_by_task(self.jobs or ())
+        """Number of PanDA jobs that run now by task, as far as is known; a task
+        of which no job runs is there with 0.
+        """
+        running: Counter[int] = Counter()
+        for job in self.jobs or ():
+            running[job.task_id] += is_running(job.status)
+        return dict(running)
 
     @property
     def running_jobs(self) -> int:
@@ -208,6 +211,14 @@ class RunEvidence:
             for transform in self.transforms or ()
             if transform.workload_id
         }
+
+    def with_attempts(self, attempts: tuple[JobRecord, ...], problems: Iterable[str]) -> RunEvidence:
+        """Add attempts, and what could not be found out about them; what has been
+        worked out stays, since nothing of it depends on them.
+        """
+        evidence = replace(self, attempts=attempts, problems=(*self.problems, *problems))
+        vars(evidence).update({**vars(self), **vars(evidence)})
+        return evidence
 
     @property
     def unexplained_transforms(self) -> tuple[int, ...]:
@@ -283,10 +294,10 @@ def _tally_run(evidence: RunEvidence) -> RunTally:
     by_transform: dict[int, Counts] = {}
     for label, transform, planned in expected:
         counts = count_task(transform, planned, aborted=aborted, ended=ended)
-        _add(coarse, label, counts)
+        add_counts(coarse[label], counts)
         if not plain:
             counts = _refine(evidence, transform, planned, counts)
-            _add(fine, label, counts)
+            add_counts(fine[label], counts)
         if transform is not None:
             by_transform[transform.transform_id] = counts
     _add_missing(evidence, coarse)
@@ -294,10 +305,10 @@ def _tally_run(evidence: RunEvidence) -> RunTally:
         _add_missing(evidence, fine)
     if aborted:
         _unprune((*fine.values(), *by_transform.values()))
-    counted = _sum_of(coarse)
+    counted = sum_counts(coarse.values())
     return RunTally(
         state=run_state(evidence.request, counted, ended=ended),
-        total=counted if plain else _sum_of(fine),
+        total=counted if plain else sum_counts(fine.values()),
         by_label=fine,
         labels={item.transform_id: label for label, item, _ in expected if item is not None},
         by_transform=by_transform,
@@ -314,19 +325,6 @@ def _unprune(every: Iterable[Counts]) -> None:
     for counts in every:
         counts[WmsStates.DELETED] += counts[WmsStates.PRUNED]
         counts[WmsStates.PRUNED] = 0
-
-
-def _sum_of(by_label: Mapping[str, Counts]) -> Counts:
-    total = no_jobs()
-    for counts in by_label.values():
-        _increase(total, counts)
-    return total
-
-
-def _increase(total: Counts, counts: Counts) -> None:
-    for state, number in counts.items():
-        if number:
-            total[state] += number
 
 
 def _expected_tasks(
@@ -366,13 +364,6 @@ def _refine(evidence: RunEvidence, transform: TransformRecord | None, planned: i
     return counts
 
 
-def _add(by_label: dict[str, Counts], label: str, counts: Counts) -> None:
-    total = by_label.get(label)
-    if total is None:
-        total = by_label[label] = no_jobs()
-    _increase(total, counts)
-
-
 def _add_missing(evidence: RunEvidence, by_label: dict[str, Counts]) -> None:
     """Add jobs that are planned but not in any known task."""
     if evidence.plan is not None:
@@ -387,7 +378,7 @@ def _add_missing(evidence: RunEvidence, by_label: dict[str, Counts]) -> None:
         if evidence.transforms is None and short > 0:
             counts[_unasked_state(evidence)] += short
         elif short > 0:
-            _add(by_label, label, count_task(None, short, aborted=evidence.aborted, ended=evidence.ended))
+            add_counts(counts, count_task(None, short, aborted=evidence.aborted, ended=evidence.ended))
 
 
 def _unasked_state(evidence: RunEvidence) -> WmsStates:

@@ -16,7 +16,7 @@ from .evidence import RunEvidence
 from .records import JobError, JobRecord, choose_error
 from .states import has_kill_code
 from .verdicts import Rulebook, Verdict
-from .vocabulary import CONTENT_STATUSES, OUT_OF_MEMORY, RULES, UNKNOWN_EXIT_CODE, ContentPhase
+from .vocabulary import OUT_OF_MEMORY, RULES, UNKNOWN_EXIT_CODE
 
 _TEXT_LIMIT = 300
 _LINE_LIMIT = 160
@@ -95,9 +95,7 @@ def signature_of(error: JobError) -> str:
     return _NUMBERS.sub("#", _IDENTIFIERS.sub("#", text))
 
 
-def exit_codes(
-    failed: Mapping[str, int], failures: Iterable[JobRecord], *, unknown: int = UNKNOWN_EXIT_CODE
-) -> dict[str, list[int]]:
+def exit_codes(failed: Mapping[str, int], failures: Iterable[JobRecord]) -> dict[str, list[int]]:
     """List an exit code for each failed job, by label and sorted; at most ten
     million a label.
 
@@ -111,7 +109,7 @@ def exit_codes(
     for label, count in failed.items():
         number = min(count, _CODE_LIMIT)
         codes = found[label][:number]
-        found[label] = sorted(codes + [unknown] * (number - len(codes)))
+        found[label] = sorted(codes + [UNKNOWN_EXIT_CODE] * (number - len(codes)))
     return found
 
 
@@ -134,7 +132,7 @@ def digest_errors(evidence: RunEvidence, *, label: str = "", by_label: bool = Tr
     bad = [job for job in evidence.attempts if (job.failed or job.killed) and label in ("", job.label)]
     finished = {(job.task_id, job.name) for job in evidence.attempts if job.finished}
     finished |= _finished_in_idds(evidence)
-    complete = _complete_tasks(evidence)
+    complete = {item.workload_id for item in evidence.transforms or () if item.complete}
     finished |= {(job.task_id, job.name) for job in bad if job.task_id in complete}
     known = {job.panda_id for job in bad}
     bad += [
@@ -175,13 +173,8 @@ def _finished_in_idds(evidence: RunEvidence) -> set[tuple[int, str]]:
         (tasks.get(transform_id, 0), content.name)
         for transform_id, contents in evidence.contents.items()
         for content in contents
-        if CONTENT_STATUSES.get(content.status) is ContentPhase.DONE
+        if content.done
     }
-
-
-def _complete_tasks(evidence: RunEvidence) -> set[int]:
-    """List tasks of which every job finished, by PanDA's number."""
-    return {item.workload_id for item in evidence.transforms or () if item.complete}
 
 
 def _group_of(

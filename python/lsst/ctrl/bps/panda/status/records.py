@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from .vocabulary import JOB_STATUSES, SOURCES, UNKNOWN_EXIT_CODE, JobPhase
+from .vocabulary import CONTENT_STATUSES, JOB_STATUSES, SOURCES, UNKNOWN_EXIT_CODE, ContentPhase, JobPhase
 
 _LOG_NAMES = (("pilotlog.txt", "payload.stderr"), (".out", ".err"))
 
@@ -144,6 +144,11 @@ class ContentRecord:
 
     site: str = ""
 
+    @property
+    def done(self) -> bool:
+        """Whether the job succeeded."""
+        return CONTENT_STATUSES.get(self.status) is ContentPhase.DONE
+
 
 @dataclass(frozen=True, slots=True)
 class TaskRecord:
@@ -201,8 +206,6 @@ class JobRecord:
     """PanDA queue."""
 
     node: str = ""
-    """Worker node."""
-
     created: datetime | None = None
     started: datetime | None = None
     ended: datetime | None = None

@@ -23,6 +23,8 @@ __all__ = [
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any
 
 from ..errors import ReplyError
@@ -58,12 +60,6 @@ _CONTENT_FIELDS = tuple(
 )
 _JOB_FIELDS = tuple((source.name, source.job_code, source.job_text) for source in SOURCES.values())
 _NO_COMMAND = frozenset({"", "NoneCommand"})
-_MONTHS = {
-    month: number
-    for number, month in enumerate(
-        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"], start=1
-    )
-}
 _CUT = 300
 
 
@@ -152,8 +148,7 @@ def _counts_from(row: Mapping[str, Any], side: str) -> FileCounts | None:
         return None
 
     def count(kind: str) -> int:
-        key = f"{side}_{kind}_files"
-        return max(0, optional_integer(row.get(key), key) or 0)
+        return _count(row, f"{side}_{kind}_files")
 
     return FileCounts(
         total=max(0, total),
@@ -224,9 +219,7 @@ def parse_tasks(value: Any) -> tuple[TaskRecord, ...]:
 
 
 def _task_from(row: Mapping[str, Any]) -> TaskRecord:
-    def count(key: str) -> int:
-        return max(0, optional_integer(row.get(key), key) or 0)
-
+    count = partial(_count, row)
     return TaskRecord(
         task_id=integer_of(row, "jediTaskID"),
         name=text_of(row.get("taskName")),
@@ -257,10 +250,7 @@ def parse_jobs(value: Any, labels: Mapping[int, str] | None = None) -> tuple[Job
 
 
 def _job_from(row: Mapping[str, Any], labels: Mapping[int, str]) -> JobRecord:
-    def number(key: str) -> int:
-        # The pilot gives -1 for figures that it could not read.
-        return max(0, optional_integer(row.get(key), key) or 0)
-
+    number = partial(_count, row)
     task_id = number("jediTaskID")
     status = text_of(row.get("jobStatus"))
     job_name = text_of(row.get("jobName"))
@@ -377,6 +367,11 @@ def integer_of(row: Mapping[str, Any], key: str) -> int:
     return number
 
 
+def _count(row: Mapping[str, Any], key: str) -> int:
+    """Read a number that may be absent; the pilot gives -1 for figures that it could not read."""
+    return max(0, optional_integer(row.get(key), key) or 0)
+
+
 def text_of(value: Any) -> str:
     """Read a text; `None` gives an empty one, and anything else is rendered."""
     if isinstance(value, str):
@@ -395,13 +390,8 @@ def date_of(value: Any) -> datetime | None:
         value = value.get("__datetime__")
     if not isinstance(value, str):
         return None
-    parts = value.split()
     try:
-        if len(parts) == 6 and parts[2] in _MONTHS:
-            hour, minute, second = parts[4].split(":")
-            day, year = int(parts[1]), int(parts[3])
-            return datetime(year, _MONTHS[parts[2]], day, int(hour), int(minute), int(second), tzinfo=UTC)
-        date = datetime.fromisoformat(value)
+        date = parsedate_to_datetime(value) if "," in value else datetime.fromisoformat(value)
     except (ValueError, OverflowError):
         return None
     return date if date.tzinfo else date.replace(tzinfo=UTC)

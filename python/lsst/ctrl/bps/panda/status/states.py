@@ -9,30 +9,32 @@ were fetched, only move jobs between states, they never add or lose one.
 from __future__ import annotations
 
 __all__ = [
+    "BEFORE_RUNNING",
     "Counts",
     "ENDED_STATES",
     "SETTLE_SECONDS",
+    "add_counts",
     "count_task",
     "has_kill_code",
     "is_aborted",
     "is_ended",
+    "move_jobs",
     "no_jobs",
     "phase_of",
     "quiet_seconds",
     "refine_by_contents",
     "run_state",
-    "running_by_task",
+    "sum_counts",
     "was_killed",
 ]
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
 
 from lsst.ctrl.bps.wms_service import WmsStates
 
-from .records import ContentRecord, FileCounts, JobError, JobRecord, RequestRecord, TransformRecord
+from .records import ContentRecord, FileCounts, JobError, RequestRecord, TransformRecord
 from .vocabulary import (
     CONTENT_STATUSES,
     JOB_STATUSES,
@@ -45,7 +47,6 @@ from .vocabulary import (
     JobPhase,
     RequestPhase,
     TransformPhase,
-    is_running,
 )
 
 SETTLE_SECONDS = 120.0
@@ -156,6 +157,9 @@ def _going_state(request: RequestRecord, counts: Mapping[WmsStates, int]) -> Wms
 Counts = dict[WmsStates, int]
 """Number of jobs in each of the 11 states."""
 
+BEFORE_RUNNING = (WmsStates.PENDING, WmsStates.READY, WmsStates.UNREADY)
+"""Where a job that runs is taken from, most likely first."""
+
 
 class Open(Enum):
     """Jobs of a transform that have not ended, by what the counters say."""
@@ -199,6 +203,21 @@ def no_jobs() -> Counts:
     return _NONE.copy()
 
 
+def sum_counts(several: Iterable[Counts]) -> Counts:
+    """Add up counts."""
+    total = no_jobs()
+    for counts in several:
+        add_counts(total, counts)
+    return total
+
+
+def add_counts(total: Counts, counts: Counts) -> None:
+    """Add counts to others, in place."""
+    for state, number in counts.items():
+        if number:
+            total[state] += number
+
+
 def phase_of(status: str, aborted: bool) -> TransformPhase:
     """Return what a transform's status means for jobs that are not done; killed
     transforms of an aborted run end as Failed or SubFinished.
@@ -233,7 +252,7 @@ def count_task(
     if aborted and transform.inputs is not None:
         # A job is pruned together with its input; an abort gives up outputs alone.
         given_up = max(0, counts[WmsStates.PRUNED] - max(0, transform.inputs.missing))
-        _move(counts, given_up, WmsStates.PRUNED, WmsStates.DELETED)
+        move_jobs(counts, given_up, WmsStates.DELETED, WmsStates.PRUNED)
     phase = phase_of(transform.status, aborted)
     states = _LEFTOVERS[phase]
     for kind, number in _open_jobs(transform, planned).items():
@@ -276,11 +295,11 @@ def _start(counts: Counts, transform: TransformRecord, running: int | None) -> N
     a message or a poll says otherwise.
     """
     if running is None:
-        started = transform.processing_status in RUNNING_PROCESSINGS
-        _move(counts, counts[WmsStates.PENDING] if started else 0, WmsStates.PENDING, WmsStates.RUNNING)
+        if transform.processing_status in RUNNING_PROCESSINGS:
+            move_jobs(counts, counts[WmsStates.PENDING], WmsStates.RUNNING, WmsStates.PENDING)
         return
-    for source in (WmsStates.PENDING, WmsStates.READY, WmsStates.UNREADY):
-        _move(counts, max(0, running - counts[WmsStates.RUNNING]), source, WmsStates.RUNNING)
+    more = running - counts[WmsStates.RUNNING]
+    move_jobs(counts, more, WmsStates.RUNNING, *BEFORE_RUNNING)
 
 
 def refine_by_contents(
@@ -302,8 +321,9 @@ def refine_by_contents(
         else:
             failed += meaning in (ContentPhase.RETRIED, ContentPhase.FAILED)
     # The counters may be older than the contents: what has failed stays.
-    _move(counts, min(killed, counts[WmsStates.FAILED] - failed), WmsStates.FAILED, WmsStates.DELETED)
-    _move(counts, retried, WmsStates.FAILED, WmsStates.PENDING)
+    killed = min(killed, counts[WmsStates.FAILED] - failed)
+    move_jobs(counts, killed, WmsStates.DELETED, WmsStates.FAILED)
+    move_jobs(counts, retried, WmsStates.PENDING, WmsStates.FAILED)
 
 
 def was_killed(content: ContentRecord) -> bool:
@@ -327,17 +347,10 @@ def has_kill_code(errors: Iterable[JobError]) -> bool:
     return any((error.source, error.code) in KILL_CODES for error in errors)
 
 
-def _move(counts: Counts, number: int, source: WmsStates, target: WmsStates) -> None:
-    number = max(0, min(number, counts[source]))
-    counts[source] -= number
-    counts[target] += number
-
-
-def running_by_task(jobs: Iterable[JobRecord]) -> dict[int, int]:
-    """Count PanDA jobs that run now by task; a task of which no job runs is
-    there with 0.
-    """
-    running: Counter[int] = Counter()
-    for job in jobs:
-        running[job.task_id] += is_running(job.status)
-    return dict(running)
+def move_jobs(counts: Counts, number: int, target: WmsStates, *sources: WmsStates) -> None:
+    """Move at most so many jobs to a state, from the first of others that has any."""
+    for source in sources:
+        some = max(0, min(number, counts[source]))
+        counts[source] -= some
+        counts[target] += some
+        number -= some
