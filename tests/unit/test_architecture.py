@@ -12,7 +12,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +90,24 @@ LONG_MODULES = {
     "edgenode.cmd_line_decoder": "one file that has to run alone on a worker",
 }
 MAX_FUNCTION_LINES = 70
+
+BOUNDARIES = {
+    "campaign.parts": "makes configurations out of one, without asking a server",
+    "insight.cloud_log": "Google's client, an extra",
+    "local.executor": "jobs on this machine, apart from the server that hands them out",
+    "local.idds_repairs.tuning": "repairs that make iDDS faster, apart from those that make it right",
+    "local.web": "the only place of routes",
+    "remote.request": "the half of a remote build on the submit host",
+    "rucio.checks": "asks Rucio and the Butler before a submission",
+    "runs.cancel": "a command of BPS",
+    "runs.restart": "a command of BPS",
+    "settings.schema": "for editors; nothing of a run needs it",
+    "staging.area": "what `staging` offers to others",
+    "staging.stores": "the places where an area lies: file system, lsst.resources",
+    "web.drawing": "positions in SVG, which the page embeds",
+    "web.page": "the only user of templates",
+}
+"""Modules that one other module imports, and why they are not part of it."""
 
 
 @dataclass(frozen=True)
@@ -220,6 +238,34 @@ def test_modules_do_not_import_each_other_in_a_circle():
         (module.name, target) for module in MODULES for target in own_imports(module) if module.name
     )
     assert [sorted(circle) for circle in nx.strongly_connected_components(graph) if len(circle) > 1] == []
+
+
+def test_a_module_with_one_importer_is_a_boundary():
+    """What only one module needs belongs to that module.  Commands, files that
+    run alone and the demo are apart.
+    """
+    importers: dict[str, set[str]] = {}
+    for module in MODULES:
+        for target in own_imports(module):
+            importers.setdefault(target, set()).add(module.name)
+    apart = ("cli", "edgenode", "demo")
+    single = {name for name, users in importers.items() if len(users) == 1 and not within_any(name, apart)}
+    assert single == set(BOUNDARIES)
+
+
+def within_any(name: str, parts: Iterable[str]) -> bool:
+    """Whether a dotted name lies in one of some parts."""
+    return any(within(name, part) for part in parts)
+
+
+def test_public_classes_have_names_of_their_own():
+    """Two classes with one name are two meanings of one word."""
+    homes: dict[str, list[str]] = {}
+    for module in MODULES:
+        for node in module.tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(module.name)
+    assert {name: where for name, where in homes.items() if len(where) > 1} == {}
 
 
 @EACH
