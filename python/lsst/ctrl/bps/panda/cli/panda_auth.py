@@ -16,13 +16,13 @@ Exit codes, for scripts:
 ==== ====================================================================
 """
 
-__all__ = ["cli", "main"]
+__all__ = ["main"]
 
 import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -40,9 +40,7 @@ from ..auth.login import DeviceGrant, RefreshOutcome, find_login_settings, keep_
 from ..auth.login import refresh as refresh_login
 from ..errors import (
     AuthenticationError,
-    LoginError,
     PandaBpsError,
-    RefreshRefusedError,
     TokenBrokenError,
     TokenExpiredError,
     TokenMissingError,
@@ -64,8 +62,6 @@ from . import INTERRUPTED
 _EXIT_CODES: tuple[tuple[type[PandaBpsError], int, str], ...] = (
     (TokenMissingError, 3, "no-token"),
     (TokenExpiredError, 4, "expired"),
-    (RefreshRefusedError, 5, "refused"),
-    (LoginError, 5, "refused"),
     (TokenBrokenError, 7, "broken"),
     (AuthenticationError, 5, "refused"),
     (TransportError, 6, "unreachable"),
@@ -98,10 +94,6 @@ def _guarded(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _environment() -> Mapping[str, str]:
-    return dict(os.environ)
-
-
 def _log_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the logging options that all commands of the stack have."""
     for add in (log_label_option, log_tty_option, log_file_option, long_log_option):
@@ -112,19 +104,13 @@ def _log_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @_log_options
-def cli(
-    log_level: dict[str, str],
-    long_log: bool,
-    log_file: tuple[str, ...],
-    log_tty: bool,
-    log_label: dict[str, str],
-) -> None:
+def main(log_level: dict[str, str], long_log: bool, **log_options: Any) -> None:
     """Log in to PanDA and manage the token."""
-    CliLog.initLog(longlog=long_log, log_tty=log_tty, log_file=log_file, log_label=log_label)
+    CliLog.initLog(longlog=long_log, **log_options)
     CliLog.setLogLevels(log_level)
 
 
-@cli.command(short_help="Show the token: whose, and until when.")
+@main.command(short_help="Show the token: whose, and until when.")
 @click.option(
     "--needed",
     type=click.FloatRange(min=0),
@@ -137,19 +123,18 @@ def cli(
 def status(needed: float, as_json: bool) -> None:
     """Print information about the auth token."""
     now = datetime.now(UTC)
-    env = _environment()
-    proxy = find_proxy(env, uid=os.getuid())
-    if proxy is not None and env.get("PANDA_AUTH", "oidc") != "oidc":
+    proxy = find_proxy(os.environ, uid=os.getuid())
+    if proxy is not None and os.environ.get("PANDA_AUTH", "oidc") != "oidc":
         _show_proxy(proxy, timedelta(hours=needed), now, as_json=as_json)
         return
-    source = find_token_source(env)
+    source = find_token_source(os.environ)
     token = source.read()
     claims = parse_claims(token)
     _show_token(source.description, source.store, claims, now, as_json=as_json)
     ensure_lifetime(token, timedelta(hours=needed), now=now)
 
 
-@cli.command(short_help="Log in and get a new token.")
+@main.command(short_help="Log in and get a new token.")
 @_json_option
 @_guarded
 def reset(as_json: bool) -> None:
@@ -157,11 +142,9 @@ def reset(as_json: bool) -> None:
 
     The present token stays until there is a new one.
     """
-    env = _environment()
-    settings = find_login_settings(env)
-    store = TokenStore(token_directory(env))
-    claims = log_in(store, settings, _show_grant)
-    if not env.get("PANDA_CONFIG_ROOT"):
+    store = TokenStore(token_directory(os.environ))
+    claims = log_in(store, find_login_settings(os.environ), _show_grant)
+    if not os.environ.get("PANDA_CONFIG_ROOT"):
         click.echo(
             "PANDA_CONFIG_ROOT is not set: the token is in the current directory and only found from here.",
             err=True,
@@ -169,7 +152,7 @@ def reset(as_json: bool) -> None:
     _show_token(str(store.path), store, claims, datetime.now(UTC), as_json=as_json)
 
 
-@cli.command(short_help="Renew the token if it is about to expire.")
+@main.command(short_help="Renew the token if it is about to expire.")
 @click.option(
     "--days",
     default=4.0,
@@ -186,9 +169,8 @@ def refresh(days: float, force: bool, watch: bool, verbose: bool, as_json: bool)
     """Refresh the auth token without a browser, as from a cron job."""
     if verbose:
         CliLog.setLogLevels({"lsst.ctrl.bps.panda": "DEBUG"})
-    env = _environment()
-    settings = find_login_settings(env)
-    store = TokenStore(token_directory(env))
+    settings = find_login_settings(os.environ)
+    store = TokenStore(token_directory(os.environ))
     threshold = timedelta.max if force else timedelta(days=days)
     if not watch:
         _show_outcome(refresh_login(store, settings, threshold=threshold), store, as_json=as_json)
@@ -197,12 +179,12 @@ def refresh(days: float, force: bool, watch: bool, verbose: bool, as_json: bool)
         _show_outcome(outcome, store, as_json=as_json)
 
 
-@cli.command(short_help="Remove the token.")
+@main.command(short_help="Remove the token.")
 @_json_option
 @_guarded
 def clean(as_json: bool) -> None:
     """Clean up the token and the cache files of panda-client beside it."""
-    store = TokenStore(token_directory(_environment()))
+    store = TokenStore(token_directory(os.environ))
     removed = [str(path) for path in store.clean()]
     if as_json:
         click.echo(json.dumps({"removed": removed}))
@@ -248,46 +230,43 @@ def _show_outcome(outcome: RefreshOutcome, store: TokenStore, *, as_json: bool) 
 def _show_token(
     place: str, store: TokenStore | None, claims: Claims, now: datetime, *, as_json: bool
 ) -> None:
-    private = store.is_private() if store is not None else None
-    if as_json:
-        content = _describe(place, claims, now)
-        if store is not None:
-            content["refreshable"] = store.load().refresh_token is not None
-            content["private"] = private
-        click.echo(json.dumps(content))
-    else:
-        rows = {
-            "Filename": place,
-            "Valid starting": _render_time(claims.issued),
-            "Expires": _render_expiry(claims.expires, now),
-            "Name": claims.name,
-            "User": claims.username,
-            "Email": claims.email,
-            "Groups": ",".join(claims.groups),
-            "Organization": claims.organisation,
-        }
-        _show_rows(rows)
-    if private is False:
+    content = _describe(place, claims, now)
+    if store is not None:
+        content["refreshable"] = store.load().refresh_token is not None
+        content["private"] = store.is_private()
+    rows = {
+        "Filename": place,
+        "Valid starting": _render_time(claims.issued),
+        "Expires": _render_expiry(claims.expires, now),
+        "Name": claims.name,
+        "User": claims.username,
+        "Email": claims.email,
+        "Groups": ",".join(claims.groups),
+        "Organization": claims.organisation,
+    }
+    _show(content, rows, as_json=as_json)
+    if not content.get("private", True):
         click.echo(f"Warning: others can read {place}; 'chmod 600' it.", err=True)
 
 
 def _show_proxy(path: str, needed: timedelta, now: datetime, *, as_json: bool) -> None:
     info = read_proxy(path)
-    if as_json:
-        content = {"file": path, "subject": info.subject, **_describe_times(info.issued, info.expires, now)}
-        click.echo(json.dumps(content))
-    else:
-        rows = {
-            "X.509 proxy": path,
-            "Valid starting": _render_time(info.issued),
-            "Expires": _render_expiry(info.expires, now),
-            "Subject": info.subject,
-        }
-        _show_rows(rows)
+    content = {"file": path, "subject": info.subject, **_describe_times(info.issued, info.expires, now)}
+    rows = {
+        "X.509 proxy": path,
+        "Valid starting": _render_time(info.issued),
+        "Expires": _render_expiry(info.expires, now),
+        "Subject": info.subject,
+    }
+    _show(content, rows, as_json=as_json)
     info.ensure_lifetime(needed, now)
 
 
-def _show_rows(rows: dict[str, str]) -> None:
+def _show(content: dict[str, Any], rows: dict[str, str], *, as_json: bool) -> None:
+    """Show the content as JSON, or the rows as text."""
+    if as_json:
+        click.echo(json.dumps(content))
+        return
     for title, value in rows.items():
         click.echo(f"{title + ':':15} {_printable(value)}".rstrip())
 
@@ -326,8 +305,3 @@ def _render_expiry(expires: datetime | None, now: datetime) -> str:
     left = expires - now
     span = render_span(abs(left))
     return f"{_render_time(expires)} ({f'in {span}' if left > timedelta(0) else f'{span} ago'})"
-
-
-def main() -> None:
-    """Run the command."""
-    cli()

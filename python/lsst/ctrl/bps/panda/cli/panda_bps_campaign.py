@@ -173,16 +173,12 @@ def report(name: str, as_json: bool) -> None:
     click.echo()
     labels = [(label, *_numbers(counts)) for label, counts in found.labels.items()]
     print_lines(table(("label", "jobs", *STATE_COLUMNS), labels))
-    _print_problems(found.problems)
+    for problem in found.problems:
+        click.echo(problem, err=True)
 
 
 def _numbers(counts: Counts) -> list[int]:
     return [sum(counts.values()), *count_columns(counts).values()]
-
-
-def _print_problems(problems: Iterable[str]) -> None:
-    for problem in problems:
-        click.echo(problem, err=True)
 
 
 @campaign.command()
@@ -195,7 +191,8 @@ def status(name: str) -> int:
     _, found = _look(name)
     sites = ", ".join(f"{site.site} {site.state.name}" for site in found.sites)
     click.echo(f"{found.state.name}: {sites}")
-    _print_problems(found.problems)
+    for problem in found.problems:
+        click.echo(problem, err=True)
     return int(found.state.value)
 
 

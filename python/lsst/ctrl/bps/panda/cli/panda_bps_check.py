@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-__all__ = ["build", "check", "make_service", "read_configuration", "schema", "service_class_option"]
+__all__ = ["build", "check", "make_service", "schema", "service_class_option"]
 
 import json
 import re
@@ -36,22 +36,6 @@ def _configuration_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return config(site(service_class_option(function)))
 
 
-def read_configuration(path: str, *, compute_site: str | None = None, service: str | None = None) -> Any:
-    """Read a configuration as ``bps submit`` does, and make nothing of it; it has the values that BPS
-    itself defines.
-    """
-    from lsst.pipe.base import Instrument
-
-    given = {"computeSite": compute_site, "wmsServiceClass": service}
-    return complete_configuration(
-        path,
-        timestamp=Instrument.makeCollectionTimestamp(),
-        user=read_service_settings(None).user,
-        service_class=service,
-        command_line={key: value for key, value in given.items() if value},
-    )
-
-
 def make_service(name: str, config: Any = None) -> Any:
     """Make the service object that a configuration names; a `SettingsError` if there is
     no such class, or it is another plugin's.
@@ -79,8 +63,17 @@ def check(config: str, compute_site: str | None, wms_service_class: str | None) 
     jobs are checked by "bps prepare".  The exit code is 1 if there is a
     problem.
     """
+    from lsst.pipe.base import Instrument
+
+    given = {"computeSite": compute_site, "wmsServiceClass": wms_service_class}
     try:
-        bps_config = read_configuration(config, compute_site=compute_site, service=wms_service_class)
+        bps_config = complete_configuration(
+            config,
+            timestamp=Instrument.makeCollectionTimestamp(),
+            user=read_service_settings(None).user,
+            service_class=wms_service_class,
+            command_line={key: value for key, value in given.items() if value},
+        )
         service = make_service(RunConfiguration(bps_config).service_class, bps_config)
         findings = [*service.check_submission(), *check_names(bps_config, service.settings().environment)]
     except (PandaBpsError, KeyError, ValueError, OSError, RuntimeError) as error:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 from urllib.parse import urlsplit
 
 import click
@@ -68,7 +67,7 @@ class _Selection:
     "--limit", default=20, show_default=True, type=click.IntRange(1), help="Number of jobs at most."
 )
 @click.option("--project", default="", help="Google project of the log  [env: PANDA_LOG_PROJECT].")
-@click.option("--log-name", default="", help="Name of the log  [env: PANDA_LOG_NAME].")
+@click.option("--log-name", "log", default="", help="Name of the log  [env: PANDA_LOG_NAME].")
 @click.option("--credentials", default="", help="Google key file  [env: PANDA_LOG_CREDENTIALS].")
 @json_option
 def logs(
@@ -83,10 +82,8 @@ def logs(
     source: str,
     files: tuple[str, ...],
     limit: int,
-    project: str,
-    log_name: str,
-    credentials: str,
     as_json: bool,
+    **cloud_options: str,
 ) -> None:
     """Show the logs of a run's jobs.  RUN is its id, name or submit directory.
 
@@ -100,16 +97,12 @@ def logs(
     panda_bps logs 41 --label isr --grep "detector 12" --follow
     panda_bps logs 41 --query --level ERROR     for Google's console
     """  # noqa: D301 (click's mark)
-    named = {"project": project, "log": log_name, "credentials": credentials}
-    cloud = replace(
-        find_cloud_settings(asked.settings.environment),
-        **{key: value for key, value in named.items() if value},
-    )
+    given = {key: value for key, value in cloud_options.items() if value}
     selection = _Selection(
         choice=JobChoice(label, job, failed, everything=follow, limit=limit),
         filter=LineFilter.from_options(level=level, grep=grep),
         files=files,
-        cloud=cloud,
+        cloud=replace(find_cloud_settings(asked.settings.environment), **given),
         follow=follow,
     )
     evidence = _look(asked, selection)
@@ -118,7 +111,9 @@ def logs(
         return
     lines = _read_source(source, asked, evidence, selection)
     if as_json:
-        _write_lines(evidence, lines, one_by_one=follow)
+        # All lines as one document, or each as a document when it comes.
+        for some in ([line] for line in lines) if follow else [list(lines)]:
+            write_document(some, evidence, "logs", line=follow)
         return
     found = False
     for line in lines:
@@ -127,12 +122,6 @@ def logs(
     if evidence.attempts and not found:
         click.echo("No line was found that matches --level, --grep and --file.", err=True)
     print_problems(evidence.problems)
-
-
-def _write_lines(evidence: RunEvidence, lines: Iterable[LogLine], *, one_by_one: bool) -> None:
-    """Write all lines as one document, or each as a document when it comes."""
-    for some in ([line] for line in lines) if one_by_one else [list(lines)]:
-        write_document(some, evidence, "logs", line=one_by_one)
 
 
 def _print_query(evidence: RunEvidence, selection: _Selection, grep: str, as_json: bool) -> None:
@@ -145,8 +134,9 @@ def _print_query(evidence: RunEvidence, selection: _Selection, grep: str, as_jso
         for words in found.values():
             click.echo(words)
     if not selection.cloud.project:
-        words = "PROJECT stands for the Google project: give --project or set PANDA_LOG_PROJECT."
-        click.echo(words, err=True)
+        click.echo(
+            "PROJECT stands for the Google project: give --project or set PANDA_LOG_PROJECT.", err=True
+        )
 
 
 def _look(asked: Asked, selection: _Selection) -> RunEvidence:
@@ -252,12 +242,9 @@ def _from_cloud(asked: Asked, evidence: RunEvidence, selection: _Selection) -> I
     log = CloudLog(selection.cloud)
     query = _cloud_query(evidence, selection)
     click.echo(f"== Google Cloud Logging: {render_filter(query, selection.cloud)}", err=True)
-    if not selection.follow:
-        yield from filter(selection.filter.wants, log.lines(query))
-        return
-    ended = partial(_has_ended, asked)
-    yield from filter(selection.filter.wants, log.follow(query, ended, interval=_INTERVAL))
 
+    def has_ended() -> bool:
+        return observe(asked.connection, asked.run, scope=JobScope.NONE).ended
 
-def _has_ended(asked: Asked) -> bool:
-    return observe(asked.connection, asked.run, scope=JobScope.NONE).ended
+    lines = log.follow(query, has_ended, interval=_INTERVAL) if selection.follow else log.lines(query)
+    yield from filter(selection.filter.wants, lines)

@@ -6,7 +6,7 @@ __all__ = ["campaign_lines", "is_campaign", "rucio"]
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
@@ -24,7 +24,7 @@ from ..edgenode.rucio_program import Refused, Registration, graph_name
 from ..edgenode.rucio_program import register as run_registration
 from ..errors import PandaBpsError, RucioError
 from ..rucio.client import look_up_outputs, open_butler, open_client, rucio_errors
-from ..rucio.status import RegistrationStatus, Rule, look_at_registration, make_status_document
+from ..rucio.status import Place, RegistrationStatus, Rule, look_at_registration, make_status_document
 from ..rucio.step import Forecast, make_forecast, read_registration
 from ..runs.client import RunClient
 from ..runs.files import names_directory
@@ -32,6 +32,9 @@ from ..runs.record import RunRecord, read_record
 from ..settings.run import read_service_settings
 from .output import json_option, print_lines, print_problems, shows_errors, table, write_json
 from .run_argument import connect_for, local_option
+
+_UNKNOWN = (None, None, None)
+"""Outputs, registered and missing ones, where the Butler was not asked."""
 
 
 def is_campaign(name: str) -> bool:
@@ -75,7 +78,6 @@ def _look_at_campaign(name: str, *, local: bool) -> CampaignRegistration:
 
 
 def _rule_line(rule: Rule) -> str:
-    """Return a line about a rule."""
     ends = f", until {rule.expires_at}" if rule.expires_at else ""
     waiting = f", to come {rule.waiting}" if rule.waiting else ""
     return (
@@ -92,25 +94,14 @@ def campaign_lines(found: CampaignRegistration, *, list_missing: bool) -> Iterat
     yield f"Campaign {found.name}: registration complete at {share} sites, in {found.path}"
     rows = [(site.site, site.request_id, *_numbers(site)) for site in found.sites]
     asked = len(found.not_asked) < len(found.sites)
-    rows.append(
-        (
-            "total",
-            None,
-            found.outputs if asked else None,
-            found.outputs - found.missing if asked else None,
-            found.missing if asked else None,
-            found.files,
-            *count_locks(found.rules).values(),
-            _states(found.rules),
-        )
-    )
+    figures = (found.outputs, found.outputs - found.missing, found.missing) if asked else _UNKNOWN
+    rows.append(("total", None, *figures, found.files, *_rule_figures(found.rules)))
     head = ("site", "run", "in the Butler", "registered", "missing", "files")
     yield from table((*head, "locks OK", "replicating", "stuck", "to come", "rules"), rows)
     if found.not_asked and asked:
         yield f"in the Butler, registered, missing: without {', '.join(found.not_asked)}"
     if found.places:
-        places = [(place.rse, place.available, place.others) for place in found.places]
-        yield from table(("replicas at", "available", "other"), places, indent="  ")
+        yield from _place_table(found.places)
     yield from _wanting(found, list_missing=list_missing)
 
 
@@ -119,20 +110,20 @@ def _numbers(site: SiteRegistration) -> tuple[object, ...]:
     status = site.status
     if status is None:
         return (None,) * 9
-    missing = None if status.outputs is None else len(status.missing)
-    registered = None if status.outputs is None or missing is None else status.outputs - missing
-    return (
-        status.outputs,
-        registered,
-        missing,
-        status.files,
-        *count_locks(status.rules).values(),
-        _states(status.rules),
-    )
+    outputs, missing = status.outputs, len(status.missing)
+    figures = _UNKNOWN if outputs is None else (outputs, outputs - missing, missing)
+    return (*figures, status.files, *_rule_figures(status.rules))
 
 
-def _states(rules: tuple[Rule, ...]) -> str:
-    return ", ".join(f"{number} {state}" for state, number in count_rules(rules).items()) or "none"
+def _rule_figures(rules: tuple[Rule, ...]) -> tuple[object, ...]:
+    """Return the number of locks in each state, and the states of the rules."""
+    states = ", ".join(f"{number} {state}" for state, number in count_rules(rules).items()) or "none"
+    return (*count_locks(rules).values(), states)
+
+
+def _place_table(places: Sequence[Place]) -> list[str]:
+    rows = [(place.rse, place.available, place.others) for place in places]
+    return table(("replicas at", "available", "other"), rows, indent="  ")
 
 
 def _wanting(found: CampaignRegistration, *, list_missing: bool) -> Iterator[str]:
@@ -152,9 +143,6 @@ def _wanting(found: CampaignRegistration, *, list_missing: bool) -> Iterator[str
     for rule in found.rules:
         if rule.error or rule.state not in ("OK", "REPLICATING"):
             yield _rule_line(rule)
-
-
-_INCOMPLETE = 1
 
 
 @click.group(invoke_without_command=True)
@@ -200,16 +188,12 @@ def register(run: str, dry_run: bool, quantum_graph: str, local: bool) -> None:
             raise PandaBpsError(f"The quantum graph {graph} is not there. Name it: --quantum-graph FILE.")
         client = open_client()
         with rucio_errors("register"):
-            click.echo(_register(butler, client, registration, graph))
-
-
-def _register(butler: Any, client: Any, registration: Registration, quantum_graph: str) -> str:
-    try:
-        return run_registration(butler, client, registration, quantum_graph=quantum_graph)
-    except ImportError as error:
-        raise RucioError(
-            f"There is no module {error.name}: pip install 'lsst-ctrl-bps-panda[rucio]'."
-        ) from error
+            try:
+                click.echo(run_registration(butler, client, registration, quantum_graph=graph))
+            except ImportError as error:
+                raise RucioError(
+                    f"There is no module {error.name}: pip install 'lsst-ctrl-bps-panda[rucio]'."
+                ) from error
 
 
 def _forecast(butler: Any, registration: Registration) -> Forecast:
@@ -225,16 +209,10 @@ def _forecast(butler: Any, registration: Registration) -> Forecast:
 
 def _print_forecast(forecast: Forecast, quantum_graph: str) -> None:
     registration = forecast.registration
-    rows = [
-        (
-            "is there" if file.is_registered else "add",
-            file.dataset_type,
-            f"{registration.scope}:{file.name}",
-            file.pfn,
-            file.size,
-        )
-        for file in forecast.files
-    ]
+    rows = []
+    for file in forecast.files:
+        what, did = "is there" if file.is_registered else "add", f"{registration.scope}:{file.name}"
+        rows.append((what, file.dataset_type, did, file.pfn, file.size))
     print_lines(table(("", "dataset type", "did", "where", "bytes"), rows, left=4))
     for name in forecast.absent:
         click.echo(f"The run has no dataset of type {name}.")
@@ -294,28 +272,23 @@ def status(run: str, as_json: bool, list_missing: bool, local: bool) -> int:
         else:
             print_lines(campaign_lines(found, list_missing=list_missing))
             print_problems(found.problems)
-        return 0 if found.is_complete else _INCOMPLETE
+        return 0 if found.is_complete else 1
     record = _find_record(run, local=local)
-    registration = read_registration(record)
-    state, problems = look_at_registration(open_client(), registration)
+    state, problems = look_at_registration(open_client(), read_registration(record))
     if as_json:
-        write_json(
-            make_status_document(
-                state, request_id=record.request_id or 0, name=record.name, problems=problems
-            )
-        )
+        run_id = record.request_id or 0
+        write_json(make_status_document(state, request_id=run_id, name=record.name, problems=problems))
     else:
         print_lines(_status_lines(state, list_missing=list_missing))
         print_problems(problems)
-    return 0 if state.is_complete else _INCOMPLETE
+    return 0 if state.is_complete else 1
 
 
 def _status_lines(state: RegistrationStatus, *, list_missing: bool) -> Iterator[str]:
     kind = ("open" if state.is_open else "closed") if state.exists else "does not exist"
     yield f"dataset {state.scope}:{state.dataset}: {kind}, {state.files} files, {state.size} bytes"
     if state.places:
-        rows = [(place.rse, place.available, place.others) for place in state.places]
-        yield from table(("replicas at", "available", "other"), rows, indent="  ")
+        yield from _place_table(state.places)
     yield from map(_rule_line, state.rules)
     if state.rule_missing:
         yield f"no rule for {state.rule_missing}, which there should be"

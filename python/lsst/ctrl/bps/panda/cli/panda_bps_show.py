@@ -46,19 +46,7 @@ _rules_option = click.option(
 
 
 def read_rules(path: str | Path) -> Rulebook:
-    """Read the rules that failures are judged by.
-
-    Parameters
-    ----------
-    path : path
-        File with rules of the user's own, which come before the packaged
-        ones.
-
-    Raises
-    ------
-    SettingsError
-        Raised if the file cannot be read or is not understood.
-    """
+    """Read a user's own rules for failures, which come before the packaged ones."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:

@@ -154,10 +154,10 @@ def screen_lines(progress: Progress, columns: int, height: int) -> list[str]:
     foot.append(looked if progress.ended else f"{looked}; Ctrl-C stops watching, not the run")
     longest = max(_SHORT_LABEL, columns - _FIGURES)
     shown, left_out = _labels_to_show(progress.labels, height - len(head) - len(foot) - 2)
-    rows = [_row(_shorten(label, longest), progress.labels[label]) for label in shown]
+    rows = [_row(label, progress.labels[label], longest) for label in shown]
     if left_out:
         rows.append((f"({left_out} more)", "", *([""] * (1 + len(STATE_COLUMNS)))))
-    rows.append(_row("total", progress.total))
+    rows.append(_row("total", progress.total, longest))
     numbers = count_columns(progress.total)
     empty = [n for n, name in enumerate(numbers, 3) if name in _RARE and not numbers[name]]
     titles = ("label", "", "jobs", *numbers)
@@ -169,11 +169,8 @@ def screen_lines(progress: Progress, columns: int, height: int) -> list[str]:
     return [*head, *body, *foot][:height]
 
 
-def _shorten(label: str, length: int) -> str:
-    return label if len(label) <= length else f"{label[: length - 1]}\u2026"
-
-
-def _row(label: str, counts: Counts) -> tuple[object, ...]:
+def _row(label: str, counts: Counts, longest: int) -> tuple[object, ...]:
+    label = label if len(label) <= longest else f"{label[: longest - 1]}\u2026"
     return (label, bar(counts), sum(counts.values()), *count_columns(counts).values())
 
 

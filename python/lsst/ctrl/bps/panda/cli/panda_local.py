@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -61,14 +61,11 @@ def _has_terminal() -> bool:
         return False
 
 
-def _run_command(
-    command: Sequence[str], environment: Mapping[str, str], *, grace: tuple[float, float] = (10.0, 3.0)
-) -> int:
+def _run_command(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run a command to its end and return its exit code, 128 + n after signal n.
 
-    After a signal to this process the command has as many seconds as
-    ``grace`` says to end until it gets SIGTERM, and from then on until
-    SIGKILL; then `_SignalReceived` is raised.
+    After a signal to this process the command is ended with it, and
+    `_SignalReceived` is raised.
     """
     # A terminal sends signals to its whole foreground group, and lets only that read.
     own_group = None if _has_terminal() else 0
@@ -78,7 +75,7 @@ def _run_command(
             code = process.wait()
         except _SignalReceived as came:
             with handled_signals(signal.SIG_IGN):
-                end_process(process, came.number, grace=grace, group=own_group is not None)
+                end_process(process, came.number, grace=(10.0, 3.0), group=own_group is not None)
             raise
     return 128 - code if code < 0 else code
 
@@ -91,13 +88,11 @@ def end_process(
     """
 
     def send(wanted: int) -> None:
-        try:
+        with suppress(ProcessLookupError):
             if group:
                 os.killpg(process.pid, wanted)
             else:
                 process.send_signal(wanted)
-        except ProcessLookupError:
-            return
 
     if group or number != signal.SIGINT:
         send(number)

@@ -29,6 +29,7 @@ import click
 from lsst.ctrl.bps.wms_service import WmsRunReport, WmsStates
 
 from ..errors import PandaBpsError
+from ..local import instance
 from ..status.states import ENDED_STATES
 from . import INTERRUPTED
 from .output import LiveDisplay, is_terminal
@@ -77,7 +78,7 @@ def main(directory: Path, slots: int | None, timeout: float, stop_only: bool) ->
     place.directory.mkdir(parents=True, exist_ok=True)
     place.enter()
     try:
-        with handled_signals(_interrupt), _locked(place.lock):
+        with handled_signals(signal.default_int_handler), _locked(place.lock):
             code = _stop(place) if stop_only else _run(place, slots=slots, timeout=timeout)
     except PandaBpsError as error:
         click.echo(f"quickstart: {error}", err=True)
@@ -89,10 +90,6 @@ def main(directory: Path, slots: int | None, timeout: float, stop_only: bool) ->
 
 class _BusyError(QuickstartError):
     """Another quickstart works in the directory."""
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
@@ -118,8 +115,6 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _stop(place: Workplace) -> int:
-    from ..local import instance
-
     stopped = instance.stop(place.panda)
     click.echo("The embedded PanDA is stopped." if stopped else "No embedded PanDA runs here.")
     return 0
@@ -127,9 +122,8 @@ def _stop(place: Workplace) -> int:
 
 def _run(place: Workplace, *, slots: int | None, timeout: float) -> int:
     """Do all steps; stop the embedded PanDA unless all of them succeed."""
-    from ..local import instance
-
-    _quieten()
+    # Log messages of the libraries would disturb the display.
+    logging.basicConfig(level=logging.ERROR, format="%(name)s %(levelname)s: %(message)s")
     if place.ensure_repo():
         click.echo(f"Made a Butler repository with simulated images: {place.repo}")
     else:
@@ -155,14 +149,8 @@ def _run(place: Workplace, *, slots: int | None, timeout: float) -> int:
     return 0 if well else _EXIT_FAILED
 
 
-def _quieten() -> None:
-    """Keep log messages of the libraries out of the display."""
-    logging.basicConfig(level=logging.ERROR, format="%(name)s %(levelname)s: %(message)s")
-
-
 def _end(place: Workplace, run_id: str) -> None:
     """Cancel the run and stop the embedded PanDA, so that the next start has nothing to go on with."""
-    from ..local import instance
     from ..service import LocalPanDAService
 
     try:
@@ -176,10 +164,9 @@ def _end(place: Workplace, run_id: str) -> None:
 
 
 def _submit(place: Workplace) -> _Submission:
-    command = [_script("bps"), "submit", str(place.config)]
     click.echo(f"Submitting: bps submit {shlex.quote(str(place.config))}")
     with place.submit_log.open("w", encoding="utf-8") as log:
-        code = _call(command, place, output=log)
+        code = _call_bps(["submit", str(place.config)], place, output=log)
     text = place.submit_log.read_text(encoding="utf-8", errors="replace")
     if code != 0:
         tail = "\n".join(text.strip().splitlines()[-15:])
@@ -199,15 +186,10 @@ def read_submission(text: str) -> _Submission:
     return _Submission(found["Run Id"], Path(found["Submit dir"]))
 
 
-def _script(name: str) -> str:
-    """Return the path of a command of this environment."""
-    return str(Path(sys.executable).parent / name)
-
-
-def _call(command: list[str], place: Workplace, *, output: TextIO | None = None) -> int:
-    """Run a command in the workplace; if we are interrupted, end it and all it started."""
+def _call_bps(arguments: list[str], place: Workplace, *, output: TextIO | None = None) -> int:
+    """Run ``bps`` in the workplace; if we are interrupted, end it and all it started."""
     process = subprocess.Popen(
-        command,
+        [Path(sys.executable).parent / "bps", *arguments],
         cwd=place.directory,
         env=place.environment(),
         stdin=subprocess.DEVNULL,
@@ -295,13 +277,11 @@ def _tell(place: Workplace, submission: _Submission, report: WmsRunReport) -> bo
     from ..demo.outputs import missing_outputs
 
     click.echo(f"\n$ bps report --id {submission.run_id}")
-    reported = _call([_script("bps"), "report", "--id", submission.run_id], place)
-    counts = report.job_state_counts or {}
+    reported = _call_bps(["report", "--id", submission.run_id], place)
+    succeeded = (report.job_state_counts or {}).get(WmsStates.SUCCEEDED, 0)
     problems = list(missing_outputs(place.repo, place.output_run(submission.directory)))
-    if counts.get(WmsStates.SUCCEEDED, 0) != report.total_number_jobs:
-        problems.insert(
-            0, f"{counts.get(WmsStates.SUCCEEDED, 0)} of {report.total_number_jobs} jobs succeeded"
-        )
+    if succeeded != report.total_number_jobs:
+        problems.insert(0, f"{succeeded} of {report.total_number_jobs} jobs succeeded")
     if reported != 0:
         problems.append(f"bps report ended with code {reported}")
     if problems:
