@@ -216,6 +216,15 @@ def test_what_could_not_be_fetched_is_said():
     assert "PanDA: 403" in get_status_of(dataclasses.replace(EVIDENCE, problems=problems))[1]
 
 
+def test_exit_codes_that_no_server_knows_are_counted():
+    assert "exit codes of" not in str(make_run_report(EVIDENCE).specific_info), "all are known"
+    rows = (*FAILED_ROWS, ContentRecord(1, "isr:3", "FinalFailed", 902, "failed"))
+    isr = transform(1, "isr", FileCounts(total=3, failed=3), "SubFinished")
+    evidence = dataclasses.replace(EVIDENCE, transforms=(isr, *TRANSFORMS[1:]), contents={1: rows})
+    text = str(make_run_report(evidence).specific_info)
+    assert "exit codes of 1 failed jobs are not known; they are given as -1" in text
+
+
 def test_a_cancelled_run_with_living_jobs():
     cancelled = dataclasses.replace(
         EVIDENCE,
