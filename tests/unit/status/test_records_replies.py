@@ -59,6 +59,8 @@ def row(**changes: object) -> dict[str, object]:
         (4, REQUEST_STATUSES, "SubFinished"),
         (25, TRANSFORM_STATUSES, "WaitForTrigger"),
         (31, PROCESSING_STATUSES, "Prepared"),
+        (0, REQUEST_STATUSES, "New"),
+        (len(REQUEST_STATUSES), REQUEST_STATUSES, str(len(REQUEST_STATUSES))),
         (99, REQUEST_STATUSES, "99"),
         (-1, REQUEST_STATUSES, "-1"),
         (None, REQUEST_STATUSES, ""),
