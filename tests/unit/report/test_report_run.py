@@ -187,6 +187,25 @@ def test_the_way_to_look_closer_is_told():
     assert "Next: panda_bps watch 41 shows the run live" in text
 
 
+@pytest.mark.parametrize(
+    ("errors", "advice"),
+    [
+        ((JobError("payload", 137),), "ran out of memory"),
+        ((JobError("payload", 139),), "ended by a signal"),
+        ((JobError("payload", 139), JobError("pilot", 1212)), "ran out of memory"),
+        ((JobError("payload", 1),), None),
+        ((JobError("pilot", 1099),), "not the payload's"),
+        ((JobError("pilot", 139),), "not the payload's"),
+        ((), None),
+    ],
+)
+def test_what_to_do_depends_on_the_errors(errors, advice):
+    row = ContentRecord(1, "isr:1", "FinalFailed", 900, "failed", errors)
+    text = str(make_run_report(dataclasses.replace(EVIDENCE, contents={1: (row,)})).specific_info)
+    for words in ("ran out of memory", "ended by a signal", "not the payload's"):
+        assert (words in text.partition("Next: ")[2]) == (words == advice)
+
+
 def test_a_cancelled_run_that_waits_in_vain_is_told_to_be_cancelled_again():
     counts = FileCounts(total=1)
     tasks = [transform(1, "isr", counts, "Failed"), transform(2, "finalJob", counts, "Failed")]
