@@ -12,10 +12,15 @@ from lsst.ctrl import bps
 from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig
 from lsst.ctrl.bps.panda.edgenode import build_cmd_line_decoder
 from lsst.ctrl.bps.panda.errors import SettingsError
-from lsst.ctrl.bps.panda.idds.workflow import BuildTask, Submission, make_build_submission, render_update
+from lsst.ctrl.bps.panda.idds.workflow import Submission, make_build_submission, render_update
 from lsst.ctrl.bps.panda.plan.run_attributes import RunAttributes
 from lsst.ctrl.bps.panda.remote.request import make_archive
-from lsst.ctrl.bps.panda.settings.remote import is_batch_submission, is_remote_build, read_build_settings
+from lsst.ctrl.bps.panda.settings.remote import (
+    BuildSettings,
+    is_batch_submission,
+    is_remote_build,
+    read_build_settings,
+)
 from lsst.ctrl.bps.panda.status.evidence import count_build_job
 from lsst.ctrl.bps.panda.status.records import FileCounts, TransformRecord
 
@@ -112,8 +117,19 @@ def test_too_large(place):
 
 
 def test_the_request_of_a_build():
-    task = BuildTask("build it", site="S", queue="Q", memory=2000, attempts=2)
-    submission = make_build_submission(task, RunAttributes("u_x", operator="ann", campaign="camp"))
+    settings = BuildSettings(
+        command="",
+        files=(),
+        site="S",
+        cloud="",
+        queue="Q",
+        processing_type="",
+        priority=0,
+        memory=2000,
+        attempts=2,
+    )
+    attributes = RunAttributes("u_x", operator="ann", campaign="camp")
+    submission = make_build_submission(settings, "build it", attributes)
     (workflow,) = json.loads(submission.request)
     text = json.dumps(workflow)
     for words in ("build it", "lsst_build", "build_task", "u_x", "camp"):

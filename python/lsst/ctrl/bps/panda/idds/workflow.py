@@ -8,7 +8,6 @@ is set here follows iDDS 2.6.21 (``idds.doma.workflowv2.domapandawork``).
 from __future__ import annotations
 
 __all__ = [
-    "BuildTask",
     "Submission",
     "client_mode",
     "make_build_submission",
@@ -35,6 +34,7 @@ from ..plan.graph import without_collection
 from ..plan.model import ConditionPlan, Resources, TaskPlan, WorkflowPlan
 from ..plan.naming import BUILD_TASK
 from ..plan.run_attributes import RunAttributes, render_attributes
+from ..settings.remote import BuildSettings
 
 _COMPRESSION = 4
 """Level of zlib: level 6 takes a third longer for a tenth less."""
@@ -382,40 +382,24 @@ def _leave_maps_to_steps(workflow: Any, names: set[str]) -> None:
     template.with_steps = True
 
 
-@dataclass(frozen=True, slots=True)
-class BuildTask:
-    """Command of the build task of a remote build, and where it runs."""
-
-    command: str
-    site: str = ""
-    cloud: str = ""
-    queue: str = ""
-    processing_type: str = ""
-    priority: int = 0
-    memory: int = 0
-    """MB."""
-
-    attempts: int = 1
-
-
-def make_build_submission(task: BuildTask, attributes: RunAttributes) -> Submission:
+def make_build_submission(settings: BuildSettings, command: str, attributes: RunAttributes) -> Submission:
     """Make what is sent for a remote build, whose request keeps the run's attributes when the plan comes."""
     workflow = _new_workflow(attributes)
     workflow.add_work(
         _new_work(
             1,
-            executable=task.command,
+            executable=command,
             task_type="lsst_build",
             dependency_map=None,
             task_name=BUILD_TASK,
-            task_queue=task.queue or None,
-            task_site=task.site or None,
-            task_cloud=task.cloud or None,
-            task_priority=task.priority,
-            processing_type=task.processing_type or None,
+            task_queue=settings.queue or None,
+            task_site=settings.site or None,
+            task_cloud=settings.cloud or None,
+            task_priority=settings.priority,
+            processing_type=settings.processing_type or None,
             prodSourceLabel="managed",
-            task_rss=task.memory,
-            maxattempt=task.attempts,
+            task_rss=settings.memory,
+            maxattempt=settings.attempts,
         )
     )
     return _render_submission(workflow)

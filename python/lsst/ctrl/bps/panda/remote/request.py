@@ -22,7 +22,7 @@ import yaml
 from lsst.ctrl.bps import BpsConfig, GenericWorkflow
 
 from ..errors import SettingsError
-from ..idds.workflow import BuildTask, make_build_submission
+from ..idds.workflow import make_build_submission
 from ..plan.run_attributes import RunAttributes
 from ..rest.panda_api import MAX_CACHE_FILE
 from ..runs.client import Connection
@@ -31,7 +31,7 @@ from ..runs.record import RunRecord, RunSection
 from ..runs.submit import record_submission, send
 from ..settings.bps_command import configuration_file
 from ..settings.configuration import RunConfiguration
-from ..settings.remote import BuildSettings, is_batch_submission, read_build_settings
+from ..settings.remote import is_batch_submission, read_build_settings
 from ..workflow import PandaBpsWmsWorkflow
 
 _LOG = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def submit_build(
     )
     url = connection.api.upload_cache_file(archive)
     command = _fill(settings.command, archive=url, config=overlay.name, site=site)
-    submission = make_build_submission(_task(settings, command), attributes)
+    submission = make_build_submission(settings, command, attributes)
     request_id = send(connection.relay, submission, attributes.name, build=True)
     # The site chooses the staging area.
     places = {"output_run": run.output_run, "site": run.site, "submit_path": os.fspath(submit_path)}
@@ -100,19 +100,6 @@ def submit_build(
     workflow.run_id = str(request_id)
     workflow.submit_path = os.fspath(submit_path)
     return workflow
-
-
-def _task(settings: BuildSettings, command: str) -> BuildTask:
-    return BuildTask(
-        command=command,
-        site=settings.site,
-        cloud=settings.cloud,
-        queue=settings.queue,
-        processing_type=settings.processing_type,
-        priority=settings.priority,
-        memory=settings.memory,
-        attempts=settings.attempts,
-    )
 
 
 def _fill(command: str, *, archive: str, config: str, site: str) -> str:
