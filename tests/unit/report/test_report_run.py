@@ -19,9 +19,9 @@ from lsst.ctrl.bps.panda.plan.naming import (
     split_server_name,
 )
 from lsst.ctrl.bps.panda.plan.run_attributes import RunAttributes, parse_attributes, render_attributes
-from lsst.ctrl.bps.panda.report.notes import MonitorLinks
 from lsst.ctrl.bps.panda.report.report import (
     FILTER_KEYS,
+    MonitorLinks,
     describe_counts,
     get_status_of,
     list_notes,

@@ -32,7 +32,6 @@ from .logs import LEVELS, LogLine, from_record
 _LOG = logging.getLogger(__name__)
 
 DEFAULT_LOG = "Panda-RubinLog"
-_PAGE = 1000
 _ATTEMPTS = 6
 _LONGEST_WAIT = 60.0
 _CONSOLE = "https://console.cloud.google.com/logs/query;query="
@@ -146,7 +145,7 @@ class CloudLog:
         settings: CloudLogSettings,
         *,
         sleep: Callable[[float], None] = time.sleep,
-        page_size: int = _PAGE,
+        page_size: int = 1000,
     ) -> None:
         self._settings = settings
         self._sleep = sleep

@@ -31,6 +31,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -146,8 +147,6 @@ _BLOCK = 4 * 1024**2
 _PAYLOAD = "payload.stderr"
 # A compressed reply could not be cut at an offset.
 _HEADERS = {"Accept-Encoding": "identity"}
-_SIZE_WRONG = 416
-_PARTIAL = 206
 
 
 def make_log_transport(*, verify: bool | str = True) -> Transport:
@@ -232,13 +231,13 @@ class LogArea:
         except TransportError as error:
             if error.fault == Fault.NOT_FOUND:
                 return b"", False
-            if error.status != _SIZE_WRONG:
+            if error.status != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 raise
             if start >= 0:
                 return b"", False
             # Some servers refuse the end of a file that is shorter than it.
             reply = self._transport.get(url, headers=_HEADERS, what=f"log {url}")
-        if reply.status == _PARTIAL:
+        if reply.status == HTTPStatus.PARTIAL_CONTENT:
             return reply.body, len(reply.body) == size and start >= 0
         return reply.body[start:], False
 

@@ -4,14 +4,7 @@ where, how far, its tasks, files and links.
 
 from __future__ import annotations
 
-__all__ = [
-    "JobScope",
-    "Overview",
-    "RunFile",
-    "TaskLine",
-    "make_overview",
-    "observe",
-]
+__all__ = ["JobScope", "Overview", "RunFile", "TaskLine", "make_overview", "observe"]
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,7 +19,7 @@ from lsst.ctrl.bps.wms_service import WmsStates
 from ..edgenode.cmd_line_decoder import SHARD_FOLDER
 from ..errors import RunNotFoundError, TransportError
 from ..plan.naming import ordinal_of_task
-from ..report.notes import MonitorLinks
+from ..report.report import MonitorLinks
 from ..rest.panda_api import JOBS_A_TASK, PandaApi
 from ..runs.client import Connection, FoundRun, RunClient
 from ..runs.files import PLAN_NAME, RECORD_NAME

@@ -37,6 +37,7 @@ from ..errors import PandaBpsError, RunNotFoundError
 from ..report.report import get_status_of
 from ..status.evidence import RunEvidence
 from ..status.failures import digest_errors
+from ..status.records import FileCounts
 from ..status.states import BEFORE_RUNNING, ENDED_STATES, Counts, move_jobs, sum_counts
 from ..status.vocabulary import ENDED_TASKS, JOB_STATUSES, JobPhase, is_running
 from .messages import MessageSource, StatusMessage, parse_message
@@ -240,6 +241,10 @@ class _Task:
         """Finished jobs, as messages have it."""
         return min(self.total, self.counted + sum(self.finished.values()))
 
+    def has_ended(self, job_id: int) -> bool:
+        """Whether messages say that a job is over."""
+        return job_id in self.finished or job_id in self.over
+
 
 class LiveCounts:
     """Moves the counts of a run forward by messages."""
@@ -261,11 +266,10 @@ class LiveCounts:
             if not item.workload_id:
                 self._open_tasks = True
                 continue
-            total = item.outputs.total if item.outputs is not None else 0
-            counted = item.outputs.processed if item.outputs is not None else 0
+            outputs = item.outputs or FileCounts()
             label = labels.get(item.transform_id, "")
-            task = self._tasks.setdefault(item.workload_id, _Task(label, total, counted))
-            task.total = total
+            task = self._tasks.setdefault(item.workload_id, _Task(label, outputs.total, outputs.processed))
+            task.total = outputs.total
         if len(evidence.transforms or ()) < evidence.planned_tasks:
             self._open_tasks = True
         self._foreign -= set(self._tasks)
@@ -278,13 +282,8 @@ class LiveCounts:
             task.running.clear()
         for job in evidence.jobs or ():
             known = self._tasks.get(job.task_id)
-            if known is None or not is_running(job.status) or self._has_ended(known, job.panda_id):
-                continue
-            known.running.add(job.panda_id)
-
-    @staticmethod
-    def _has_ended(task: _Task, job_id: int) -> bool:
-        return job_id in task.finished or job_id in task.over
+            if known is not None and is_running(job.status) and not known.has_ended(job.panda_id):
+                known.running.add(job.panda_id)
 
     def take(self, message: StatusMessage) -> bool:
         """Take a message, and tell whether it changes the counts; a repeated one does not."""
@@ -298,7 +297,7 @@ class LiveCounts:
         if not message.job_id:
             self.wants_look |= message.status in ENDED_TASKS
             return False
-        if self._has_ended(task, message.job_id):
+        if task.has_ended(message.job_id):
             return False
         if is_running(message.status):
             before = len(task.running)

@@ -130,8 +130,6 @@ class LabelResources:
 
     near_count: int = 0
     out_of_memory: int = 0
-    """Attempts that failed for lack of memory."""
-
     out_of_time: int = 0
     retried_with_more: int = 0
     """Attempts that got more memory than the first one."""
@@ -338,31 +336,27 @@ def write_plots(
     It is a `PandaBpsError` if matplotlib is not installed.
     """
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise PandaBpsError(
             "Plots need matplotlib: pip install 'lsst-ctrl-bps-panda[plots]'. Without it, panda_bps html"
             " draws the same figures into a page."
         ) from error
-    made: list[tuple[str, Any]] = []
+    made: dict[Path, Any] = {}
     for found in labels:
         figure = Figure(figsize=(9, 3.2), layout="constrained")
         if _draw_label(figure, evidence, found):
-            made.append((f"resources_{_UNSAFE.sub('_', found.label)}", figure))
+            made[directory / f"resources_{_UNSAFE.sub('_', found.label)}.{form}"] = figure
     timeline = Figure(figsize=(9, 3.2), layout="constrained")
     if _draw_timeline(timeline, evidence):
-        made.append(("timeline", timeline))
+        made[directory / f"timeline.{form}"] = timeline
     try:
-        return [_write(FigureCanvasAgg(figure), directory / f"{name}.{form}", form) for name, figure in made]
+        for path, figure in made.items():
+            with replacing(path) as temporary:
+                figure.savefig(temporary, format=form, dpi=110)
     except OSError as error:
         raise PandaBpsError(f"The plots cannot be written to {directory}: {error}.") from error
-
-
-def _write(canvas: Any, path: Path, form: str) -> Path:
-    with replacing(path) as temporary:
-        canvas.figure.savefig(temporary, format=form, dpi=110)
-    return path
+    return list(made)
 
 
 def _draw_label(figure: Any, evidence: RunEvidence, found: LabelResources) -> bool:

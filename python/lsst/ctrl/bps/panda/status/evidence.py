@@ -263,8 +263,6 @@ class RunTally:
 
     state: WmsStates
     total: Counts
-    """Counts of the whole run."""
-
     by_label: dict[str, Counts]
     """Counts by label in pipeline order."""
 
@@ -272,7 +270,6 @@ class RunTally:
     """Label of each transform, by transform id."""
 
     by_transform: dict[int, Counts]
-    """Counts of each transform, by its id."""
 
     @property
     def job_count(self) -> int:

@@ -44,13 +44,9 @@ class ErrorGroup:
     """The error's text without numbers, which is what the attempts share."""
 
     attempts: int
-    """Failed attempts."""
-
     jobs: int
-    """Jobs that these attempts are of."""
-
     unfinished: int
-    """Of these jobs, those that no other attempt has finished."""
+    """Jobs of these attempts that no other attempt has finished."""
 
     sites: tuple[tuple[str, int], ...] = ()
     """Queues and attempts there, most first, at most five."""

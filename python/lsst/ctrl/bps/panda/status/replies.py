@@ -60,7 +60,6 @@ _CONTENT_FIELDS = tuple(
 )
 _JOB_FIELDS = tuple((source.name, source.job_code, source.job_text) for source in SOURCES.values())
 _NO_COMMAND = frozenset({"", "NoneCommand"})
-_CUT = 300
 
 
 def parse_requests(value: Any) -> tuple[RequestRecord, ...]:
@@ -293,7 +292,7 @@ def _told_errors(row: Mapping[str, Any], status: str) -> tuple[JobError, ...]:
     return put_first(errors) if errors or phase is JobPhase.FAILED else ()
 
 
-def cut(value: Any, limit: int = _CUT) -> str:
+def cut(value: Any, limit: int = 300) -> str:
     """Render a value as one short line, for a message; three dots follow what was
     cut at ``limit`` characters.
     """

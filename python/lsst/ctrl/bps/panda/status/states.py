@@ -57,8 +57,6 @@ start every few seconds, in production every minute."""
 ENDED_STATES = (WmsStates.SUCCEEDED, WmsStates.FAILED, WmsStates.DELETED, WmsStates.PRUNED)
 """States of jobs, and of runs, that change no more."""
 
-_KILLED_REQUEST = (RequestPhase.KILLING, RequestPhase.KILLED)
-
 
 def is_aborted(request: RequestRecord) -> bool:
     """Whether a run was cancelled (or expired, which goes the same way).
@@ -66,7 +64,8 @@ def is_aborted(request: RequestRecord) -> bool:
     iDDS keeps substatus ToCancel for good; an aborted request ends as
     SubFinished or Failed.
     """
-    return request.substatus == "ToCancel" or REQUEST_STATUSES.get(request.status) in _KILLED_REQUEST
+    killed = (RequestPhase.KILLING, RequestPhase.KILLED)
+    return request.substatus == "ToCancel" or REQUEST_STATUSES.get(request.status) in killed
 
 
 def quiet_seconds(

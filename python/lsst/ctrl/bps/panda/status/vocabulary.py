@@ -265,18 +265,19 @@ class ErrorSource:
         )
 
 
-_SOURCES = (
-    ErrorSource("payload", "trans_exit_code", "exe_error_diag", "transExitCode", "exeErrorDiag"),
-    ErrorSource.named("pilot", "pilot"),
-    ErrorSource.named("brokerage", "brokerage"),
-    ErrorSource.named("data management", "ddm"),
-    ErrorSource.named("executor", "exe"),
-    ErrorSource.named("dispatcher", "job_dispatcher"),
-    ErrorSource.named("supervisor", "sup"),
-    ErrorSource.named("task buffer", "task_buffer"),
-)
-
-SOURCES = {source.name: source for source in _SOURCES}
+SOURCES = {
+    source.name: source
+    for source in (
+        ErrorSource("payload", "trans_exit_code", "exe_error_diag", "transExitCode", "exeErrorDiag"),
+        ErrorSource.named("pilot", "pilot"),
+        ErrorSource.named("brokerage", "brokerage"),
+        ErrorSource.named("data management", "ddm"),
+        ErrorSource.named("executor", "exe"),
+        ErrorSource.named("dispatcher", "job_dispatcher"),
+        ErrorSource.named("supervisor", "sup"),
+        ErrorSource.named("task buffer", "task_buffer"),
+    )
+}
 """Sources of errors by their precedence: a payload's error is told before the
 pilot's, whose 1305 says no more than that the payload failed, and so on.
 Besides them ``task`` stands for a job that its ended task left undone, and
