@@ -109,14 +109,8 @@ class TransportError(PandaBpsError, OSError):
         status: int | None = None,
         maybe_sent: bool = False,
     ) -> None:
-        parts = [message]
-        if endpoint:
-            parts.append(f"endpoint: {endpoint}")
-        if request:
-            parts.append(f"request: {request}")
-        if reply:
-            parts.append(f"reply: {reply}")
-        super().__init__("; ".join(parts))
+        details = {"endpoint": endpoint, "request": request, "reply": reply}
+        super().__init__("; ".join([message, *(f"{name}: {text}" for name, text in details.items() if text)]))
         self.message = message
         self.endpoint = endpoint
         self.request = request

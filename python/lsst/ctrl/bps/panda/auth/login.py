@@ -253,12 +253,16 @@ def await_approval(
     approved in time; `TokenBrokenError` if the ID token does not pass the
     checks.
     """
+    from oauthlib.oauth2 import DeviceClient
+
+    client = DeviceClient(provider.client_id)
+    body = client.prepare_request_body(grant.device_code, include_client_id=True, **_secret(provider))
     deadline = clock() + grant.expires_in
     interval = grant.interval
     while clock() + interval < deadline:
         sleep(interval)
         try:
-            fields, error = _ask_for_tokens(transport, provider, _device_body(provider, grant), "login")
+            fields, error = _ask_for_tokens(transport, provider, body, "login")
         except (ConnectionFailedError, ServerError) as problem:
             # RFC 8628, section 3.5: slow down when connections fail.
             _LOG.warning("Still waiting for the login, although: %s", problem)
@@ -281,9 +285,13 @@ def refresh_tokens(transport: Transport, provider: Provider, tokens: TokenSet) -
     if there is no refresh token, or the provider refuses it or gives tokens
     of somebody else.
     """
+    from oauthlib.oauth2 import DeviceClient
+
     if tokens.refresh_token is None:
         raise RefreshRefusedError("There is no refresh token. Log in with 'panda_auth reset'.")
-    body = _refresh_body(provider, tokens.refresh_token)
+    body = DeviceClient(provider.client_id).prepare_refresh_body(
+        refresh_token=tokens.refresh_token, client_id=provider.client_id, **_secret(provider)
+    )
     fields, error = _ask_for_tokens(transport, provider, body, "refresh of the token")
     if fields is None:
         raise RefreshRefusedError(_explain(error, {}, provider), endpoint=provider.token_endpoint)
@@ -362,24 +370,6 @@ def _verify_tokens(transport: Transport, provider: Provider, fields: Mapping[str
         raise make_reply_error("A set of keys was expected.", keys, endpoint=provider.jwks_uri, what=what)
     verify_id_token(tokens.id_token, keys, provider)
     return tokens
-
-
-def _device_body(provider: Provider, grant: DeviceGrant) -> str:
-    from oauthlib.oauth2 import DeviceClient
-
-    client = DeviceClient(provider.client_id)
-    body: str = client.prepare_request_body(grant.device_code, include_client_id=True, **_secret(provider))
-    return body
-
-
-def _refresh_body(provider: Provider, refresh_token: str) -> str:
-    from oauthlib.oauth2 import DeviceClient
-
-    client = DeviceClient(provider.client_id)
-    body: str = client.prepare_refresh_body(
-        refresh_token=refresh_token, client_id=provider.client_id, **_secret(provider)
-    )
-    return body
 
 
 def _secret(provider: Provider) -> dict[str, str]:

@@ -183,7 +183,18 @@ def make_workflow(plan: WorkflowPlan, maps: dict[str, _DependencyMap] | None = N
     """
     if maps is None:
         maps = _render_dependency_maps(plan)
-    workflow = _new_workflow(_run_attributes(plan))
+    run = plan.run
+    attributes = RunAttributes(
+        name=run.name,
+        operator=run.operator,
+        project=run.project,
+        campaign=run.campaign,
+        payload=run.payload,
+        jobs=plan.job_count,
+        tasks=len(plan.tasks) + len(plan.final),
+        origin=run.origin,
+    )
+    workflow = _new_workflow(attributes)
     works = {
         task.name: _make_work(task, number, plan, maps.get(task.name))
         for number, task in enumerate(chain(plan.tasks, plan.final), 1)
@@ -218,21 +229,6 @@ def _add_condition(workflow: Any, works: dict[str, Any], condition: ConditionPla
             conditions=[works[name].is_terminated for name in condition.waits_for],
             true_works=[works[name] for name in condition.starts],
         )
-    )
-
-
-def _run_attributes(plan: WorkflowPlan) -> RunAttributes:
-    """Collect the attributes of a run that travel with the request."""
-    run = plan.run
-    return RunAttributes(
-        name=run.name,
-        operator=run.operator,
-        project=run.project,
-        campaign=run.campaign,
-        payload=run.payload,
-        jobs=plan.job_count,
-        tasks=len(plan.tasks) + len(plan.final),
-        origin=run.origin,
     )
 
 

@@ -41,6 +41,7 @@ from ..rest.credentials import Anonymous
 from ..rest.faults import Fault
 from ..rest.retries import RetryPolicy
 from ..rest.transport import Timeouts, Transport
+from ..staging.transfers import describe_cause
 from ..status.evidence import RunEvidence
 from ..status.records import JobRecord
 from ..status.replies import cut, text_of
@@ -265,7 +266,7 @@ def _read_resource(address: str, start: int) -> bytes:
     except FileNotFoundError:
         return b""
     except Exception as error:  # The libraries below have no common parent.
-        raise ReplyError(f"The log cannot be read: {error}.", endpoint=address) from error
+        raise ReplyError(f"The log cannot be read: {describe_cause(error)}.", endpoint=address) from error
 
 
 TAIL_BYTES = 32768

@@ -77,46 +77,38 @@ class StagingReport:
     """Names of all files of the run in the area, sorted."""
 
 
+@dataclass(slots=True)
 class _Staging:
     """One staging, with its progress and its failures.
 
     ``progress`` is called with the number of files done and of all files.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        settings: StagingSettings,
-        *,
-        progress: Callable[[int, int], None] | None,
-        retries: Retries,
-        clock: Callable[[], float],
-    ) -> None:
-        self._store = store
-        self._settings = settings
-        self._progress = progress
-        self._retries = retries
-        self._clock = clock
-        self._done = 0
-        self._total = 0
+    store: Store
+    settings: StagingSettings
+    progress: Callable[[int, int], None] | None
+    retries: Retries
+    clock: Callable[[], float]
+    done: int = 0
+    total: int = 0
 
     def run(self, sources: Sequence[SourceFile]) -> StagingReport:
         """Stage files with distinct names; `StagingError` is raised if any of them could not be staged."""
         files = [source for source in sources if not source.is_folder]
-        self._total = len(files)
+        self.total = len(files)
         begun = time.monotonic()
         with self._fetched(files) as local:
             known, complete = self._read_earlier()
             manifest, missing = self._compare_all(local, known, complete=complete)
             copied = self._copy_all(missing, manifest.files)
         folders = [source for source in sources if source.is_folder]
-        self._for_each(folders, lambda source: self._store.make_folder(source.name))
+        self._for_each(folders, lambda source: self.store.make_folder(source.name))
         whole = Manifest({**manifest.files, **copied})
         if missing or not complete or whole.files != known:
             self._finish(whole)
         size = sum(digest.size for digest in copied.values())
         report = StagingReport(
-            self._store.area, len(copied), len(manifest.files), size, tuple(sorted(whole.files))
+            self.store.area, len(copied), len(manifest.files), size, tuple(sorted(whole.files))
         )
         _LOG.info(
             "Staged to %s in %.1f s: %d files (%d bytes) copied, %d were there already",
@@ -133,7 +125,7 @@ class _Staging:
         if failures:
             lines = "".join(f"\n  {name}: {cause}" for name, cause in failures)
             raise StagingError(
-                f"{len(failures)} of {total} files could not be staged to {self._store.area} (nothing was"
+                f"{len(failures)} of {total} files could not be staged to {self.store.area} (nothing was"
                 f" submitted; what is there already is not copied again):{lines}"
             )
 
@@ -158,38 +150,40 @@ class _Staging:
         if missing:
             # From here on the area is half staged, and must look like it,
             # but what is good in it must be found again.
-            self._begin_partial(present)
+            if not self._leave_partial(present):
+                # An old one would vouch for what is about to be overwritten.
+                self._retry(lambda: self.store.remove(PARTIAL_NAME), f"removing {PARTIAL_NAME}")
             if complete:
-                self._retry(lambda: self._store.remove(MANIFEST_NAME), f"removing {MANIFEST_NAME}")
+                self._retry(lambda: self.store.remove(MANIFEST_NAME), f"removing {MANIFEST_NAME}")
         self._advance(len(present.files))
         return present, missing
 
     def _read_earlier(self) -> tuple[Mapping[str, Digest], bool]:
         """Read what an earlier staging has recorded, and whether it was completed."""
         for name in (MANIFEST_NAME, PARTIAL_NAME):
-            data = self._retry(partial(self._store.read, name), f"reading {name}")
+            data = self._retry(partial(self.store.read, name), f"reading {name}")
             if data is None:
                 continue
             try:
                 return parse_manifest(data).files, name == MANIFEST_NAME
             except ValueError as error:
-                _LOG.warning("%s%s is damaged, so it is not used: %s", self._store.area, name, error)
+                _LOG.warning("%s%s is damaged, so it is not used: %s", self.store.area, name, error)
                 return {}, name == MANIFEST_NAME
         return {}, False
 
     def _compare(self, source: SourceFile, known: Mapping[str, Digest]) -> Digest | None:
-        size = self._store.size(source.name)
+        size = self.store.size(source.name)
         if size is None or size != os.stat(source.path).st_size:
             return None
         digest = digest_file(source.path)
-        same = self._store.holds(source.name, digest, source.path)
+        same = self.store.holds(source.name, digest, source.path)
         if same is None:
             same = known.get(source.name) == digest
         return digest if same and digest.size == size else None
 
     def _copy_all(self, missing: Sequence[SourceFile], present: Mapping[str, Digest]) -> dict[str, Digest]:
         def copy(source: SourceFile) -> Digest:
-            return self._store.put(source.path, source.name, executable=source.executable)
+            return self.store.put(source.path, source.name, executable=source.executable)
 
         copied: dict[str, Digest] = {}
         try:
@@ -198,41 +192,36 @@ class _Staging:
             self._leave_partial(Manifest({**present, **copied}))
             raise
         finally:
-            self._store.tidy()
+            self.store.tidy()
         return copied
-
-    def _begin_partial(self, present: Manifest) -> None:
-        if not self._leave_partial(present):
-            # An old one would vouch for what is about to be overwritten.
-            self._retry(lambda: self._store.remove(PARTIAL_NAME), f"removing {PARTIAL_NAME}")
 
     def _leave_partial(self, manifest: Manifest) -> bool:
         try:
-            self._store.write(PARTIAL_NAME, render_manifest(manifest).encode())
+            self.store.write(PARTIAL_NAME, render_manifest(manifest).encode())
         except Exception as error:
             # Only costs copying again what is there already.
-            _LOG.debug("Cannot write %s%s: %s", self._store.area, PARTIAL_NAME, error)
+            _LOG.debug("Cannot write %s%s: %s", self.store.area, PARTIAL_NAME, error)
             return False
         return True
 
     def _finish(self, manifest: Manifest) -> None:
         data = render_manifest(manifest).encode()
         try:
-            self._retry(lambda: self._store.write(MANIFEST_NAME, data), f"writing {MANIFEST_NAME}")
+            self._retry(lambda: self.store.write(MANIFEST_NAME, data), f"writing {MANIFEST_NAME}")
         except StagingError:
             self._leave_partial(manifest)
             raise
-        self._retry(lambda: self._store.remove(PARTIAL_NAME), f"removing {PARTIAL_NAME}")
-        self._store.tidy()
+        self._retry(lambda: self.store.remove(PARTIAL_NAME), f"removing {PARTIAL_NAME}")
+        self.store.tidy()
 
     def _retry(self, action: Callable[[], _Result], what: str) -> _Result:
         """Do one thing with retries and a time-out."""
         try:
-            action = partial(self._retries.run, action, what=what)
-            return _bounded(action, self._settings.timeout, clock=self._clock)
+            action = partial(self.retries.run, action, what=what)
+            return _bounded(action, self.settings.timeout, clock=self.clock)
         except Exception as error:
             raise StagingError(
-                f"{what} in the staging area {self._store.area} failed: {describe_cause(error)}"
+                f"{what} in the staging area {self.store.area} failed: {describe_cause(error)}"
             ) from error
 
     def _for_each(
@@ -247,13 +236,13 @@ class _Staging:
         results = {} if results is None else results
         failures: dict[str, str] = {}
         in_a_row = 0
-        limit = max(_FEWEST_FAILURES, self._settings.max_workers)
+        limit = max(_FEWEST_FAILURES, self.settings.max_workers)
         ended = run_all(
             sources,
-            lambda source: self._retries.run(lambda: function(source), what=source.name),
-            workers=self._settings.max_workers,
+            lambda source: self.retries.run(lambda: function(source), what=source.name),
+            workers=self.settings.max_workers,
             allowance=self._allowance,
-            clock=self._clock,
+            clock=self.clock,
         )
         with closing(ended):
             for result in ended:
@@ -268,24 +257,18 @@ class _Staging:
                 if in_a_row >= limit:
                     break
         if failures:
-            self._refuse_rest(sources, results, failures)
+            rest = f"not tried, or not waited for, after {len(failures)} files had failed one after the other"
+            names = [source.name for source in sources if source.name not in results]
+            self.refuse([(name, failures.get(name, rest)) for name in names], total=self.total)
         return results
 
-    def _refuse_rest(
-        self, sources: Sequence[SourceFile], results: Mapping[str, object], failures: Mapping[str, str]
-    ) -> None:
-        """Raise the error about all failures and about the files that were not tried."""
-        rest = f"not tried, or not waited for, after {len(failures)} files had failed one after the other"
-        names = [source.name for source in sources if source.name not in results]
-        self.refuse([(name, failures.get(name, rest)) for name in names], total=self._total)
-
     def _allowance(self, source: SourceFile) -> float:
-        return self._settings.timeout + source.size / _BYTES_A_SECOND
+        return self.settings.timeout + source.size / _BYTES_A_SECOND
 
     def _advance(self, count: int) -> None:
-        self._done += count
-        if count and self._progress:
-            self._progress(self._done, self._total)
+        self.done += count
+        if count and self.progress:
+            self.progress(self.done, self.total)
 
 
 _MARKER_SECONDS = 30.0

@@ -22,8 +22,8 @@ import stat
 import threading
 import uuid
 import zlib
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, Protocol, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 from urllib.request import getproxies
@@ -173,19 +173,28 @@ class LocalStore(Store):
 
     def put(self, path: str, name: str, *, executable: bool = False) -> Digest:
         """Copy a local file into the area, whole or not at all, and verify."""
-        temporary, target = self._open_temporary(0o777 if executable else 0o666)
-        try:
+        with self._new_file(name, 0o777 if executable else 0o666) as target:
             digest = self._copy(path, target)
-            self._publish(temporary, name)
-        except BaseException:
-            self._discard(temporary)
-            raise
         if (size := self.size(name)) != digest.size:
             raise VerificationError(f"{size} of {digest.size} bytes are in the staging area after copying")
         return digest
 
-    def _open_temporary(self, mode: int = 0o666) -> tuple[str, BinaryIO]:
-        """Open a new file that becomes one of the area when it is whole."""
+    @contextmanager
+    def _new_file(self, name: str, mode: int = 0o666) -> Iterator[BinaryIO]:
+        """Open a new file that gets its name in the area when it is whole."""
+        temporary, target = self._open_temporary(mode)
+        try:
+            with target:
+                yield target
+                self._complete(target)
+            self._make_folders(os.path.dirname(self._path(name)))
+            os.replace(temporary, self._path(name))
+        except BaseException:
+            with suppress(OSError):
+                os.remove(temporary)
+            raise
+
+    def _open_temporary(self, mode: int) -> tuple[str, BinaryIO]:
         folder = self._path(TEMPORARY_FOLDER)
         temporary = os.path.join(folder, uuid.uuid4().hex)
         for _ in range(_OPEN_ATTEMPTS):
@@ -196,14 +205,14 @@ class LocalStore(Store):
                 return temporary, open(descriptor, "wb", buffering=0)
         raise OSError(errno.ENOENT, "another staging keeps removing the folder of incomplete files", folder)
 
-    def _copy(self, path: str, target: BinaryIO) -> Digest:
+    @staticmethod
+    def _copy(path: str, target: BinaryIO) -> Digest:
         size, checksum = 0, 1
-        with target, open(path, "rb") as source:
+        with open(path, "rb") as source:
             while block := source.read(_BLOCK):
                 _write_all(target, block)
                 size += len(block)
                 checksum = zlib.adler32(block, checksum)
-            self._complete(target)
         return Digest(size, f"{checksum:08x}")
 
     def _complete(self, target: BinaryIO) -> None:
@@ -213,16 +222,6 @@ class LocalStore(Store):
             os.fchmod(target.fileno(), mode | stat.S_IXGRP if mode & stat.S_IXUSR else mode)
         # Network file systems tell of a full disk here at the latest.
         os.fsync(target.fileno())
-
-    def _publish(self, temporary: str, name: str) -> None:
-        target = self._path(name)
-        self._make_folders(os.path.dirname(target))
-        os.replace(temporary, target)
-
-    @staticmethod
-    def _discard(temporary: str) -> None:
-        with suppress(OSError):
-            os.remove(temporary)
 
     def _make_folders(self, folder: str) -> None:
         """Make a directory and those above it, with the group's permissions
@@ -257,15 +256,8 @@ class LocalStore(Store):
 
     def write(self, name: str, data: bytes) -> None:
         """Write a small file, whole or not at all."""
-        temporary, target = self._open_temporary()
-        try:
-            with target:
-                _write_all(target, data)
-                self._complete(target)
-            self._publish(temporary, name)
-        except BaseException:
-            self._discard(temporary)
-            raise
+        with self._new_file(name) as target:
+            _write_all(target, data)
 
     def remove(self, name: str) -> None:
         """Remove a file; it may be missing."""
