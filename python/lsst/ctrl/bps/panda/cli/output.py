@@ -199,9 +199,7 @@ def write_json(document: Mapping[str, Any], *, line: bool = False) -> None:
     click.echo(json.dumps(document, indent=None if line else 1))
 
 
-def shows_errors(
-    *kinds: type[Exception],
-) -> Callable[[Callable[..., int | None]], Callable[..., None]]:
+def shows_errors(*kinds: type[Exception]) -> Callable[[Callable[..., int | None]], Callable[..., None]]:
     """Make a command show errors of this package, and of other kinds, as one
     message, and exit with the code that its function returns.
     """

@@ -19,7 +19,6 @@ Exit codes, for scripts:
 __all__ = ["main"]
 
 import functools
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -57,6 +56,7 @@ from ..rest.tokens import (
     token_directory,
 )
 from . import INTERRUPTED
+from .output import json_option, write_json
 
 # First match wins: children before parents.
 _EXIT_CODES: tuple[tuple[type[PandaBpsError], int, str], ...] = (
@@ -66,10 +66,6 @@ _EXIT_CODES: tuple[tuple[type[PandaBpsError], int, str], ...] = (
     (AuthenticationError, 5, "refused"),
     (TransportError, 6, "unreachable"),
     (PandaBpsError, 1, "error"),
-)
-
-_json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Write the result as JSON to the standard output."
 )
 
 
@@ -84,7 +80,7 @@ def _guarded(command: Callable[..., Any]) -> Callable[..., Any]:
             code, kind = next((code, kind) for cls, code, kind in _EXIT_CODES if isinstance(error, cls))
             # Of an expired token the content was shown already.
             if as_json and not isinstance(error, TokenExpiredError):
-                click.echo(json.dumps({"error": kind, "exit_code": code, "message": str(error)}))
+                write_json({"error": kind, "exit_code": code, "message": str(error)}, line=True)
             click.echo(f"Error: {error}", err=True)
             sys.exit(code)
         except KeyboardInterrupt:
@@ -118,7 +114,7 @@ def main(log_level: dict[str, str], long_log: bool, **log_options: Any) -> None:
     metavar="HOURS",
     help="Fail if the token does not last that long.",
 )
-@_json_option
+@json_option
 @_guarded
 def status(needed: float, as_json: bool) -> None:
     """Print information about the auth token."""
@@ -135,7 +131,7 @@ def status(needed: float, as_json: bool) -> None:
 
 
 @main.command(short_help="Log in and get a new token.")
-@_json_option
+@json_option
 @_guarded
 def reset(as_json: bool) -> None:
     """Get a new auth token: log in with a browser, here or on another machine.
@@ -154,16 +150,12 @@ def reset(as_json: bool) -> None:
 
 @main.command(short_help="Renew the token if it is about to expire.")
 @click.option(
-    "--days",
-    default=4.0,
-    show_default=True,
-    type=click.FloatRange(min=0),
-    help="Refresh when fewer days remain.",
+    "--days", default=4.0, show_default=True, type=click.FloatRange(0), help="Refresh when fewer days remain."
 )
 @click.option("--force", is_flag=True, help="Refresh however many days remain.")
 @click.option("--watch", is_flag=True, help="Stay and refresh again and again.")
 @click.option("--verbose", is_flag=True, help="Enable verbose output.")
-@_json_option
+@json_option
 @_guarded
 def refresh(days: float, force: bool, watch: bool, verbose: bool, as_json: bool) -> None:
     """Refresh the auth token without a browser, as from a cron job."""
@@ -180,14 +172,14 @@ def refresh(days: float, force: bool, watch: bool, verbose: bool, as_json: bool)
 
 
 @main.command(short_help="Remove the token.")
-@_json_option
+@json_option
 @_guarded
 def clean(as_json: bool) -> None:
     """Clean up the token and the cache files of panda-client beside it."""
     store = TokenStore(token_directory(os.environ))
     removed = [str(path) for path in store.clean()]
     if as_json:
-        click.echo(json.dumps({"removed": removed}))
+        write_json({"removed": removed}, line=True)
     else:
         click.echo(
             "\n".join(f"Removed {path}" for path in removed) or f"Nothing to remove in {store.directory}"
@@ -216,9 +208,8 @@ def _printable(text: str) -> str:
 def _show_outcome(outcome: RefreshOutcome, store: TokenStore, *, as_json: bool) -> None:
     now = datetime.now(UTC)
     if as_json:
-        click.echo(
-            json.dumps({"refreshed": outcome.refreshed, **_describe(str(store.path), outcome.claims, now)})
-        )
+        content = {"refreshed": outcome.refreshed, **_describe(str(store.path), outcome.claims, now)}
+        write_json(content, line=True)
         return
     expires = _render_expiry(outcome.claims.expires, now)
     if outcome.refreshed:
@@ -265,7 +256,7 @@ def _show_proxy(path: str, needed: timedelta, now: datetime, *, as_json: bool) -
 def _show(content: dict[str, Any], rows: dict[str, str], *, as_json: bool) -> None:
     """Show the content as JSON, or the rows as text."""
     if as_json:
-        click.echo(json.dumps(content))
+        write_json(content, line=True)
         return
     for title, value in rows.items():
         click.echo(f"{title + ':':15} {_printable(value)}".rstrip())

@@ -86,9 +86,7 @@ def prepare(config: str, wms_service_class: str | None) -> None:
 
 @campaign.command()
 @click.argument("campaign_or_config", metavar="CAMPAIGN", type=click.Path(exists=True))
-@click.option(
-    "--new", is_flag=True, help="Begin another campaign of a configuration that was submitted before."
-)
+@click.option("--new", is_flag=True, help="Begin another campaign of a configuration submitted before.")
 @service_class_option
 @_shows_errors
 def submit(campaign_or_config: str, new: bool, wms_service_class: str | None) -> int:

@@ -63,9 +63,7 @@ class _Selection:
 @click.option(
     "--file", "files", multiple=True, help="File of the log area, such as pilotlog.txt; repeatable."
 )
-@click.option(
-    "--limit", default=20, show_default=True, type=click.IntRange(1), help="Number of jobs at most."
-)
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="Jobs at most.")
 @click.option("--project", default="", help="Google project of the log  [env: PANDA_LOG_PROJECT].")
 @click.option("--log-name", "log", default="", help="Name of the log  [env: PANDA_LOG_NAME].")
 @click.option("--credentials", default="", help="Google key file  [env: PANDA_LOG_CREDENTIALS].")
@@ -102,7 +100,7 @@ def logs(
         choice=JobChoice(label, job, failed, everything=follow, limit=limit),
         filter=LineFilter.from_options(level=level, grep=grep),
         files=files,
-        cloud=replace(find_cloud_settings(asked.settings.environment), **given),
+        cloud=replace(find_cloud_settings(asked.connection.settings.environment), **given),
         follow=follow,
     )
     evidence = _look(asked, selection)
@@ -150,7 +148,7 @@ def _read_source(
     """Read lines from a source, or from the one that is likely to have them."""
     if source == "auto":
         chosen, _ = choose_jobs(evidence, selection.choice)
-        in_area = any(area_of(job, asked.settings.url) for job in chosen)
+        in_area = any(area_of(job, asked.connection.settings.url) for job in chosen)
         source = "cloud" if selection.cloud.project and (not in_area or selection.follow) else "area"
     read = {"area": _from_areas, "cloud": _from_cloud}[source]
     return read(asked, evidence, selection)
@@ -165,8 +163,8 @@ def _render(line: LogLine) -> str:
 
 
 def _from_areas(asked: Asked, evidence: RunEvidence, selection: _Selection) -> Iterator[LogLine]:
-    transport = make_log_transport(verify=verify_host(asked.settings.environment))
-    reader = LogReader(asked.settings.url, transport, files=selection.files)
+    transport = make_log_transport(verify=verify_host(asked.connection.settings.environment))
+    reader = LogReader(asked.connection.settings.url, transport, files=selection.files)
     told: set[int] = set()
     while True:
         jobs, left_out = choose_jobs(evidence, selection.choice) if evidence.attempts else ([], 0)

@@ -89,8 +89,7 @@ def _rule_line(rule: Rule) -> str:
 
 def campaign_lines(found: CampaignRegistration, *, list_missing: bool) -> Iterator[str]:
     """Return the lines about the registration of a campaign, with all missing files if asked for."""
-    done = sum(site.is_complete for site in found.sites)
-    share = f"{done} of {len(found.sites)}"
+    share = f"{sum(site.is_complete for site in found.sites)} of {len(found.sites)}"
     yield f"Campaign {found.name}: registration complete at {share} sites, in {found.path}"
     rows = [(site.site, site.request_id, *_numbers(site)) for site in found.sites]
     asked = len(found.not_asked) < len(found.sites)
@@ -166,10 +165,7 @@ def rucio(context: click.Context, dry_run: str | None, local: bool) -> None:
 @click.argument("run")
 @click.option("--dry-run", is_flag=True, help="Only show what would be done.")
 @click.option(
-    "--quantum-graph",
-    default="",
-    metavar="FILE",
-    help="Quantum graph to register, if not that of the run.",
+    "--quantum-graph", default="", metavar="FILE", help="Quantum graph to register, if not that of the run."
 )
 @local_option
 @shows_errors(Refused)

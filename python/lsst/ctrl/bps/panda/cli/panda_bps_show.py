@@ -96,7 +96,7 @@ def _overview(
     found = RunClient(asked.connection).find(asked.run)
     run = observe(asked.connection, found, scope=scope, tasks=tasks, errors=errors)
     area = found.record.staging_area if found.record is not None else ""
-    settings = asked.settings
+    settings = asked.connection.settings
     return run, make_overview(run, server=settings.url, monitor_url=settings.monitor_url, staging_area=area)
 
 
@@ -161,19 +161,13 @@ _ADVICE_WIDTH = 100
 @run_command
 @_label_option
 @click.option(
-    "--limit",
-    default=20,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Number of kinds of errors at most.",
+    "--limit", default=20, show_default=True, type=click.IntRange(1), help="Kinds of errors at most."
 )
 @click.option(
     "--tail", default=12, show_default=True, type=click.IntRange(0), help="Lines of each example's log."
 )
 @_rules_option
-@click.option(
-    "--recovered", is_flag=True, help="Include failed attempts of jobs that finished in a later one."
-)
+@click.option("--recovered", is_flag=True, help="Include failed attempts of jobs that finished later.")
 @json_option
 def errors(
     asked: Asked, label: str, limit: int, tail: int, rules: str | None, recovered: bool, as_json: bool
@@ -209,8 +203,8 @@ def _errors(
 ) -> tuple[list[ErrorGroup], int]:
     """Return so many kinds of errors with verdicts and logs, and how many there are besides."""
     groups = digest_errors(run, label=label)
-    transport = make_log_transport(verify=verify_host(asked.settings.environment))
-    reader = TailReader(asked.settings.url, transport, count=tail) if tail else None
+    transport = make_log_transport(verify=verify_host(asked.connection.settings.environment))
+    reader = TailReader(asked.connection.settings.url, transport, count=tail) if tail else None
     return judge_groups(groups[:limit], rulebook, read_tail=reader), max(0, len(groups) - limit)
 
 

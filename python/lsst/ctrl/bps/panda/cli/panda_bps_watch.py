@@ -73,7 +73,7 @@ def watch(asked: Asked, interval: float, poll: bool, as_json: bool) -> int:
     # A server that does not answer now is an error; later it is asked again.
     client.request(request_id)
     look, look_closer = partial(client.status, request_id), partial(client.detail, request_id)
-    broker = None if poll else find_broker_settings(asked.settings)
+    broker = None if poll else find_broker_settings(asked.connection.settings)
     if broker is None:
         looks = watch_run(look, look_closer, interval=interval)
     else:

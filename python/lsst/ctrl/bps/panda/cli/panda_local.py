@@ -126,8 +126,7 @@ def _settings_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--slots", type=click.IntRange(min=1), help="Cores that jobs may use [default: all]."),
         click.option(
             "--pace",
-            help="'quick', or 'production' for the delays of a real PanDA; single delays can be changed: "
-            "'quick,heartbeat=30'.",
+            help="'quick' or 'production' (a real PanDA's delays), with changes: 'quick,heartbeat=30'.",
         ),
         click.option("--database", help="postgresql://USER:PASSWORD@HOST/NAME instead of SQLite files."),
         click.option(
@@ -138,13 +137,10 @@ def _settings_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--faults",
             type=_FILE,
-            help="YAML file with faults to inject, for tests: a list of rules such as "
-            "{action: fail, match: isr, exit_code: 3, attempts: 1}.",
+            help="YAML file with faults, for tests: [{action: fail, match: isr, exit_code: 3, attempts: 1}].",
         ),
         click.option(
-            "--keep-work",
-            type=click.Choice(KEEP_WORK),
-            help="Work directories of jobs to keep [default: failed].",
+            "--keep-work", type=click.Choice(KEEP_WORK), help="Work directories kept [default: failed]."
         ),
         click.option("--issuer", help="URL of an OpenID issuer: have tokens checked, to try logging in."),
         click.option("--loglevel", help="Level of iDDS's own logs [default: WARNING]."),

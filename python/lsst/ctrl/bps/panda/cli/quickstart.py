@@ -66,9 +66,7 @@ class _Submission:
     help="Where to work.",
 )
 @click.option("--slots", type=click.IntRange(min=1), help="Jobs at a time (default: one per core).")
-@click.option(
-    "--timeout", default=1800.0, show_default=True, help="Seconds after which a run counts as stuck."
-)
+@click.option("--timeout", default=1800.0, show_default=True, help="Seconds until a run counts as stuck.")
 @click.option("--stop", "stop_only", is_flag=True, help="Only stop the embedded PanDA of the directory.")
 def main(directory: Path, slots: int | None, timeout: float, stop_only: bool) -> None:
     """Run the demo's pipeline on an embedded PanDA, and print the results."""

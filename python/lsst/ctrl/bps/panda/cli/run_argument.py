@@ -33,11 +33,6 @@ class Asked:
     run: str
     connection: Connection
 
-    @property
-    def settings(self) -> ServiceSettings:
-        """Where PanDA is."""
-        return self.connection.settings
-
 
 def _settings(local: bool, run: str) -> ServiceSettings:
     """Find out where PanDA is: the embedded one if it is asked for, by option
