@@ -157,6 +157,8 @@ def test_a_build_task_counts_as_a_job(status, counted):
     assert count_build_job(TransformRecord(1, 2, "build_task", status, outputs=empty)).outputs == counted
     other = TransformRecord(1, 3, "u_x_01_isr_01", status, outputs=empty)
     assert count_build_job(other) is other
+    known = TransformRecord(1, 2, "build_task", status, outputs=FileCounts(total=1, missing=1))
+    assert count_build_job(known) is known, "iDDS has counted"
 
 
 def run_launcher(*arguments, **env):

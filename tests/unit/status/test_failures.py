@@ -229,6 +229,9 @@ def test_a_job_that_finished_later_is_not_unfinished_whoever_knows_it():
     )
     (group,) = digest_errors(evidence)
     assert (group.attempts, group.jobs, group.unfinished) == (3, 3, 1)
+    both = (ContentRecord(1, "by iDDS", "Available"), ContentRecord(1, "by none", "Available"))
+    (group,) = digest_errors(dataclasses.replace(evidence, contents={1: both}))
+    assert group.unfinished == 0
     whole = dataclasses.replace(task, status="Finished", outputs=FileCounts(total=3, processed=3))
     (group,) = digest_errors(dataclasses.replace(evidence, transforms=(whole,)))
     assert group.unfinished == 0
