@@ -198,3 +198,17 @@ def test_the_stages_of_a_batch_submission_ask_for_memory():
     config = make_config({}, **stages)
     assert is_batch_submission(config) == is_remote_build(config) == has_stages
     assert not is_remote_build(make_config({}, bpsBatchSubmission=False))
+
+
+@pytest.mark.parametrize("word", ["no", "false", "Off", "0", "none", " no "])
+def test_a_switch_in_quotes_that_says_no_is_off(word):
+    """BPS takes any text for yes, so it is refused where BPS calls for the build all the same."""
+    assert not is_remote_build(make_config({"enabled": word}))
+    with pytest.raises(SettingsError, match=r"remoteBuild.enabled is .*Write enabled: no, without quotes"):
+        read({"enabled": word}, LSST_VERSION="w_1")
+
+
+@pytest.mark.parametrize("yes", [True, "yes", "true", "on", 1])
+def test_a_switch_that_says_yes_is_on(yes):
+    assert is_remote_build(make_config({"enabled": yes}))
+    assert read({"enabled": yes, "requestMemory": 5}, LSST_VERSION="w_1").memory == 5

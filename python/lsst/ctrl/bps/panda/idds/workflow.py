@@ -32,7 +32,7 @@ from typing import Any
 
 from ..plan.graph import without_collection
 from ..plan.model import ConditionPlan, Resources, TaskPlan, WorkflowPlan
-from ..plan.naming import BUILD_TASK
+from ..plan.naming import BUILD_TASK, label_of_input
 from ..plan.run_attributes import RunAttributes, render_attributes
 from ..settings.remote import BuildSettings
 
@@ -259,7 +259,7 @@ def _make_work(task: TaskPlan, number: int, plan: WorkflowPlan, packed: _Depende
     event_service = task.packing.event_service
     # In names of event service files, the label has the form that it has in
     # the task's pseudo-inputs.
-    label = task.jobs[0].pseudo_input.partition(":")[0] if event_service else None
+    label = label_of_input(task.jobs[0].pseudo_input) if event_service else None
     work = _new_work(
         number,
         executable=task.command,

@@ -1,8 +1,7 @@
 """Command lines: the payload's, as a template for all jobs of a task, and the task's on the worker, with the
 files that they name.
 
-What travels to the runner is encoded by the runner's own grammar, so that any
-file name works.
+What travels to the runner is encoded by the runner's own grammar, so that any file name works.
 """
 
 from __future__ import annotations
@@ -103,16 +102,8 @@ class FileLedger:
 def inert(path: str) -> str:
     """Return a path or URI in a form that no shell changes.
 
-    Parameters
-    ----------
-    path : `str`
-        A path, which may hold anything, or a URI.
-
-    Returns
-    -------
-    text : `str`
-        The path itself where it is harmless, else a ``file:`` URI with the
-        rest percent-encoded.  Placeholders (``<ENV:X>``) stay.
+    That is the path itself where it is harmless, else a ``file:`` URI with the rest percent-encoded.
+    Placeholders (``<ENV:X>``) stay.
     """
     if not path or re.fullmatch(r"[\w@%+=:,./~<>${}-]*", path, re.ASCII):
         return path
@@ -128,8 +119,7 @@ class CommandTemplate:
     """The command of a kind of job, with placeholders."""
 
     text: str
-    """Command line; ``{name}`` stands for a value, ``<FILE:key>`` for a
-    file."""
+    """Command line; ``{name}`` stands for a value, ``<FILE:key>`` for a file."""
 
     names: tuple[str, ...]
     """Names in the text that the job has values for, in order."""
@@ -140,9 +130,8 @@ def make_template(
 ) -> CommandTemplate:
     """Make the command template of the jobs like a job.
 
-    The command sets the environment, runs the command to be run before, the
-    payload, and the command to be run after.  Its exit code is that of the
-    payload, or that of the command before if this fails.  Where the
+    The command sets the environment, runs the command to be run before, the payload, and the command to be
+    run after.  Its exit code is that of the payload, or that of the command before if this fails.  Where the
     executable is transferred, ``executable`` is how the worker calls it.
     """
     if job.executable is None or not (job.executable.src_uri or job.executable.name):
@@ -195,8 +184,7 @@ def _environment_value(value: str, job: GenericWorkflowJob) -> str:
 def resolve_files(text: str, files: Iterable[GenericWorkflowFile], *, where: str) -> str:
     """Replace ``<FILE:key>`` of files that are not transferred by their URI.
 
-    ``files`` are the inputs and outputs of the job, ``where`` says in an error
-    whose command it is.
+    ``files`` are the inputs and outputs of the job, ``where`` says in an error whose command it is.
     """
     by_key = {gwfile.name: gwfile for gwfile in files}
 
@@ -215,9 +203,8 @@ def resolve_files(text: str, files: Iterable[GenericWorkflowFile], *, where: str
 def split_long_option(template: str, name: str) -> Callable[[str], str]:
     """Return a function that makes a long, comma-separated value fit into a command.
 
-    A value of more than `MAX_ARGUMENT` bytes cannot be one argument.  Where
-    it follows an option (``--qgraph-node-id {qgraphNodeId}``), the option is
-    repeated, each time with a part of the list.
+    A value of more than `MAX_ARGUMENT` bytes cannot be one argument.  Where it follows an option
+    (``--qgraph-node-id {qgraphNodeId}``), the option is repeated, each time with a part of the list.
     """
     match = re.search(r"(--[\w-]+)([ =])\{" + re.escape(name) + r"\}", template)
     if not match:
@@ -343,8 +330,7 @@ class TaskCommands:
     def _area_exports(self, job: GenericWorkflowJob) -> str:
         """Render the export of the variables that the staging area's setting uses.
 
-        BPS writes the staging area as it stands in the YAML into the script
-        of the final job.
+        BPS writes the staging area as it stands in the YAML into the script of the final job.
         """
         if job.executable is None or not job.executable.transfer_executable:
             return ""
@@ -404,9 +390,8 @@ def _exit_code(value: object, job: GenericWorkflowJob) -> int:
 def _fetch_expression(uri: str) -> str:
     """Return the arguments with which ``python3`` fetches the runner and becomes it.
 
-    ``http(s)`` needs the standard library only; any other store is read
-    with ``lsst.resources``, which such a site has.  The arguments hold no
-    quote but the outer ones, so that they may stand between double quotes.
+    ``http(s)`` needs the standard library only; any other store is read with ``lsst.resources``, which such a
+    site has.  The arguments hold no quote but the outer ones, so that they may stand between double quotes.
     """
     if uri.startswith(("http://", "https://")):
         read = f"import urllib.request as u; data = u.urlopen({uri!r}, timeout=120).read()"

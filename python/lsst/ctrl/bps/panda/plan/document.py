@@ -1,8 +1,7 @@
 """A plan as a readable, versioned document and back, and as the table that ``bps prepare`` shows.
 
-The document has one line a task, so that it can be paged and searched.  It
-does not repeat the values of single jobs, which are in the parameter files
-that are staged with the run.
+The document has one line a task, so that it can be paged and searched.  It does not repeat the values of
+single jobs, which are in the parameter files that are staged with the run.
 """
 
 from __future__ import annotations
@@ -33,18 +32,7 @@ DOCUMENT_FORMAT = 1
 
 
 def render_plan(plan: WorkflowPlan) -> Iterator[str]:
-    """Render a plan as JSON, line by line.
-
-    Parameters
-    ----------
-    plan : `WorkflowPlan`
-        The plan.
-
-    Yields
-    ------
-    line : `str`
-        Line of one JSON object, with its line end.
-    """
+    """Render a plan as lines of one JSON object, with their line ends."""
     head = {
         "format": DOCUMENT_FORMAT,
         "run": asdict(plan.run),
@@ -89,24 +77,8 @@ def _task_document(task: TaskPlan) -> dict[str, Any]:
 
 
 def parse_plan(text: str, *, source: str) -> WorkflowPlan:
-    """Read a plan from its document.
-
-    Parameters
-    ----------
-    text : `str`
-        The document.
-    source : `str`
-        Its path, for the error.
-
-    Returns
-    -------
-    plan : `WorkflowPlan`
-        The plan, without parameter shards and jobs' values.
-
-    Raises
-    ------
-    PlanError
-        Raised if the document is not understood.
+    """Read a plan, without parameter shards and jobs' values, from its document; ``source`` is its path, for
+    the error.
     """
     try:
         content = json.loads(text)
@@ -141,36 +113,22 @@ def _parse_task(entry: Mapping[str, Any]) -> TaskPlan:
     # Earlier versions of the plugin wrote a user, which nothing reads.
     accounting = {key: value for key, value in entry["accounting"].items() if key != "user"}
     columns = zip(jobs["name"], jobs["order_id"], jobs["pseudo_input"], jobs["parents"], strict=True)
-    return TaskPlan(
-        name=entry["name"],
-        label=entry["label"],
-        chunk=entry["chunk"],
-        first=entry["first"],
-        command=entry["command"],
-        placement=Placement(**entry["placement"]),
-        resources=Resources(**entry["resources"]),
-        accounting=Accounting(**accounting),
-        packing=Packing(**entry["packing"]),
-        jobs=tuple(JobPlan(name, order, pseudo, tuple(parents)) for name, order, pseudo, parents in columns),
-        parameter_names=tuple(entry["parameter_names"]),
-        is_sink=entry["is_sink"],
-        group=entry["group"],
-    )
+    typed = {
+        "placement": Placement(**entry["placement"]),
+        "resources": Resources(**entry["resources"]),
+        "accounting": Accounting(**accounting),
+        "packing": Packing(**entry["packing"]),
+        "jobs": tuple(JobPlan(name, order, job, tuple(parents)) for name, order, job, parents in columns),
+        "parameter_names": tuple(entry["parameter_names"]),
+    }
+    return TaskPlan(**{field.name: entry[field.name] for field in fields(TaskPlan)} | typed)
 
 
 _HEAD = ("label", "jobs", "tasks", "cores", "memory MB", "attempts", "wall time s", "queue or site")
 
 
 def render_table(plan: WorkflowPlan, *, request_size: int | None = None) -> str:
-    """Render what will run as a table with one line a label, and totals.
-
-    Parameters
-    ----------
-    plan : `WorkflowPlan`
-        The plan.
-    request_size : `int`, optional
-        Size of the request for it, bytes.
-    """
+    """Render what will run as a table with one line a label, and totals; ``request_size`` is in bytes."""
     tasks = (*plan.tasks, *plan.final)
     by_label: dict[str, list[TaskPlan]] = {}
     for task in tasks:

@@ -44,9 +44,8 @@ from ..errors import PlanError
 def without_collection() -> Iterator[None]:
     """Stop the garbage collector, and start it again if it ran before.
 
-    Millions of small objects without cycles are made at once; the collector
-    would look at all of them, and at the whole generic workflow, again and
-    again.
+    Millions of small objects without cycles are made at once; the collector would look at all of them, and at
+    the whole generic workflow, again and again.
     """
     ran = gc.isenabled()
     gc.disable()
@@ -62,13 +61,7 @@ _WITHOUT_NODES = {GenericWorkflowJob, type(None)}
 
 
 def labels_of(levels: Iterable[tuple[GenericWorkflow, list[Any]]]) -> list[str]:
-    """Return all labels of a workflow, its groups and its final job, sorted.
-
-    Parameters
-    ----------
-    levels : iterable of (`~lsst.ctrl.bps.GenericWorkflow`, `list`)
-        Result of `levels_of`.
-    """
+    """Return all labels in the result of `levels_of`, sorted."""
     labels: set[str] = set()
     for _, nodes in levels:
         # There may be no final job, and a final workflow has no label.
@@ -77,20 +70,7 @@ def labels_of(levels: Iterable[tuple[GenericWorkflow, list[Any]]]) -> list[str]:
 
 
 def levels_of(workflow: GenericWorkflow) -> Iterator[tuple[GenericWorkflow, list[Any]]]:
-    """Yield a workflow, its groups and its final workflow, each with its nodes.
-
-    Parameters
-    ----------
-    workflow : `~lsst.ctrl.bps.GenericWorkflow`
-        The workflow.
-
-    Yields
-    ------
-    level : `~lsst.ctrl.bps.GenericWorkflow`
-        The workflow, or one within it.
-    nodes : `list`
-        Its nodes, and its final job or workflow.
-    """
+    """Yield a workflow, its groups and its final workflow, each with its nodes and final job or workflow."""
     stack = [workflow]
     while stack:
         current = stack.pop()
@@ -137,8 +117,7 @@ class JobGraph:
     def add(self, job: GenericWorkflowJob, workflow: GenericWorkflow | None, *, group: str = "") -> int:
         """Add a job without parents and return its index.
 
-        ``workflow`` knows its files, if it has any; ``group`` is the path of
-        its group.
+        ``workflow`` knows its files, if it has any; ``group`` is the path of its group.
         """
         self.extend([job], workflow, group=group)
         return len(self.jobs) - 1
@@ -302,10 +281,9 @@ class _Level:
 def flatten(workflow: GenericWorkflow, *, max_direct_edges: int) -> JobGraph:
     """Make the flat graph of a generic workflow (of BPS 30.2026.300 or later), without its final job.
 
-    A join of many jobs with many that would have more than
-    ``max_direct_edges`` edges gets a barrier.  Raises `PlanError` if jobs wait
-    for each other in a circle, if a parent does not exist, if two jobs have
-    one name, or for a kind of node that PanDA cannot run.
+    A join of many jobs with many that would have more than ``max_direct_edges`` edges gets a barrier.  Raises
+    `PlanError` if jobs wait for each other in a circle, if a parent does not exist, if two jobs have one
+    name, or for a kind of node that PanDA cannot run.
     """
     graph = JobGraph()
     _Flattener(graph, max_direct_edges).add_level(workflow, "")

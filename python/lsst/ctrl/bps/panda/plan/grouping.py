@@ -1,10 +1,9 @@
 """Which jobs share a task: those of one label whose command and needs agree, unless their tasks would wait
 for each other.
 
-Jobs never wait for each other in a circle, but with ``ordering``, or with
-dependencies within a label, all jobs of one label may depend on some of
-another and vice versa.  iDDS starts no job of tasks that depend on each other
-in a circle (seen with 2.6.21); a task that depends on itself is fine.
+Jobs never wait for each other in a circle, but with ``ordering``, or with dependencies within a label, all
+jobs of one label may depend on some of another and vice versa.  iDDS starts no job of tasks that depend on
+each other in a circle (seen with 2.6.21); a task that depends on itself is fine.
 """
 
 from __future__ import annotations
@@ -58,9 +57,8 @@ def own_file_key(job: GenericWorkflowJob) -> str:
 def group_jobs(graph: JobGraph) -> list[Family]:
     """Group the jobs of a graph into families of which none depends on itself through others.
 
-    Families are in pipeline order of their labels; within a label those of
-    earlier groups come first, then the name of the first job decides.  Their
-    members are in no order yet, see `number_jobs`.
+    Families are in pipeline order of their labels; within a label those of earlier groups come first, then
+    the name of the first job decides.  Their members are in no order yet, see `number_jobs`.
     """
     families: dict[tuple[Any, ...], Family] = {}
     # Last job of each label: most jobs are like the one before.
@@ -251,10 +249,9 @@ class Numbering:
 def number_jobs(graph: JobGraph, families: list[Family], first: int) -> Numbering:
     """Put the members of each family in order and number all jobs from ``first``.
 
-    Jobs that share their first parent come together, and jobs without parents
-    are sorted by what follows the label in their names (BPS puts data IDs
-    there, after a random number).  So neighbours have similar dependencies:
-    these compress well, and children of early jobs come early.
+    Jobs that share their first parent come together, and jobs without parents are sorted by what follows the
+    label in their names (BPS puts data IDs there, after a random number).  So neighbours have similar
+    dependencies: these compress well, and children of early jobs come early.
     """
     ordinals = [-1] * len(graph.jobs)
     numbered: list[tuple[int, ...]] = [()] * len(graph.jobs)

@@ -54,8 +54,7 @@ class Resources:
     """Memory that no attempt exceeds, whole job, MB."""
 
     memory_growth: float
-    """Factor from one attempt to the next (BPS ``memoryMultiplier``); 1.0
-    means no growth."""
+    """Factor from one attempt to the next (BPS ``memoryMultiplier``); 1.0 means no growth."""
 
     cores: int
     """Cores of a job."""
@@ -98,8 +97,7 @@ class Packing:
 class JobPlan(NamedTuple):
     """One job of a task.
 
-    A tuple, because a frozen dataclass takes four times as long to make, and
-    there may be millions.
+    A tuple, because a frozen dataclass takes four times as long to make, and there may be millions.
     """
 
     name: str
@@ -109,8 +107,7 @@ class JobPlan(NamedTuple):
     """Ordinal of the job within its label, contiguous within a task."""
 
     pseudo_input: str
-    """Text that stands as the job's input file in PanDA; unique in its
-    task, and in the run."""
+    """Text that stands as the job's input file in PanDA; unique in its task, and in the run."""
 
     parents: tuple[int, ...] = ()
     """Ordinals (see `TaskPlan.first`) of the jobs it depends on, sorted."""
@@ -179,8 +176,7 @@ class StagedFile:
     """Path or URI on the submit side."""
 
     name: str
-    """Relative path in the staging area, ``/`` between its parts, unique in
-    the run, no ``..``."""
+    """Relative path in the staging area, ``/`` between its parts, unique in the run, no ``..``."""
 
     is_directory: bool = False
     executable: bool = False
@@ -194,8 +190,7 @@ class ParameterShard:
     """Relative path in the staging area."""
 
     text: str
-    """Content, in the runner's grammar
-    (`~lsst.ctrl.bps.panda.edgenode.cmd_line_decoder`)."""
+    """Content, in the runner's grammar (`~lsst.ctrl.bps.panda.edgenode.cmd_line_decoder`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,8 +272,7 @@ class LabelSettings:
     prod_source_label: str
     vo: str
     runner_command: str
-    """Command line of a task, with ``_cmd_line_`` and perhaps ``_runner_``
-    to be replaced."""
+    """Command line of a task, with ``_cmd_line_`` and perhaps ``_runner_`` to be replaced."""
 
     payloads_per_job: int = 1
     """Payloads a PanDA job carries, as asked for."""
@@ -311,8 +305,7 @@ class PlanSettings:
     """Variables that are resolved on the submit side (``<ENV:USER>``)."""
 
     area_variables: Mapping[str, str] = field(default_factory=dict)
-    """Environment variables in the staging area's setting, with the values
-    they had on the submit side."""
+    """Environment variables in the staging area's setting, with the values they had on the submit side."""
 
     order_id_map_name: str = "panda_order_id_map.json"
     runner: StagedFile | None = None
@@ -322,12 +315,10 @@ class PlanSettings:
     """Sources that are directories."""
 
     attempt_codes: bool = True
-    """Whether the runner may remember exit codes between attempts
-    (``retryUnlessExit``)."""
+    """Whether the runner may remember exit codes between attempts (``retryUnlessExit``)."""
 
     max_direct_edges: int = 1000
-    """Most edges that a join of many jobs with many is spelled out with; a
-    larger one gets a barrier."""
+    """Most edges that a join of many jobs with many is spelled out with; a larger one gets a barrier."""
 
     def of(self, label: str) -> LabelSettings:
         """Return the settings of a label."""

@@ -1,9 +1,8 @@
 """Names of restarts, of tasks (made and read), and of jobs in PanDA, with the files that hold the jobs'
 parameters.
 
-iDDS and JEDI accept ``[A-Za-z0-9_.:-]`` for sure; ``/`` and ``^`` hang a run
-without an error, and 4000 characters are the most.  The grammar of
-pseudo-inputs, which stand for jobs, is the runner's.
+iDDS and JEDI accept ``[A-Za-z0-9_.:-]`` for sure; ``/`` and ``^`` hang a run without an error, and 4000
+characters are the most.  The grammar of pseudo-inputs, which stand for jobs, is the runner's.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ __all__ = [
     "MAX_NAME",
     "NamedJobs",
     "Naming",
+    "label_of_input",
     "label_of_task",
     "make_naming",
     "name_of_inputs",
@@ -84,15 +84,7 @@ _SEPARATORS_OF_BPS = str.maketrans({":": "_", ";": "_"})
 
 
 def restart_name(name: str, number: int) -> str:
-    """Return the name of a restart of a run.
-
-    Parameters
-    ----------
-    name : `str`
-        Name of the run, which may be a restart itself.
-    number : `int`
-        Ordinal of the restart, from 1.
-    """
+    """Return the name of a restart of a run, which may be a restart itself; restarts are counted from 1."""
     return _RESTART_END.sub("", name) + _RESTART.format(number=number)
 
 
@@ -103,51 +95,22 @@ def task_name(run: str, ordinal: int, label: str, chunk: int) -> str:
 
 
 def split_server_name(name: str) -> tuple[str, int]:
-    """Split the name of a task in PanDA, to which iDDS appends ``_<request>_<transform>``.
-
-    Parameters
-    ----------
-    name : `str`
-        Name in PanDA.
-
-    Returns
-    -------
-    name : `str`
-        Name in iDDS.
-    transform_id : `int`
-        Transform id, or 0 for a task that is not of iDDS.
+    """Split the name of a task in PanDA, to which iDDS appends ``_<request>_<transform>``, into its name in
+    iDDS and the transform id, which is 0 for a task that is not of iDDS.
     """
     match = _SERVER_IDS.search(name)
     return (name[: match.start()], int(match["transform"])) if match else (name, 0)
 
 
 def run_of_task(name: str) -> str:
-    """Find the name of the run in the name of a task, as far as it tells.
-
-    Parameters
-    ----------
-    name : `str`
-        Name in iDDS.
-    """
+    """Find the name of the run in the name of a task in iDDS, as far as it tells."""
     return _TASK_END.sub("", name)
 
 
 def label_of_task(name: str, run_name: str) -> str:
-    """Find the label in the name of a task.
+    """Find the label, which may hold digits and underscores, in the name of a task in iDDS.
 
-    Parameters
-    ----------
-    name : `str`
-        Name in iDDS.
-    run_name : `str`
-        Name of the run.
-
-    Returns
-    -------
-    label : `str`
-        The label, which may hold digits and underscores; the name itself if
-        it is built in another way.  A ``:`` or ``;`` becomes ``_``, since BPS
-        separates labels by them.
+    It is the name itself if that is built in another way, and printable: see `printable_label`.
     """
     body = _without_run(name, run_name)
     if BUILD_TASK in (body, name):
@@ -162,20 +125,10 @@ def printable_label(label: str) -> str:
 
 
 def ordinal_of_task(name: str, run_name: str) -> int:
-    """Find a task's ordinal in its name.
+    """Find a task's ordinal in its name in iDDS.
 
-    Parameters
-    ----------
-    name : `str`
-        Name in iDDS.
-    run_name : `str`
-        Name of the run.
-
-    Returns
-    -------
-    ordinal : `int`
-        The ordinal, or -1 for the build task, which comes first, and a number
-        beyond all others for a name built in another way.
+    It is -1 for the build task, which comes first, and a number beyond all others for a name built in another
+    way.
     """
     body = _without_run(name, run_name)
     if BUILD_TASK in (body, name):
@@ -205,24 +158,20 @@ def _safe(text: str, most: int) -> str:
 
 
 def name_of_inputs(inputs: Sequence[str]) -> str:
-    """Name a job by its pseudo-inputs.
+    """Name a job by its pseudo-inputs as JEDI writes them, ``000012:<pseudo-input>``.
 
-    Parameters
-    ----------
-    inputs : `~collections.abc.Sequence` [`str`]
-        As JEDI writes them, ``000012:<pseudo-input>``.
-
-    Returns
-    -------
-    name : `str`
-        The pseudo-input; of a job with several the first one, and how many
-        more there are.  Empty for a job without input.
+    Several are named by the first one, and how many more there are; none by an empty text.
     """
     if not inputs:
         return ""
     ordinal, colon, rest = inputs[0].partition(":")
     name = rest if colon and ordinal.isdecimal() else inputs[0]
     return f"{name} and {len(inputs) - 1} more" if len(inputs) > 1 else name
+
+
+def label_of_input(pseudo_input: str) -> str:
+    """Return the label, as it stands there, in a pseudo-input that names a job by label and order id."""
+    return runner.parse_input(pseudo_input, short=True).label
 
 
 Row = tuple[str, ...]
@@ -235,8 +184,6 @@ class NamedJobs:
 
     label: str
     names: list[str] = field(default_factory=list)
-    """Names of the jobs."""
-
     keys: tuple[str, ...] = ()
     """Names of all values that jobs of the label have, sorted."""
 

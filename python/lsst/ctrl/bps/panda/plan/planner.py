@@ -1,15 +1,13 @@
 """Make the plan of a run from its generic workflow, and the plan of what is left of a run for a restart.
 
-`make_plan` is the table of contents of the folder: flatten, group, number,
-split values, name, command, cut into tasks, conditions, files.
+`make_plan` is the table of contents of the folder: flatten, group, number, split values, name, command, cut
+into tasks, conditions, files.
 
-The final tasks start when every sink is terminated, failed or not.  A final
-task that wants success has the jobs that nobody depends on as parents: if one
-of these did not succeed, the server does not run it.
+The final tasks start when every sink is terminated, failed or not.  A final task that wants success has the
+jobs that nobody depends on as parents: if one of these did not succeed, the server does not run it.
 
-A restart is a new request, because iDDS's own retry leaves pruned jobs behind
-on a real PanDA, does nothing after an abort and never runs the final job
-again.
+A restart is a new request, because iDDS's own retry leaves pruned jobs behind on a real PanDA, does nothing
+after an abort and never runs the final job again.
 """
 
 from __future__ import annotations
@@ -40,6 +38,7 @@ BORDER_MINUTES = 1.5
 finalises tasks once a minute, 45 to 120 s after their last job."""
 
 
+@without_collection()
 def make_plan(workflow: GenericWorkflow, settings: PlanSettings) -> WorkflowPlan:
     """Make the plan of a run.
 
@@ -61,12 +60,6 @@ def make_plan(workflow: GenericWorkflow, settings: PlanSettings) -> WorkflowPlan
     PlanError
         Raised if the workflow cannot be run as it is.
     """
-    with without_collection():
-        return _make_plan(workflow, settings)
-
-
-def _make_plan(workflow: GenericWorkflow, settings: PlanSettings) -> WorkflowPlan:
-    """Make the plan of a run, step by step."""
     graph = flatten(workflow, max_direct_edges=settings.max_direct_edges)
     final_graph = _final_graph(workflow, settings)
     if not graph.jobs:
@@ -172,15 +165,8 @@ def _warnings(jobs: Sequence[GenericWorkflowJob], conditions: Sequence[Condition
 
 
 def want_success(plan: WorkflowPlan, label: str) -> WorkflowPlan:
-    """Return a plan in which the final jobs of a label depend on the success of the run.
-
-    Parameters
-    ----------
-    plan : `WorkflowPlan`
-        The plan.
-    label : `str`
-        Label of final jobs; each gets the jobs that nobody depends on as
-        parents.
+    """Return a plan in which the final jobs of a label depend on the success of the run: they get the jobs
+    that nobody depends on as parents.
     """
     has_child = {parent for task in plan.tasks for job in task.jobs for parent in job.parents}
     ends = tuple(
@@ -202,25 +188,11 @@ def want_success(plan: WorkflowPlan, label: str) -> WorkflowPlan:
 
 
 def make_restart_plan(plan: WorkflowPlan, done: Collection[int], *, name: str, origin: int) -> WorkflowPlan:
-    """Make the plan of what is left of a run.
+    """Make the plan of what is left of a run, given the ordinals of the jobs that succeeded, the name of the
+    new run, and the request id of the old one.
 
-    Parameters
-    ----------
-    plan : `WorkflowPlan`
-        The plan of the run.
-    done : collection of `int`
-        Ordinals of the jobs that succeeded.
-    name : `str`
-        Name of the new run.
-    origin : `int`
-        Request id of the run.
-
-    Returns
-    -------
-    restart : `WorkflowPlan`
-        Tasks with the jobs left, without dependencies on what is done, and
-        all of the final tasks.  Commands, names of jobs and files are the
-        same, since they refer to what is staged.
+    It has the tasks with the jobs left, without dependencies on what is done, and all of the final tasks.
+    Commands, names of jobs and files are the same, since they refer to what is staged.
     """
     done = frozenset(done)
     kept = [ordinal for task in plan.tasks for ordinal in task.ordinals if ordinal not in done]

@@ -1,9 +1,8 @@
 """Attributes of a run that travel in its iDDS request, so that a report needs no submit directory.
 
-iDDS has four free text fields: ``campaign`` (50 characters), ``campaign_scope``
-(25), ``campaign_group`` (255) and ``campaign_tag`` (100).  PostgreSQL refuses a
-longer value, SQLite takes it, so values are cut here.  The tag stays empty:
-a request with all four set is linked to a group of requests by the server.
+iDDS has four free text fields: ``campaign`` (50 characters), ``campaign_scope`` (25), ``campaign_group``
+(255) and ``campaign_tag`` (100).  PostgreSQL refuses a longer value, SQLite takes it, so values are cut here.
+The tag stays empty: a request with all four set is linked to a group of requests by the server.
 """
 
 from __future__ import annotations
@@ -48,19 +47,7 @@ class RunAttributes:
 
 
 def render_attributes(attributes: RunAttributes) -> dict[str, str]:
-    """Render the attributes as fields of an iDDS workflow.
-
-    Parameters
-    ----------
-    attributes : `RunAttributes`
-        The run's attributes.
-
-    Returns
-    -------
-    fields : `dict` [`str`, `str`]
-        ``name``, ``campaign``, ``campaign_scope``, ``campaign_group`` and
-        ``campaign_tag``, none longer than iDDS's columns.
-    """
+    """Render the attributes as fields of an iDDS workflow, none longer than iDDS's columns."""
     return {
         "name": attributes.name[:_NAME_LIMIT],
         "campaign": attributes.campaign[:_CAMPAIGN_LIMIT],
@@ -112,16 +99,7 @@ class AttributeFields(Protocol):
 def parse_attributes(record: AttributeFields) -> RunAttributes:
     """Read a run's attributes from its request.
 
-    Parameters
-    ----------
-    record : `AttributeFields`
-        The request; it may come from another program.
-
-    Returns
-    -------
-    attributes : `RunAttributes`
-        For a request of another program the operator is the user as PanDA
-        knows it, and the numbers are 0.
+    For a request of another program the operator is the user as PanDA knows it, and the numbers are 0.
     """
     version, _, rest = record.campaign_group.partition(";")
     if version != _VERSION:

@@ -260,11 +260,10 @@ def _accounting(job: GenericWorkflowJob, settings: LabelSettings) -> Accounting:
 def _resources(job: GenericWorkflowJob, payloads_per_job: int, max_walltime: int) -> Resources:
     """Return what a PanDA job needs.
 
-    Memory is that of the whole job in MB, as BPS defines it, rounded up to a
-    multiple of the cores: iDDS divides it by the cores for PanDA's
-    ``ramCount``, which is MB a core.  BPS lets the memory of attempt n be
-    min(m0 * M**n, max), which is what PanDA does with ``retryRamStep =
-    m0 * M`` and ``retryRamMax``.  Attempts are retries + 1.
+    Memory is that of the whole job in MB, as BPS defines it, rounded up to a multiple of the cores: iDDS
+    divides it by the cores for PanDA's ``ramCount``, which is MB a core.  BPS lets the memory of attempt n be
+    min(m0 * M**n, max), which is what PanDA does with ``retryRamStep = m0 * M`` and ``retryRamMax``.
+    Attempts are retries + 1.
     """
     cores = math.ceil(_number(job, "request_cpus", 1, least=1))
     memory = math.ceil(_number(job, "request_memory", DEFAULT_MEMORY, least=1))

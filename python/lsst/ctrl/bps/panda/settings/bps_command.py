@@ -15,20 +15,17 @@ import click
 
 
 def is_dry_run() -> bool:
-    """Tell whether ``bps prepare`` or ``bps submitcmd --dry-run`` is running,
-    which send nothing.
+    """Tell whether ``bps prepare`` or ``bps submitcmd --dry-run`` is running, which send nothing.
 
-    BPS calls the checks of a submission in the same way for ``prepare`` and
-    ``submit``; what tells them apart is the command that runs.
+    BPS calls the checks of a submission in the same way for ``prepare`` and ``submit``; what tells them apart
+    is the command that runs.
     """
     context = click.get_current_context(silent=True)
     return context is not None and (context.info_name == "prepare" or bool(context.params.get("dry_run")))
 
 
 def configuration_file() -> str:
-    """Return the YAML file that the command was given; empty if it was given
-    none, or a program runs.
-    """
+    """Return the YAML file that the command was given; empty if it was given none, or a program runs."""
     context = click.get_current_context(silent=True)
     if context is None:
         return ""
@@ -39,11 +36,10 @@ def configuration_file() -> str:
 def accept_service_names() -> None:
     """Let ``bps submit --wms-service-class NAME`` work.
 
-    ``lsst.ctrl.bps.drivers.submit_driver`` (seen in 30.2026.300 and
-    30.2026.4300) hands the option's text to ``submit()`` as ``wms_service``,
-    which wants an object: ``AttributeError: 'str' object has no attribute
-    'submit'``, after everything was prepared.  The configuration names the
-    class too, so the text can be left out.
+    ``lsst.ctrl.bps.drivers.submit_driver`` (seen in 30.2026.300 and 30.2026.4300) hands the option's text to
+    ``submit()`` as ``wms_service``, which wants an object: ``AttributeError: 'str' object has no attribute
+    'submit'``, after everything was prepared.  The configuration names the class too, so the text can be left
+    out.
     """
     drivers = sys.modules.get("lsst.ctrl.bps.drivers")
     submit = getattr(drivers, "submit", None)
@@ -53,9 +49,7 @@ def accept_service_names() -> None:
 
 
 def _without_names(submit: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap the function so that it takes the class from the configuration if
-    it is given by name.
-    """
+    """Wrap the function so that it takes the class from the configuration if it is given by name."""
 
     @wraps(submit)
     def wrapper(*args: Any, **kwargs: Any) -> Any:

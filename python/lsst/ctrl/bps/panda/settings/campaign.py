@@ -98,9 +98,7 @@ Values = Annotated[tuple[Value, ...], BeforeValidator(_read_values), WithJsonSch
 
 
 class SiteKeys(Section):
-    """A site of a campaign; all other keys of BPS and of this plugin count for
-    this site alone.
-    """
+    """A site of a campaign; all other keys of BPS and of this plugin count for this site alone."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -226,29 +224,14 @@ class CampaignSection(Section):
 
 
 def is_divided(section: Any) -> bool:
-    """Tell whether a section ``campaignSites``, if there is one, says that the
-    run is to be divided.
-    """
+    """Tell whether a section ``campaignSites``, if there is one, says that the run is to be divided."""
     if not isinstance(section, Mapping) or not section:
         return False
     return not is_no(section.get("enabled", True))
 
 
 def read_section(section: Any, *, source: str) -> CampaignSection:
-    """Read the section.
-
-    Parameters
-    ----------
-    section : mapping
-        Value of ``campaignSites``.
-    source : `str`
-        Where it is from, for errors.
-
-    Raises
-    ------
-    SettingsError
-        Raised if something is missing or not understood; names it.
-    """
+    """Read the value of ``campaignSites``; ``source`` says in errors where it is from."""
     if not isinstance(section, Mapping) or not section:
         raise SettingsError(
             f"{source} has no section {SECTION}. It says how the data are divided among sites, for instance "

@@ -73,14 +73,7 @@ class _Text:
 
 
 class RunConfiguration:
-    """What the configuration of a run says, apart from the keys in
-    `~lsst.ctrl.bps.panda.settings.keys`.
-
-    Parameters
-    ----------
-    config : `~lsst.ctrl.bps.BpsConfig`
-        The configuration.
-    """
+    """What the configuration of a run says, apart from the keys in `~lsst.ctrl.bps.panda.settings.keys`."""
 
     name = _Text("uniqProcName")
     """Name of the run."""
@@ -153,9 +146,7 @@ class RunConfiguration:
 
     @property
     def campaign_sites(self) -> Any:
-        """The section ``campaignSites`` as it was written; empty without
-        one.
-        """
+        """The section ``campaignSites`` as it was written; empty without one."""
         return self._config.get("campaignSites")
 
     @property
@@ -166,9 +157,7 @@ class RunConfiguration:
 
     @property
     def queues(self) -> tuple[QueueLimits, ...]:
-        """Limits of queues that it adds to those of the site's profile, or
-        corrects.
-        """
+        """Limits of queues that it adds to those of the site's profile, or corrects."""
         own = dict(self._config).get("queues") if "queues" in self._config else None
         return read_queues(own, source="BPS configuration")
 
@@ -225,24 +214,10 @@ def complete_configuration(
 ) -> BpsConfig:
     """Do what BPS does when it starts to submit, as far as names depend on it.
 
-    Parameters
-    ----------
-    content : `str` or `~lsst.daf.butler.Config`
-        YAML file, or what it holds.
-    timestamp : `str`
-        What stands for ``{timestamp}``.
-    user : `str`
-        Operator if the configuration names none.
-    service_class : `str`, optional
-        Service class whose defaults count; that of the configuration by
-        default.
-    command_line : mapping of `str` to `str`, optional
-        Values that go over those of the configuration.
-
-    Raises
-    ------
-    SettingsError
-        Raised if a section has no keys, or there is no such service class.
+    ``content`` is a YAML file or what it holds. ``timestamp`` stands for ``{timestamp}``, ``user`` is the
+    operator if the configuration names none, the service class by default that of the configuration; what the
+    command line gives goes over all of it. Raises `SettingsError` if a section has no keys, or there is no
+    such service class.
     """
     try:
         config = BpsConfig(

@@ -39,8 +39,8 @@ __all__ = [
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache, reduce
-from typing import Annotated, Any, ClassVar, NamedTuple, Self
+from functools import cache
+from typing import Annotated, Any, ClassVar, NamedTuple, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
 from pydantic.alias_generators import to_camel
@@ -136,8 +136,7 @@ class Kind:
     """The only values, if there are few."""
 
     as_written: bool = False
-    """Whether environment variables in it are the worker's, or are replaced
-    later."""
+    """Whether environment variables in it are the worker's, or are replaced later."""
 
     def validate(self, value: Any) -> Any:
         """Convert a value, for pydantic."""
@@ -170,9 +169,7 @@ _TEXTS = {"type": "array", "items": {"type": ["string", "number", "boolean"]}}
 
 
 def _any_case(words: Iterable[str]) -> str:
-    """Return a regular expression that needs no flag, which JavaScript has
-    none for.
-    """
+    """Return a regular expression that needs no flag, which JavaScript has none for."""
     return "|".join("".join(f"[{letter.lower()}{letter.upper()}]" for letter in word) for word in words)
 
 
@@ -232,9 +229,7 @@ ExitCodes = Annotated[list[int], _CODES]
 
 
 def choice(choices: Iterable[str], convert: Callable[[Any], Any], *, any_case: bool = False) -> Kind:
-    """Describe a text that is one of few; ``convert`` makes its value and raises
-    `ValueError` for others.
-    """
+    """Describe a text that is one of few; ``convert`` makes its value and raises `ValueError` for others."""
     texts = tuple(choices)
     written: list[Mapping[str, Any]] = [{"enum": list(texts)}, _VARIABLES]
     if any_case:
@@ -246,9 +241,8 @@ def choice(choices: Iterable[str], convert: Callable[[Any], Any], *, any_case: b
 
 
 def key(default: Any, meaning: str, *, least: int | None = None, alias: str | None = None) -> Any:
-    """Describe a key of a section: its default, its meaning in sentences for the
-    page of settings and for editors, the smallest number, and its name in YAML
-    unless it is that of the field.
+    """Describe a key of a section: its default, its meaning in sentences for the page of settings and for
+    editors, the smallest number, and its name in YAML unless it is that of the field.
     """
 
     def complete(schema: dict[str, Any]) -> None:
@@ -293,15 +287,8 @@ class Section(BaseModel):
     def parse(cls, values: Mapping[str, Any], *, source: Source, title: str = "{}") -> Self:
         """Check and convert values, given by key; others are not looked at.
 
-        ``source`` says where the values are from, for the error, or is called with
-        key and value to find out; ``title`` how a key is named, with ``{}`` in its
-        place.
-
-        Raises
-        ------
-        SettingsError
-            Raised if a value is of another kind, too small or not one of few;
-            names key, value and source.
+        ``source`` says where the values are from, for the error, or is called with key and value to find out;
+        ``title`` how a key is named, with ``{}`` in its place.
         """
         try:
             return cls.model_validate(cls._without_empty(values))
@@ -334,17 +321,15 @@ class Section(BaseModel):
         return given
 
 
-def _step(values: Any, name: int | str) -> Any:
-    return values[name]
-
-
 def _explain(
     error: ValidationError, values: Mapping[str, Any], source: Source, title: str
 ) -> list[SettingsError]:
     """Say which values are wrong, where they stand and what is needed."""
     found = []
     for each in error.errors(include_url=False):
-        name, value = ".".join(map(str, each["loc"])), reduce(_step, each["loc"], values)
+        name, value = ".".join(map(str, each["loc"])), cast(Any, values)
+        for step in each["loc"]:
+            value = value[step]
         origin = Origin(words=source) if isinstance(source, str) else source(name, value)
         least = each.get("ctx", {}).get("ge")
         needed = each["msg"] if least is None else f"it must be at least {least}"
@@ -500,9 +485,8 @@ class ServiceKeys(Section):
 
 
 class CoreKeys(Section):
-    """Keys of BPS itself whose values it takes as they are: a wrong one would
-    be found only when the quantum graph is there, after hours perhaps.  They
-    are checked only, so what is not set is `None`.
+    """Keys of BPS itself whose values it takes as they are: a wrong one would be found only when the quantum
+    graph is there, after hours perhaps.  They are checked only, so what is not set is `None`.
     """
 
     per_label = True
@@ -526,8 +510,7 @@ class CoreKeys(Section):
 # --- where keys may stand ----------------------------------------------------
 
 SECTIONS_BY_NAME = ("pipetask", "cluster", "site", "cloud")
-"""Sections whose entries have names of the user's (labels, sites), and settings
-below them."""
+"""Sections whose entries have names of the user's (labels, sites), and settings below them."""
 
 PLAIN_SECTIONS = ("payload", "finalJob", "customJob", "remoteBuild")
 """Sections with settings of their own."""

@@ -1,6 +1,4 @@
-"""Settings of a remote build: the section ``remoteBuild`` over the rest of
-the configuration.
-"""
+"""Settings of a remote build: the section ``remoteBuild`` over the rest of the configuration."""
 
 from __future__ import annotations
 
@@ -28,6 +26,7 @@ from .keys import (
     WholeMegabytes,
     WholeNumber,
     YesOrNo,
+    is_no,
     key,
     keys_of,
 )
@@ -74,34 +73,25 @@ _STAGES = ("buildQuantumGraph", "preparePayloadWorkflow")
 def is_remote_build(config: BpsConfig) -> bool:
     """Tell whether the plan of a run is to be made by a task."""
     section = config.get(SECTION)
-    enabled = isinstance(section, BpsConfig) and bool(section.get("enabled", False))
+    enabled = isinstance(section, BpsConfig) and not is_no(section.get("enabled", False))
     return enabled or is_batch_submission(config)
 
 
 def is_batch_submission(config: BpsConfig) -> bool:
-    """Tell whether BPS is to make jobs of the stages of the submission, as it
-    can from 30.2026.4300 on.
-    """
+    """Tell whether BPS is to make jobs of the stages of the submission, as it can from 30.2026.4300 on."""
     return hasattr(bps, "GenericWorkflowLazyGroup") and bool(config.get("bpsBatchSubmission", False))
 
 
 def read_build_settings(config: BpsConfig, environment: Mapping[str, str]) -> BuildSettings:
-    """Read the settings of a remote build.
-
-    Parameters
-    ----------
-    config : `~lsst.ctrl.bps.BpsConfig`
-        Configuration of the run.
-    environment : mapping of `str` to `str`
-        The environment.
-
-    Raises
-    ------
-    SettingsError
-        Raised if a value is missing or cannot be used.
-    """
+    """Read the settings of a remote build; raise `SettingsError` for a value that is missing or wrong."""
     lookup = KeyLookup(config, environment)
     section = config.get(SECTION) or BpsConfig({})
+    enabled = section.get("enabled")
+    if isinstance(enabled, str) and enabled and is_no(enabled):
+        raise SettingsError(
+            f"{SECTION}.enabled is {enabled!r}, a text, which BPS takes for yes whatever it says. Write "
+            "enabled: no, without quotes."
+        )
     own_command = "runnerCommand" in section
     lookup.check_variables("runnerCommand" if own_command else "buildCommand", [SECTION])
     keys = lookup.read(LabelKeys, SECTION)

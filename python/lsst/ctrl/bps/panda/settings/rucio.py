@@ -145,20 +145,7 @@ class RegistrationSettings(RucioSection):
 def read_registration_settings(
     config: BpsConfig, environment: Mapping[str, str]
 ) -> RegistrationSettings | None:
-    """Read the section ``rucio``; `None` if no registration is asked for.
-
-    Parameters
-    ----------
-    config : `~lsst.ctrl.bps.BpsConfig`
-        Configuration of a run.
-    environment : mapping of `str` to `str`
-        The environment.
-
-    Raises
-    ------
-    SettingsError
-        Raised if a key is not known, or a value cannot be used.
-    """
+    """Read the section ``rucio``; `None` if no registration is asked for."""
     reader = _SectionReader(config, environment)
     if not reader.parse(RucioSwitch).enabled:
         return None

@@ -30,6 +30,8 @@ from lsst.daf.butler import Config
 from lsst.ctrl.bps import BpsConfig, GenericWorkflow
 
 from ..errors import SettingsError
+from ..local.endpoint import state_directory
+from ..plan.commands import inert
 from ..plan.graph import labels_of, levels_of
 from ..plan.model import LabelSettings, NamingKind, PlanSettings, RunIdentity, StagedFile
 from ..version import __version__, bps_version
@@ -37,7 +39,7 @@ from . import sites
 from .configuration import RunConfiguration
 from .keys import KEYS, LabelKeys, RunKeys, ServiceKeys
 from .search import KeyLookup
-from .sites import expand_area, profile_area
+from .sites import expand_area, fill_area, profile_of, variables_in
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -75,13 +77,7 @@ class ServiceSettings:
     """Keys of the configuration about PanDA's message broker."""
 
     def require_url(self) -> str:
-        """Return the URL of PanDA.
-
-        Raises
-        ------
-        SettingsError
-            Raised if it is not known.
-        """
+        """Return the URL of PanDA; raise `SettingsError` if it is not known."""
         if not self.url:
             raise SettingsError(
                 "PANDA_URL_SSL and PANDA_URL are not set, so it is not known where PanDA is. Set them, for "
@@ -99,15 +95,8 @@ def read_service_settings(
 ) -> ServiceSettings:
     """Read where PanDA is and who we are.
 
-    Parameters
-    ----------
-    config : `~lsst.ctrl.bps.BpsConfig` or mapping, optional
-        Configuration; BPS gives ``{}`` for report, cancel, restart, ping
-        and status.
-    environment : mapping of `str` to `str`, optional
-        The environment; that of the process by default.
-    site : `str`, optional
-        Site whose profile is used where there is no configuration.
+    BPS gives ``{}`` as configuration for report, cancel, restart, ping and status; then the profile of the
+    site counts. The environment is by default that of the process.
     """
     env = dict(os.environ if environment is None else environment)
     if not isinstance(config, BpsConfig):
@@ -132,16 +121,10 @@ def read_service_settings(
 
 
 def own_messages(settings: ServiceSettings, site: str) -> dict[str, str]:
-    """Find the settings of the message broker that a run brings itself, to be
-    remembered with the run: whoever watches it has no configuration.
+    """Find the settings of the message broker that a run brings itself, to be remembered with the run:
+    whoever watches it has no configuration.
 
-    Parameters
-    ----------
-    settings : `ServiceSettings`
-        As the run's configuration has them.
-    site : `str`
-        The run's site, whose profile may have others: what differs counts,
-        unless there is a password in the address.
+    What differs from the profile of the run's site counts, unless there is a password in the address.
     """
     profile = read_service_settings(None, settings.environment, site=site).messages
     own = {name: value for name, value in settings.messages.items() if value != profile[name]}
@@ -168,9 +151,7 @@ def _user(env: Mapping[str, str]) -> str:
 
 
 def _state_directory(env: Mapping[str, str]) -> str:
-    """Directory for what is remembered between commands (XDG base
-    directories).
-    """
+    """Directory for what is remembered between commands (XDG base directories)."""
     base = env.get("XDG_STATE_HOME") or os.path.join(
         env.get("HOME") or os.path.expanduser("~"), ".local", "state"
     )
@@ -182,29 +163,19 @@ class StagingSettings:
     """Where and how to stage."""
 
     area: str
-    """URI of the staging area of the run, or an absolute path; ends in
-    ``/``."""
+    """URI of the staging area of the run, or an absolute path; ends in ``/``."""
 
     max_workers: int = 10
     """Most transfers at a time (YAML: ``maxCopyWorkers``)."""
 
     group_permissions: bool = False
-    """Whether the group gets ``rws`` on directories and ``rw`` on files
-    (areas in a file system only)."""
+    """Whether the group gets ``rws`` on directories and ``rw`` on files (areas in a file system only)."""
 
     retries: int = 3
     """Further attempts after one that failed."""
 
     timeout: float = 300
     """Seconds for all attempts at one file, and one more a megabyte."""
-
-    def __post_init__(self) -> None:
-        if self.max_workers < 1:
-            raise ValueError(f"max_workers must be at least 1, not {self.max_workers}")
-        if self.retries < 0:
-            raise ValueError(f"retries must not be negative: {self.retries}")
-        if not self.timeout > 0:
-            raise ValueError(f"timeout must be a positive number of seconds, not {self.timeout}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,24 +199,7 @@ def read_run_settings(
     submit_path: str,
     environment: Mapping[str, str] | None = None,
 ) -> RunSettings:
-    """Read the settings of a submission.
-
-    Parameters
-    ----------
-    config : `~lsst.ctrl.bps.BpsConfig`
-        Configuration of the run.
-    workflow : `~lsst.ctrl.bps.GenericWorkflow`
-        Workflow whose labels are looked up.
-    submit_path : `str`
-        Submit directory.
-    environment : mapping of `str` to `str`, optional
-        The environment; that of the process by default.
-
-    Raises
-    ------
-    SettingsError
-        Raised if a value is missing or cannot be used.
-    """
+    """Read the settings of a submission, by default in the environment of the process."""
     env = dict(os.environ if environment is None else environment)
     run = RunConfiguration(config)
     lookup = KeyLookup(config, env)
@@ -386,21 +340,23 @@ def site_staging_area(site: str, folder: str, run: str) -> str:
     Called by BPS, through ``bpsEval`` in the default configuration, with the
     values of ``computeSite``, ``payloadFolder`` and ``uniqProcName``.
     """
-    return profile_area(site, folder, run, os.environ)
+    profile = profile_of(site)
+    text = str(profile.get("stagingArea") or "")
+    known = {"PANDA_LOCAL_STAGING": str(state_directory(os.environ) / "staging"), **os.environ}
+    if any(not known.get(name) for name in variables_in(text)):
+        text = str(profile.get("stagingAreaDefault") or "")
+    if not text:
+        return ""
+    filled = text.replace("{payloadFolder}", folder or "payload").replace("{uniqProcName}", run)
+    # BPS writes it into the script of the final job as it is.
+    return inert(fill_area(filled, known))
 
 
 def default_configuration(environment: Mapping[str, str] | None = None) -> Config:
     """Return the defaults that BPS merges beneath a user's configuration.
 
-    Parameters
-    ----------
-    environment : mapping of `str` to `str`, optional
-        The environment; that of the process by default.
-
-    Notes
-    -----
-    BPS up to 30.2026.300 calls ``${CTRL_MPEXEC_DIR}/bin/pipetask``; where no
-    such variable is set (no EUPS), the commands are taken from ``PATH``.
+    BPS up to 30.2026.300 calls ``${CTRL_MPEXEC_DIR}/bin/pipetask``; where no such variable is set (no EUPS),
+    the commands are taken from ``PATH``.
     """
     env = os.environ if environment is None else environment
     defaults = Config(sites.defaults())

@@ -1,8 +1,7 @@
 """The JSON schema of a BPS configuration for editors, made from the models of its sections.
 
-It refuses what the models refuse, apart from texts that BPS replaces
-something in.  Keys that it does not know are BPS's or the user's and are
-allowed, except in the plugin's own sections.
+It refuses what the models refuse, apart from texts that BPS replaces something in.  Keys that it does not
+know are BPS's or the user's and are allowed, except in the plugin's own sections.
 """
 
 from __future__ import annotations
@@ -107,9 +106,7 @@ def _describe(definitions: dict[str, Any], *models: type[Section]) -> dict[str, 
 
 
 def _clean(schema: Any) -> Any:
-    """Leave out titles and empty defaults, which say nothing, and let a
-    section be empty.
-    """
+    """Leave out titles and empty defaults, which say nothing, and let a section be empty."""
     if isinstance(schema, list):
         return [_clean(each) for each in schema]
     if not isinstance(schema, dict):

@@ -47,18 +47,15 @@ def find_origin(path: str, key: str, value: Any, env: Mapping[str, str]) -> Orig
 
 
 def locate_in(section: str, env: Mapping[str, str]) -> Callable[[str, Any], Origin]:
-    """Return a function that finds where a value of a section stands, by key
-    and value.
-    """
+    """Return a function that finds where a value of a section stands, by key and value."""
     return lambda name, value: find_origin(configuration_file(), f"{section}.{name}", value, env)
 
 
 def _places(
     uri: ResourcePath, key: str, env: Mapping[str, str], depth: int
 ) -> Iterator[tuple[Origin, bool, str]]:
-    """Yield the places of a key, whether the whole path is right, and the
-    text there: a file's own before those of what it includes, the last of
-    which wins.
+    """Yield the places of a key, whether the whole path is right, and the text there: a file's own before
+    those of what it includes, the last of which wins.
     """
     try:
         root = yaml.compose(uri.read().decode(), Loader=yaml.SafeLoader)
@@ -111,9 +108,8 @@ _PLAIN_KINDS = (bool, int, float, list, type(None))
 class LayeredConfig:
     """The configuration of a run over a profile, searched as BPS searches.
 
-    The profile counts where the configuration has no value.  Where BPS looks
-    for keys is worked out once for each label and site; only values in which
-    something is to be replaced are left to BPS.
+    The profile counts where the configuration has no value.  Where BPS looks for keys is worked out once for
+    each label and site; only values in which something is to be replaced are left to BPS.
     """
 
     def __init__(self, profile: Layer, config: BpsConfig | None) -> None:
@@ -237,14 +233,7 @@ class KeyLookup:
         return str(self._config.get("computeSite") or "") if self._config is not None else ""
 
     def read(self, model: type[_Keys], label: str = "") -> _Keys:
-        """Return the values of the keys of a model, for a label or for the run.
-
-        Raises
-        ------
-        SettingsError
-            Raised if a value cannot be used; names key, value and where it
-            stands.
-        """
+        """Return the values of the keys of a model, for a label or for the run."""
         return model.parse(self._values(keys_of(model), label), source=partial(self.source, label=label))
 
     def get(self, name: str, label: str = "") -> Any:
@@ -289,16 +278,9 @@ class KeyLookup:
     def check_variables(
         self, name: str, labels: Iterable[str] = (), *, optional: re.Pattern[str] | None = None
     ) -> None:
-        """Check that all ``{variables}`` in a value have a value themselves.
-
-        Parameters
-        ----------
-        name : `str`
-            Key, of this plugin or of BPS.
-        labels : iterable of `str`, optional
-            Labels to search it for, too.
-        optional : `re.Pattern`, optional
-            Names of variables that get a value later, or may have none.
+        """Check that all ``{variables}`` in the values that a key, of this plugin or of BPS, has for the run
+        and for labels have a value themselves, or a name that matches ``optional``: they get one later, or
+        may have none.
         """
         missing: dict[str, str] = {}
         for label in ["", *labels]:

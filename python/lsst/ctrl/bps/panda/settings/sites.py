@@ -10,8 +10,8 @@ __all__ = [
     "defaults_uri",
     "drop_variable",
     "expand_area",
+    "fill_area",
     "local_defaults",
-    "profile_area",
     "profile_of",
     "read_queues",
     "site_names",
@@ -34,8 +34,6 @@ from pydantic.json_schema import SkipJsonSchema
 from lsst.ctrl.bps import BPS_DEFAULTS
 
 from ..errors import SettingsError
-from ..local.endpoint import state_directory
-from ..plan.commands import inert
 from .keys import Section, WholeMegabytes, WholeNumber, WholeSeconds, YesOrNo, key, keys_of
 
 _PACKAGE = "lsst.ctrl.bps.panda"
@@ -84,9 +82,7 @@ def local_defaults() -> dict[str, Any]:
 
 
 def profile_of(site: str) -> dict[str, Any]:
-    """Return the profile of a site (``computeSite``, in any case of letters);
-    empty for a site without one.
-    """
+    """Return the profile of a site (``computeSite``, in any case of letters), empty if it has none."""
     names = {name.lower(): name for name in site_names()}
     name = names.get(site.lower())
     return dict(_load(f"config/sites/{name}.yaml")) if name else {}
@@ -118,20 +114,7 @@ class QueueLimits(Section):
 
 
 def read_queues(section: Any, *, source: str) -> tuple[QueueLimits, ...]:
-    """Read a section ``queues``: the limits by the queue's name.
-
-    Parameters
-    ----------
-    section : mapping or `None`
-        The section.
-    source : `str`
-        Where it is from, for the error.
-
-    Raises
-    ------
-    SettingsError
-        Raised if it is not understood.
-    """
+    """Read a section ``queues``, limits by the queue's name; ``source`` says in errors where it is from."""
     if section is None or section == "":
         return ()
     if not isinstance(section, Mapping):
@@ -180,10 +163,10 @@ def expand_area(text: str, default: str, site: str, env: Mapping[str, str]) -> t
             "Set it, or set fileDistributionEndPointDefault."
         )
     chosen = default if missing else text
-    return _expand(chosen, env), {name: env.get(name, "") for name in sorted(variables_in(chosen))}
+    return fill_area(chosen, env), {name: env.get(name, "") for name in sorted(variables_in(chosen))}
 
 
-def _expand(text: str, env: Mapping[str, str]) -> str:
+def fill_area(text: str, env: Mapping[str, str]) -> str:
     """Put in environment variables and make the area a directory."""
 
     def value(match: re.Match[str]) -> str:
@@ -198,19 +181,3 @@ def _expand(text: str, env: Mapping[str, str]) -> str:
     if "://" not in area:
         area = os.path.abspath(os.path.expanduser(area))
     return area if area.endswith("/") else area + "/"
-
-
-def profile_area(site: str, folder: str, run: str, env: Mapping[str, str]) -> str:
-    """Return the staging area in the profile of a site with environment variables
-    replaced; empty for a site without one.
-    """
-    profile = profile_of(site)
-    text = str(profile.get("stagingArea", "") or "")
-    known = {"PANDA_LOCAL_STAGING": str(state_directory(env) / "staging"), **env}
-    if any(not known.get(name) for name in variables_in(text)):
-        text = str(profile.get("stagingAreaDefault", "") or "")
-    if not text:
-        return ""
-    filled = text.replace("{payloadFolder}", folder or "payload").replace("{uniqProcName}", run)
-    # BPS writes it into the script of the final job as it is.
-    return inert(_expand(filled, known))
