@@ -17,6 +17,7 @@ from lsst.ctrl.bps.wms_service import WmsStates
 
 from lsst.ctrl.bps.panda.plan.run_attributes import RunAttributes, render_attributes
 from lsst.ctrl.bps.panda.report.report import get_status_of, make_run_list, make_run_report
+from lsst.ctrl.bps.panda.status.bps_states import count_task
 from lsst.ctrl.bps.panda.status.evidence import UNRELEASED_LABEL, PlanSummary, RunEvidence
 from lsst.ctrl.bps.panda.status.records import (
     ContentRecord,
@@ -26,7 +27,6 @@ from lsst.ctrl.bps.panda.status.records import (
     RequestRecord,
     TransformRecord,
 )
-from lsst.ctrl.bps.panda.status.states import count_task
 from lsst.ctrl.bps.panda.status.vocabulary import (
     CONTENT_STATUSES,
     PROCESSING_STATUSES,

@@ -26,7 +26,7 @@ from lsst.ctrl.bps.panda.campaign.runs import (
 from lsst.ctrl.bps.panda.errors import PandaBpsError, SubmissionUncertainError, TransportError
 from lsst.ctrl.bps.panda.insight.documents import read_schema
 from lsst.ctrl.bps.panda.runs.record import RunIndex, RunRecord
-from lsst.ctrl.bps.panda.status.states import no_jobs
+from lsst.ctrl.bps.panda.status.bps_states import no_jobs
 
 SERVER = "http://127.0.0.1:1/server/panda"
 

@@ -25,7 +25,7 @@ from panda_documentation.pages import (
 )
 
 from lsst.ctrl.bps.panda.cli import panda_auth, quickstart
-from lsst.ctrl.bps.panda.status import states
+from lsst.ctrl.bps.panda.status import bps_states
 
 EACH_PAGE = pytest.mark.parametrize("page", [*RST, *MARKDOWN], ids=lambda page: page.name)
 OURS = [program for program in PROGRAMS if program != "bps"]
@@ -89,7 +89,7 @@ def test_exit_codes_of_bps_status():
         for code, words in zip(codes.split(", "), meaning.partition(":")[0].split(", "), strict=True)
     }
     assert {code: WmsStates(code).name for code in meant} == meant
-    parts = (states._ended_state, states._going_state)
+    parts = (bps_states._ended_state, bps_states._going_state)
     source = ast.parse("".join(map(inspect.getsource, parts)))
     returned = [node.value for node in ast.walk(source) if isinstance(node, ast.Return) and node.value]
     possible = {name for value in returned for name in re.findall(r"WmsStates\.(\w+)", ast.unparse(value))}

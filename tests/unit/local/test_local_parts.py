@@ -596,5 +596,8 @@ def test_file_that_is_too_large_is_refused_and_leaves_nothing(tmp_path):
 
 def test_names_of_runs():
     one = ["u_me_w_20261120T1_00_isr_01_1_1"]
+    year = "u_ann_DP2_2026_test_20261120T120000Z"
+    assert run_name([f"{year}_01_isr_01_5_7"]) == year
+    assert run_name(["other"]) == "other"
     assert run_name(one) == "u_me_w_20261120T1"
     assert run_name([*one, "u_me_w_20261120T1_01_coadd_01_1_2"]) == "u_me_w_20261120T1"

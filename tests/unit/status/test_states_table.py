@@ -9,16 +9,7 @@ import pytest
 from lsst.ctrl.bps.wms_service import WmsStates
 
 from lsst.ctrl.bps.panda.report.report import get_status_of, make_run_report
-from lsst.ctrl.bps.panda.status.evidence import UNRELEASED_LABEL, PlanSummary, RunEvidence
-from lsst.ctrl.bps.panda.status.records import (
-    ContentRecord,
-    FileCounts,
-    JobError,
-    JobRecord,
-    RequestRecord,
-    TransformRecord,
-)
-from lsst.ctrl.bps.panda.status.states import (
+from lsst.ctrl.bps.panda.status.bps_states import (
     count_task,
     is_aborted,
     is_ended,
@@ -27,6 +18,15 @@ from lsst.ctrl.bps.panda.status.states import (
     refine_by_contents,
     run_state,
     was_killed,
+)
+from lsst.ctrl.bps.panda.status.evidence import UNRELEASED_LABEL, PlanSummary, RunEvidence
+from lsst.ctrl.bps.panda.status.records import (
+    ContentRecord,
+    FileCounts,
+    JobError,
+    JobRecord,
+    RequestRecord,
+    TransformRecord,
 )
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)

@@ -49,7 +49,7 @@ from ..errors import (
 from ..rest.credentials import RENEW_BEFORE, Anonymous, redact, verify_host
 from ..rest.faults import Fault, cut, make_reply_error
 from ..rest.panda_api import server_root
-from ..rest.retries import RetryPolicy
+from ..rest.retries import LOGIN_RETRY
 from ..rest.tokens import Claims, TokenSet, TokenStore, claims_from, find_vo, parse_claims
 from ..rest.transport import Reply, Timeouts, Transport, is_loopback, parse_json
 
@@ -57,7 +57,6 @@ _LOG = logging.getLogger(__name__)
 
 # A provider answers at once or not at all, in seconds.
 _TIMEOUTS = Timeouts(connect=15.0, read=60.0, total=120.0)
-_RETRY = RetryPolicy(attempts=3, base=1.0, cap=5.0, budget=60.0)
 
 # Of a process that keeps a token fresh, in seconds.
 _PAUSE = 300.0
@@ -456,7 +455,7 @@ class LoginSettings:
 
     def make_transport(self) -> Transport:
         """Make the transport to the PanDA server and the provider."""
-        return Transport(Anonymous(), verify=self.verify, timeouts=_TIMEOUTS, retry=_RETRY)
+        return Transport(Anonymous(), verify=self.verify, timeouts=_TIMEOUTS, retry=LOGIN_RETRY)
 
 
 def find_login_settings(env: Mapping[str, str]) -> LoginSettings:

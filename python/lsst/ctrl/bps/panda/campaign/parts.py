@@ -1,7 +1,4 @@
-"""The configuration of a campaign, the values of the dimension that it
-divides, and the parts: an ordinary BPS configuration for each site, checked
-and written.
-"""
+"""The division of a campaign into parts: an ordinary BPS configuration for each site, checked and written."""
 
 from __future__ import annotations
 

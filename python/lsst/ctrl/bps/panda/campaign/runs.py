@@ -46,8 +46,8 @@ from ..rucio.status import Place, RegistrationStatus, Rule, plain_status
 from ..runs.client import Connection, RunClient
 from ..runs.record import read_record
 from ..runs.submit import record_submission
+from ..status.bps_states import Counts, no_jobs, sum_counts
 from ..status.evidence import RunEvidence, RunTally
-from ..status.states import Counts, no_jobs, sum_counts
 from .record import CampaignRecord, PartRecord, PartState, lock_campaign, read_campaign
 
 _LOG = logging.getLogger(__name__)

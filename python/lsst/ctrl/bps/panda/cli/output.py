@@ -38,8 +38,8 @@ from rich.text import Text
 
 from ..errors import PandaBpsError
 from ..insight.documents import make_document
+from ..status.bps_states import Counts
 from ..status.evidence import RunEvidence
-from ..status.states import Counts
 
 STATE_COLUMNS = {
     "done": (WmsStates.SUCCEEDED,),

@@ -21,7 +21,7 @@ from ..findings import report_findings
 from ..runs.client import connect
 from ..settings.bps_command import is_dry_run
 from ..settings.run import read_service_settings
-from ..status.states import Counts
+from ..status.bps_states import Counts
 from .output import STATE_COLUMNS, count_columns, json_option, print_lines, shows_errors, table, write_json
 from .panda_bps_check import make_service, service_class_option
 

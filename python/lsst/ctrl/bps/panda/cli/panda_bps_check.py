@@ -1,5 +1,5 @@
-"""The commands that take a configuration: ``panda_bps check`` makes the checks of a run without the run,
-``panda_bps build`` submits a remote build, ``panda_bps schema`` tells editors what may stand in one.
+"""The commands that take a configuration: ``panda_bps check`` validates one, ``panda_bps build`` submits a
+remote build, ``panda_bps schema`` prints the JSON schema for editors.
 """
 
 from __future__ import annotations

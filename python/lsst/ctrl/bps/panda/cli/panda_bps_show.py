@@ -120,7 +120,7 @@ def _job_row(job: JobRecord) -> tuple[object, ...]:
         job.started and f"{job.started:%m-%d %H:%M:%S}",
         None if job.wall_seconds is None else f"{job.wall_seconds:.0f}",
         round(job.max_rss / 1024) or None,
-        job.error and f"{job.error.source} {job.error.code}",
+        job.error and job.error.title,
     )
 
 
@@ -212,10 +212,10 @@ def _error_lines(number: int, group: ErrorGroup) -> Iterator[str]:
     error = group.error
     yield ""
     yield f"{number}. {group.label}: {group.verdict.name}"
-    yield f"   {error.source} {error.code}: {error.text or 'no text'}"
+    yield f"   {error.title}: {error.text or 'no text'}"
     for other in group.errors[1:]:
         text = "" if other.text in error.text else f": {other.text}"
-        yield f"   {other.source} {other.code}{text}"
+        yield f"   {other.title}{text}"
     recovered = group.jobs - group.unfinished
     mended = f"; {recovered} of them finished in another attempt" if recovered else ""
     yield f"   {number_of(group.attempts, 'attempt')} of {number_of(group.jobs, 'job')}{mended}"

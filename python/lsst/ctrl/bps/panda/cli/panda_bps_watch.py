@@ -18,7 +18,7 @@ from ..insight.messages import Subscription, find_broker_settings
 from ..insight.progress import LEAST_INTERVAL, Progress, follow
 from ..insight.progress import watch as watch_run
 from ..runs.client import RunClient
-from ..status.states import Counts
+from ..status.bps_states import Counts
 from . import INTERRUPTED
 from .output import (
     STATE_COLUMNS,

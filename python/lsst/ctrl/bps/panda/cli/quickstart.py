@@ -30,7 +30,7 @@ from lsst.ctrl.bps.wms_service import WmsRunReport, WmsStates
 
 from ..errors import PandaBpsError
 from ..local import instance
-from ..status.states import ENDED_STATES
+from ..status.bps_states import ENDED_STATES
 from . import INTERRUPTED
 from .output import LiveDisplay, is_terminal
 from .panda_local import end_process, handled_signals

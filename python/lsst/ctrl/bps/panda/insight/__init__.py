@@ -1,3 +1,2 @@
-"""Look into runs: logs, errors, resources, progress, a page; values only, the
-commands print them.
-"""
+"""What users want to know about a run: logs, errors, resources, progress.  Returns
+data; printing is up to `cli`."""

@@ -39,7 +39,7 @@ from urllib.parse import unquote, urlsplit
 from ..errors import ConnectionFailedError, ReplyError, RunNotFoundError, SettingsError, TransportError
 from ..rest.credentials import Anonymous
 from ..rest.faults import Fault
-from ..rest.retries import RetryPolicy
+from ..rest.retries import LOG_RETRY
 from ..rest.transport import Timeouts, Transport
 from ..staging.transfers import describe_cause
 from ..status.evidence import RunEvidence
@@ -156,7 +156,7 @@ def make_log_transport(*, verify: bool | str = True) -> Transport:
         Anonymous(),
         verify=verify,
         timeouts=Timeouts(connect=10.0, read=60.0, total=600.0),
-        retry=RetryPolicy(attempts=2, base=0.5, cap=5.0, budget=30.0),
+        retry=LOG_RETRY,
     )
 
 

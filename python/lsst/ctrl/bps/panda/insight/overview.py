@@ -23,10 +23,10 @@ from ..report.report import MonitorLinks
 from ..rest.panda_api import JOBS_A_TASK, PandaApi
 from ..runs.client import Connection, FoundRun, RunClient
 from ..runs.files import PLAN_NAME, RECORD_NAME
+from ..status.bps_states import Counts
 from ..status.evidence import RunEvidence
 from ..status.records import FileCounts, JobRecord, TransformRecord
 from ..status.replies import parse_jobs
-from ..status.states import Counts
 
 _AT_ONCE = 4
 # While one reply is read, the server makes the next ones; few, since each may be 30 MB.

@@ -35,10 +35,10 @@ from lsst.ctrl.bps.wms_service import WmsStates
 
 from ..errors import PandaBpsError, RunNotFoundError
 from ..report.report import get_status_of
+from ..status.bps_states import BEFORE_RUNNING, ENDED_STATES, Counts, move_jobs, sum_counts
 from ..status.evidence import RunEvidence
 from ..status.failures import digest_errors
 from ..status.records import FileCounts
-from ..status.states import BEFORE_RUNNING, ENDED_STATES, Counts, move_jobs, sum_counts
 from ..status.vocabulary import ENDED_TASKS, JOB_STATUSES, JobPhase, is_running
 from .messages import MessageSource, StatusMessage, parse_message
 
@@ -120,7 +120,7 @@ def error_lines(evidence: RunEvidence) -> list[str]:
     lines = []
     for group in digest_errors(evidence, by_label=False)[:_ERRORS]:
         text = f": {group.text}" if group.text else ""
-        lines.append(f"{group.attempts} x {group.error.source} {group.error.code} in {group.label}{text}")
+        lines.append(f"{group.attempts} x {group.error.title} in {group.label}{text}")
     return lines
 
 

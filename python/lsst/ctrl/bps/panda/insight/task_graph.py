@@ -14,9 +14,9 @@ from lsst.ctrl.bps.wms_service import WmsStates
 
 from ..plan.model import TaskPlan, WorkflowPlan
 from ..plan.naming import label_of_task, ordinal_of_task
+from ..status.bps_states import Counts, count_task, sum_counts
 from ..status.evidence import RunEvidence
 from ..status.records import TransformRecord
-from ..status.states import Counts, count_task, sum_counts
 
 MAX_NODES = 150
 """With more tasks, those of a label are drawn as one."""

@@ -1,6 +1,5 @@
-"""Inputs and PanDA jobs: from an input that is ready through its attempts to its end. Works inside the
-transactions of `~.jedi.Jedi`.
-"""
+"""The life of inputs and their PanDA jobs, attempt by attempt.  Works inside the
+transactions of `~.jedi.Jedi`."""
 
 from __future__ import annotations
 

@@ -516,7 +516,8 @@ def _matches(value: object, pattern: str) -> bool:
     return text == pattern or ("|" in pattern and re.fullmatch(pattern, text) is not None)
 
 
-_TASK_TAIL = re.compile(r"_\d{2,}_.*")
+# Greedy: a name of a run may hold numbers, too, such as a year.
+_TASK_NAME = re.compile(r"(.+)_\d{2,}_.+_\d{2,}_\d+_\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -548,7 +549,8 @@ def run_name(task_names: Sequence[str]) -> str:
     A task is named ``<run>_<nn>_<label>_<chunk>_<request>_<transform>``.
     """
     if len(task_names) == 1:
-        return _TASK_TAIL.sub("", task_names[0])
+        match = _TASK_NAME.fullmatch(task_names[0])
+        return match[1] if match else task_names[0]
     common = os.path.commonprefix(list(task_names))
     return common.rpartition("_")[0] or common
 

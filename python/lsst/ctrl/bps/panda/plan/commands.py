@@ -1,5 +1,4 @@
-"""Command lines: the payload's, as a template for all jobs of a task, and the task's on the worker, with the
-files that they name.
+"""The command lines of payloads and of tasks, and the files that they name.
 
 What travels to the runner is encoded by the runner's own grammar, so that any file name works.
 """

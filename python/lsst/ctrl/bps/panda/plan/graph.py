@@ -1,4 +1,5 @@
-"""The jobs of a generic workflow by index and what each waits for, through groups and no-op jobs.
+"""The graph of jobs of a generic workflow: jobs by index, with their dependencies resolved through groups and
+no-op jobs.
 
 Every edge ends up exactly once, as a parent of a job or as a gate:
 

@@ -1,5 +1,4 @@
-"""Names of restarts, of tasks (made and read), and of jobs in PanDA, with the files that hold the jobs'
-parameters.
+"""The names of tasks, restarts and jobs: composed and parsed; and the files that hold the parameters of jobs.
 
 iDDS and JEDI accept ``[A-Za-z0-9_.:-]`` for sure; ``/`` and ``^`` hang a run without an error, and 4000
 characters are the most.  The grammar of pseudo-inputs, which stand for jobs, is the runner's.

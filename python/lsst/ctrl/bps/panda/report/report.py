@@ -29,10 +29,10 @@ from lsst.ctrl.bps.wms_service import WmsRunReport, WmsSpecificInfo, WmsStates
 
 from ..errors import SettingsError
 from ..plan.naming import BUILD_LABEL, printable_label
+from ..status.bps_states import Counts, sum_counts
 from ..status.evidence import RunEvidence, RunTally
 from ..status.failures import ErrorGroup, digest_errors, exit_codes, is_memory_error
 from ..status.records import signal_name
-from ..status.states import Counts, sum_counts
 from ..status.vocabulary import DYING_TASKS, MEMORY_ADVICE, PAUSED_TASKS, TERMINAL, UNKNOWN_EXIT_CODE
 
 FILTER_KEYS = {
@@ -281,9 +281,7 @@ class MonitorLinks:
 
 _ERROR_LIMIT = 10
 _TASK_LIMIT = 5
-_DIGEST_TEMPLATE = (
-    "  {count} x {source} {code} ({text}) in {labels}; for instance {name}, PanDA job {job}, {log}"
-)
+_DIGEST_TEMPLATE = "  {count} x {error} ({text}) in {labels}; for instance {name}, PanDA job {job}, {log}"
 
 
 def _add_notes(info: WmsSpecificInfo, evidence: RunEvidence, links: MonitorLinks) -> None:
@@ -360,8 +358,7 @@ def _add_group(info: WmsSpecificInfo, number: int, group: ErrorGroup, links: Mon
     log = example.log_url or (links.job(example.panda_id) if example.panda_id else "")
     values = {
         "count": group.attempts,
-        "source": error.source,
-        "code": error.code,
+        "error": error.title,
         "text": group.text or "no text",
         "labels": printable_label(group.label),
         "name": example.name,

@@ -1,4 +1,4 @@
-"""Who we are to a server: a bearer token, an X.509 proxy, or nobody; and how secrets are kept out of texts.
+"""The credentials of requests (a bearer token, an X.509 proxy, or none), and the redaction of secrets.
 
 Credentials give request headers or a client certificate when asked.  They
 never show their secret in a representation and refuse to be pickled.

@@ -1,5 +1,5 @@
-"""iDDS through PanDA's relay: one method a command, JSON text in, JSON values
-out.  The classes of iDDS are not needed here.
+"""iDDS through PanDA's relay: one method per command, JSON text in, JSON values out.  The classes of iDDS are
+not needed here.
 
 Protocol of ``relay_idds_command`` as panda-client 2.2.0 speaks it to
 ``/server/panda``: a gzipped JSON object *without* ``Content-Encoding``, whose

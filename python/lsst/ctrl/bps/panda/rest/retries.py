@@ -4,7 +4,7 @@ Only what is safe is sent again: a request that changes nothing, or one that
 certainly had no effect.
 """
 
-__all__ = ["RetryPolicy", "plan_retry"]
+__all__ = ["LOGIN_RETRY", "LOG_RETRY", "PING_RETRY", "RetryPolicy", "plan_retry"]
 
 from dataclasses import dataclass
 
@@ -43,6 +43,16 @@ class RetryPolicy:
 
     budget: float = 900.0
     """Seconds after the start of the first attempt beyond which no further one is started."""
+
+
+PING_RETRY = RetryPolicy(attempts=3, budget=15.0)
+"""For a ping, which is answered at once."""
+
+LOGIN_RETRY = RetryPolicy(attempts=3, base=1.0, cap=5.0, budget=60.0)
+"""For an OpenID provider, which answers at once or not at all."""
+
+LOG_RETRY = RetryPolicy(attempts=2, base=0.5, cap=5.0, budget=30.0)
+"""For the log of a job, which may be gone: somebody waits for the others."""
 
 
 def plan_retry(

@@ -6,7 +6,7 @@ environment here, except what ``requests`` itself does about proxies and
 certificate bundles.
 """
 
-__all__ = ["PROMPT", "PROMPT_RETRY", "Reply", "Timeouts", "Transport", "is_loopback", "parse_json"]
+__all__ = ["PING_TIMEOUTS", "Reply", "Timeouts", "Transport", "is_loopback", "parse_json"]
 
 import copy
 import json
@@ -56,10 +56,9 @@ class Timeouts:
     """From the first to the last byte; it ends a reply that trickles."""
 
 
-PROMPT = Timeouts(connect=10.0, read=20.0, total=20.0)
-PROMPT_RETRY = RetryPolicy(attempts=3, budget=15.0)
-"""For a ping, which is answered at once: it never takes more than 40 seconds to
-find out that a server hangs."""
+PING_TIMEOUTS = Timeouts(connect=10.0, read=20.0, total=20.0)
+"""For a ping, which is answered at once: with `PING_RETRY` it never takes more
+than 40 seconds to find out that a server hangs."""
 
 
 @dataclass(frozen=True, slots=True)

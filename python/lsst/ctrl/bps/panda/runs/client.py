@@ -29,7 +29,8 @@ from ..errors import PandaBpsError, RunNotFoundError, TransportError
 from ..rest.credentials import Credentials, find_credentials, verify_host
 from ..rest.panda_api import PandaApi, api_base
 from ..rest.relay import Relay
-from ..rest.transport import PROMPT, PROMPT_RETRY, Transport
+from ..rest.retries import PING_RETRY
+from ..rest.transport import PING_TIMEOUTS, Transport
 from ..settings.run import ServiceSettings
 from ..status.evidence import (
     PlanSummary,
@@ -110,8 +111,8 @@ def connect(settings: ServiceSettings, *, prompt: bool = False) -> Connection:
     transport = Transport(
         credentials,
         verify=verify_host(env),
-        timeouts=PROMPT if prompt else None,
-        retry=PROMPT_RETRY if prompt else None,
+        timeouts=PING_TIMEOUTS if prompt else None,
+        retry=PING_RETRY if prompt else None,
     )
     return Connection(
         relay=Relay(transport, url, idds_server=settings.idds_server),

@@ -1,4 +1,4 @@
-"""Submit a run so that it exists once or not at all, and record that."""
+"""Submit a run exactly once or not at all, and record it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What click knows about the running ``bps`` command, since BPS tells a plugin
-nothing, and a repair of ``lsst.ctrl.bps`` for one of its options.
+"""The running ``bps`` command, whose options BPS does not pass on: they are read from click, and one of them
+is repaired.
 """
 
 from __future__ import annotations

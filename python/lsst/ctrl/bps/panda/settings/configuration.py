@@ -1,4 +1,4 @@
-"""The BPS configuration of a run, for everybody outside this folder: what it says, by names and types."""
+"""Typed access to the BPS configuration of a run, for the rest of the package."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The only place that searches the BPS configuration or reads the environment
-on the submit side; everything else gets typed, frozen settings.
+"""The typed, frozen settings of a run and of the service; on the submit side only this module reads the
+environment.
 """
 
 from __future__ import annotations
@@ -176,6 +176,14 @@ class StagingSettings:
 
     timeout: float = 300
     """Seconds for all attempts at one file, and one more a megabyte."""
+
+    def __post_init__(self) -> None:
+        if self.max_workers < 1:
+            raise ValueError(f"max_workers must be at least 1, not {self.max_workers}")
+        if self.retries < 0:
+            raise ValueError(f"retries must not be negative: {self.retries}")
+        if not self.timeout > 0:
+            raise ValueError(f"timeout must be a positive number of seconds, not {self.timeout}")
 
 
 @dataclass(frozen=True, slots=True)

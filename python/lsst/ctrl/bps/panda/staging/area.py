@@ -1,5 +1,5 @@
-"""One staging from begin to end (compare, copy, verify, and the manifest last), and what else is done with
-a staging area: it is checked, read and marked.
+"""One staging from beginning to end (compare, copy, verify, and the manifest last), and what else is done
+with a staging area: it is checked, read and marked.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Many transfers at a time: threads that cannot hold a program up, bounded retries with back-off, and the
-table of causes why a transfer fails, in words.
+"""Parallel transfers in threads that never block the exit, with bounded retries, and the table of causes of
+failed transfers, in words.
 """
 
 from __future__ import annotations

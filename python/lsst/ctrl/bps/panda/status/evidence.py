@@ -1,5 +1,5 @@
-"""All replies about a run at one moment, and what follows from them: the count
-of its jobs by label and state, its failures, and what else to ask for.
+"""Everything the servers replied about a run at one moment, and what follows from it: the count of its jobs
+by label and state, its failures, and what else to ask for.
 
 Everything that shows a run reads `RunEvidence`; each thing that follows is
 worked out once, when it is first wanted.
@@ -29,18 +29,7 @@ from lsst.ctrl.bps.wms_service import WmsStates
 
 from ..plan.naming import BUILD_TASK, label_of_task, ordinal_of_task, run_of_task, split_server_name
 from ..plan.run_attributes import RunAttributes, parse_attributes
-from .records import (
-    ContentRecord,
-    FileCounts,
-    JobError,
-    JobRecord,
-    RequestRecord,
-    TaskRecord,
-    TransformRecord,
-    log_url,
-    put_first,
-)
-from .states import (
+from .bps_states import (
     Counts,
     add_counts,
     count_task,
@@ -53,6 +42,17 @@ from .states import (
     run_state,
     sum_counts,
     was_killed,
+)
+from .records import (
+    ContentRecord,
+    FileCounts,
+    JobError,
+    JobRecord,
+    RequestRecord,
+    TaskRecord,
+    TransformRecord,
+    log_url,
+    put_first,
 )
 from .vocabulary import (
     CONTENT_STATUSES,
@@ -155,7 +155,7 @@ class RunEvidence:
 
     @cached_property
     def aborted(self) -> bool:
-        """Whether the run was cancelled, see `~.states.is_aborted`."""
+        """Whether the run was cancelled, see `~.bps_states.is_aborted`."""
         return is_aborted(self.request)
 
     @property
@@ -165,7 +165,7 @@ class RunEvidence:
 
     @cached_property
     def ended(self) -> bool:
-        """Whether the run is over, see `~.states.is_ended`."""
+        """Whether the run is over, see `~.bps_states.is_ended`."""
         quiet = quiet_seconds(self.request, self.transforms or (), self.asked_at)
         return is_ended(self.request, self.transforms, planned_tasks=self.planned_tasks, quiet=quiet)
 

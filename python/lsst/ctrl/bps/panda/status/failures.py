@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from .bps_states import has_kill_code
 from .evidence import RunEvidence
 from .records import JobError, JobRecord, choose_error
-from .states import has_kill_code
 from .verdicts import Rulebook, Verdict
 from .vocabulary import OUT_OF_MEMORY, RULES, UNKNOWN_EXIT_CODE
 

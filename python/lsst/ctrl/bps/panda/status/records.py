@@ -1,5 +1,5 @@
-"""Typed records of what iDDS and PanDA know: requests, transforms, contents,
-tasks and jobs; and which of a job's errors is told of it.
+"""Typed records of what iDDS and PanDA reply (requests, transforms, contents, tasks, jobs), and the choice of
+the error that is reported for a job.
 
 `~.replies` makes them of what the servers send.
 """
@@ -118,6 +118,11 @@ class JobError:
 
     code: int
     text: str = ""
+
+    @property
+    def title(self) -> str:
+        """Source and code, as they are shown: ``pilot 1305``."""
+        return f"{self.source} {self.code}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Judge why a job failed, by rules: whose turn it is, and what to do.
+"""The diagnosis of a failed job by rules: why it failed, who has to act, and what to do.
 
 The rules are `~.vocabulary.RULES`; users may put rules of their own before
 them, in YAML.

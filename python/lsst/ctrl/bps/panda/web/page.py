@@ -18,9 +18,9 @@ from markupsafe import Markup
 from ..insight.overview import Overview
 from ..insight.resources import SERIES_COLOURS, LabelResources, render_suggestions
 from ..insight.task_graph import STATE_COLOURS, TaskGraph, colour_of
+from ..status.bps_states import Counts
 from ..status.failures import ErrorGroup
 from ..status.records import JobRecord
-from ..status.states import Counts
 from . import render
 from .drawing import draw_graph, draw_histogram, draw_timeline
 

@@ -1,4 +1,5 @@
-"""The one truth about a run: what iDDS and PanDA say, as BPS's states, and whether the run is over.
+"""The mapping of the statuses of iDDS and PanDA to BPS states, for jobs and for runs, and
+whether a run is over.
 
 `bps report`, `bps status`, the end of a watch, cancel and restart all use
 these functions, by way of `~.evidence.RunEvidence`, so that they cannot
