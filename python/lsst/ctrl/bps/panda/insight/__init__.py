@@ -1,2 +1,3 @@
 """What users want to know about a run: logs, errors, resources, progress.  Returns
-data; printing is up to `cli`."""
+data; printing is up to `cli`.
+"""

@@ -1,5 +1,6 @@
 """The life of inputs and their PanDA jobs, attempt by attempt.  Works inside the
-transactions of `~.jedi.Jedi`."""
+transactions of `~.jedi.Jedi`.
+"""
 
 from __future__ import annotations
 
