@@ -74,29 +74,13 @@ EACH_YAML = pytest.mark.parametrize(
     ids=[f"{page.name}-{number}" for page, number, _ in ALL_BLOCKS],
 )
 
-# What BPS reads and its defaults do not name.
+# What BPS reads and neither its defaults nor the schema for editors names.
 BPS_KEYS = frozenset(
     [
-        "computeSite",
-        "computeCloud",
-        "includeConfigs",
-        "pipelineYaml",
-        "qgraphFile",
-        "butlerConfig",
-        "project",
-        "campaign",
-        "operator",
-        "payloadName",
         "uniqProcName",
-        "inCollection",
-        "dataQuery",
         "extraQgraphOptions",
         "extraInitOptions",
         "extraRunQuantumOptions",
-        "cluster",
-        "site",
-        "cloud",
-        "customJob",
         "bpsBatchSubmission",
         "ordering",
     ]
@@ -113,7 +97,6 @@ CLUSTER_KEYS = frozenset(
     ]
 )
 SECTIONS_OF_LABELS = ("pipetask", "cluster")
-SECTIONS = ("queues", "rucio", "campaignSites")
 SECTIONS_OF_ONE = ("finalJob", "customJob", "remoteBuild")
 
 
@@ -128,7 +111,7 @@ def known_keys() -> set[str]:
     defaults = yaml.safe_load(
         (Path(lsst.ctrl.bps.bps_config.__file__).parent / "etc" / "bps_defaults.yaml").read_text()
     )
-    found = {*KEYS, *BPS_KEYS, *job_keys(), *SECTIONS_OF_LABELS, *SECTIONS_OF_ONE, *SECTIONS, *defaults}
+    found = {*make_schema()["properties"], *BPS_KEYS, *job_keys(), *defaults}
     for path in (CHECKOUT / "python/lsst/ctrl/bps/panda/config").rglob("*.yaml"):
         text = path.read_text()
         found |= set(yaml.safe_load(text)) | set(re.findall(r"\{(\w+)\}", text))

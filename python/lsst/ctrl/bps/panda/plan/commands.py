@@ -233,13 +233,9 @@ class TaskCommands:
     def __init__(self, settings: PlanSettings, naming: Naming) -> None:
         self._settings = settings
         self._naming = naming
-        self._ledger = FileLedger(settings.directories)
+        self.ledger = FileLedger(settings.directories)
         if settings.runner is not None:
-            self._ledger.add(settings.runner)
-
-    def files(self) -> tuple[StagedFile, ...]:
-        """Return all files that the commands rendered so far need."""
-        return self._ledger.files()
+            self.ledger.add(settings.runner)
 
     def render(
         self,
@@ -269,7 +265,7 @@ class TaskCommands:
         direct: list[str] = []
         for gwfile in shared:
             if gwfile.wms_transfer:
-                staged = self._ledger.enter(gwfile)
+                staged = self.ledger.enter(gwfile)
                 files.append((gwfile.name, f"{staged.name}/" if staged.is_directory else staged.name))
                 if gwfile.job_access_remote:
                     direct.append(gwfile.name)
@@ -316,14 +312,14 @@ class TaskCommands:
         key = own_file_key(job)
         for gwfile in graph.inputs[index]:
             if gwfile.name == key:
-                return quote(self._ledger.enter(gwfile).name)
+                return quote(self.ledger.enter(gwfile).name)
         raise PlanError(f"The command of job {job.name!r} uses <FILE:{key}>, but the job has no such file.")
 
     def _transferred_executable(self, job: GenericWorkflowJob) -> tuple[str | None, list[tuple[str, str]]]:
         """Stage the executable of a job if it is transferred; return how to call it, and its entry."""
         if job.executable is None or not job.executable.transfer_executable:
             return None, []
-        staged = self._ledger.enter_executable(job.executable)
+        staged = self.ledger.enter_executable(job.executable)
         return quote(f"./{staged.name}"), [(runner.EXECUTABLE, staged.name)]
 
     def _area_exports(self, job: GenericWorkflowJob) -> str:

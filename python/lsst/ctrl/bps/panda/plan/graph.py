@@ -256,10 +256,6 @@ class _Level:
     noops: dict[str, str] = field(default_factory=dict)
     """Label by name."""
 
-    def label_of(self, name: str) -> str:
-        """Return the label of a no-op or group."""
-        return self.noops.get(name) or self.groups[name].label
-
     def fan_out(self, name: str) -> int:
         """Count the jobs that the edges out of a node lead to."""
         children = self.workflow.successors(name)
@@ -435,7 +431,8 @@ class _SpecialEdges:
         """Return the jobs themselves, or a barrier behind them if there would be too many edges."""
         if min(len(waits), children) < 2 or len(waits) * children <= self._max_direct_edges:
             return waits
-        return [self._add_barrier(name + suffix, self._level.label_of(name), waits)]
+        label = self._level.noops.get(name) or self._level.groups[name].label
+        return [self._add_barrier(name + suffix, label, waits)]
 
     def _lead_to(self, name: str, entries: list[int]) -> None:
         """Let the first jobs of a node wait for what is before it."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 __all__ = ["make_plan", "make_restart_plan", "want_success"]
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from lsst.ctrl.bps import GenericWorkflow, GenericWorkflowJob
@@ -83,7 +83,7 @@ def make_plan(workflow: GenericWorkflow, settings: PlanSettings) -> WorkflowPlan
         tasks=tasks,
         conditions=conditions,
         final=final,
-        files=commands.files(),
+        files=commands.ledger.files(),
         shards=tuple(naming.files(list(named.values()))),
         labels=_label_counts([graph, final_graph]),
         warnings=tuple(_warnings([*graph.jobs, *final_graph.jobs], conditions)),
@@ -132,14 +132,12 @@ def _conditions(
             starts.setdefault(gates[task.name], []).append(task.name)
     conditions = []
     for groups, names in starts.items():
-        waits = tuple(task.name for task in tasks if _is_within(task.group, groups))
+        # The tasks of these groups and of those inside them.
+        waits = tuple(
+            task.name for task in tasks if any(f"{task.group}/".startswith(f"{group}/") for group in groups)
+        )
         conditions.append(ConditionPlan(waits, tuple(names)))
     return tuple(sorted(conditions, key=lambda c: c.starts))
-
-
-def _is_within(path: str, groups: Iterable[str]) -> bool:
-    """Whether a group is one of some groups or inside one."""
-    return any(path == group or path.startswith(f"{group}/") for group in groups)
 
 
 def _label_counts(graphs: Sequence[JobGraph]) -> tuple[tuple[str, int], ...]:

@@ -181,7 +181,11 @@ class TaskMaker:
             command=self.commands.render(
                 graph, family, statics=plan.statics, named=self.named[family.label], final=final
             ),
-            placement=_placement(job, settings),
+            placement=Placement(  # the job's own attributes take precedence over the settings
+                cloud=str(job.compute_cloud or settings.cloud),
+                site=str(job.compute_site or settings.site),
+                queue=str(job.queue or settings.queue),
+            ),
             resources=_resources(job, packing.payloads_per_job, max_walltime),
             accounting=_accounting(job, settings),
             packing=packing,
@@ -228,15 +232,6 @@ def _packing(job: GenericWorkflowJob, settings: LabelSettings, max_walltime: int
     if walltime and max_walltime:
         return Packing(max(1, max_walltime // walltime))
     return Packing(settings.payloads_per_job)
-
-
-def _placement(job: GenericWorkflowJob, settings: LabelSettings) -> Placement:
-    """Decide where the jobs run; the job's own attributes take precedence over the settings."""
-    return Placement(
-        cloud=str(job.compute_cloud or settings.cloud),
-        site=str(job.compute_site or settings.site),
-        queue=str(job.queue or settings.queue),
-    )
 
 
 def _accounting(job: GenericWorkflowJob, settings: LabelSettings) -> Accounting:

@@ -25,7 +25,6 @@ __all__ = [
     "ServiceKeys",
     "Text",
     "TextList",
-    "TextMapping",
     "WholeMegabytes",
     "WholeNumber",
     "WholeSeconds",
@@ -173,8 +172,6 @@ def _any_case(words: Iterable[str]) -> str:
     return "|".join("".join(f"[{letter.lower()}{letter.upper()}]" for letter in word) for word in words)
 
 
-_NEEDED_LABELS = "a list of labels, each perhaps with a number of at least 1, such as isr:20, calibrate"
-
 _TEXT = Kind("text", _text, (_SCALAR,), "it must be a text, in quotes where YAML takes it for something else")
 _WHOLE = Kind("whole number", _whole, (*_INTEGER, _VARIABLES))
 _NUMBER = Kind("number", _number, (*_FLOAT, _VARIABLES))
@@ -197,7 +194,7 @@ _LABELS = Kind(
         _TEXTS,
         {"type": "object", "additionalProperties": {"type": ["integer", "string"], "minimum": 1}},
     ),
-    f"it must be {_NEEDED_LABELS}",
+    "it must be a list of labels, each perhaps with a number of at least 1, such as isr:20, calibrate",
 )
 _MAPPING = Kind(
     "mapping", _mapping, ({"type": "object"}, _VARIABLES), "it must be a section of names with values"

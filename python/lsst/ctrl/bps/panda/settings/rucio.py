@@ -163,7 +163,7 @@ def _registration(section: RucioSection, reader: _SectionReader) -> Registration
     """Return what is to be registered."""
     place, rule = _find_place(section), section.rule
     return Registration(
-        butler=section.butler_config or reader.of_run("butlerConfig"),
+        butler=section.butler_config or str(reader.search("butlerConfig", Config()) or ""),
         collection=section.collection,
         dataset_types=tuple(section.dataset_types),
         scope=place["scope"],
@@ -222,7 +222,7 @@ class _SectionReader:
     def _values(self, model: type[Section], section: Config, title: str) -> dict[str, Any]:
         values = {}
         for name, each in keys_of(model).items():
-            value = self._search(name, section if name in section else Config({name: each.default}))
+            value = self.search(name, section if name in section else Config({name: each.default}))
             if isinstance(value, Config):
                 raise SettingsError(
                     f"{title}.{name} is a section (BPS configuration); it must be a {each.kind.name}."
@@ -230,7 +230,7 @@ class _SectionReader:
             values[name] = value
         return values
 
-    def _search(self, leaf: str, section: Config) -> Any:
+    def search(self, leaf: str, section: Config) -> Any:
         """Let BPS replace variables."""
         options: dict[str, Any] = {"searchobj": section, "default": None}
         if self._site:
@@ -238,17 +238,13 @@ class _SectionReader:
         value = self._config.search(leaf, opt=options)[1]
         return list(value) if isinstance(value, tuple) else value
 
-    def of_run(self, name: str) -> str:
-        """Return the value of a key that is not of the section."""
-        return str(self._search(name, Config()) or "")
-
     def environment(self) -> dict[str, str]:
         """Return the variables for the step: the run's, and its own."""
         variables: dict[str, str] = {}
         common = self._config.search("environment", opt={"default": None})[1]
         section = _section_of(self._section, "environment", f"{SECTION}.environment")
         for own in (Config(common) if isinstance(common, Config) else Config(), section):
-            variables |= {str(name): str(self._search(str(name), own)) for name in own}
+            variables |= {str(name): str(self.search(str(name), own)) for name in own}
         return variables
 
     def refuse_unknown(self) -> None:

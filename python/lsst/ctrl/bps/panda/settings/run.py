@@ -39,7 +39,7 @@ from . import sites
 from .configuration import RunConfiguration
 from .keys import KEYS, LabelKeys, RunKeys, ServiceKeys
 from .search import KeyLookup
-from .sites import expand_area, fill_area, profile_of, variables_in
+from .sites import fill_area, profile_of, site_names, variables_in
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -57,8 +57,6 @@ class ServiceSettings:
     """URL of PanDA, ending in ``/server/panda``; empty if none is known."""
 
     cache_url: str
-    """URL of PanDA's file cache."""
-
     user: str
     """Name of the user here, for servers without authentication."""
 
@@ -103,11 +101,12 @@ def read_service_settings(
         config = BpsConfig({"computeSite": site}) if site else None
     keys = KeyLookup(config, env).read(ServiceKeys)
     url = next((env[name].rstrip("/") for name in _ENVIRONMENT_KEYS if env.get(name)), "")
+    is_local = urlsplit(url).hostname in _LOOPBACK  # which no site's monitor shows
     return ServiceSettings(
         url=url,
         cache_url=env.get("PANDACACHE_URL", "").rstrip("/"),
         user=_user(env),
-        monitor_url=env.get("PANDA_MONITOR_URL") or _monitor_url(url, keys.panda_monitor_url),
+        monitor_url=env.get("PANDA_MONITOR_URL") or ("" if is_local else keys.panda_monitor_url),
         idds_server=keys.idds_server or None,
         token_lifetime=keys.token_lifetime,
         state_directory=_state_directory(env),
@@ -245,15 +244,27 @@ def read_run_settings(
 
 
 def find_area(lookup: KeyLookup, env: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-    """Return the staging area that a configuration means; see
-    `~lsst.ctrl.bps.panda.settings.sites.expand_area`.
+    """Return the staging area that a configuration means, a URI or absolute path that ends in ``/``, and the
+    environment variables in it with their values.
+
+    The default counts if a variable in the setting is not set.
     """
-    return expand_area(
-        lookup.get("fileDistributionEndPoint").strip(),
-        lookup.get("fileDistributionEndPointDefault").strip(),
-        lookup.get("computeSite"),
-        env,
-    )
+    text = lookup.get("fileDistributionEndPoint").strip()
+    default = lookup.get("fileDistributionEndPointDefault").strip()
+    if not text:
+        raise SettingsError(
+            "fileDistributionEndPoint is not set and the profile of computeSite "
+            f"{lookup.get('computeSite') or '(none)'!r} has none. Set it to a directory or URI that the "
+            f"workers see, ending in '/'. Sites with a profile: {', '.join(site_names())}."
+        )
+    missing = sorted(name for name in variables_in(text) if not env.get(name))
+    if missing and not default:
+        raise SettingsError(
+            f"fileDistributionEndPoint is {text!r} but the environment variable {missing[0]} is not set. "
+            "Set it, or set fileDistributionEndPointDefault."
+        )
+    chosen = default if missing else text
+    return fill_area(chosen, env), {name: env.get(name, "") for name in sorted(variables_in(chosen))}
 
 
 def _submit_environment(names: Iterable[str], env: Mapping[str, str]) -> dict[str, str]:
@@ -302,11 +313,6 @@ def _label_settings(label: str, own: LabelKeys, run: RunKeys) -> LabelSettings:
         prmon=own.prmon,
         keep_tokens=own.keep_tokens,
     )
-
-
-def _monitor_url(url: str, monitor: str) -> str:
-    """The site's monitor, which does not show a server on this machine."""
-    return "" if urlsplit(url).hostname in _LOOPBACK else monitor
 
 
 def _naming(keys: RunKeys) -> NamingKind:

@@ -9,7 +9,6 @@ __all__ = [
     "defaults",
     "defaults_uri",
     "drop_variable",
-    "expand_area",
     "fill_area",
     "local_defaults",
     "profile_of",
@@ -141,29 +140,6 @@ _VARIABLE = re.compile(r"<ENV:([^>]+)>|\$\{(\w+)\}|\$(\w+)")
 def variables_in(text: str) -> set[str]:
     """Return the names of the environment variables in a text."""
     return {next(filter(None, match.groups())) for match in _VARIABLE.finditer(text)}
-
-
-def expand_area(text: str, default: str, site: str, env: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-    """Return the staging area that a configuration means, a URI or absolute path
-    that ends in ``/``, and the environment variables in it with their values.
-
-    The default counts if a variable in the text is not set; the site is named
-    in the error if there is no area.
-    """
-    if not text:
-        raise SettingsError(
-            f"fileDistributionEndPoint is not set and the profile of computeSite {site or '(none)'!r} has "
-            "none. Set it to a directory or URI that the workers see, ending in '/'. Sites with a profile: "
-            f"{', '.join(site_names())}."
-        )
-    missing = sorted(name for name in variables_in(text) if not env.get(name))
-    if missing and not default:
-        raise SettingsError(
-            f"fileDistributionEndPoint is {text!r} but the environment variable {missing[0]} is not set. "
-            "Set it, or set fileDistributionEndPointDefault."
-        )
-    chosen = default if missing else text
-    return fill_area(chosen, env), {name: env.get(name, "") for name in sorted(variables_in(chosen))}
 
 
 def fill_area(text: str, env: Mapping[str, str]) -> str:
