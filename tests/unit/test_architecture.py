@@ -92,7 +92,7 @@ LONG_MODULES = {
 MAX_FUNCTION_LINES = 70
 
 BOUNDARIES = {
-    "campaign.parts": "makes configurations out of one, without asking a server",
+    "campaign.parts": "makes the configurations of all sites out of one",
     "insight.cloud_log": "Google's client, an extra",
     "local.executor": "jobs on this machine, apart from the server that hands them out",
     "local.idds_repairs.tuning": "repairs that make iDDS faster, apart from those that make it right",

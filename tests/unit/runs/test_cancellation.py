@@ -11,13 +11,8 @@ from lsst.ctrl.bps.panda.runs.cancel import cancel_run
 from lsst.ctrl.bps.panda.runs.client import FoundRun
 from lsst.ctrl.bps.panda.runs.record import RunRecord
 from lsst.ctrl.bps.panda.status.evidence import PlanSummary, RunEvidence
-from lsst.ctrl.bps.panda.status.records import (
-    ContentRecord,
-    FileCounts,
-    JobError,
-    RequestRecord,
-    TransformRecord,
-)
+from lsst.ctrl.bps.panda.status.job_errors import JobError
+from lsst.ctrl.bps.panda.status.records import ContentRecord, FileCounts, RequestRecord, TransformRecord
 
 PLAN = PlanSummary(
     labels=(("isr", 4), ("finalJob", 1)),

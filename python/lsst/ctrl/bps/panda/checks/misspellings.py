@@ -22,7 +22,7 @@ from ..settings.bps_command import configuration_file
 from ..settings.configuration import RunConfiguration
 from ..settings.keys import KEYS, PLAIN_SECTIONS, SECTIONS_BY_NAME
 from ..settings.search import KeyLookup, find_origin
-from ..settings.sites import SET_UP_KEYS, profile_of, site_names
+from ..settings.sites import SET_UP_KEYS, notice_of, profile_of, site_names
 
 _LIKENESS = 0.88
 """Least similarity of two names, by `difflib`."""
@@ -149,9 +149,8 @@ def _about_site(site: str, *, has_set_up: bool) -> str:
     """
     if not site:
         return "computeSite is not set, so that PanDA may send jobs to any site. Set it to keep them at one."
-    profile = profile_of(site)
-    if profile:
-        notice = str(profile.get("notice") or "").strip()
+    if profile_of(site):
+        notice = notice_of(site)
         return f"Site {site}: {notice}" if notice else ""
     folded = {name.upper(): name for name in site_names()}
     if near := difflib.get_close_matches(site.upper(), folded, n=1, cutoff=0.7):

@@ -185,9 +185,6 @@ def _takes_cores(queue: QueueLimits, task: TaskPlan) -> bool:
     return queue.min_cores <= task.resources.cores <= (queue.cores or task.resources.cores)
 
 
-_AREA_KEYS = ("stagingArea", "stagingAreaDefault")
-
-
 def find_separated(plan: WorkflowPlan, config: BpsConfig, *, share_files: bool) -> list[Finding]:
     """Find labels at another site than the run's, which may not see its files.
 
@@ -261,9 +258,8 @@ def _is_path(place: str) -> bool:
 
 def _are_apart(site: str, other: str) -> bool:
     """Tell whether two sites are known to have different staging areas."""
-    profiles = [sites.profile_of(name) for name in (site, other)]
-    areas = [[str(profile.get(key, "")) for key in _AREA_KEYS] for profile in profiles]
-    return all(profiles) and areas[0] != areas[1]
+    known = sites.profile_of(site) and sites.profile_of(other)
+    return bool(known) and sites.staging_areas_of(site) != sites.staging_areas_of(other)
 
 
 MANY_JOBS = 10_000

@@ -39,7 +39,7 @@ from . import sites
 from .configuration import RunConfiguration
 from .keys import KEYS, LabelKeys, RunKeys, ServiceKeys
 from .search import KeyLookup
-from .sites import fill_area, profile_of, site_names, variables_in
+from .sites import fill_area, site_names, staging_areas_of, variables_in
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -354,11 +354,10 @@ def site_staging_area(site: str, folder: str, run: str) -> str:
     Called by BPS, through ``bpsEval`` in the default configuration, with the
     values of ``computeSite``, ``payloadFolder`` and ``uniqProcName``.
     """
-    profile = profile_of(site)
-    text = str(profile.get("stagingArea") or "")
+    text, default = staging_areas_of(site)
     known = {"PANDA_LOCAL_STAGING": str(state_directory(os.environ) / "staging"), **os.environ}
     if any(not known.get(name) for name in variables_in(text)):
-        text = str(profile.get("stagingAreaDefault") or "")
+        text = default
     if not text:
         return ""
     filled = text.replace("{payloadFolder}", folder or "payload").replace("{uniqProcName}", run)

@@ -11,9 +11,11 @@ __all__ = [
     "drop_variable",
     "fill_area",
     "local_defaults",
+    "notice_of",
     "profile_of",
     "read_queues",
     "site_names",
+    "staging_areas_of",
     "variables_in",
 ]
 
@@ -85,6 +87,19 @@ def profile_of(site: str) -> dict[str, Any]:
     names = {name.lower(): name for name in site_names()}
     name = names.get(site.lower())
     return dict(_load(f"config/sites/{name}.yaml")) if name else {}
+
+
+def notice_of(site: str) -> str:
+    """Return what users of a site should know, by the key ``notice`` of its profile."""
+    return str(profile_of(site).get("notice") or "").strip()
+
+
+def staging_areas_of(site: str) -> tuple[str, str]:
+    """Return the keys ``stagingArea`` and ``stagingAreaDefault`` of a site's
+    profile; the second is used where variables of the first are not set.
+    """
+    profile = profile_of(site)
+    return str(profile.get("stagingArea") or ""), str(profile.get("stagingAreaDefault") or "")
 
 
 def drop_variable(defaults: Config, name: str) -> None:

@@ -43,17 +43,8 @@ from .bps_states import (
     sum_counts,
     was_killed,
 )
-from .records import (
-    ContentRecord,
-    FileCounts,
-    JobError,
-    JobRecord,
-    RequestRecord,
-    TaskRecord,
-    TransformRecord,
-    log_url,
-    put_first,
-)
+from .job_errors import JobError, put_first
+from .records import ContentRecord, FileCounts, JobRecord, RequestRecord, TaskRecord, TransformRecord, log_url
 from .vocabulary import (
     CONTENT_STATUSES,
     RUNNING_TASKS,

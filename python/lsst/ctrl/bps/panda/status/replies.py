@@ -29,17 +29,8 @@ from typing import Any
 
 from ..errors import ReplyError
 from ..plan.naming import name_of_inputs
-from .records import (
-    ContentRecord,
-    FileCounts,
-    JobError,
-    JobRecord,
-    RequestRecord,
-    TaskRecord,
-    TransformRecord,
-    log_url,
-    put_first,
-)
+from .job_errors import JobError, put_first
+from .records import ContentRecord, FileCounts, JobRecord, RequestRecord, TaskRecord, TransformRecord, log_url
 from .vocabulary import (
     CONTENT_STATUSES,
     JOB_STATUSES,

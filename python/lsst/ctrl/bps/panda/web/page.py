@@ -1,7 +1,8 @@
-"""A run as one web page that needs nothing else: tables, the graph of tasks,
-jobs over time, memory, errors with verdicts, links.
+"""The values of a run's web page; its look is in ``templates/run.html`` and
+``static/run.css``.
 
-How it looks is in ``templates/run.html`` and ``static/run.css``.
+The page is one file that needs nothing else: tables, the graph of tasks, jobs
+over time, memory, errors with verdicts, links.
 """
 
 from __future__ import annotations
