@@ -4,10 +4,11 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from lsst.ctrl.bps.wms_service import WmsStates
 
 from lsst.ctrl.bps.panda.edgenode.cmd_line_decoder import CANCELLED
 from lsst.ctrl.bps.panda.errors import RefusedError
-from lsst.ctrl.bps.panda.runs.cancel import cancel_run
+from lsst.ctrl.bps.panda.runs.cancel import _describe, cancel_run
 from lsst.ctrl.bps.panda.runs.client import FoundRun
 from lsst.ctrl.bps.panda.runs.record import RunRecord
 from lsst.ctrl.bps.panda.status.evidence import PlanSummary, RunEvidence
@@ -152,6 +153,7 @@ def test_jobs_that_still_run_are_named():
     accepted, message = cancel(server, patience=2)
     assert accepted
     assert "Up to 2 jobs may still run" in message
+    assert "for ever" not in message, "no task of this run waits for its final job"
     assert "next heartbeat" in message
 
 
@@ -205,6 +207,12 @@ def test_final_tasks_that_wait_for_killed_jobs_are_ended_too():
     assert message.startswith("Run 5 is cancelled: ")
     assert "UNREADY" not in message
     assert len(server.commands) == 2
+
+
+def test_jobs_that_run_and_jobs_that_pilots_have_are_added_up():
+    counts = {WmsStates.RUNNING: 1, WmsStates.PENDING: 2, WmsStates.SUCCEEDED: 4}
+    evidence = SimpleNamespace(tally=SimpleNamespace(total=counts), ended=True, problems=())
+    assert "Up to 3 jobs may still run" in _describe(5, evidence, marked=True)
 
 
 def test_that_final_tasks_may_hang_is_said_where_it_is_not_known():

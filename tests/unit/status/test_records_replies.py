@@ -221,6 +221,12 @@ def test_contents_are_grouped_by_their_own_transform():
     assert parse_contents({}) == {}
 
 
+def test_the_memory_of_a_job_is_read_from_its_content():
+    row = {"transform_id": 3, "name": "isr:1", "status": "Available", "max_rss": 512}
+    (content,) = parse_contents({"3": [row]})[3]
+    assert content.max_rss == 512
+
+
 def test_a_content_that_is_cut_short_is_shown():
     with pytest.raises(ReplyError, match="content has no status"):
         parse_contents({"1": [{"transform_id": 1, "name": "isr:1"}]})

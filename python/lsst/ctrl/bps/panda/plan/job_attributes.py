@@ -1,4 +1,8 @@
-"""What the planner does with each attribute of a BPS job, in one table; a new attribute gets a row here."""
+"""The table of what the planner does with each attribute of a BPS job; a new attribute gets a row here.
+
+If PanDA is to be told of it, `~.tasks` puts it into the task (`~.model`), and
+the folder ``idds`` into the request.
+"""
 
 from __future__ import annotations
 

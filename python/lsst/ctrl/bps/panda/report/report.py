@@ -281,9 +281,7 @@ class MonitorLinks:
 
 _ERROR_LIMIT = 10
 _TASK_LIMIT = 5
-_DIGEST_TEMPLATE = (
-    "  {count} x {source} {code} ({text}) in {labels}; for instance {name}, PanDA job {job}, {log}"
-)
+_DIGEST_TEMPLATE = "  {count} x {error} ({text}) in {labels}; for instance {name}, PanDA job {job}, {log}"
 
 
 def _add_notes(info: WmsSpecificInfo, evidence: RunEvidence, links: MonitorLinks) -> None:
@@ -360,6 +358,7 @@ def _add_group(info: WmsSpecificInfo, number: int, group: ErrorGroup, links: Mon
     log = example.log_url or (links.job(example.panda_id) if example.panda_id else "")
     values = {
         "count": group.attempts,
+        "error": error.title,
         "source": error.source,
         "code": error.code,
         "text": group.text or "no text",
