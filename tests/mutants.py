@@ -30,7 +30,13 @@ PACKAGE = "python/lsst/ctrl/bps/panda"
 # Folder or module of the package -> tests that see it, the most telling first.
 TESTS = {
     "plan/run_attributes": ["unit/plan/test_run_attributes.py", "property/test_truth_replies.py"],
-    "plan": ["unit/plan", "property/test_plan_structure.py", "unit/runs", "contract/test_plan_request.py"],
+    "plan": [
+        "unit/plan",
+        "property/test_plan_structure.py",
+        "unit/runs",
+        "contract/test_plan_request.py",
+        "unit/insight/test_insight_resources.py",
+    ],
     "status": [
         "unit/status",
         "property/test_truth_states.py",

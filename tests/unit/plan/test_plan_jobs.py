@@ -4,6 +4,7 @@ those that cannot be used.
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -96,6 +97,12 @@ def test_memory_is_a_multiple_of_the_cores_and_never_less(memory: float, cores: 
     needs = plan_of(make_job(request_memory=memory, request_cpus=cores)).tasks[0].resources
     assert (needs.memory, needs.cores) == (planned, cores)
     assert needs.memory_max >= planned
+
+
+def test_values_that_are_no_texts_become_texts() -> None:
+    plan = plan_of(make_job("a", cmdvals={"value": 1}), make_job("b", cmdvals={"value": None}))
+    (shard,) = plan.shards
+    assert json.loads(shard.text)["rows"] == [["1"], [""]]
 
 
 def test_a_part_of_a_core_a_megabyte_or_a_second_counts_as_a_whole_one() -> None:
