@@ -3,6 +3,7 @@ when a reply is not understood."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -272,3 +273,11 @@ def test_an_attempt_that_failed_has_an_error_and_a_killed_one_may(status, code, 
 def test_the_task_of_a_transform_is_its_own_or_that_of_its_processing(transform, processing, expected):
     (record,) = parse_transforms([row(transform_workload_id=transform, processing_workload_id=processing)])
     assert record.workload_id == expected
+
+
+def test_a_job_has_a_run_time_once_it_has_started_and_ended():
+    start, end = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, 0, 1, tzinfo=UTC)
+    (job,) = parse_jobs([{"PandaID": 5, "jobStatus": "finished"}])
+    assert replace(job, started=start, ended=end).wall_seconds == 60
+    assert replace(job, started=start, ended=None).wall_seconds is None
+    assert replace(job, started=None, ended=end).wall_seconds is None
