@@ -121,7 +121,7 @@ class TaskPlan:
     """One PanDA task: a chunk of the jobs of one label."""
 
     name: str
-    """``<run>_<nn>_<label>_<chunk>``, at most `~.naming.MAX_TASK_NAME` characters."""
+    """``<run>_<nn>_<label>_<chunk>``, at most 225 characters (``MAX_TASK_NAME`` of ``plan.naming``)."""
 
     label: str
     chunk: int
