@@ -18,6 +18,7 @@ from lsst.daf.butler import Config
 from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig, GenericWorkflowJob
 
 from ..findings import Finding, Severity
+from ..plan.job_attributes import yaml_key
 from ..settings.bps_command import configuration_file
 from ..settings.configuration import RunConfiguration
 from ..settings.keys import KEYS, PLAIN_SECTIONS, SECTIONS_BY_NAME
@@ -84,9 +85,7 @@ def _hint(text: str, key: str, value: Any, environment: Mapping[str, str]) -> Fi
 def _known_names() -> frozenset[str]:
     """Return all keys that this plugin or BPS reads."""
     names = {str(part) for path in Config(BPS_DEFAULTS).nameTuples() for part in path}
-    for field in fields(GenericWorkflowJob):
-        first, *others = field.name.split("_")
-        names.add(first + "".join(word.capitalize() for word in others))
+    names.update(yaml_key(field.name) for field in fields(GenericWorkflowJob))
     sections = {*BPS_SEARCH_ORDER, *SECTIONS_BY_NAME, *PLAIN_SECTIONS}
     return frozenset(names | set(KEYS) | sections | _FREE | _MORE)
 
