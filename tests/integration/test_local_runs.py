@@ -125,7 +125,7 @@ def test_retry_that_gets_lost_or_comes_twice(shared, tmp_path):
         assert client.relay("retry", request_id=sample.request_id)[0][0] == 0
     finally:
         instance.set_faults(shared, [])
-    _wait_for(lambda: client.look(sample)[0] == "Finished", "finished run")
+    _wait_for(lambda: client.fetch_status(sample)[0] == "Finished", "finished run")
     assert (tmp_path / "ran").read_text() == "ran\nran\n"
 
 

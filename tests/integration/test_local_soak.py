@@ -192,7 +192,7 @@ def test_twenty_runs_survive_random_kills(tmp_path, record_property):
         client = EndpointClient(soak.endpoint)
         soak.wait_for(lambda: soak.ended() == _RUNS)
         for sample in soak.trials:
-            status, counts = client.look(sample)
+            status, counts = client.fetch_status(sample)
             assert status == "Finished", (sample, counts)
             assert [item.finished for item in counts.values()] == [1, 2, 2, 1]
         assert soak.check_executions() > 10

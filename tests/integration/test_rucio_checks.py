@@ -158,7 +158,7 @@ def test_status_and_forecast_from_nothing_to_complete(site, found, rucio_server,
     assert nothing.rule_missing == "STATUS_FAR"
     forecast = make_forecast(client, registration, found)
     assert [file.is_registered for file in forecast.files] == [False] * 4
-    assert forecast.held.dataset is None
+    assert forecast.registered.dataset is None
 
     # Two are registered by somebody's hand, and one that is none of the run's.
     for output in found.outputs[:2]:
@@ -222,7 +222,7 @@ def add_file(client, registration, name, content):
 
 
 def test_without_rucios_set_up_the_error_says_what_to_do(rucio_server, tmp_path):
-    code = "from lsst.ctrl.bps.panda.rucio.client import open_client; open_client(patience=1)"
+    code = "from lsst.ctrl.bps.panda.rucio.client import open_client; open_client(timeout=1)"
     base = {name: value for name, value in os.environ.items() if not name.startswith("RUCIO_")}
     silent = socket.create_server(("127.0.0.1", 0))
     text = rucio_server.client_configuration("silent").read_text()

@@ -8,7 +8,7 @@ import zlib
 
 import pytest
 
-from lsst.ctrl.bps.panda.edgenode.rucio_program import FAILED, REFUSED, RuleWanted
+from lsst.ctrl.bps.panda.edgenode.rucio_program import EXIT_FAILED, EXIT_REFUSED, RuleWanted
 
 pytestmark = pytest.mark.slow
 
@@ -64,7 +64,7 @@ def test_outputs_are_registered_with_rule_and_dataset_closed(site, far, rucio_se
 
     site.fill("u/me/good", "table", [9])
     refused = site.register(registration)
-    assert refused.returncode == REFUSED
+    assert refused.returncode == EXIT_REFUSED
     assert "is closed, and 1 of 8 files are not in it" in refused.stderr
 
 
@@ -75,7 +75,7 @@ def test_after_a_failure_half_way_only_the_rest_is_added(site, rucio_server):
     lost.unlink()
     registration = site.registration("u/me/half", rule=RuleWanted("STEP_DISK"))
     broken = site.register(registration)
-    assert broken.returncode == FAILED
+    assert broken.returncode == EXIT_FAILED
     assert "FileNotFoundError" in broken.stderr
     # Chunks of three: the first is in, the second is not.
     assert len(site.names("u/me/half")) == 3
@@ -124,7 +124,7 @@ def filled(site):
 )
 def test_what_cannot_be_right_is_refused(site, filled, changes, words):
     done = site.register(site.registration(**{"collection": filled, **changes}))
-    assert done.returncode == REFUSED
+    assert done.returncode == EXIT_REFUSED
     assert words in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -133,7 +133,7 @@ def test_account_without_rights_is_told_so(site, rucio_server):
     rucio_server.add_account("stepvisitor")
     site.fill("u/me/visitor", "image", range(1))
     done = site.register(site.registration("u/me/visitor"), account="stepvisitor")
-    assert done.returncode == FAILED
+    assert done.returncode == EXIT_FAILED
     assert "Account stepvisitor can not add file replicas on STEP_DISK" in done.stderr
     # What is shown of a log is its end.
     assert "panda_bps rucio register, adds the rest." in done.stderr.splitlines()[-1]
@@ -160,5 +160,5 @@ def test_a_quantum_graph_is_whole_or_refused(site, rucio_server):
     other = site.folder / "other.qg"
     other.write_bytes(b"another graph")
     refused = site.register(registration, "--quantum-graph", str(other))
-    assert refused.returncode == REFUSED
+    assert refused.returncode == EXIT_REFUSED
     assert "is closed, and the quantum graph is not in it" in refused.stderr

@@ -456,7 +456,7 @@ def values_of(plan: WorkflowPlan, task: TaskPlan, job: JobPlan) -> dict[str, str
     if pseudo.kind == "short":
         label, count = arguments["parameters"]
         name = f"{runner.SHARD_FOLDER}/{label}/{pseudo.order_id // count:06d}.json"
-        return runner.lookup(texts[name], pseudo.order_id)
+        return runner.find_in_shard(texts[name], pseudo.order_id)
     if pseudo.kind == "order":
         mapping = json.loads(texts[dict(arguments.files)[runner.ORDER_ID_MAP]])
         pseudo = runner.parse_input(mapping[pseudo.label][str(pseudo.order_id)])

@@ -105,10 +105,10 @@ def test_shard(names, first, data):
     rows = data.draw(st.lists(st.tuples(*[TEXTS for _ in names]), min_size=1, max_size=5))
     text = runner.render_shard(names, first, rows)
     for number, row in enumerate(rows):
-        assert runner.lookup(text, first + number) == dict(zip(names, row, strict=True))
+        assert runner.find_in_shard(text, first + number) == dict(zip(names, row, strict=True))
     for outside in (first - 1, first + len(rows)):
         with pytest.raises(LookupError):
-            runner.lookup(text, outside)
+            runner.find_in_shard(text, outside)
 
 
 @given(WORDS, st.integers(0, 10**9))

@@ -10,7 +10,7 @@ from lsst.ctrl.bps.panda.local.jedi import Jedi
 from lsst.ctrl.bps.panda.local.job_store import JobStore
 from lsst.ctrl.bps.panda.local.pilot import OUT_OF_MEMORY, EventResult, make_result
 from lsst.ctrl.bps.panda.local.settings import Queue, Queues, parse_timing
-from lsst.ctrl.bps.panda.local.views import Views, runs
+from lsst.ctrl.bps.panda.local.views import Views, list_runs
 
 GOOD = make_result(0)
 BAD = make_result(17)
@@ -63,7 +63,7 @@ class Panda:
         return self.views.task(task_id)["status"]
 
     def inputs(self, task_id):
-        with self.database.look() as connection:
+        with self.database.reading() as connection:
             query = files.select().where(files.c.task_id == task_id).order_by(files.c.file_id)
             return [row.status for row in connection.execute(query)]
 
@@ -395,12 +395,14 @@ def test_queues_limit_cores_memory_and_time(tmp_path):
 
 
 def test_overview_of_runs(panda):
-    panda.submit(["a", "b"], taskName="u_me_20261120T1_00_isr_01_1_1")
-    panda.submit(["c"], taskName="u_me_20261120T1_01_isr_02_1_2", inputPreStaging=True)
+    panda.submit(["a", "b"], taskName="isr")
+    panda.submit(["c"], taskName="coadd", inputPreStaging=True)
+    panda.submit(["d"], taskName="other", reqID=2)
     for order in panda.take()[:1]:
         panda.dispatcher.report(order.panda_id, GOOD)
-    (run,) = runs(panda.database)
-    assert (run.run, run.name, run.user) == (1, "u_me_20261120T1", "me")
+    other, run = list_runs(panda.database, lambda requests: {1: "run"} if requests == [2, 1] else {})
+    assert (other.run, other.name, other.jobs) == (2, "", 1)
+    assert (run.run, run.name, run.user) == (1, "run", "me")
     assert (run.tasks, run.ended, run.jobs, run.done, run.running) == (2, 0, 3, 1, 1)
 
 
@@ -436,6 +438,6 @@ def test_records_are_json_and_have_pandas_fields(panda):
 
 def test_job_ids_have_one_number_of_digits(panda):
     panda.submit([f"a:{i}" for i in range(12)])
-    with panda.database.look() as connection:
+    with panda.database.reading() as connection:
         ids = [row.panda_id for row in connection.execute(jobs.select())]
     assert len({len(str(panda_id)) for panda_id in ids}) == 1

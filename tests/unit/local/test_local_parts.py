@@ -52,7 +52,6 @@ from lsst.ctrl.bps.panda.local.settings import (
     read_settings,
     write_settings,
 )
-from lsst.ctrl.bps.panda.local.views import run_name
 from lsst.ctrl.bps.panda.local.web import owner_of_peer
 
 
@@ -592,12 +591,3 @@ def test_file_that_is_too_large_is_refused_and_leaves_nothing(tmp_path):
     with pytest.raises(CacheError, match="limit"):
         cache.put("jobO.big", io.BytesIO(b"x" * (10 * 1024 * 1024 + 1)))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_names_of_runs():
-    one = ["u_me_w_20261120T1_00_isr_01_1_1"]
-    year = "u_ann_DP2_2026_test_20261120T120000Z"
-    assert run_name([f"{year}_01_isr_01_5_7"]) == year
-    assert run_name(["other"]) == "other"
-    assert run_name(one) == "u_me_w_20261120T1"
-    assert run_name([*one, "u_me_w_20261120T1_01_coadd_01_1_2"]) == "u_me_w_20261120T1"

@@ -278,7 +278,7 @@ def test_each_job_gets_the_quantum_graph_that_is_its_own() -> None:
     sources = {staged.name: staged.source for staged in plan.files}
     commands = []
     for job in task.jobs:
-        values = runner.lookup(plan.shards[0].text, job.order_id)
+        values = runner.find_in_shard(plan.shards[0].text, job.order_id)
         commands.append(runner.insert_values(command_of(task), values))
     assert commands == ["/bin/sh run 'q x.qg' a", "/bin/sh run '2/q x.qg' b"]
     assert sources == {"q x.qg": "/s/a/q x.qg", "2/q x.qg": "/s/b/q x.qg"}

@@ -103,7 +103,7 @@ def test_shards_are_of_bounded_size(keys, size):
     if jobs.per_shard not in (1, MAX_JOBS_PER_SHARD):
         assert max(len(shard.text) for shard in shards) > SHARD_SIZE / 3, "shards are not too small"
     last = len(jobs.names) - 1
-    assert runner.lookup(shards[last // jobs.per_shard].text, last)["k0"] == "v" * size
+    assert runner.find_in_shard(shards[last // jobs.per_shard].text, last)["k0"] == "v" * size
 
 
 def test_jobs_of_a_label_may_differ_in_their_values():

@@ -22,7 +22,7 @@ from lsst.ctrl.bps.panda.rest.credentials import (
     X509Proxy,
     find_credentials,
     redact,
-    verify_host,
+    should_verify_certificates,
 )
 from lsst.ctrl.bps.panda.rest.tokens import TokenSet, TokenStore
 
@@ -142,9 +142,9 @@ def test_any_user_name_makes_one_header(name):
 
 
 def test_only_off_switches_the_check_of_certificates_off():
-    assert not verify_host({"PANDA_VERIFY_HOST": "off"})
-    assert all(verify_host({"PANDA_VERIFY_HOST": value}) for value in ("", "on", "0", "no"))
-    assert verify_host({})
+    assert not should_verify_certificates({"PANDA_VERIFY_HOST": "off"})
+    assert all(should_verify_certificates({"PANDA_VERIFY_HOST": value}) for value in ("", "on", "0", "no"))
+    assert should_verify_certificates({})
 
 
 JWT = make_token()

@@ -31,7 +31,7 @@ def registration(tmp_path):
 def test_a_python_without_what_is_needed_is_told_what_to_install(registration):
     # Without site-packages, as a worker's bare python3.
     done = run(registration, "-I", "-S")
-    assert done.returncode == program.INCOMPLETE_ENVIRONMENT
+    assert done.returncode == program.EXIT_INCOMPLETE_ENVIRONMENT
     assert "has no module lsst" in done.stderr
     assert "pip install rucio-clients lsst-rucio-register backoff" in done.stderr
 
@@ -39,13 +39,13 @@ def test_a_python_without_what_is_needed_is_told_what_to_install(registration):
 def test_a_damaged_file_is_refused(registration):
     registration.write_text("{")
     done = run(registration, "-I", "-S")
-    assert done.returncode == program.REFUSED
+    assert done.returncode == program.EXIT_REFUSED
     assert "cannot be read" in done.stderr
 
 
 def test_no_file_is_a_failure(tmp_path):
     done = run(tmp_path / "none.json", "-I", "-S")
-    assert done.returncode == program.FAILED
+    assert done.returncode == program.EXIT_FAILED
     assert "FileNotFoundError" in done.stderr
 
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from lsst.ctrl.bps import BPS_SEARCH_ORDER, BpsConfig
-from lsst.ctrl.bps.panda.edgenode.rucio_program import Refused, Registration, RuleWanted, name_of
+from lsst.ctrl.bps.panda.edgenode.rucio_program import Registration, RegistrationError, RuleWanted, name_of
 from lsst.ctrl.bps.panda.errors import SettingsError
 from lsst.ctrl.bps.panda.findings import Severity
 from lsst.ctrl.bps.panda.rucio.checks import check_names, check_prefix
@@ -173,7 +173,7 @@ def test_name_is_the_path_below_the_scope():
 
 @pytest.mark.parametrize("path", ["/sdf/rucio/dp22/x", "/sdf/rucio/x", "/other/dp2/x", "/sdf/rucio/dp2"])
 def test_a_path_elsewhere_is_refused(path):
-    with pytest.raises(Refused, match="would get a wrong name"):
+    with pytest.raises(RegistrationError, match="would get a wrong name"):
         name_of(path, registration())
 
 
@@ -193,5 +193,5 @@ def test_the_butler_must_write_below_the_folder_of_the_scope(roots, count):
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "rule": null}'])
 def test_a_file_that_is_not_understood_is_refused(text):
-    with pytest.raises(Refused, match="cannot be read"):
+    with pytest.raises(RegistrationError, match="cannot be read"):
         Registration.from_json(text)

@@ -69,7 +69,7 @@ class Server:
     def find(self, run):
         return FoundRun(5, getattr(self, "record", None))
 
-    def glance(self, run):
+    def summary(self, run):
         aborted = self.accepted_at is not None and self.now >= self.accepted_at
         quiet = aborted and self.now >= self.accepted_at + 3
         over = self._ended
@@ -181,8 +181,8 @@ class FinalServer(Server):
     final job ends, and the last task waits for a second command.
     """
 
-    def glance(self, run):
-        evidence = super().glance(run)
+    def summary(self, run):
+        evidence = super().summary(run)
         if self.accepted_at is None or self.now < self.accepted_at + 3:
             return replace(evidence, plan=LONG_PLAN)
         again = [sent for sent in self.commands if sent >= self.accepted_at + 8]
@@ -203,7 +203,7 @@ def test_final_tasks_that_wait_for_killed_jobs_are_ended_too():
     server = FinalServer()
     accepted, message = cancel(server)
     assert accepted
-    assert server.glance("5").ended
+    assert server.summary("5").ended
     assert message.startswith("Run 5 is cancelled: ")
     assert "UNREADY" not in message
     assert len(server.commands) == 2
@@ -228,4 +228,4 @@ def test_the_doubles_have_what_the_code_asks_for():
     from lsst.ctrl.bps.panda.runs.client import RunClient
 
     assert hasattr(Relay, "abort")
-    assert [getattr(RunClient, name) for name in ("find", "glance", "distinguish_killed")]
+    assert [getattr(RunClient, name) for name in ("find", "summary", "distinguish_killed")]

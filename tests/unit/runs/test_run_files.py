@@ -5,7 +5,12 @@ import stat
 import pytest
 import yaml
 
-from lsst.ctrl.bps.panda.runs.files import hide_secrets, protect_dumps, reserve_dump, settle_dump
+from lsst.ctrl.bps.panda.runs.files import (
+    clean_environment_dump,
+    hide_secrets,
+    prepare_environment_dump,
+    protect_environment_dumps,
+)
 
 JWT = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbm4ifQ.c2lnbmF0dXJl"
 
@@ -57,7 +62,7 @@ def test_a_dump_is_changed_in_place(tmp_path):
     environment = {"PANDA_AUTH_ID_TOKEN": JWT, "LANG": "de_DE.UTF-8", "WORDS": "two\nlines: ü"}
     path.write_text(yaml.dump(environment))
     path.chmod(0o644)
-    protect_dumps(tmp_path)
+    protect_environment_dumps(tmp_path)
     assert yaml.safe_load(path.read_text()) == {**environment, "PANDA_AUTH_ID_TOKEN": "[hidden]"}
     assert mode(path) == 0o600
     assert list(tmp_path.iterdir()) == [path]
@@ -67,33 +72,33 @@ def test_a_dump_without_secrets_is_private_too(tmp_path):
     path = tmp_path / "run.env.info.yaml"
     path.write_text("LANG: C\n")
     path.chmod(0o644)
-    protect_dumps(tmp_path)
+    protect_environment_dumps(tmp_path)
     assert (path.read_text(), mode(path)) == ("LANG: C\n", 0o600)
 
 
 def test_a_dump_that_is_not_understood_is_named(tmp_path, caplog):
     path = tmp_path / "run.env.info.yaml"
     path.write_text("- [")
-    protect_dumps(tmp_path)
+    protect_environment_dumps(tmp_path)
     assert str(path) in caplog.text
     assert mode(path) == 0o600
 
 
 def test_what_bps_writes_later_is_private(tmp_path):
-    reserve_dump(tmp_path, "run_r1")
+    prepare_environment_dump(tmp_path, "run_r1")
     path = tmp_path / "run_r1.env.info.yaml"
     with open(path, "w") as stream:
         stream.write(f"LANG: C\nBEARER_TOKEN: {JWT}\n")
     assert mode(path) == 0o600
-    settle_dump(path)
+    clean_environment_dump(path)
     assert yaml.safe_load(path.read_text()) == {"LANG": "C", "BEARER_TOKEN": "[hidden]"}
     assert mode(path) == 0o600
 
 
 def test_a_reserved_file_that_bps_did_not_need_goes(tmp_path, caplog):
-    reserve_dump(tmp_path, "run_r1")
+    prepare_environment_dump(tmp_path, "run_r1")
     path = tmp_path / "run_r1.env.info.yaml"
-    settle_dump(path)
-    settle_dump(path)
+    clean_environment_dump(path)
+    clean_environment_dump(path)
     assert not path.exists()
     assert caplog.text == ""

@@ -18,7 +18,7 @@ from lsst.ctrl.bps.panda.plan.model import NamingKind
 from lsst.ctrl.bps.panda.settings.keys import KEYS
 from lsst.ctrl.bps.panda.settings.run import (
     default_configuration,
-    own_messages,
+    find_run_broker,
     read_run_settings,
     read_service_settings,
     site_staging_area,
@@ -89,7 +89,7 @@ def test_labels_that_are_clusters_are_known():
 )
 def test_the_broker_that_a_run_brings_itself(values, own):
     settings = read_service_settings(make_config(**values), {"USER": "ann", "HOME": "/"})
-    assert own_messages(settings, "SLAC") == own
+    assert find_run_broker(settings, "SLAC") == own
 
 
 def test_a_label_has_its_own_settings():

@@ -13,7 +13,6 @@ from lsst.ctrl.bps.panda.errors import ReplyError
 from lsst.ctrl.bps.panda.status.job_errors import JobError
 from lsst.ctrl.bps.panda.status.records import FileCounts
 from lsst.ctrl.bps.panda.status.replies import (
-    cut,
     date_of,
     name_of,
     optional_integer,
@@ -22,6 +21,7 @@ from lsst.ctrl.bps.panda.status.replies import (
     parse_requests,
     parse_tasks,
     parse_transforms,
+    render_short,
 )
 from lsst.ctrl.bps.panda.status.vocabulary import (
     CONTENT_STATUSES,
@@ -118,9 +118,9 @@ def test_what_is_no_number_is_shown(value):
 
 
 def test_long_replies_are_cut():
-    assert cut("x" * 1000) == "x" * 300 + "..."
-    assert cut({"a": 1}) == '{"a": 1}'
-    assert cut("") == '""'
+    assert render_short("x" * 1000) == "x" * 300 + "..."
+    assert render_short({"a": 1}) == '{"a": 1}'
+    assert render_short("") == '""'
 
 
 def test_an_unknown_request_is_no_request():

@@ -34,7 +34,7 @@ from .report.report import (
 from .rest.faults import diagnose
 from .runs.cancel import cancel_run
 from .runs.client import Connection, RunClient, connect
-from .runs.files import protect_dumps
+from .runs.files import protect_environment_dumps
 from .runs.restart import restart_run
 from .runs.submit import record_submission, send, tell_how_to_follow
 from .settings import sites
@@ -108,7 +108,7 @@ class PanDAService(BaseWmsService):
     ) -> PandaBpsWmsWorkflow:
         # Docstring inherited.
         accept_service_names()
-        protect_dumps(out_prefix or RunConfiguration(config).submit_path)
+        protect_environment_dumps(out_prefix or RunConfiguration(config).submit_path)
         if is_control_workflow(config, generic_workflow):
             return PandaBpsWmsWorkflow.without_plan(config)
         workflow = PandaBpsWmsWorkflow.from_generic_workflow(

@@ -26,7 +26,7 @@ from .runs.files import PARAMETERS_DIRECTORY, PLAN_NAME, REGISTRATION_NAME, find
 from .runs.record import RunRecord, read_record
 from .settings.configuration import RunConfiguration
 from .settings.rucio import LABEL, read_registration_settings
-from .settings.run import RunSettings, own_messages, read_run_settings, read_service_settings
+from .settings.run import RunSettings, find_run_broker, read_run_settings, read_service_settings
 
 
 class PandaBpsWmsWorkflow(BaseWmsWorkflow):
@@ -157,7 +157,7 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
             staging=self.settings.staging,
             clusters=self.settings.clusters,
             outputs=self._outputs,
-            messages=own_messages(read_service_settings(self.config), self.plan.run.site),
+            messages=find_run_broker(read_service_settings(self.config), self.plan.run.site),
         )
         record.write(directory)
 

@@ -46,8 +46,8 @@ from ..errors import (
     TokenBrokenError,
     TransportError,
 )
-from ..rest.credentials import RENEW_BEFORE, Anonymous, redact, verify_host
-from ..rest.faults import Fault, cut, make_reply_error
+from ..rest.credentials import RENEW_BEFORE, Anonymous, redact, should_verify_certificates
+from ..rest.faults import Fault, make_reply_error, shorten
 from ..rest.panda_api import server_root
 from ..rest.retries import LOGIN_RETRY
 from ..rest.tokens import Claims, TokenSet, TokenStore, claims_from, find_vo, parse_claims
@@ -336,7 +336,7 @@ def verify_id_token(
         problem = redact(str(error))
     # Not chained: the library's error may quote the token.
     raise TokenBrokenError(
-        f"The provider's ID token is not accepted: {cut(problem)}.", endpoint=provider.issuer
+        f"The provider's ID token is not accepted: {shorten(problem)}.", endpoint=provider.issuer
     )
 
 
@@ -388,7 +388,7 @@ def _ask_for_tokens(
         DeviceClient(provider.client_id).parse_request_body_response(json.dumps(fields))
     except OAuth2Error as error:
         code = str(error.error)
-        _LOG.debug("%s: %s %s", what, code, cut(redact(str(fields.get("error_description", "")))))
+        _LOG.debug("%s: %s %s", what, code, shorten(redact(str(fields.get("error_description", "")))))
         return None, code
     return fields, ""
 
@@ -437,7 +437,7 @@ _WORDS: Mapping[str, str] = {
 def _explain(code: str, fields: Mapping[str, Any], provider: Provider) -> str:
     """Explain the code of an OAuth error in words."""
     words = _WORDS.get(code, "The provider refused").format(client=repr(provider.client_id))
-    said = cut(redact(f"{code} {fields.get('error_description') or ''}".strip()))
+    said = shorten(redact(f"{code} {fields.get('error_description') or ''}".strip()))
     return f"{words} ({said}). Log in with 'panda_auth reset'."
 
 
@@ -468,7 +468,7 @@ def find_login_settings(env: Mapping[str, str]) -> LoginSettings:
     missing = [name for name, value in (("PANDA_URL_SSL", url), ("PANDA_AUTH_VO", vo)) if not value]
     if missing:
         raise SettingsError(f"To log in, set the environment variables {' and '.join(missing)}.")
-    return LoginSettings(url, vo, verify_host(env))
+    return LoginSettings(url, vo, should_verify_certificates(env))
 
 
 def log_in(

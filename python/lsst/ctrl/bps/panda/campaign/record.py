@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ..errors import PandaBpsError, RunNotFoundError
 from ..runs.files import read_model, write_text
-from ..runs.record import OwnList
+from ..runs.record import IndexFile
 from ..settings.campaign import Value
 
 RECORD_NAME = "panda_campaign.json"
@@ -141,7 +141,7 @@ class CampaignIndex:
     """
 
     def __init__(self, directory: str) -> None:
-        self._list = OwnList(directory, "campaign", CampaignEntry)
+        self._list = IndexFile(directory, "campaign", CampaignEntry)
 
     def add(self, record: CampaignRecord) -> None:
         """Enter a campaign; failing to do so is warned about, not an error."""

@@ -24,7 +24,7 @@ from ..insight.cloud_log import (
 )
 from ..insight.logs import JobChoice, LineFilter, LogLine, LogReader, area_of, choose_jobs, make_log_transport
 from ..insight.overview import JobScope, observe
-from ..rest.credentials import verify_host
+from ..rest.credentials import should_verify_certificates
 from ..status.evidence import RunEvidence
 from ..status.records import JobRecord, number_of
 from .output import json_option, print_problems, write_document
@@ -163,7 +163,7 @@ def _render(line: LogLine) -> str:
 
 
 def _from_areas(asked: Asked, evidence: RunEvidence, selection: _Selection) -> Iterator[LogLine]:
-    transport = make_log_transport(verify=verify_host(asked.connection.settings.environment))
+    transport = make_log_transport(verify=should_verify_certificates(asked.connection.settings.environment))
     reader = LogReader(asked.connection.settings.url, transport, files=selection.files)
     told: set[int] = set()
     while True:

@@ -20,10 +20,10 @@ from ..campaign.runs import (
     look_at_registrations,
     make_registration_document,
 )
-from ..edgenode.rucio_program import Refused, Registration, graph_name
+from ..edgenode.rucio_program import Registration, RegistrationError, graph_name
 from ..edgenode.rucio_program import register as run_registration
 from ..errors import PandaBpsError, RucioError
-from ..rucio.client import look_up_outputs, open_butler, open_client, rucio_errors
+from ..rucio.client import find_outputs_of_run, open_butler, open_client, rucio_errors
 from ..rucio.status import Place, RegistrationStatus, Rule, look_at_registration, make_status_document
 from ..rucio.step import Forecast, make_forecast, read_registration
 from ..runs.client import RunClient
@@ -168,7 +168,7 @@ def rucio(context: click.Context, dry_run: str | None, local: bool) -> None:
     "--quantum-graph", default="", metavar="FILE", help="Quantum graph to register, if not that of the run."
 )
 @local_option
-@shows_errors(Refused)
+@shows_errors(RegistrationError)
 def register(run: str, dry_run: bool, quantum_graph: str, local: bool) -> None:
     """Register what is missing of a run, as its own step would have done.
 
@@ -194,7 +194,7 @@ def register(run: str, dry_run: bool, quantum_graph: str, local: bool) -> None:
 
 def _forecast(butler: Any, registration: Registration) -> Forecast:
     """Find out what would be done, with or without Rucio."""
-    found = look_up_outputs(butler, registration)
+    found = find_outputs_of_run(butler, registration)
     try:
         client = open_client()
     except PandaBpsError as error:
@@ -239,11 +239,11 @@ def _plan_lines(forecast: Forecast) -> Iterator[str]:
 
 
 def _dataset_words(forecast: Forecast) -> str:
-    if forecast.held is None:
+    if forecast.registered is None:
         return "Rucio was not asked"
-    if forecast.held.dataset is None:
+    if forecast.registered.dataset is None:
         return "new"
-    if forecast.held.dataset.is_open:
+    if forecast.registered.dataset.is_open:
         return "exists, open"
     return "exists, closed" + (": nothing can be added" if forecast.new else "")
 
@@ -253,7 +253,7 @@ def _dataset_words(forecast: Forecast) -> str:
 @json_option
 @click.option("--missing", "list_missing", is_flag=True, help="Name every file that is missing.")
 @local_option
-@shows_errors(Refused)
+@shows_errors(RegistrationError)
 def status(run: str, as_json: bool, list_missing: bool, local: bool) -> int:
     """Show what is registered of a run, where it is, and what is missing.
 

@@ -17,7 +17,7 @@ from ..insight.logs import TailReader, make_log_transport
 from ..insight.overview import JobScope, Overview, make_overview, observe
 from ..insight.resources import LabelResources, measure_resources, render_suggestions, write_plots
 from ..insight.task_graph import TaskGraph, make_task_graph
-from ..rest.credentials import verify_host
+from ..rest.credentials import should_verify_certificates
 from ..runs.client import RunClient
 from ..runs.files import read_plan, write_text
 from ..status.evidence import RunEvidence
@@ -203,7 +203,7 @@ def _errors(
 ) -> tuple[list[ErrorGroup], int]:
     """Return so many kinds of errors with verdicts and logs, and how many there are besides."""
     groups = digest_errors(run, label=label)
-    transport = make_log_transport(verify=verify_host(asked.connection.settings.environment))
+    transport = make_log_transport(verify=should_verify_certificates(asked.connection.settings.environment))
     reader = TailReader(asked.connection.settings.url, transport, count=tail) if tail else None
     return judge_groups(groups[:limit], rulebook, read_tail=reader), max(0, len(groups) - limit)
 

@@ -18,7 +18,7 @@ from ..local import endpoint as local_endpoint
 from ..local import instance
 from ..runs.client import Connection, connect
 from ..runs.record import RunIndex
-from ..settings.run import ServiceSettings, read_service_settings, with_messages
+from ..settings.run import ServiceSettings, read_service_settings, use_run_broker
 from .output import shows_errors
 
 _LOCAL_CLASS = "LocalPanDAService"
@@ -69,7 +69,7 @@ def _as_submitted(run: str, settings: ServiceSettings, *, profile: bool = True) 
         return settings
     if record.run.site and profile:
         settings = read_service_settings(None, settings.environment, site=record.run.site)
-    return with_messages(settings, record.messages or {})
+    return use_run_broker(settings, record.messages or {})
 
 
 def connect_for(run: str, *, local: bool) -> Connection:

@@ -90,7 +90,7 @@ __all__ = [
     "is_archive",
     "is_cancelled",
     "left_output",
-    "lookup",
+    "find_in_shard",
     "main",
     "make_command",
     "open_area",
@@ -450,7 +450,7 @@ def render_shard(names: "Sequence[str]", first_order_id: int, rows: "Iterable[Se
     return head[:-1] + ', "rows": [\n' + ",\n".join(lines) + "\n]}\n"
 
 
-def lookup(text: str, order_id: int) -> "dict[str, str]":
+def find_in_shard(text: str, order_id: int) -> "dict[str, str]":
     """Find the parameters of a job in what `render_shard` wrote.
 
     Raises
@@ -1632,7 +1632,7 @@ def _from_shard(job: PseudoInput, shards: "tuple[str, int]", fetcher: Fetcher) -
     if safe_label(unquote(job.label)) != label:
         raise ValueError(f"the task's parameters are those of label {label!r}")
     name = f"{SHARD_FOLDER}/{label}/{job.order_id // count:06d}.json"
-    return lookup(fetcher.read(name).decode("utf-8"), job.order_id)
+    return find_in_shard(fetcher.read(name).decode("utf-8"), job.order_id)
 
 
 def _from_map(text: str, arguments: Arguments, fetcher: Fetcher) -> "dict[str, str]":

@@ -16,17 +16,17 @@ from __future__ import annotations
 
 __all__ = [
     "Dataset",
-    "Found",
-    "Held",
+    "ButlerOutputs",
+    "RegisteredFiles",
     "Output",
-    "Refused",
+    "RegistrationError",
     "Registration",
     "RuleWanted",
     "add_rule",
     "find_outputs",
     "find_rule",
     "graph_name",
-    "look_at_rucio",
+    "find_registered_files",
     "main",
     "name_of",
     "register",
@@ -47,20 +47,20 @@ _LOG = logging.getLogger("rucioRegister")
 FORMAT = 1
 """Version of the file that describes a registration."""
 
-REFUSED = 3
+EXIT_REFUSED = 3
 """Exit code: the request itself is wrong, so that another attempt fails, too."""
 
-FAILED = 4
+EXIT_FAILED = 4
 """Exit code: the Butler or Rucio refused or did not answer."""
 
 _DATASETS_AT_ONCE = 1000
 """Datasets whose files are looked up in one question to the Butler."""
 
-INCOMPLETE_ENVIRONMENT = 5
+EXIT_INCOMPLETE_ENVIRONMENT = 5
 """Exit code: this Python lacks what the program needs."""
 
 
-class Refused(Exception):  # noqa: N818
+class RegistrationError(Exception):
     """A registration that must not be made as it is asked for."""
 
 
@@ -117,7 +117,7 @@ class Registration:
 
     @classmethod
     def from_json(cls, text: str) -> Registration:
-        """Parse what `to_json` wrote; `Refused` if it is anything else or of
+        """Parse what `to_json` wrote; `RegistrationError` if it is anything else or of
         another version.
         """
         try:
@@ -128,7 +128,7 @@ class Registration:
             types = tuple(content.pop("dataset_types"))
             return cls(dataset_types=types, rule=RuleWanted(**rule) if rule else None, **content)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise Refused(f"What is to be registered cannot be read: {error!r}.") from error
+            raise RegistrationError(f"What is to be registered cannot be read: {error!r}.") from error
 
     def to_json(self) -> str:
         """Render the registration as JSON."""
@@ -159,7 +159,7 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Found:
+class ButlerOutputs:
     """What the Butler has of a run."""
 
     outputs: tuple[Output, ...]
@@ -178,7 +178,7 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class Held:
+class RegisteredFiles:
     """What Rucio has of a dataset."""
 
     dataset: Dataset | None
@@ -231,14 +231,14 @@ def name_of(path: str, registration: Registration) -> str:
     """
     prefix = f"{registration.rse_root.rstrip('/')}/{registration.scope}/"
     if not path.startswith(prefix):
-        raise Refused(
+        raise RegistrationError(
             f"{path} is not below {prefix} (rseRoot and scope), so it would get a wrong name in Rucio. Set "
             "rseRoot to the part of the path before the folder that is named like the scope."
         )
     return path[len(prefix) :]
 
 
-def find_outputs(butler: Any, registration: Registration) -> Found:
+def find_outputs(butler: Any, registration: Registration) -> ButlerOutputs:
     """Find the run's outputs in the Butler.
 
     Parameters
@@ -259,7 +259,7 @@ def find_outputs(butler: Any, registration: Registration) -> Found:
     try:
         butler.collections.query(registration.collection)
     except MissingCollectionError:
-        raise Refused(
+        raise RegistrationError(
             f"The Butler {registration.butler} has no collection {registration.collection}: no job has put "
             "its outputs there, or the final job did not run."
         ) from None
@@ -275,7 +275,7 @@ def find_outputs(butler: Any, registration: Registration) -> Found:
         for ref, uri in located:
             name = name_of(uri.unquoted_path, registration)
             outputs[name] = Output(ref.datasetType.name, name, uri, ref)
-    return Found(tuple(outputs[name] for name in sorted(outputs)), tuple(absent), without_file)
+    return ButlerOutputs(tuple(outputs[name] for name in sorted(outputs)), tuple(absent), without_file)
 
 
 def _query(butler: Any, wanted: str, registration: Registration) -> Iterator[Any]:
@@ -302,7 +302,7 @@ def _locate(butler: Any, refs: Sequence[Any]) -> list[tuple[Any, Any]]:
             if ref not in uris:
                 continue
             if uris[ref].primaryURI is None:
-                raise Refused(
+                raise RegistrationError(
                     f"{ref} is in several files (a disassembled composite); lsst-rucio-register cannot "
                     "register such datasets. Take its dataset type out of datasetTypes."
                 )
@@ -313,7 +313,7 @@ def _locate(butler: Any, refs: Sequence[Any]) -> list[tuple[Any, Any]]:
 # --- Rucio ------------------------------------------------------------------
 
 
-def look_at_rucio(client: Any, registration: Registration) -> Held:
+def find_registered_files(client: Any, registration: Registration) -> RegisteredFiles:
     """Find out what Rucio has already.
 
     Parameters
@@ -329,9 +329,9 @@ def look_at_rucio(client: Any, registration: Registration) -> Held:
     try:
         did = client.get_did(scope, dataset)
     except DataIdentifierNotFound:
-        return Held(None, frozenset(), frozenset())
+        return RegisteredFiles(None, frozenset(), frozenset())
     if did["type"] != "DATASET":
-        raise Refused(
+        raise RegistrationError(
             f"{scope}:{dataset} is a {did['type'].lower()} in Rucio, not a dataset; use another datasetName."
         )
     attached = frozenset(entry["name"] for entry in client.list_files(scope, dataset))
@@ -339,7 +339,7 @@ def look_at_rucio(client: Any, registration: Registration) -> Held:
         [{"scope": scope, "name": dataset}], rse_expression=registration.rse, all_states=True
     )
     there = {replica["name"] for replica in replicas if registration.rse in replica["states"]}
-    return Held(Dataset(bool(did["open"])), attached, attached & there)
+    return RegisteredFiles(Dataset(bool(did["open"])), attached, attached & there)
 
 
 def _interface(butler: Any, registration: Registration) -> Any:
@@ -396,22 +396,22 @@ def register(butler: Any, client: Any, registration: Registration, *, quantum_gr
     if found.without_file:
         _LOG.warning("%d datasets have no file and are left out", found.without_file)
     if not found.outputs:
-        raise Refused(
+        raise RegistrationError(
             f"Collection {registration.collection} holds nothing to register: no file of "
             f"{', '.join(registration.dataset_types)}."
         )
-    held = look_at_rucio(client, registration)
-    missing = held.lacks(found.outputs)
+    registered = find_registered_files(client, registration)
+    missing = registered.lacks(found.outputs)
     place = f"{registration.scope}:{registration.dataset}"
-    if held.dataset is not None and not held.dataset.is_open and missing:
-        raise Refused(
+    if registered.dataset is not None and not registered.dataset.is_open and missing:
+        raise RegistrationError(
             f"Rucio's dataset {place} is closed, and {len(missing)} of {len(found.outputs)} files are not in "
             "it. Set another datasetName."
         )
     _LOG.info("%d files, of which %d are in %s", len(found.outputs), len(found.outputs) - len(missing), place)
     if missing:
         _register_missing(butler, registration, missing)
-        left = look_at_rucio(client, registration).lacks(found.outputs)
+        left = find_registered_files(client, registration).lacks(found.outputs)
         if left:
             raise RuntimeError(f"{len(left)} files are still not in {place}, for instance {left[0].name}.")
     words = [f"{len(missing)} files registered in {place} at {registration.rse}"]
@@ -435,11 +435,11 @@ def _register_quantum_graph(butler: Any, client: Any, registration: Registration
 
     name = graph_name(registration, source)
     path = f"/{registration.scope}/{name}"
-    held = look_at_rucio(client, registration)
-    if name in held.at_rse:
+    registered = find_registered_files(client, registration)
+    if name in registered.at_rse:
         return "the quantum graph was there already"
-    if held.dataset is not None and not held.dataset.is_open:
-        raise Refused(
+    if registered.dataset is not None and not registered.dataset.is_open:
+        raise RegistrationError(
             f"Rucio's dataset {registration.scope}:{registration.dataset} is closed, and the quantum graph "
             "is not in it. Set another datasetName."
         )
@@ -512,7 +512,7 @@ def _run(arguments: argparse.Namespace) -> int:
             sys.executable,
             error.name,
         )
-        return INCOMPLETE_ENVIRONMENT
+        return EXIT_INCOMPLETE_ENVIRONMENT
     # Logged before the log-in, whose errors do not name the server.
     _LOG.info("Rucio %s", config_get("client", "rucio_host", raise_exception=False, default="not set up"))
     client = Client()
@@ -539,9 +539,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     _LOG.setLevel(logging.INFO)
     try:
         return _run(arguments)
-    except Refused as error:
+    except RegistrationError as error:
         _LOG.error("%s", error)
-        return REFUSED
+        return EXIT_REFUSED
     except Exception as error:  # each library has errors of its own
         _LOG.info("where it happened", exc_info=True)
         # Last, as the end of a log is what is shown.
@@ -550,7 +550,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             type(error).__name__,
             str(error).rstrip("."),
         )
-        return FAILED
+        return EXIT_FAILED
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ from ..rest.transport import Timeouts, Transport
 from ..staging.transfers import describe_cause
 from ..status.evidence import RunEvidence
 from ..status.records import JobRecord
-from ..status.replies import cut, text_of
+from ..status.replies import render_short, text_of
 
 LEVELS = {"TRACE": 5, "DEBUG": 10, "VERBOSE": 15, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
 """Names of levels and their numbers."""
@@ -132,7 +132,7 @@ def from_record(content: Mapping[str, Any], *, panda_id: int = 0, file: str = ""
     level = text_of(content.get("levelname")).upper()
     own = text_of(content.get("PandaJobID"))
     return LogLine(
-        message=message or cut(content),
+        message=message or render_short(content),
         level=_ALIASES.get(level, level),
         time=text_of(content.get("asctime")),
         logger=text_of(content.get("name")),

@@ -165,14 +165,14 @@ class Database:
         self._after.append(call)
 
     @contextmanager
-    def look(self) -> Iterator[sa.Connection]:
+    def reading(self) -> Iterator[sa.Connection]:
         """Open a connection for reading only."""
         with self.engine.connect() as connection:
             yield connection
 
     def highest(self, column: sa.Column[Any]) -> int:
         """Return the highest value of an id column, 0 if there is none."""
-        with self.look() as connection:
+        with self.reading() as connection:
             return int(connection.execute(sa.select(sa.func.max(column))).scalar() or 0)
 
     def close(self) -> None:
@@ -252,5 +252,5 @@ class MessageQueue:
     def largest_task(self, task_ids: Collection[int]) -> int:
         """Return the number of inputs of the largest of some tasks."""
         query = sa.select(sa.func.count()).where(files.c.task_id.in_(task_ids)).group_by(files.c.task_id)
-        with self._database.look() as connection:
+        with self._database.reading() as connection:
             return max(connection.execute(query).scalars(), default=0) if task_ids else 0

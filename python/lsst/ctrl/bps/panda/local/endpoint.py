@@ -302,6 +302,7 @@ class EndpointClient:
         """
         workflows = self._idds("idds.workflowv2.workflow")
         kind = self._idds("idds.doma.workflowv2.domapandawork").DomaPanDAWork
+        # A format of its own, which only `fetch_status` reads.
         names = {task.label: f"{name}_{number:02d}_{task.label}_01" for number, task in enumerate(tasks)}
         workflow = workflows.Workflow(name=name)
         works = []
@@ -319,8 +320,8 @@ class EndpointClient:
             raise LocalPandaError(f"the run was not accepted: {reply}")
         return SampleRun(reply, name, tuple(names))
 
-    def look(self, run: SampleRun) -> tuple[str, dict[str, TaskCounts]]:
-        """Read the status of a run, and its tasks by label."""
+    def fetch_status(self, run: SampleRun) -> tuple[str, dict[str, TaskCounts]]:
+        """Fetch the status of a run, and its tasks by label."""
         rows = self.relay("get_requests", request_id=run.request_id, with_detail=True)
         counts = {}
         for row in rows:
@@ -349,7 +350,7 @@ class EndpointClient:
         end = time.monotonic() + timeout
         shown = ""
         while True:
-            status, counts = self.look(run)
+            status, counts = self.fetch_status(run)
             line = ", ".join(f"{label} {item.finished}/{item.total}" for label, item in counts.items())
             if show and line != shown:
                 show(f"{status}: {line}")

@@ -144,25 +144,25 @@ class Dispatcher:
     def due_kills(self, panda_ids: Collection[int]) -> list[int]:
         """List those of some running jobs whose pilots are now told to kill them."""
         query = sa.select(jobs.c.panda_id).where(jobs.c.status == "running", jobs.c.kill_at <= self._clock())
-        with self._database.look() as connection:
+        with self._database.reading() as connection:
             return [panda_id for panda_id in connection.execute(query).scalars() if panda_id in panda_ids]
 
     def killer(self, panda_id: int) -> str:
         """Return the user who asked for a job to be killed."""
         query = sa.select(jobs.c.kill_by).where(jobs.c.panda_id == panda_id)
-        with self._database.look() as connection:
+        with self._database.reading() as connection:
             return str(connection.execute(query).scalar() or "")
 
     def counts(self) -> dict[str, int]:
         """Count all jobs by status."""
         query = sa.select(jobs.c.status, sa.func.count()).group_by(jobs.c.status)
-        with self._database.look() as connection:
+        with self._database.reading() as connection:
             return {row[0]: int(row[1]) for row in connection.execute(query)}
 
     def open_tasks(self) -> int:
         """Count the tasks that have not ended."""
         query = sa.select(sa.func.count()).where(tasks.c.ended.is_(None))
-        with self._database.look() as connection:
+        with self._database.reading() as connection:
             return int(connection.execute(query).scalar() or 0)
 
 

@@ -16,13 +16,14 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import requests
+import sqlalchemy as sa
 from requests.adapters import BaseAdapter
 
 from . import idds_repairs
@@ -424,6 +425,13 @@ class IddsHost:
     def dead_agents(self) -> list[str]:
         """List agents whose thread has ended."""
         return [agent.get_name() for agent in self._agents if not agent.is_alive()]
+
+    def run_names(self, request_ids: Sequence[int]) -> Mapping[int, str]:
+        """Find the names of requests; those that iDDS does not have are left out."""
+        requests = importlib.import_module("idds.orm.base.models").Request
+        query = sa.select(requests.request_id, requests.name).where(requests.request_id.in_(request_ids))
+        with importlib.import_module("idds.orm.base.session").get_engine(echo=False).connect() as connection:
+            return {int(row.request_id): str(row.name) for row in connection.execute(query)}
 
     def client(self, user: str, *, manager: bool) -> Any:
         """Return a client of iDDS that acts for a user, as PanDA's relay does.

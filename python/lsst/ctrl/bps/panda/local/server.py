@@ -60,7 +60,7 @@ from .settings import (
     read_settings,
     take_lock,
 )
-from .views import Views, runs
+from .views import Views, list_runs
 from .web import LARGEST_BODY, WebParts, make_application
 
 _SIZE = 5_000_000
@@ -276,7 +276,7 @@ class Server:
             "slots_used": self._executor.slots_used,
             "jobs": self._dispatcher.counts(),
             "open_tasks": self._dispatcher.open_tasks(),
-            "runs": [asdict(run) for run in runs(self._database)],
+            "runs": [asdict(run) for run in list_runs(self._database, self._host.run_names)],
             "dead_agents": self._host.dead_agents(),
             "pace": self._settings.pace,
             "database": "PostgreSQL" if self._settings.database else "SQLite",

@@ -4,13 +4,12 @@ status``: reading only.
 
 from __future__ import annotations
 
-__all__ = ["RunSummary", "Views", "job_record", "moment", "run_name", "runs", "task_record"]
+__all__ = ["RunSummary", "Views", "job_record", "list_runs", "render_time", "task_record"]
 
 import datetime
 import json
-import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,7 +178,7 @@ _TASK_FROM_PARAMS = (
 )
 
 
-def moment(seconds: float | None) -> dict[str, str] | None:
+def render_time(seconds: float | None) -> dict[str, str] | None:
     """Render a time as PanDA's API does: UTC without a zone."""
     if seconds is None:
         return None
@@ -199,12 +198,12 @@ def job_record(job: Mapping[str, Any], task: Mapping[str, Any], file: Mapping[st
     params = task["params"]
     record: dict[str, Any] = dict.fromkeys(_JOB_NULLS)
     record.update(dict.fromkeys(_JOB_ZEROS, 0))
-    changed = moment(job["changed"])
+    changed = render_time(job["changed"])
     duration = (job["ended"] or 0.0) - (job["started"] or 0.0) if job["ended"] and job["started"] else None
     record.update(
         PandaID=job["panda_id"],
         schedulerID="local",
-        creationTime=moment(job["created"]),
+        creationTime=render_time(job["created"]),
         modificationTime=changed,
         modificationHost="localhost",
         transformation=params.get("transPath"),
@@ -222,8 +221,8 @@ def job_record(job: Mapping[str, Any], task: Mapping[str, Any], file: Mapping[st
         ipConnectivity="yes",
         minRamCount=job["ram"] * task["cores"],
         minRamUnit="MB",
-        startTime=moment(job["started"]),
-        endTime=moment(job["ended"]),
+        startTime=render_time(job["started"]),
+        endTime=render_time(job["ended"]),
         stateChangeTime=changed,
         prodDBUpdateTime=changed,
         cpuConsumptionUnit="s",
@@ -306,11 +305,11 @@ def task_record(task: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str,
         status=task["status"],
         superStatus=task["status"],
         userName=task["user_name"],
-        creationDate=moment(task["created"]),
-        modificationTime=moment(task["modified"]),
-        stateChangeTime=moment(task["modified"]),
-        startTime=moment(task["started"]),
-        endTime=moment(task["ended"]),
+        creationDate=render_time(task["created"]),
+        modificationTime=render_time(task["modified"]),
+        stateChangeTime=render_time(task["modified"]),
+        startTime=render_time(task["started"]),
+        endTime=render_time(task["ended"]),
         coreCount=task["cores"],
         taskPriority=task["priority"],
         currentPriority=task["priority"],
@@ -360,7 +359,7 @@ class Views:
 
     def task(self, task_id: int) -> dict[str, Any] | None:
         """Read a task, `None` if there is none."""
-        with self._database.look() as connection:
+        with self._database.reading() as connection:
             row = connection.execute(sa.select(tasks).where(tasks.c.task_id == task_id)).mappings().first()
         return None if row is None else self._task(dict(row))
 
@@ -370,7 +369,7 @@ class Views:
         if task is None:
             return None
         query = sa.select(files.c.status, files.c.panda_id).where(files.c.task_id == task_id)
-        with self._database.look() as connection:
+        with self._database.reading() as connection:
             rows = connection.execute(query.order_by(files.c.file_id)).all()
         states = [_FILE_STATES.get(row.status, row.status) for row in rows]
         statistics = ",".join(f"{state}*{states.count(state)}" for state in sorted(set(states)))
@@ -392,7 +391,7 @@ class Views:
         if task is None:
             return None
         query = sa.select(files).where(files.c.task_id == task_id).order_by(files.c.file_id)
-        with self._database.look() as connection:
+        with self._database.reading() as connection:
             rows = connection.execute(query).all()
         inputs = [
             {
@@ -427,7 +426,7 @@ class Views:
         query = sa.select(jobs, *columns).join(files, files.c.file_id == jobs.c.file_id).where(condition)
         cache: dict[int, dict[str, Any]] = {}
         records = {}
-        with self._database.look() as connection:
+        with self._database.reading() as connection:
             for row in connection.execute(query.order_by(jobs.c.panda_id).limit(limit)).mappings():
                 task_id = row["task_id"]
                 if task_id not in cache:
@@ -440,7 +439,7 @@ class Views:
     def job_ids(self, task_id: int) -> list[int]:
         """List all jobs of a task, attempts included."""
         query = sa.select(jobs.c.panda_id).where(jobs.c.task_id == task_id).order_by(jobs.c.panda_id)
-        with self._database.look() as connection:
+        with self._database.reading() as connection:
             return list(connection.execute(query).scalars())
 
     def job_states(self, panda_ids: Iterable[int]) -> list[dict[str, Any]]:
@@ -457,7 +456,7 @@ class Views:
         ``panda_id``.
         """
         answer: dict[str, dict[str, Any]] = {}
-        with self._database.look() as connection:
+        with self._database.reading() as connection:
             for pair in pairs:
                 task_id, panda_id = int(pair["task_id"]), int(pair["panda_id"])
                 # Payloads that an earlier attempt finished are not run again.
@@ -491,7 +490,7 @@ class Views:
             if name in wanted and wanted[name].isdigit():
                 query = query.where(column == int(wanted[name]))
         answer: list[dict[str, Any]] = []
-        with self._database.look() as connection:
+        with self._database.reading() as connection:
             for row in connection.execute(query.order_by(tasks.c.task_id)).mappings():
                 task = self._task(dict(row))
                 count = sa.select(files.c.status, sa.func.count()).where(files.c.task_id == task["task_id"])
@@ -514,10 +513,6 @@ class Views:
 def _matches(value: object, pattern: str) -> bool:
     text = "" if value is None else str(value)
     return text == pattern or ("|" in pattern and re.fullmatch(pattern, text) is not None)
-
-
-# Greedy: a name of a run may hold numbers, too, such as a year.
-_TASK_NAME = re.compile(r"(.+)_\d{2,}_.+_\d{2,}_\d+_\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -543,29 +538,19 @@ class RunSummary:
     """Inputs whose job is ready or running."""
 
 
-def run_name(task_names: Sequence[str]) -> str:
-    """Find the name of a run from those of its tasks.
-
-    A task is named ``<run>_<nn>_<label>_<chunk>_<request>_<transform>``.
-    """
-    if len(task_names) == 1:
-        match = _TASK_NAME.fullmatch(task_names[0])
-        return match[1] if match else task_names[0]
-    common = os.path.commonprefix(list(task_names))
-    return common.rpartition("_")[0] or common
-
-
-def runs(database: Database, *, limit: int = 20) -> list[RunSummary]:
-    """List the newest runs, newest first."""
+def list_runs(
+    database: Database, run_names: Callable[[Sequence[int]], Mapping[int, str]], *, limit: int = 20
+) -> list[RunSummary]:
+    """List the newest runs, newest first; ``run_names`` finds the names of iDDS's requests."""
     newest = sa.select(tasks.c.req_id).where(tasks.c.req_id.isnot(None)).distinct()
     newest = newest.order_by(tasks.c.req_id.desc()).limit(limit)
     answer = []
-    with database.look() as connection:
-        for run in connection.execute(newest).scalars().all():
+    with database.reading() as connection:
+        requests = connection.execute(newest).scalars().all()
+        names = run_names(requests)
+        for run in requests:
             rows = connection.execute(
-                sa.select(tasks.c.task_id, tasks.c.name, tasks.c.user_name, tasks.c.status).where(
-                    tasks.c.req_id == run
-                )
+                sa.select(tasks.c.task_id, tasks.c.user_name, tasks.c.status).where(tasks.c.req_id == run)
             ).all()
             ids = [row.task_id for row in rows]
             query = sa.select(files.c.status, sa.func.count()).where(files.c.task_id.in_(ids))
@@ -573,7 +558,7 @@ def runs(database: Database, *, limit: int = 20) -> list[RunSummary]:
             answer.append(
                 RunSummary(
                     run=int(run),
-                    name=run_name([row.name for row in rows]),
+                    name=names.get(run, ""),
                     user=rows[0].user_name,
                     tasks=len(rows),
                     ended=sum(row.status in FINAL_STATES for row in rows),

@@ -26,7 +26,7 @@ from ..idds.workflow import make_build_submission
 from ..plan.run_attributes import RunAttributes
 from ..rest.panda_api import MAX_CACHE_FILE
 from ..runs.client import Connection
-from ..runs.files import protect_dumps, replacing
+from ..runs.files import protect_environment_dumps, replacing
 from ..runs.record import RunRecord, RunSection
 from ..runs.submit import record_submission, send
 from ..settings.bps_command import configuration_file
@@ -73,7 +73,7 @@ def submit_build(
     """
     run = RunConfiguration(config)
     submit_path = Path(run.submit_path).absolute()
-    protect_dumps(submit_path)
+    protect_environment_dumps(submit_path)
     settings = read_build_settings(config, connection.settings.environment)
     overlay = _write_overlay(run, Path(config_file), submit_path)
     archive = submit_path / f"jobO.{uuid.uuid4()}.tar.gz"

@@ -9,7 +9,7 @@ __all__ = [
     "Fault",
     "classify_exception",
     "classify_status",
-    "cut",
+    "shorten",
     "describe_exception",
     "describe_reply",
     "diagnose",
@@ -358,7 +358,7 @@ def classify_status(status: int) -> Fault | None:
     return next((fault for fault in Fault if status in fault.row.statuses), Fault.SERVER)
 
 
-def cut(text: str, limit: int = 300) -> str:
+def shorten(text: str, limit: int = 300) -> str:
     """Put a text on one line and cut it after ``limit`` characters, saying how many more there are.
 
     Redact it first, so that no half of a secret stays.
@@ -417,7 +417,7 @@ def _find_words(error: BaseException) -> str:
         link = next((item for item in inside if isinstance(item, BaseException)), None)
     # "HTTPConnection(host=..., port=...): what happened": the host is named
     # by the error's endpoint.
-    return cut(text.rpartition("): ")[2])
+    return shorten(text.rpartition("): ")[2])
 
 
 def describe_reply(
@@ -429,7 +429,7 @@ def describe_reply(
         text += f", to {redact(response.headers.get('Location', 'nowhere'), secrets)}"
     if looks_like_web_page(response.headers.get("Content-Type", ""), body):
         text += ", with a web page"
-    reply = cut(redact(body[:4000].decode("utf-8", "replace"), secrets))
+    reply = shorten(redact(body[:4000].decode("utf-8", "replace"), secrets))
     if fault is Fault.GATEWAY and "idds" in reply.lower():
         fault = Fault.IDDS_DOWN
     seconds = _parse_seconds(response.headers.get("Retry-After", ""))
@@ -467,7 +467,7 @@ def make_refusal(fault: Fault, said: Any, *, endpoint: str, what: str, who: str 
     a relay that lost its own connection to iDDS answers in the same way.
     """
     message = said.get("message") if isinstance(said, dict) else None
-    words = cut(redact(str(message or said)), 1000)
+    words = shorten(redact(str(message or said)), 1000)
     lowered = words.lower()
     who = who or fault.row.message
     if "no match" in lowered:
@@ -495,7 +495,7 @@ def make_reply_error(
         message,
         endpoint=redact(endpoint),
         request=redact(what),
-        reply=cut(redact(json.dumps(value))),
+        reply=shorten(redact(json.dumps(value))),
         fault=fault,
         maybe_sent=True,
     )

@@ -28,11 +28,11 @@ from .faults import (
     FailedAttempt,
     Fault,
     classify_status,
-    cut,
     describe_exception,
     describe_reply,
     looks_like_web_page,
     make_error,
+    shorten,
 )
 from .retries import RetryPolicy, plan_retry
 
@@ -117,7 +117,7 @@ def _not_understood(words: str, fault: Fault, reply: Reply, what: str) -> ReplyE
         words,
         endpoint=redact(reply.url),
         request=redact(what),
-        reply=cut(redact(reply.body[:4000].decode("utf-8", "replace"))),
+        reply=shorten(redact(reply.body[:4000].decode("utf-8", "replace"))),
         fault=fault,
         status=reply.status,
         maybe_sent=True,

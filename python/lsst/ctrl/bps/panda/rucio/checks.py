@@ -16,7 +16,7 @@ from typing import Any
 
 from lsst.ctrl.bps import BpsConfig
 
-from ..edgenode.rucio_program import Refused, Registration, name_of
+from ..edgenode.rucio_program import Registration, RegistrationError, name_of
 from ..errors import PandaBpsError, RucioError, SettingsError
 from ..findings import Finding, Severity
 from ..settings.rucio import RegistrationSettings, read_registration_settings
@@ -125,7 +125,7 @@ def check_prefix(registration: Registration, roots: list[str]) -> list[Finding]:
         path = f"{root.rstrip('/')}/{registration.collection}/file"
         try:
             name = name_of(path, registration)
-        except Refused as error:
+        except RegistrationError as error:
             refusals.append(_error(f"The Butler writes to {root}; {error}", "rucio.rseRoot"))
             continue
         if _NAME.fullmatch(name):

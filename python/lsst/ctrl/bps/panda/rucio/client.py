@@ -4,20 +4,20 @@ slow to import, and Rucio's clients are an extra.
 
 from __future__ import annotations
 
-__all__ = ["PATIENCE", "look_up_outputs", "open_butler", "open_client", "rucio_errors"]
+__all__ = ["REPLY_TIMEOUT", "find_outputs_of_run", "open_butler", "open_client", "rucio_errors"]
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..edgenode.rucio_program import Found, Refused, Registration, find_outputs
+from ..edgenode.rucio_program import ButlerOutputs, Registration, RegistrationError, find_outputs
 from ..errors import RucioError, SettingsError
 
 _CONNECT = 10
 """Seconds to wait for a connection; Rucio's client tries three times."""
 
-PATIENCE = 600
+REPLY_TIMEOUT = 600
 """Seconds that Rucio's own client waits for a reply: lists may be long."""
 
 _EXTRA = "pip install 'lsst-ctrl-bps-panda[rucio]'"
@@ -41,9 +41,9 @@ def rucio_errors(what: str) -> Iterator[None]:
         raise RucioError(f"Rucio did not {what}: {_describe(error)}") from error
 
 
-def open_client(patience: int = PATIENCE) -> Any:
+def open_client(timeout: int = REPLY_TIMEOUT) -> Any:
     """Log in to the Rucio server that the environment names, and wait at most
-    ``patience`` seconds for each reply.
+    ``timeout`` seconds for each reply.
 
     It is a `SettingsError` if Rucio's clients are not installed or no server
     is set up, and a `RucioError` if the server cannot be reached or refuses
@@ -59,7 +59,7 @@ def open_client(patience: int = PATIENCE) -> Any:
             # It reads its configuration when it is imported.
             from rucio.client import Client
 
-            return Client(timeout=(_CONNECT, patience))  # as requests takes it
+            return Client(timeout=(_CONNECT, timeout))  # as requests takes it
     except RucioError as error:
         if isinstance(error.__cause__, ConfigLoadingError | ConfigNotFound | MissingClientParameter):
             raise SettingsError(
@@ -96,13 +96,13 @@ def open_butler(repo: str) -> Any:
         raise RucioError(f"The Butler {repo} cannot be opened here: {_describe(error)}") from error
 
 
-def look_up_outputs(butler: Any, registration: Registration) -> Found:
+def find_outputs_of_run(butler: Any, registration: Registration) -> ButlerOutputs:
     """Find the outputs of a run in the Butler; `RucioError` if the Butler
     fails, or if an output must not be registered.
     """
     try:
         return find_outputs(butler, registration)
-    except Refused as error:
+    except RegistrationError as error:
         raise RucioError(str(error)) from error
     except Exception as error:  # each registry and store has errors of its own
         raise RucioError(

@@ -19,10 +19,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..edgenode.rucio_program import Found, Registration, find_rule
+from ..edgenode.rucio_program import ButlerOutputs, Registration, find_rule
 from ..errors import RucioError
 from ..insight.documents import make_document, make_plain
-from .client import look_up_outputs, open_butler, rucio_errors
+from .client import find_outputs_of_run, open_butler, rucio_errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class RegistrationStatus:
         )
 
 
-def find_status(client: Any, registration: Registration, found: Found | None) -> RegistrationStatus:
+def find_status(client: Any, registration: Registration, found: ButlerOutputs | None) -> RegistrationStatus:
     """Compare what Rucio has with what the Butler has; without the Butler's
     outputs, report what Rucio has.
     """
@@ -164,11 +164,11 @@ def look_at_registration(
     """Compare what Rucio has with what the Butler has, if the Butler can be
     opened here; return also what could not be found out.
     """
-    found: Found | None = None
+    found: ButlerOutputs | None = None
     problems: tuple[str, ...] = ()
     try:
         with open_butler(registration.butler) as butler:
-            found = look_up_outputs(butler, registration)
+            found = find_outputs_of_run(butler, registration)
     except RucioError as error:
         problems = (f"what is missing. {error}",)
     return find_status(client, registration, found), problems

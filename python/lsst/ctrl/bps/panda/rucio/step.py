@@ -21,14 +21,14 @@ from typing import Any
 from lsst.ctrl.bps import GenericWorkflow, GenericWorkflowExec, GenericWorkflowFile, GenericWorkflowJob
 
 from ..edgenode.rucio_program import (
-    INCOMPLETE_ENVIRONMENT,
-    REFUSED,
-    Found,
-    Held,
-    Refused,
+    EXIT_INCOMPLETE_ENVIRONMENT,
+    EXIT_REFUSED,
+    ButlerOutputs,
+    RegisteredFiles,
     Registration,
+    RegistrationError,
+    find_registered_files,
     find_rule,
-    look_at_rucio,
 )
 from ..errors import RucioError, RunNotFoundError, SettingsError
 from ..runs.files import REGISTRATION_NAME
@@ -100,7 +100,7 @@ def _make_job(settings: RegistrationSettings) -> GenericWorkflowJob:
         request_walltime=str(settings.walltime) if settings.walltime else None,
         number_of_retries=settings.retries,
         # Another attempt would fail in the same way.
-        retry_unless_exit=[REFUSED, INCOMPLETE_ENVIRONMENT],
+        retry_unless_exit=[EXIT_REFUSED, EXIT_INCOMPLETE_ENVIRONMENT],
     )
 
 
@@ -146,7 +146,7 @@ def read_registration(record: RunRecord) -> Registration:
         raise RunNotFoundError(f"{directory} holds no {REGISTRATION_NAME}: {reason}") from None
     try:
         return Registration.from_json(text).expanded()
-    except Refused as error:
+    except RegistrationError as error:
         raise SettingsError(f"{path}: {error}") from error
 
 
@@ -177,7 +177,7 @@ class Forecast:
     """Dataset types of which the run has nothing."""
 
     without_file: int
-    held: Held | None
+    registered: RegisteredFiles | None
     """What Rucio has; `None` if it was not asked."""
 
     rule_exists: bool
@@ -188,18 +188,18 @@ class Forecast:
         return tuple(file for file in self.files if not file.is_registered)
 
 
-def make_forecast(client: Any | None, registration: Registration, found: Found) -> Forecast:
+def make_forecast(client: Any | None, registration: Registration, found: ButlerOutputs) -> Forecast:
     """Find out what the step would register; without a client of Rucio, nothing
     counts as registered.
 
     It is a `RucioError` if Rucio does not answer, or if a file does not
     exist.
     """
-    held, rule_exists = None, False
+    registered, rule_exists = None, False
     if client is not None:
         with rucio_errors(f"tell about {registration.scope}:{registration.dataset}"):
-            held = look_at_rucio(client, registration)
-            if held.dataset is not None and registration.rule is not None:
+            registered = find_registered_files(client, registration)
+            if registered.dataset is not None and registration.rule is not None:
                 rules = client.list_did_rules(registration.scope, registration.dataset)
                 rule_exists = find_rule(rules, registration.rule, client.account) is not None
     base = f"{registration.dtn_url.rstrip('/')}/{registration.scope}"
@@ -210,10 +210,10 @@ def make_forecast(client: Any | None, registration: Registration, found: Found) 
                 dataset_type=output.dataset_type,
                 size=int(output.uri.size()),
                 pfn=f"{base}/{output.name}",
-                is_registered=held is not None and output.name in held.at_rse,
+                is_registered=registered is not None and output.name in registered.at_rse,
             )
             for output in found.outputs
         )
     except OSError as error:
         raise RucioError(f"A file that the Butler names is not there: {error}") from error
-    return Forecast(registration, files, found.absent, found.without_file, held, rule_exists)
+    return Forecast(registration, files, found.absent, found.without_file, registered, rule_exists)

@@ -16,7 +16,7 @@ from ..status.evidence import RunEvidence
 from .client import FoundRun, RunClient
 from .record import RunRecord
 
-PATIENCE = 60.0
+CONFIRMATION_SECONDS = 60.0
 """How long the server is looked at after the command, seconds."""
 
 RESEND_AFTER = 10.0
@@ -28,7 +28,7 @@ def cancel_run(
     client: RunClient,
     run: str,
     *,
-    patience: float = PATIENCE,
+    patience: float = CONFIRMATION_SECONDS,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> tuple[bool, str]:
@@ -39,7 +39,7 @@ def cancel_run(
     """
     found = client.find(run)
     request_id, record = found
-    evidence = client.glance(found)
+    evidence = client.summary(found)
     if evidence.ended:
         state = evidence.tally.state
         return False, f"Run {request_id} has ended already ({state.name}); there is nothing to cancel."
@@ -82,7 +82,7 @@ def _watch(
     end = last_sent + patience
     sent = 1
     while True:
-        evidence = client.glance(run)
+        evidence = client.summary(run)
         quiet = evidence.aborted and _is_quiet(evidence)
         if evidence.ended or (quiet and not _may_wait_in_vain(evidence)):
             return evidence, sent

@@ -26,7 +26,7 @@ from lsst.ctrl.bps.wms_service import WmsStates
 from lsst.resources import ResourcePath
 
 from ..errors import PandaBpsError, RunNotFoundError, TransportError
-from ..rest.credentials import Credentials, find_credentials, verify_host
+from ..rest.credentials import Credentials, find_credentials, should_verify_certificates
 from ..rest.panda_api import PandaApi, api_base
 from ..rest.relay import Relay
 from ..rest.retries import PING_RETRY
@@ -110,7 +110,7 @@ def connect(settings: ServiceSettings, *, prompt: bool = False) -> Connection:
     credentials = find_credentials(env, user=settings.user, uid=os.getuid(), renew=make_renewer(env))
     transport = Transport(
         credentials,
-        verify=verify_host(env),
+        verify=should_verify_certificates(env),
         timeouts=PING_TIMEOUTS if prompt else None,
         retry=PING_RETRY if prompt else None,
     )
@@ -241,7 +241,7 @@ class RunClient:
             raise RunNotFoundError(f"There is no run {request_id} on {self._server}.")
         return records[0]
 
-    def glance(self, run: str | int | FoundRun) -> RunEvidence:
+    def summary(self, run: str | int | FoundRun) -> RunEvidence:
         """Fetch what the state of a run is made from: its request and its
         transforms, with one question, so that they cannot disagree.
         """
@@ -267,7 +267,7 @@ class RunClient:
         """Fetch what the states of a run and of its jobs are made from: one request
         to iDDS, and for a cancelled run one more for each task with failed jobs.
         """
-        return self.distinguish_killed(self.glance(run))
+        return self.distinguish_killed(self.summary(run))
 
     def distinguish_killed(self, evidence: RunEvidence) -> RunEvidence:
         """Fetch the contents of a cancelled run, which show whether a job was
@@ -301,7 +301,7 @@ class RunClient:
         With ``errors``, iDDS is asked about failed jobs; for a cancelled run it
         always is.  What cannot be fetched is listed in the evidence's problems.
         """
-        evidence = self.glance(run)
+        evidence = self.summary(run)
         evidence = self._with_contents(evidence) if errors else self.distinguish_killed(evidence)
         problems = [*evidence.problems]
         tasks, jobs = self._panda_side(evidence, problems)

@@ -3,7 +3,7 @@ directory, the environment that BPS writes there, without its secrets, and the
 outputs of ``bps submitcmd``.
 
 BPS writes ``<run>.env.info.yaml``, readable by everybody, before it calls this
-plugin, and on a restart after it; see `protect_dumps` and `reserve_dump`.
+plugin, and on a restart after it; see `protect_environment_dumps` and `prepare_environment_dump`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ __all__ = [
     "find_outputs",
     "hide_secrets",
     "names_directory",
-    "protect_dumps",
+    "protect_environment_dumps",
     "read_model",
     "read_plan",
     "replacing",
-    "reserve_dump",
-    "settle_dump",
+    "prepare_environment_dump",
+    "clean_environment_dump",
     "write_text",
 ]
 
@@ -166,7 +166,7 @@ def _hide(name: str, value: str) -> str:
     return redact(value) if isinstance(value, str) else value
 
 
-def protect_dumps(directory: str | os.PathLike[str]) -> None:
+def protect_environment_dumps(directory: str | os.PathLike[str]) -> None:
     """Hide the secrets in all environment dumps of a submit directory, and make
     those files readable by their owner only.
     """
@@ -182,13 +182,13 @@ def protect_dumps(directory: str | os.PathLike[str]) -> None:
             _LOG.warning("Secrets in %s could not be hidden: %s. Remove the file.", path, error)
 
 
-def reserve_dump(directory: str | os.PathLike[str], name: str) -> None:
+def prepare_environment_dump(directory: str | os.PathLike[str], name: str) -> None:
     """Make an empty private file where BPS is about to write the environment
     of the run ``name``: BPS keeps the permissions of an existing file.  It is
     cleaned up when the program ends.
     """
     path = Path(directory).absolute() / f"{name}{_DUMP_SUFFIX}"
-    atexit.register(settle_dump, path)
+    atexit.register(clean_environment_dump, path)
     try:
         path.touch(mode=0o600)
         path.chmod(0o600)
@@ -196,8 +196,8 @@ def reserve_dump(directory: str | os.PathLike[str], name: str) -> None:
         _LOG.warning("%s cannot be made private: %s", path, error)
 
 
-def settle_dump(path: Path) -> None:
-    """Hide the secrets in a file made by `reserve_dump`, or remove it if BPS
+def clean_environment_dump(path: Path) -> None:
+    """Hide the secrets in a file made by `prepare_environment_dump`, or remove it if BPS
     wrote nothing.
     """
     try:
@@ -205,7 +205,7 @@ def settle_dump(path: Path) -> None:
             path.unlink()
     except OSError:
         return  # somebody has removed it
-    protect_dumps(path.parent)
+    protect_environment_dumps(path.parent)
 
 
 def find_outputs(workflow: GenericWorkflow) -> tuple[tuple[str, str], ...]:

@@ -6,7 +6,7 @@ saves it.
 
 from __future__ import annotations
 
-__all__ = ["BuildReply", "OwnList", "RunIndex", "RunRecord", "read_record"]
+__all__ = ["BuildReply", "IndexFile", "RunIndex", "RunRecord", "read_record"]
 
 import fcntl
 import logging
@@ -314,7 +314,7 @@ def read_record(directory: str | os.PathLike[str]) -> RunRecord:
 _Entry = TypeVar("_Entry", bound=BaseModel)
 
 
-class OwnList(Generic[_Entry]):
+class IndexFile(Generic[_Entry]):
     """A list of the user's own runs or campaigns, one entry a line, that several
     processes write to.
 
@@ -364,7 +364,7 @@ class RunIndex:
     """The list of the user's own runs on one server, across submit directories."""
 
     def __init__(self, directory: str, server: str) -> None:
-        self._list = OwnList(directory, "run", RunEntry)
+        self._list = IndexFile(directory, "run", RunEntry)
         self._server = server
 
     def add(self, record: RunRecord) -> None:

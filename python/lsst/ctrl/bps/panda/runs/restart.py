@@ -20,7 +20,7 @@ from ..plan.planner import make_restart_plan
 from ..staging import CANCELLED, remove_marker, stage
 from ..status.evidence import RunEvidence
 from .client import RunClient
-from .files import PARAMETERS_DIRECTORY, PLAN_NAME, read_plan, reserve_dump, write_text
+from .files import PARAMETERS_DIRECTORY, PLAN_NAME, prepare_environment_dump, read_plan, write_text
 from .record import RunRecord
 from .submit import record_submission, send
 
@@ -62,7 +62,7 @@ def restart_run(client: RunClient, run: str) -> tuple[str | None, str | None, st
     restart = replace(restart, run=replace(restart.run, submit_path=os.fspath(directory)))
     new_id = _submit(client, restart, record)
     _provide_configuration(record, restart.run.name)
-    reserve_dump(record.submit_path, restart.run.name)
+    prepare_environment_dump(record.submit_path, restart.run.name)
     record.restarted(new_id).write()
     queued = ", ".join(f"{count} {label}" for label, count in restart.labels)
     message = (

@@ -10,11 +10,11 @@ __all__ = [
     "StagingSettings",
     "default_configuration",
     "find_area",
-    "own_messages",
+    "find_run_broker",
     "read_run_settings",
     "read_service_settings",
     "site_staging_area",
-    "with_messages",
+    "use_run_broker",
 ]
 
 import getpass
@@ -119,7 +119,7 @@ def read_service_settings(
     )
 
 
-def own_messages(settings: ServiceSettings, site: str) -> dict[str, str]:
+def find_run_broker(settings: ServiceSettings, site: str) -> dict[str, str]:
     """Find the settings of the message broker that a run brings itself, to be remembered with the run:
     whoever watches it has no configuration.
 
@@ -130,7 +130,7 @@ def own_messages(settings: ServiceSettings, site: str) -> dict[str, str]:
     return own if "@" not in own.get("pandaMessagesUrl", "") else {}
 
 
-def with_messages(settings: ServiceSettings, remembered: Mapping[str, Any]) -> ServiceSettings:
+def use_run_broker(settings: ServiceSettings, remembered: Mapping[str, Any]) -> ServiceSettings:
     """Add the message broker that a run brought itself, as its record has it;
     names that are not known do not count.
     """

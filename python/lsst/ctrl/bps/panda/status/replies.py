@@ -8,7 +8,7 @@ decides nothing may be absent.
 from __future__ import annotations
 
 __all__ = [
-    "cut",
+    "render_short",
     "date_of",
     "name_of",
     "optional_integer",
@@ -67,7 +67,7 @@ def parse_requests(value: Any) -> tuple[RequestRecord, ...]:
 
 def _request_from(row: Mapping[str, Any], request_id: int) -> RequestRecord:
     if row.get("status") is None:
-        raise ReplyError(f"Request {request_id} has no status", reply=cut(row))
+        raise ReplyError(f"Request {request_id} has no status", reply=render_short(row))
     command = name_of(row.get("command"))
     return RequestRecord(
         request_id=request_id,
@@ -91,7 +91,7 @@ def _request_from(row: Mapping[str, Any], request_id: int) -> RequestRecord:
 def _errors_text(value: Any) -> str:
     """Return the text of iDDS's ``errors``, an object with several texts."""
     if isinstance(value, Mapping):
-        return cut("; ".join(text for text in map(text_of, value.values()) if text))
+        return render_short("; ".join(text for text in map(text_of, value.values()) if text))
     return text_of(value)
 
 
@@ -167,7 +167,7 @@ def parse_contents(value: Any) -> dict[int, tuple[ContentRecord, ...]]:
 
 def _content_from(row: Mapping[str, Any]) -> ContentRecord:
     if row.get("status") is None:
-        raise ReplyError("A content has no status", reply=cut(row))
+        raise ReplyError("A content has no status", reply=render_short(row))
     panda_id = row.get("panda_id")
     if panda_id is None and isinstance(metadata := row.get("content_metadata"), Mapping):
         panda_id = metadata.get("panda_id")
@@ -200,7 +200,7 @@ def _error_from(source: str, code: Any, text: str) -> JobError:
     try:
         return JobError(source, optional_integer(code, "code") or 0, text)
     except ReplyError:
-        return JobError(source, -1, f"{cut(code, 60)} {text}".strip())
+        return JobError(source, -1, f"{render_short(code, 60)} {text}".strip())
 
 
 def parse_tasks(value: Any) -> tuple[TaskRecord, ...]:
@@ -283,7 +283,7 @@ def _told_errors(row: Mapping[str, Any], status: str) -> tuple[JobError, ...]:
     return put_first(errors) if errors or phase is JobPhase.FAILED else ()
 
 
-def cut(value: Any, limit: int = 300) -> str:
+def render_short(value: Any, limit: int = 300) -> str:
     """Render a value as one short line, for a message; three dots follow what was
     cut at ``limit`` characters.
     """
@@ -303,10 +303,12 @@ def rows_of(value: Any, what: str) -> Iterator[Mapping[str, Any]]:
     in the message if it is not.
     """
     if not isinstance(value, Sequence) or isinstance(value, str):
-        raise ReplyError(f"The reply is not a list of {what}", reply=cut(value))
+        raise ReplyError(f"The reply is not a list of {what}", reply=render_short(value))
     for row in value:
         if not isinstance(row, Mapping):
-            raise ReplyError(f"The list of {what} holds something that is not an object", reply=cut(row))
+            raise ReplyError(
+                f"The list of {what} holds something that is not an object", reply=render_short(row)
+            )
         yield row
 
 
@@ -328,7 +330,7 @@ def name_of(value: Any, names: Sequence[str] = ()) -> str:
         return ""
     elif isinstance(value, int) and not isinstance(value, bool):
         return names[value] if 0 <= value < len(names) else str(value)
-    raise ReplyError("A status is not understood", reply=cut(value))
+    raise ReplyError("A status is not understood", reply=render_short(value))
 
 
 def optional_integer(value: Any, what: str) -> int | None:
@@ -346,14 +348,14 @@ def optional_integer(value: Any, what: str) -> int | None:
             return int(float(value))
         except (ValueError, OverflowError):
             pass
-    raise ReplyError(f"The field {what} is not a number", reply=cut(value))
+    raise ReplyError(f"The field {what} is not a number", reply=render_short(value))
 
 
 def integer_of(row: Mapping[str, Any], key: str) -> int:
     """Read a number that must be there; the error shows the whole row."""
     number = optional_integer(row.get(key), key)
     if number is None:
-        raise ReplyError(f"The field {key} is missing", reply=cut(row))
+        raise ReplyError(f"The field {key} is missing", reply=render_short(row))
     return number
 
 
@@ -366,7 +368,7 @@ def text_of(value: Any) -> str:
     """Read a text; `None` gives an empty one, and anything else is rendered."""
     if isinstance(value, str):
         return value
-    return "" if value is None else cut(value)
+    return "" if value is None else render_short(value)
 
 
 def date_of(value: Any) -> datetime | None:
