@@ -32,7 +32,21 @@ def directory(tmp_path):
     yield path
     if path.exists():
         instance.stop(path)
+    assert _servers(path) == []
     assert marked_processes(f"PANDA_LOCAL_INSTANCE={path}") == []
+
+
+def _servers(directory):
+    """List the processes that are servers of a directory, or are about to become one."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if any(word.endswith(b"/launch.py") for word in words) and str(directory).encode() in words:
+            found.append(int(path.parent.name))
+    return found
 
 
 def _tool(directory, *arguments, **options):
@@ -106,6 +120,22 @@ def test_second_start_finds_the_first_and_concurrent_starts_make_one(directory):
     assert [start.returncode for start in starts] == [0, 0, 0]
     assert len(pids) == 1
     assert instance.start(directory).pid == int(pids.pop())
+
+
+def test_start_that_finds_another_leaves_no_process_that_would_take_its_place(directory):
+    endpoint = instance.start(directory)
+    file = directory / "endpoint.json"
+    hidden = file.rename(directory / "hidden.json")
+    code = "import sys; from lsst.ctrl.bps.panda.local import instance; instance.start(sys.argv[1])"
+    late = subprocess.Popen([sys.executable, "-c", code, str(directory)])
+    end = time.monotonic() + 100
+    while len(_servers(directory)) < 2:
+        assert time.monotonic() < end, "no second process"
+        time.sleep(0.01)
+    # The second process waits for the lock; its parent now finds the first one.
+    hidden.rename(file)
+    assert late.wait(timeout=100) == 0
+    assert _servers(directory) == [endpoint.pid]
 
 
 def test_stale_state_is_recognised_and_the_port_is_kept(directory):

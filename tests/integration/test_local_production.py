@@ -16,15 +16,15 @@ pytestmark = pytest.mark.slow
 _TIMEOUT = 240.0
 
 _PACE = (
-    "production,activation=1,command=1,heartbeat=10,finalise=5,failed_attempt=1,poll=1,timer=1,message_age=0"
+    "production,activation=1,command=5,heartbeat=10,finalise=5,failed_attempt=1,poll=1,timer=1,message_age=0"
 )
-"""What a real PanDA does, its delays shortened."""
+"""What a real PanDA does, its delays shortened: each long enough to be seen from here on a busy machine."""
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     directory = tmp_path_factory.mktemp("production") / "state"
-    yield instance.start(directory, slots=2, pace=_PACE, parent=os.getpid())
+    yield instance.start(directory, slots=3, pace=_PACE, parent=os.getpid())
     instance.stop(directory)
 
 
@@ -92,14 +92,17 @@ def test_abort_reaches_running_payloads_with_the_heartbeat(client, tmp_path):
     command = f'echo $(date +%s.%N) >> {tmp_path}/"${{IN/L}}"; sleep 600'
     short = f"touch {tmp_path}/began; while ! test -e {tmp_path}/gate; do sleep 0.1; done"
     # The short one ends before its pilot hears of the abort.  Of the long ones one runs and one is
-    # queued, since they wait until the short one has its slot.
+    # queued, since they wait until the short one has its slot.  The queued one does not fit into the
+    # slot that the short one leaves: iDDS aborts the tasks one after the other, so the short one may
+    # have ended before the other task hears of the abort.
     first = (("first", "first:0"),)
+    wide = {"core_count": 2}
     sample = client.submit(
         "u_me_abort_late",
         [
             SampleTask("first", {"first:0": ()}, f"while ! test -e {tmp_path}/began; do sleep 0.1; done"),
             SampleTask("short", {"short:0": ()}, short),
-            SampleTask("long", {"long:0": first, "long:1": first}, command),
+            SampleTask("long", {"long:0": first, "long:1": first}, command, options=wide),
         ],
     )
     _wait_for(lambda: list(tmp_path.glob("long:*")), "running jobs")

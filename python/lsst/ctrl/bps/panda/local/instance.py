@@ -220,6 +220,9 @@ def _wait_for_answer(
             if endpoint.pid == process.pid:
                 _children[process.pid] = process
                 _remember_port(directory, endpoint)
+            else:
+                # Ours waits for the lock: it would take the place of the other one when that is stopped.
+                _abandon(process)
             return endpoint
         if code == EXIT_BUSY:
             lock = take_lock(directory)
