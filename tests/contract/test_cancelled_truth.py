@@ -19,7 +19,7 @@ from lsst.ctrl.bps.panda.report.report import describe_counts, get_status_of, ma
 from lsst.ctrl.bps.panda.rest.credentials import Anonymous
 from lsst.ctrl.bps.panda.runs.client import Connection, RunClient
 from lsst.ctrl.bps.panda.settings.run import read_service_settings
-from lsst.ctrl.bps.panda.status.failures import digest_errors
+from lsst.ctrl.bps.panda.status.failures import group_errors
 from lsst.ctrl.bps.panda.status.replies import parse_jobs
 
 CAPTURES = Path(__file__).parents[1] / "data" / "captures" / "real"
@@ -154,7 +154,7 @@ def test_what_failed_by_itself_comes_before_what_the_cancel_ended(tmp_path):
     evidence = inquiry.status(3)
     rows = [job_row(n, f"isr_{n}", transExitCode="143", pilotErrorCode=1144) for n in (22, 23)]
     rows.append(job_row(21, "isr_1", transExitCode="17", pilotErrorCode=1305))
-    groups = digest_errors(dataclasses.replace(evidence, attempts=parse_jobs(rows, {10: "isr"})))
+    groups = group_errors(dataclasses.replace(evidence, attempts=parse_jobs(rows, {10: "isr"})))
     assert [(group.error.code, group.unfinished) for group in groups] == [(17, 1), (143, 2)]
 
 

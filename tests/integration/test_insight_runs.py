@@ -26,13 +26,13 @@ from lsst.ctrl.bps import (
 )
 from lsst.ctrl.bps.panda.cli.panda_bps import main
 from lsst.ctrl.bps.panda.insight.documents import make_document, read_schema
-from lsst.ctrl.bps.panda.insight.overview import observe
+from lsst.ctrl.bps.panda.insight.overview import fetch_evidence
 from lsst.ctrl.bps.panda.insight.resources import measure_resources
 from lsst.ctrl.bps.panda.local import instance
 from lsst.ctrl.bps.panda.local.endpoint import environment
 from lsst.ctrl.bps.panda.runs.client import connect
 from lsst.ctrl.bps.panda.settings.run import read_service_settings
-from lsst.ctrl.bps.panda.status.failures import digest_errors, judge_groups
+from lsst.ctrl.bps.panda.status.failures import add_verdicts, group_errors
 from lsst.ctrl.bps.panda.status.verdicts import PACKAGED_RULES
 
 pytestmark = pytest.mark.slow
@@ -367,7 +367,7 @@ def test_how_to_1_what_went_wrong(place, bad_run, act):
     # Each verdict that the rules give is explained there.
     for verdict in PACKAGED_RULES.verdicts:
         assert re.search(rf"^{verdict}  ", text, re.MULTILINE), verdict
-    # What the end of the section says of labels and of attempts that a retry mended.
+    # What the end of the section says of labels and of attempts whose job finished in a retry.
     assert "missing" not in place.call("errors", bad_run, "--label", "hungry")[0]
     assert "again:" not in said
     assert "again: payload" in place.call("errors", bad_run, "--recovered")[0]
@@ -515,7 +515,7 @@ def test_every_document_follows_the_schema(place, good_run, bad_run, tmp_path):
 
 
 def test_from_python(place, bad_run):
-    evidence = observe(connect(read_service_settings(None, place.env)), bad_run)
+    evidence = fetch_evidence(connect(read_service_settings(None, place.env)), bad_run)
     assert evidence.tally.state is WmsStates.FAILED
     assert {job.label for job in evidence.attempts if job.failed} == {
         "missing", "crashes", "nocommand", "again", "hungry", "grows",
@@ -523,7 +523,7 @@ def test_from_python(place, bad_run):
     # The commands write the same records.
     head = {"request_id": evidence.request_id, "name": evidence.name}
     labels = measure_resources(evidence)
-    groups = judge_groups(digest_errors(evidence), PACKAGED_RULES)
+    groups = add_verdicts(group_errors(evidence), PACKAGED_RULES)
     for words, kind, records in (
         (("show", bad_run, "--jobs"), "jobs", evidence.attempts),
         (("resources", bad_run), "resources", labels),

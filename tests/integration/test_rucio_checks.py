@@ -20,7 +20,7 @@ from lsst.ctrl.bps.panda.edgenode.rucio_program import RuleWanted, find_outputs
 from lsst.ctrl.bps.panda.errors import RucioError
 from lsst.ctrl.bps.panda.findings import Severity
 from lsst.ctrl.bps.panda.rucio.checks import check_registration, check_server
-from lsst.ctrl.bps.panda.rucio.status import Place, find_status
+from lsst.ctrl.bps.panda.rucio.status import ReplicaCount, compare_registration
 from lsst.ctrl.bps.panda.rucio.step import make_forecast
 
 pytestmark = pytest.mark.slow
@@ -153,7 +153,7 @@ def test_status_and_forecast_from_nothing_to_complete(site, found, rucio_server,
     far = tmp_path_factory.mktemp("status_far")
     rucio_server.add_rse("STATUS_FAR", far)
     registration = replace(site.registration(RUN), dataset_types=("image",), rule=RuleWanted("STATUS_FAR"))
-    nothing = find_status(client, registration, found)
+    nothing = compare_registration(client, registration, found)
     assert (nothing.exists, nothing.outputs, len(nothing.missing), nothing.rules) == (False, 4, 4, ())
     assert nothing.rule_missing == "STATUS_FAR"
     forecast = make_forecast(client, registration, found)
@@ -167,10 +167,10 @@ def test_status_and_forecast_from_nothing_to_complete(site, found, rucio_server,
     (site.repo / "note.txt").write_bytes(b"note")
     add_file(client, registration, "note.txt", b"note")
     (number,) = client.add_replication_rule([{"scope": "checked", "name": RUN}], 1, "STATUS_FAR")
-    half = find_status(client, registration, found)
+    half = compare_registration(client, registration, found)
     assert (half.files, half.foreign, half.by_type) == (3, 1, {"image": (4, 2)})
     assert half.missing == tuple(output.name for output in found.outputs[2:])
-    assert half.places == (Place("CHECKED_DISK", 3, 0), Place("STATUS_FAR", 0, 3))
+    assert half.places == (ReplicaCount("CHECKED_DISK", 3, 0), ReplicaCount("STATUS_FAR", 0, 3))
     forecast = make_forecast(client, registration, found)
     assert [file.is_registered for file in forecast.files] == [True, True, False, False]
     assert forecast.rule_exists
@@ -181,22 +181,22 @@ def test_status_and_forecast_from_nothing_to_complete(site, found, rucio_server,
     done = site.register(registration)
     assert done.returncode == 0, done.stderr
     rucio_server.transfer("checked", RUN, "STATUS_FAR", far)
-    early = find_status(client, registration, found)
+    early = compare_registration(client, registration, found)
     rules = {rule.state for rule in early.rules}
     assert [rule.waiting for rule in early.rules] == [2]
     assert (early.missing, early.is_complete) == ((), False)
     # The files that came later have no locks until the server's daemon was there.
     rucio_server.evaluate_rules()
-    (rule,) = find_status(client, registration, found).rules
+    (rule,) = compare_registration(client, registration, found).rules
     assert (rules, rule.state, rule.ok, rule.replicating) == ({"OK"}, "REPLICATING", 3, 2)
     assert rule.rule_id == number
     rucio_server.transfer("checked", RUN, "STATUS_FAR", far)
-    complete = find_status(client, registration, found)
+    complete = compare_registration(client, registration, found)
     assert complete.is_complete
-    graph = find_status(client, replace(registration, quantum_graph="/submit/run.qg"), found)
+    graph = compare_registration(client, replace(registration, quantum_graph="/submit/run.qg"), found)
     assert (graph.quantum_graph, graph.is_complete) == (False, False)
-    assert complete.places == (Place("CHECKED_DISK", 5, 0), Place("STATUS_FAR", 5, 0))
-    assert not find_status(client, registration, None).is_complete
+    assert complete.places == (ReplicaCount("CHECKED_DISK", 5, 0), ReplicaCount("STATUS_FAR", 5, 0))
+    assert not compare_registration(client, registration, None).is_complete
 
 
 def test_a_stuck_rule_is_shown_as_such(site, rucio_server):
@@ -206,7 +206,7 @@ def test_a_stuck_rule_is_shown_as_such(site, rucio_server):
     add_file(client, registration, "stuck.txt", b"stuck")
     (number,) = client.add_replication_rule([{"scope": "checked", "name": "stuck"}], 1, "CHECKED_FAR")
     client.update_replication_rule(number, {"state": "STUCK"})
-    status = find_status(client, registration, None)
+    status = compare_registration(client, registration, None)
     assert [(rule.rule_id, rule.state) for rule in status.rules] == [(number, "STUCK")]
     assert not status.is_complete
 

@@ -29,7 +29,7 @@ from panda_servers.ingest_daemon import IngestDaemon
 
 from lsst.ctrl.bps.panda import demo
 from lsst.ctrl.bps.panda.campaign.record import read_campaign
-from lsst.ctrl.bps.panda.campaign.runs import look
+from lsst.ctrl.bps.panda.campaign.runs import fetch_campaign
 from lsst.ctrl.bps.panda.cli.panda_bps import main
 from lsst.ctrl.bps.panda.demo.repository import INPUTS, SKYMAP, create_repo
 from lsst.ctrl.bps.panda.demo.workplace import Workplace
@@ -195,7 +195,7 @@ def campaign(facilities):
     record = read_campaign(path)
     settings = read_service_settings(None, facilities.environment())
     end = time.monotonic() + LIMIT
-    while not (found := look(record, connect(settings))).ended:
+    while not (found := fetch_campaign(record, connect(settings))).ended:
         assert time.monotonic() < end, (found.state, found.total)
         time.sleep(1.0)
     assert found.state is WmsStates.SUCCEEDED, facilities.errors()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lsst.ctrl.bps.panda.campaign.parts import divide, render_condition
+from lsst.ctrl.bps.panda.campaign.parts import divide_values, render_condition
 from lsst.ctrl.bps.panda.errors import SettingsError
 
 SITES = st.dictionaries(
@@ -52,7 +52,7 @@ def quotas(total, shares):
 def test_each_value_goes_to_exactly_one_site(case):
     values, shares, pinned, weights = case
     for given_weights in (None, weights):
-        parts = divide(values, shares, pinned=pinned, weights=given_weights)
+        parts = divide_values(values, shares, pinned=pinned, weights=given_weights)
         assert sorted(parts) == sorted(shares)
         assert sorted(value for part in parts.values() for value in part) == sorted(values)
         for site, named in pinned.items():
@@ -70,14 +70,16 @@ def test_the_order_of_values_and_sites_does_not_matter(case, chance: random.Rand
 
     again = chance.sample(values, len(values))
     for given_weights in ({}, weights):
-        first = divide(values, shares, pinned=pinned, weights=given_weights)
-        second = divide(again, shuffled(shares), pinned=shuffled(pinned), weights=shuffled(given_weights))
+        first = divide_values(values, shares, pinned=pinned, weights=given_weights)
+        second = divide_values(
+            again, shuffled(shares), pinned=shuffled(pinned), weights=shuffled(given_weights)
+        )
         assert list(first.items()) == list(second.items())
 
 
 @given(VALUES, SITES)
 def test_each_site_gets_its_share_rounded_up_or_down(values, shares):
-    parts = divide(values, shares)
+    parts = divide_values(values, shares)
     wanted = quotas(len(values), shares)
     for site, part in parts.items():
         assert abs(len(part) - wanted[site]) < 1
@@ -90,7 +92,7 @@ def test_each_site_gets_its_share_rounded_up_or_down(values, shares):
 @given(with_weights())
 def test_with_weights_a_site_is_off_by_one_value_at_most(case):
     values, shares, _, weights = case
-    parts = divide(values, shares, weights=weights)
+    parts = divide_values(values, shares, weights=weights)
     wanted = quotas(sum(weights.values()), shares)
     for site, part in parts.items():
         assert abs(sum(weights[value] for value in part) - wanted[site]) <= max(weights.values(), default=0)
@@ -99,7 +101,7 @@ def test_with_weights_a_site_is_off_by_one_value_at_most(case):
 @given(VALUES, SITES)
 def test_each_site_gets_neighbours(values, shares):
     ordered = sorted(values)
-    for part in divide(values, shares).values():
+    for part in divide_values(values, shares).values():
         if part:
             start = ordered.index(part[0])
             assert tuple(ordered[start : start + len(part)]) == part
@@ -122,4 +124,4 @@ def test_a_condition_holds_the_values_and_no_other(values):
 def test_a_share_that_is_no_positive_number_is_refused(shares, wrong):
     site = sorted(shares)[0]
     with pytest.raises(SettingsError, match="share of site"):
-        divide([1, 2], {**shares, site: wrong})
+        divide_values([1, 2], {**shares, site: wrong})

@@ -66,7 +66,9 @@ def searched(config: BpsConfig, name: str, label: str) -> Any:
 def test_a_key_is_found_where_bps_finds_it(content: dict[str, Any]) -> None:
     config = BpsConfig(content, search_order=BPS_SEARCH_ORDER)
     site = str(config.get("computeSite") or "")
-    whole = BpsConfig({**sites.base(), **sites.profile_of(site), **content}, search_order=BPS_SEARCH_ORDER)
+    whole = BpsConfig(
+        {**sites.base_profile(), **sites.profile_of(site), **content}, search_order=BPS_SEARCH_ORDER
+    )
     lookup = KeyLookup(config, {})
     for label in ("", *LABELS, "unheard-of"):
         for name in KEY_NAMES:

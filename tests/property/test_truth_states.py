@@ -31,7 +31,7 @@ from lsst.ctrl.bps.panda.status.vocabulary import (
     CONTENT_STATUSES,
     PROCESSING_STATUSES,
     REQUEST_STATUSES,
-    TERMINAL,
+    TERMINAL_STATUSES,
     TRANSFORM_STATUSES,
 )
 
@@ -206,8 +206,8 @@ def test_a_run_is_not_called_over_before_it_is(evidence):
     tally = evidence.tally
     assert (tally.state in FINAL) <= evidence.ended
     if evidence.ended:
-        assert evidence.request.status in TERMINAL
-        assert all(item.status in TERMINAL for item in evidence.transforms or ())
+        assert evidence.request.status in TERMINAL_STATUSES
+        assert all(item.status in TERMINAL_STATUSES for item in evidence.transforms or ())
         assert tally.state not in (WmsStates.RUNNING, WmsStates.PENDING, WmsStates.HELD)
     if tally.state is WmsStates.SUCCEEDED and evidence.transforms and evidence.plan:
         states = set(tally.total) - {WmsStates.SUCCEEDED, WmsStates.UNKNOWN}
@@ -267,7 +267,7 @@ def test_every_status_with_every_status():
         assert tally.job_count == max(planned, seen.total, sure)
         assert tally.total[WmsStates.SUCCEEDED] == seen.processed
         assert min(tally.total.values()) >= 0
-        assert (tally.state in FINAL) <= (request_status in TERMINAL and status in TERMINAL)
+        assert (tally.state in FINAL) <= (request_status in TERMINAL_STATUSES and status in TERMINAL_STATUSES)
         if tally.state is WmsStates.SUCCEEDED:
             assert tally.total[WmsStates.SUCCEEDED] == tally.job_count
 

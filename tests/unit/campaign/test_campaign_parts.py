@@ -15,11 +15,11 @@ from lsst.daf.butler import Butler, DatasetType
 
 from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig
 from lsst.ctrl.bps.panda.campaign.parts import (
-    ask_butler,
-    check_values,
+    convert_values,
+    count_in_butler,
     divide_campaign,
+    find_fixed_condition,
     find_shared_places,
-    fixed_in,
     make_configuration,
     make_parts,
     prepare_campaign,
@@ -377,12 +377,12 @@ def test_bps_submit_does_not_run_a_campaign_at_one_site(tmp_path):
     ],
 )
 def test_a_query_that_fixes_the_dimension(query, found):
-    assert fixed_in("tract", query) == found
+    assert find_fixed_condition("tract", query) == found
 
 
 def test_numbers_of_yaml_are_names_where_names_are_wanted():
-    assert check_values("physical_filter", [2024, "r"]) == ("2024", "r")
-    assert check_values("tract", ["12", 3]) == (12, 3)
+    assert convert_values("physical_filter", [2024, "r"]) == ("2024", "r")
+    assert convert_values("tract", ["12", 3]) == (12, 3)
 
 
 @pytest.fixture(scope="module")
@@ -408,23 +408,25 @@ def butler(tmp_path_factory):
 
 
 def test_the_butler_tells_values(butler):
-    assert ask_butler(butler, "tract", data_query="skymap='hsc' AND tract > 1") == {2: 1, 3: 1, 4: 1}
-    assert ask_butler(butler, "skymap", data_query="") == {"dc2": 1, "hsc": 1}
+    assert count_in_butler(butler, "tract", data_query="skymap='hsc' AND tract > 1") == {2: 1, 3: 1, 4: 1}
+    assert count_in_butler(butler, "skymap", data_query="") == {"dc2": 1, "hsc": 1}
 
 
 def test_the_butler_counts_inputs(butler):
-    found = ask_butler(butler, "tract", data_query="skymap='hsc'", collections=["run"], dataset_type="tile")
+    found = count_in_butler(
+        butler, "tract", data_query="skymap='hsc'", collections=["run"], dataset_type="tile"
+    )
     assert found == {1: 1, 3: 2}
 
 
 def test_values_of_two_sky_maps_are_refused(butler):
     with pytest.raises(SettingsError, match="belong to 2 different values of skymap"):
-        ask_butler(butler, "tract", data_query="")
+        count_in_butler(butler, "tract", data_query="")
 
 
 def test_no_value_is_an_error(butler):
     with pytest.raises(SettingsError, match="has no value of tract"):
-        ask_butler(butler, "tract", data_query="skymap='hsc' AND tract > 7")
+        count_in_butler(butler, "tract", data_query="skymap='hsc' AND tract > 7")
 
 
 def test_the_configuration_may_leave_values_to_the_butler(butler, tmp_path):

@@ -8,11 +8,11 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from lsst.ctrl.bps.panda.campaign.record import CampaignRecord, PartRecord, PartState
-from lsst.ctrl.bps.panda.campaign.runs import look_at_registrations, make_registration_document
+from lsst.ctrl.bps.panda.campaign.runs import make_registration_document, make_registration_overview
 from lsst.ctrl.bps.panda.cli.panda_bps_rucio import campaign_lines, is_campaign
 from lsst.ctrl.bps.panda.errors import RucioError
 from lsst.ctrl.bps.panda.insight.documents import read_schema
-from lsst.ctrl.bps.panda.rucio.status import Place, RegistrationStatus, Rule
+from lsst.ctrl.bps.panda.rucio.status import RegistrationStatus, ReplicaCount, Rule
 
 RULE = Rule(
     "r1", "FAR", 1, "root", "REPLICATING", ok=3, replicating=1, stuck=0, error="", expires_at="", waiting=0
@@ -24,7 +24,7 @@ STATUS = RegistrationStatus(
     is_open=True,
     files=4,
     size=40,
-    places=(Place("A_DISK", 4, 0), Place("FAR", 3, 1)),
+    places=(ReplicaCount("A_DISK", 4, 0), ReplicaCount("FAR", 3, 1)),
     rules=(RULE,),
     outputs=5,
     missing=("x.fits", "y.fits"),
@@ -61,7 +61,7 @@ def look(record, **answers):
             raise answer
         return answer if isinstance(answer, tuple) else (answer, ())
 
-    return look_at_registrations(record, ask)
+    return make_registration_overview(record, ask)
 
 
 def document_of(found):

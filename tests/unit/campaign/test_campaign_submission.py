@@ -17,8 +17,8 @@ from lsst.ctrl.bps.panda.campaign.runs import (
     SiteOverview,
     cancel_campaign,
     combine_state,
-    look_at_campaign,
     make_campaign_document,
+    make_overview,
     merge_restarts,
     restart_campaign,
     submit_campaign,
@@ -26,7 +26,7 @@ from lsst.ctrl.bps.panda.campaign.runs import (
 from lsst.ctrl.bps.panda.errors import PandaBpsError, SubmissionUncertainError, TransportError
 from lsst.ctrl.bps.panda.insight.documents import read_schema
 from lsst.ctrl.bps.panda.runs.record import RunIndex, RunRecord
-from lsst.ctrl.bps.panda.status.bps_states import no_jobs
+from lsst.ctrl.bps.panda.status.bps_states import zero_counts
 
 SERVER = "http://127.0.0.1:1/server/panda"
 
@@ -222,7 +222,7 @@ def test_bps_that_submits_nothing_without_an_error_is_an_error(record, panda):
 
 
 def counts(**numbers):
-    return {**no_jobs(), **{WmsStates[name]: number for name, number in numbers.items()}}
+    return {**zero_counts(), **{WmsStates[name]: number for name, number in numbers.items()}}
 
 
 @pytest.mark.parametrize(
@@ -356,7 +356,7 @@ def test_a_site_that_cannot_be_asked_does_not_hide_the_others(record, panda):
     def ask(number):
         raise TransportError(f"no answer about {number}")
 
-    found = look_at_campaign(
+    found = make_overview(
         read_campaign(record.directory), ask=ask, successor=lambda number: None, moment=datetime.now(UTC)
     )
     assert [one.state.name for one in found.sites] == ["UNKNOWN", "UNKNOWN", "UNREADY"]

@@ -8,7 +8,7 @@ from lsst.ctrl.bps.panda.checks.plan import (
     LARGE_TASK,
     MANY_JOBS,
     find_advice,
-    find_misfits,
+    find_labels_without_queue,
     find_unknown_queues,
 )
 from lsst.ctrl.bps.panda.errors import SettingsError
@@ -16,7 +16,7 @@ from lsst.ctrl.bps.panda.findings import Severity
 from lsst.ctrl.bps.panda.plan.model import (
     Accounting,
     JobPlan,
-    Packing,
+    PayloadSharing,
     Placement,
     Resources,
     RunIdentity,
@@ -41,7 +41,7 @@ def make_task(label="isr", *, memory=1000, cores=1, walltime=3600, queue="", job
         placement=Placement("US", site, queue),
         resources=Resources(memory, memory, 1.0, cores, 0, walltime, 1),
         accounting=Accounting("", 1, "", "", "", ""),
-        packing=Packing(packed),
+        packing=PayloadSharing(packed),
         jobs=(JobPlan("j", 0, "j"),) * jobs,
     )
 
@@ -56,7 +56,7 @@ def hints(*arguments, **options):
 
 
 def misfits(*tasks, queues=(SMALL, LARGE, MERGE)):
-    found = find_misfits(tasks, lambda site: queues if site == "S" else ())
+    found = find_labels_without_queue(tasks, lambda site: queues if site == "S" else ())
     return told(found, Severity.ERROR)
 
 
@@ -131,7 +131,9 @@ def test_the_packaged_profiles_are_understood():
     assert not slac["SLAC_Rubin_Merge"].brokered
     assert known["local"] == ()
     # What is not known limits nothing.
-    assert find_misfits([make_task(memory=10**6, site="CC-IN2P3")], lambda site: known[site]) == []
+    assert (
+        find_labels_without_queue([make_task(memory=10**6, site="CC-IN2P3")], lambda site: known[site]) == []
+    )
     assert known["LSST"] == ()
 
 
@@ -150,7 +152,9 @@ def test_the_packaged_profiles_are_understood():
 )
 def test_queues_of_the_facilities(site, needs, words):
     known = read_queues(sites.profile_of(site)["queues"], source=site)
-    problems = told(find_misfits([make_task(site=site, **needs)], lambda _: known), Severity.ERROR)
+    problems = told(
+        find_labels_without_queue([make_task(site=site, **needs)], lambda _: known), Severity.ERROR
+    )
     assert [words in problem for problem in problems] == ([True] if words else [])
 
 
@@ -191,7 +195,7 @@ def test_many_short_jobs():
     (hint,) = hints(plan(task, task))
     assert "Label isr has 20000 jobs" in hint
     assert "enableEventService: isr:20" in hint
-    packed = replace(task, packing=Packing(10))
+    packed = replace(task, packing=PayloadSharing(10))
     assert hints(plan(packed, packed)) == []
 
 

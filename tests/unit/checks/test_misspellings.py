@@ -104,7 +104,7 @@ def test_misspelt_keys_are_found_in_all_sections():
 
 @pytest.mark.parametrize("name", [*sites.site_names(), ""])
 def test_packaged_configurations_have_no_misspelt_key(name):
-    content = sites.profile_of(name) if name else {**sites.base(), **sites.defaults()}
+    content = sites.profile_of(name) if name else {**sites.base_profile(), **sites.defaults()}
     assert find_misspelt_keys(BpsConfig(content), {}) == []
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from lsst.ctrl.bps import BPS_SEARCH_ORDER, BpsConfig
-from lsst.ctrl.bps.panda.checks.plan import find_separated
+from lsst.ctrl.bps.panda.checks.plan import find_labels_elsewhere
 from lsst.ctrl.bps.panda.findings import Severity
 from lsst.ctrl.bps.panda.plan.model import Placement
 from lsst.ctrl.bps.panda.settings.search import KeyLookup
@@ -35,7 +35,7 @@ def config_of(**content):
 
 def find(*labels, area=AREA, share_files=False, **content):
     """Return the errors and the warnings."""
-    found = find_separated(plan_of(*labels, area=area), config_of(**content), share_files=share_files)
+    found = find_labels_elsewhere(plan_of(*labels, area=area), config_of(**content), share_files=share_files)
     assert {finding.severity for finding in found} <= {Severity.ERROR, Severity.WARNING}
     return tuple(
         [finding.text for finding in found if finding.severity is severity]

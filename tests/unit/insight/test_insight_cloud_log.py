@@ -16,10 +16,10 @@ from lsst.ctrl.bps.panda.insight.cloud_log import (
     CloudLog,
     CloudLogSettings,
     CloudQuery,
+    choose_log_start,
     console_url,
     find_cloud_settings,
     render_filter,
-    since_of,
 )
 from lsst.ctrl.bps.panda.insight.documents import read_schema
 
@@ -135,8 +135,8 @@ def test_settings():
     assert (found.project, found.log) == ("p", "mine")
     assert find_cloud_settings({}).log == "Panda-RubinLog"
     now = START + timedelta(days=400)
-    assert since_of(None, now) == since_of(START, now) == now - timedelta(days=30)
-    assert since_of(START, START + timedelta(hours=1)) == START - timedelta(minutes=10)
+    assert choose_log_start(None, now) == choose_log_start(START, now) == now - timedelta(days=30)
+    assert choose_log_start(START, START + timedelta(hours=1)) == START - timedelta(minutes=10)
 
 
 def test_a_key_file_that_is_not_there(tmp_path):

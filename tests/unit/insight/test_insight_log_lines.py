@@ -14,7 +14,7 @@ from lsst.ctrl.bps.panda.insight.logs import (
     LogArea,
     LogReader,
     TailReader,
-    area_of,
+    find_log_urls,
     make_log_transport,
     parse_json_line,
     parse_line,
@@ -83,12 +83,14 @@ def test_filters():
 
 def test_where_logs_are():
     base = "https://storage.example/logs/Q/PandaJob_7/"
-    assert area_of(a_job(base + "payload.stderr"), "") == {"": base}
-    batch = area_of(a_job("https://harvester/1.err"), "")
+    assert find_log_urls(a_job(base + "payload.stderr"), "") == {"": base}
+    batch = find_log_urls(a_job("https://harvester/1.err"), "")
     assert batch == {"payload.stderr": "https://harvester/1.err", "payload.stdout": "https://harvester/1.out"}
     running = a_job(pilot_id="unknown|local|")
-    assert area_of(running, "http://127.0.0.1:9/server/panda") == {"": "http://127.0.0.1:9/logs/PandaJob_7/"}
-    assert area_of(a_job(pilot_id="unknown|PR|3"), "http://x/server/panda") == {}
+    assert find_log_urls(running, "http://127.0.0.1:9/server/panda") == {
+        "": "http://127.0.0.1:9/logs/PandaJob_7/"
+    }
+    assert find_log_urls(a_job(pilot_id="unknown|PR|3"), "http://x/server/panda") == {}
 
 
 @pytest.mark.parametrize("way", ["http", "file", "path"])

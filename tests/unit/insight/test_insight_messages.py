@@ -268,7 +268,7 @@ def test_only_a_look_that_messages_follow_asks_for_everything():
     for _ in follow(
         world.look,
         lambda: world,
-        look_closer=look_closer,
+        fetch_details=look_closer,
         sleep=world.sleep,
         clock=world.clock,
         now=world.now,

@@ -219,9 +219,9 @@ def test_a_hundred_labels_on_the_page(page):
     assert states.index("<b>total</b>") < states.index("label_0")
     assert states.count("<tr>") == 102
     assert "70 more kinds of errors" in text
-    # The same advice is given once; errors that a retry mended look less urgent.
+    # The same advice is given once; errors of jobs that finished in a retry look less urgent.
     assert text.count('class="advice"') == 1
-    assert (text.count('class="error"'), text.count('class="error mended"')) == (15, 15)
+    assert (text.count('class="error"'), text.count('class="error recovered"')) == (15, 15)
     assert "1 of which finished in another attempt" in text
 
 

@@ -7,7 +7,12 @@ from dataclasses import fields
 import pytest
 
 from lsst.ctrl.bps import GenericWorkflow, GenericWorkflowExec, GenericWorkflowJob
-from lsst.ctrl.bps.panda.plan.job_attributes import USES, Use, attributes_with, list_ignored
+from lsst.ctrl.bps.panda.plan.job_attributes import (
+    ATTRIBUTE_USES,
+    AttributeUse,
+    attributes_with,
+    list_ignored,
+)
 from lsst.ctrl.bps.panda.plan.model import LabelSettings, PlanSettings, RunIdentity, WorkflowPlan
 from lsst.ctrl.bps.panda.plan.planner import make_plan
 
@@ -34,7 +39,7 @@ VALUES: dict[str, tuple[object, object]] = {
 
 def test_each_attribute_of_a_job_has_a_use() -> None:
     """A new attribute of BPS gets a row in the table: do jobs of a task share it, or is it ignored?"""
-    assert {field.name for field in fields(GenericWorkflowJob)} - set(USES) == set()
+    assert {field.name for field in fields(GenericWorkflowJob)} - set(ATTRIBUTE_USES) == set()
 
 
 def plan_of_two(attribute: str) -> WorkflowPlan:
@@ -47,26 +52,26 @@ def plan_of_two(attribute: str) -> WorkflowPlan:
     return make_plan(workflow, PlanSettings(run=RUN, labels={"": LABEL}))
 
 
-@pytest.mark.parametrize("attribute", attributes_with(Use.TASK, Use.TASK_LIST))
+@pytest.mark.parametrize("attribute", attributes_with(AttributeUse.TASK, AttributeUse.TASK_LIST))
 def test_jobs_that_differ_in_what_a_task_shares_get_two_tasks(attribute: str) -> None:
     assert [len(task.jobs) for task in plan_of_two(attribute).tasks] == [1, 1]
 
 
-@pytest.mark.parametrize("attribute", attributes_with(Use.JOB, Use.IGNORED))
+@pytest.mark.parametrize("attribute", attributes_with(AttributeUse.JOB, AttributeUse.IGNORED))
 def test_jobs_that_differ_in_their_own_or_in_what_is_ignored_share_a_task(attribute: str) -> None:
     assert [len(task.jobs) for task in plan_of_two(attribute).tasks] == [2]
 
 
-@pytest.mark.parametrize("attribute", attributes_with(Use.IGNORED))
+@pytest.mark.parametrize("attribute", attributes_with(AttributeUse.IGNORED))
 def test_what_is_ignored_is_said_with_the_reason(attribute: str) -> None:
     (warning,) = plan_of_two(attribute).warnings
     assert "(labels isr) has no effect: " in warning
-    assert warning.endswith(f"{USES[attribute][1]}.")
+    assert warning.endswith(f"{ATTRIBUTE_USES[attribute][1]}.")
 
 
 @pytest.mark.parametrize("value", [None, "", {}, []])
 def test_an_attribute_without_a_value_is_not_said_to_be_ignored(value: object) -> None:
     job = GenericWorkflowJob("a", "isr")
-    for attribute in attributes_with(Use.IGNORED):
+    for attribute in attributes_with(AttributeUse.IGNORED):
         setattr(job, attribute, value)
     assert list(list_ignored([job])) == []

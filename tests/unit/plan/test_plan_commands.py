@@ -12,8 +12,8 @@ from lsst.ctrl.bps.panda.edgenode import cmd_line_decoder as runner
 from lsst.ctrl.bps.panda.errors import PlanError
 from lsst.ctrl.bps.panda.plan.commands import (
     MAX_ARGUMENT,
-    FileLedger,
-    inert,
+    StagedFileNames,
+    make_shell_safe,
     resolve_files,
     split_long_option,
 )
@@ -68,7 +68,7 @@ def options_of(words: list[str]) -> set[str]:
     ],
 )
 def test_a_path_is_made_inert(path, text):
-    assert inert(path) == text
+    assert make_shell_safe(path) == text
 
 
 @pytest.mark.parametrize("joint", [" ", "="])
@@ -106,11 +106,11 @@ def test_a_file_without_a_source_cannot_be_staged(name):
         "enter_executable": GenericWorkflowExec("f", None, True),
     }
     with pytest.raises(PlanError, match="'f' is to be transferred but has no src_uri"):
-        getattr(FileLedger(frozenset()), name)(lacking[name])
+        getattr(StagedFileNames(frozenset()), name)(lacking[name])
 
 
 def test_directories_are_marked_for_the_runner():
-    ledger = FileLedger(frozenset({"/a/known"}))
+    ledger = StagedFileNames(frozenset({"/a/known"}))
     entered = [
         ledger.enter(GenericWorkflowFile("k", source, wms_transfer=True))
         for source in ("/a/known", "/a/slash/", "/a/file")

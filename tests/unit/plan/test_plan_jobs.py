@@ -19,7 +19,7 @@ from lsst.ctrl.bps import (
 )
 from lsst.ctrl.bps.panda.edgenode import cmd_line_decoder as runner
 from lsst.ctrl.bps.panda.errors import PlanError
-from lsst.ctrl.bps.panda.plan.commands import FileLedger
+from lsst.ctrl.bps.panda.plan.commands import StagedFileNames
 from lsst.ctrl.bps.panda.plan.model import (
     LabelSettings,
     NamingKind,
@@ -28,7 +28,7 @@ from lsst.ctrl.bps.panda.plan.model import (
     RunIdentity,
     StagedFile,
 )
-from lsst.ctrl.bps.panda.plan.planner import make_plan, want_success
+from lsst.ctrl.bps.panda.plan.planner import make_plan, require_success
 
 LABEL = LabelSettings("SITE", "US", "", 900, "", "test", "managed", "wlcg", "python3 runner.py _cmd_line_")
 RUN = RunIdentity("u_run", "someone", "dev", "", "pipe", "u/run", "SITE", "/submit", "/area/", "1", "30")
@@ -300,7 +300,7 @@ def test_environment_before_and_after_surround_the_payload() -> None:
 
 
 def test_many_files_of_one_name_are_told_apart() -> None:
-    ledger = FileLedger(frozenset())
+    ledger = StagedFileNames(frozenset())
     files = [GenericWorkflowFile(f"k{n}", f"/{n}/same", wms_transfer=True) for n in range(5000)]
     names = {ledger.enter(gwfile).name for gwfile in files}
     assert len(names) == 5000
@@ -409,12 +409,12 @@ def test_a_final_task_may_want_the_success_of_the_run() -> None:
     final.add_job(make_job("e", "finalJob"))
     workflow.add_final(final)
     plan = make_plan(workflow, SETTINGS)
-    wanting = want_success(plan, "register")
+    wanting = require_success(plan, "register")
     names = {task.first: task.jobs[0].name for task in plan.tasks}
     parents = {task.label: {names[p] for p in task.jobs[0].parents} for task in wanting.final}
     assert parents == {"register": {"b", "c"}, "finalJob": set()}
     assert wanting.tasks == plan.tasks
-    assert want_success(wanting, "register") == wanting
+    assert require_success(wanting, "register") == wanting
 
 
 def test_a_workflow_without_jobs_is_an_error() -> None:

@@ -9,7 +9,7 @@ from lsst.ctrl.bps.panda.plan.model import (
     Accounting,
     ConditionPlan,
     JobPlan,
-    Packing,
+    PayloadSharing,
     Placement,
     Resources,
     RunIdentity,
@@ -33,7 +33,7 @@ def make_task(label, first, parents, *, is_sink=False, number=1, payloads=1):
         placement=Placement("", "", ""),
         resources=Resources(1, 1, 1.0, 1, 0, 1, 1),
         accounting=Accounting("", 1, "", "", "", ""),
-        packing=Packing(payloads),
+        packing=PayloadSharing(payloads),
         jobs=jobs,
         is_sink=is_sink,
     )

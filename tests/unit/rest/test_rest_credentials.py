@@ -20,9 +20,9 @@ from lsst.ctrl.bps.panda.rest.credentials import (
     Anonymous,
     BearerToken,
     X509Proxy,
+    checks_certificates,
     find_credentials,
     redact,
-    should_verify_certificates,
 )
 from lsst.ctrl.bps.panda.rest.tokens import TokenSet, TokenStore
 
@@ -142,9 +142,9 @@ def test_any_user_name_makes_one_header(name):
 
 
 def test_only_off_switches_the_check_of_certificates_off():
-    assert not should_verify_certificates({"PANDA_VERIFY_HOST": "off"})
-    assert all(should_verify_certificates({"PANDA_VERIFY_HOST": value}) for value in ("", "on", "0", "no"))
-    assert should_verify_certificates({})
+    assert not checks_certificates({"PANDA_VERIFY_HOST": "off"})
+    assert all(checks_certificates({"PANDA_VERIFY_HOST": value}) for value in ("", "on", "0", "no"))
+    assert checks_certificates({})
 
 
 JWT = make_token()

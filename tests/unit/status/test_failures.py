@@ -9,7 +9,7 @@ import pytest
 
 from lsst.ctrl.bps.panda.report.report import make_run_report
 from lsst.ctrl.bps.panda.status.evidence import RunEvidence, failures_of
-from lsst.ctrl.bps.panda.status.failures import ErrorGroup, digest_errors, exit_codes, is_memory_error
+from lsst.ctrl.bps.panda.status.failures import ErrorGroup, exit_codes, group_errors, is_memory_error
 from lsst.ctrl.bps.panda.status.job_errors import JobError, choose_error, signal_name
 from lsst.ctrl.bps.panda.status.records import (
     ContentRecord,
@@ -121,7 +121,7 @@ def failure(
 
 def digest(failures: list[JobRecord]) -> list[ErrorGroup]:
     evidence = RunEvidence(RequestRecord(4, "run", "SubFinished"), attempts=tuple(failures))
-    return digest_errors(evidence, by_label=False)
+    return group_errors(evidence, by_label=False)
 
 
 def test_as_many_codes_as_failures():
@@ -188,7 +188,7 @@ def test_an_error_of_one_node_is_one_of_several_nodes(nodes, others, expected):
         JobRecord(90 + n, 0, "finished", "isr", f"done {n}", node=node) for n, node in enumerate(others)
     ]
     evidence = RunEvidence(RequestRecord(4, "run", "SubFinished"), attempts=(*failed, *finished))
-    (group,) = digest_errors(evidence)
+    (group,) = group_errors(evidence)
     assert group.one_node is expected
 
 
@@ -225,13 +225,13 @@ def test_a_job_that_finished_later_is_not_unfinished_whoever_knows_it():
         contents={1: (ContentRecord(1, "by iDDS", "Available"), ContentRecord(1, "by none", "New"))},
         attempts=(*failed, finished),
     )
-    (group,) = digest_errors(evidence)
+    (group,) = group_errors(evidence)
     assert (group.attempts, group.jobs, group.unfinished) == (3, 3, 1)
     both = (ContentRecord(1, "by iDDS", "Available"), ContentRecord(1, "by none", "Available"))
-    (group,) = digest_errors(dataclasses.replace(evidence, contents={1: both}))
+    (group,) = group_errors(dataclasses.replace(evidence, contents={1: both}))
     assert group.unfinished == 0
     whole = dataclasses.replace(task, status="Finished", outputs=FileCounts(total=3, processed=3))
-    (group,) = digest_errors(dataclasses.replace(evidence, transforms=(whole,)))
+    (group,) = group_errors(dataclasses.replace(evidence, transforms=(whole,)))
     assert group.unfinished == 0
 
 

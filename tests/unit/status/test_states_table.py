@@ -13,11 +13,11 @@ from lsst.ctrl.bps.panda.status.bps_states import (
     count_task,
     is_aborted,
     is_ended,
-    no_jobs,
     quiet_seconds,
     refine_by_contents,
     run_state,
     was_killed,
+    zero_counts,
 )
 from lsst.ctrl.bps.panda.status.evidence import UNRELEASED_LABEL, PlanSummary, RunEvidence
 from lsst.ctrl.bps.panda.status.job_errors import JobError
@@ -99,7 +99,7 @@ def test_jobs_of_a_task_that_was_never_released(aborted, ended, expected):
 
 
 def test_all_states_are_always_there():
-    assert set(no_jobs()) == set(WmsStates)
+    assert set(zero_counts()) == set(WmsStates)
     assert set(count_task(None, 0, aborted=False, ended=False)) == set(WmsStates)
 
 
@@ -108,7 +108,7 @@ def content(status: str, job_status: str = "") -> ContentRecord:
 
 
 def test_contents_tell_killed_from_failed_and_retried_from_failed():
-    counts = no_jobs() | {WmsStates.FAILED: 3}
+    counts = zero_counts() | {WmsStates.FAILED: 3}
     rows = [
         content("FinalFailed", "cancelled"),
         content("FinalFailed", "failed"),
@@ -116,7 +116,7 @@ def test_contents_tell_killed_from_failed_and_retried_from_failed():
     ]
     refine_by_contents(counts, transform("SubFinished"), rows, aborted=True)
     assert named(counts) == {"FAILED": 1, "DELETED": 2}
-    counts = no_jobs() | {WmsStates.FAILED: 2}
+    counts = zero_counts() | {WmsStates.FAILED: 2}
     refine_by_contents(counts, transform(), [content("Failed", "failed")] * 5, aborted=False)
     assert named(counts) == {"PENDING": 2}
 
@@ -132,7 +132,7 @@ def test_contents_tell_killed_from_failed_and_retried_from_failed():
     ],
 )
 def test_only_a_failed_attempt_of_an_open_task_is_tried_again(status, contents, expected):
-    counts = no_jobs() | {WmsStates.FAILED: 2}
+    counts = zero_counts() | {WmsStates.FAILED: 2}
     rows = [content(item, "failed") for item in contents]
     refine_by_contents(counts, transform(status), rows, aborted=False)
     assert named(counts) == expected
@@ -167,7 +167,7 @@ def test_which_jobs_of_a_cancelled_run_did_not_fail_by_themselves(status, job_st
 
 def test_counters_older_than_contents_take_no_failure_away():
     # When the counters were read one job had failed; when the contents were, two more were killed.
-    counts = no_jobs() | {WmsStates.FAILED: 1, WmsStates.DELETED: 2}
+    counts = zero_counts() | {WmsStates.FAILED: 1, WmsStates.DELETED: 2}
     rows = [content("FinalFailed", "failed"), *[content("FinalFailed", "cancelled")] * 2]
     refine_by_contents(counts, transform("SubFinished"), rows, aborted=True)
     assert named(counts) == {"FAILED": 1, "DELETED": 2}
@@ -193,7 +193,7 @@ def test_without_a_failure_nothing_of_a_cancelled_run_is_pruned(failed, state):
 
 
 def test_a_job_killed_by_others_than_an_abort_has_failed():
-    counts = no_jobs() | {WmsStates.FAILED: 1}
+    counts = zero_counts() | {WmsStates.FAILED: 1}
     refine_by_contents(counts, transform("SubFinished"), [content("FinalFailed", "cancelled")], aborted=False)
     assert named(counts) == {"FAILED": 1}
 
@@ -277,7 +277,7 @@ def test_quiet_time_counts_from_the_last_change():
     ],
 )
 def test_the_state_of_a_run(record, counts, ended, expected):
-    full = no_jobs() | {WmsStates[name]: count for name, count in counts.items()}
+    full = zero_counts() | {WmsStates[name]: count for name, count in counts.items()}
     assert run_state(record, full, ended=ended) is WmsStates[expected]
 
 

@@ -45,15 +45,15 @@ CASES = [
 
 @pytest.mark.parametrize(("errors", "log", "verdict"), CASES)
 def test_packaged_rules(errors, log, verdict):
-    found = PACKAGED_RULES.judge([JobError(*error) for error in errors], log=log)
+    found = PACKAGED_RULES.find_verdict([JobError(*error) for error in errors], log=log)
     assert found.name == verdict
     assert found.advice.endswith(".")
 
 
 def test_an_error_on_one_node_only_is_the_node():
     error = JobError("payload", 1)
-    assert PACKAGED_RULES.judge([error], one_node=True).name == "node"
-    assert PACKAGED_RULES.judge([JobError("payload", 137)], one_node=True).name == "out of memory"
+    assert PACKAGED_RULES.find_verdict([error], one_node=True).name == "node"
+    assert PACKAGED_RULES.find_verdict([JobError("payload", 137)], one_node=True).name == "out of memory"
 
 
 def test_every_packaged_rule_has_advice_and_every_advice_a_rule():
@@ -98,13 +98,13 @@ def test_texts_that_differ_in_numbers_are_the_same_error():
 @pytest.mark.parametrize("code", range(1, 12))
 def test_spans_of_codes_hold_their_ends(code):
     book = parse_rulebook("rules: [{verdict: mine, source: payload, codes: [3-5, '8', 10]}]", "mine")
-    assert (book.judge([JobError("payload", code)]).name == "mine") == (code in (3, 4, 5, 8, 10))
+    assert (book.find_verdict([JobError("payload", code)]).name == "mine") == (code in (3, 4, 5, 8, 10))
 
 
 def test_own_rules_come_before_the_packaged_ones_and_replace_verdicts():
     text = "verdicts: {crash: 'Call   Ann.'}\nrules: [{verdict: crash, text: 'flat \\d'}]"
     book = parse_rulebook(text, "mine")
-    assert book.judge([JobError("payload", 1, "no FLAT 7")]) == Verdict("crash", "Call Ann.")
-    assert book.judge([JobError("payload", 1, "no dark 7")]).name == "payload"
-    assert book.judge([JobError("payload", 139)]).advice == "Call Ann."
-    assert PACKAGED_RULES.judge([JobError("payload", 139)]).advice != "Call Ann."
+    assert book.find_verdict([JobError("payload", 1, "no FLAT 7")]) == Verdict("crash", "Call Ann.")
+    assert book.find_verdict([JobError("payload", 1, "no dark 7")]).name == "payload"
+    assert book.find_verdict([JobError("payload", 139)]).advice == "Call Ann."
+    assert PACKAGED_RULES.find_verdict([JobError("payload", 139)]).advice != "Call Ann."

@@ -17,7 +17,7 @@ from lsst.ctrl.bps.panda.insight.progress import LiveCounts, error_lines, make_p
 from lsst.ctrl.bps.panda.report.report import get_status_of, make_run_list, make_run_report
 from lsst.ctrl.bps.panda.status import vocabulary
 from lsst.ctrl.bps.panda.status.evidence import RunEvidence
-from lsst.ctrl.bps.panda.status.failures import digest_errors, judge_groups
+from lsst.ctrl.bps.panda.status.failures import add_verdicts, group_errors
 from lsst.ctrl.bps.panda.status.job_errors import JobError, choose_error
 from lsst.ctrl.bps.panda.status.records import (
     ContentRecord,
@@ -36,7 +36,7 @@ from lsst.ctrl.bps.panda.status.vocabulary import (
     RULES,
     SOURCES,
     TASK_STATUSES,
-    TERMINAL,
+    TERMINAL_STATUSES,
     TRANSFORM_STATUSES,
     VERDICTS,
     JobPhase,
@@ -71,7 +71,7 @@ def report_text(evidence: RunEvidence) -> str:
 def test_report_and_errors_agree_on_memory(code, payload):
     """Of 1223 and 1235 `bps report` did not know it."""
     evidence = failed_run((*payload, JobError("pilot", code, "too much")))
-    (group,) = judge_groups(digest_errors(evidence), PACKAGED_RULES)
+    (group,) = add_verdicts(group_errors(evidence), PACKAGED_RULES)
     assert group.verdict.name == "out of memory"
     text = report_text(evidence)
     assert MEMORY_ADVICE in text
@@ -81,7 +81,7 @@ def test_report_and_errors_agree_on_memory(code, payload):
 def test_what_is_not_memory_is_not_called_so():
     for errors in ((JobError("payload", 1),), (JobError("pilot", 137),), (JobError("payload", 139),)):
         evidence = failed_run(errors)
-        (group,) = judge_groups(digest_errors(evidence), PACKAGED_RULES)
+        (group,) = add_verdicts(group_errors(evidence), PACKAGED_RULES)
         assert group.verdict.name != "out of memory"
         assert MEMORY_ADVICE not in report_text(evidence)
 
@@ -96,7 +96,7 @@ def test_what_is_not_memory_is_not_called_so():
 )
 def test_what_differs_from_job_to_job_is_one_error_for_everybody(one, other):
     evidence = failed_run((JobError("pilot", 1099, one),), (JobError("pilot", 1099, other),))
-    assert [group.attempts for group in digest_errors(evidence)] == [2]
+    assert [group.attempts for group in group_errors(evidence)] == [2]
     assert [line[:15] for line in error_lines(evidence)] == ["2 x pilot 1099 "]
     assert report_text(evidence).count(" x pilot 1099 ") == 1
     assert "2 x pilot 1099" in report_text(evidence)
@@ -104,7 +104,7 @@ def test_what_differs_from_job_to_job_is_one_error_for_everybody(one, other):
 
 def test_errors_that_differ_otherwise_are_two():
     evidence = failed_run((JobError("pilot", 1099, "no file a"),), (JobError("pilot", 1099, "no file b"),))
-    assert len(digest_errors(evidence)) == len(error_lines(evidence)) == 2
+    assert len(group_errors(evidence)) == len(error_lines(evidence)) == 2
     assert report_text(evidence).count(" x pilot 1099 ") == 2
 
 
@@ -152,13 +152,13 @@ def test_sources_are_those_of_the_schema_the_rules_and_the_page():
     assert set(read_schema()["$defs"]["single_error"]["properties"]["source"]["enum"]) == known
     for source in known:
         book = parse_rulebook(f"rules: [{{verdict: mine, source: {source}}}]", "mine")
-        assert book.judge([JobError(source, 1)]).name == "mine"
+        assert book.find_verdict([JobError(source, 1)]).name == "mine"
     page = (PAGES / "failures.rst").read_text(encoding="utf-8")
     assert [source for source in SOURCES if f"``{source}``" not in page] == []
 
 
 def test_statuses_that_several_tables_have_mean_the_same():
-    assert {"Finished", "SubFinished", "Failed", "Cancelled", "Expired"} == TERMINAL
+    assert {"Finished", "SubFinished", "Failed", "Cancelled", "Expired"} == TERMINAL_STATUSES
     assert set(TASK_STATUSES.values()) <= set(TRANSFORM_STATUSES)
     for status in set(REQUEST_STATUSES) & set(TRANSFORM_STATUSES):
         killed = TRANSFORM_STATUSES[status].name == "DELETING"
@@ -167,9 +167,15 @@ def test_statuses_that_several_tables_have_mean_the_same():
             status
         )
     assert {"done", "finished", "failed", "exhausted", "aborted", "broken"} == vocabulary.ENDED_TASKS
-    assert {"toabort", "aborting"} == vocabulary.DYING_TASKS
+    assert {"toabort", "aborting"} == vocabulary.CANCELLING_TASKS
     assert {"paused"} == vocabulary.PAUSED_TASKS
-    assert {"running", "scouting", "prepared", "merging", *vocabulary.DYING_TASKS} == vocabulary.GOING_TASKS
+    assert {
+        "running",
+        "scouting",
+        "prepared",
+        "merging",
+        *vocabulary.CANCELLING_TASKS,
+    } == vocabulary.ACTIVE_TASKS
 
 
 def test_rules_and_verdicts_name_each_other():
@@ -179,7 +185,7 @@ def test_rules_and_verdicts_name_each_other():
 
 @pytest.mark.parametrize(("source", "code"), sorted(KILL_CODES))
 def test_who_was_told_to_end_is_judged_so(source, code):
-    assert PACKAGED_RULES.judge([JobError(source, code)]).name == "cancelled"
+    assert PACKAGED_RULES.find_verdict([JobError(source, code)]).name == "cancelled"
 
 
 def test_what_follows_from_the_evidence_is_worked_out_once():

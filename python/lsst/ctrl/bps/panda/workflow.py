@@ -20,7 +20,7 @@ from .findings import Finding
 from .idds.workflow import Submission, make_submission, make_workflow
 from .plan.document import render_plan, render_table
 from .plan.model import StagedFile, WorkflowPlan
-from .plan.planner import make_plan, want_success
+from .plan.planner import make_plan, require_success
 from .rucio.step import add_step, find_graph
 from .runs.files import PARAMETERS_DIRECTORY, PLAN_NAME, REGISTRATION_NAME, find_outputs, write_text
 from .runs.record import RunRecord, read_record
@@ -78,7 +78,7 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
         workflow._settings = read_run_settings(config, generic_workflow, submit_path=submit_path)
         workflow._plan = make_plan(generic_workflow, workflow._settings.plan)
         if registration is not None and not registration.always:
-            workflow._plan = want_success(workflow._plan, LABEL)
+            workflow._plan = require_success(workflow._plan, LABEL)
         return workflow
 
     @property

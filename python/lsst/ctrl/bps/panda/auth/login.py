@@ -46,7 +46,7 @@ from ..errors import (
     TokenBrokenError,
     TransportError,
 )
-from ..rest.credentials import RENEW_BEFORE, Anonymous, redact, should_verify_certificates
+from ..rest.credentials import RENEW_BEFORE, Anonymous, checks_certificates, redact
 from ..rest.faults import Fault, make_reply_error, shorten
 from ..rest.panda_api import server_root
 from ..rest.retries import LOGIN_RETRY
@@ -468,7 +468,7 @@ def find_login_settings(env: Mapping[str, str]) -> LoginSettings:
     missing = [name for name, value in (("PANDA_URL_SSL", url), ("PANDA_AUTH_VO", vo)) if not value]
     if missing:
         raise SettingsError(f"To log in, set the environment variables {' and '.join(missing)}.")
-    return LoginSettings(url, vo, should_verify_certificates(env))
+    return LoginSettings(url, vo, checks_certificates(env))
 
 
 def log_in(

@@ -6,12 +6,12 @@ __all__ = [
     "CampaignConfiguration",
     "Preparation",
     "SitePart",
-    "ask_butler",
-    "check_values",
-    "divide",
+    "count_in_butler",
+    "convert_values",
+    "divide_values",
     "divide_campaign",
     "find_shared_places",
-    "fixed_in",
+    "find_fixed_condition",
     "make_configuration",
     "make_parts",
     "prepare_campaign",
@@ -144,20 +144,20 @@ def divide_campaign(
     section = configuration.section
     name = section.partition
     query = configuration.run.written_data_query
-    if condition := fixed_in(name, query):
+    if condition := find_fixed_condition(name, query):
         raise SettingsError(
             f"dataQuery is {query!r}: {condition!r} leaves one value of {name}, the dimension that is to be "
             f"divided ({SECTION}.partition). Take the condition out, or divide another dimension."
         )
-    values = check_values(name, section.values or counted)
+    values = convert_values(name, section.values or counted)
     weights = dict(counted)
     if not section.count_datasets:
         given = section.weights
-        weights = dict(zip(check_values(name, given), given.values(), strict=True))
-    parts = divide(
+        weights = dict(zip(convert_values(name, given), given.values(), strict=True))
+    parts = divide_values(
         values,
         {site.name: site.share for site in section.sites},
-        pinned={site.name: check_values(name, site.values) for site in section.sites},
+        pinned={site.name: convert_values(name, site.values) for site in section.sites},
         weights=weights,
     )
     if idle := [site for site, some in parts.items() if not some]:
@@ -276,7 +276,7 @@ def _kind(partition: str, universe: DimensionUniverse) -> type:
     return kind
 
 
-def check_values(
+def convert_values(
     partition: str, values: Iterable[Value], universe: DimensionUniverse | None = None
 ) -> tuple[Value, ...]:
     """Return values with the type of their dimension, and refuse those that
@@ -298,7 +298,7 @@ def check_values(
     return tuple(checked)
 
 
-def ask_butler(
+def count_in_butler(
     butler: Butler,
     partition: str,
     *,
@@ -338,7 +338,7 @@ def ask_butler(
     return {value: counted[value] for value in sorted(counted, key=_sort_key)}
 
 
-def fixed_in(partition: str, data_query: str) -> str:
+def find_fixed_condition(partition: str, data_query: str) -> str:
     """Return the condition of a data query that gives a dimension one value,
     such as ``tract = 9813``; empty if there is none.
     """
@@ -389,7 +389,7 @@ def _quote(value: str) -> str:
 _Name = TypeVar("_Name", bound=int | str)
 
 
-def divide(
+def divide_values(
     values: Iterable[Value],
     shares: Mapping[str, float],
     *,
@@ -596,7 +596,7 @@ def _count(configuration: CampaignConfiguration) -> dict[Value, float]:
     collections = configuration.run.input_collections
     try:
         with Butler.from_config(where, writeable=False) as butler:
-            counted: Mapping[Value, float] = ask_butler(
+            counted: Mapping[Value, float] = count_in_butler(
                 butler,
                 section.partition,
                 data_query=configuration.run.data_query,

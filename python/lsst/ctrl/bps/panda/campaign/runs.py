@@ -9,7 +9,7 @@ name of the run.
 from __future__ import annotations
 
 __all__ = [
-    "Action",
+    "SiteAction",
     "CampaignOverview",
     "CampaignRegistration",
     "SiteOverview",
@@ -18,9 +18,9 @@ __all__ = [
     "combine_state",
     "count_locks",
     "count_rules",
-    "look",
-    "look_at_campaign",
-    "look_at_registrations",
+    "fetch_campaign",
+    "make_overview",
+    "make_registration_overview",
     "make_campaign_document",
     "make_registration_document",
     "merge_restarts",
@@ -42,11 +42,11 @@ from lsst.ctrl.bps.wms_service import WmsStates
 from ..errors import PandaBpsError, SubmissionUncertainError
 from ..insight.documents import make_document, make_plain
 from ..report.report import get_status_of
-from ..rucio.status import Place, RegistrationStatus, Rule, plain_status
+from ..rucio.status import RegistrationStatus, ReplicaCount, Rule, make_plain_status
 from ..runs.client import Connection, RunClient
 from ..runs.record import read_record
 from ..runs.submit import record_submission
-from ..status.bps_states import Counts, no_jobs, sum_counts
+from ..status.bps_states import Counts, sum_counts, zero_counts
 from ..status.evidence import RunEvidence, RunTally
 from .record import CampaignRecord, PartRecord, PartState, lock_campaign, read_campaign
 
@@ -250,7 +250,7 @@ def combine_state(states: Iterable[WmsStates]) -> WmsStates:
     return going[0] if going else next(state for state in _OVER if state in found)
 
 
-def look_at_campaign(
+def make_overview(
     record: CampaignRecord,
     *,
     ask: Callable[[int], RunEvidence],
@@ -262,7 +262,7 @@ def look_at_campaign(
     ``ask`` returns the evidence of a run, and ``successor`` the number of its
     restart, or `None`.
     """
-    sites = tuple(_look_at_run(part, ask, successor) for part in record.parts)
+    sites = tuple(_make_site_overview(part, ask, successor) for part in record.parts)
     return CampaignOverview(
         name=record.name,
         path=record.directory,
@@ -273,7 +273,7 @@ def look_at_campaign(
     )
 
 
-def _look_at_run(
+def _make_site_overview(
     part: PartRecord, ask: Callable[[int], RunEvidence], successor: Callable[[int], int | None]
 ) -> SiteOverview:
     numbers: list[int] = []
@@ -317,13 +317,13 @@ def merge_restarts(tallies: Sequence[RunTally]) -> dict[str, Counts]:
     merged = {label: dict(counts) for label, counts in tallies[0].by_label.items()}
     for tally in tallies[1:]:
         for label, counts in tally.by_label.items():
-            before = sum(merged.get(label, no_jobs()).values())
+            before = sum(merged.get(label, zero_counts()).values())
             again = sum(counts.values())
             merged[label] = sum_counts([counts])
             merged[label][WmsStates.SUCCEEDED] += max(0, before - again)
         for label in set(merged) - set(tally.by_label):
             # None of its jobs was left to do.
-            merged[label] = {**no_jobs(), WmsStates.SUCCEEDED: sum(merged[label].values())}
+            merged[label] = {**zero_counts(), WmsStates.SUCCEEDED: sum(merged[label].values())}
     return merged
 
 
@@ -351,7 +351,7 @@ def _plain_site(site: SiteOverview) -> dict[str, Any]:
     return {**plain, "request_id": site.request_id, "jobs": jobs, "total": make_plain(site.total)}
 
 
-def look(record: CampaignRecord, connection: Connection) -> CampaignOverview:
+def fetch_campaign(record: CampaignRecord, connection: Connection) -> CampaignOverview:
     """Ask the server about all runs of a campaign."""
     client = RunClient(connection)
 
@@ -359,14 +359,14 @@ def look(record: CampaignRecord, connection: Connection) -> CampaignOverview:
         run = client.find(request_id).record
         return run.restarted_as if run is not None else None
 
-    return look_at_campaign(record, ask=client.status, successor=successor, moment=datetime.now(UTC))
+    return make_overview(record, ask=client.status, successor=successor, moment=datetime.now(UTC))
 
 
 # --- cancelling and restarting ----------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Action:
+class SiteAction:
     """What was done with the run of a site."""
 
     site: str
@@ -379,34 +379,34 @@ class Action:
 
 def cancel_campaign(
     overview: CampaignOverview, cancel: Callable[[str], tuple[bool, str]]
-) -> Iterator[Action]:
+) -> Iterator[SiteAction]:
     """Cancel all runs that have not ended, and yield what was done with each."""
     for site in overview.sites:
         if site.request_id is None:
-            yield Action(site.site, True, "has no run")
+            yield SiteAction(site.site, True, "has no run")
         elif site.ended:
-            yield Action(site.site, True, f"run {site.request_id} is over ({site.state.name})")
+            yield SiteAction(site.site, True, f"run {site.request_id} is over ({site.state.name})")
         else:
             done, text = cancel(str(site.request_id))
-            yield Action(site.site, done, text or f"run {site.request_id} is cancelled")
+            yield SiteAction(site.site, done, text or f"run {site.request_id} is cancelled")
 
 
 def restart_campaign(
     overview: CampaignOverview, restart: Callable[[str], tuple[str | None, str | None, str]]
-) -> Iterator[Action]:
+) -> Iterator[SiteAction]:
     """Restart all runs that have ended without success, and yield what was
     done with each.
     """
     for site in overview.sites:
         if site.request_id is None:
-            yield Action(site.site, False, "has no run yet; panda_bps campaign submit goes on with it")
+            yield SiteAction(site.site, False, "has no run yet; panda_bps campaign submit goes on with it")
         elif site.state is WmsStates.SUCCEEDED:
-            yield Action(site.site, True, f"run {site.request_id} has succeeded")
+            yield SiteAction(site.site, True, f"run {site.request_id} has succeeded")
         elif not site.ended and site.state is not WmsStates.UNKNOWN:
-            yield Action(site.site, True, f"run {site.request_id} still goes on")
+            yield SiteAction(site.site, True, f"run {site.request_id} still goes on")
         else:
             new_id, _, text = restart(str(site.request_id))
-            yield Action(site.site, new_id is not None, text)
+            yield SiteAction(site.site, new_id is not None, text)
 
 
 # --- registrations in Rucio -------------------------------------------------
@@ -494,14 +494,14 @@ class CampaignRegistration:
         return tuple(rule for status in self.datasets for rule in status.rules)
 
     @property
-    def places(self) -> tuple[Place, ...]:
+    def places(self) -> tuple[ReplicaCount, ...]:
         """Replicas of all datasets by RSE."""
         available: Counter[str] = Counter()
         others: Counter[str] = Counter()
         for place in (place for status in self.datasets for place in status.places):
             available[place.rse] += place.available
             others[place.rse] += place.others
-        return tuple(Place(rse, available[rse], others[rse]) for rse in sorted(available))
+        return tuple(ReplicaCount(rse, available[rse], others[rse]) for rse in sorted(available))
 
     @property
     def is_complete(self) -> bool:
@@ -511,7 +511,7 @@ class CampaignRegistration:
         return all(site.is_complete for site in self.sites)
 
 
-def look_at_registrations(
+def make_registration_overview(
     record: CampaignRecord, ask: Callable[[str], tuple[RegistrationStatus, tuple[str, ...]]]
 ) -> CampaignRegistration:
     """Find out what all runs of a campaign have registered.
@@ -519,11 +519,11 @@ def look_at_registrations(
     ``ask`` takes a submit directory, and returns what its run has registered
     and what could not be found out.
     """
-    sites = tuple(_look_at_registration(part, ask) for part in record.parts)
+    sites = tuple(_make_site_registration(part, ask) for part in record.parts)
     return CampaignRegistration(record.name, record.directory, sites)
 
 
-def _look_at_registration(
+def _make_site_registration(
     part: PartRecord, ask: Callable[[str], tuple[RegistrationStatus, tuple[str, ...]]]
 ) -> SiteRegistration:
     status: RegistrationStatus | None = None
@@ -583,5 +583,5 @@ def _plain_registration(site: SiteRegistration) -> dict[str, Any]:
         "path": site.path,
         "complete": site.is_complete,
         "problems": list(site.problems),
-        "rucio": None if site.status is None else plain_status(site.status),
+        "rucio": None if site.status is None else make_plain_status(site.status),
     }

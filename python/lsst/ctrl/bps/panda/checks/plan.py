@@ -11,8 +11,8 @@ __all__ = [
     "check_plan",
     "check_run_name",
     "find_advice",
-    "find_misfits",
-    "find_separated",
+    "find_labels_without_queue",
+    "find_labels_elsewhere",
     "find_unknown_queues",
 ]
 
@@ -50,11 +50,11 @@ def check_plan(plan: WorkflowPlan, settings: RunSettings, config: BpsConfig) -> 
     findings = check_run_name(plan.run.name)
     try:
         queues_of = partial(_queues_of, RunConfiguration(config).queues)
-        findings += find_misfits(tasks, queues_of)
+        findings += find_labels_without_queue(tasks, queues_of)
         findings += find_unknown_queues(tasks, queues_of)
     except SettingsError as error:
         findings.append(Finding.from_error(error))
-    findings += find_separated(plan, config, share_files=settings.sites_share_files)
+    findings += find_labels_elsewhere(plan, config, share_files=settings.sites_share_files)
     return findings + check_area(settings.staging)
 
 
@@ -91,7 +91,7 @@ def _queues_of(own: tuple[QueueLimits, ...], site: str) -> tuple[QueueLimits, ..
     return tuple(by_name.values())
 
 
-def find_misfits(
+def find_labels_without_queue(
     tasks: Iterable[TaskPlan], queues_of: Callable[[str], tuple[QueueLimits, ...]]
 ) -> list[Finding]:
     """Find labels whose jobs fit no queue; labels with the same problem share
@@ -185,7 +185,7 @@ def _takes_cores(queue: QueueLimits, task: TaskPlan) -> bool:
     return queue.min_cores <= task.resources.cores <= (queue.cores or task.resources.cores)
 
 
-def find_separated(plan: WorkflowPlan, config: BpsConfig, *, share_files: bool) -> list[Finding]:
+def find_labels_elsewhere(plan: WorkflowPlan, config: BpsConfig, *, share_files: bool) -> list[Finding]:
     """Find labels at another site than the run's, which may not see its files.
 
     A run has one staging area and one Butler: its quantum graph is made from

@@ -14,7 +14,13 @@ import click
 
 from ..campaign.parts import prepare_campaign, read_configuration
 from ..campaign.record import CampaignIndex, find_campaign, read_campaign
-from ..campaign.runs import cancel_campaign, look, make_campaign_document, restart_campaign, submit_campaign
+from ..campaign.runs import (
+    cancel_campaign,
+    fetch_campaign,
+    make_campaign_document,
+    restart_campaign,
+    submit_campaign,
+)
 from ..checks.configuration import check_service
 from ..errors import PandaBpsError
 from ..findings import report_findings
@@ -147,7 +153,7 @@ def _look(name: str) -> tuple[Any, Any]:
     """Find a campaign and ask about its runs."""
     record = find_campaign(name, CampaignIndex(read_service_settings(None).state_directory))
     service = make_service(record.service_class)
-    return service, look(record, connect(service.settings()))
+    return service, fetch_campaign(record, connect(service.settings()))
 
 
 @campaign.command()

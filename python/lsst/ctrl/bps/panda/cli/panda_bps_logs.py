@@ -17,18 +17,26 @@ from ..insight.cloud_log import (
     CloudLog,
     CloudLogSettings,
     CloudQuery,
+    choose_log_start,
     console_url,
     find_cloud_settings,
     render_filter,
-    since_of,
 )
-from ..insight.logs import JobChoice, LineFilter, LogLine, LogReader, area_of, choose_jobs, make_log_transport
-from ..insight.overview import JobScope, observe
-from ..rest.credentials import should_verify_certificates
+from ..insight.logs import (
+    JobChoice,
+    LineFilter,
+    LogLine,
+    LogReader,
+    choose_jobs,
+    find_log_urls,
+    make_log_transport,
+)
+from ..insight.overview import JobScope, fetch_evidence
+from ..rest.credentials import checks_certificates
 from ..status.evidence import RunEvidence
-from ..status.records import JobRecord, number_of
+from ..status.records import JobRecord, render_count
 from .output import json_option, print_problems, write_document
-from .run_argument import Asked, run_command
+from .run_argument import RunArgument, run_command
 
 _INTERVAL = 5.0
 
@@ -69,7 +77,7 @@ class _Selection:
 @click.option("--credentials", default="", help="Google key file  [env: PANDA_LOG_CREDENTIALS].")
 @json_option
 def logs(
-    asked: Asked,
+    argument: RunArgument,
     label: str,
     job: str,
     failed: bool,
@@ -100,14 +108,14 @@ def logs(
         choice=JobChoice(label, job, failed, everything=follow, limit=limit),
         filter=LineFilter.from_options(level=level, grep=grep),
         files=files,
-        cloud=replace(find_cloud_settings(asked.connection.settings.environment), **given),
+        cloud=replace(find_cloud_settings(argument.connection.settings.environment), **given),
         follow=follow,
     )
-    evidence = _look(asked, selection)
+    evidence = _look(argument, selection)
     if query:
         _print_query(evidence, selection, grep, as_json)
         return
-    lines = _read_source(source, asked, evidence, selection)
+    lines = _read_source(source, argument, evidence, selection)
     if as_json:
         # All lines as one document, or each as a document when it comes.
         for some in ([line] for line in lines) if follow else [list(lines)]:
@@ -137,21 +145,23 @@ def _print_query(evidence: RunEvidence, selection: _Selection, grep: str, as_jso
         )
 
 
-def _look(asked: Asked, selection: _Selection) -> RunEvidence:
+def _look(argument: RunArgument, selection: _Selection) -> RunEvidence:
     scope = JobScope.UNSUCCESSFUL if selection.choice.failed and not selection.follow else JobScope.ALL
-    return observe(asked.connection, asked.run, scope=scope, label=selection.choice.label, errors=False)
+    return fetch_evidence(
+        argument.connection, argument.run, scope=scope, label=selection.choice.label, errors=False
+    )
 
 
 def _read_source(
-    source: str, asked: Asked, evidence: RunEvidence, selection: _Selection
+    source: str, argument: RunArgument, evidence: RunEvidence, selection: _Selection
 ) -> Iterator[LogLine]:
     """Read lines from a source, or from the one that is likely to have them."""
     if source == "auto":
         chosen, _ = choose_jobs(evidence, selection.choice)
-        in_area = any(area_of(job, asked.connection.settings.url) for job in chosen)
+        in_area = any(find_log_urls(job, argument.connection.settings.url) for job in chosen)
         source = "cloud" if selection.cloud.project and (not in_area or selection.follow) else "area"
     read = {"area": _from_areas, "cloud": _from_cloud}[source]
-    return read(asked, evidence, selection)
+    return read(argument, evidence, selection)
 
 
 def _render(line: LogLine) -> str:
@@ -162,9 +172,9 @@ def _render(line: LogLine) -> str:
 # --- log areas --------------------------------------------------------------
 
 
-def _from_areas(asked: Asked, evidence: RunEvidence, selection: _Selection) -> Iterator[LogLine]:
-    transport = make_log_transport(verify=should_verify_certificates(asked.connection.settings.environment))
-    reader = LogReader(asked.connection.settings.url, transport, files=selection.files)
+def _from_areas(argument: RunArgument, evidence: RunEvidence, selection: _Selection) -> Iterator[LogLine]:
+    transport = make_log_transport(verify=checks_certificates(argument.connection.settings.environment))
+    reader = LogReader(argument.connection.settings.url, transport, files=selection.files)
     told: set[int] = set()
     while True:
         jobs, left_out = choose_jobs(evidence, selection.choice) if evidence.attempts else ([], 0)
@@ -172,7 +182,7 @@ def _from_areas(asked: Asked, evidence: RunEvidence, selection: _Selection) -> I
         if not selection.follow or evidence.ended:
             break
         time.sleep(_INTERVAL)
-        evidence = _look(asked, selection)
+        evidence = _look(argument, selection)
     if not told:
         click.echo(_why_nothing(evidence, jobs, selection), err=True)
     _tell_left_out(left_out)
@@ -188,7 +198,7 @@ def _why_nothing(evidence: RunEvidence, jobs: Sequence[JobRecord], selection: _S
 
 def _tell_left_out(number: int) -> None:
     if number:
-        more = number_of(number, "more job")
+        more = render_count(number, "more job")
         click.echo(f"{more}: choose with --label or --job, or raise --limit.", err=True)
 
 
@@ -228,7 +238,7 @@ def _cloud_query(evidence: RunEvidence, selection: _Selection) -> CloudQuery:
             raise RunNotFoundError("No attempt has failed, so there is nothing to ask for.")
     tasks = [task for task, name in evidence.task_labels.items() if choice.label == name]
     return CloudQuery(
-        since=since_of(evidence.request.created_at, datetime.now(UTC)),
+        since=choose_log_start(evidence.request.created_at, datetime.now(UTC)),
         request_id=evidence.request_id,
         task_ids=tuple(tasks),
         panda_ids=tuple(job.panda_id for job in jobs),
@@ -236,13 +246,13 @@ def _cloud_query(evidence: RunEvidence, selection: _Selection) -> CloudQuery:
     )
 
 
-def _from_cloud(asked: Asked, evidence: RunEvidence, selection: _Selection) -> Iterator[LogLine]:
+def _from_cloud(argument: RunArgument, evidence: RunEvidence, selection: _Selection) -> Iterator[LogLine]:
     log = CloudLog(selection.cloud)
     query = _cloud_query(evidence, selection)
     click.echo(f"== Google Cloud Logging: {render_filter(query, selection.cloud)}", err=True)
 
     def has_ended() -> bool:
-        return observe(asked.connection, asked.run, scope=JobScope.NONE).ended
+        return fetch_evidence(argument.connection, argument.run, scope=JobScope.NONE).ended
 
     lines = log.follow(query, has_ended, interval=_INTERVAL) if selection.follow else log.lines(query)
     yield from filter(selection.filter.wants, lines)

@@ -17,14 +17,20 @@ from ..campaign.runs import (
     SiteRegistration,
     count_locks,
     count_rules,
-    look_at_registrations,
     make_registration_document,
+    make_registration_overview,
 )
 from ..edgenode.rucio_program import Registration, RegistrationError, graph_name
 from ..edgenode.rucio_program import register as run_registration
 from ..errors import PandaBpsError, RucioError
 from ..rucio.client import find_outputs_of_run, open_butler, open_client, rucio_errors
-from ..rucio.status import Place, RegistrationStatus, Rule, look_at_registration, make_status_document
+from ..rucio.status import (
+    RegistrationStatus,
+    ReplicaCount,
+    Rule,
+    fetch_registration_status,
+    make_status_document,
+)
 from ..rucio.step import Forecast, make_forecast, read_registration
 from ..runs.client import RunClient
 from ..runs.files import names_directory
@@ -66,15 +72,15 @@ def _find_record(run: str, *, local: bool) -> RunRecord:
     return found
 
 
-def _look_at_campaign(name: str, *, local: bool) -> CampaignRegistration:
+def _fetch_campaign_registration(name: str, *, local: bool) -> CampaignRegistration:
     """Find out what all runs of a campaign have registered."""
     record = find_campaign(name, CampaignIndex(read_service_settings(None).state_directory))
     client = open_client()
 
     def ask(submit_path: str) -> tuple[RegistrationStatus, tuple[str, ...]]:
-        return look_at_registration(client, read_registration(_find_record(submit_path, local=local)))
+        return fetch_registration_status(client, read_registration(_find_record(submit_path, local=local)))
 
-    return look_at_registrations(record, ask)
+    return make_registration_overview(record, ask)
 
 
 def _rule_line(rule: Rule) -> str:
@@ -120,7 +126,7 @@ def _rule_figures(rules: tuple[Rule, ...]) -> tuple[object, ...]:
     return (*count_locks(rules).values(), states)
 
 
-def _place_table(places: Sequence[Place]) -> list[str]:
+def _place_table(places: Sequence[ReplicaCount]) -> list[str]:
     rows = [(place.rse, place.available, place.others) for place in places]
     return table(("replicas at", "available", "other"), rows, indent="  ")
 
@@ -262,7 +268,7 @@ def status(run: str, as_json: bool, list_missing: bool, local: bool) -> int:
     are registered and all rules are OK.
     """
     if is_campaign(run):
-        found = _look_at_campaign(run, local=local)
+        found = _fetch_campaign_registration(run, local=local)
         if as_json:
             write_json(make_registration_document(found))
         else:
@@ -270,7 +276,7 @@ def status(run: str, as_json: bool, list_missing: bool, local: bool) -> int:
             print_problems(found.problems)
         return 0 if found.is_complete else 1
     record = _find_record(run, local=local)
-    state, problems = look_at_registration(open_client(), read_registration(record))
+    state, problems = fetch_registration_status(open_client(), read_registration(record))
     if as_json:
         run_id = record.request_id or 0
         write_json(make_status_document(state, request_id=run_id, name=record.name, problems=problems))

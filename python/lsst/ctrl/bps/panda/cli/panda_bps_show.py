@@ -14,15 +14,15 @@ import click
 from ..errors import PandaBpsError, SettingsError
 from ..insight.documents import make_document
 from ..insight.logs import TailReader, make_log_transport
-from ..insight.overview import JobScope, Overview, make_overview, observe
+from ..insight.overview import JobScope, Overview, fetch_evidence, make_overview
 from ..insight.resources import LabelResources, measure_resources, render_suggestions, write_plots
 from ..insight.task_graph import TaskGraph, make_task_graph
-from ..rest.credentials import should_verify_certificates
+from ..rest.credentials import checks_certificates
 from ..runs.client import RunClient
 from ..runs.files import read_plan, write_text
 from ..status.evidence import RunEvidence
-from ..status.failures import ErrorGroup, digest_errors, judge_groups
-from ..status.records import JobRecord, number_of
+from ..status.failures import ErrorGroup, add_verdicts, group_errors
+from ..status.records import JobRecord, render_count
 from ..status.verdicts import PACKAGED_RULES, Rulebook, parse_rulebook
 from ..version import __version__
 from .output import (
@@ -34,7 +34,7 @@ from .output import (
     write_document,
     write_json,
 )
-from .run_argument import Asked, run_command
+from .run_argument import RunArgument, run_command
 
 _label_option = click.option("-l", "--label", default="", help="Jobs of this label only.")
 _rules_option = click.option(
@@ -70,7 +70,7 @@ _JOB_LESS = ("started", "queue", "RSS MB", "wall s", "attempt")
 @click.option("--jobs", "with_jobs", is_flag=True, help="List the PanDA jobs instead, all attempts.")
 @click.option("-l", "--label", default="", help="List the PanDA jobs of this label only.")
 @json_option
-def show(asked: Asked, with_jobs: bool, label: str, as_json: bool) -> None:
+def show(argument: RunArgument, with_jobs: bool, label: str, as_json: bool) -> None:
     """Show a run: its tasks, files, links.  RUN is its id, name or submit
     directory.
 
@@ -80,9 +80,9 @@ def show(asked: Asked, with_jobs: bool, label: str, as_json: bool) -> None:
     panda_bps show u_ann_isr --label isr   those of one label
     """  # noqa: D301 (click's mark)
     if with_jobs or label:
-        _show_jobs(asked, label, as_json)
+        _show_jobs(argument, label, as_json)
         return
-    run, overview = _overview(asked, scope=JobScope.NONE, tasks=True, errors=False)
+    run, overview = _overview(argument, scope=JobScope.NONE, tasks=True, errors=False)
     if as_json:
         write_json(make_document(overview, request_id=run.request_id, name=run.name))
         return
@@ -91,17 +91,17 @@ def show(asked: Asked, with_jobs: bool, label: str, as_json: bool) -> None:
 
 
 def _overview(
-    asked: Asked, *, scope: JobScope = JobScope.ALL, tasks: bool = False, errors: bool = True
+    argument: RunArgument, *, scope: JobScope = JobScope.ALL, tasks: bool = False, errors: bool = True
 ) -> tuple[RunEvidence, Overview]:
-    found = RunClient(asked.connection).find(asked.run)
-    run = observe(asked.connection, found, scope=scope, tasks=tasks, errors=errors)
+    found = RunClient(argument.connection).find(argument.run)
+    run = fetch_evidence(argument.connection, found, scope=scope, tasks=tasks, errors=errors)
     area = found.record.staging_area if found.record is not None else ""
-    settings = asked.connection.settings
+    settings = argument.connection.settings
     return run, make_overview(run, server=settings.url, monitor_url=settings.monitor_url, staging_area=area)
 
 
-def _show_jobs(asked: Asked, label: str, as_json: bool) -> None:
-    run = observe(asked.connection, asked.run, label=label, errors=False)
+def _show_jobs(argument: RunArgument, label: str, as_json: bool) -> None:
+    run = fetch_evidence(argument.connection, argument.run, label=label, errors=False)
     if as_json:
         write_document(run.attempts, run, "jobs")
         return
@@ -170,7 +170,13 @@ _ADVICE_WIDTH = 100
 @click.option("--recovered", is_flag=True, help="Include failed attempts of jobs that finished later.")
 @json_option
 def errors(
-    asked: Asked, label: str, limit: int, tail: int, rules: str | None, recovered: bool, as_json: bool
+    argument: RunArgument,
+    label: str,
+    limit: int,
+    tail: int,
+    rules: str | None,
+    recovered: bool,
+    as_json: bool,
 ) -> None:
     """Show why jobs of a run failed, and what to do.  RUN is its id, name or
     submit directory.
@@ -181,12 +187,12 @@ def errors(
     \b
     panda_bps errors 41
     panda_bps errors 41 --label isr --tail 40   one label, more of the log
-    panda_bps errors 41 --recovered             also what retries mended
+    panda_bps errors 41 --recovered             also where a retry worked
     """  # noqa: D301 (click's mark)
     rulebook = read_rules(rules) if rules else PACKAGED_RULES
     scope = JobScope.UNSUCCESSFUL if recovered else JobScope.FAILED
-    run = observe(asked.connection, asked.run, scope=scope, label=label)
-    groups, left_out = _errors(asked, run, rulebook, label=label, limit=limit, tail=tail)
+    run = fetch_evidence(argument.connection, argument.run, scope=scope, label=label)
+    groups, left_out = _errors(argument, run, rulebook, label=label, limit=limit, tail=tail)
     if as_json:
         write_document(groups, run, "errors")
         return
@@ -199,13 +205,19 @@ def errors(
 
 
 def _errors(
-    asked: Asked, run: RunEvidence, rulebook: Rulebook, *, limit: int, label: str = "", tail: int = 12
+    argument: RunArgument,
+    run: RunEvidence,
+    rulebook: Rulebook,
+    *,
+    limit: int,
+    label: str = "",
+    tail: int = 12,
 ) -> tuple[list[ErrorGroup], int]:
     """Return so many kinds of errors with verdicts and logs, and how many there are besides."""
-    groups = digest_errors(run, label=label)
-    transport = make_log_transport(verify=should_verify_certificates(asked.connection.settings.environment))
-    reader = TailReader(asked.connection.settings.url, transport, count=tail) if tail else None
-    return judge_groups(groups[:limit], rulebook, read_tail=reader), max(0, len(groups) - limit)
+    groups = group_errors(run, label=label)
+    transport = make_log_transport(verify=checks_certificates(argument.connection.settings.environment))
+    reader = TailReader(argument.connection.settings.url, transport, count=tail) if tail else None
+    return add_verdicts(groups[:limit], rulebook, read_tail=reader), max(0, len(groups) - limit)
 
 
 def _error_lines(number: int, group: ErrorGroup) -> Iterator[str]:
@@ -217,8 +229,8 @@ def _error_lines(number: int, group: ErrorGroup) -> Iterator[str]:
         text = "" if other.text in error.text else f": {other.text}"
         yield f"   {other.title}{text}"
     recovered = group.jobs - group.unfinished
-    mended = f"; {recovered} of them finished in another attempt" if recovered else ""
-    yield f"   {number_of(group.attempts, 'attempt')} of {number_of(group.jobs, 'job')}{mended}"
+    rest = f"; {recovered} of them finished in another attempt" if recovered else ""
+    yield f"   {render_count(group.attempts, 'attempt')} of {render_count(group.jobs, 'job')}{rest}"
     if group.sites or group.nodes:
         yield f"   where: {_places(group.sites)}; nodes {_places(group.nodes) or 'not known'}"
     if group.first and group.last:
@@ -264,7 +276,7 @@ _RESOURCE_LESS = ("95% s", "95% MB", "attempts", "CPU 50%", "RSS 50% MB", "wall 
     help="Format of the plots.",
 )
 @json_option
-def resources(asked: Asked, label: str, plots: Path | None, form: str, as_json: bool) -> None:
+def resources(argument: RunArgument, label: str, plots: Path | None, form: str, as_json: bool) -> None:
     """Show what the jobs of a run used and what was requested, and
     suggest values.  RUN is its id, name or submit directory.
 
@@ -276,7 +288,7 @@ def resources(asked: Asked, label: str, plots: Path | None, form: str, as_json: 
     panda_bps resources 41
     panda_bps resources 41 --plots plots --format svg
     """  # noqa: D301 (click's mark)
-    run = observe(asked.connection, asked.run, label=label, errors=False)
+    run = fetch_evidence(argument.connection, argument.run, label=label, errors=False)
     labels = measure_resources(run)
     written: list[Path] = []
     if plots is not None:
@@ -298,12 +310,12 @@ def _resource_lines(labels: list[LabelResources], *, planned: bool) -> Iterator[
     for found in labels:
         for job in found.near_limit[:1]:
             yield (
-                f"  {found.label}: {number_of(found.near_count, 'attempt')} near the limit or over it; "
+                f"  {found.label}: {render_count(found.near_count, 'attempt')} near the limit or over it; "
                 f"most: {job.name}, PanDA job {job.panda_id}, {job.max_rss / 1024:.0f} of {job.memory} MB"
             )
         if found.retried_with_more:
             yield (
-                f"  {found.label}: {number_of(found.retried_with_more, 'attempt')} got more memory, up to "
+                f"  {found.label}: {render_count(found.retried_with_more, 'attempt')} got more memory, up to "
                 f"{found.largest_request} MB"
             )
     yield ""
@@ -354,7 +366,7 @@ _MOST_ERRORS = 30
 )
 @_rules_option
 @json_option
-def html(asked: Asked, output: Path | None, rules: str | None, as_json: bool) -> None:
+def html(argument: RunArgument, output: Path | None, rules: str | None, as_json: bool) -> None:
     """Write a run as one web page.  RUN is its id, name or submit directory.
 
     The page holds everything and loads nothing, so it can be mailed or kept.
@@ -365,8 +377,8 @@ def html(asked: Asked, output: Path | None, rules: str | None, as_json: bool) ->
     from ..web.page import RunPage, render_page
 
     rulebook = read_rules(rules) if rules else PACKAGED_RULES
-    run, overview = _overview(asked)
-    groups, left_out = _errors(asked, run, rulebook, limit=_MOST_ERRORS)
+    run, overview = _overview(argument)
+    groups, left_out = _errors(argument, run, rulebook, limit=_MOST_ERRORS)
     page = RunPage(
         overview=overview,
         graph=_graph(run),

@@ -30,7 +30,7 @@ from .output import (
     table,
     write_json,
 )
-from .run_argument import Asked, run_command
+from .run_argument import RunArgument, run_command
 
 _RARE = ("pruned", "deleted", "unknown")
 """Columns that are shown only if they hold something."""
@@ -55,7 +55,7 @@ _FIGURES = 50
 )
 @click.option("--poll", is_flag=True, help="Ask the servers even where PanDA's messages could be followed.")
 @json_option
-def watch(asked: Asked, interval: float, poll: bool, as_json: bool) -> int:
+def watch(argument: RunArgument, interval: float, poll: bool, as_json: bool) -> int:
     """Watch a run until it has ended; the exit code is that of 'bps status'.
 
     On a terminal the display is updated in place; into a file goes a line for
@@ -68,21 +68,21 @@ def watch(asked: Asked, interval: float, poll: bool, as_json: bool) -> int:
     panda_bps watch 41
     panda_bps watch 41 --interval 300 > watch.log &
     """  # noqa: D301 (click's mark)
-    client = RunClient(asked.connection)
-    request_id, _ = client.find(asked.run)
+    client = RunClient(argument.connection)
+    request_id, _ = client.find(argument.run)
     # A server that does not answer now is an error; later it is asked again.
     client.request(request_id)
-    look, look_closer = partial(client.status, request_id), partial(client.detail, request_id)
-    broker = None if poll else find_broker_settings(asked.connection.settings)
+    fetch, fetch_details = partial(client.status, request_id), partial(client.detail, request_id)
+    broker = None if poll else find_broker_settings(argument.connection.settings)
     if broker is None:
-        looks = watch_run(look, look_closer, interval=interval)
+        polls = watch_run(fetch, fetch_details, interval=interval)
     else:
-        looks = follow(look, partial(Subscription, broker), name=broker.name,
-                       look_closer=look_closer, interval=interval)  # fmt: skip
+        polls = follow(fetch, partial(Subscription, broker), name=broker.name,
+                       fetch_details=fetch_details, interval=interval)  # fmt: skip
     state = WmsStates.UNKNOWN
     try:
         with _open_display(as_json) as show:
-            for progress in looks:
+            for progress in polls:
                 state = progress.state
                 show(progress)
     except KeyboardInterrupt:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Asked", "connect_for", "local_option", "run_command"]
+__all__ = ["RunArgument", "connect_for", "local_option", "run_command"]
 
 import contextlib
 import functools
@@ -27,7 +27,7 @@ local_option = click.option("--local", is_flag=True, help="Ask the embedded PanD
 
 
 @dataclass(frozen=True)
-class Asked:
+class RunArgument:
     """The run a command is about, and the server that has it."""
 
     run: str
@@ -84,7 +84,7 @@ def run_command(function: Callable[..., int | None]) -> Callable[..., None]:
     """Give a command the argument RUN and the option ``--local``, and show
     our errors as one message.
 
-    The function gets an `Asked` first.
+    The function gets an `RunArgument` first.
     """
 
     @click.argument("run")
@@ -92,6 +92,6 @@ def run_command(function: Callable[..., int | None]) -> Callable[..., None]:
     @functools.wraps(function)
     @shows_errors()
     def call(run: str, local: bool, **options: Any) -> int | None:
-        return function(Asked(run, connect_for(run, local=local)), **options)
+        return function(RunArgument(run, connect_for(run, local=local)), **options)
 
     return call

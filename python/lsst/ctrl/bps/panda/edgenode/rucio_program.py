@@ -226,7 +226,7 @@ def name_of(path: str, registration: Registration) -> str:
 
     Raises
     ------
-    Refused
+    RegistrationError
         Raised if the file is not below the folder of the scope.
     """
     prefix = f"{registration.rse_root.rstrip('/')}/{registration.scope}/"
@@ -250,7 +250,7 @@ def find_outputs(butler: Any, registration: Registration) -> ButlerOutputs:
 
     Raises
     ------
-    Refused
+    RegistrationError
         Raised if there is no such collection, or a file would get a wrong
         name.
     """
@@ -387,7 +387,7 @@ def register(butler: Any, client: Any, registration: Registration, *, quantum_gr
 
     Raises
     ------
-    Refused
+    RegistrationError
         Raised if the registration must not be made.
     """
     found = find_outputs(butler, registration)

@@ -30,7 +30,7 @@ from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
-from ..plan.graph import without_collection
+from ..plan.graph import pause_garbage_collection
 from ..plan.model import ConditionPlan, Resources, TaskPlan, WorkflowPlan
 from ..plan.naming import BUILD_TASK, label_of_input
 from ..plan.run_attributes import RunAttributes, render_attributes
@@ -175,7 +175,7 @@ class Submission:
         return len(self.request) + sum(map(len, self.steps))
 
 
-@without_collection()
+@pause_garbage_collection()
 def make_workflow(plan: WorkflowPlan, maps: dict[str, _DependencyMap] | None = None) -> Any:
     """Make the iDDS workflow of a plan: all works, with the conditions that start groups and the final job.
 
@@ -321,7 +321,7 @@ def _estimate_length(plan: WorkflowPlan, maps: Iterable[str]) -> int:
     return sum(map(len, maps)) + sum(_BYTES_PER_TASK + len(task.command) for task in tasks)
 
 
-@without_collection()
+@pause_garbage_collection()
 def make_submission(plan: WorkflowPlan, *, max_length: int) -> Submission:
     """Make what is sent for a run, in steps if it is longer than ``max_length`` bytes.
 

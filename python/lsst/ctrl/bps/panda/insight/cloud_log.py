@@ -15,7 +15,7 @@ __all__ = [
     "console_url",
     "find_cloud_settings",
     "render_filter",
-    "since_of",
+    "choose_log_start",
 ]
 
 import logging
@@ -272,7 +272,7 @@ def _make_client(settings: CloudLogSettings) -> Any:
         ) from error
 
 
-def since_of(created: datetime | None, now: datetime) -> datetime:
+def choose_log_start(created: datetime | None, now: datetime) -> datetime:
     """Return the time to begin at: a while before a run was made, but at most 30
     days ago, which is as long as Google keeps entries.
     """

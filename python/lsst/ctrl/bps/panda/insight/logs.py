@@ -19,7 +19,7 @@ __all__ = [
     "LogLine",
     "LogReader",
     "TailReader",
-    "area_of",
+    "find_log_urls",
     "choose_jobs",
     "from_record",
     "make_log_transport",
@@ -160,7 +160,7 @@ def make_log_transport(*, verify: bool | str = True) -> Transport:
     )
 
 
-def area_of(job: JobRecord, server: str) -> dict[str, str]:
+def find_log_urls(job: JobRecord, server: str) -> dict[str, str]:
     """Find the addresses of a job's files by their names; empty if there is
     nothing yet.
 
@@ -184,7 +184,7 @@ class LogArea:
     """The files of one job."""
 
     def __init__(self, job: JobRecord, server: str, transport: Transport) -> None:
-        self._addresses = area_of(job, server)
+        self._addresses = find_log_urls(job, server)
         self._transport = transport
 
     def __bool__(self) -> bool:

@@ -36,7 +36,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from ..errors import AuthenticationError, ConnectionFailedError, PandaBpsError, ReplyError, SettingsError
-from ..rest.credentials import should_verify_certificates
+from ..rest.credentials import checks_certificates
 from ..settings.run import ServiceSettings
 from ..status.replies import optional_integer, text_of
 
@@ -151,7 +151,7 @@ def find_broker_settings(settings: ServiceSettings) -> BrokerSettings | None:
         user=environment.get("PANDA_MESSAGES_USER", ""),
         password=_password(environment),
         vhost=environment.get("PANDA_MESSAGES_VHOST") or keys.get("pandaMessagesVhost", ""),
-        verify=should_verify_certificates(environment) and (environment.get("REQUESTS_CA_BUNDLE") or True),
+        verify=checks_certificates(environment) and (environment.get("REQUESTS_CA_BUNDLE") or True),
     )
 
 

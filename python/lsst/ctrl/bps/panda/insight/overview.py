@@ -4,7 +4,7 @@ where, how far, its tasks, files and links.
 
 from __future__ import annotations
 
-__all__ = ["JobScope", "Overview", "RunFile", "TaskLine", "make_overview", "observe"]
+__all__ = ["JobScope", "Overview", "RunFile", "TaskLine", "make_overview", "fetch_evidence"]
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -46,7 +46,7 @@ class JobScope(Enum):
     ALL = "all"
 
 
-def observe(
+def fetch_evidence(
     connection: Connection,
     run: str | int | FoundRun,
     *,

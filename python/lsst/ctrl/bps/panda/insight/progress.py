@@ -3,7 +3,7 @@ until the run has ended.
 
 A watch asks the servers again and again.  Where there is a message broker it
 listens to PanDA's messages as well.  They can be lost, doubled, late, or about
-somebody else's run, so they only move jobs forward from one look at the
+somebody else's run, so they only move jobs forward from one poll at the
 servers to the next: the servers are asked once in a while all the same, and
 whenever something happened that only they can tell about; they also decide
 when the run has ended.  While there is no broker, they are asked as often as
@@ -15,7 +15,7 @@ from __future__ import annotations
 __all__ = [
     "LEAST_INTERVAL",
     "LiveCounts",
-    "Looker",
+    "RunPoller",
     "Progress",
     "error_lines",
     "follow",
@@ -37,7 +37,7 @@ from ..errors import PandaBpsError, RunNotFoundError
 from ..report.report import get_status_of
 from ..status.bps_states import BEFORE_RUNNING, ENDED_STATES, Counts, move_jobs, sum_counts
 from ..status.evidence import RunEvidence
-from ..status.failures import digest_errors
+from ..status.failures import group_errors
 from ..status.records import FileCounts
 from ..status.vocabulary import ENDED_TASKS, JOB_STATUSES, JobPhase, is_running
 from .messages import MessageSource, StatusMessage, parse_message
@@ -45,7 +45,7 @@ from .messages import MessageSource, StatusMessage, parse_message
 _LOG = logging.getLogger(__name__)
 
 LEAST_INTERVAL = 5.0
-"""Seconds between two looks at a run, at least; a real PanDA's figures change
+"""Seconds between two polls at a run, at least; a real PanDA's figures change
 every minute."""
 
 _HISTORY = 60
@@ -74,8 +74,8 @@ class Progress:
 
     total: Counts
     rate: float | None = None
-    """Jobs a minute that ended, over the last looks; `None` before the second
-    look."""
+    """Jobs a minute that ended, over the last polls; `None` before the second
+    poll."""
 
     end: datetime | None = None
     """When it will be over if it goes on like this."""
@@ -118,51 +118,51 @@ def make_progress(evidence: RunEvidence, moment: datetime) -> Progress:
 def error_lines(evidence: RunEvidence) -> list[str]:
     """Write the most frequent errors of a run, a line each."""
     lines = []
-    for group in digest_errors(evidence, by_label=False)[:_ERRORS]:
+    for group in group_errors(evidence, by_label=False)[:_ERRORS]:
         text = f": {group.text}" if group.text else ""
         lines.append(f"{group.attempts} x {group.error.title} in {group.label}{text}")
     return lines
 
 
-class Looker:
-    """Looks at a run again and again, tolerates failures, and keeps rate and
-    errors.
+class RunPoller:
+    """Fetches the state of a run again and again, tolerates failures, and keeps rate
+    and errors.
 
-    It asks closer only when the number of failed jobs has changed.
+    It fetches details only when the number of failed jobs has changed.
     """
 
     def __init__(
         self,
-        look: Callable[[], RunEvidence],
-        look_closer: Callable[[], RunEvidence] | None,
+        fetch: Callable[[], RunEvidence],
+        fetch_details: Callable[[], RunEvidence] | None,
         now: Callable[[], datetime],
     ) -> None:
-        self._look = look
-        self._look_closer = look_closer
+        self._fetch = fetch
+        self._fetch_details = fetch_details
         self._now = now
         self._history: deque[tuple[datetime, int]] = deque(maxlen=_HISTORY)
         self._errors: tuple[str, ...] = ()
         self._failed = 0
         self.failures = 0
-        """Looks in a row that failed."""
+        """Polls in a row that failed."""
 
         self.evidence: RunEvidence | None = None
-        """What the last look gave."""
+        """What the last poll gave."""
 
-    def look(self, *, closer: bool = False) -> Progress | None:
-        """Look at the run; `None` if the servers did not answer this time.
+    def poll(self, *, details: bool = False) -> Progress | None:
+        """Fetch the state of the run; `None` if the servers did not answer this time.
 
-        With ``closer`` it asks for all that is known at once, for a look that
-        is followed by messages.  The tenth failure in a row is raised, and so
+        With ``details`` it fetches all that is known at once, for a state that
+        messages are added to.  The tenth failure in a row is raised, and so
         is that there is no such run.
         """
         try:
-            asks = self._look_closer if closer and self._look_closer is not None else self._look
+            asks = self._fetch_details if details and self._fetch_details is not None else self._fetch
             self.evidence = asks()
             progress = make_progress(self.evidence, self._now())
             failed = progress.total[WmsStates.FAILED]
-            if self._look_closer is not None and failed != self._failed:
-                self._errors = tuple(error_lines(self.evidence if closer else self._look_closer()))
+            if self._fetch_details is not None and failed != self._failed:
+                self._errors = tuple(error_lines(self.evidence if details else self._fetch_details()))
                 self._failed = failed
         except RunNotFoundError:
             raise
@@ -176,11 +176,11 @@ class Looker:
         return self.with_estimate(replace(progress, errors=self._errors))
 
     def delay(self, interval: float) -> float:
-        """Return the seconds to the next look: more after failed ones."""
+        """Return the seconds to the next poll: more after failed ones."""
         return min(interval * 2.0**self.failures, interval * _SLOWEST)
 
     def with_estimate(self, progress: Progress) -> Progress:
-        """Add rate and end, from the oldest look that is remembered."""
+        """Add rate and end, from the oldest poll that is remembered."""
         history = self._history
         near = bool(history) and (progress.moment - history[-1][0]).total_seconds() < LEAST_INTERVAL
         if not near or progress.ended:
@@ -196,8 +196,8 @@ class Looker:
 
 
 def watch(
-    look: Callable[[], RunEvidence],
-    look_closer: Callable[[], RunEvidence] | None = None,
+    fetch: Callable[[], RunEvidence],
+    fetch_details: Callable[[], RunEvidence] | None = None,
     *,
     interval: float = 30.0,
     sleep: Callable[[float], None] = sleep_for,
@@ -205,19 +205,19 @@ def watch(
 ) -> Iterator[Progress]:
     """Look at a run until it has ended: the last progress has ``ended`` set.
 
-    ``look`` asks the servers for the run's state, ``look_closer`` for errors, too,
-    and only when the number of failed jobs has changed.  Between two looks are
-    ``interval`` seconds, at least 5, more after a failed look.
+    ``fetch`` asks the servers for the run's state, ``fetch_details`` for errors, too,
+    and only when the number of failed jobs has changed.  Between two polls are
+    ``interval`` seconds, at least 5, more after a failed poll.
     """
     interval = max(LEAST_INTERVAL, interval)
-    looker = Looker(look, look_closer, now)
+    poller = RunPoller(fetch, fetch_details, now)
     while True:
-        progress = looker.look()
+        progress = poller.poll()
         if progress is not None:
             yield progress
             if progress.ended:
                 return
-        sleep(looker.delay(interval))
+        sleep(poller.delay(interval))
 
 
 @dataclass(slots=True)
@@ -254,11 +254,11 @@ class LiveCounts:
         self._foreign: set[int] = set()
         self._open_tasks = False
         self.wants_look = False
-        """Whether something happened that only a look at the servers can
+        """Whether something happened that only a poll at the servers can
         tell about: a job failed, a task ended, a task is new."""
 
     def rebase(self, evidence: RunEvidence) -> None:
-        """Start again from a look at the servers."""
+        """Start again from a poll at the servers."""
         labels = evidence.tally.labels
         self.wants_look = False
         self._open_tasks = evidence.transforms is None
@@ -289,7 +289,7 @@ class LiveCounts:
         """Take a message, and tell whether it changes the counts; a repeated one does not."""
         task = self._tasks.get(message.task_id)
         if task is None:
-            # A task that iDDS has made since the last look, or somebody else's.
+            # A task that iDDS has made since the last poll, or somebody else's.
             if self._open_tasks and message.task_id not in self._foreign:
                 self._foreign.add(message.task_id)
                 self.wants_look = True
@@ -320,7 +320,7 @@ class LiveCounts:
         return False
 
     def apply(self, progress: Progress) -> Progress:
-        """Move the counts of the last look forward by jobs that messages say
+        """Move the counts of the last poll forward by jobs that messages say
         run or have finished; sums stay.
         """
         labels = {label: dict(counts) for label, counts in progress.labels.items()}
@@ -385,25 +385,25 @@ class _Broker:
 
 
 def follow(
-    look: Callable[[], RunEvidence],
+    fetch: Callable[[], RunEvidence],
     subscribe: Callable[[], MessageSource],
     *,
     name: str = "the broker",
-    look_closer: Callable[[], RunEvidence] | None = None,
+    fetch_details: Callable[[], RunEvidence] | None = None,
     interval: float = 30.0,
     sleep: Callable[[float], None] = sleep_for,
     clock: Callable[[], float] = monotonic,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Iterator[Progress]:
     """Watch a run by PanDA's messages until it has ended: a progress after each
-    look, and one a second at most after messages that change something.
+    poll, and one a second at most after messages that change something.
 
-    ``look_closer`` asks for errors and for running jobs, too.  ``interval`` is the
-    time between two looks while there are no messages, s, at least 5; with messages
+    ``fetch_details`` asks for errors and for running jobs, too.  ``interval`` is the
+    time between two polls while there are no messages, s, at least 5; with messages
     there is one in ten times that, and sooner when a job failed or a task ended.
     """
     watcher = _Follower(
-        Looker(look, look_closer, now),
+        RunPoller(fetch, fetch_details, now),
         _Broker(subscribe, name, max(LEAST_INTERVAL, interval)),
         sleep=sleep,
         clock=clock,
@@ -419,7 +419,7 @@ def follow(
 class _Follower:
     """The state of a watch by messages."""
 
-    looker: Looker
+    poller: RunPoller
     broker: _Broker
     sleep: Callable[[float], None]
     clock: Callable[[], float]
@@ -431,13 +431,13 @@ class _Follower:
     def run(self) -> Iterator[Progress]:
         """Watch."""
         while True:
-            # Messages first, so that none is missed between the look and them.
+            # Messages first, so that none is missed between the poll and them.
             self.broker.connect(self.clock())
-            progress = self.looker.look(closer=self.broker.source is not None)
+            progress = self.poller.poll(details=self.broker.source is not None)
             self.looked_at = self.clock()
             if progress is not None:
-                assert self.looker.evidence is not None
-                self.counts.rebase(self.looker.evidence)
+                assert self.poller.evidence is not None
+                self.counts.rebase(self.poller.evidence)
                 self.last = progress
                 yield self._told(progress)
                 if progress.ended:
@@ -448,10 +448,10 @@ class _Follower:
         progress = replace(progress, messages=self.broker.words)
         if progress.ended or self.broker.source is None:
             return progress
-        return self.looker.with_estimate(self.counts.apply(progress))
+        return self.poller.with_estimate(self.counts.apply(progress))
 
     def _until_next_look(self) -> Iterator[Progress]:
-        """Take messages until it is time for a look."""
+        """Take messages until it is time for a poll."""
         shown = self.clock()
         changed = False
         words = self.broker.words
@@ -471,10 +471,10 @@ class _Follower:
                 yield self._told(replace(self.last, moment=self.now()))
 
     def _next_look(self) -> float:
-        """Return the time of the next look at the servers."""
+        """Return the time of the next poll at the servers."""
         interval = self.broker.interval
-        if self.looker.failures:
-            return self.looked_at + self.looker.delay(interval)
+        if self.poller.failures:
+            return self.looked_at + self.poller.delay(interval)
         if self.broker.source is None or self.last is None:
             return self.looked_at + interval
         live = self.counts.apply(self.last)

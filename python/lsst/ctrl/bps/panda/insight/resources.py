@@ -36,7 +36,7 @@ from lsst.ctrl.bps.wms_service import WmsStates
 from ..errors import PandaBpsError
 from ..runs.files import replacing
 from ..status.evidence import RunEvidence
-from ..status.records import JobRecord, number_of
+from ..status.records import JobRecord, render_count
 from ..status.verdicts import PACKAGED_RULES, Rulebook
 from ..status.vocabulary import OUT_OF_MEMORY, OUT_OF_TIME
 from .task_graph import STATE_COLOURS
@@ -170,7 +170,7 @@ def _measure(label: str, jobs: Sequence[JobRecord], rulebook: Rulebook, section:
     ways = Counter(job.errors for job in jobs if job.failed)
     verdicts: Counter[str] = Counter()
     for errors, number in ways.items():
-        verdicts[rulebook.judge(errors).name] += number
+        verdicts[rulebook.find_verdict(errors).name] += number
     near = sorted(
         (job for job in jobs if job.memory and job.max_rss >= NEAR_LIMIT * job.memory * _KB),
         key=lambda job: -job.max_rss,
@@ -222,7 +222,7 @@ def _suggest_memory(found: LabelResources, sufficed: float) -> tuple[str, int, s
         return (
             "requestMemory",
             _up(wanted, _MEMORY_STEP),
-            f"{number_of(found.out_of_memory, 'attempt')} ran out of memory with {requested} MB",
+            f"{render_count(found.out_of_memory, 'attempt')} ran out of memory with {requested} MB",
         )
     if found.memory is None or found.finished < _ENOUGH_JOBS:
         return None
@@ -250,7 +250,7 @@ def _suggest_walltime(found: LabelResources) -> tuple[str, int, str] | None:
     """Suggest a run time, s."""
     if found.out_of_time:
         wanted = _up(max(found.requested_walltime, _WALL_LEAST) * _WALL_MARGIN, _WALL_STEP)
-        return "requestWalltime", wanted, f"{number_of(found.out_of_time, 'attempt')} ran out of time"
+        return "requestWalltime", wanted, f"{render_count(found.out_of_time, 'attempt')} ran out of time"
     if found.wall is None or found.finished < _ENOUGH_JOBS:
         return None
     wanted = max(_WALL_LEAST, _up(found.wall.largest * _WALL_MARGIN, _WALL_STEP))

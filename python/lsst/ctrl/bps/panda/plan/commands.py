@@ -7,9 +7,9 @@ from __future__ import annotations
 
 __all__ = [
     "CommandTemplate",
-    "FileLedger",
+    "StagedFileNames",
     "TaskCommands",
-    "inert",
+    "make_shell_safe",
     "make_template",
     "resolve_files",
     "split_long_option",
@@ -42,7 +42,7 @@ PATH_VALUES = frozenset({"butlerConfig", "fileDistributionEndPoint"})
 """Values that are one path or URI, made inert where they stand."""
 
 
-class FileLedger:
+class StagedFileNames:
     """Gives each source one name in the staging area, and no two sources the same name.
 
     Some sources are known to be directories; so is one that ends in ``/``.
@@ -98,7 +98,7 @@ class FileLedger:
         return tuple(sorted(self._by_source.values(), key=lambda staged: staged.name))
 
 
-def inert(path: str) -> str:
+def make_shell_safe(path: str) -> str:
     """Return a path or URI in a form that no shell changes.
 
     That is the path itself where it is harmless, else a ``file:`` URI with the rest percent-encoded.
@@ -194,7 +194,7 @@ def resolve_files(text: str, files: Iterable[GenericWorkflowFile], *, where: str
                 f"The command of {where} uses <FILE:{match.group(1)}>, but the job has no such file; "
                 f"it has {', '.join(sorted(by_key)) or 'none'}."
             )
-        return match.group(0) if gwfile.wms_transfer else inert(str(gwfile.src_uri))
+        return match.group(0) if gwfile.wms_transfer else make_shell_safe(str(gwfile.src_uri))
 
     return FILE_PLACEHOLDER.sub(replace, text)
 
@@ -233,7 +233,7 @@ class TaskCommands:
     def __init__(self, settings: PlanSettings, naming: Naming) -> None:
         self._settings = settings
         self._naming = naming
-        self.ledger = FileLedger(settings.directories)
+        self.ledger = StagedFileNames(settings.directories)
         if settings.runner is not None:
             self.ledger.add(settings.runner)
 

@@ -18,7 +18,7 @@ from .model import (
     Accounting,
     ConditionPlan,
     JobPlan,
-    Packing,
+    PayloadSharing,
     Placement,
     Resources,
     RunIdentity,
@@ -117,7 +117,7 @@ def _parse_task(entry: Mapping[str, Any]) -> TaskPlan:
         "placement": Placement(**entry["placement"]),
         "resources": Resources(**entry["resources"]),
         "accounting": Accounting(**accounting),
-        "packing": Packing(**entry["packing"]),
+        "packing": PayloadSharing(**entry["packing"]),
         "jobs": tuple(JobPlan(name, order, job, tuple(parents)) for name, order, job, parents in columns),
         "parameter_names": tuple(entry["parameter_names"]),
     }

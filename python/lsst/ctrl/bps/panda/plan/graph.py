@@ -19,7 +19,7 @@ end without them and a final job that waits for them would never start.
 
 from __future__ import annotations
 
-__all__ = ["JobGraph", "flatten", "labels_of", "levels_of", "without_collection"]
+__all__ = ["JobGraph", "flatten", "labels_of", "levels_of", "pause_garbage_collection"]
 
 import gc
 from collections import Counter, deque
@@ -42,7 +42,7 @@ from ..errors import PlanError
 
 
 @contextmanager
-def without_collection() -> Iterator[None]:
+def pause_garbage_collection() -> Iterator[None]:
     """Stop the garbage collector, and start it again if it ran before.
 
     Millions of small objects without cycles are made at once; the collector would look at all of them, and at

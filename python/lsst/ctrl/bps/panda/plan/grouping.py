@@ -22,9 +22,9 @@ from lsst.ctrl.bps import GenericWorkflowJob
 
 from ..errors import PlanError
 from .graph import JobGraph
-from .job_attributes import Use, attributes_with
+from .job_attributes import AttributeUse, attributes_with
 
-_SHARED = attributes_with(Use.TASK, Use.TASK_LIST)
+_SHARED = attributes_with(AttributeUse.TASK, AttributeUse.TASK_LIST)
 _shared_values = attrgetter(*_SHARED)
 
 
@@ -95,7 +95,7 @@ def group_jobs(graph: JobGraph) -> list[Family]:
 
 def _unusable(job: GenericWorkflowJob) -> PlanError:
     """Make the error that names an attribute with several values where a single one belongs."""
-    for name in attributes_with(Use.TASK):
+    for name in attributes_with(AttributeUse.TASK):
         value = getattr(job, name)
         if isinstance(value, list | Mapping):
             return PlanError(
@@ -143,8 +143,8 @@ def _key_maker(graph: JobGraph) -> Callable[[int, GenericWorkflowJob], tuple[Any
         return known
 
     inputs, outputs, groups, gates = graph.inputs, graph.outputs, graph.groups, graph.gates
-    lists = attrgetter(*attributes_with(Use.TASK_LIST))
-    as_they_are = attrgetter(*(name for name in attributes_with(Use.TASK) if name not in _COMPARED))
+    lists = attrgetter(*attributes_with(AttributeUse.TASK_LIST))
+    as_they_are = attrgetter(*(name for name in attributes_with(AttributeUse.TASK) if name not in _COMPARED))
 
     def key_of(index: int, job: GenericWorkflowJob) -> tuple[Any, ...]:
         input_names = names_of(inputs[index]) if inputs[index] else ()

@@ -6,7 +6,7 @@ the folder ``idds`` into the request.
 
 from __future__ import annotations
 
-__all__ = ["Use", "USES", "attributes_with", "list_ignored", "yaml_key"]
+__all__ = ["AttributeUse", "ATTRIBUTE_USES", "attributes_with", "list_ignored", "yaml_key"]
 
 from collections.abc import Iterable, Iterator
 from enum import Enum
@@ -16,7 +16,7 @@ from typing import Any
 from lsst.ctrl.bps import GenericWorkflowJob
 
 
-class Use(Enum):
+class AttributeUse(Enum):
     """What becomes of an attribute of a job."""
 
     TASK = "all jobs of a task have the same value"
@@ -28,48 +28,48 @@ class Use(Enum):
 _MAIL = "PanDA sends no mail for single jobs"
 _ABORT = "neither PanDA nor iDDS ends a run because of one job's exit code"
 
-USES: dict[str, tuple[Use, str]] = {
-    "label": (Use.TASK, ""),
-    "arguments": (Use.TASK, ""),
-    "environment": (Use.TASK_LIST, ""),
-    "retry_unless_exit": (Use.TASK_LIST, ""),
-    "executable": (Use.TASK, ""),
-    "memory_multiplier": (Use.TASK, ""),
-    "request_memory": (Use.TASK, ""),
-    "request_memory_max": (Use.TASK, ""),
-    "request_cpus": (Use.TASK, ""),
-    "request_disk": (Use.TASK, ""),
-    "request_walltime": (Use.TASK, ""),
-    "compute_site": (Use.TASK, ""),
-    "compute_cloud": (Use.TASK, ""),
-    "accounting_group": (Use.TASK, ""),
-    "number_of_retries": (Use.TASK, ""),
-    "priority": (Use.TASK, ""),
-    "queue": (Use.TASK, ""),
-    "pre_cmdline": (Use.TASK, ""),
-    "post_cmdline": (Use.TASK, ""),
-    "name": (Use.JOB, "it is the identity of the job"),
-    "cmdvals": (Use.JOB, "they are the parameters of the job"),
-    "quanta_counts": (Use.JOB, "BPS counts quanta with it"),
-    "tags": (Use.JOB, "BPS orders jobs by it"),
-    "accounting_user": (Use.IGNORED, "PanDA books a task on the user who is logged in"),
-    "mail_to": (Use.IGNORED, _MAIL),
-    "when_to_mail": (Use.IGNORED, _MAIL),
-    "abort_on_value": (Use.IGNORED, _ABORT),
-    "abort_return_value": (Use.IGNORED, _ABORT),
-    "category": (Use.IGNORED, "PanDA has no categories of jobs"),
-    "concurrency_limit": (Use.IGNORED, "PanDA has no limits across runs"),
-    "preemptible": (Use.IGNORED, "PanDA may stop any job and run it again"),
-    "profile": (Use.IGNORED, "profiles are meant for other workload management systems"),
-    "attrs": (Use.IGNORED, "job attributes are meant for other workload management systems"),
+ATTRIBUTE_USES: dict[str, tuple[AttributeUse, str]] = {
+    "label": (AttributeUse.TASK, ""),
+    "arguments": (AttributeUse.TASK, ""),
+    "environment": (AttributeUse.TASK_LIST, ""),
+    "retry_unless_exit": (AttributeUse.TASK_LIST, ""),
+    "executable": (AttributeUse.TASK, ""),
+    "memory_multiplier": (AttributeUse.TASK, ""),
+    "request_memory": (AttributeUse.TASK, ""),
+    "request_memory_max": (AttributeUse.TASK, ""),
+    "request_cpus": (AttributeUse.TASK, ""),
+    "request_disk": (AttributeUse.TASK, ""),
+    "request_walltime": (AttributeUse.TASK, ""),
+    "compute_site": (AttributeUse.TASK, ""),
+    "compute_cloud": (AttributeUse.TASK, ""),
+    "accounting_group": (AttributeUse.TASK, ""),
+    "number_of_retries": (AttributeUse.TASK, ""),
+    "priority": (AttributeUse.TASK, ""),
+    "queue": (AttributeUse.TASK, ""),
+    "pre_cmdline": (AttributeUse.TASK, ""),
+    "post_cmdline": (AttributeUse.TASK, ""),
+    "name": (AttributeUse.JOB, "it is the identity of the job"),
+    "cmdvals": (AttributeUse.JOB, "they are the parameters of the job"),
+    "quanta_counts": (AttributeUse.JOB, "BPS counts quanta with it"),
+    "tags": (AttributeUse.JOB, "BPS orders jobs by it"),
+    "accounting_user": (AttributeUse.IGNORED, "PanDA books a task on the user who is logged in"),
+    "mail_to": (AttributeUse.IGNORED, _MAIL),
+    "when_to_mail": (AttributeUse.IGNORED, _MAIL),
+    "abort_on_value": (AttributeUse.IGNORED, _ABORT),
+    "abort_return_value": (AttributeUse.IGNORED, _ABORT),
+    "category": (AttributeUse.IGNORED, "PanDA has no categories of jobs"),
+    "concurrency_limit": (AttributeUse.IGNORED, "PanDA has no limits across runs"),
+    "preemptible": (AttributeUse.IGNORED, "PanDA may stop any job and run it again"),
+    "profile": (AttributeUse.IGNORED, "profiles are meant for other workload management systems"),
+    "attrs": (AttributeUse.IGNORED, "job attributes are meant for other workload management systems"),
 }
 """Use of each attribute of `~lsst.ctrl.bps.GenericWorkflowJob`, and the reason
 where jobs of one task may differ in it."""
 
 
-def attributes_with(*uses: Use) -> tuple[str, ...]:
+def attributes_with(*uses: AttributeUse) -> tuple[str, ...]:
     """Return the names of the attributes that have one of some uses."""
-    return tuple(name for name, (use, _) in USES.items() if use in uses)
+    return tuple(name for name, (use, _) in ATTRIBUTE_USES.items() if use in uses)
 
 
 def yaml_key(attribute: str) -> str:
@@ -78,7 +78,7 @@ def yaml_key(attribute: str) -> str:
     return head + "".join(word.capitalize() for word in rest)
 
 
-_IGNORED = attributes_with(Use.IGNORED)
+_IGNORED = attributes_with(AttributeUse.IGNORED)
 _ignored_values = attrgetter(*_IGNORED)
 
 
@@ -96,7 +96,7 @@ def list_ignored(jobs: Iterable[GenericWorkflowJob]) -> Iterator[str]:
                 if _asks_for_something(name, value):
                     labels.setdefault(name, set()).add(job.label)
     for key, name in sorted((yaml_key(name), name) for name in labels):
-        yield f"{key} (labels {', '.join(sorted(labels[name]))}) has no effect: {USES[name][1]}."
+        yield f"{key} (labels {', '.join(sorted(labels[name]))}) has no effect: {ATTRIBUTE_USES[name][1]}."
 
 
 def _asks_for_something(name: str, value: Any) -> bool:

@@ -12,7 +12,7 @@ __all__ = [
     "JobPlan",
     "LabelSettings",
     "NamingKind",
-    "Packing",
+    "PayloadSharing",
     "ParameterShard",
     "Placement",
     "PlanSettings",
@@ -82,7 +82,7 @@ class Accounting:
 
 
 @dataclass(frozen=True, slots=True)
-class Packing:
+class PayloadSharing:
     """How payloads share PanDA jobs."""
 
     payloads_per_job: int = 1
@@ -137,7 +137,7 @@ class TaskPlan:
     placement: Placement
     resources: Resources
     accounting: Accounting
-    packing: Packing
+    packing: PayloadSharing
     jobs: tuple[JobPlan, ...]
     parameter_names: tuple[str, ...] = ()
     """Names of the values that differ from job to job."""

@@ -12,7 +12,7 @@ after an abort and never runs the final job again.
 
 from __future__ import annotations
 
-__all__ = ["make_plan", "make_restart_plan", "want_success"]
+__all__ = ["make_plan", "make_restart_plan", "require_success"]
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -23,22 +23,22 @@ from lsst.ctrl.bps import GenericWorkflow, GenericWorkflowJob
 from ..edgenode import cmd_line_decoder as runner
 from ..errors import PlanError
 from .commands import TaskCommands
-from .graph import JobGraph, flatten, without_collection
+from .graph import JobGraph, flatten, pause_garbage_collection
 from .grouping import group_jobs, number_jobs
 from .job_attributes import list_ignored
-from .model import ConditionPlan, JobPlan, Packing, PlanSettings, TaskPlan, WorkflowPlan
+from .model import ConditionPlan, JobPlan, PayloadSharing, PlanSettings, TaskPlan, WorkflowPlan
 from .naming import NamedJobs, Naming, make_naming, task_name
 from .tasks import FamilyPlan, TaskMaker, split_values
 
 MANY_CONDITIONS = 100
 """Number of conditions above which waiting from group to group takes hours."""
 
-BORDER_MINUTES = 1.5
+MINUTES_BETWEEN_GROUPS = 1.5
 """Time from the end of a group to the start of the next, minutes: JEDI
 finalises tasks once a minute, 45 to 120 s after their last job."""
 
 
-@without_collection()
+@pause_garbage_collection()
 def make_plan(workflow: GenericWorkflow, settings: PlanSettings) -> WorkflowPlan:
     """Make the plan of a run.
 
@@ -154,7 +154,7 @@ def _warnings(jobs: Sequence[GenericWorkflowJob], conditions: Sequence[Condition
     """Yield what has no effect, and what will be slow."""
     yield from list_ignored(jobs)
     if len(conditions) > MANY_CONDITIONS:
-        hours = len(conditions) * BORDER_MINUTES / 60
+        hours = len(conditions) * MINUTES_BETWEEN_GROUPS / 60
         yield (
             f"{len(conditions)} non-blocking groups wait for the end of others. PanDA and iDDS need one to "
             f"two minutes from the end of a group to the start of the next: one by one, {hours:.1f} h for "
@@ -162,7 +162,7 @@ def _warnings(jobs: Sequence[GenericWorkflowJob], conditions: Sequence[Condition
         )
 
 
-def want_success(plan: WorkflowPlan, label: str) -> WorkflowPlan:
+def require_success(plan: WorkflowPlan, label: str) -> WorkflowPlan:
     """Return a plan in which the final jobs of a label depend on the success of the run: they get the jobs
     that nobody depends on as parents.
     """
@@ -238,7 +238,7 @@ def _rest_of(task: TaskPlan, numbers: Mapping[int, int], has_child: set[int]) ->
         first=numbers[left[0]] if left else 0,
         jobs=tuple(jobs),
         is_sink=not has_child.issuperset(left),
-        packing=task.packing if contiguous else Packing(),
+        packing=task.packing if contiguous else PayloadSharing(),
     )
 
 

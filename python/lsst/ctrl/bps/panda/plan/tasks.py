@@ -17,7 +17,14 @@ from typing import Any
 from lsst.ctrl.bps import GenericWorkflowJob
 
 from ..errors import PlanError
-from .commands import MAX_ARGUMENT, PATH_VALUES, TaskCommands, inert, make_template, split_long_option
+from .commands import (
+    MAX_ARGUMENT,
+    PATH_VALUES,
+    TaskCommands,
+    make_shell_safe,
+    make_template,
+    split_long_option,
+)
 from .graph import JobGraph
 from .grouping import OWN_FILE, Family, Numbering, chunk_sizes
 from .job_attributes import yaml_key
@@ -26,7 +33,7 @@ from .model import (
     JobPlan,
     LabelSettings,
     NamingKind,
-    Packing,
+    PayloadSharing,
     Placement,
     PlanSettings,
     Resources,
@@ -130,8 +137,8 @@ def _rendered(column: Sequence[object], command: str, name: str) -> list[str]:
 def _in_command(name: str, value: str, settings: PlanSettings) -> str:
     """Return a value as it is put into a command; the staging area is that of the settings."""
     if name == "fileDistributionEndPoint" and value:
-        return inert(settings.run.staging_area)
-    return inert(value) if name in PATH_VALUES else value
+        return make_shell_safe(settings.run.staging_area)
+    return make_shell_safe(value) if name in PATH_VALUES else value
 
 
 @dataclass(slots=True)
@@ -220,18 +227,18 @@ def _make_jobs(graph: JobGraph, plan: FamilyPlan, numbering: Numbering) -> tuple
     return tuple(map(tuple.__new__, repeat(JobPlan), fields))
 
 
-def _packing(job: GenericWorkflowJob, settings: LabelSettings, max_walltime: int) -> Packing:
+def _packing(job: GenericWorkflowJob, settings: LabelSettings, max_walltime: int) -> PayloadSharing:
     """Decide how many payloads share a PanDA job.
 
     With a wall time for the payload and one for the PanDA job, as many as
     fit; fewer than two means no event service.
     """
     if settings.payloads_per_job <= 1:
-        return Packing()
+        return PayloadSharing()
     walltime = _walltime_asked(job)
     if walltime and max_walltime:
-        return Packing(max(1, max_walltime // walltime))
-    return Packing(settings.payloads_per_job)
+        return PayloadSharing(max(1, max_walltime // walltime))
+    return PayloadSharing(settings.payloads_per_job)
 
 
 def _accounting(job: GenericWorkflowJob, settings: LabelSettings) -> Accounting:

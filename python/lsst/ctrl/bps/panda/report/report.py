@@ -31,9 +31,15 @@ from ..errors import SettingsError
 from ..plan.naming import BUILD_LABEL, printable_label
 from ..status.bps_states import Counts, sum_counts
 from ..status.evidence import RunEvidence, RunTally
-from ..status.failures import ErrorGroup, digest_errors, exit_codes, is_memory_error
+from ..status.failures import ErrorGroup, exit_codes, group_errors, is_memory_error
 from ..status.job_errors import signal_name
-from ..status.vocabulary import DYING_TASKS, MEMORY_ADVICE, PAUSED_TASKS, TERMINAL, UNKNOWN_EXIT_CODE
+from ..status.vocabulary import (
+    CANCELLING_TASKS,
+    MEMORY_ADVICE,
+    PAUSED_TASKS,
+    TERMINAL_STATUSES,
+    UNKNOWN_EXIT_CODE,
+)
 
 FILTER_KEYS = {
     "name": "name of the run",
@@ -167,7 +173,7 @@ def get_status_of(evidence: RunEvidence) -> tuple[WmsStates, str]:
     lines: list[str] = []
     if not evidence.ended and evidence.aborted:
         lines.append("It was cancelled and is not over yet.")
-    elif not evidence.ended and evidence.request.status in TERMINAL:
+    elif not evidence.ended and evidence.request.status in TERMINAL_STATUSES:
         lines.append(f"The server calls it {evidence.request.status} already, but it is not over yet.")
     lines += evidence.problems
     return evidence.tally.state, "\n".join(lines)
@@ -303,7 +309,7 @@ def _add_notes(info: WmsSpecificInfo, evidence: RunEvidence, links: MonitorLinks
 
 def _add_server_state(info: WmsSpecificInfo, evidence: RunEvidence) -> None:
     request = evidence.request
-    if not evidence.ended and request.status in TERMINAL:
+    if not evidence.ended and request.status in TERMINAL_STATUSES:
         info.add_message(
             "The server calls the run {request_status}, but {made} of {planned} tasks are there or not all of"
             " them have ended: it is not over yet.",
@@ -319,7 +325,7 @@ def _add_server_state(info: WmsSpecificInfo, evidence: RunEvidence) -> None:
                 " minutes later.",
                 still_running=still,
             )
-        _add_tasks(info, evidence, "PanDA is still ending task", DYING_TASKS)
+        _add_tasks(info, evidence, "PanDA is still ending task", CANCELLING_TASKS)
     if request.errors:
         info.add_message("iDDS says: {idds_errors}", idds_errors=request.errors)
     _add_tasks(info, evidence, "Paused in PanDA: task", PAUSED_TASKS)
@@ -340,7 +346,7 @@ def _add_errors(info: WmsSpecificInfo, evidence: RunEvidence, links: MonitorLink
         return
     if evidence.failures:
         info.add_message("Errors of {failed_jobs} failed jobs, most frequent first:", failed_jobs=failed)
-    groups = digest_errors(evidence, by_label=False)
+    groups = group_errors(evidence, by_label=False)
     for number, group in enumerate(groups[:_ERROR_LIMIT], start=1):
         _add_group(info, number, group, links)
     untold = failed - sum(failure.errors[0].code != UNKNOWN_EXIT_CODE for failure in evidence.failures)
@@ -411,7 +417,7 @@ def _is_dying(evidence: RunEvidence) -> bool:
     """Whether killed jobs may still write their outputs."""
     if not evidence.ended or not evidence.aborted:
         return False
-    return evidence.running_jobs > 0 or any(task.status in DYING_TASKS for task in evidence.tasks)
+    return evidence.running_jobs > 0 or any(task.status in CANCELLING_TASKS for task in evidence.tasks)
 
 
 def _lacks_memory(evidence: RunEvidence) -> bool:
@@ -444,7 +450,7 @@ _ADVICE: tuple[tuple[Callable[[RunEvidence], bool], str], ...] = (
         "some errors are not the payload's: if they come again, ask those who run the site or PanDA.",
     ),
     (
-        attrgetter("waits_in_vain"),
+        attrgetter("is_stuck"),
         "bps cancel --id {id} once more: the last task waits for jobs that were killed.",
     ),
     (lambda evidence: not evidence.ended, "panda_bps watch {id} shows the run live, until it has ended."),

@@ -17,7 +17,7 @@ __all__ = [
     "find_proxy",
     "read_proxy",
     "redact",
-    "should_verify_certificates",
+    "checks_certificates",
 ]
 
 import contextlib
@@ -292,7 +292,7 @@ def find_credentials(
     return Anonymous(user) if proxy is None else X509Proxy(proxy)
 
 
-def should_verify_certificates(env: Mapping[str, str]) -> bool:
+def checks_certificates(env: Mapping[str, str]) -> bool:
     """Tell whether certificates of servers are to be checked.
 
     They are, unless ``PANDA_VERIFY_HOST=off``, as panda-client has it.

@@ -5,13 +5,13 @@ outputs of the Butler that are missing.
 from __future__ import annotations
 
 __all__ = [
-    "Place",
+    "ReplicaCount",
     "RegistrationStatus",
     "Rule",
-    "find_status",
-    "look_at_registration",
+    "compare_registration",
+    "fetch_registration_status",
     "make_status_document",
-    "plain_status",
+    "make_plain_status",
 ]
 
 from collections import Counter
@@ -26,7 +26,7 @@ from .client import find_outputs_of_run, open_butler, rucio_errors
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ReplicaCount:
     """Number of replicas of the dataset at one RSE."""
 
     rse: str
@@ -79,7 +79,7 @@ class RegistrationStatus:
     size: int
     """Their bytes."""
 
-    places: tuple[Place, ...]
+    places: tuple[ReplicaCount, ...]
     rules: tuple[Rule, ...]
     outputs: int | None
     """Datasets of the run in the Butler that have a file; `None` if the
@@ -116,7 +116,9 @@ class RegistrationStatus:
         )
 
 
-def find_status(client: Any, registration: Registration, found: ButlerOutputs | None) -> RegistrationStatus:
+def compare_registration(
+    client: Any, registration: Registration, found: ButlerOutputs | None
+) -> RegistrationStatus:
     """Compare what Rucio has with what the Butler has; without the Butler's
     outputs, report what Rucio has.
     """
@@ -158,7 +160,7 @@ def find_status(client: Any, registration: Registration, found: ButlerOutputs | 
     )
 
 
-def look_at_registration(
+def fetch_registration_status(
     client: Any, registration: Registration
 ) -> tuple[RegistrationStatus, tuple[str, ...]]:
     """Compare what Rucio has with what the Butler has, if the Butler can be
@@ -171,16 +173,16 @@ def look_at_registration(
             found = find_outputs_of_run(butler, registration)
     except RucioError as error:
         problems = (f"what is missing. {error}",)
-    return find_status(client, registration, found), problems
+    return compare_registration(client, registration, found), problems
 
 
-def _places(replicas: Sequence[Mapping[str, Any]]) -> tuple[Place, ...]:
+def _places(replicas: Sequence[Mapping[str, Any]]) -> tuple[ReplicaCount, ...]:
     """Count the replicas by RSE."""
     counts: dict[str, Counter[bool]] = {}
     for replica in replicas:
         for rse, state in replica["states"].items():
             counts.setdefault(rse, Counter())[state == "AVAILABLE"] += 1
-    return tuple(Place(rse, counts[rse][True], counts[rse][False]) for rse in sorted(counts))
+    return tuple(ReplicaCount(rse, counts[rse][True], counts[rse][False]) for rse in sorted(counts))
 
 
 def _rule(record: Mapping[str, Any], *, files: int) -> Rule:
@@ -211,11 +213,11 @@ def make_status_document(
     not submitted is 0.
     """
     return make_document(
-        plain_status(status), kind="rucio", request_id=request_id, name=name, problems=tuple(problems)
+        make_plain_status(status), kind="rucio", request_id=request_id, name=name, problems=tuple(problems)
     )
 
 
-def plain_status(status: RegistrationStatus) -> dict[str, Any]:
+def make_plain_status(status: RegistrationStatus) -> dict[str, Any]:
     """Return a registration as plain data, for documents."""
     by_type = {
         dataset_type: {"outputs": outputs, "registered": registered}

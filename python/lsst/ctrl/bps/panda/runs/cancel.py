@@ -90,7 +90,7 @@ def _watch(
         if now >= end:
             return evidence, sent
         # The first command was lost, or the final tasks, which iDDS starts after it, hang.
-        if now - last_sent >= RESEND_AFTER and (not quiet or evidence.waits_in_vain):
+        if now - last_sent >= RESEND_AFTER and (not quiet or evidence.is_stuck):
             last_sent = now
             sent += 1
             # A refusal now means that the command had worked.

@@ -26,7 +26,7 @@ from lsst.ctrl.bps.wms_service import WmsStates
 from lsst.resources import ResourcePath
 
 from ..errors import PandaBpsError, RunNotFoundError, TransportError
-from ..rest.credentials import Credentials, find_credentials, should_verify_certificates
+from ..rest.credentials import Credentials, checks_certificates, find_credentials
 from ..rest.panda_api import PandaApi, api_base
 from ..rest.relay import Relay
 from ..rest.retries import PING_RETRY
@@ -42,7 +42,7 @@ from ..status.evidence import (
 )
 from ..status.records import ContentRecord, JobRecord, RequestRecord, TaskRecord
 from ..status.replies import parse_contents, parse_jobs, parse_requests, parse_tasks, parse_transforms
-from ..status.vocabulary import GOING_TASKS
+from ..status.vocabulary import ACTIVE_TASKS
 from .files import PLAN_NAME, REGISTRATION_NAME, collect_outputs, names_directory, write_text
 from .record import BuildReply, RunIndex, RunRecord
 
@@ -110,7 +110,7 @@ def connect(settings: ServiceSettings, *, prompt: bool = False) -> Connection:
     credentials = find_credentials(env, user=settings.user, uid=os.getuid(), renew=make_renewer(env))
     transport = Transport(
         credentials,
-        verify=should_verify_certificates(env),
+        verify=checks_certificates(env),
         timeouts=PING_TIMEOUTS if prompt else None,
         retry=PING_RETRY if prompt else None,
     )
@@ -316,14 +316,14 @@ class RunClient:
         filters = {"reqID": str(evidence.request.request_id)}
         try:
             tasks = parse_tasks(self._api.tasks_since(None, filters=filters, limit=MAX_TASKS))
-            going = [task for task in tasks if task.status in GOING_TASKS][:MAX_TASKS_WITH_JOBS]
+            going = [task for task in tasks if task.status in ACTIVE_TASKS][:MAX_TASKS_WITH_JOBS]
             jobs: list[JobRecord] = []
             for task in going:
                 jobs += parse_jobs(self._api.job_descriptions(task.task_id, unsuccessful_only=False))
         except TransportError as error:
             problems.append(f"PanDA could not be asked for its tasks and jobs: {error.message}")
             return (), None
-        complete = len(going) == sum(task.status in GOING_TASKS for task in tasks)
+        complete = len(going) == sum(task.status in ACTIVE_TASKS for task in tasks)
         return tasks, tuple(jobs) if complete else None
 
     def running(self, evidence: RunEvidence) -> int:

@@ -31,7 +31,7 @@ from lsst.ctrl.bps import BpsConfig, GenericWorkflow
 
 from ..errors import SettingsError
 from ..local.endpoint import state_directory
-from ..plan.commands import inert
+from ..plan.commands import make_shell_safe
 from ..plan.graph import labels_of, levels_of
 from ..plan.model import LabelSettings, NamingKind, PlanSettings, RunIdentity, StagedFile
 from ..version import __version__, bps_version
@@ -362,7 +362,7 @@ def site_staging_area(site: str, folder: str, run: str) -> str:
         return ""
     filled = text.replace("{payloadFolder}", folder or "payload").replace("{uniqProcName}", run)
     # BPS writes it into the script of the final job as it is.
-    return inert(fill_area(filled, known))
+    return make_shell_safe(fill_area(filled, known))
 
 
 def default_configuration(environment: Mapping[str, str] | None = None) -> Config:
@@ -375,5 +375,5 @@ def default_configuration(environment: Mapping[str, str] | None = None) -> Confi
     defaults = Config(sites.defaults())
     for name in ("CTRL_MPEXEC_DIR", "DAF_BUTLER_DIR"):
         if not env.get(name):
-            sites.drop_variable(defaults, name)
+            sites.drop_eups_variable(defaults, name)
     return defaults

@@ -210,7 +210,7 @@ class KeyLookup:
     @cached_property
     def _profile(self) -> dict[str, Any]:
         """Profile of the run's site over the packaged base."""
-        return {**sites.base(), **sites.profile_of(self._run_site)}
+        return {**sites.base_profile(), **sites.profile_of(self._run_site)}
 
     @cached_property
     def _merged(self) -> LayeredConfig:
@@ -223,7 +223,7 @@ class KeyLookup:
         if site not in self._elsewhere:
             profile = sites.profile_of(site)
             same = not profile or profile == sites.profile_of(self._run_site)
-            over = self._merged if same else LayeredConfig({**sites.base(), **profile}, self._config)
+            over = self._merged if same else LayeredConfig({**sites.base_profile(), **profile}, self._config)
             self._elsewhere[site] = over
         return self._elsewhere[site]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 __all__ = [
     "QueueLimits",
     "SET_UP_KEYS",
-    "base",
+    "base_profile",
     "defaults",
     "defaults_uri",
-    "drop_variable",
+    "drop_eups_variable",
     "fill_area",
     "local_defaults",
     "notice_of",
@@ -67,7 +67,7 @@ def _load(relative: str) -> dict[str, Any]:
     return content
 
 
-def base() -> dict[str, Any]:
+def base_profile() -> dict[str, Any]:
     """Return the packaged base configuration."""
     return dict(_load("config/bps_panda.yaml"))
 
@@ -102,7 +102,7 @@ def staging_areas_of(site: str) -> tuple[str, str]:
     return str(profile.get("stagingArea") or ""), str(profile.get("stagingAreaDefault") or "")
 
 
-def drop_variable(defaults: Config, name: str) -> None:
+def drop_eups_variable(defaults: Config, name: str) -> None:
     """Take commands from ``PATH`` that BPS's defaults look up in an EUPS product:
     add them to what goes over BPS's defaults.
     """

@@ -32,7 +32,7 @@ from lsst.resources import ResourcePath
 
 from ..errors import StagingError
 from .sources import TEMPORARY_FOLDER, Digest, digest_file
-from .transfers import VerificationError, find_status
+from .transfers import VerificationError, find_http_status
 
 _LOG = logging.getLogger(__name__)
 
@@ -610,7 +610,7 @@ def _unless_missing(action: Callable[[], _Value]) -> _Value | None:
         return action()
     except FileNotFoundError as error:
         # The HTTP backend says this of every refusal, 401 for instance.
-        status = find_status(str(error))
+        status = find_http_status(str(error))
         if status and status not in (404, 410):
             raise OSError(str(error)) from error
         return None

@@ -9,7 +9,7 @@ __all__ = [
     "TransferResult",
     "VerificationError",
     "describe_cause",
-    "find_status",
+    "find_http_status",
     "is_permanent",
     "run_all",
 ]
@@ -119,7 +119,7 @@ _CAUSES = (
 _STATUS = re.compile(r"status:?\s*(?:code:?\s*)?\(?(\d{3})\b|\((\d{3})\) when calling", re.IGNORECASE)
 
 
-def find_status(text: str) -> int:
+def find_http_status(text: str) -> int:
     """Find the HTTP status in the words of an exception; 0 if there is none."""
     found = _STATUS.search(text)
     return int(found[1] or found[2]) if found else 0
@@ -128,7 +128,7 @@ def find_status(text: str) -> int:
 def _find_cause(error: BaseException) -> _Cause | None:
     """Look an exception up in the table; the first row that fits is taken."""
     text = f"{type(error).__name__}: {error}"
-    status = find_status(text)
+    status = find_http_status(text)
     number = error.errno if isinstance(error, OSError) else None
     for cause in _CAUSES:
         by_text = any(phrase in text for phrase in cause.phrases)

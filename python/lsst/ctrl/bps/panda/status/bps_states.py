@@ -20,7 +20,7 @@ __all__ = [
     "is_aborted",
     "is_ended",
     "move_jobs",
-    "no_jobs",
+    "zero_counts",
     "phase_of",
     "quiet_seconds",
     "refine_by_contents",
@@ -43,7 +43,7 @@ from .vocabulary import (
     KILL_CODES,
     REQUEST_STATUSES,
     RUNNING_PROCESSINGS,
-    TERMINAL,
+    TERMINAL_STATUSES,
     TRANSFORM_STATUSES,
     ContentPhase,
     JobPhase,
@@ -95,12 +95,12 @@ def is_ended(
     The server can store a terminal status while it is making the next
     transforms, so the request's status alone is not believed.
     """
-    if request.status not in TERMINAL:
+    if request.status not in TERMINAL_STATUSES:
         return False
     settled = quiet >= SETTLE_SECONDS
     if transforms is None:
         return settled
-    if any(transform.status not in TERMINAL for transform in transforms):
+    if any(transform.status not in TERMINAL_STATUSES for transform in transforms):
         return False
     if settled:
         return True
@@ -162,7 +162,7 @@ BEFORE_RUNNING = (WmsStates.PENDING, WmsStates.READY, WmsStates.UNREADY)
 """Where a job that runs is taken from, most likely first."""
 
 
-class Open(Enum):
+class OpenPhase(Enum):
     """Jobs of a transform that have not ended, by what the counters say."""
 
     UNMAPPED = "planned, but iDDS has not mapped it"
@@ -174,39 +174,39 @@ class Open(Enum):
 
 # A task that ended with jobs open: those whose parents never finished are
 # pruned, the others were its own to run and it failed to.
-_LEFTOVERS: dict[TransformPhase, dict[Open, WmsStates]] = {
+_LEFTOVERS: dict[TransformPhase, dict[OpenPhase, WmsStates]] = {
     TransformPhase.OPEN: {
-        Open.UNMAPPED: WmsStates.UNREADY,
-        Open.UNREADY: WmsStates.UNREADY,
-        Open.READY: WmsStates.READY,
-        Open.QUEUED: WmsStates.PENDING,
-        Open.STARTED: WmsStates.RUNNING,
+        OpenPhase.UNMAPPED: WmsStates.UNREADY,
+        OpenPhase.UNREADY: WmsStates.UNREADY,
+        OpenPhase.READY: WmsStates.READY,
+        OpenPhase.QUEUED: WmsStates.PENDING,
+        OpenPhase.STARTED: WmsStates.RUNNING,
     },
     TransformPhase.OVER: {
-        Open.UNMAPPED: WmsStates.FAILED,
-        Open.UNREADY: WmsStates.PRUNED,
-        Open.READY: WmsStates.FAILED,
-        Open.QUEUED: WmsStates.FAILED,
-        Open.STARTED: WmsStates.FAILED,
+        OpenPhase.UNMAPPED: WmsStates.FAILED,
+        OpenPhase.UNREADY: WmsStates.PRUNED,
+        OpenPhase.READY: WmsStates.FAILED,
+        OpenPhase.QUEUED: WmsStates.FAILED,
+        OpenPhase.STARTED: WmsStates.FAILED,
     },
-    TransformPhase.DELETING: dict.fromkeys(Open, WmsStates.DELETED),
-    TransformPhase.HELD: dict.fromkeys(Open, WmsStates.HELD),
-    TransformPhase.COMPLETE: dict.fromkeys(Open, WmsStates.UNKNOWN),
-    TransformPhase.STRANGE: dict.fromkeys(Open, WmsStates.UNKNOWN),
+    TransformPhase.DELETING: dict.fromkeys(OpenPhase, WmsStates.DELETED),
+    TransformPhase.HELD: dict.fromkeys(OpenPhase, WmsStates.HELD),
+    TransformPhase.COMPLETE: dict.fromkeys(OpenPhase, WmsStates.UNKNOWN),
+    TransformPhase.STRANGE: dict.fromkeys(OpenPhase, WmsStates.UNKNOWN),
 }
 
 
 _NONE: Counts = dict.fromkeys(WmsStates, 0)
 
 
-def no_jobs() -> Counts:
+def zero_counts() -> Counts:
     """Return a count of 0 for each of the 11 states."""
     return _NONE.copy()
 
 
 def sum_counts(several: Iterable[Counts]) -> Counts:
     """Add up counts."""
-    total = no_jobs()
+    total = zero_counts()
     for counts in several:
         add_counts(total, counts)
     return total
@@ -242,7 +242,7 @@ def count_task(
     not known, ``aborted`` and ``ended`` are of the run, and ``running`` is how
     many of the task's PanDA jobs run now, if PanDA was asked.
     """
-    counts = no_jobs()
+    counts = zero_counts()
     if transform is None:
         counts[_unreleased_state(aborted, ended)] = max(0, planned)
         return counts
@@ -270,7 +270,7 @@ def _unreleased_state(aborted: bool, ended: bool) -> WmsStates:
     return WmsStates.DELETED if aborted else WmsStates.PRUNED
 
 
-def _open_jobs(transform: TransformRecord, planned: int) -> dict[Open, int]:
+def _open_jobs(transform: TransformRecord, planned: int) -> dict[OpenPhase, int]:
     """Split the jobs that have not ended."""
     outputs = transform.outputs or FileCounts()
     new = max(0, outputs.new)
@@ -281,11 +281,11 @@ def _open_jobs(transform: TransformRecord, planned: int) -> dict[Open, int]:
     done = max(0, outputs.processed) + max(0, outputs.failed) + max(0, outputs.missing)
     unmapped = max(planned, outputs.total, 0) - (new + queued + started + done)
     return {
-        Open.UNMAPPED: max(0, unmapped),
-        Open.UNREADY: unready,
-        Open.READY: new - unready,
-        Open.QUEUED: queued,
-        Open.STARTED: started,
+        OpenPhase.UNMAPPED: max(0, unmapped),
+        OpenPhase.UNREADY: unready,
+        OpenPhase.READY: new - unready,
+        OpenPhase.QUEUED: queued,
+        OpenPhase.STARTED: started,
     }
 
 

@@ -35,21 +35,21 @@ from .bps_states import (
     count_task,
     is_aborted,
     is_ended,
-    no_jobs,
     phase_of,
     quiet_seconds,
     refine_by_contents,
     run_state,
     sum_counts,
     was_killed,
+    zero_counts,
 )
-from .job_errors import JobError, put_first
+from .job_errors import JobError, sort_errors
 from .records import ContentRecord, FileCounts, JobRecord, RequestRecord, TaskRecord, TransformRecord, log_url
 from .vocabulary import (
     CONTENT_STATUSES,
     RUNNING_TASKS,
     TASK_STATUSES,
-    TERMINAL,
+    TERMINAL_STATUSES,
     UNKNOWN_EXIT_CODE,
     ContentPhase,
     TransformPhase,
@@ -231,7 +231,7 @@ class RunEvidence:
         return tuple(transform_id for _, transform_id in sorted(found))
 
     @property
-    def waits_in_vain(self) -> bool:
+    def is_stuck(self) -> bool:
         """Whether a cancelled run waits for jobs that nobody will do.
 
         iDDS starts the final tasks of a run that was aborted.  One that needs
@@ -277,8 +277,8 @@ def _tally_run(evidence: RunEvidence) -> RunTally:
     ended, aborted = evidence.ended, evidence.aborted
     labels, expected = _expected_tasks(evidence)
     plain = evidence.jobs is None and not evidence.contents
-    coarse: dict[str, Counts] = {label: no_jobs() for label in labels}
-    fine = coarse if plain else {label: no_jobs() for label in labels}
+    coarse: dict[str, Counts] = {label: zero_counts() for label in labels}
+    fine = coarse if plain else {label: zero_counts() for label in labels}
     by_transform: dict[int, Counts] = {}
     for label, transform, planned in expected:
         counts = count_task(transform, planned, aborted=aborted, ended=ended)
@@ -361,7 +361,7 @@ def _add_missing(evidence: RunEvidence, by_label: dict[str, Counts]) -> None:
         missing = evidence.attributes.jobs - known
         planned = {UNRELEASED_LABEL: missing} if missing > 0 else {}
     for label, number in planned.items():
-        counts = by_label.setdefault(label, no_jobs())
+        counts = by_label.setdefault(label, zero_counts())
         short = number - sum(counts.values())
         if evidence.transforms is None and short > 0:
             counts[_unasked_state(evidence)] += short
@@ -391,7 +391,7 @@ def failures_of(
             continue
         phase = CONTENT_STATUSES.get(content.status)
         if phase is ContentPhase.FAILED or (over and phase is ContentPhase.RETRIED):
-            failed.append(_failure_from(content, transform, label, put_first(content.errors)))
+            failed.append(_failure_from(content, transform, label, sort_errors(content.errors)))
         elif over and phase is ContentPhase.UNFINISHED:
             text = f"its task ended as {transform.status} before the job did"
             error = JobError("task", UNKNOWN_EXIT_CODE, text)
@@ -427,7 +427,7 @@ def count_build_job(transform: TransformRecord) -> TransformRecord:
     """
     if transform.name != BUILD_TASK or (transform.outputs is not None and transform.outputs.total):
         return transform
-    going = FileCounts(total=1) if transform.status in TERMINAL else FileCounts(total=1, activated=1)
+    going = FileCounts(total=1) if transform.status in TERMINAL_STATUSES else FileCounts(total=1, activated=1)
     return replace(transform, outputs=_COUNTS.get(transform.status, going))
 
 

@@ -4,7 +4,7 @@ of error, with what is known of where and when it happened.
 
 from __future__ import annotations
 
-__all__ = ["ErrorGroup", "digest_errors", "exit_codes", "is_memory_error", "judge_groups", "signature_of"]
+__all__ = ["ErrorGroup", "group_errors", "exit_codes", "is_memory_error", "add_verdicts", "signature_of"]
 
 import re
 from collections import Counter
@@ -110,7 +110,7 @@ def exit_codes(failed: Mapping[str, int], failures: Iterable[JobRecord]) -> dict
     return found
 
 
-def digest_errors(evidence: RunEvidence, *, label: str = "", by_label: bool = True) -> list[ErrorGroup]:
+def group_errors(evidence: RunEvidence, *, label: str = "", by_label: bool = True) -> list[ErrorGroup]:
     """Put the failed attempts of a run together by their errors; texts that
     differ only in what differs from job to job are the same.
 
@@ -203,7 +203,7 @@ def _places(names: Iterable[str]) -> tuple[tuple[str, int], ...]:
     return tuple(Counter(name for name in names if name).most_common(_PLACES))
 
 
-def judge_groups(
+def add_verdicts(
     groups: Iterable[ErrorGroup],
     rulebook: Rulebook,
     *,
@@ -214,7 +214,7 @@ def judge_groups(
     Parameters
     ----------
     groups : `~collections.abc.Iterable` [`ErrorGroup`]
-        Groups as `digest_errors` gives them.
+        Groups as `group_errors` gives them.
     rulebook : `~.verdicts.Rulebook`
         Rules of the verdicts.
     read_tail : `~collections.abc.Callable`, optional
@@ -227,6 +227,6 @@ def judge_groups(
             tail = tuple(read_tail(group.example))
         # The runner's first line repeats the command, which may hold any word.
         log = "\n".join(line for line in tail if not _RUNNER.match(line))
-        verdict = rulebook.judge(group.errors or (group.error,), log=log, one_node=group.one_node)
+        verdict = rulebook.find_verdict(group.errors or (group.error,), log=log, one_node=group.one_node)
         judged.append(replace(group, log_tail=tail, verdict=verdict))
     return judged

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["JobError", "choose_error", "put_first", "signal_name"]
+__all__ = ["JobError", "choose_error", "sort_errors", "signal_name"]
 
 import signal
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ def choose_error(errors: Sequence[JobError]) -> JobError:
     return JobError(first.source, first.code, text)
 
 
-def put_first(errors: Sequence[JobError]) -> tuple[JobError, ...]:
+def sort_errors(errors: Sequence[JobError]) -> tuple[JobError, ...]:
     """Put the error that is reported for a job before its others."""
     first = choose_error(errors)
     return (first, *(error for error in errors if error.source != first.source))

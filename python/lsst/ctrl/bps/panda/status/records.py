@@ -13,7 +13,7 @@ __all__ = [
     "TaskRecord",
     "TransformRecord",
     "log_url",
-    "number_of",
+    "render_count",
 ]
 
 from dataclasses import dataclass
@@ -267,6 +267,6 @@ def log_url(pilot_id: str) -> str:
     return url
 
 
-def number_of(count: int, noun: str) -> str:
+def render_count(count: int, noun: str) -> str:
     """Write a number of things, such as ``1 job`` or ``2 jobs``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

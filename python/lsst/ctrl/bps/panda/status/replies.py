@@ -29,7 +29,7 @@ from typing import Any
 
 from ..errors import ReplyError
 from ..plan.naming import name_of_inputs
-from .job_errors import JobError, put_first
+from .job_errors import JobError, sort_errors
 from .records import ContentRecord, FileCounts, JobRecord, RequestRecord, TaskRecord, TransformRecord, log_url
 from .vocabulary import (
     CONTENT_STATUSES,
@@ -280,7 +280,7 @@ def _told_errors(row: Mapping[str, Any], status: str) -> tuple[JobError, ...]:
     if phase not in (JobPhase.FAILED, JobPhase.KILLED):
         return ()
     errors = _errors_of(row, _JOB_FIELDS)
-    return put_first(errors) if errors or phase is JobPhase.FAILED else ()
+    return sort_errors(errors) if errors or phase is JobPhase.FAILED else ()
 
 
 def render_short(value: Any, limit: int = 300) -> str:

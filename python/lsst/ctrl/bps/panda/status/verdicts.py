@@ -43,7 +43,7 @@ class Rulebook:
     rules: tuple[VerdictRule, ...]
     verdicts: Mapping[str, Verdict]
 
-    def judge(self, errors: Iterable[JobError], *, log: str = "", one_node: bool = False) -> Verdict:
+    def find_verdict(self, errors: Iterable[JobError], *, log: str = "", one_node: bool = False) -> Verdict:
         """Judge a failure by all errors of the job and the end of its log: the
         verdict of the first rule that holds, else ``unknown``.
 

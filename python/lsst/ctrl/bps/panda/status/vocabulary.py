@@ -8,9 +8,9 @@ from __future__ import annotations
 
 __all__ = [
     "CONTENT_STATUSES",
-    "DYING_TASKS",
+    "CANCELLING_TASKS",
     "ENDED_TASKS",
-    "GOING_TASKS",
+    "ACTIVE_TASKS",
     "JOB_STATUSES",
     "KILL_CODES",
     "MEMORY_ADVICE",
@@ -24,7 +24,7 @@ __all__ = [
     "RUNNING_TASKS",
     "SOURCES",
     "TASK_STATUSES",
-    "TERMINAL",
+    "TERMINAL_STATUSES",
     "TRANSFORM_STATUSES",
     "UNKNOWN_EXIT_CODE",
     "VERDICTS",
@@ -83,7 +83,7 @@ REQUEST_STATUSES = {
 }
 """iDDS's ``RequestStatus`` (idds.common.constants, 2.6.21); the position of a name is its number there."""
 
-TERMINAL = frozenset(
+TERMINAL_STATUSES = frozenset(
     status for status, phase in REQUEST_STATUSES.items() if phase in (RequestPhase.ENDED, RequestPhase.KILLED)
 )
 """Statuses, of requests and of transforms, after which nothing starts by
@@ -193,13 +193,13 @@ TASK_STATUSES = {
 RUNNING_TASKS = frozenset({"running", "scouting", "prepared", "merging"})
 """Statuses of PanDA tasks whose jobs have been released."""
 
-DYING_TASKS = frozenset(task for task, status in TASK_STATUSES.items() if status == "Cancelling")
+CANCELLING_TASKS = frozenset(task for task, status in TASK_STATUSES.items() if status == "Cancelling")
 """Statuses of PanDA tasks whose jobs are being killed."""
 
-GOING_TASKS = RUNNING_TASKS | DYING_TASKS
+ACTIVE_TASKS = RUNNING_TASKS | CANCELLING_TASKS
 """Statuses of PanDA tasks that may have running jobs."""
 
-ENDED_TASKS = frozenset(task for task, status in TASK_STATUSES.items() if status in TERMINAL)
+ENDED_TASKS = frozenset(task for task, status in TASK_STATUSES.items() if status in TERMINAL_STATUSES)
 PAUSED_TASKS = frozenset(task for task, status in TASK_STATUSES.items() if status == "Suspended")
 
 

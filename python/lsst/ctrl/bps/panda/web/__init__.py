@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..status.records import number_of
+from ..status.records import render_count
 
 
 def render(template: str, **values: Any) -> Markup:
@@ -34,7 +34,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number_of=number_of, utc=_format_utc)
+    environment.filters.update(render_count=render_count, utc=_format_utc)
     environment.globals["static"] = _read_static
     environment.tests["web_address"] = _is_web_address
     return environment
