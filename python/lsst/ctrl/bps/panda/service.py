@@ -36,7 +36,7 @@ from .runs.cancel import cancel_run
 from .runs.client import Connection, RunClient, connect
 from .runs.files import protect_environment_dumps
 from .runs.restart import restart_run
-from .runs.submit import record_submission, send, tell_how_to_follow
+from .runs.submit import submit_run, tell_how_to_follow
 from .settings import sites
 from .settings.bps_command import accept_service_names, is_dry_run
 from .settings.configuration import RunConfiguration
@@ -141,10 +141,8 @@ class PanDAService(BaseWmsService):
             submit_control_workflow(connection, workflow)
         else:
             stage_with_progress(workflow.staged_files(), workflow.settings.staging)
-            request_id = send(connection.relay, workflow.submission, workflow.name)
-            length = workflow.submission.length
-            record_submission(connection, workflow.read_record(), request_id, request_bytes=length)
-            workflow.run_id = str(request_id)
+            record, length = workflow.read_record(), workflow.submission.length
+            workflow.run_id = str(submit_run(connection, record, workflow.submission, request_bytes=length))
         tell_how_to_follow(connection, workflow.run_id, self._class_name)
         return None
 

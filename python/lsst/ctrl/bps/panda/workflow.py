@@ -159,7 +159,7 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
             outputs=self._outputs,
             messages=find_run_broker(read_service_settings(self.config), self.plan.run.site),
         )
-        record.write(directory)
+        record.prepared_again(directory).write(directory)
 
     def read_record(self) -> RunRecord:
         """Read the record that `write` has written."""

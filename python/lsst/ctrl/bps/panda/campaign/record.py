@@ -19,7 +19,6 @@ __all__ = [
 ]
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 from enum import StrEnum
@@ -28,7 +27,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from ..errors import PandaBpsError, RunNotFoundError
-from ..runs.files import read_model, write_text
+from ..runs.files import hold_lock, read_model, write_text
 from ..runs.record import IndexFile
 from ..settings.campaign import Value
 
@@ -103,7 +102,7 @@ class CampaignRecord(BaseModel):
     def write(self) -> Path:
         """Write the record into the campaign's directory."""
         path = Path(self.directory) / RECORD_NAME
-        write_text(path, [self.model_dump_json(indent=1), "\n"])
+        write_text(path, [self.model_dump_json(indent=1), "\n"], durable=True)
         return path
 
 
@@ -119,11 +118,9 @@ def lock_campaign(directory: str | os.PathLike[str]) -> Iterator[None]:
     """Keep other processes from submitting the campaign at the same time;
     an error if one does already.
     """
-    with open(Path(directory) / f".{RECORD_NAME}.lock", "w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise PandaBpsError(f"Another process is working on the campaign in {directory}.") from None
+    with hold_lock(
+        directory, RECORD_NAME, busy=f"Another process is working on the campaign in {directory}."
+    ):
         yield
 
 

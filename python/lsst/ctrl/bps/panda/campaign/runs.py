@@ -44,8 +44,8 @@ from ..insight.documents import make_document, make_plain
 from ..report.report import get_status_of
 from ..rucio.status import RegistrationStatus, ReplicaCount, Rule, make_plain_status
 from ..runs.client import Connection, RunClient
+from ..runs.intention import record_submission, settle
 from ..runs.record import read_record
-from ..runs.submit import record_submission
 from ..status.bps_states import Counts, sum_counts, zero_counts
 from ..status.evidence import RunEvidence, RunTally
 from .record import CampaignRecord, PartRecord, PartState, lock_campaign, read_campaign
@@ -137,9 +137,13 @@ def _adopt(part: PartRecord, connection: Connection) -> bool:
         run = read_record(part.submit_path)
     except PandaBpsError:
         run = None
-    if run is not None and run.request_id is not None:
-        _submitted(part, run.request_id)
-        return True
+    interrupted = run is not None and run.intention is not None
+    if run is not None:
+        run = settle(connection.relay, connection.settings, run)
+        if run.request_id is not None:
+            _submitted(part, run.request_id)
+        if run.request_id is not None or interrupted:
+            return run.request_id is not None
     found = connection.relay.get_request_ids_by_name(part.run)
     if not found:
         return False
@@ -147,7 +151,7 @@ def _adopt(part: PartRecord, connection: Connection) -> bool:
     _submitted(part, request_id)
     _LOG.info("Run %s was submitted before as request %d", part.run, request_id)
     if run is not None:
-        record_submission(connection, run, request_id)
+        record_submission(connection.settings, run, request_id)
     return True
 
 

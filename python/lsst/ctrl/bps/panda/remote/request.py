@@ -28,7 +28,7 @@ from ..rest.panda_api import MAX_CACHE_FILE
 from ..runs.client import Connection
 from ..runs.files import protect_environment_dumps, replacing
 from ..runs.record import RunRecord, RunSection
-from ..runs.submit import record_submission, send
+from ..runs.submit import submit_run
 from ..settings.bps_command import configuration_file
 from ..settings.configuration import RunConfiguration
 from ..settings.remote import is_batch_submission, read_build_settings
@@ -90,12 +90,11 @@ def submit_build(
     url = connection.api.upload_cache_file(archive)
     command = _fill(settings.command, archive=url, config=overlay.name, site=site)
     submission = make_build_submission(settings, command, attributes)
-    request_id = send(connection.relay, submission, attributes.name, build=True)
     # The site chooses the staging area.
     places = {"output_run": run.output_run, "site": run.site, "submit_path": os.fspath(submit_path)}
     section = RunSection.model_validate(attributes).model_copy(update={**places, "staging_area": ""})
     record = RunRecord.planned_at_site(section, archive=archive.name)
-    record_submission(connection, record, request_id)
+    request_id = submit_run(connection, record, submission, build=True)
     workflow = PandaBpsWmsWorkflow(attributes.name, config)
     workflow.run_id = str(request_id)
     workflow.submit_path = os.fspath(submit_path)

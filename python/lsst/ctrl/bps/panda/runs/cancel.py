@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from lsst.ctrl.bps.wms_service import WmsStates
 
-from ..errors import RefusedError
+from ..errors import RefusedError, TransportError
 from ..staging import CANCELLED, remove_marker, write_marker
 from ..status.evidence import RunEvidence
 from .client import FoundRun, RunClient
@@ -46,9 +46,13 @@ def cancel_run(
     marked = _mark(record)
     try:
         client.connection.relay.abort(request_id)
-    except RefusedError as error:
-        if marked and record is not None:
+    except TransportError as error:
+        refused = isinstance(error, RefusedError)
+        # The run goes on for certain, and must publish its outputs.
+        if marked and record is not None and (refused or not error.maybe_sent):
             remove_marker(record.staging_area, CANCELLED)
+        if not refused:
+            raise
         return False, f"The server refused to cancel run {request_id}: {error.message}"
     evidence, sent = _watch(client, found, patience=patience, sleep=sleep, clock=clock)
     if not evidence.aborted:

@@ -44,6 +44,7 @@ from ..status.records import ContentRecord, JobRecord, RequestRecord, TaskRecord
 from ..status.replies import parse_contents, parse_jobs, parse_requests, parse_tasks, parse_transforms
 from ..status.vocabulary import ACTIVE_TASKS
 from .files import PLAN_NAME, REGISTRATION_NAME, collect_outputs, names_directory, write_text
+from .intention import describe_unsent, settle
 from .record import BuildReply, RunIndex, RunRecord
 
 _LOG = logging.getLogger(__name__)
@@ -157,8 +158,9 @@ class RunClient:
     def find(self, run: str | int | FoundRun) -> FoundRun:
         """Find a run, and its record if it is on this machine.
 
-        The record of a remote build is completed with what the site has sent.
-        `RunNotFoundError` lists where the run was searched for.
+        The record of a remote build is completed with what the site has sent, and that of an
+        interrupted submission with what the server knows.  `RunNotFoundError` lists where the run was
+        searched for; `SubmissionUncertainError` says that nobody knows now whether there is one.
         """
         if isinstance(run, FoundRun):
             return run
@@ -170,8 +172,9 @@ class RunClient:
         record = self._find_record(text)
         if record is None:
             return FoundRun(int(text), None)
+        record = settle(self._relay, self.connection.settings, record)
         if record.request_id is None:
-            raise RunNotFoundError(f"The run of {text} was prepared but not submitted.")
+            raise RunNotFoundError(describe_unsent(record))
         return FoundRun(record.request_id, record)
 
     def _find_name(self, name: str) -> int:

@@ -16,6 +16,7 @@ __all__ = [
     "collect_outputs",
     "find_outputs",
     "hide_secrets",
+    "hold_lock",
     "names_directory",
     "protect_environment_dumps",
     "read_model",
@@ -28,6 +29,8 @@ __all__ = [
 
 import atexit
 import contextlib
+import errno
+import fcntl
 import json
 import logging
 import os
@@ -80,11 +83,12 @@ def names_directory(run: str) -> bool:
 
 
 @contextlib.contextmanager
-def replacing(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
+def replacing(path: Path, *, mode: int = 0o666, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary file that replaces another at the end, or is removed on an
     exception, so that a reader never sees half a file.
 
-    The directory is created; the umask is applied to ``mode``.
+    The directory is created; the umask is applied to ``mode``.  What is durable is on
+    disk before this returns, and survives a crash of the machine.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -94,17 +98,51 @@ def replacing(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
         mask = os.umask(0)
         os.umask(mask)
         os.chmod(name, mode & ~mask)
+        if durable:
+            _sync(name)
         os.replace(name, path)
+        if durable:
+            _sync(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
 
 
-def write_text(path: Path, pieces: Iterable[str], *, mode: int = 0o666) -> None:
-    """Write a text file completely or not at all; the umask is applied to ``mode``."""
-    with replacing(path, mode=mode) as temporary, open(temporary, "w", encoding="utf-8") as stream:
+def _sync(path: str | Path) -> None:
+    """Have a file or a directory written to disk, where its file system can do so."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, pieces: Iterable[str], *, mode: int = 0o666, durable: bool = False) -> None:
+    """Write a text file completely or not at all; ``mode`` and ``durable`` are as in `replacing`."""
+    place = replacing(path, mode=mode, durable=durable)
+    with place as temporary, open(temporary, "w", encoding="utf-8") as stream:
         stream.writelines(pieces)
+
+
+@contextlib.contextmanager
+def hold_lock(directory: str | os.PathLike[str], name: str, *, busy: str) -> Iterator[None]:
+    """Hold the lock of a file of a directory; `PandaBpsError` with the text ``busy`` if another process does.
+
+    A file system without locks has none.
+    """
+    with open(Path(directory) / f".{name}.lock", "w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PandaBpsError(busy) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+                raise
+        yield
 
 
 def read_model(directory: str | os.PathLike[str], name: str, model: type[_Model], *, holder: str) -> _Model:

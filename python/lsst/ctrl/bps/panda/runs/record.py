@@ -6,7 +6,7 @@ saves it.
 
 from __future__ import annotations
 
-__all__ = ["BuildReply", "IndexFile", "RunIndex", "RunRecord", "read_record"]
+__all__ = ["BuildReply", "IndexFile", "RequestPart", "RunIndex", "RunRecord", "read_record"]
 
 import fcntl
 import logging
@@ -14,6 +14,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 
@@ -91,6 +92,24 @@ class RemoteBuild(_Section):
     """Whether the site's plan has come back."""
 
 
+class RequestPart(StrEnum):
+    """What was about to be sent."""
+
+    STEPS = "steps"
+    """Parts of a long request, of which nothing runs."""
+
+    REQUEST = "request"
+    """The request itself."""
+
+
+class Intention(_Section):
+    """A submission that was begun and of which no outcome is recorded."""
+
+    server: str
+    begun_at: Moment
+    part: RequestPart
+
+
 class RunRecord(_Section):
     """The record of a run, as it is saved."""
 
@@ -116,6 +135,9 @@ class RunRecord(_Section):
 
     remote: RemoteBuild | None = None
     prepared_at: Moment | None = None
+    intention: Intention | None = None
+    """Written before the request is sent, and removed when the outcome is known."""
+
     request_id: int | None = None
     server: str = ""
     submitted_at: Moment | None = None
@@ -231,7 +253,27 @@ class RunRecord(_Section):
     ) -> RunRecord:
         """Return the record of the same run, now submitted."""
         size = {} if request_bytes is None else {"request_bytes": request_bytes}
-        return self._with(request_id=request_id, server=server, submitted_at=_now(), **size)
+        return self.unsent()._with(request_id=request_id, server=server, submitted_at=_now(), **size)
+
+    def intended(self, part: RequestPart, *, server: str) -> RunRecord:
+        """Return the record of the same run, of which something is about to be sent."""
+        return self._with(intention=Intention(server=server, begun_at=_now(), part=part))
+
+    def unsent(self) -> RunRecord:
+        """Return the record of the same run without an intention."""
+        record = self._with(intention=None)
+        record.model_fields_set.discard("intention")
+        return record
+
+    def prepared_again(self, directory: str | os.PathLike[str]) -> RunRecord:
+        """Return the record with what an earlier one of the run in the directory knows of its submission."""
+        try:
+            before = read_record(Path(directory) / RECORD_NAME)
+        except PandaBpsError:
+            return self
+        kept = ("intention", "request_id", "server", "submitted_at", "request_bytes")
+        known = {key: getattr(before, key) for key in kept if key in before.model_fields_set}
+        return self._with(**known) if before.name == self.name else self
 
     def complete(self, reply: BuildReply) -> RunRecord:
         """Return the record of a run planned at its site, with that plan."""
@@ -263,9 +305,9 @@ class RunRecord(_Section):
         return self._with(restarts=self.restarts + 1, restarted_as=request_id)
 
     def write(self, directory: str | os.PathLike[str] | None = None) -> Path:
-        """Write the record into the submit directory, or another one."""
+        """Write the record into the submit directory, or another one; it is on disk then."""
         path = Path(self.submit_path if directory is None else directory) / RECORD_NAME
-        write_text(path, [self.model_dump_json(indent=1, exclude_unset=True), "\n"])
+        write_text(path, [self.model_dump_json(indent=1, exclude_unset=True), "\n"], durable=True)
         return path
 
     def _with(self, **changes: Any) -> RunRecord:

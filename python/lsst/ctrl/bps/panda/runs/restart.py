@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lsst.ctrl.bps.wms_service import WmsStates
 
-from ..errors import PandaBpsError
+from ..errors import PandaBpsError, RunNotFoundError
 from ..idds.workflow import make_submission
 from ..plan.document import render_plan
 from ..plan.model import StagedFile, WorkflowPlan
@@ -19,10 +19,18 @@ from ..plan.naming import restart_name
 from ..plan.planner import make_restart_plan
 from ..staging import CANCELLED, remove_marker, stage
 from ..status.evidence import RunEvidence
-from .client import RunClient
-from .files import PARAMETERS_DIRECTORY, PLAN_NAME, prepare_environment_dump, read_plan, write_text
-from .record import RunRecord
-from .submit import record_submission, send
+from .client import FoundRun, RunClient
+from .files import (
+    PARAMETERS_DIRECTORY,
+    PLAN_NAME,
+    RECORD_NAME,
+    prepare_environment_dump,
+    read_plan,
+    write_text,
+)
+from .intention import lock_submission, settle
+from .record import RunRecord, read_record
+from .submit import submit_run
 
 _LOG = logging.getLogger(__name__)
 
@@ -44,6 +52,16 @@ def restart_run(client: RunClient, run: str) -> tuple[str | None, str | None, st
             "is not known on this machine to this user. Give the submit directory instead of the id: "
             "bps restart --id DIRECTORY."
         )
+    with lock_submission(record.submit_path):
+        return _restart(client, found._replace(record=read_record(record.submit_path)))
+
+
+def _restart(client: RunClient, found: FoundRun) -> tuple[str | None, str | None, str]:
+    """Do what `restart_run` does; nobody else restarts the run meanwhile."""
+    request_id, record = found
+    assert record is not None
+    number = record.restarts + 1
+    directory = record.origin_directory / f"restart_{number}"
     if successor := record.restarted_as:
         return (
             None,
@@ -51,25 +69,48 @@ def restart_run(client: RunClient, run: str) -> tuple[str | None, str | None, st
             f"Run {request_id} was restarted before, as run {successor}, which knows what is still to be "
             f"done: bps restart --id {successor}.",
         )
+    if before := _find_interrupted(client, directory):
+        _finish(record, before)
+        message = (
+            f"Run {request_id} was restarted before, as run {before.request_id}, but that was interrupted; "
+            f"nothing was queued again. Submit directory: {directory}"
+        )
+        return str(before.request_id), before.name, message
     evidence = client.status(found)
     if refusal := _why_not(client, record, evidence):
         return None, None, refusal
     plan = read_plan(record.submit_path)
     done = _done_jobs(client, evidence, plan)
-    number = record.restarts + 1
     restart = make_restart_plan(plan, done, name=restart_name(plan.run.name, number), origin=request_id)
-    directory = record.origin_directory / f"restart_{number}"
     restart = replace(restart, run=replace(restart.run, submit_path=os.fspath(directory)))
-    new_id = _submit(client, restart, record)
-    _provide_configuration(record, restart.run.name)
-    prepare_environment_dump(record.submit_path, restart.run.name)
-    record.restarted(new_id).write()
+    new = _submit(client, restart, record)
+    _finish(record, new)
     queued = ", ".join(f"{count} {label}" for label, count in restart.labels)
     message = (
-        f"Run {new_id} ({restart.run.name}) completes run {request_id}: queued {queued}; "
+        f"Run {new.request_id} ({restart.run.name}) completes run {request_id}: queued {queued}; "
         f"{len(done)} jobs are done already. Submit directory: {directory}"
     )
-    return str(new_id), restart.run.name, message
+    return str(new.request_id), restart.run.name, message
+
+
+def _find_interrupted(client: RunClient, directory: Path) -> RunRecord | None:
+    """Return the record of a restart that was submitted without a word of it in the record of the first
+    run, because it was interrupted.
+    """
+    try:
+        record = read_record(directory / RECORD_NAME)
+    except RunNotFoundError:
+        return None
+    record = settle(client.connection.relay, client.connection.settings, record)
+    return record if record.request_id is not None else None
+
+
+def _finish(record: RunRecord, new: RunRecord) -> None:
+    """Provide what BPS looks for, and say in the record of a run how it goes on."""
+    assert new.request_id is not None
+    _provide_configuration(record, new.name)
+    prepare_environment_dump(record.submit_path, new.name)
+    record.restarted(new.request_id).write()
 
 
 def _why_not(client: RunClient, record: RunRecord, evidence: RunEvidence) -> str:
@@ -140,7 +181,7 @@ def _done_jobs(client: RunClient, evidence: RunEvidence, plan: WorkflowPlan) -> 
     return done
 
 
-def _submit(client: RunClient, plan: WorkflowPlan, record: RunRecord) -> int:
+def _submit(client: RunClient, plan: WorkflowPlan, record: RunRecord) -> RunRecord:
     """Stage again what may be missing, submit the plan, and record that."""
     write_text(Path(plan.run.submit_path) / PLAN_NAME, render_plan(plan))
     if record.remote is None:
@@ -148,9 +189,8 @@ def _submit(client: RunClient, plan: WorkflowPlan, record: RunRecord) -> int:
         stage([*plan.files, *_parameters(record)], record.staging_settings)
     remove_marker(plan.run.staging_area, CANCELLED)
     submission = make_submission(plan, max_length=MAX_REQUEST_LENGTH)
-    request_id = send(client.connection.relay, submission, plan.run.name)
-    record_submission(client.connection, record.for_restart(plan), request_id)
-    return request_id
+    new = record.for_restart(plan)
+    return new.submitted(submit_run(client.connection, new, submission), server="")
 
 
 def _parameters(record: RunRecord) -> list[StagedFile]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-__all__ = ["record_submission", "send", "tell_how_to_follow"]
+__all__ = ["send", "submit_run", "tell_how_to_follow"]
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
 
-from ..errors import RefusedError, ReplyError, SubmissionUncertainError, TransportError
+from ..errors import PandaBpsError, RefusedError, ReplyError, SubmissionUncertainError, TransportError
 from ..idds.workflow import Submission
 from ..rest.relay import Relay
 from .client import Connection
-from .record import RunIndex, RunRecord
+from .intention import lock_submission, look_up, record_submission
+from .record import RequestPart, RunRecord
 
 _LOG = logging.getLogger(__name__)
 
@@ -32,12 +34,59 @@ def tell_how_to_follow(connection: Connection, run_id: str, service_class: str) 
         _LOG.info("To follow the run: export BPS_WMS_SERVICE_CLASS=%s; bps report --id %s", name, run_id)
 
 
+def submit_run(
+    connection: Connection,
+    record: RunRecord,
+    submission: Submission,
+    *,
+    build: bool = False,
+    request_bytes: int | None = None,
+) -> int:
+    """Submit a run, record it in its submit directory, and return the number of its request.
+
+    The record says what is about to be sent before it is sent.  If it says so already, an earlier submission
+    was interrupted: the run is looked up first, and nothing is sent if it is there.  Errors are those of
+    `send`; a `SubmissionUncertainError` is raised also if nobody knows what became of the earlier one.
+    """
+    relay, settings = connection.relay, connection.settings
+    with lock_submission(record.submit_path):
+        record = record.prepared_again(record.submit_path)
+        if record.intention is not None and (found := look_up(relay, settings, record).request_id):
+            return found
+        record = record.unsent()
+
+        def note(part: RequestPart) -> None:
+            nonlocal record
+            record = record.intended(part, server=settings.url)
+            record.write()
+
+        try:
+            place = record.submit_path
+            request_id = send(relay, submission, record.name, build=build, note=note, place=place)
+        except PandaBpsError as error:
+            if record.intention is not None and not getattr(error, "maybe_sent", False):
+                with contextlib.suppress(OSError):
+                    record.unsent().write()
+            raise
+        except BaseException:
+            if record.intention is not None:
+                _LOG.warning(
+                    "The submission of run %s was interrupted. Before you submit it again, see what became "
+                    "of it: bps report --id %s", record.name, record.submit_path,
+                )  # fmt: skip
+            raise
+        record_submission(settings, record, request_id, request_bytes=request_bytes)
+    return request_id
+
+
 def send(
     relay: Relay,
     submission: Submission,
     name: str,
     *,
     build: bool = False,
+    note: Callable[[RequestPart], None] = lambda part: None,
+    place: str = "",
     patience: float = LOOK_UP_SECONDS,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
@@ -50,7 +99,8 @@ def send(
     again.  If it still is not known, that is a `SubmissionUncertainError`; an
     existing run of this name is a `RefusedError`.
 
-    With ``build``, it is the task that makes the plan at a site.
+    With ``build``, it is the task that makes the plan at a site.  ``note`` is called before something is
+    sent; ``place`` is the submit directory, for messages.
     """
     existing = relay.get_request_ids_by_name(name)
     if existing:
@@ -58,29 +108,17 @@ def send(
             f"A run named {name!r} exists already: request {existing[name]}. Submitting it again would run "
             "everything twice; use another outputRun, or bps restart for what is left of it."
         )
-    _send_steps(relay, submission, name)
+    if submission.steps:
+        note(RequestPart.STEPS)
+        _send_steps(relay, submission, name)
+    note(RequestPart.REQUEST)
     try:
         return relay.submit(submission.request, submission.keywords, build=build)
     except TransportError as error:
         if not getattr(error, "maybe_sent", False):
             raise
         _LOG.warning("Whether run %s was submitted is not known (%s); looking it up", name, error)
-        return _settle(relay, name, error, patience=patience, sleep=sleep, clock=clock)
-
-
-def record_submission(
-    connection: Connection,
-    record: RunRecord,
-    request_id: int,
-    *,
-    request_bytes: int | None = None,
-) -> None:
-    """Record a submission in the run's record and in the list of own runs."""
-    settings = connection.settings
-    record = record.submitted(request_id, server=settings.url, request_bytes=request_bytes)
-    record.write()
-    RunIndex(settings.state_directory, settings.url).add(record)
-    _LOG.info("Submitted run %s as request %d to %s", record.name, request_id, settings.url)
+        return _settle(relay, name, error, place=place, patience=patience, sleep=sleep, clock=clock)
 
 
 def _send_steps(relay: Relay, submission: Submission, name: str) -> None:
@@ -113,6 +151,7 @@ def _settle(
     name: str,
     cause: TransportError,
     *,
+    place: str,
     patience: float,
     sleep: Callable[[float], None],
     clock: Callable[[], float],
@@ -136,9 +175,10 @@ def _settle(
         pause = min(2 * pause, 15.0)
     known = "the server does not know it so far" if answered else "the server did not answer"
     raise SubmissionUncertainError(
-        f"It is not known whether run {name!r} was submitted: {cause.message} After "
-        f"{patience:.0f} s {known}. "
-        f"Nothing was sent again. Look with 'bps report --id {name}' before you submit it once more.",
+        f"It is not known whether run {name!r} was submitted: {cause.message} After {patience:.0f} s "
+        f"{known}. Nothing was sent again. Look with 'bps report --id {place or name}' before you submit it "
+        "once more.",
         endpoint=relay.endpoint,
         request=f"submit {name}",
+        maybe_sent=True,
     ) from cause
