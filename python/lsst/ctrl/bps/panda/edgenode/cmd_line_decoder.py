@@ -47,13 +47,18 @@ __all__ = [
     "EXIT_OUTPUT",
     "EXIT_PARAMETERS",
     "EXIT_PLACEHOLDER",
+    "EXIT_SHARD",
     "EXIT_START",
     "EXIT_UNREACHABLE",
+    "EXIT_UNSAFE",
     "EXIT_USAGE",
     "EXIT_WORK_DIRECTORY",
     "FailureError",
     "Fetcher",
     "HttpArea",
+    "LARGEST_MANIFEST",
+    "LARGEST_UNLISTED",
+    "LARGEST_UNPACKED",
     "LocalArea",
     "MANIFEST",
     "MONITOR_OUTPUT",
@@ -70,6 +75,7 @@ __all__ = [
     "StoppedError",
     "TOKENS",
     "VERSION",
+    "check_name",
     "decode_area",
     "decode_command",
     "decode_direct",
@@ -108,6 +114,7 @@ __all__ = [
     "safe_label",
     "say",
     "shard_name",
+    "unpack",
     "unquote",
 ]
 
@@ -161,6 +168,15 @@ def _escape(text: str, plain: "frozenset[str]", mark: str) -> str:
         else "".join(f"{mark}{byte:02X}" for byte in char.encode("utf-8", "surrogateescape"))
         for char in text
     )
+
+
+def _bytes(text: str) -> bytes:
+    """Text as the bytes of a path or command, whatever the locale is."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
 
 
 def quote(text: str) -> str:
@@ -298,11 +314,41 @@ def _check_files(pairs: "Sequence[tuple[str, str]]") -> None:
         if not key or key in seen:
             raise ValueError(f"key {key!r} of file {name!r} is {'given twice' if key else 'empty'}")
         seen.add(key)
-        parts = (name[:-1] if name.endswith("/") else name).split("/")
-        if "\0" in name or not all(parts) or "." in parts or ".." in parts:
-            raise ValueError(
-                f"name {name!r} of file {key!r} is not a relative path without '.', '..' and empty parts"
-            )
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise ValueError(f"file {key!r}: {error}") from None
+
+
+def check_name(name: str) -> str:
+    """Check a name that is to be joined to a directory: it must stay below it.
+
+    Every name that comes from outside goes through here: of arguments,
+    manifests, members of archives, and listings of stores.
+
+    Parameters
+    ----------
+    name : `str`
+        The name; that of a directory may end in ``/``.
+
+    Returns
+    -------
+    name : `str`
+        The same.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    parts = (name[:-1] if name.endswith("/") else name).split("/")
+    if "\0" in name or not all(parts) or "." in parts or ".." in parts:
+        raise ValueError(f"name {name!r} is not a relative path without '.', '..', NUL and empty parts")
+    try:
+        _bytes(name)
+    except UnicodeEncodeError:
+        raise ValueError(f"name {name!r} has characters that no file name can have") from None
+    return name
 
 
 def encode_outputs(outputs: "Iterable[tuple[str, str]]") -> str:
@@ -460,15 +506,44 @@ def find_in_shard(text: str, order_id: int) -> "dict[str, str]":
     ValueError
         If the text is not a shard.
     """
-    import json
-
-    shard = json.loads(text)
+    shard = _parse_json(text)
     if not isinstance(shard, dict) or shard.get("format") != 1:
         raise ValueError(f"not parameters of jobs in a format known here: {text[:80]!r}")
-    first, rows = shard["first"], shard["rows"]
-    if not 0 <= order_id - first < len(rows):
+    first: "Any" = shard.get("first")
+    rows: "Any" = shard.get("rows")
+    names: "Any" = shard.get("names")
+    if type(first) is not int or first < 0 or not isinstance(rows, list) or not _are_texts(names):
+        raise ValueError(
+            f"'first', 'names' or 'rows' is not a number, a list of texts or a list: {text[:80]!r}"
+        )
+    if not first <= order_id < first + len(rows):
         raise LookupError(f"order id {order_id} is not among {first} to {first + len(rows) - 1}")
-    return dict(zip(shard["names"], rows[order_id - first]))  # noqa: B905, not before 3.10
+    row = rows[order_id - first]
+    if not _are_texts(row) or len(row) != len(names):
+        raise ValueError(f"the row of order id {order_id} is not {len(names)} texts: {str(row)[:80]}")
+    return dict(zip(names, row))  # noqa: B905, not before 3.10
+
+
+def _parse_json(text: "str | bytes", hook: "Any" = None) -> "Any":
+    """Read JSON, with one kind of error for all that can be wrong with it."""
+    import json
+
+    try:
+        return json.loads(text.decode("utf-8") if isinstance(text, bytes) else text, object_pairs_hook=hook)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _are_texts(value: "Any") -> bool:
+    """Whether it is a list of texts that a command line can hold."""
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_text(value: "Any") -> bool:
+    try:
+        return isinstance(value, str) and b"\0" not in _bytes(value)
+    except UnicodeEncodeError:
+        return False
 
 
 class PseudoInput:
@@ -585,10 +660,12 @@ EXIT_USAGE = 67
 EXIT_UNREACHABLE = 69
 EXIT_INTERNAL = 70
 EXIT_START = 71
+EXIT_SHARD = 72
 EXIT_WORK_DIRECTORY = 73
 EXIT_DAMAGED = 74
 EXIT_OUTPUT = 75
 EXIT_CANCELLED = 76
+EXIT_UNSAFE = 77
 EXIT_PLACEHOLDER = 78
 
 EXIT_CODES = {
@@ -598,10 +675,12 @@ EXIT_CODES = {
     EXIT_UNREACHABLE: "the staging area does not answer, or lsst.resources is needed and not there",
     EXIT_INTERNAL: "a mistake in the runner itself",
     EXIT_START: "no shell could be started",
+    EXIT_SHARD: "a shard or a map of jobs' parameters is damaged: it is as it was staged, and makes no sense",
     EXIT_WORK_DIRECTORY: "the work directory (or the cache) cannot be written, or is full",
     EXIT_DAMAGED: "a file is not what was staged, every time it was fetched",
     EXIT_OUTPUT: "the payload ended well, but an output is missing or cannot be put where it belongs",
     EXIT_CANCELLED: "the run was cancelled, so its final job did not run",
+    EXIT_UNSAFE: "the area has what is refused: a name, a kind of file, a redirection, an archive's member",
     EXIT_PLACEHOLDER: "a placeholder of the command line has no value",
 }
 """Exit codes of the runner's own.  PanDA's pilot has meanings for 2, 3, 64
@@ -619,6 +698,14 @@ class FailureError(Exception):
 
 class DamagedError(OSError):
     """What was read is not what was staged."""
+
+
+class ShardError(Exception):
+    """What gives the parameters of jobs makes no sense."""
+
+
+def _unsafe(text: str) -> FailureError:
+    return FailureError(EXIT_UNSAFE, text)
 
 
 class StoppedError(Exception):
@@ -681,6 +768,7 @@ _OPTIONS: "dict[str, tuple[Any, Callable[[str], Any]]]" = {
     "tries": (3, _count),
     "pause": (1.0, _seconds),
     "timeout": (60.0, _seconds),
+    "patience": (300.0, _seconds),
 }
 """Name of each option, its value when it is not given, and its reader."""
 
@@ -886,24 +974,57 @@ def _quote_for_shell(value: str, states: "Sequence[str]") -> str:
 # -----------------------------------------------------------------------------------------------------------
 
 
-def _bytes(text: str) -> bytes:
-    """Text as the bytes of a path or command, whatever the locale is."""
-    return text.encode("utf-8", "surrogateescape")
-
-
-def _text(data: bytes) -> str:
-    return data.decode("utf-8", "surrogateescape")
-
-
 _CHUNK = 1 << 20
+
+LARGEST_MANIFEST = 64 << 20
+"""Bytes of a manifest, that of about 600,000 files."""
+
+LARGEST_UNLISTED = 10 << 30
+"""Bytes of a file on a server that no manifest lists."""
+
+LARGEST_UNPACKED = 1 << 30
+"""Bytes of an archive without its compression; PanDA's file cache takes 10 MB of it with that."""
+
+_LARGEST_NOTE = 1 << 20
+"""Bytes of the notes in an area: what was cancelled, how an attempt ended."""
+
+_LONGEST_REDIRECTION = 10
+_BYTES_OF_PATIENCE = 30000000
 
 
 def _read_chunks(path: "bytes | str") -> "Iterator[bytes]":
-    with open(path, "rb", buffering=0) as stream:
-        chunk = stream.read(_CHUNK)
+    """Read a file that is one: opening a FIFO would wait for a writer, and a
+    device has no end.
+    """
+    import stat
+
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(f"{_shown_path(path)!r} is a directory")
+        if not stat.S_ISREG(mode):
+            raise _unsafe(f"{_shown_path(path)!r} is a FIFO, a device or a socket and not a file")
+        chunk = os.read(descriptor, _CHUNK)
         while chunk:
             yield chunk
-            chunk = stream.read(_CHUNK)
+            chunk = os.read(descriptor, _CHUNK)
+    finally:
+        os.close(descriptor)
+
+
+def _shown_path(path: "bytes | str") -> str:
+    return _text(os.fsencode(path))
+
+
+def _bounded(chunks: "Iterable[bytes]", limit: int) -> "Iterator[bytes]":
+    """Stop reading what is longer than it may be."""
+    size = 0
+    for chunk in chunks:
+        size += len(chunk)
+        if size > limit:
+            raise DamagedError(f"more than {limit} bytes, which is all that there may be")
+        yield chunk
 
 
 class LocalArea:
@@ -916,9 +1037,10 @@ class LocalArea:
         """Path of a file in the area."""
         return os.path.join(self.root, _bytes(name))
 
-    def chunks(self, name: str) -> "Iterator[bytes]":
+    def chunks(self, name: str, limit: "int | None" = None) -> "Iterator[bytes]":
         """Read a file."""
-        return _read_chunks(self.path(name))
+        chunks = _read_chunks(self.path(name))
+        return chunks if limit is None else _bounded(chunks, limit)
 
     def mode(self, name: str) -> int:
         """Permissions of a file, 0 if they cannot be told."""
@@ -932,17 +1054,20 @@ class LocalArea:
         """Names of the files and (with ``/`` at the end) directories below a
         directory.
         """
-        names = []
-
-        def fail(error: OSError) -> None:
-            raise error
-
-        top = self.path(name)
-        for folder, folders, files in os.walk(top, onerror=fail, followlinks=True):
-            base = name + _text(folder[len(top) :].lstrip(b"/"))
-            base += "" if base.endswith("/") else "/"
-            names += [base + _text(entry) + "/" for entry in folders]
-            names += [base + _text(entry) for entry in files]
+        names: "list[str]" = []
+        waiting: "list[tuple[str, tuple[tuple[int, int], ...]]]" = [(name, ())]
+        while waiting:
+            base, above = waiting.pop()
+            status = os.stat(self.path(base))
+            here = status.st_dev, status.st_ino
+            if here in above:
+                raise _unsafe(f"directory {base!r} is a symbolic link to one above it, so it has no end")
+            for entry in os.listdir(self.path(base)):
+                inside = base + _text(entry)
+                if os.path.isdir(self.path(inside)):
+                    inside += "/"
+                    waiting.append((inside, above + (here,)))
+                names.append(inside)
         return names
 
 
@@ -953,9 +1078,10 @@ class HttpArea:
         self.root = uri if uri.endswith("/") else uri + "/"
         self.timeout = timeout
 
-    def chunks(self, name: str) -> "Iterator[bytes]":
+    def chunks(self, name: str, limit: "int | None" = None) -> "Iterator[bytes]":
         """Read a file; what is shorter than the server said is an error."""
-        return _read_url(self.root + _escape(name, _PLAIN_IN_PATH, "%"), self.timeout)
+        url = self.root + _escape(name, _PLAIN_IN_PATH, "%")
+        return _read_url(url, self.timeout, LARGEST_UNLISTED if limit is None else limit)
 
     def mode(self, name: str) -> int:
         """Web servers do not tell permissions."""
@@ -995,14 +1121,18 @@ class ResourceArea:
         uri = self.root + _escape(name, _PLAIN_IN_PATH, "%")
         return ResourcePath(uri, forceDirectory=name.endswith("/"))
 
-    def chunks(self, name: str) -> "Iterator[bytes]":
+    def chunks(self, name: str, limit: "int | None" = None) -> "Iterator[bytes]":
         """Read a file."""
         uri = self._uri(name)
+        limit = LARGEST_UNLISTED if limit is None else limit
         try:
+            size = uri.size()  # before it is fetched whole
+            if size > limit:
+                raise DamagedError(f"{size} bytes, and there may be {limit}")
             with uri.as_local() as local:
-                for chunk in _read_chunks(local.ospath):
+                for chunk in _bounded(_read_chunks(local.ospath), limit):
                     yield chunk
-        except OSError:
+        except (OSError, FailureError):
             raise
         except Exception as error:  # each store has errors of its own
             raise ConnectionError(f"{type(error).__name__}: {error}") from None
@@ -1066,27 +1196,22 @@ def _without_password(uri: str) -> str:
     return scheme + slashes + host.rpartition("@")[2] + slash + path if slashes else uri
 
 
-def _read_url(url: str, timeout: float) -> "Iterator[bytes]":
+def _read_url(url: str, timeout: float, limit: int) -> "Iterator[bytes]":
     """Read from a web server, with failures as the operating system has them
     for files.
     """
     import http.client
     import urllib.error
-    import urllib.request
 
-    request = urllib.request.Request(url)
-    token = _bearer_token() if url.startswith("https:") else ""
-    if token:  # not sent to where the server may redirect
-        request.add_unredirected_header("Authorization", "Bearer " + token)
     try:
-        with urllib.request.urlopen(request, timeout=timeout, context=_tls(url)) as reply:
+        with _open_url(url, timeout) as reply:
             expected = reply.headers.get("Content-Length")
+            if expected is not None and int(expected) > limit:
+                raise DamagedError(f"the server announces {int(expected)} bytes, and there may be {limit}")
             size = 0
-            chunk = reply.read(_CHUNK)
-            while chunk:
+            for chunk in _bounded(iter(lambda: reply.read(_CHUNK), b""), limit):
                 size += len(chunk)
                 yield chunk
-                chunk = reply.read(_CHUNK)
         if expected is not None and size != int(expected):
             raise DamagedError(f"{size} bytes came instead of {expected}")
     except urllib.error.HTTPError as error:
@@ -1097,6 +1222,59 @@ def _read_url(url: str, timeout: float) -> "Iterator[bytes]":
         ) from None
     except (http.client.HTTPException, ValueError) as error:
         raise ConnectionError(f"{type(error).__name__}: {error}") from None
+
+
+def _open_url(url: str, timeout: float) -> "Any":
+    """Send a request, and follow where the server redirects to: by http and
+    https only, never from https to http, and without our credentials.
+    """
+    import urllib.error
+    import urllib.request
+
+    token = _bearer_token() if url.startswith("https:") else ""
+    here, seen = url, 0
+    while True:
+        opener = urllib.request.OpenerDirector()  # the usual one also speaks ftp, and reads files
+        for handler in (
+            urllib.request.ProxyHandler(),
+            urllib.request.HTTPHandler(),
+            urllib.request.HTTPSHandler(context=_tls(here, show=_origin(here) == _origin(url))),
+            urllib.request.HTTPDefaultErrorHandler(),
+            urllib.request.HTTPErrorProcessor(),
+        ):
+            opener.add_handler(handler)
+        request = urllib.request.Request(here)
+        if token and here == url:
+            request.add_unredirected_header("Authorization", "Bearer " + token)
+        try:
+            return opener.open(request, timeout=timeout)
+        except urllib.error.HTTPError as error:
+            if error.code not in (301, 302, 303, 307, 308):
+                raise
+            error.close()
+            seen += 1
+            if seen > _LONGEST_REDIRECTION:
+                raise _unsafe(f"{_without_password(url)} is redirected more than {seen - 1} times") from None
+            here = _redirected(here, error.headers.get("Location") or "")
+
+
+def _origin(url: str) -> "list[str]":
+    """Scheme, host and port."""
+    return url.lower().split("/")[:3]
+
+
+def _redirected(url: str, location: str) -> str:
+    """Where a redirection leads."""
+    from urllib.parse import urljoin
+
+    target = urljoin(url, location.replace(" ", "%20"))
+    scheme = target.partition(":")[0].lower()
+    if not location or scheme not in ("http", "https") or (scheme == "http" and _origin(url)[0] == "https:"):
+        raise _unsafe(
+            f"{_without_password(url)} is redirected to {_without_password(target)!r}, which is not followed:"
+            " only http and https are, and not from https to http"
+        )
+    return target
 
 
 def _bearer_token() -> str:
@@ -1111,12 +1289,12 @@ def _bearer_token() -> str:
     return value.strip()
 
 
-def _tls(url: str) -> "Any":
-    """Certificates to trust and to show, from the variables of
-    lsst.resources.
+def _tls(url: str, *, show: bool) -> "Any":
+    """Certificates to trust and (to the area's host only) to show, from the
+    variables of lsst.resources.
     """
     bundle = os.environ.get("LSST_HTTP_CACERT_BUNDLE")
-    certificate = os.environ.get("LSST_HTTP_AUTH_CLIENT_CERT")
+    certificate = os.environ.get("LSST_HTTP_AUTH_CLIENT_CERT") if show else ""
     if not url.startswith("https:") or not (bundle or certificate):
         return None
     import ssl
@@ -1157,6 +1335,7 @@ class Fetcher:
         self.tries: int = max(1, arguments["tries"])
         self.pause: float = arguments["pause"]
         self.cache: str = arguments["cache"]
+        self.patience: float = arguments["patience"]
         self._wanted: str = arguments["manifest"]
         self._entries: "dict[str, Any] | None" = None
         self._sleep = sleep
@@ -1169,11 +1348,10 @@ class Fetcher:
         return self._entries
 
     def _read_manifest(self) -> "dict[str, Any]":
-        import json
-
         def parse() -> "dict[str, Any]":
             try:
-                files = json.loads(b"".join(self.area.chunks(MANIFEST)).decode("utf-8"))["files"]
+                text = b"".join(self.area.chunks(MANIFEST, LARGEST_MANIFEST))
+                return dict(_parse_json(text, _refuse_twins)["files"])
             except FileNotFoundError:
                 return {}
             except PermissionError:  # some stores do not tell what is missing from what is forbidden
@@ -1182,7 +1360,6 @@ class Fetcher:
                 return {}
             except (ValueError, LookupError, TypeError) as error:
                 raise DamagedError(f"not a manifest ({error})") from None
-            return dict(files)
 
         entries: "dict[str, Any]" = self.attempt(MANIFEST, parse)
         if not entries and self._wanted == "required":
@@ -1192,13 +1369,37 @@ class Fetcher:
             )
         return entries
 
-    def attempt(self, name: str, action: "Callable[[], Any]") -> "Any":
-        """Do something with a file of the area, several times if need be."""
+    def entry(self, name: str) -> "dict[str, Any] | None":
+        """What the manifest says of a file, if it does."""
+        entry = self.entries.get(name)
+        if entry is None:
+            return None
+        try:
+            size, checksum = entry.get("size"), entry.get("adler32")
+            sane = (size is None or (type(size) is int and 0 <= size < 1 << 63)) and (
+                not checksum or 0 <= int(checksum, 16) < 1 << 32
+            )
+        except (AttributeError, TypeError, ValueError):
+            sane = False
+        if not sane:
+            raise FailureError(
+                EXIT_DAMAGED, f"{MANIFEST} of {self.shown}: not size and adler32 of {name!r}: {entry}"
+            )
+        return {"size": size, "adler32": checksum}
+
+    def attempt(self, name: str, action: "Callable[[], Any]", *, size: "int | None" = None) -> "Any":
+        """Do something with a file of the area, several times if need be.
+
+        Each time may take as long as the size, in bytes, needs; if that is
+        not known, twelve times that of a small file.
+        """
+        seconds = self.patience * (12 if size is None else 1 + size / _BYTES_OF_PATIENCE)
         pause = self.pause
         code = EXIT_UNREACHABLE
         for left in range(self.tries - 1, -1, -1):
             try:
-                return action()
+                with _Limit(seconds):
+                    return action()
             except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
                 raise FailureError(EXIT_MISSING, self._why(name, error)) from None
             except OSError as error:
@@ -1229,14 +1430,15 @@ class Fetcher:
         FailureError
             If it cannot be had as it was staged.
         """
-        entry = self.entries.get(name)
+        entry = self.entry(name)
+        size = entry["size"] if entry else None
 
         def action() -> bytes:
-            data = b"".join(self.area.chunks(name))
+            data = b"".join(self.area.chunks(name, size))
             _verify(entry, len(data), _adler32(data) if entry else 1)
             return data
 
-        data: bytes = self.attempt(name, action)
+        data: bytes = self.attempt(name, action, size=size)
         return data
 
     def fetch(self, name: str, target: bytes, *, executable: bool = False) -> None:
@@ -1247,6 +1449,7 @@ class Fetcher:
         names = {other for other in self.entries if other.startswith(name)}
         if not names or isinstance(self.area, LocalArea):  # the manifest has no empty directories
             names.update(self.attempt(name, lambda: self.area.tree(name)))
+        self._check_tree(name, names)
         _make_folder(target)
         for other in sorted(names):
             path = os.path.join(target, _bytes(other[len(name) :]))
@@ -1255,17 +1458,40 @@ class Fetcher:
             else:
                 self._fetch_file(other, path, executable=executable)
 
+    def _check_tree(self, name: str, names: "Iterable[str]") -> None:
+        """Refuse names, of a manifest or a listing, that lead out of the
+        directory or cannot be there together.
+        """
+        files = {other for other in names if not other.endswith("/")}
+        for other in names:
+            try:
+                parts = check_name(other[len(name) :]).rstrip("/").split("/")[:-1]
+            except ValueError as error:
+                raise _unsafe(
+                    f"{self.shown} lists {other!r} below {name!r}, which is not fetched: {error}"
+                ) from None
+            above = name
+            for part in parts:
+                above += part
+                if above in files:
+                    raise _unsafe(f"{self.shown} lists {above!r} as a file and as the directory of {other!r}")
+                above += "/"
+
     def _fetch_file(self, name: str, target: bytes, *, executable: bool) -> None:
-        entry = self.entries.get(name)
+        entry = self.entry(name)
         _make_folder(os.path.dirname(target))
         if self._is_here(name, target, entry):
             pass
         elif self.cache and entry:
             self._fetch_through_cache(name, target, entry)
         else:
-            self.attempt(name, lambda: _copy(self.area, name, target, entry))
+            self._get(name, target, entry)
         if executable:
             _make_executable(target)
+
+    def _get(self, name: str, target: bytes, entry: "Any") -> None:
+        size = entry["size"] if entry else None
+        self.attempt(name, lambda: _copy(self.area, name, target, entry), size=size)
 
     def _is_here(self, name: str, target: bytes, entry: "Any") -> bool:
         """Whether the target is already what would be fetched."""
@@ -1289,21 +1515,17 @@ class Fetcher:
         """
         import hashlib
 
-        folder = os.path.join(_bytes(self.cache), b"%d" % os.getuid())
-        _make_folder(folder)
-        status = os.stat(folder)
-        if status.st_uid != os.getuid():
-            raise FailureError(EXIT_WORK_DIRECTORY, f"cache {_text(folder)!r} belongs to another user")
+        folder = _own_folder(os.path.join(_bytes(self.cache), b"%d" % os.getuid()))
         identity = "\n".join((self.shown, name, str(entry.get("size")), str(entry.get("adler32"))))
         cached = hashlib.sha256(_bytes(identity)).hexdigest()
         store = LocalArea(_text(folder))
         if not store.exists(cached):
-            self.attempt(name, lambda: _copy(self.area, name, store.path(cached), entry))
+            self._get(name, store.path(cached), entry)
         try:
             _copy(store, cached, target, entry)
         except OSError as error:  # damaged there, or tidied away in between
             say(f"{self._why(name, error)} (in the cache); fetching it again")
-            self.attempt(name, lambda: _copy(self.area, name, store.path(cached), entry))
+            self._get(name, store.path(cached), entry)
             self.attempt(name, lambda: _copy(store, cached, target, entry))
 
     def settle(self, name: str) -> str:
@@ -1321,13 +1543,60 @@ class Fetcher:
         if not isinstance(self.area, LocalArea):
             return
         path = self.area.path(name)
-        entry = self.entries.get(name) or {}
+        entry = self.entry(name) or {}
 
         def action() -> None:
             if os.stat(path).st_size < int(entry.get("size") or 0):
                 raise DamagedError(f"{os.stat(path).st_size} bytes instead of {entry['size']}")
 
         self.attempt(name, action)
+
+
+class _Limit:
+    """Ends what is inside when its time is over, wherever it waits: for one
+    byte after the other, for a header, in a library, in the file system.
+
+    Parameters
+    ----------
+    seconds : `float`
+        The time.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def __enter__(self) -> None:
+        import signal
+
+        self._before: "Any" = None
+        try:
+            self._before = signal.signal(signal.SIGALRM, self._end)
+        except ValueError:  # only the main thread can do this, and it is what the runner has
+            return
+        # And again, should somebody take the first for a failure of theirs.
+        signal.setitimer(signal.ITIMER_REAL, max(self._seconds, 0.001), 5.0)
+
+    def _end(self, number: int, frame: object) -> None:
+        raise TimeoutError(
+            f"not done within {self._seconds:g} s; option --patience, or the profile of the site, allows more"
+        )
+
+    def __exit__(self, *_: object) -> None:
+        import signal
+
+        if self._before is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, self._before)
+
+
+def _refuse_twins(pairs: "list[tuple[str, Any]]") -> "dict[str, Any]":
+    """Make a JSON object, in which nothing is there twice."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twin = next(name for name in found if names.count(name) > 1)
+        raise ValueError(f"{twin!r} is there twice")
+    return found
 
 
 def _adler32(data: bytes, start: int = 1) -> int:
@@ -1362,6 +1631,28 @@ def _make_folder(path: bytes) -> None:
         raise FailureError(
             EXIT_WORK_DIRECTORY, f"cannot make directory {_text(path)!r}: {error.strerror}"
         ) from None
+
+
+def _own_folder(path: bytes) -> bytes:
+    """Make a directory that nobody else may write to, if it is not there."""
+    import stat
+
+    _make_folder(os.path.dirname(path))
+    try:
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            pass
+        status = os.lstat(path)  # a link may lead to any directory of ours
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+            raise FailureError(
+                EXIT_WORK_DIRECTORY, f"cache {_text(path)!r} belongs to another user, or is a link"
+            )
+        if status.st_mode & 0o022:
+            os.chmod(path, 0o700)
+    except OSError as error:
+        raise FailureError(EXIT_WORK_DIRECTORY, f"cache {_text(path)!r}: {error.strerror}") from None
+    return path
 
 
 def _make_executable(path: bytes) -> None:
@@ -1427,7 +1718,7 @@ def _copy(area: "LocalArea | HttpArea | ResourceArea", name: str, target: bytes,
     try:  # a signal may come at any moment
         part.open()
         size, checksum = 0, 1
-        for chunk in area.chunks(name):
+        for chunk in area.chunks(name, entry["size"] if entry else None):
             part.write(chunk)
             size += len(chunk)
             checksum = _adler32(chunk, checksum) if entry else 1
@@ -1508,12 +1799,13 @@ def return_outputs(arguments: Arguments, code: int) -> int:
         if code and not os.path.exists(_bytes(name)):
             continue
         try:
-            _put(name, destination)
+            with _Limit(arguments["patience"] * 12):
+                _put(name, destination)
         except (OSError, FailureError) as error:
             reason = (isinstance(error, OSError) and error.strerror) or error
             shown = _without_password(destination)
             text = f"output {name!r} (<FILE:{key}>) cannot be put to {shown}: {reason}"
-            if _leave(arguments.area, left_output(key, destination), name):
+            if _leave(arguments, left_output(key, destination), name):
                 say(text + "; it is left in the staging area, from where the submit side fetches it")
                 continue
             say(text)
@@ -1521,20 +1813,21 @@ def return_outputs(arguments: Arguments, code: int) -> int:
     return code
 
 
-def _leave(uri: str, left: str, name: str) -> bool:
+def _leave(arguments: Arguments, left: str, name: str) -> bool:
     """Copy a file of the work directory to the staging area; whether that
     was possible.
     """
     try:
         os.stat(_bytes(name))
-        area = open_area(uri)
+        area = open_area(arguments.area)
         folder = left.rpartition("/")[0] + "/"
-        if isinstance(area, LocalArea):
-            os.stat(area.root)
-            _make_folder(area.path(folder))
-            _copy(LocalArea("."), name, area.path(left), None)
-        else:
-            ResourceArea(area.root + folder).put(name)
+        with _Limit(arguments["patience"] * 12):
+            if isinstance(area, LocalArea):
+                os.stat(area.root)
+                _make_folder(area.path(folder))
+                _copy(LocalArea("."), name, area.path(left), None)
+            else:
+                ResourceArea(area.root + folder).put(name)
     except (OSError, FailureError):
         return False
     return True
@@ -1555,9 +1848,6 @@ def _put(name: str, destination: str) -> None:
 
 def _unpack_archive(location: str, fetcher: Fetcher) -> None:
     """Fetch an archive of PanDA's file cache and unpack it here."""
-    import tarfile
-    import zlib
-
     folder, _, name = _cache_location(location).rpartition("/")
     area = open_area(folder + "/", timeout=fetcher.timeout)
     target = _bytes(name)
@@ -1565,14 +1855,7 @@ def _unpack_archive(location: str, fetcher: Fetcher) -> None:
     def action() -> None:
         _copy(area, name, target, None)
         try:
-            with tarfile.open(_text(target), "r:gz") as archive:
-                _check_members(archive)
-                safely: "dict[str, Any]" = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-                archive.extractall(**safely)
-        except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-            if getattr(error, "errno", None):
-                raise FailureError(EXIT_WORK_DIRECTORY, f"cannot unpack {name!r}: {error}") from None
-            raise DamagedError(f"not a complete archive ({error})") from None
+            unpack(_text(target))
         finally:
             os.unlink(target)
 
@@ -1596,14 +1879,85 @@ def _cache_location(location: str) -> str:
     return "/".join((scheme + ":/", rest.partition("/")[0], "cache", location.rpartition("/")[2]))
 
 
-def _check_members(archive: "Any") -> None:
-    for member in archive.getmembers():
-        if (
-            member.name.startswith("/")
-            or ".." in member.name.split("/")
-            or not (member.isfile() or member.isdir())
+class _Unpacked:
+    """A stream without its compression that a bomb does not get out of."""
+
+    def __init__(self, stream: "Any") -> None:
+        self._stream = stream
+        self.tell = stream.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _CHUNK:  # a header of a member
+            raise DamagedError(f"a part of {size} bytes where there is none as long")
+        data: bytes = self._stream.read(size)
+        self._check(self._stream.tell())
+        return data
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._check(offset)
+        return int(self._stream.seek(offset, whence))
+
+    def _check(self, position: int) -> None:
+        if position > LARGEST_UNPACKED:
+            raise DamagedError(f"more than {LARGEST_UNPACKED} bytes without its compression")
+
+
+def unpack(path: str) -> None:
+    """Unpack an archive (tar, perhaps with gzip) in the current directory:
+    files and directories below it, and nothing else.
+
+    Raises
+    ------
+    DamagedError
+        If it is no complete archive, or too large without its compression.
+    FailureError
+        If it holds something else, or if it cannot be written here.
+    """
+    import gzip
+    import tarfile
+
+    try:
+        with open(_bytes(path), "rb") as plain:
+            packed = plain.read(2) == b"\x1f\x8b"
+            plain.seek(0)
+            stream: "Any" = _Unpacked(gzip.GzipFile(fileobj=plain) if packed else plain)
+            with tarfile.open(fileobj=stream, mode="r:") as archive:
+                members = [_check_member(member) for member in archive]
+                safely: "dict[str, Any]" = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+                archive.extractall(members=members, **safely)
+    except (FailureError, StoppedError, DamagedError, TimeoutError):
+        raise
+    except Exception as error:  # tarfile lets many kinds out
+        import errno
+
+        if getattr(error, "errno", None) in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EACCES,
+            errno.EPERM,
+            errno.EROFS,
         ):
-            raise FailureError(EXIT_DAMAGED, f"archive has a member that is not unpacked: {member.name!r}")
+            raise FailureError(EXIT_WORK_DIRECTORY, f"cannot unpack {path!r}: {error}") from None
+        raise DamagedError(f"not a complete archive ({type(error).__name__}: {error})") from None
+
+
+def _check_member(member: "Any") -> "Any":
+    """Refuse what is not a file or directory below the current one, and let
+    it be an ordinary one of ours.
+    """
+    name = member.name
+    while name.startswith("./"):
+        name = name[2:]
+    try:
+        if name not in ("", "."):
+            check_name(name)
+        if not (member.isfile() or member.isdir()):
+            raise ValueError("it is neither a file nor a directory")
+    except ValueError as error:
+        raise _unsafe(f"archive has a member that is not unpacked, {member.name!r}: {error}") from None
+    member.mode = (member.mode & 0o755) | 0o600
+    member.uid, member.gid, member.uname, member.gname = os.getuid(), os.getgid(), "", ""
+    return member
 
 
 def find_values(arguments: Arguments, fetcher: Fetcher) -> "dict[str, str]":
@@ -1616,12 +1970,15 @@ def find_values(arguments: Arguments, fetcher: Fetcher) -> "dict[str, str]":
             found = _from_shard(job, shards, fetcher)
         elif job.kind in ("order", "event"):
             labels = _read_map(ORDER_ID_MAP, "", arguments, fetcher)
-            found = _from_map(labels[job.label][str(job.order_id)], arguments, fetcher)
+            jobs = labels[job.label]
+            _check_map(ORDER_ID_MAP, jobs, dict)
+            found = _from_map(_check_map(ORDER_ID_MAP, jobs[str(job.order_id)], str), arguments, fetcher)
         else:
             found = _from_map(text, arguments, fetcher)
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, ShardError) as error:
         reason = f"{error} is not in the map" if isinstance(error, KeyError) else error
-        raise FailureError(EXIT_PARAMETERS, f"no parameters for {text!r}: {reason}") from None
+        code = EXIT_SHARD if isinstance(error, ShardError) else EXIT_PARAMETERS
+        raise FailureError(code, f"no parameters for {text!r}: {reason}") from None
     return dict(found, **job.values)
 
 
@@ -1632,7 +1989,11 @@ def _from_shard(job: PseudoInput, shards: "tuple[str, int]", fetcher: Fetcher) -
     if safe_label(unquote(job.label)) != label:
         raise ValueError(f"the task's parameters are those of label {label!r}")
     name = f"{SHARD_FOLDER}/{label}/{job.order_id // count:06d}.json"
-    return find_in_shard(fetcher.read(name).decode("utf-8"), job.order_id)
+    data = fetcher.read(name)
+    try:
+        return find_in_shard(data.decode("utf-8"), job.order_id)
+    except ValueError as error:
+        raise ShardError(f"shard {name!r}: {error}") from None
 
 
 def _from_map(text: str, arguments: Arguments, fetcher: Fetcher) -> "dict[str, str]":
@@ -1642,22 +2003,31 @@ def _from_map(text: str, arguments: Arguments, fetcher: Fetcher) -> "dict[str, s
         name = text.partition("+")[0]
         if NAME_MAP not in dict(arguments.files) and name.partition(":")[2].isdigit():
             return job.values  # the label of a job without parameters happens to be PH
-        job = parse_input(_read_map(NAME_MAP, "qnode_map.json", arguments, fetcher)[name])
+        plain = _read_map(NAME_MAP, "qnode_map.json", arguments, fetcher)[name]
+        job = parse_input(_check_map(NAME_MAP, plain, str))
+    if not _are_texts(list(job.values.values())):
+        raise ValueError("a value holds what no command line can")
     return job.values
 
 
-def _read_map(key: str, usual: str, arguments: Arguments, fetcher: Fetcher) -> "Any":
-    import json
+def _check_map(key: str, value: "Any", kind: type) -> "Any":
+    if not isinstance(value, kind):
+        raise ShardError(f"map {key!r}: {str(value)[:80]!r} where a {kind.__name__} is expected")
+    return value
 
+
+def _read_map(key: str, usual: str, arguments: Arguments, fetcher: Fetcher) -> "Any":
     name = fetcher.settle(dict(arguments.files).get(key, usual))
     if not name:
         raise ValueError(f"the job has no file {key!r}")
-    if key in arguments.direct:
-        return json.loads(fetcher.read(name).decode("utf-8"))
     try:
-        return json.loads(b"".join(_read_chunks(_bytes(name))).decode("utf-8"))
+        data = fetcher.read(name) if key in arguments.direct else b"".join(_read_chunks(_bytes(name)))
     except OSError as error:
-        raise ValueError(f"map {name!r}: {error.strerror}") from None
+        raise ValueError(f"map {name!r}: {error.strerror or error}") from None
+    try:
+        return _check_map(key, _parse_json(data), dict)
+    except ValueError as error:
+        raise ShardError(f"map {name!r}: {error}") from None
 
 
 def find_attempt(option: "int | None", environment: "Mapping[bytes, bytes]") -> int:
@@ -1747,9 +2117,9 @@ class AttemptMemory:
         if not self._codes or not self._attempt or not isinstance(self._area, LocalArea):
             return None
         try:
-            fields = b"".join(self._area.chunks(self._name)).decode("ascii").split()
+            fields = b"".join(self._area.chunks(self._name, _LARGEST_NOTE)).decode("ascii").split()
             attempt, code = int(fields[0]), int(fields[1])
-        except (OSError, ValueError, IndexError):
+        except (OSError, ValueError, IndexError, FailureError):
             return None
         mine = tuple(fields[2:]) == self._owner and attempt < self._attempt
         return code if mine and code in self._codes else None
@@ -1763,6 +2133,8 @@ class AttemptMemory:
                 raise FailureError(0, "it is not a directory here")
             target = self._area.path(self._name)
             _make_folder(os.path.dirname(target))
+            if os.path.islink(os.path.dirname(target)):
+                raise _unsafe(f"{ATTEMPTS_FOLDER!r} is a symbolic link")
             part = _Part(target)
             part.open()
             part.write(" ".join((str(self._attempt), str(code)) + self._owner).encode("ascii"))
@@ -1775,8 +2147,10 @@ def is_cancelled(arguments: Arguments) -> bool:
     """Whether a final job must not run, as its run was cancelled."""
     if arguments["final"] != "yes":
         return False
+    area = open_area(arguments.area, timeout=arguments["timeout"])
     try:
-        text = b"".join(open_area(arguments.area, timeout=arguments["timeout"]).chunks(CANCELLED))
+        with _Limit(arguments["patience"]):
+            text = b"".join(area.chunks(CANCELLED, _LARGEST_NOTE))
     except OSError:
         return False
     runs = _text(text).split()

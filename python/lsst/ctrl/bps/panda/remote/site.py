@@ -11,17 +11,16 @@ import gzip
 import logging
 import os
 import sys
-import tarfile
 import tempfile
 from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from lsst.ctrl.bps.drivers import prepare_driver
 
 from lsst.ctrl.bps import BpsSubprocessError
 
+from ..edgenode import cmd_line_decoder as runner
 from ..errors import PandaBpsError, RefusedError, SettingsError
 from ..idds.workflow import render_update
 from ..plan.model import StagedFile
@@ -138,20 +137,11 @@ def _unpack(api: PandaApi, archive: str) -> None:
     path = Path(_cache_name(archive))
     api.download_cache_file(path.name, path)
     # Web servers may call the compression a matter of transport, so that it is undone already.
-    with tarfile.open(path, "r:*") as tar:
-        # Debian 12's Python 3.11.2 has no filters; the archive is one of ours and holds plain files.
-        filters: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-        _refuse_outside(tar)
-        tar.extractall(**filters)
+    try:
+        runner.unpack(os.fspath(path))
+    except (runner.FailureError, runner.DamagedError) as error:
+        raise PandaBpsError(f"the archive of the build cannot be unpacked: {error}") from None
     path.unlink()
-
-
-def _refuse_outside(tar: tarfile.TarFile) -> None:
-    """Refuse an archive with anything but files and directories below the current one."""
-    for member in tar.getmembers():
-        parts = Path(member.name).parts
-        if not (member.isfile() or member.isdir()) or member.name.startswith("/") or ".." in parts:
-            raise PandaBpsError(f"the archive of the build holds {member.name!r}, not a file below it")
 
 
 def _update(connection: Connection, workflow: PandaBpsWmsWorkflow, request_id: int, signature: str) -> None:

@@ -444,6 +444,8 @@ RULES = (
         runner.EXIT_USAGE,
         runner.EXIT_INTERNAL,
         runner.EXIT_START,
+        runner.EXIT_SHARD,
+        runner.EXIT_UNSAFE,
         runner.EXIT_PLACEHOLDER,
     ),
     _rule("cancelled", "payload", runner.EXIT_CANCELLED),
