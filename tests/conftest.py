@@ -1,6 +1,7 @@
 """What all tests share: the servers in ``tests/servers`` can be imported as
 ``panda_servers.<module>``, and each has a fixture; what reads the pages of the
-documentation is ``panda_documentation.pages``.
+documentation is ``panda_documentation.pages``, and settings of plans are in
+``panda_plans.settings``.
 
 No server is loaded here before a test asks for it.
 """
@@ -34,6 +35,7 @@ hypothesis.settings.register_profile("whole", max_examples=100, deadline=None)
 hypothesis.settings.register_profile("quick", max_examples=10, deadline=None)
 hypothesis.settings.load_profile("whole")
 _offer_package("panda_documentation", Path(__file__).parent / "documentation")
+_offer_package("panda_plans", Path(__file__).parent / "plans")
 
 
 def pytest_addoption(parser):

@@ -390,7 +390,7 @@ def test_sample_of_job_descriptions_is_understood():
 def test_memory_and_log_of_a_job():
     contents = parse_contents(load("real/run8_memory_get_contents_output_ext_all"))
     (content,) = contents[29]
-    assert (content.max_rss, content.panda_id, content.site) == (218372, 75, "TEST_QUEUE")
+    assert content.panda_id == 75
     (job,) = parse_jobs(load("real/run8_memory_v1_task29_get_job_descriptions"))
     assert (job.max_rss, job.panda_id, job.site) == (218372, 75, "TEST_QUEUE")
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from panda_plans.settings import LABEL, RUN, SETTINGS
 
 from lsst.ctrl.bps import GenericWorkflow, GenericWorkflowExec, GenericWorkflowJob
 from lsst.ctrl.bps.panda.idds.workflow import client_mode, make_submission, make_workflow
-from lsst.ctrl.bps.panda.plan.model import LabelSettings, PlanSettings, RunIdentity
 from lsst.ctrl.bps.panda.plan.planner import make_plan
 from lsst.ctrl.bps.panda.plan.run_attributes import parse_attributes
 from lsst.ctrl.bps.panda.status.records import RequestRecord
@@ -21,21 +21,8 @@ with client_mode():
     from idds.rest.v1 import utils as server
 
 LOG = logging.getLogger(__name__)
-LABEL = LabelSettings(
-    site="SITE",
-    cloud="US",
-    queue="QUEUE",
-    priority=700,
-    processing_type="Rubin",
-    task_type="test",
-    prod_source_label="managed",
-    vo="wlcg",
-    runner_command="python3 runner.py _cmd_line_",
-)
-RUN = RunIdentity(
-    "u_run", "someone", "dev", "quick", "pipe", "u/run", "SITE", "/submit", "/area/", "1", "30", origin=7
-)
-SETTINGS = PlanSettings(run=RUN, labels={"": LABEL}, max_jobs_per_task=40)
+LABEL = replace(LABEL, queue="QUEUE", priority=700, processing_type="Rubin")
+SETTINGS = replace(SETTINGS, run=replace(RUN, origin=7), labels={"": LABEL}, max_jobs_per_task=40)
 
 
 def make(count: int = 90, *, packed: bool = False, **ordering: object):

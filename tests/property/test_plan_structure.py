@@ -19,11 +19,13 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import networkx as nx
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from panda_plans.settings import RUN, SETTINGS
 
 from lsst.ctrl.bps import (
     GenericWorkflow,
@@ -39,11 +41,7 @@ from lsst.ctrl.bps.panda.errors import PlanError
 from lsst.ctrl.bps.panda.plan.document import parse_plan, render_plan
 from lsst.ctrl.bps.panda.plan.model import (
     JobPlan,
-    LabelSettings,
     NamingKind,
-    PlanSettings,
-    RunIdentity,
-    StagedFile,
     TaskPlan,
     WorkflowPlan,
 )
@@ -52,34 +50,6 @@ from lsst.ctrl.bps.panda.plan.planner import make_plan
 LABELS = ("isr", "measure_2_stars", "coadd:3/x", "l" * 90, "étoile", ".hidden")
 EXECUTABLE = GenericWorkflowExec("pipetask", "/bin/pipetask", False)
 GRAPH = GenericWorkflowFile("runQgraphFile", "/submit/run.qg", wms_transfer=True, job_access_remote=True)
-LABEL = LabelSettings(
-    site="SITE",
-    cloud="US",
-    queue="",
-    priority=900,
-    processing_type="",
-    task_type="test",
-    prod_source_label="managed",
-    vo="wlcg",
-    runner_command="python3 _runner_ _cmd_line_",
-)
-RUN = RunIdentity(
-    name="u_someone_run_20260115T120000Z",
-    operator="someone",
-    project="dev",
-    campaign="quick",
-    payload="pipeline",
-    output_run="u/someone/run",
-    site="SITE",
-    submit_path="/submit",
-    staging_area="/area/run/",
-    plugin_version="1",
-    bps_version="30",
-)
-SETTINGS = PlanSettings(
-    run=RUN, labels={"": LABEL}, runner=StagedFile("runner", "/x/cmd_line_decoder.py", "cmd_line_decoder.py")
-)
-
 
 # --- random workflows ------------------------------------------------------
 
@@ -626,6 +596,7 @@ def test_a_final_workflow_keeps_its_order_and_its_groups() -> None:
 
 PROGRAM = """
 import runpy, sys
+runpy.run_path(sys.argv[2])  # for what tests share
 module = runpy.run_path(sys.argv[1])
 nodes = tuple(module["JobSpec"](f"{n % 7}_{n}", module["LABELS"][n % 6], None, n % 2) for n in range(60))
 edges = frozenset((a, b) for a in range(60) for b in range(a + 1, 60) if a * b % 11 == 3)
@@ -640,7 +611,7 @@ def test_nothing_depends_on_the_hash_seed() -> None:
     texts = set()
     for seed in ("0", "1", "77"):
         environment = {**os.environ, "PYTHONHASHSEED": seed}
-        command = [sys.executable, "-c", PROGRAM, __file__]
+        command = [sys.executable, "-c", PROGRAM, __file__, Path(__file__).parents[1] / "conftest.py"]
         done = subprocess.run(command, env=environment, capture_output=True, check=True, timeout=600)
         texts.add(done.stdout)
     assert len(texts) == 1

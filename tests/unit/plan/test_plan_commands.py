@@ -84,6 +84,8 @@ def test_a_long_list_is_given_in_several_options(joint):
     short = "x," * (MAX_ARGUMENT // 2)
     assert split(short) == short
     assert split(short + "x") != short + "x"
+    full = "x" * (MAX_ARGUMENT - 2) + ",y"
+    assert split(f"{full},z") == f"{full} --id{joint}z"
     assert split("x" * 200_000) == "x" * 200_000, "not a list"
     assert split_long_option("run {ids}", "ids")(whole) == whole, "not of an option"
 

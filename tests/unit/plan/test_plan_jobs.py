@@ -19,7 +19,7 @@ from lsst.ctrl.bps import (
 )
 from lsst.ctrl.bps.panda.edgenode import cmd_line_decoder as runner
 from lsst.ctrl.bps.panda.errors import PlanError
-from lsst.ctrl.bps.panda.plan.commands import StagedFileNames
+from lsst.ctrl.bps.panda.plan.commands import MAX_ARGUMENT, StagedFileNames
 from lsst.ctrl.bps.panda.plan.model import (
     LabelSettings,
     NamingKind,
@@ -265,6 +265,20 @@ def test_jobs_with_other_files_get_tasks_of_their_own(way: str) -> None:
 def test_a_job_without_a_value_that_others_have_is_an_error() -> None:
     with pytest.raises(PlanError, match="'b' has no value"):
         plan_of(make_job("a"), make_job("b", cmdvals={}))
+
+
+def test_long_lists_of_single_jobs_are_given_in_several_options() -> None:
+    """A cluster of jobs may have more quanta than one argument can name."""
+    lists = {name: ",".join(f"{name}{number:07d}" for number in range(20_000)) for name in ("a", "b")}
+    jobs = [make_job(n, arguments="run --id {ids}", cmdvals={"ids": ids}) for n, ids in lists.items()]
+    (task,) = plan_of(*jobs, make_job("c", arguments="run --id {ids}", cmdvals={"ids": "c"})).tasks
+    for job in task.jobs:
+        values = dict(zip(task.parameter_names, job.values, strict=True))
+        words = runner.insert_values(command_of(task), values).split()
+        parts = [word for word in words if word not in ("/bin/sh", "run", "--id")]
+        assert max(map(len, words)) <= MAX_ARGUMENT
+        assert ",".join(parts) == lists.get(job.name, "c")
+        assert words.count("--id") == len(parts) == (1 if job.name == "c" else 2)
 
 
 def test_each_job_gets_the_quantum_graph_that_is_its_own() -> None:

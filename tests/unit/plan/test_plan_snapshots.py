@@ -1,43 +1,32 @@
 """Two plans as they were when somebody last looked at them.
 
-``pytest tests/unit/test_plan_snapshots.py --update-plans`` writes them anew;
+``pytest tests/unit/plan/test_plan_snapshots.py --update-plans`` writes them anew;
 look at the difference before you commit it.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from panda_plans.settings import LABEL, RUN, SETTINGS
 
 from lsst.ctrl.bps import GenericWorkflow, GenericWorkflowExec, GenericWorkflowFile, GenericWorkflowJob
 from lsst.ctrl.bps.panda.edgenode import cmd_line_decoder as runner
 from lsst.ctrl.bps.panda.plan.document import render_plan, render_table
-from lsst.ctrl.bps.panda.plan.model import LabelSettings, PlanSettings, RunIdentity, StagedFile
+from lsst.ctrl.bps.panda.plan.model import PlanSettings
 from lsst.ctrl.bps.panda.plan.planner import make_plan
 
 SNAPSHOTS = Path(__file__).parents[2] / "data" / "plans"
 GRAPH = GenericWorkflowFile("runQgraphFile", "/submit/run 1.qg", wms_transfer=True, job_access_remote=True)
 BUTLER = GenericWorkflowFile("butlerConfig", "/repo/butler.yaml", wms_transfer=False, job_access_remote=True)
-LABEL = LabelSettings(
-    site="SLAC",
-    cloud="US",
-    queue="",
-    priority=900,
-    processing_type="",
-    task_type="test",
-    prod_source_label="managed",
-    vo="wlcg",
-    runner_command="python3 _runner_ _cmd_line_",
-)
+LABEL = replace(LABEL, site="SLAC")
 
 
 def make_settings(name: str, **values: object) -> PlanSettings:
-    run = RunIdentity(
-        name, "someone", "dev", "quick", "pipe", "u/run", "SLAC", "/submit", "/area/run/", "PLUGIN", "BPS"
-    )
-    script = StagedFile("runner", "/x/cmd_line_decoder.py", "cmd_line_decoder.py", executable=True)
-    return PlanSettings(run=run, labels={"": LABEL, **values.pop("labels", {})}, runner=script, **values)
+    run = replace(RUN, name=name, site="SLAC", plugin_version="PLUGIN", bps_version="BPS")
+    return replace(SETTINGS, run=run, labels={"": LABEL, **values.pop("labels", {})}, **values)
 
 
 def add(workflow: GenericWorkflow, name: str, label: str, parents: tuple[str, ...] = (), **needs) -> str:
@@ -84,12 +73,8 @@ def ordered():
     workflow.add_special_job_ordering(
         {"visits": {"labels": "isr", "dimensions": "visit", "implementation": "group", "blocking": False}}
     )
-    labels = {"isr": LabelSettings(**{**_fields(LABEL), "payloads_per_job": 2})}
+    labels = {"isr": replace(LABEL, payloads_per_job=2)}
     return workflow, make_settings(workflow.name, labels=labels, max_wms_job_walltime=1800)
-
-
-def _fields(record: LabelSettings) -> dict[str, object]:
-    return {name: getattr(record, name) for name in record.__dataclass_fields__}
 
 
 @pytest.mark.parametrize("make", [pipeline, ordered], ids=lambda make: make.__name__)

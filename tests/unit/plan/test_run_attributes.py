@@ -15,6 +15,7 @@ PLAIN = RunAttributes("run", "ann", "DP2", "week", "pay;load=1", jobs=5, tasks=3
 def through_idds(attributes: RunAttributes) -> RunAttributes:
     fields = render_attributes(attributes)
     name = fields.pop("name")
+    assert fields.pop("campaign_tag") == ""
     return parse_attributes(RequestRecord(4, name, "New", username="pandauser", **fields))
 
 

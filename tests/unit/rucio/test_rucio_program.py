@@ -50,9 +50,9 @@ def test_no_file_is_a_failure(tmp_path):
 
 
 RULES = [
-    {"id": "1", "rse_expression": "NEAR", "account": "service"},
-    {"id": "2", "rse_expression": "FAR", "account": "other"},
-    {"id": "3", "rse_expression": "FAR", "account": "service"},
+    {"id": "1", "rse_expression": "NEAR", "account": "service", "copies": 2},
+    {"id": "2", "rse_expression": "FAR", "account": "other", "copies": 1},
+    {"id": "3", "rse_expression": "FAR", "account": "service", "copies": 1},
 ]
 
 
@@ -68,4 +68,10 @@ RULES = [
 )
 def test_the_step_needs_a_rule_of_its_own_account_and_onlookers_one_of_any(expression, account, found):
     rule = program.find_rule(RULES, program.RuleWanted(expression), account)
+    assert (rule["id"] if rule else None) == found
+
+
+@pytest.mark.parametrize(("copies", "found"), [(1, "1"), (2, "1"), (3, None)])
+def test_a_rule_for_fewer_copies_is_not_the_wanted_one(copies, found):
+    rule = program.find_rule(RULES, program.RuleWanted("NEAR", copies=copies), "service")
     assert (rule["id"] if rule else None) == found

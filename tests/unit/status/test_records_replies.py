@@ -147,14 +147,11 @@ def test_rows_of_one_request_make_one_record():
     assert [record.request_id for record in records] == [4, 5]
 
 
-def test_errors_and_refused_commands_are_kept():
-    (record,) = parse_requests(
-        [row(errors={"extra_msg": "Request is already terminated"}, command=enum("AbortRequest", 10))]
-    )
+def test_errors_are_kept():
+    (record,) = parse_requests([row(errors={"extra_msg": "Request is already terminated"})])
     assert record.errors == "Request is already terminated"
-    assert record.command == "AbortRequest"
-    (quiet,) = parse_requests([row(errors=None, command=enum("NoneCommand"))])
-    assert (quiet.errors, quiet.command) == ("", "")
+    (quiet,) = parse_requests([row(errors=None)])
+    assert quiet.errors == ""
 
 
 def test_before_there_are_transforms_there_are_none():
@@ -220,12 +217,6 @@ def test_contents_are_grouped_by_their_own_transform():
     assert {key: len(found) for key, found in contents.items()} == {1: 2, 2: 1}
     assert contents[1][0].status == "Available"
     assert parse_contents({}) == {}
-
-
-def test_the_memory_of_a_job_is_read_from_its_content():
-    row = {"transform_id": 3, "name": "isr:1", "status": "Available", "max_rss": 512}
-    (content,) = parse_contents({"3": [row]})[3]
-    assert content.max_rss == 512
 
 
 def test_a_content_that_is_cut_short_is_shown():

@@ -21,9 +21,9 @@ from ..findings import Finding, Severity
 from ..plan.job_attributes import yaml_key
 from ..settings.bps_command import configuration_file
 from ..settings.configuration import RunConfiguration
-from ..settings.keys import KEYS, PLAIN_SECTIONS, SECTIONS_BY_NAME
+from ..settings.keys import BPS_KEYS, KEYS, PLAIN_SECTIONS, SECTIONS_BY_NAME, SET_UP_KEYS
 from ..settings.search import KeyLookup, find_origin
-from ..settings.sites import SET_UP_KEYS, notice_of, profile_of, site_names
+from ..settings.sites import notice_of, profile_of, site_names
 
 _LIKENESS = 0.88
 """Least similarity of two names, by `difflib`."""
@@ -34,18 +34,6 @@ _OF_LABELS = {"pipetask": 2, "cluster": 2, "finalJob": 1, "customJob": 1}
 # Sections in which all names are the user's or the program's.
 _FREE = frozenset(
     "bps_cmdline bps_defined environment inputs outputs ordering queues campaignSites".split()  # noqa: SIM905
-)
-
-# What BPS reads though it is neither among its defaults nor an attribute of a job.
-_MORE = frozenset(
-    """
-    includeConfigs pipelineYaml qgraphFile operator project campaign payloadName butlerConfig inCollection
-    dataQuery extraQgraphOptions extraInitOptions extraRunQuantumOptions extraUpdateQgraphOptions executable
-    pipetasks dimensions equalDimensions partitionDimensions partitionMaxClusters partitionMaxSize
-    findDependencyMethod uniqProcName timestamp bpsGenerateConfig bpsBatchSubmission enabled files whenSetup
-    implementation custom_lsst_setup setupLSSTEnv jobInitDir jobLogDir jobContainer jobCleanup payloadCommand
-    dockerImageLocation sw_image s3EndpointUrl LSST_VERSION LSST_RUN_TEMP_SPACE IDDS_MAX_NAME_LENGTH
-    """.split()  # noqa: SIM905
 )
 
 _VARIABLE = re.compile(r"\{(\w+)\}")
@@ -87,7 +75,7 @@ def _known_names() -> frozenset[str]:
     names = {str(part) for path in Config(BPS_DEFAULTS).nameTuples() for part in path}
     names.update(yaml_key(field.name) for field in fields(GenericWorkflowJob))
     sections = {*BPS_SEARCH_ORDER, *SECTIONS_BY_NAME, *PLAIN_SECTIONS}
-    return frozenset(names | set(KEYS) | sections | _FREE | _MORE)
+    return frozenset(names | set(KEYS) | set(BPS_KEYS) | sections | _FREE)
 
 
 def closest_key(name: str) -> str | None:

@@ -36,9 +36,9 @@ _shows_errors = shows_errors(KeyError, ValueError, OSError)
 
 @click.group()
 def campaign() -> None:
-    """Run one configuration at several sites, each with its part of the data.
+    """Run one configuration at several sites.
 
-    The configuration says in its section campaignSites how the data are
+    Each gets its part of the data.  The configuration says in its section campaignSites how the data are
     divided.  CAMPAIGN is the submit directory of a campaign, or the
     configuration it was made from.
     """
@@ -74,6 +74,11 @@ def _prepare(configuration: Any) -> Any:
     return record
 
 
+def _index() -> CampaignIndex:
+    """Return the list of the user's campaigns, which does not depend on the server."""
+    return CampaignIndex(read_service_settings(None).state_directory)
+
+
 @campaign.command()
 @click.argument("config", type=click.Path(exists=True, dir_okay=False))
 @service_class_option
@@ -86,7 +91,7 @@ def prepare(config: str, wms_service_class: str | None) -> None:
     """
     configuration = _read(config, wms_service_class)
     record = _prepare(configuration)
-    CampaignIndex(make_service(record.service_class).settings().state_directory).add(record)
+    _index().add(record)
     click.echo(f"Submit it: panda_bps campaign submit {record.directory}")
 
 
@@ -128,7 +133,7 @@ def _find_or_begin(name: str, new: bool, service_class: str | None) -> Any:
     """
     if os.path.isdir(name):
         return read_campaign(name)
-    index = CampaignIndex(read_service_settings(None).state_directory)
+    index = _index()
     configuration = _read(name, service_class)
     latest = None if new else index.latest(configuration.path)
     if latest is not None and latest.digest != configuration.digest:
@@ -151,7 +156,7 @@ def _find_or_begin(name: str, new: bool, service_class: str | None) -> Any:
 
 def _look(name: str) -> tuple[Any, Any]:
     """Find a campaign and ask about its runs."""
-    record = find_campaign(name, CampaignIndex(read_service_settings(None).state_directory))
+    record = find_campaign(name, _index())
     service = make_service(record.service_class)
     return service, fetch_campaign(record, connect(service.settings()))
 

@@ -57,7 +57,7 @@ def make_service(name: str, config: Any = None) -> Any:
 @click.command()
 @_configuration_options
 def check(config: str, compute_site: str | None, wms_service_class: str | None) -> None:
-    """Look for everything that would keep a run of CONFIG from working.
+    """Check CONFIG for what would keep its run from working.
 
     Nothing is submitted and no quantum graph is made: memory and cores of the
     jobs are checked by "bps prepare".  The exit code is 1 if there is a
@@ -87,7 +87,7 @@ def check(config: str, compute_site: str | None, wms_service_class: str | None) 
 @_configuration_options
 @shows_errors(KeyError, ValueError, OSError)
 def build(config: str, compute_site: str | None, wms_service_class: str | None) -> None:
-    """Submit CONFIG for a remote build: its quantum graph is made at the site.
+    """Submit CONFIG; its quantum graph is then made at the site.
 
     "bps submit" does the same for configurations with "remoteBuild: {enabled:
     true}", but only if the service class is lsst.ctrl.bps.panda.PanDAService.
@@ -131,7 +131,7 @@ def build(config: str, compute_site: str | None, wms_service_class: str | None) 
     help="File to write instead of printing.",
 )
 def schema(output: str | None) -> None:
-    """Write the JSON schema of BPS configurations with this plugin.
+    """Write the JSON schema of BPS configurations, for editors.
 
     Editors use it to complete keys, to show what they mean and to mark wrong
     values.

@@ -277,8 +277,8 @@ _RESOURCE_LESS = ("95% s", "95% MB", "attempts", "CPU 50%", "RSS 50% MB", "wall 
 )
 @json_option
 def resources(argument: RunArgument, label: str, plots: Path | None, form: str, as_json: bool) -> None:
-    """Show what the jobs of a run used and what was requested, and
-    suggest values.  RUN is its id, name or submit directory.
+    """Show what jobs used, and suggest what to request.  RUN is the id, name or
+    submit directory of their run.
 
     "50%" is the median, "95%" what 95 of 100 jobs do not exceed, RSS the
     largest memory in use.  The last lines can be pasted into the

@@ -56,7 +56,7 @@ _FIGURES = 50
 @click.option("--poll", is_flag=True, help="Ask the servers even where PanDA's messages could be followed.")
 @json_option
 def watch(argument: RunArgument, interval: float, poll: bool, as_json: bool) -> int:
-    """Watch a run until it has ended; the exit code is that of 'bps status'.
+    """Watch a run until it has ended.  The exit code is that of 'bps status'.
 
     On a terminal the display is updated in place; into a file goes a line for
     each change.  RUN is its id, name or submit directory.

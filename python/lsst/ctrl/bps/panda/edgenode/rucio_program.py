@@ -458,14 +458,15 @@ def _register_quantum_graph(butler: Any, client: Any, registration: Registration
 
 def find_rule(rules: Iterable[Any], wanted: RuleWanted, account: str = "") -> Any | None:
     """Return the one of a dataset's rules in Rucio that is for the same places
-    as the wanted rule, or `None`.
+    as the wanted rule and for as many copies or more, or `None`.
 
     The step needs a rule of its own account, because other accounts may delete
     theirs.  Without an account the rule of any counts, for those who look at
     what the account of a step has registered.
     """
     for rule in rules:
-        if rule["rse_expression"] == wanted.rse_expression and account in ("", rule["account"]):
+        is_enough = rule["rse_expression"] == wanted.rse_expression and rule["copies"] >= wanted.copies
+        if is_enough and account in ("", rule["account"]):
             return rule
     return None
 

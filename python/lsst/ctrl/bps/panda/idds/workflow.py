@@ -33,7 +33,7 @@ from typing import Any
 from ..plan.graph import pause_garbage_collection
 from ..plan.model import ConditionPlan, Resources, TaskPlan, WorkflowPlan
 from ..plan.naming import BUILD_TASK, label_of_input
-from ..plan.run_attributes import RunAttributes, render_attributes
+from ..plan.run_attributes import RunAttributes, attributes_of, render_attributes
 from ..settings.remote import BuildSettings
 
 _COMPRESSION = 4
@@ -183,18 +183,8 @@ def make_workflow(plan: WorkflowPlan, maps: dict[str, _DependencyMap] | None = N
     """
     if maps is None:
         maps = _render_dependency_maps(plan)
-    run = plan.run
-    attributes = RunAttributes(
-        name=run.name,
-        operator=run.operator,
-        project=run.project,
-        campaign=run.campaign,
-        payload=run.payload,
-        jobs=plan.job_count,
-        tasks=len(plan.tasks) + len(plan.final),
-        origin=run.origin,
-    )
-    workflow = _new_workflow(attributes)
+    tasks = len(plan.tasks) + len(plan.final)
+    workflow = _new_workflow(attributes_of(plan.run, jobs=plan.job_count, tasks=tasks))
     works = {
         task.name: _make_work(task, number, plan, maps.get(task.name))
         for number, task in enumerate(chain(plan.tasks, plan.final), 1)

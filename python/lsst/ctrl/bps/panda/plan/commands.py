@@ -211,8 +211,6 @@ def split_long_option(template: str, name: str) -> Callable[[str], str]:
     joint = f" {match.group(1)}{match.group(2)}"
 
     def split(value: str) -> str:
-        if len(value) <= MAX_ARGUMENT or "," not in value:
-            return value
         parts: list[str] = []
         size = MAX_ARGUMENT
         for item in value.split(","):

@@ -7,7 +7,7 @@ The tag stays empty: a request with all four set is linked to a group of request
 
 from __future__ import annotations
 
-__all__ = ["RunAttributes", "parse_attributes", "render_attributes"]
+__all__ = ["RunAttributes", "attributes_of", "parse_attributes", "render_attributes"]
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -44,6 +44,35 @@ class RunAttributes:
 
     origin: int = 0
     """Request id of the run that this one restarts, or 0."""
+
+
+class RunFields(Protocol):
+    """The fields of a planned or recorded run that become its attributes."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def operator(self) -> str: ...
+
+    @property
+    def project(self) -> str: ...
+
+    @property
+    def campaign(self) -> str: ...
+
+    @property
+    def payload(self) -> str: ...
+
+    @property
+    def origin(self) -> int: ...
+
+
+def attributes_of(run: RunFields, *, jobs: int, tasks: int) -> RunAttributes:
+    """Return the attributes of a run with so many jobs and tasks."""
+    return RunAttributes(
+        run.name, run.operator, run.project, run.campaign, run.payload, jobs, tasks, run.origin
+    )
 
 
 def render_attributes(attributes: RunAttributes) -> dict[str, str]:

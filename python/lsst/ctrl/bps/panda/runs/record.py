@@ -23,7 +23,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, PlainSerializer, Vali
 from ..errors import PandaBpsError
 from ..plan.model import WorkflowPlan
 from ..plan.naming import BUILD_LABEL, BUILD_TASK
-from ..plan.run_attributes import RunAttributes
+from ..plan.run_attributes import attributes_of
 from ..settings.run import StagingSettings
 from ..status.evidence import PlanSummary
 from ..version import __version__
@@ -224,16 +224,7 @@ class RunRecord(_Section):
         """Return what a report needs to know about the plan."""
         labels = self.labels or _labels_of(self.tasks)
         run = self.run
-        attributes = RunAttributes(
-            name=run.name,
-            operator=run.operator,
-            project=run.project,
-            campaign=run.campaign,
-            payload=run.payload,
-            jobs=sum(jobs for _, jobs in labels),
-            tasks=len(self.tasks),
-            origin=run.origin,
-        )
+        attributes = attributes_of(run, jobs=sum(jobs for _, jobs in labels), tasks=len(self.tasks))
         return PlanSummary(
             labels=labels,
             tasks=self.tasks,

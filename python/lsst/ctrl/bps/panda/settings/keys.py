@@ -8,6 +8,8 @@ models, the page of settings and the JSON schema for editors are made from them.
 from __future__ import annotations
 
 __all__ = [
+    "BPS_KEYS",
+    "SET_UP_KEYS",
     "CORE_KEYS",
     "KEYS",
     "BuildKeys",
@@ -523,3 +525,40 @@ KEYS: dict[str, Key] = {name: each for model in OWN_MODELS for name, each in key
 
 CORE_KEYS: dict[str, Key] = dict(keys_of(CoreKeys))
 """Keys of BPS that are checked by this plugin, by name."""
+
+BPS_KEYS: dict[str, str] = {
+    "includeConfigs": "Files that are read before this one; what stands here counts.",
+    "wmsServiceClass": "lsst.ctrl.bps.panda.PanDAService, or lsst.ctrl.bps.panda.LocalPanDAService for runs "
+    "on this machine.",
+    "pipelineYaml": "Pipeline, with #LABELS for a part of it.",
+    "qgraphFile": "Quantum graph that exists already.",
+    "butlerConfig": "The Butler of the run.",
+    "inCollection": "Input collections, separated by commas.",
+    "output": "Output collection.",
+    "outputRun": "Collection of this run's outputs.",
+    "dataQuery": "Expression that selects the data.",
+    "payloadName": "Name of the payload.",
+    "operator": "Who runs it.",
+    "project": "Project that the run belongs to.",
+    "campaign": "Campaign that the run belongs to.",
+    "submitPath": "Submit directory.",
+    "clusterAlgorithm": "How quanta are put together into jobs.",
+    "LSST_VERSION": "Release that jobs set up, such as w_2026_45.",
+    "sw_image": "Container image of the jobs.",
+    "setupLSSTEnv": "Shell commands that make the LSST software available to a job.",
+    "custom_lsst_setup": "Shell commands after setupLSSTEnv.",
+    **dict.fromkeys(
+        """
+        extraQgraphOptions extraInitOptions extraRunQuantumOptions extraUpdateQgraphOptions executable
+        pipetasks dimensions equalDimensions partitionDimensions partitionMaxClusters partitionMaxSize
+        findDependencyMethod uniqProcName timestamp bpsGenerateConfig bpsBatchSubmission enabled files
+        whenSetup implementation jobInitDir jobLogDir jobContainer jobCleanup payloadCommand
+        dockerImageLocation s3EndpointUrl LSST_RUN_TEMP_SPACE IDDS_MAX_NAME_LENGTH
+        """.split(),  # noqa: SIM905
+        "",
+    ),
+}
+"""Further keys that BPS or site profiles read, with what editors say of them; any value is allowed."""
+
+SET_UP_KEYS = ("runnerCommand", "payloadCommand", "setupLSSTEnv", "custom_lsst_setup", "jobContainer")
+"""Keys by which a profile, or a user, makes software available to jobs."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from .campaign import CampaignSection
 from .keys import (
+    BPS_KEYS,
     OWN_MODELS,
     PLAIN_SECTIONS,
     SECTIONS_BY_NAME,
@@ -24,30 +25,6 @@ from .keys import (
 from .remote import RemoteBuildSection
 from .rucio import JOB_KEYS, RucioSection
 from .sites import QueueLimits
-
-_BPS_KEYS = {
-    "includeConfigs": "Files that are read before this one; what stands here counts.",
-    "wmsServiceClass": "lsst.ctrl.bps.panda.PanDAService, or lsst.ctrl.bps.panda.LocalPanDAService for runs "
-    "on this machine.",
-    "pipelineYaml": "Pipeline, with #LABELS for a part of it.",
-    "qgraphFile": "Quantum graph that exists already.",
-    "butlerConfig": "The Butler of the run.",
-    "inCollection": "Input collections, separated by commas.",
-    "output": "Output collection.",
-    "outputRun": "Collection of this run's outputs.",
-    "dataQuery": "Expression that selects the data.",
-    "payloadName": "Name of the payload.",
-    "operator": "Who runs it.",
-    "project": "Project that the run belongs to.",
-    "campaign": "Campaign that the run belongs to.",
-    "submitPath": "Submit directory.",
-    "clusterAlgorithm": "How quanta are put together into jobs.",
-    "LSST_VERSION": "Release that jobs set up, such as w_2026_45.",
-    "sw_image": "Container image of the jobs.",
-    "setupLSSTEnv": "Shell commands that make the LSST software available to a job.",
-    "custom_lsst_setup": "Shell commands after setupLSSTEnv.",
-}
-"""Keys of BPS and of site profiles that editors describe; any value is allowed."""
 
 
 def make_schema() -> dict[str, Any]:
@@ -68,7 +45,7 @@ def make_schema() -> dict[str, Any]:
         "rucio": _refer("rucio"),
         "campaignSites": _describe(definitions, CampaignSection),
     }
-    described = {name: {"description": meaning} for name, meaning in _BPS_KEYS.items()}
+    described = {name: {"description": meaning} for name, meaning in BPS_KEYS.items() if meaning}
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "BPS configuration for PanDA",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = [
     "QueueLimits",
-    "SET_UP_KEYS",
     "base_profile",
     "defaults",
     "defaults_uri",
@@ -38,9 +37,6 @@ from ..errors import SettingsError
 from .keys import Section, WholeMegabytes, WholeNumber, WholeSeconds, YesOrNo, key, keys_of
 
 _PACKAGE = "lsst.ctrl.bps.panda"
-
-SET_UP_KEYS = ("runnerCommand", "payloadCommand", "setupLSSTEnv", "custom_lsst_setup", "jobContainer")
-"""Keys by which a profile, or a user, makes software available to jobs."""
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """The safe loader, the fast one if there is one."""

@@ -46,12 +46,8 @@ class RequestRecord:
     campaign: str = ""
     campaign_scope: str = ""
     campaign_group: str = ""
-    campaign_tag: str = ""
     errors: str = ""
     """What iDDS has to say, for instance why it refused a command."""
-
-    command: str = ""
-    """Last command that was refused, else empty."""
 
     created_at: datetime | None = None
     updated_at: datetime | None = None
@@ -121,11 +117,6 @@ class ContentRecord:
 
     pilot_id: str = ""
     """``<URL of the pilot's log>|<batch type>|<pilot version>``."""
-
-    max_rss: int = 0
-    """Largest resident memory, kB; 0 if not known."""
-
-    site: str = ""
 
     @property
     def done(self) -> bool:

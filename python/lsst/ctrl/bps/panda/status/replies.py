@@ -50,7 +50,6 @@ _CONTENT_FIELDS = tuple(
     (source.name, source.content_code, source.content_text) for source in SOURCES.values()
 )
 _JOB_FIELDS = tuple((source.name, source.job_code, source.job_text) for source in SOURCES.values())
-_NO_COMMAND = frozenset({"", "NoneCommand"})
 
 
 def parse_requests(value: Any) -> tuple[RequestRecord, ...]:
@@ -68,7 +67,6 @@ def parse_requests(value: Any) -> tuple[RequestRecord, ...]:
 def _request_from(row: Mapping[str, Any], request_id: int) -> RequestRecord:
     if row.get("status") is None:
         raise ReplyError(f"Request {request_id} has no status", reply=render_short(row))
-    command = name_of(row.get("command"))
     return RequestRecord(
         request_id=request_id,
         name=text_of(row.get("name")),
@@ -80,9 +78,7 @@ def _request_from(row: Mapping[str, Any], request_id: int) -> RequestRecord:
         campaign=text_of(row.get("campaign")),
         campaign_scope=text_of(row.get("campaign_scope")),
         campaign_group=text_of(row.get("campaign_group")),
-        campaign_tag=text_of(row.get("campaign_tag")),
         errors=_errors_text(row.get("errors")),
-        command="" if command in _NO_COMMAND else command,
         created_at=date_of(row.get("created_at")),
         updated_at=date_of(row.get("updated_at")),
     )
@@ -179,8 +175,6 @@ def _content_from(row: Mapping[str, Any]) -> ContentRecord:
         job_status=text_of(row.get("job_status")),
         errors=_errors_of(row, _CONTENT_FIELDS),
         pilot_id=text_of(row.get("pilot_id")),
-        max_rss=optional_integer(row.get("max_rss"), "max_rss") or 0,
-        site=text_of(row.get("computing_site")),
     )
 
 
