@@ -54,7 +54,7 @@ ATTRIBUTES = RunAttributes(RUN, "ann", "DP2", "week 47", "pay;load=1", jobs=5, t
 
 def request(number: int = 41, status: str = "SubFinished", **changes: object) -> RequestRecord:
     fields = render_attributes(dataclasses.replace(ATTRIBUTES, **changes))
-    fields.pop("name")
+    del fields["name"], fields["campaign_tag"]  # the tag is always empty
     return RequestRecord(number, RUN, status, site="SLAC", updated_at=NOW, **fields)
 
 
