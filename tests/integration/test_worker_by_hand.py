@@ -11,8 +11,7 @@ import pytest
 from lsst.resources import ResourcePath
 
 from lsst.ctrl.bps.panda.demo.outputs import missing_outputs
-from lsst.ctrl.bps.panda.demo.repository import create_repo
-from lsst.ctrl.bps.panda.demo.run_config import render_run_config
+from lsst.ctrl.bps.panda.demo.repository import create_repo, render_run_config
 from lsst.ctrl.bps.panda.plan.model import StagedFile
 from lsst.ctrl.bps.panda.runs.files import PARAMETERS_DIRECTORY, read_plan
 from lsst.ctrl.bps.panda.settings.run import site_staging_area

@@ -7,8 +7,7 @@ import pytest
 import yaml
 from lsst.daf.butler import Butler
 
-from lsst.ctrl.bps.panda.demo.repository import INPUTS, SKYMAP, create_repo
-from lsst.ctrl.bps.panda.demo.run_config import BASE, render_run_config
+from lsst.ctrl.bps.panda.demo.repository import BASE_CONFIG, INPUTS, SKYMAP, create_repo, render_run_config
 from lsst.ctrl.bps.panda.errors import SettingsError
 
 
@@ -75,7 +74,7 @@ def test_nonsense_is_refused_before_anything_is_made(options: dict, text: str, t
 
 def test_run_configuration_names_the_repository_safely(small: Path) -> None:
     config = yaml.safe_load(render_run_config(small, settings={"campaign": "x"}))
-    assert config["includeConfigs"] == [BASE]
+    assert config["includeConfigs"] == [BASE_CONFIG]
     assert config["campaign"] == "x"
     assert not set(config["butlerConfig"]) & set(" '\"")
     with Butler.from_config(config["butlerConfig"]) as butler:

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from panda_documentation.pages import CHECKOUT
 
 from lsst.ctrl.bps.panda.cli.panda_bps import main
-from lsst.ctrl.bps.panda.demo.run_config import render_run_config
+from lsst.ctrl.bps.panda.demo.repository import render_run_config
 from lsst.ctrl.bps.panda.settings.keys import CORE_KEYS, KEYS, keys_of
 from lsst.ctrl.bps.panda.settings.remote import RemoteBuildSection
 from lsst.ctrl.bps.panda.settings.rucio import RucioSection, RuleSection

@@ -50,7 +50,7 @@ def create(repo: Path, visits_per_band: int, detectors: int, bands: str, patches
 @click.argument("repo", type=click.Path(path_type=Path, exists=True))
 def config(repo: Path) -> None:
     """Print a BPS configuration for the repository REPO."""
-    from .run_config import render_run_config
+    from .repository import render_run_config
 
     click.echo(render_run_config(repo), nl=False)
 

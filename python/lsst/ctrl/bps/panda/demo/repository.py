@@ -1,18 +1,28 @@
-"""Making a Butler repository with simulated raw images."""
+"""Making a Butler repository with simulated raw images, and the BPS configuration of a run on it."""
 
 from __future__ import annotations
 
-__all__ = ["BUTLER_CONFIG", "INPUTS", "RUN_CONFIG", "SKYMAP", "DemoRepo", "create_repo"]
+__all__ = [
+    "BASE_CONFIG",
+    "BUTLER_CONFIG",
+    "INPUTS",
+    "RUN_CONFIG",
+    "SKYMAP",
+    "DemoRepo",
+    "create_repo",
+    "render_run_config",
+]
 
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from astropy.table import Table  # type: ignore[import-untyped]
 from astropy.time import Time, TimeDelta  # type: ignore[import-untyped]
 from lsst.daf.butler import Butler, CollectionType, DatasetType, Timespan  # type: ignore[attr-defined]
@@ -21,7 +31,6 @@ from lsst.sphgeom import ConvexPolygon
 from ..errors import SettingsError
 from .geometry import Box, FocalPlane, SkyLayout, TangentPoint, polygon
 from .instrument import BANDS, StarCam, filter_name
-from .run_config import render_run_config
 from .sky import DetectorEffects, Observation, StarCatalog, make_stars, simulate_raw
 
 INPUTS = "StarCam/defaults"
@@ -31,6 +40,7 @@ SKYMAP = "starcam_sky"
 """Name of the sky map; it has one tract, number 0."""
 
 BUTLER_CONFIG = "butler.yaml"
+BASE_CONFIG = "resource://lsst.ctrl.bps.panda.demo/bps_demo.yaml"
 RUN_CONFIG = "demo.yaml"
 """File in the repository that `bps submit` takes."""
 
@@ -363,3 +373,27 @@ def _put_raws(
             data_id = {"instrument": StarCam.getName(), "exposure": observation.visit, "detector": detector}
             butler.put(raw, "starcam_raw", data_id, run=_RAW_RUN)
             butler.put(header, "starcam_header", data_id, run=_RAW_RUN)
+
+
+def render_run_config(repo: str | os.PathLike[str], *, settings: Mapping[str, object] | None = None) -> str:
+    """Give a BPS configuration as text.
+
+    Parameters
+    ----------
+    repo : path-like
+        Butler repository.
+    settings : `~collections.abc.Mapping` [`str`, `object`], optional
+        More keys of BPS, with their values.
+
+    Returns
+    -------
+    text : `str`
+        YAML.  The repository is named by a URI, which no blank or quote in
+        its path can break.
+    """
+    keys = {
+        "includeConfigs": [BASE_CONFIG],
+        "butlerConfig": Path(repo).absolute().as_uri(),
+        **(settings or {}),
+    }
+    return yaml.safe_dump(keys, sort_keys=False, allow_unicode=True)

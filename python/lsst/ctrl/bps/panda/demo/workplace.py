@@ -13,8 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .repository import BUTLER_CONFIG, create_repo
-from .run_config import render_run_config
+from .repository import BUTLER_CONFIG, create_repo, render_run_config
 
 LOCAL_SERVICE = "lsst.ctrl.bps.panda.LocalPanDAService"
 
