@@ -420,7 +420,8 @@ def test_names_are_unique_and_harmless(spec: Spec, naming: NamingKind, most: int
 
 def values_of(plan: WorkflowPlan, task: TaskPlan, job: JobPlan) -> dict[str, str]:
     """Find a job's values as the runner does: by its pseudo-input only."""
-    arguments = runner.Arguments(task.command.split("cmd_line_decoder.py ")[1].split())
+    call = task.command.split("cmd_line_decoder.py ")[1].partition("; );")[0]
+    arguments = runner.Arguments(call.split())
     texts = {shard.name: shard.text for shard in plan.shards}
     pseudo = runner.parse_input(job.pseudo_input, short=arguments["parameters"] is not None)
     if pseudo.kind == "short":

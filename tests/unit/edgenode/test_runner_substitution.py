@@ -118,7 +118,8 @@ def test_kinds_and_names_are_passed():
         return "v"
 
     runner.insert_quoted("<FILE:a b> <ENV:HOME>/x <WMS:attemptNum> <OTHER:x> <FILE:>", find)
-    assert asked == [("FILE", "a b"), ("ENV", "HOME"), ("WMS", "attemptNum"), ("FILE", "")]
+    # Variables of the environment are the shell's.
+    assert asked == [("FILE", "a b"), ("WMS", "attemptNum"), ("FILE", "")]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,6 @@ def test_values_are_text(command, expected):
     ("command", "part"),
     [
         ("<FILE:nope>", "the job's files are k"),
-        ("<ENV:NOPE>", "no such variable"),
         ("<WMS:jobId>", "attemptNum"),
     ],
 )
@@ -155,4 +155,27 @@ def test_missing_value_is_named(command, part):
 def test_values_may_hold_placeholders():
     arguments = runner.Arguments([runner.encode_command("run {q}"), "j", "/a", "-", "-"])
     command = runner.make_command(arguments, {"q": "<ENV:A>/<FILE:k>"}, {"k": "n"}, 3, {b"A": b"a b"})
-    assert command == "run 'a b'/n"
+    assert command == "run ${A}/n"
+
+
+@pytest.mark.parametrize(
+    ("command", "printed"),
+    [
+        ("<ENV:TWO>", "a|b|"),
+        ('"<ENV:TWO>"', "a b|"),
+        ("'<ENV:TWO>'", "a b|"),
+        ("x<ENV:UNSET>y <ENV:UNSET> z", "xy|z|"),
+        ("\"<ENV:UNSET>\" '<ENV:UNSET>'", "||"),
+        ("<ENV:ODD>", "$(date)`x`;'|"),
+        ("'<ENV:ODD>'", "$(date)`x`;'|"),
+    ],
+)
+def test_a_variable_means_what_it_means_in_a_shell(command, printed):
+    environment = {b"TWO": b"a b", b"ODD": b"$(date)`x`;'"}
+    arguments = runner.Arguments([runner.encode_command(f"printf '%s|' {command}"), "j", "/a", "-", "-"])
+    made = runner.make_command(arguments, {}, {}, 0, environment)
+    variables = {name.decode(): value.decode() for name, value in environment.items()}
+    output = subprocess.run(
+        ["/bin/bash", "-c", made], env=variables, stdout=subprocess.PIPE, check=True
+    ).stdout
+    assert output.decode() == printed

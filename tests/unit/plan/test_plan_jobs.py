@@ -122,7 +122,7 @@ def test_words_of_the_runner_command_may_be_in_a_path() -> None:
     settings = PlanSettings(run=run, labels={"": label}, runner=StagedFile("runner", "/r.py", "r.py"))
     workflow = GenericWorkflow("u_run")
     workflow.add_job(make_job())
-    words = make_plan(workflow, settings).tasks[0].command.split()
+    words = make_plan(workflow, settings).tasks[0].command.removeprefix("( ").split()
     assert words[1] == "/a_cmd_line_b/_runner_/r.py"
     assert runner.decode_command(words[2]) == "/bin/sh run a"
 
@@ -309,7 +309,8 @@ def test_environment_before_and_after_surround_the_payload() -> None:
     (task,) = plan_of(job, other).tasks
     assert command_of(task) == (
         """export A="<WMS:attemptNum>"; export B='it'"'"'s '"{value}"' '"<ENV:HOME>"; """
-        "setup x || exit $?; /bin/sh run {value}; payloadCode=$?; tidy up; exit $payloadCode"
+        "if setup x; then :; else exit $?; fi; "
+        "/bin/sh run {value}; payloadCode=$?; tidy up; exit $payloadCode"
     )
 
 

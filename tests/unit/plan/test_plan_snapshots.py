@@ -82,7 +82,9 @@ def test_plan_is_as_it_was(make, request) -> None:
     workflow, settings = make()
     plan = make_plan(workflow, settings)
     tasks = (*plan.tasks, *plan.final)
-    commands = [f"# {t.label}: {runner.decode_command(t.command.split()[2])}\n" for t in tasks]
+    commands = [
+        f"# {t.label}: {runner.decode_command(t.command.removeprefix('( ').split()[2])}\n" for t in tasks
+    ]
     shards = [f"# {shard.name}\n{shard.text}" for shard in plan.shards]
     text = "".join([*render_plan(plan), *commands, *shards, render_table(plan), "\n"])
     path = SNAPSHOTS / f"{make.__name__}.txt"

@@ -29,7 +29,8 @@ on web servers the variables of ``lsst.resources`` and ``BEARER_TOKEN``; the pay
 Standard output belongs to the payload; the runner writes one line at the start and one for each problem to
 standard error.
 
-Exit code: the payload's, unchanged; 128 and the number of the signal that ended it; or one of `EXIT_CODES`.
+Exit code: the payload's; 128 and the number of the signal that ended it; or one of `EXIT_CODES`.  With the
+option ``--success=N`` it is N instead of 0, and 1 for a payload that ends with N itself.
 """
 
 __all__ = [
@@ -44,10 +45,12 @@ __all__ = [
     "EXIT_DAMAGED",
     "EXIT_INTERNAL",
     "EXIT_MISSING",
+    "EXIT_NOT_RUN",
     "EXIT_OUTPUT",
     "EXIT_PARAMETERS",
     "EXIT_PLACEHOLDER",
     "EXIT_SHARD",
+    "EXIT_SET_UP",
     "EXIT_START",
     "EXIT_UNREACHABLE",
     "EXIT_UNSAFE",
@@ -71,6 +74,7 @@ __all__ = [
     "PseudoInput",
     "ResourceArea",
     "SHARD_FOLDER",
+    "SUCCESS",
     "Signals",
     "StoppedError",
     "TOKENS",
@@ -667,6 +671,8 @@ EXIT_OUTPUT = 75
 EXIT_CANCELLED = 76
 EXIT_UNSAFE = 77
 EXIT_PLACEHOLDER = 78
+EXIT_NOT_RUN = 79
+EXIT_SET_UP = 80
 
 EXIT_CODES = {
     EXIT_PARAMETERS: "the pseudo-input, a map or a shard does not give the job's parameters",
@@ -682,10 +688,17 @@ EXIT_CODES = {
     EXIT_CANCELLED: "the run was cancelled, so its final job did not run",
     EXIT_UNSAFE: "the area has what is refused: a name, a kind of file, a redirection, an archive's member",
     EXIT_PLACEHOLDER: "a placeholder of the command line has no value",
+    EXIT_NOT_RUN: "the commands around the runner ended with 0, but the runner did not run",
+    EXIT_SET_UP: "setupLSSTEnv, custom_lsst_setup or jobInitDir failed, so the runner was not started",
 }
 """Exit codes of the runner's own.  PanDA's pilot has meanings for 2, 3, 64
 and from 126 on, and 1 and 2 are a payload's most frequent ones.
 """
+
+
+SUCCESS = 119
+"""Exit code that the commands around the runner take for a success: 0 is what they end with, too,
+if the runner did not run (option ``--success``)."""
 
 
 class FailureError(Exception):
@@ -769,6 +782,7 @@ _OPTIONS: "dict[str, tuple[Any, Callable[[str], Any]]]" = {
     "pause": (1.0, _seconds),
     "timeout": (60.0, _seconds),
     "patience": (300.0, _seconds),
+    "success": (0, _count),
 }
 """Name of each option, its value when it is not given, and its reader."""
 
@@ -896,6 +910,9 @@ def insert_quoted(command: str, find: "Callable[[str, str], str]") -> str:
     """Put values in the place of ``<FILE:key>``, ``<ENV:NAME>`` and
     ``<WMS:name>``, so that each stays what it is in the shell's eyes.
 
+    A variable of the environment is left to the shell, as ``${NAME}``, where
+    the shell replaces it: it splits the value into words, as users expect.
+
     The command is followed as a shell reads it, hence a value is quoted as
     the quotes around its placeholder want it, and the text that it touches
     stays one word with it.  A placeholder behind a backslash is left alone.
@@ -919,7 +936,9 @@ def insert_quoted(command: str, find: "Callable[[str, str], str]") -> str:
         done.append(command[position : match.start()])
         position = match.end()
         text = match.group()
-        if match.group(1):
+        if match.group(1) == "ENV" and states[-1] not in ("single", "ansi") and match.group(2).isidentifier():
+            text = "${%s}" % match.group(2)
+        elif match.group(1):
             text = _quote_for_shell(find(match.group(1), match.group(2)), states)
         elif text.startswith("\\"):
             if states[-1] in _NO_ESCAPES:
@@ -2057,8 +2076,8 @@ def make_command(
     def find(kind: str, name: str) -> str:
         if kind == "FILE" and name in names:
             return names[name]
-        if kind == "ENV" and _bytes(name) in environment:
-            return _text(environment[_bytes(name)])
+        if kind == "ENV":
+            return _text(environment.get(_bytes(name), b""))
         if kind == "WMS" and name == "attemptNum":
             return str(attempt)
         raise FailureError(
@@ -2067,7 +2086,6 @@ def make_command(
 
     reasons = {
         "FILE": f"the job's files are {', '.join(sorted(names)) or 'none'}",
-        "ENV": "there is no such variable in the environment of the worker",
         "WMS": "only attemptNum is known",
     }
     return insert_quoted(insert_values(arguments.command, values), find)
@@ -2511,7 +2529,9 @@ def main(argv: "Sequence[str]", environment: "Mapping[bytes, bytes]") -> int:
             arguments = Arguments([_text(os.fsencode(argument)) for argument in argv])
         except ValueError as error:
             raise FailureError(EXIT_USAGE, str(error)) from None
-        return run(arguments, environment, Signals(arguments["grace"]))
+        code = run(arguments, environment, Signals(arguments["grace"]))
+        success: int = arguments["success"]
+        return {0: success, success: min(1, success)}.get(code, code)
     except (FailureError, StoppedError) as error:
         say(f"{error} (exit code {error.code})")
         return error.code

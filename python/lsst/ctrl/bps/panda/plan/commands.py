@@ -7,11 +7,14 @@ from __future__ import annotations
 
 __all__ = [
     "CommandTemplate",
+    "LINE_END",
     "StagedFileNames",
     "TaskCommands",
     "make_shell_safe",
     "make_template",
+    "render_shell_unit",
     "resolve_files",
+    "restore_variables",
     "split_long_option",
 ]
 
@@ -34,6 +37,15 @@ from .naming import NamedJobs, Naming
 FILE_PLACEHOLDER = re.compile(r"<FILE:([^>]+)>")
 VALUE_PLACEHOLDER = re.compile(r"(?<!\$)\{([^{}\s]+)\}")
 ANY_PLACEHOLDER = re.compile(r"(<(?:ENV|WMS|FILE):[^>]+>|(?<!\$)\{[^{}\s]+\})")
+_OPEN_IN_VALUE = re.compile(
+    ANY_PLACEHOLDER.pattern[:-1] + r"|\$\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}|\$[A-Za-z_]\w*)", re.ASCII
+)
+"""What is replaced in the value of an environment variable: placeholders, and variables of the shell."""
+
+_ENV_PLACEHOLDER = re.compile(r"<ENV:((?:[^<>]|<ENV:[^<>]*>)+)>")
+
+LINE_END = "\x1f"
+"""Stands in a setting for a line end that must stay one: other line ends become blanks."""
 
 MAX_ARGUMENT = runner.LONGEST_ARGUMENT
 """Longest single argument of a command, bytes."""
@@ -113,6 +125,43 @@ def make_shell_safe(path: str) -> str:
     return "file://" + percent_encode(path, safe="/:@+=,~<>{}$-._")
 
 
+def render_shell_unit(text: str, *, key: str = "") -> str:
+    """Make a text of a user's shell commands a unit of its own: what stands behind it is no part of it.
+
+    With ``key``, the name of the setting, the commands must succeed: if they do not, the job ends there, with
+    an exit code that says so.  No quote, dollar or brace is added, since the unit may come to stand between
+    double quotes or be searched for variables.
+    """
+    lines = [line for line in text.strip().split("\n") if line.strip()]
+    if not lines:
+        return ""
+    plain = len(lines) == 1 and "#" not in text and not lines[0].endswith(("&", "\\", "|"))
+    body = f"{lines[0].rstrip('; ')}; " if plain else LINE_END.join([*lines, ""])
+    if not key:
+        return body
+    failed = f"echo {key} failed, so the payload was not started >&2"
+    return f"if {body}then :; else {failed}; exit {runner.EXIT_SET_UP}; fi; "
+
+
+def restore_variables(text: str) -> str:
+    """Give variables of the shell that BPS took for plain names their meaning back.
+
+    BPS writes ``<ENV:...>`` for ``${...}``, but also for ``$`` and all that follows up to a blank:
+    ``${V:-/tmp}`` is ``<ENV:V:-/tmp>`` then, and ``$HOME/x`` is ``<ENV:HOME/x>``.
+    """
+    return _ENV_PLACEHOLDER.sub(_restored, text) if "<ENV:" in text else text
+
+
+def _restored(match: re.Match[str]) -> str:
+    content = restore_variables(match[1])
+    if re.fullmatch(r"\w+", content, re.ASCII):
+        return f"<ENV:{content}>"
+    if re.match(r"\w+(:[-+=?]|[#%])", content, re.ASCII):
+        return f"${{{content}}}"
+    name = re.match(r"[A-Za-z_]\w*", content, re.ASCII)
+    return f"<ENV:{name[0]}>{content[name.end() :]}" if name else f"${content}"
+
+
 @dataclass(frozen=True, slots=True)
 class CommandTemplate:
     """The command of a kind of job, with placeholders."""
@@ -136,13 +185,14 @@ def make_template(
     if job.executable is None or not (job.executable.src_uri or job.executable.name):
         raise PlanError(f"Job {job.name!r} (label {job.label!r}) has no executable.")
     payload = executable or str(job.executable.src_uri or job.executable.name)
-    parts = [_environment(job)]
-    if job.pre_cmdline:
-        parts.append(f"{job.pre_cmdline} || exit $?; ")
-    parts.append(f"{payload} {arguments}".rstrip())
-    if job.post_cmdline:
-        parts.append(f"; payloadCode=$?; {job.post_cmdline}; exit $payloadCode")
-    text = "".join(parts)
+    before, after = (render_shell_unit(text or "") for text in (job.pre_cmdline, job.post_cmdline))
+    payload = f"{payload} {arguments}".rstrip()
+    if before:
+        before = f"if {before}then :; else exit $?; fi; "
+    if after:
+        payload, after = f"{render_shell_unit(payload)}payloadCode=$?; ", f"{after}exit $payloadCode"
+    text = restore_variables(before + payload + after).replace(LINE_END, "\n")
+    text = _environment(job) + text
     names = dict.fromkeys(name for name in VALUE_PLACEHOLDER.findall(text) if name in job.cmdvals)
     return CommandTemplate(text, tuple(names))
 
@@ -170,12 +220,13 @@ def _environment_value(value: str, job: GenericWorkflowJob) -> str:
     """Quote a variable's value, leaving placeholders in it open.
 
     What BPS has already replaced is literal text; a placeholder stands
-    between double quotes, where the runner escapes what it puts in.
+    between double quotes, where the runner escapes what it puts in, and so
+    does a variable of the shell.
     """
     rendered = []
-    for piece in filter(None, ANY_PLACEHOLDER.split(value)):
+    for piece in filter(None, _OPEN_IN_VALUE.split(restore_variables(value))):
         is_value = piece.startswith("{") and piece[1:-1] in job.cmdvals
-        is_open = is_value or (ANY_PLACEHOLDER.fullmatch(piece) and piece.startswith("<"))
+        is_open = is_value or (_OPEN_IN_VALUE.fullmatch(piece) and piece.startswith(("<", "$")))
         rendered.append(f'"{piece}"' if is_open else quote(piece))
     return "".join(rendered) or "''"
 
@@ -299,10 +350,14 @@ class TaskCommands:
             runner.encode_files(files),
             runner.encode_direct(direct),
         ]
-        words += [f"--{name}={runner.quote(value)}" for name, value in sorted(options.items())]
+        # A runner that the site brings may be another version, which has no such option.
+        proven = "_runner_" in outer
+        every = {**options, "success": str(runner.SUCCESS)} if proven else options
+        words += [f"--{name}={runner.quote(value)}" for name, value in sorted(every.items())]
         places = {"_runner_": self._runner_path(), "_cmd_line_": " ".join(words)}
         # At once: what is put in, a path perhaps, may hold such a word itself.
-        return re.sub("_runner_|_cmd_line_", lambda match: places[match[0]], outer).strip()
+        call = re.sub("_runner_|_cmd_line_", lambda match: places[match[0]], outer).strip()
+        return (_prove_success(call) if proven else call).replace(LINE_END, "\n")
 
     def own_file(self, graph: JobGraph, index: int) -> str:
         """Stage the file that only one job has, and return its name as a shell takes it."""
@@ -367,6 +422,20 @@ class TaskCommands:
             return _fetch_expression(area + staged.name)
         path = runner.decode_area(area) if area.startswith("file://") else area
         return quote(path.removeprefix("file://") + staged.name)
+
+
+def _prove_success(call: str) -> str:
+    """Let a task succeed only if its runner says that its payload did.
+
+    The runner ends with a code of its own instead of 0, which gets through containers and all that a site
+    puts around it.  With 0, something else was executed: the text of a setting that took the runner for
+    arguments, for instance.
+    """
+    missing = "echo The runner did not run, although runnerCommand ended with 0. >&2"
+    return (
+        f"( {render_shell_unit(call)}); code=$?; case $code in {runner.SUCCESS}) exit 0;; "
+        f"0) {missing}; exit {runner.EXIT_NOT_RUN};; *) exit $code;; esac"
+    )
 
 
 def _exit_code(value: object, job: GenericWorkflowJob) -> int:

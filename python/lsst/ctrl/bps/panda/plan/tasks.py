@@ -23,6 +23,7 @@ from .commands import (
     TaskCommands,
     make_shell_safe,
     make_template,
+    restore_variables,
     split_long_option,
 )
 from .graph import JobGraph
@@ -123,12 +124,12 @@ def _all_values(graph: JobGraph, family: Family, names: tuple[str, ...]) -> Iter
 
 def _text(value: object) -> str:
     """Return a value as text; an empty one for `None`."""
-    return "" if value is None else str(value)
+    return "" if value is None else restore_variables(str(value))
 
 
 def _rendered(column: Sequence[object], command: str, name: str) -> list[str]:
     """Return values as texts, very long ones in a form that a command line takes."""
-    texts = [value if type(value) is str else _text(value) for value in column]
+    texts = [value if type(value) is str and "<ENV:" not in value else _text(value) for value in column]
     if len(max(texts, key=len)) <= MAX_ARGUMENT:
         return texts
     return list(map(split_long_option(command, name), texts))

@@ -23,6 +23,7 @@ from lsst.ctrl.bps import BpsConfig, GenericWorkflow
 
 from ..errors import SettingsError
 from ..idds.workflow import make_build_submission
+from ..plan.commands import LINE_END
 from ..plan.run_attributes import RunAttributes
 from ..rest.panda_api import MAX_CACHE_FILE
 from ..runs.client import Connection
@@ -109,7 +110,8 @@ def _fill(command: str, *, archive: str, config: str, site: str) -> str:
                 f"remoteBuild.runnerCommand does not hold {mark}, so it cannot build anything."
             )
         command = command.replace(mark, shlex.quote(value))
-    return command.replace("_compute_site_", shlex.quote(site) if site else "")
+    command = command.replace("_compute_site_", shlex.quote(site) if site else "")
+    return command.replace(LINE_END, "\n")
 
 
 def _write_overlay(run: RunConfiguration, config_file: Path, submit_path: Path) -> Path:

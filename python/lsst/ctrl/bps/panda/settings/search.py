@@ -18,6 +18,7 @@ from lsst.resources import ResourcePath
 from lsst.ctrl.bps import BpsConfig
 
 from ..errors import SettingsError
+from ..plan.commands import render_shell_unit
 from . import sites
 from .bps_command import configuration_file
 from .keys import CHECKED_MODELS, CORE_KEYS, KEYS, Key, Origin, Section, keys_of
@@ -102,6 +103,12 @@ Layer = Mapping[str, Any]
 _REPLACED = re.compile(r"[{}$<]|bpsEval")
 """What BPS may replace in a text; all other texts mean what they say."""
 
+_SHELL_PIECES = ("setupLSSTEnv", "custom_lsst_setup", "jobCleanup", "jobContainer")
+"""Keys with shell commands that stand in the commands of tasks; the last one holds the others."""
+
+_MUST_SUCCEED = ("setupLSSTEnv", "custom_lsst_setup")
+"""Those whose failure ends a job."""
+
 _PLAIN_KINDS = (bool, int, float, list, type(None))
 
 
@@ -171,9 +178,23 @@ class LayeredConfig:
         options: dict[str, Any] = {"curvals": dict(current), "default": None}
         if as_written:
             options |= {"expandEnvVars": False, "replaceEnvVars": False}
+            options["curvals"] |= self._shell_units(current, section)
         if section:
             options["searchobj"] = section
         return self._searchable.search(name, opt=options)[1]
+
+    def _shell_units(self, current: Mapping[str, str], section: Layer | None) -> dict[str, str]:
+        """Return the pieces of shell text in the commands of tasks, each as a unit of its own."""
+        values = dict(current)
+        for name in _SHELL_PIECES:
+            options: dict[str, Any] = {"curvals": values, "default": "", "expandEnvVars": False}
+            if section:
+                options["searchobj"] = section
+            text = str(self._searchable.search(name, opt=options)[1] or "")
+            # A container's command may stand on several lines.
+            text = text.replace("\n", " ") if name == "jobContainer" else text
+            values[name] = render_shell_unit(text, key=name if name in _MUST_SUCCEED else "")
+        return {name: values[name] for name in _SHELL_PIECES}
 
 
 def find_first(name: str, layers: Iterable[Layer]) -> Any:

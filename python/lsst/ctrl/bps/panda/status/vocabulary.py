@@ -468,7 +468,7 @@ RULES = (
         log="No space left on device|Permission denied|PermissionError|Read-only file system|"
         "Stale file handle|Input/output error",
     ),
-    _rule("environment", "payload", 126, 127),
+    _rule("environment", "payload", 126, 127, runner.EXIT_SET_UP, runner.EXIT_NOT_RUN),
     _rule("environment", log="ModuleNotFoundError|command not found|ImportError"),
     _rule("output exists", log="ConflictingDefinitionError|already exists|FileExistsError"),
     _rule(
