@@ -17,7 +17,7 @@ NOBODY = 65534
 INTERPRETERS = discover()
 
 COMMAND = (
-    'printf \'%s|\' <FILE:odd> "$(cat <FILE:odd>)" {q} "$VAR" <ENV:VAR> <WMS:attemptNum>;'
+    'printf \'%s|\' <FILE:odd> "$(cat <FILE:odd>)" {q} "$VAR" "<ENV:VAR>" <WMS:attemptNum>;'
     " cat <FILE:tree>s/x; exit 5"
 )
 ODD = "é ☃ 'x' %41.txt"

@@ -346,7 +346,7 @@ def test_area_put_in_front_stays_one_word(worker):
     ("command", "code", "part"),
     [
         ("<FILE:x>", runner.EXIT_PLACEHOLDER, "<FILE:x>"),
-        ("<ENV:NOT_THERE>", runner.EXIT_PLACEHOLDER, "<ENV:NOT_THERE>"),
+        ("<WMS:NOT_THERE>", runner.EXIT_PLACEHOLDER, "<WMS:NOT_THERE>"),
     ],
 )
 def test_own_failure_is_one_line(worker, command, code, part):
