@@ -15,8 +15,8 @@ from lsst.ctrl.bps.panda.errors import SubmissionUncertainError, TransportError
 from lsst.ctrl.bps.panda.idds.workflow import Submission
 from lsst.ctrl.bps.panda.rest.credentials import Anonymous
 from lsst.ctrl.bps.panda.rest.relay import Relay
-from lsst.ctrl.bps.panda.rest.retries import RetryPolicy
-from lsst.ctrl.bps.panda.rest.transport import Timeouts, Transport
+from lsst.ctrl.bps.panda.rest.retries import RetryPolicy, Timeouts
+from lsst.ctrl.bps.panda.rest.transport import Transport
 from lsst.ctrl.bps.panda.runs.submit import send
 
 # The trickle and the silent ones cost real time; one of them is enough.
@@ -34,7 +34,7 @@ class FaultsAnywhere(RuleBasedStateMachine):
         self.now = 0.0
         transport = Transport(
             Anonymous("me"),
-            timeouts=Timeouts(connect=5.0, read=0.3, total=2.0),
+            timeouts=Timeouts(connect=5.0, silence=0.3, total=2.0),
             retry=RetryPolicy(attempts=3),
             sleep=self.sleep,
         )

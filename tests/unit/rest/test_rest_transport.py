@@ -25,8 +25,8 @@ from lsst.ctrl.bps.panda.errors import (
 from lsst.ctrl.bps.panda.rest.credentials import Anonymous, BearerToken
 from lsst.ctrl.bps.panda.rest.faults import diagnose
 from lsst.ctrl.bps.panda.rest.relay import Relay, unwrap_relay
-from lsst.ctrl.bps.panda.rest.retries import RetryPolicy
-from lsst.ctrl.bps.panda.rest.transport import Timeouts, Transport
+from lsst.ctrl.bps.panda.rest.retries import RetryPolicy, Timeouts
+from lsst.ctrl.bps.panda.rest.transport import Transport
 
 # Not a JSON web token: only known values can be hidden then.
 SECRET = "Qm9ydW0tc2VjcmV0-0123456789"
@@ -52,7 +52,7 @@ class Sleeper:
 def make_transport(sleeper=None, *, credentials=None, read=10.0, total=20.0, attempts=4, **more):
     return Transport(
         credentials or BearerToken("Rubin:production", lambda: SECRET),
-        timeouts=Timeouts(connect=5.0, read=read, total=total),
+        timeouts=Timeouts(connect=5.0, silence=read, total=total),
         retry=RetryPolicy(attempts=attempts),
         sleep=sleeper or Sleeper(),
         luck=lambda: 0.5,

@@ -20,7 +20,7 @@ from lsst.resources import ResourcePath
 from lsst.ctrl.bps import BaseWmsService, BaseWmsWorkflow, BpsConfig, GenericWorkflow
 
 from .checks.configuration import check_configuration, check_service
-from .errors import PandaBpsError, RunNotFoundError, SettingsError
+from .errors import PandaBpsError, RunNotFoundError, SettingsError, TransportError
 from .findings import Finding, report_findings
 from .remote.request import is_control_workflow, submit_build, submit_control_workflow
 from .report.report import (
@@ -38,7 +38,7 @@ from .runs.files import protect_environment_dumps
 from .runs.restart import restart_run
 from .runs.submit import submit_run, tell_how_to_follow
 from .settings import sites
-from .settings.bps_command import accept_service_names, is_dry_run
+from .settings.bps_command import accept_service_names, fail_command, is_dry_run
 from .settings.configuration import RunConfiguration
 from .settings.run import ServiceSettings, default_configuration, read_service_settings
 from .staging import stage_with_progress
@@ -170,11 +170,13 @@ class PanDAService(BaseWmsService):
             days = hist or DEFAULT_DAYS
             runs, problems = client.recent(days=days, user=user, everybody=is_global)
             notes = [*problems]
-            if runs or not problems:
+            if problems and not runs:
+                fail_command(TransportError("\n".join(problems)))
+            else:
                 notes += list_notes(runs, days=days, user=user)
             return make_run_list(runs, filters=filters), "\n".join(dict.fromkeys(notes))
         except PandaBpsError as error:
-            return [], str(error)
+            return [], _tell(error)
 
     def get_status(
         self, wms_workflow_id: str, hist: float = 1, is_global: bool = False
@@ -209,7 +211,12 @@ class PanDAService(BaseWmsService):
                 # BPS says that no job matches; this says why.
                 _LOG.error("%s", error)
                 return []
+            except TransportError as error:
+                fail_command(error)
+                raise
         runs, problems = client.recent(days=DEFAULT_DAYS, user=user)
+        if problems and not runs:
+            fail_command(TransportError("\n".join(problems)))
         for problem in problems:
             _LOG.warning("%s", problem)
         going = [run for run in runs if not run.ended and (run.attributes.jobs or not require_bps)]
@@ -221,7 +228,7 @@ class PanDAService(BaseWmsService):
         try:
             accepted, message = cancel_run(RunClient(self._connect()), wms_id)
         except PandaBpsError as error:
-            return False, str(error)
+            return False, _tell(error)
         if accepted:
             # BPS prints the message of a failure only.
             _LOG.info("%s", message)
@@ -232,7 +239,7 @@ class PanDAService(BaseWmsService):
         try:
             run_id, name, message = restart_run(RunClient(self._connect()), wms_workflow_id)
         except PandaBpsError as error:
-            return None, None, str(error)
+            return None, None, _tell(error)
         if run_id is not None:
             # BPS prints the message of a failure only.
             _LOG.info("%s", message)
@@ -246,6 +253,13 @@ class PanDAService(BaseWmsService):
         except PandaBpsError as error:
             return 1, diagnose(error)
         return 0, f"PanDA and iDDS at {connection.settings.url} answer."
+
+
+def _tell(error: PandaBpsError) -> str:
+    """Return the text of an error; the ``bps`` command fails if a server is the reason."""
+    if isinstance(error, TransportError):
+        fail_command(error)
+    return str(error)
 
 
 class LocalPanDAService(PanDAService):

@@ -49,14 +49,14 @@ from ..errors import (
 from ..rest.credentials import RENEW_BEFORE, Anonymous, checks_certificates, redact
 from ..rest.faults import Fault, make_reply_error, shorten
 from ..rest.panda_api import server_root
-from ..rest.retries import LOGIN_RETRY
+from ..rest.retries import LOGIN_RETRY, Timeouts
 from ..rest.tokens import Claims, TokenSet, TokenStore, claims_from, find_vo, parse_claims
-from ..rest.transport import Reply, Timeouts, Transport, is_loopback, parse_json
+from ..rest.transport import Reply, Transport, is_loopback, parse_json
 
 _LOG = logging.getLogger(__name__)
 
 # A provider answers at once or not at all, in seconds.
-_TIMEOUTS = Timeouts(connect=15.0, read=60.0, total=120.0)
+_TIMEOUTS = Timeouts(connect=10.0, silence=20.0, total=60.0)
 
 # Of a process that keeps a token fresh, in seconds.
 _PAUSE = 300.0

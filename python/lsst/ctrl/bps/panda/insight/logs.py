@@ -39,8 +39,8 @@ from urllib.parse import unquote, urlsplit
 from ..errors import ConnectionFailedError, ReplyError, RunNotFoundError, SettingsError, TransportError
 from ..rest.credentials import Anonymous
 from ..rest.faults import Fault
-from ..rest.retries import LOG_RETRY
-from ..rest.transport import Timeouts, Transport
+from ..rest.retries import LOG_RETRY, Timeouts
+from ..rest.transport import Transport
 from ..staging.transfers import describe_cause
 from ..status.evidence import RunEvidence
 from ..status.records import JobRecord
@@ -155,7 +155,7 @@ def make_log_transport(*, verify: bool | str = True) -> Transport:
     return Transport(
         Anonymous(),
         verify=verify,
-        timeouts=Timeouts(connect=10.0, read=60.0, total=600.0),
+        timeouts=Timeouts(connect=10.0, silence=30.0, total=600.0),
         retry=LOG_RETRY,
     )
 

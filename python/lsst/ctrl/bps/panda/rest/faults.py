@@ -163,6 +163,21 @@ class Fault(enum.StrEnum):
         advice="the server is overloaded or hangs",
         exceptions=(requests.exceptions.ReadTimeout, pool_errors.ReadTimeoutError),
     )
+    NOT_ASKED = _Row(
+        "not-asked",
+        error=ConnectionFailedError,
+        message="The server was not asked any more: it has kept this command waiting long enough.",
+        broken="{host} does not answer",
+        advice="the server is overloaded or hangs",
+        not_executed=True,
+    )
+    TOO_LONG = _Row(
+        "too-long",
+        error=ReplyError,
+        message="The reply is longer than any of PanDA.",
+        broken="{host} sends a reply that does not end",
+        advice="the URL is probably wrong",
+    )
     REPLY_CUT = _Row(
         "reply-cut",
         error=ReplyError,

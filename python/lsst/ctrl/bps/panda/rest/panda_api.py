@@ -132,6 +132,7 @@ class PandaApi:
             content_type=content_type,
             headers=_HEADERS,
             safe=True,
+            patient=True,
             what=what,
         )
         reply.unwrap(unwrap_api, what)

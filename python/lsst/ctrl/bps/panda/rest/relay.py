@@ -92,12 +92,14 @@ class Relay:
         keywords: str | None = None,
         *,
         safe: bool = False,
+        patient: bool = False,
         what: str = "",
     ) -> Any:
         """Have a method of iDDS's ``ClientManager`` executed, and return its value out of all envelopes.
 
         Arguments and keywords are JSON texts as iDDS's ``json_dumps`` makes them.  What is safe may be sent
         again when the outcome is not known: doing it twice is the same as doing it once.
+        What is not safe, or ``patient``, is waited for as long as the relay waits for iDDS.
         """
         what = what or command
         reply = self._transport.post(
@@ -105,6 +107,7 @@ class Relay:
             body=render_command(command + self._suffix, arguments, keywords),
             content_type="application/json",
             safe=safe,
+            patient=patient,
             what=what,
         )
         return reply.unwrap(unwrap_relay, what)
@@ -132,7 +135,7 @@ class Relay:
         """Submit one step of a workflow that was split; doing it twice is the
         same as doing it once.  Arguments are as for `submit`.
         """
-        value = self.call("submit", arguments, keywords, safe=True, what="submit a step")
+        value = self.call("submit", arguments, keywords, safe=True, patient=True, what="submit a step")
         if type(value) is not int or value != 0:
             self._misunderstood("The reply to a step should be 0.", value, "submit a step")
 

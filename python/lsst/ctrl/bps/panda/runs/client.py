@@ -29,8 +29,8 @@ from ..errors import PandaBpsError, RunNotFoundError, TransportError
 from ..rest.credentials import Credentials, checks_certificates, find_credentials
 from ..rest.panda_api import PandaApi, api_base
 from ..rest.relay import Relay
-from ..rest.retries import PING_RETRY
-from ..rest.transport import PING_TIMEOUTS, Transport
+from ..rest.retries import PING_RETRY, PING_TIMEOUTS, WaitingBudget
+from ..rest.transport import Transport
 from ..settings.run import ServiceSettings
 from ..status.evidence import (
     PlanSummary,
@@ -114,6 +114,7 @@ def connect(settings: ServiceSettings, *, prompt: bool = False) -> Connection:
         verify=checks_certificates(env),
         timeouts=PING_TIMEOUTS if prompt else None,
         retry=PING_RETRY if prompt else None,
+        budget=WaitingBudget(),
     )
     return Connection(
         relay=Relay(transport, url, idds_server=settings.idds_server),

@@ -4,7 +4,7 @@ is repaired.
 
 from __future__ import annotations
 
-__all__ = ["accept_service_names", "configuration_file", "is_dry_run"]
+__all__ = ["accept_service_names", "configuration_file", "fail_command", "is_dry_run"]
 
 import sys
 from collections.abc import Callable
@@ -12,6 +12,9 @@ from functools import wraps
 from typing import Any
 
 import click
+
+_BPS = "lsst.ctrl.bps.cli.bps"
+"""Where the command ``bps`` is; those of this plugin show errors themselves."""
 
 
 def is_dry_run() -> bool:
@@ -31,6 +34,16 @@ def configuration_file() -> str:
         return ""
     given = (context.params.get(name) for name in ("config_file", "config"))
     return next((str(file) for file in given if file), "")
+
+
+def fail_command(error: Exception) -> None:
+    """End the running ``bps`` command with the text of an error and exit code 1; do nothing in a program.
+
+    BPS prints the messages of a service and ends with exit code 0, whatever they say.
+    """
+    context = click.get_current_context(silent=True)
+    if context is not None and type(context.find_root().command).__module__ == _BPS:
+        raise click.ClickException(str(error)) from error
 
 
 def accept_service_names() -> None:
