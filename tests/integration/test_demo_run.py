@@ -17,8 +17,7 @@ from lsst.ctrl.bps.wms_service import WmsRunReport, WmsStates
 from lsst.daf.butler import Butler
 
 from lsst.ctrl.bps.panda import LocalPanDAService
-from lsst.ctrl.bps.panda.demo.outputs import count_outputs, missing_outputs
-from lsst.ctrl.bps.panda.demo.repository import INPUTS, SKYMAP, create_repo
+from lsst.ctrl.bps.panda.demo.repository import INPUTS, SKYMAP, count_outputs, create_repo, missing_outputs
 from lsst.ctrl.bps.panda.demo.summary import read_summary
 from lsst.ctrl.bps.panda.demo.workplace import Workplace
 from lsst.ctrl.bps.panda.local import instance

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from lsst.resources import ResourcePath
 
-from lsst.ctrl.bps.panda.demo.outputs import missing_outputs
-from lsst.ctrl.bps.panda.demo.repository import create_repo, render_run_config
+from lsst.ctrl.bps.panda.demo.repository import create_repo, missing_outputs, render_run_config
 from lsst.ctrl.bps.panda.plan.model import StagedFile
 from lsst.ctrl.bps.panda.runs.files import PARAMETERS_DIRECTORY, read_plan
 from lsst.ctrl.bps.panda.settings.run import site_staging_area

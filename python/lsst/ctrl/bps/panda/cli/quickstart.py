@@ -272,7 +272,7 @@ def _watch(run_id: str, *, timeout: float) -> WmsRunReport:
 
 def _tell(place: Workplace, submission: _Submission, report: WmsRunReport) -> bool:
     """Print the results; return whether every job succeeded and all outputs are in the Butler."""
-    from ..demo.outputs import missing_outputs
+    from ..demo.repository import missing_outputs
 
     click.echo(f"\n$ bps report --id {submission.run_id}")
     reported = _call_bps(["report", "--id", submission.run_id], place)

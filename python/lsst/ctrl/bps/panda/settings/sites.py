@@ -1,4 +1,7 @@
-"""Site profiles: what differs from site to site, and where a site's staging area is."""
+"""Site profiles (``config/sites``): what differs from site to site, and where a site's staging area is.
+
+Their keys are declared in `~lsst.ctrl.bps.panda.settings.keys`.
+"""
 
 from __future__ import annotations
 
