@@ -244,6 +244,12 @@ def test_counters_behind_a_finished_transform_are_waited_for():
     assert is_ended(request("Finished"), late, planned_tasks=1, quiet=300)
 
 
+@pytest.mark.parametrize(("total", "ended"), [(4, True), (5, False)])
+def test_failed_and_pruned_jobs_are_not_waited_for(total, ended):
+    counts = FileCounts(total=total, processed=2, failed=1, missing=1)
+    assert is_ended(request("Finished"), [transform("Finished", counts)], planned_tasks=1) is ended
+
+
 def test_quiet_time_counts_from_the_last_change():
     younger = dataclasses.replace(transform(), updated_at=NOW + timedelta(seconds=40))
     assert quiet_seconds(request(), [younger], NOW + timedelta(seconds=100)) == 60

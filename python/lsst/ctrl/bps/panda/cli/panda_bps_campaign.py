@@ -4,7 +4,7 @@ several sites.
 
 from __future__ import annotations
 
-__all__ = ["campaign"]
+__all__ = ["campaign", "campaign_index"]
 
 import os
 from collections.abc import Iterable
@@ -74,7 +74,7 @@ def _prepare(configuration: Any) -> Any:
     return record
 
 
-def _index() -> CampaignIndex:
+def campaign_index() -> CampaignIndex:
     """Return the list of the user's campaigns, which does not depend on the server."""
     return CampaignIndex(read_service_settings(None).state_directory)
 
@@ -91,7 +91,7 @@ def prepare(config: str, wms_service_class: str | None) -> None:
     """
     configuration = _read(config, wms_service_class)
     record = _prepare(configuration)
-    _index().add(record)
+    campaign_index().add(record)
     click.echo(f"Submit it: panda_bps campaign submit {record.directory}")
 
 
@@ -133,7 +133,7 @@ def _find_or_begin(name: str, new: bool, service_class: str | None) -> Any:
     """
     if os.path.isdir(name):
         return read_campaign(name)
-    index = _index()
+    index = campaign_index()
     configuration = _read(name, service_class)
     latest = None if new else index.latest(configuration.path)
     if latest is not None and latest.digest != configuration.digest:
@@ -156,7 +156,7 @@ def _find_or_begin(name: str, new: bool, service_class: str | None) -> Any:
 
 def _look(name: str) -> tuple[Any, Any]:
     """Find a campaign and ask about its runs."""
-    record = find_campaign(name, _index())
+    record = find_campaign(name, campaign_index())
     service = make_service(record.service_class)
     return service, fetch_campaign(record, connect(service.settings()))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from ..campaign.record import RECORD_NAME, CampaignIndex, find_campaign
+from ..campaign.record import RECORD_NAME, find_campaign
 from ..campaign.runs import (
     CampaignRegistration,
     SiteRegistration,
@@ -35,8 +35,8 @@ from ..rucio.step import Forecast, make_forecast, read_registration
 from ..runs.client import RunClient
 from ..runs.files import names_directory
 from ..runs.record import RunRecord, read_record
-from ..settings.run import read_service_settings
 from .output import json_option, print_lines, print_problems, shows_errors, table, write_json
+from .panda_bps_campaign import campaign_index
 from .run_argument import connect_for, local_option
 
 _UNKNOWN = (None, None, None)
@@ -74,7 +74,7 @@ def _find_record(run: str, *, local: bool) -> RunRecord:
 
 def _fetch_campaign_registration(name: str, *, local: bool) -> CampaignRegistration:
     """Find out what all runs of a campaign have registered."""
-    record = find_campaign(name, CampaignIndex(read_service_settings(None).state_directory))
+    record = find_campaign(name, campaign_index())
     client = open_client()
 
     def ask(submit_path: str) -> tuple[RegistrationStatus, tuple[str, ...]]:
