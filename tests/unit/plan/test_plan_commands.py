@@ -68,7 +68,7 @@ def options_of(words: list[str]) -> set[str]:
         ("https://h/ä", "https://h/%C3%A4"),
     ],
 )
-def test_a_path_is_made_inert(path, text):
+def test_a_path_is_made_safe_for_a_shell(path, text):
     assert make_shell_safe(path) == text
 
 

@@ -51,7 +51,7 @@ MAX_ARGUMENT = runner.LONGEST_ARGUMENT
 """Longest single argument of a command, bytes."""
 
 PATH_VALUES = frozenset({"butlerConfig", "fileDistributionEndPoint"})
-"""Values that are one path or URI, made inert where they stand."""
+"""Values that are one path or URI, made safe for a shell where they stand."""
 
 
 class StagedFileNames:
