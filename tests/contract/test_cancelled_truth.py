@@ -104,7 +104,7 @@ def failed_before(request):
 def inquiry(request, failed_before, tmp_path):
     server = Server(request.param, failed_before=failed_before)
     env = {"PANDA_URL": "http://here/server/panda", "USER": "ann", "XDG_STATE_HOME": str(tmp_path)}
-    return RunClient(Connection(server, server, read_service_settings({}, env), Anonymous("ann")))
+    return RunClient(Connection(server, server, read_service_settings({}, env), Anonymous()))
 
 
 def named(counts):
@@ -150,7 +150,7 @@ def job_row(panda_id, name, **errors):
 def test_what_failed_by_itself_comes_before_what_the_cancel_ended(tmp_path):
     server = Server(KILLED_RUNNING, failed_before=True)
     env = {"PANDA_URL": "http://here/server/panda", "USER": "ann", "XDG_STATE_HOME": str(tmp_path)}
-    inquiry = RunClient(Connection(server, server, read_service_settings({}, env), Anonymous("ann")))
+    inquiry = RunClient(Connection(server, server, read_service_settings({}, env), Anonymous()))
     evidence = inquiry.status(3)
     rows = [job_row(n, f"isr_{n}", transExitCode="143", pilotErrorCode=1144) for n in (22, 23)]
     rows.append(job_row(21, "isr_1", transExitCode="17", pilotErrorCode=1305))

@@ -193,8 +193,9 @@ def test_event_service_fails_payload_by_payload(shared, tmp_path):
 
 
 def test_two_users_runs_are_two_users_runs(shared):
-    alice = EndpointClient(shared, {"X-PanDA-User": "alice"})
-    bob = EndpointClient(shared, {"X-PanDA-User": "bob"})
+    alice, bob = (
+        EndpointClient(shared, token=instance.make_token(shared, user)) for user in ("alice", "bob")
+    )
     sample = alice.submit("u_alice_own", [SampleTask("own", {"own:0": ()}, "sleep 1")])
     code, detail = bob.relay("abort", request_id=sample.request_id)[0]
     assert code == -1, detail

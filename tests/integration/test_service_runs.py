@@ -46,7 +46,7 @@ class Site:
         self.directory = directory
         state = directory / f"state of {user}"
         env = {"USER": user, "PATH": os.environ["PATH"], "XDG_STATE_HOME": str(state)}
-        self.service_class = make_service_class(env, endpoint)
+        self.service_class = make_service_class(env, endpoint, user=user)
         self.service = self.service_class({})
         self.user = user
         self.count = 0

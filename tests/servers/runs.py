@@ -31,9 +31,12 @@ class ServiceOf(PanDAService):
         return read_service_settings(self.config, self.env)
 
 
-def make_service_class(env: Mapping[str, str], endpoint) -> type[ServiceOf]:
-    """Make the service class of somebody with an environment, for a PanDA."""
-    return type("Service", (ServiceOf,), {"env": {**env, **environment(endpoint)}})
+def make_service_class(env: Mapping[str, str], endpoint, *, user: str = "") -> type[ServiceOf]:
+    """Make the service class of somebody with an environment, for a PanDA; of another user than its owner if
+    one is named.
+    """
+    token = {"PANDA_AUTH_ID_TOKEN": instance.make_token(endpoint, user)} if user else {}
+    return type("Service", (ServiceOf,), {"env": {**env, **environment(endpoint), **token}})
 
 
 def await_end(panda: Path, run_id: str, env: Mapping[str, str], *, limit: float) -> WmsStates:

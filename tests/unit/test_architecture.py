@@ -57,7 +57,7 @@ FOREIGN = {
     # settings.bps_command asks click which command of BPS is running.
     "click": {"cli", "demo", "settings.bps_command"},
     "oauthlib": {"auth"},
-    "jwt": {"auth", "rest.tokens"},
+    "jwt": {"auth", "rest.tokens", "local.identity"},
     "networkx": {"plan"},
     "pydantic": {"settings", "runs", "campaign", "insight", "local"},
     "rich": {"cli", "staging"},
@@ -94,9 +94,9 @@ MAX_FUNCTION_LINES = 70
 BOUNDARIES = {
     "campaign.parts": "makes the configurations of all sites out of one",
     "insight.cloud_log": "Google's client, an extra",
+    "local.door": "the only part that speaks with the web server's library",
     "local.executor": "jobs on this machine, apart from the server that hands them out",
     "local.idds_repairs.tuning": "repairs that make iDDS faster, apart from those that make it right",
-    "local.web": "the only place of routes",
     "remote.request": "the half of a remote build on the submit host",
     "rucio.checks": "asks Rucio and the Butler before a submission",
     "runs.cancel": "a command of BPS",

@@ -1,5 +1,6 @@
 """Which lines of a log are wanted, and reading log areas."""
 
+import contextlib
 import http.server
 import json
 import os
@@ -19,6 +20,8 @@ from lsst.ctrl.bps.panda.insight.logs import (
     parse_json_line,
     parse_line,
 )
+from lsst.ctrl.bps.panda.runs.client import connect
+from lsst.ctrl.bps.panda.settings.run import read_service_settings
 from lsst.ctrl.bps.panda.status.records import JobRecord
 
 
@@ -194,3 +197,46 @@ def test_a_place_that_cannot_be_asked_is_told(tmp_path):
     if os.getuid():
         (tmp_path / "payload.stderr").touch(0o000)
         assert "could not be read" in reader(a_job(f"{tmp_path}/payload.stderr"))[0]
+
+
+class _Noting(http.server.BaseHTTPRequestHandler):
+    """Notes who sends what."""
+
+    def do_GET(self):
+        self.server.heard.append(self.headers.get("Authorization"))
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"line\n")
+
+    def log_message(self, *arguments):
+        pass
+
+
+@contextlib.contextmanager
+def _noting():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Noting) as server:
+        server.heard = []
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_a_token_goes_to_the_configured_panda_only():
+    """Whoever writes the address of a log must not choose who hears the token."""
+    env = {"PANDA_AUTH": "oidc", "PANDA_AUTH_VO": "Rubin", "PANDA_AUTH_ID_TOKEN": "geheim"}
+    with _noting() as own, _noting() as other:
+        url = f"http://127.0.0.1:{own.server_port}/server/panda"
+        transport = make_log_transport(connect(read_service_settings({}, {**env, "PANDA_URL": url})))
+        for place in (
+            f"http://127.0.0.1:{other.server_port}",
+            f"http://localhost:{own.server_port}",
+            f"http://127.0.0.1:{own.server_port}@127.0.0.1:{other.server_port}",
+            f"http://127.0.0.1:{own.server_port}",
+        ):
+            reader = TailReader(url, transport)
+            assert reader(a_job(f"{place}/logs/PandaJob_1/payload.stderr")) == ["line"]
+    assert other.heard == [None, other.heard[1]]
+    assert "geheim" not in str(other.heard)
+    assert own.heard == [None, "Bearer geheim"]

@@ -1,11 +1,9 @@
 """Small parts of the embedded PanDA: settings, faults, queues, identity, ..."""
 
-import base64
 import io
 import json
 import os
 import random
-import socket
 import subprocess
 import sys
 import threading
@@ -19,15 +17,19 @@ from lsst.ctrl.bps.panda.local import instance
 from lsst.ctrl.bps.panda.local.api import CacheError, FileCache
 from lsst.ctrl.bps.panda.local.endpoint import (
     Endpoint,
+    check_own_panda,
     environment,
     is_alive,
+    make_private_folder,
     read_endpoint,
     start_ticks,
     state_directory,
+    token_folder,
+    uses_own_panda,
     write_endpoint,
+    write_token,
 )
 from lsst.ctrl.bps.panda.local.faults import Faults
-from lsst.ctrl.bps.panda.local.identity import IdentityRules, NotAllowedError, identify
 from lsst.ctrl.bps.panda.local.job_store import memory_of_retry
 from lsst.ctrl.bps.panda.local.pilot import (
     OUT_OF_TIME,
@@ -52,7 +54,6 @@ from lsst.ctrl.bps.panda.local.settings import (
     read_settings,
     write_settings,
 )
-from lsst.ctrl.bps.panda.local.web import owner_of_peer
 
 
 def _order(**values):
@@ -271,25 +272,6 @@ def test_session_that_ignores_sigterm_is_killed():
         assert process.wait(timeout=10) == -9
 
 
-def test_owner_of_a_loopback_connection():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        with socket.create_connection(("127.0.0.1", port)) as client:
-            assert owner_of_peer(client.getsockname()[1], port) == os.getuid()
-            assert owner_of_peer(port, client.getsockname()[1]) is not None
-        assert owner_of_peer(1, port) is None
-
-
-def test_owner_of_a_connection_of_another_user(tmp_path):
-    table = tmp_path / "tcp"
-    table.write_text(
-        "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
-        "   0: 0100007F:1F90 0100007F:0050 01 00000000:00000000 00:00000000 00000000  1234        0 1 1 0\n"
-    )
-    assert owner_of_peer(8080, 80, tables=((str(table), "0100007F"),)) == 1234
-    assert owner_of_peer(8081, 80, tables=((str(table), "0100007F"),)) is None
-
-
 # -- Timing, queues, faults -------------------------------------------------------
 
 
@@ -395,50 +377,6 @@ def test_faults_are_read_from_yaml(tmp_path):
     assert [rule.match for rule in read_faults(path)] == ["isr:[0-3]"]
 
 
-# -- Identity ---------------------------------------------------------------------
-
-
-def _token(**claims):
-    parts = [{"alg": "none"}, claims]
-    return (
-        ".".join(base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts)
-        + ".x"
-    )
-
-
-@pytest.mark.parametrize(
-    ("headers", "user", "production"),
-    [
-        ({}, "me", True),
-        ({"X-PanDA-User": "alice"}, "alice", False),
-        ({"Authorization": f"Bearer {_token(name='Bob Builder', sub='b')}"}, "Bob Builder", False),
-        ({"Authorization": f"Bearer {_token(preferred_username='carol')}"}, "carol", False),
-        ({"Authorization": f"Bearer {_token(sub='x' * 40)}"}, "x" * 20, False),
-    ],
-)
-def test_users(headers, user, production):
-    found = identify(headers, IdentityRules("me"))
-    assert (found.user, found.production) == (user, production)
-
-
-@pytest.mark.parametrize("token", ["junk", "a.b.c", _token(aud="x")])
-def test_bad_tokens_are_refused(token):
-    with pytest.raises(NotAllowedError, match="token"):
-        identify({"Authorization": f"Bearer {token}"}, IdentityRules("me"))
-
-
-def test_token_check():
-    def verify(token):
-        raise NotAllowedError("never")
-
-    rules = IdentityRules("me", verify)
-    with pytest.raises(NotAllowedError, match="is needed"):
-        identify({"X-PanDA-User": "alice"}, rules)
-    with pytest.raises(NotAllowedError, match="never"):
-        identify({"Authorization": f"Bearer {_token(name='x')}"}, rules)
-    assert identify({}, rules, inside=True).production
-
-
 # -- State directory, settings ------------------------------------------------------
 
 
@@ -457,7 +395,7 @@ def _endpoint(directory, **values):
         "pid": os.getpid(),
         "started": start_ticks(os.getpid()),
     }
-    return Endpoint(**{**given, "token": "t", "version": "1", "directory": str(directory), **values})
+    return Endpoint(**{**given, "version": "1", "directory": str(directory), **values})
 
 
 def test_endpoint_is_kept_privately(tmp_path):
@@ -467,7 +405,67 @@ def test_endpoint_is_kept_privately(tmp_path):
     assert (tmp_path / "endpoint.json").stat().st_mode & 0o077 == 0
     variables = environment(endpoint)
     assert variables["PANDA_URL"] == variables["PANDA_URL_SSL"] == variables["PANDACACHE_URL"] == endpoint.url
-    assert variables["PANDA_AUTH"] == ""
+    assert (variables["PANDA_AUTH"], variables["PANDA_AUTH_VO"]) == ("oidc", "local")
+    write_token(token_folder(tmp_path), "a.b.c")
+    assert endpoint.token == "a.b.c"
+    token = Path(variables["PANDA_CONFIG_ROOT"], ".token")
+    assert (token.stat().st_mode & 0o777, token.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    assert "a.b.c" not in str(variables) + (tmp_path / "endpoint.json").read_text()
+    write_token(token_folder(tmp_path), None)
+    with pytest.raises(LocalPandaError, match="cannot be read"):
+        endpoint.token  # noqa: B018
+
+
+def test_a_token_goes_to_the_own_server_only(tmp_path):
+    variables = environment(_endpoint(tmp_path))
+    assert uses_own_panda(variables)
+    assert not uses_own_panda({**variables, "PANDA_CONFIG_ROOT": str(tmp_path)})
+    with pytest.raises(LocalPandaError, match="no embedded PanDA runs"):
+        check_own_panda(variables)
+    write_endpoint(_endpoint(tmp_path))
+    check_own_panda(variables)
+    for name in ("PANDA_URL", "PANDA_URL_SSL", "PANDACACHE_URL"):
+        for url in ("http://127.0.0.1:10/server/panda", "https://127.0.0.1:9", "http://panda.example:9/x"):
+            with pytest.raises(LocalPandaError, match=f"{name} is {url}"):
+                check_own_panda({**variables, name: url})
+    write_endpoint(_endpoint(tmp_path, started=1))
+    with pytest.raises(LocalPandaError, match="does not run any more"):
+        check_own_panda(variables)
+
+
+def test_uploads_of_one_name_do_not_mix(tmp_path):
+    cache = FileCache(tmp_path / "cache")
+
+    class Slow(io.BytesIO):
+        def read(self, size=-1):
+            time.sleep(0.001)
+            return super().read(1000)
+
+    contents = [bytes([number]) * 50_000 for number in range(8)]
+    threads = [threading.Thread(target=cache.put, args=("sources.x", Slow(content))) for content in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert cache.path("sources.x").read_bytes() in contents
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["sources.x"]
+
+
+def test_folders_of_others_and_links_are_refused(tmp_path):
+    made = make_private_folder(tmp_path / "a" / "b")
+    made.chmod(0o777)
+    assert make_private_folder(made).stat().st_mode & 0o777 == 0o700
+    (tmp_path / "link").symlink_to(made)
+    (tmp_path / "file").touch()
+    for name in ("link", "file"):
+        with pytest.raises(LocalPandaError, match=name):
+            make_private_folder(tmp_path / name)
+    with pytest.raises(LocalPandaError, match="link"):
+        FileCache(tmp_path / "link")
+    if os.getuid() == 0:
+        os.chown(made, 12345, 12345)
+        with pytest.raises(LocalPandaError, match="another user"):
+            FileCache(made)
 
 
 def test_stale_endpoints_are_recognised(tmp_path):

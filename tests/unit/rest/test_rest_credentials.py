@@ -3,6 +3,7 @@
 import os
 import re
 import string
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import jwt
@@ -12,9 +13,18 @@ from hypothesis import strategies as st
 
 from lsst.ctrl.bps.panda.errors import (
     AuthenticationError,
+    LocalPandaError,
     SettingsError,
     TokenExpiredError,
     TokenMissingError,
+)
+from lsst.ctrl.bps.panda.local.endpoint import (
+    Endpoint,
+    environment,
+    start_ticks,
+    token_folder,
+    write_endpoint,
+    write_token,
 )
 from lsst.ctrl.bps.panda.rest.credentials import (
     Anonymous,
@@ -133,12 +143,33 @@ def test_a_proxy_is_a_certificate(tmp_path):
     assert X509Proxy(str(path)).headers() == {}
 
 
-@pytest.mark.parametrize("name", ["me", "zoë", "a\r\nX-Evil: 1", "日本"])
-def test_any_user_name_makes_one_header(name):
-    (value,) = Anonymous(name).headers().values()
-    assert value.isascii()
-    assert "\n" not in value
-    assert "\r" not in value
+def test_without_credentials_nothing_is_sent():
+    assert Anonymous().headers() == {}
+
+
+def test_the_token_of_the_embedded_panda_goes_to_its_own_server_only(tmp_path):
+    endpoint = Endpoint(
+        "http://127.0.0.1:9/server/panda", os.getpid(), start_ticks(os.getpid()), "1", str(tmp_path)
+    )
+    variables = {name: value for name, value in environment(endpoint).items() if value}
+    write_token(token_folder(tmp_path), make_token(life=timedelta(days=1)))
+    found = find_credentials(variables, renew=lambda store: pytest.fail("nobody renews it"))
+    with pytest.raises(LocalPandaError, match="no embedded PanDA runs"):
+        found.headers()
+    write_endpoint(endpoint)
+    sent = found.headers()
+    assert sent == {"Authorization": f"Bearer {endpoint.token}", "Origin": "local"}
+    # It is read each time: a new start makes another one.
+    write_token(token_folder(tmp_path), make_token(life=timedelta(days=2)))
+    assert found.headers() != sent
+    # Killed, and somebody else may have its port.
+    write_endpoint(replace(endpoint, started=1))
+    with pytest.raises(LocalPandaError, match="does not run any more"):
+        found.headers()
+    write_endpoint(endpoint)
+    elsewhere = find_credentials({**variables, "PANDA_URL_SSL": "https://panda.example:8443/server/panda"})
+    with pytest.raises(LocalPandaError, match="panda.example"):
+        elsewhere.headers()
 
 
 def test_only_off_switches_the_check_of_certificates_off():

@@ -33,7 +33,7 @@ class FaultsAnywhere(RuleBasedStateMachine):
         self.server.__enter__()
         self.now = 0.0
         transport = Transport(
-            Anonymous("me"),
+            Anonymous(),
             timeouts=Timeouts(connect=5.0, silence=0.3, total=2.0),
             retry=RetryPolicy(attempts=3),
             sleep=self.sleep,

@@ -83,10 +83,9 @@ def test_a_command_travels_as_panda_client_sends_it(server):
     assert seen.headers["Origin"] == "Rubin:production"
 
 
-def test_a_server_without_authentication_hears_the_name_of_the_user(server):
-    Relay(make_transport(credentials=Anonymous("zoë")), server.url).ping()
-    assert server.seen[0].headers["X-PanDA-User"] == r"zo\xeb"
-    assert "Authorization" not in server.seen[0].headers
+def test_without_credentials_the_user_is_not_named(server):
+    Relay(make_transport(credentials=Anonymous()), server.url).ping()
+    assert not {"X-PanDA-User", "Authorization", "Origin"} & set(server.seen[0].headers)
 
 
 def test_netrc_does_not_replace_the_token(server, tmp_path, monkeypatch):
@@ -330,7 +329,7 @@ def test_ping_does_not_believe_just_any_reply(server):
     assert catch(Relay(make_transport(), server.url).ping).fault == "idds"
 
 
-@pytest.mark.parametrize("secretive", [BearerToken("Rubin", lambda: SECRET), Anonymous("me")])
+@pytest.mark.parametrize("secretive", [BearerToken("Rubin", lambda: SECRET), Anonymous()])
 def test_credentials_stay_in_the_process(secretive):
     assert SECRET not in repr(secretive)
     assert SECRET not in repr(Transport(secretive))

@@ -51,7 +51,7 @@ class Server:
         self, directory: Path, *, record: RunRecord | None, counts=((2, 0), (0, 1), (0, 0)), available=()
     ):
         env = {"PANDA_URL": "http://here/server/panda", "USER": "ann", "XDG_STATE_HOME": str(directory)}
-        self.connection = Connection(self, self, read_service_settings({}, env), Anonymous("ann"))
+        self.connection = Connection(self, self, read_service_settings({}, env), Anonymous())
         self.record, self.counts, self.available = record, counts, available
         self.status_word, self.substatus, self.living = "SubFinished", "New", 0
         self.available_word = "Available"

@@ -52,7 +52,7 @@ class Server:
 def make_client(server, tmp_path):
     env = {"PANDA_URL": SERVER, "USER": "ann", "XDG_STATE_HOME": str(tmp_path)}
     settings = read_service_settings({}, env)
-    return RunClient(Connection(server, server, settings, Anonymous("ann")))
+    return RunClient(Connection(server, server, settings, Anonymous()))
 
 
 def terminal(rows, status):

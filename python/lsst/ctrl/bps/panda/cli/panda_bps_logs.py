@@ -32,7 +32,6 @@ from ..insight.logs import (
     make_log_transport,
 )
 from ..insight.overview import JobScope, fetch_evidence
-from ..rest.credentials import checks_certificates
 from ..status.evidence import RunEvidence
 from ..status.records import JobRecord, render_count
 from .output import json_option, print_problems, write_document
@@ -173,7 +172,7 @@ def _render(line: LogLine) -> str:
 
 
 def _from_areas(argument: RunArgument, evidence: RunEvidence, selection: _Selection) -> Iterator[LogLine]:
-    transport = make_log_transport(verify=checks_certificates(argument.connection.settings.environment))
+    transport = make_log_transport(argument.connection)
     reader = LogReader(argument.connection.settings.url, transport, files=selection.files)
     told: set[int] = set()
     while True:

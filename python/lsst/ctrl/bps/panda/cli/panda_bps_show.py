@@ -17,7 +17,6 @@ from ..insight.logs import TailReader, make_log_transport
 from ..insight.overview import JobScope, Overview, fetch_evidence, make_overview
 from ..insight.resources import LabelResources, measure_resources, render_suggestions, write_plots
 from ..insight.task_graph import TaskGraph, make_task_graph
-from ..rest.credentials import checks_certificates
 from ..runs.client import RunClient
 from ..runs.files import read_plan, write_text
 from ..status.evidence import RunEvidence
@@ -215,7 +214,7 @@ def _errors(
 ) -> tuple[list[ErrorGroup], int]:
     """Return so many kinds of errors with verdicts and logs, and how many there are besides."""
     groups = group_errors(run, label=label)
-    transport = make_log_transport(verify=checks_certificates(argument.connection.settings.environment))
+    transport = make_log_transport(argument.connection)
     reader = TailReader(argument.connection.settings.url, transport, count=tail) if tail else None
     return add_verdicts(groups[:limit], rulebook, read_tail=reader), max(0, len(groups) - limit)
 

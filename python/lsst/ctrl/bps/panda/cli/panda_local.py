@@ -142,7 +142,9 @@ def _settings_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--keep-work", type=click.Choice(KEEP_WORK), help="Work directories kept [default: failed]."
         ),
-        click.option("--issuer", help="URL of an OpenID issuer: have tokens checked, to try logging in."),
+        click.option(
+            "--issuer", help="URL of an OpenID issuer: its users are let in, too, to try logging in."
+        ),
         click.option("--loglevel", help="Level of iDDS's own logs [default: WARNING]."),
     )
     for option in reversed(options):
@@ -339,6 +341,19 @@ def logs(directory: Path, job: int, which: str | None) -> None:
         if not which:
             click.echo(f"==> {path}")
         click.echo(path.read_text(errors="replace"), nl=False)
+
+
+@main.command("open")
+@_directory
+@click.argument("job", type=int, required=False)
+@_shows_errors
+def open_pages(directory: Path, job: int | None) -> None:
+    """Print a link that opens the logs of jobs, or of JOB, in a browser.
+
+    It is good once and for a minute; the pages stay open for twelve hours in that browser, or until the
+    embedded PanDA is stopped.
+    """
+    click.echo(instance.make_link(_running(directory), job))
 
 
 @main.command()

@@ -4,8 +4,8 @@ embedded PanDA; lines of a log, and which of them are wanted.
 The Science Pipelines write ``payload-log.json``, one JSON object a line; other
 files hold plain lines, whose level is read from the word at its usual place.
 
-No credentials of ours are sent: log areas are read by anybody or not at all,
-and they may lie on any host.
+Credentials are sent to the PanDA that is configured only (the embedded one wants
+them): log areas are read by anybody or not at all, and they may lie on any host.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ __all__ = [
     "LogArea",
     "LogLine",
     "LogReader",
+    "LogTransport",
     "TailReader",
     "find_log_urls",
     "choose_jobs",
@@ -37,10 +38,12 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from ..errors import ConnectionFailedError, ReplyError, RunNotFoundError, SettingsError, TransportError
-from ..rest.credentials import Anonymous
+from ..rest.credentials import Anonymous, Credentials, checks_certificates
 from ..rest.faults import Fault
+from ..rest.panda_api import server_root
 from ..rest.retries import LOG_RETRY, Timeouts
-from ..rest.transport import Transport
+from ..rest.transport import Reply, Transport
+from ..runs.client import Connection
 from ..staging.transfers import describe_cause
 from ..status.evidence import RunEvidence
 from ..status.records import JobRecord
@@ -150,11 +153,37 @@ _PAYLOAD = "payload.stderr"
 _HEADERS = {"Accept-Encoding": "identity"}
 
 
-def make_log_transport(*, verify: bool | str = True) -> Transport:
-    """Make the transport that reads log areas through HTTP."""
+class LogTransport:
+    """Reads log areas through HTTP: with credentials at the server to which they belong, without them
+    everywhere else.
+    """
+
+    def __init__(self, anonymous: Transport, server: str = "", own: Transport | None = None) -> None:
+        self._anonymous = anonymous
+        self._server = server_root(server) if own is not None else ""
+        self._own = own
+
+    def get(self, url: str, *, headers: Mapping[str, str], what: str) -> Reply:
+        """Send a GET request, as `Transport.get` does."""
+        parts = urlsplit(url)
+        at_home = self._own is not None and f"{parts.scheme}://{parts.netloc}" == self._server
+        transport = self._own if self._own is not None and at_home else self._anonymous
+        return transport.get(url, headers=headers, what=what)
+
+
+def make_log_transport(connection: Connection | None = None) -> LogTransport:
+    """Make the transport that reads log areas; without a connection no credentials are ever sent."""
+    if connection is None:
+        return LogTransport(_make_transport(Anonymous(), {}))
+    env = connection.settings.environment
+    own = _make_transport(connection.credentials, env)
+    return LogTransport(_make_transport(Anonymous(), env), connection.settings.require_url(), own)
+
+
+def _make_transport(credentials: Credentials, env: Mapping[str, str]) -> Transport:
     return Transport(
-        Anonymous(),
-        verify=verify,
+        credentials,
+        verify=checks_certificates(env),
         timeouts=Timeouts(connect=10.0, silence=30.0, total=600.0),
         retry=LOG_RETRY,
     )
@@ -183,7 +212,7 @@ def find_log_urls(job: JobRecord, server: str) -> dict[str, str]:
 class LogArea:
     """The files of one job."""
 
-    def __init__(self, job: JobRecord, server: str, transport: Transport) -> None:
+    def __init__(self, job: JobRecord, server: str, transport: LogTransport) -> None:
         self._addresses = find_log_urls(job, server)
         self._transport = transport
 
@@ -323,7 +352,7 @@ class LogReader:
     output.
     """
 
-    def __init__(self, server: str, transport: Transport, *, files: Sequence[str] = ()) -> None:
+    def __init__(self, server: str, transport: LogTransport, *, files: Sequence[str] = ()) -> None:
         self._server = server
         self._transport = transport
         self._files = tuple(files)
@@ -392,7 +421,7 @@ class TailReader:
     not wait for it one after the other.
     """
 
-    def __init__(self, server: str, transport: Transport, *, count: int = 12) -> None:
+    def __init__(self, server: str, transport: LogTransport, *, count: int = 12) -> None:
         self._server = server
         self._transport = transport
         self._count = count

@@ -5,13 +5,15 @@ from __future__ import annotations
 __all__ = ["Api", "ApiCall", "ApiError", "CacheError", "FileCache"]
 
 import ast
-import json
 import os
 import re
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .bodies import parse_json
+from .endpoint import make_private_folder
 from .identity import Identity
 from .jedi import Jedi
 from .settings import Queues, Timing
@@ -32,8 +34,7 @@ class FileCache:
     """PanDA's file cache: one directory of files with plain names."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        directory.mkdir(parents=True, exist_ok=True)
+        self._directory = make_private_folder(directory)
 
     @staticmethod
     def limit(name: str) -> int:
@@ -52,10 +53,11 @@ class FileCache:
         """Store a file and return its size, bytes; `CacheError` if it is too large."""
         target = self.path(name)
         limit = self.limit(name)
-        temporary = target.with_name(f".{name}.{os.getpid()}")
+        # A name for each upload: two of the same file may come at once.
+        descriptor, temporary = tempfile.mkstemp(prefix=".", dir=self._directory)
         size = 0
         try:
-            with temporary.open("wb") as output:
+            with os.fdopen(descriptor, "wb") as output:
                 while chunk := stream.read(_CHUNK):
                     size += len(chunk)
                     if size > limit:
@@ -63,7 +65,7 @@ class FileCache:
                     output.write(chunk)
             os.replace(temporary, target)
         finally:
-            temporary.unlink(missing_ok=True)
+            Path(temporary).unlink(missing_ok=True)
         return size
 
     def touch(self, name: str) -> bool:
@@ -83,19 +85,39 @@ class FileCache:
         return True
 
 
+def _may_kill(job: Mapping[str, Any] | None, who: Identity) -> bool:
+    return job is None or job["prodUserName"] == who.user
+
+
 _Parameters = Mapping[str, Any]
 _Reply = tuple[Any, str]
 """The ``data`` and the ``message`` of a reply."""
 
 _REFUSED_CODE = 3
+_BAD = (
+    TypeError, ValueError, AttributeError, LookupError, OverflowError, RecursionError, SyntaxError,
+    MemoryError,
+)  # fmt: skip
+"""What handlers raise for arguments that are not what they look for."""
+
+
+def _number(value: Any) -> int:
+    """Take an id, a positive number or its text; `ValueError` for anything else."""
+    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 20:
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**63:
+        raise ValueError(f"{str(value)[:40]!r} is not an id")
+    return value
 
 
 class ApiError(Exception):
     """A call that PanDA answers with ``success: false``."""
 
-    def __init__(self, message: str, data: Any = None) -> None:
+    def __init__(self, message: str, data: Any = None, *, status: int = 200) -> None:
         super().__init__(message)
         self.data = data
+        self.status = status
+        """HTTP status of the reply."""
 
 
 class Api:
@@ -117,8 +139,8 @@ class Api:
             return method(self, parameters, identity)
         except KeyError as error:
             raise ApiError(f"missing argument {error}") from None
-        except (TypeError, ValueError) as error:
-            raise ApiError(f"bad argument: {error}") from None
+        except _BAD as error:
+            raise ApiError(f"bad argument: {error}", status=400) from None
 
     def is_alive(self, parameters: _Parameters, who: Identity) -> _Reply:
         """Answer that the server lives."""
@@ -152,51 +174,51 @@ class Api:
     def task_details(self, parameters: _Parameters, who: Identity) -> _Reply:
         """Return a task's status and the current job of each input."""
         task_id = parameters["task_id"]
-        return self._found(self._views.details(int(task_id)), task_id), ""
+        return self._found(self._views.details(_number(task_id)), task_id), ""
 
     def task_status(self, parameters: _Parameters, who: Identity) -> _Reply:
         """Return a task's status."""
         task_id = parameters["task_id"]
-        return self._found(self._views.task(int(task_id)), task_id)["status"], ""
+        return self._found(self._views.task(_number(task_id)), task_id)["status"], ""
 
     def task_parameters(self, parameters: _Parameters, who: Identity) -> _Reply:
         """Return the parameters with which a task was submitted."""
         task_id = parameters["task_id"]
-        return self._found(self._views.task(int(task_id)), task_id)["params"], ""
+        return self._found(self._views.task(_number(task_id)), task_id)["params"], ""
 
     def task_job_ids(self, parameters: _Parameters, who: Identity) -> _Reply:
         """List the ids of all jobs of a task."""
-        return self._views.job_ids(int(parameters["task_id"])), ""
+        return self._views.job_ids(_number(parameters["task_id"])), ""
 
     def task_datasets(self, parameters: _Parameters, who: Identity) -> _Reply:
         """List a task's inputs with their states."""
         task_id = parameters["task_id"]
-        return self._found(self._views.datasets(int(task_id)), task_id), ""
+        return self._found(self._views.datasets(_number(task_id)), task_id), ""
 
     def task_job_descriptions(self, parameters: _Parameters, who: Identity) -> _Reply:
         """Return the records of all attempts of all jobs of a task."""
         bad_only = str(parameters.get("unsuccessful_only", False)).lower() == "true"
-        return self._views.job_descriptions(int(parameters["task_id"]), unsuccessful_only=bad_only), ""
+        return self._views.job_descriptions(_number(parameters["task_id"]), unsuccessful_only=bad_only), ""
 
     def task_record(self, parameters: _Parameters, who: Identity) -> _Reply:
         """Return the detailed record of a task."""
         task_id = parameters["task_id"]
-        return self._found(self._views.detailed_task(int(task_id)), task_id), ""
+        return self._found(self._views.detailed_task(_number(task_id)), task_id), ""
 
     def task_records_since(self, parameters: _Parameters, who: Identity) -> _Reply:
         """Return the detailed records of tasks that have changed since a time."""
-        filters = json.loads(parameters.get("filters") or "{}")
+        filters = parse_json(parameters.get("filters") or "{}")
         for value in filters.values():
             if not isinstance(value, str):
                 # panda-server 1.0.4 fails like this.
                 raise ApiError(f"argument of type '{type(value).__name__}' is not iterable")
-        user = "" if who.production else who.user
-        limit = int(parameters.get("n_tasks") or 500)
+        user = "" if who.inside else who.user
+        limit = _number(parameters.get("n_tasks") or 500)
         return self._views.tasks_since(parameters.get("since"), filters, user=user, limit=limit), ""
 
     def check_owner(self, parameters: _Parameters, who: Identity) -> _Reply:
         """Raise an `ApiError` unless the user may change a task, or there is no such task."""
-        task = self._views.task(int(parameters["task_id"]))
+        task = self._views.task(_number(parameters["task_id"]))
         if task is not None and not who.production and task["user_name"] != who.user:
             raise ApiError("permission denied", _REFUSED_CODE)
         return None, ""
@@ -218,7 +240,7 @@ class Api:
         return self._command("incexec", parameters, who)
 
     def _command(self, command: str, parameters: _Parameters, who: Identity) -> _Reply:
-        reply = self._jedi.command(int(parameters["task_id"]), command, who.user)
+        reply = self._jedi.command(_number(parameters["task_id"]), command, who.user)
         if reply.code:
             raise ApiError(reply.message, reply.code)
         return reply.code, reply.message
@@ -232,7 +254,7 @@ class Api:
     @staticmethod
     def _ids(parameters: _Parameters) -> list[int]:
         value = parameters["job_ids"]
-        return [int(item) for item in (value if isinstance(value, list) else [value])]
+        return [_number(item) for item in (value if isinstance(value, list) else [value])]
 
     def job_records(self, parameters: _Parameters, who: Identity) -> _Reply:
         """Return the records of jobs."""
@@ -252,7 +274,11 @@ class Api:
 
     def kill_jobs(self, parameters: _Parameters, who: Identity) -> _Reply:
         """Kill single jobs."""
-        return self._jedi.kill_jobs(self._ids(parameters), who.user), ""
+        wanted = self._ids(parameters)
+        records = [None] * len(wanted) if who.production else self._views.jobs(wanted)
+        foreign = {number for number, job in zip(wanted, records, strict=True) if not _may_kill(job, who)}
+        done = iter(self._jedi.kill_jobs([number for number in wanted if number not in foreign], who.user))
+        return [number not in foreign and next(done) for number in wanted], ""
 
     def event_states(self, parameters: _Parameters, who: Identity) -> _Reply:
         """Return how the payloads of event service jobs ended."""

@@ -9,32 +9,38 @@ __all__ = [
     "EXIT_BUSY",
     "LOGS_FOLDER",
     "SERVER_MARKER",
-    "TOKEN_HEADER",
     "Endpoint",
     "EndpointClient",
     "SampleRun",
     "SampleTask",
     "TaskCounts",
+    "check_own_panda",
     "diamond",
     "environment",
     "is_alive",
     "job_folder",
+    "make_private_folder",
     "read_endpoint",
     "start_ticks",
     "state_directory",
+    "token_folder",
+    "uses_own_panda",
     "write_endpoint",
+    "write_token",
 ]
 
 import gzip
 import importlib
 import json
 import os
+import stat
 import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from lsst.ctrl.bps.panda.errors import LocalPandaError
 
@@ -50,8 +56,12 @@ EXIT_BUSY = 75
 SERVER_MARKER = "PANDA_LOCAL_SERVER"
 """Environment variable of a server; its value is different for each start."""
 
-TOKEN_HEADER = "X-PanDA-Local-Token"
-"""Header with the secret of the instance."""
+_TOKEN_FOLDER = "client"
+_TOKEN_FILE = ".token"
+"""The token of the owner, named and formatted as panda-client's own."""
+
+_VO = "local"
+"""Virtual organisation, which panda-client wants beside a token."""
 
 
 def start_ticks(pid: int) -> int:
@@ -88,9 +98,6 @@ class Endpoint:
     started: int
     """Start of that process, see `start_ticks`."""
 
-    token: str
-    """Secret of this instance; allows the calls of `/api/v1/local`."""
-
     version: str
     """Version of this package that the server runs."""
 
@@ -99,6 +106,30 @@ class Endpoint:
 
     mark: str = ""
     """Value of `SERVER_MARKER` in the server's environment."""
+
+    @property
+    def base(self) -> str:
+        """The URL without its path."""
+        return self.url.removesuffix("/server/panda")
+
+    @property
+    def token(self) -> str:
+        """The owner's token, from its file; `LocalPandaError` if it cannot be read."""
+        path = token_folder(self.directory) / _TOKEN_FILE
+        try:
+            return str(json.loads(path.read_text())["id_token"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise LocalPandaError(
+                f"the token of the embedded PanDA, {path}, cannot be read: {error}"
+            ) from None
+
+    def check(self) -> None:
+        """Check that this very server lives, since another process may have its port otherwise."""
+        if not is_alive(self.pid, self.started):
+            raise LocalPandaError(
+                f"the embedded PanDA of {self.directory} does not run any more, so nothing is sent to "
+                f"{self.base}; start it again with: panda_local start"
+            )
 
 
 def state_directory(variables: Mapping[str, str]) -> Path:
@@ -137,7 +168,6 @@ def read_endpoint(directory: str | Path) -> Endpoint | None:
             url=str(value["url"]),
             pid=int(value["pid"]),
             started=int(value["started"]),
-            token=str(value["token"]),
             version=str(value["version"]),
             directory=str(value["directory"]),
             mark=str(value.get("mark", "")),
@@ -146,14 +176,76 @@ def read_endpoint(directory: str | Path) -> Endpoint | None:
         return None
 
 
-def write_endpoint(endpoint: Endpoint) -> None:
-    """Write ``endpoint.json`` so that a reader sees all of it or nothing."""
-    target = Path(endpoint.directory) / ENDPOINT_FILE
-    temporary = target.with_suffix(f".{os.getpid()}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+def make_private_folder(path: Path) -> Path:
+    """Make a folder that only its owner can use, or check that it is one; `LocalPandaError` for a link, and
+    for what belongs to somebody else.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = path.lstat()
+        if not stat.S_ISDIR(found.st_mode):
+            raise LocalPandaError(f"{path} is a link, where a folder is needed; remove it")
+        if found.st_uid != os.getuid():
+            raise LocalPandaError(f"{path} belongs to another user; remove it, or use another directory")
+        path.chmod(0o700)
+    except OSError as error:
+        raise LocalPandaError(f"the folder {path} cannot be used: {error}") from error
+    return path
+
+
+def _write_private(target: Path, value: object) -> None:
+    """Write a file of JSON for its owner only, so that a reader sees all of it or nothing."""
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "w") as stream:
-        json.dump(asdict(endpoint), stream, indent=1)
+        json.dump(value, stream, indent=1)
     os.replace(temporary, target)
+
+
+def write_endpoint(endpoint: Endpoint) -> None:
+    """Write ``endpoint.json``."""
+    _write_private(Path(endpoint.directory) / ENDPOINT_FILE, asdict(endpoint))
+
+
+def token_folder(directory: str | Path) -> Path:
+    """Return the folder of a state directory that is ``PANDA_CONFIG_ROOT`` of its clients."""
+    return Path(directory) / _TOKEN_FOLDER
+
+
+def write_token(folder: Path, token: str | None) -> None:
+    """Write a token where panda-client looks for it, or remove the one that is there."""
+    if token is None:
+        (folder / _TOKEN_FILE).unlink(missing_ok=True)
+    else:
+        _write_private(make_private_folder(folder) / _TOKEN_FILE, {"id_token": token, "token_type": "Bearer"})
+
+
+def uses_own_panda(variables: Mapping[str, str]) -> bool:
+    """Whether the variables of a client, made by `environment`, are those of an embedded PanDA."""
+    directory, root = variables.get("PANDA_LOCAL_DIR"), variables.get("PANDA_CONFIG_ROOT")
+    return bool(directory and root) and Path(str(root)) == token_folder(str(directory))
+
+
+def check_own_panda(variables: Mapping[str, str]) -> None:
+    """Check that the server of a client's variables is the one that lives with their state directory:
+    `LocalPandaError` before a token is sent to whoever has its port now, or to another host.
+    """
+    directory = variables["PANDA_LOCAL_DIR"]
+    endpoint = read_endpoint(directory)
+    if endpoint is None:
+        raise LocalPandaError(
+            f"no embedded PanDA runs with {directory}, to which PANDA_URL points; start it with: "
+            "panda_local start"
+        )
+    endpoint.check()
+    for name in ("PANDA_URL_SSL", "PANDA_URL", "PANDACACHE_URL"):
+        url = urlsplit(variables.get(name, ""))
+        if url.netloc and f"{url.scheme}://{url.netloc}" != endpoint.base:
+            raise LocalPandaError(
+                f"{name} is {variables[name]}, but the embedded PanDA of {directory}, whose token would be "
+                f'sent there, is at {endpoint.base}; set the variables anew with: eval "$(panda_local env)"'
+            )
 
 
 def environment(endpoint: Endpoint) -> dict[str, str]:
@@ -177,11 +269,14 @@ def environment(endpoint: Endpoint) -> dict[str, str]:
         "IDDS_CLIENT_MODE": "1",
         # Otherwise idds.workflowv2 makes ~/.idds when it is imported.
         "IDDS_LOCAL_CONFIG_ROOT": str(Path(endpoint.directory) / "idds" / "client"),
-        "PANDA_AUTH": "",
-        "PANDA_AUTH_VO": "",
+        # The token itself is in a file, which only its owner can read.
+        "PANDA_AUTH": "oidc",
+        "PANDA_AUTH_VO": _VO,
+        "PANDA_CONFIG_ROOT": str(token_folder(endpoint.directory)),
         "PANDA_AUTH_ID_TOKEN": "",
         "OIDC_AUTH_ID_TOKEN": "",
         "OIDC_AUTH_TOKEN_FILE": "",
+        "OIDC_AUTH_VO": "",
     }
 
 
@@ -236,29 +331,29 @@ class EndpointClient:
     ----------
     endpoint : `Endpoint`
         The server.
-    headers : `~collections.abc.Mapping`, optional
-        Headers to send with each request, such as a token.
+    token : `str`, optional
+        Token to send, if not the owner's: see `~.instance.make_token`.
     timeout : `float`, optional
         Seconds to wait for a reply.
     """
 
-    def __init__(
-        self, endpoint: Endpoint, headers: Mapping[str, str] | None = None, *, timeout: float = 120
-    ) -> None:
+    def __init__(self, endpoint: Endpoint, *, token: str | None = None, timeout: float = 120) -> None:
         self._endpoint = endpoint
-        self._headers = {**_HEADERS, **(headers or {})}
+        self._token = token
         self._timeout = timeout
 
     def request(self, url: str, body: bytes | None = None) -> Any:
         """Send a request and decode the reply: POST with a body, else GET."""
-        request = urllib.request.Request(url, data=body, headers=self._headers)
+        self._endpoint.check()
+        headers = {**_HEADERS, "Authorization": f"Bearer {self._token or self._endpoint.token}"}
+        request = urllib.request.Request(url, data=body, headers=headers)
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(request, timeout=self._timeout) as reply:
             return json.load(reply)
 
     def api(self, path: str, parameters: object = None) -> Any:
         """Call PanDA's API: POST with parameters, else GET."""
-        url = self._endpoint.url.replace("/server/panda", f"/api/v1/{path}")
+        url = f"{self._endpoint.base}/api/v1/{path}"
         return self.request(url, None if parameters is None else json.dumps(parameters).encode())
 
     def relay(self, command: str, *args: Any, **kwargs: Any) -> Any:

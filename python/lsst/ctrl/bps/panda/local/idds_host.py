@@ -7,7 +7,6 @@ from __future__ import annotations
 __all__ = ["IddsHost", "Notifier", "Receiver", "IddsRelay", "connect"]
 
 import functools
-import gzip
 import importlib
 import importlib.metadata
 import io
@@ -27,6 +26,7 @@ import sqlalchemy as sa
 from requests.adapters import BaseAdapter
 
 from . import idds_repairs
+from .bodies import parse_json
 from .database import MessageQueue
 from .faults import Faults
 from .idds_repairs import Repair, idds_module, tuning
@@ -466,20 +466,28 @@ class IddsHost:
 
 _COMMANDS = ("abort", "retry", "close", "abort_task")
 
+_KNOWN_COMMANDS = frozenset(
+    (
+        *_COMMANDS, "ping", "submit", "submit_work", "submit_build", "update_build_request", "get_requests",
+        "get_request_id_by_name", "get_status", "get_transforms", "get_transform", "get_collections",
+        "get_contents", "get_match_contents", "get_contents_output_ext", "get_messages", "get_metainfo",
+        "get_hyperparameters", "update_hyperparameter", "abort_request", "abort_request_task",
+        "close_request", "retry_request",
+    )
+)  # fmt: skip
+"""What iDDS's clients ask a server; their other methods change the client itself (such as the user in whose
+name it asks) and read and write files here."""
+
 
 def decode_body(body: bytes) -> dict[str, Any]:
-    """Decode the body of a request to the relay: JSON, maybe packed with gzip, or a URL-encoded form.
-
-    The client does not say in a header that it packs. `ValueError` for
-    anything else.
+    """Decode the body of a request to the relay, already unpacked: JSON, or a URL-encoded form; `ValueError`
+    for anything else.
     """
-    if body[:2] == b"\x1f\x8b":
-        body = gzip.decompress(body)
-    try:
-        value = json.loads(body)
-    except ValueError:
-        value = {key: values[-1] for key, values in parse_qs(body.decode()).items()}
-    if not isinstance(value, dict) or "command_name" not in value:
+    if body.lstrip().startswith(b"{"):
+        value = parse_json(body)
+    else:
+        value = {key: values[-1] for key, values in parse_qs(body.decode(), max_num_fields=20).items()}
+    if not isinstance(value, dict) or not isinstance(value.get("command_name"), str):
         raise ValueError("the body holds no command_name")
     return value
 
@@ -500,12 +508,12 @@ class IddsRelay:
         what went wrong.
         """
         # "command+http://host" asks for another iDDS server: there is only one.
-        command = str(body["command_name"]).partition("+")[0]
+        command = str(body["command_name"]).partition("+")[0][:80]
         manager = str(body.get("manager", "")).lower() == "true"
         codec = importlib.import_module("idds.common.utils")
         try:
             client = self._host.client(identity.user, manager=manager)
-            if command.startswith("_") or not callable(getattr(client, command, None)):
+            if command not in _KNOWN_COMMANDS or not callable(getattr(client, command, None)):
                 return False, f"{command} is not a command of iDDS {type(client).__name__}"
             args = codec.json_loads(body["args"]) if body.get("args") else []
             kwargs = codec.json_loads(body["kwargs"]) if body.get("kwargs") else {}

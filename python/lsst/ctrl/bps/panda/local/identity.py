@@ -1,36 +1,56 @@
-"""Who makes a request: the user named by a bearer token, by a header, or by default; and whether an OpenID
-issuer has signed the token.
+"""Who makes a request: only what a signed token says counts.
+
+Tokens are made with a key that lives in the memory of the server, a new one for
+each start; with ``--issuer`` those of an OpenID issuer are accepted, too.
 """
 
 from __future__ import annotations
 
-__all__ = ["Headers", "Identity", "IdentityRules", "NotAllowedError", "TokenCheck", "USER_HEADER", "identify"]
+__all__ = ["Identity", "IssuerKeys", "Links", "NotAllowedError", "Role", "Tokens"]
 
-import base64
-import importlib
+import enum
 import json
+import logging
+import secrets
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-USER_HEADER = "X-PanDA-User"
-"""Header by which a client without a token names its user."""
+import jwt
+
+_LOG = logging.getLogger(__name__)
 
 _LONGEST = 20
 """iDDS keeps this many characters of a user's name."""
 
+_FOR_EVER = 10 * 365 * 86400.0
+"""Nobody needs to renew a token, seconds: it ends with the server that made it."""
 
-class Headers(Protocol):
-    """The method of HTTP headers that is used here."""
-
-    def get(self, name: str, default: str, /) -> str:
-        """Return the value of a header; the case of its name does not matter."""
+_LEEWAY = 60
+_TIMEOUT = 10.0
 
 
 class NotAllowedError(Exception):
     """A request by somebody who may not make it."""
+
+
+class Role(enum.StrEnum):
+    """What a token of this instance is for."""
+
+    OWNER = "owner"
+    """Everything."""
+
+    AGENT = "agent"
+    """The calls of iDDS's agents in this process."""
+
+    USER = "user"
+    """What an ordinary user of PanDA may do."""
+
+    READER = "reader"
+    """Pages that a browser shows, in one view; it is sent as a cookie."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,57 +59,13 @@ class Identity:
 
     user: str
     production: bool
-    """Whether everything is allowed: so for whoever names no user, since only the
-    server's own user reaches it, and for iDDS's agents."""
+    """Whether everybody's tasks may be changed: so for the owner and for iDDS's agents."""
 
     inside: bool = False
     """Whether it comes from iDDS's agents in this process."""
 
-
-@dataclass(frozen=True, slots=True)
-class IdentityRules:
-    """How users are identified."""
-
-    default_user: str
-    verify: Callable[[str], Mapping[str, Any]] | None = None
-    """Checks a token and returns its claims, or raises `NotAllowedError`.  If
-    set, every request from outside needs a token."""
-
-
-def read_claims(token: str) -> dict[str, Any]:
-    """Read the claims of a JSON web token without checking it; `NotAllowedError` if it is no such token."""
-    try:
-        payload = token.split(".")[1]
-        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-    except (IndexError, ValueError):
-        raise NotAllowedError("the bearer token is not a JSON web token") from None
-    if not isinstance(claims, dict):
-        raise NotAllowedError("the bearer token holds no claims")
-    return claims
-
-
-def identify(headers: Headers, rules: IdentityRules, *, inside: bool = False) -> Identity:
-    """Identify who makes a request; `NotAllowedError` for a token that is not accepted, or is missing and
-    needed.
-    """
-    if inside:
-        return Identity(rules.default_user, production=True, inside=True)
-    scheme, _, token = headers.get("Authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and token.strip():
-        claims = (rules.verify or read_claims)(token.strip())
-        for name in ("name", "preferred_username", "sub"):
-            if claims.get(name):
-                return Identity(str(claims[name])[:_LONGEST], production=False)
-        raise NotAllowedError("the bearer token names no user")
-    if rules.verify is not None:
-        raise NotAllowedError("a bearer token is needed: this embedded PanDA was started with a token check")
-    if user := headers.get(USER_HEADER, "").strip():
-        return Identity(user[:_LONGEST], production=False)
-    return Identity(rules.default_user[:_LONGEST], production=True)
-
-
-_LEEWAY = 60.0
-_TIMEOUT = 10.0
+    owner: bool = False
+    """Whether it is who started the server, and may control it."""
 
 
 def _read_json(url: str) -> Any:
@@ -97,71 +73,158 @@ def _read_json(url: str) -> Any:
         return json.load(reply)
 
 
-def _decode(text: str) -> bytes:
-    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+class IssuerKeys:
+    """The keys of an OpenID issuer, found by discovery.
 
+    They are fetched by `refresh`, and by a thread when a token names another
+    key, at most once in half a minute: whoever sends tokens must not be able to
+    keep the web server waiting.
+    """
 
-def _number(text: str) -> int:
-    return int.from_bytes(_decode(text), "big")
-
-
-class TokenCheck:
-    """Checks that tokens were signed by an OpenID issuer, whose keys are found by discovery."""
+    _PERIOD = 30.0
 
     def __init__(
         self,
         issuer: str,
         *,
-        read: Callable[[str], Any] | None = None,
-        clock: Callable[[], float] = time.time,
+        read: Callable[[str], Any] = _read_json,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._issuer = issuer.rstrip("/")
-        self._read = read or _read_json
+        self.issuer = issuer.rstrip("/")
+        self._read = read
         self._clock = clock
-        self._keys: dict[str, Mapping[str, Any]] = {}
+        self._keys: dict[str, Any] = {}
+        self._problem = "they were not read yet"
+        self._next = 0.0
+        self._lock = threading.Lock()
 
-    def _key(self, name: str) -> Mapping[str, Any]:
-        if name not in self._keys:
-            try:
-                url = f"{self._issuer}/.well-known/openid-configuration"
-                keys = self._read(self._read(url)["jwks_uri"])["keys"]
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise NotAllowedError(f"the keys of {self._issuer} cannot be read: {error}") from error
-            self._keys = {str(key.get("kid", "")): key for key in keys}
-        if name not in self._keys:
-            raise NotAllowedError(
-                f"the bearer token is signed with a key {name!r} that {self._issuer} has not"
-            )
-        return self._keys[name]
+    def refresh(self) -> None:
+        """Read the keys; what goes wrong is said by `verify`."""
+        try:
+            url = f"{self.issuer}/.well-known/openid-configuration"
+            found = jwt.PyJWKSet.from_dict(self._read(self._read(url)["jwks_uri"])).keys
+        except (OSError, ValueError, KeyError, TypeError, jwt.PyJWTError) as error:
+            self._problem = str(error) or type(error).__name__
+            _LOG.warning("the keys of %s cannot be read: %s", self.issuer, error)
+        else:
+            self._keys = {str(key.key_id or ""): key.key for key in found}
+            self._problem = ""
+
+    def _refresh_soon(self) -> None:
+        with self._lock:
+            now = self._clock()
+            if now < self._next:
+                return
+            self._next = now + self._PERIOD
+        threading.Thread(target=self.refresh, name="issuer", daemon=True).start()
 
     def verify(self, token: str) -> Mapping[str, Any]:
         """Return the claims of a token; `NotAllowedError` says why it is not accepted."""
-        claims = read_claims(token)
-        signed, _, signature = token.rpartition(".")
-        try:
-            header = json.loads(_decode(signed.split(".")[0]))
-            algorithm, name = header["alg"], str(header.get("kid", ""))
-        except (ValueError, KeyError, TypeError):
-            raise NotAllowedError("the header of the bearer token cannot be read") from None
-        if algorithm != "RS256":
-            raise NotAllowedError(f"the bearer token is signed with {algorithm}, not with RS256")
-        self._check_signature(self._key(name), signed.encode(), _decode(signature))
-        if str(claims.get("iss", "")).rstrip("/") != self._issuer:
+        name = str(jwt.get_unverified_header(token).get("kid", ""))
+        key = self._keys.get(name)
+        if key is None:
+            self._refresh_soon()
+            why = f"they cannot be read: {self._problem}" if self._problem else "they are read again now"
             raise NotAllowedError(
-                f"the bearer token comes from {claims.get('iss')!r}, not from {self._issuer}"
+                f"the bearer token is signed with a key {name[:40]!r} that is not among those of "
+                f"{self.issuer} ({why})"
             )
-        if float(claims.get("exp", 0)) < self._clock() - _LEEWAY:
-            raise NotAllowedError("the bearer token has expired; log in again")
+        options = {"verify_aud": False, "require": ["exp", "iss"]}
+        claims: dict[str, Any] = jwt.decode(token, key, ["RS256"], options=options, leeway=_LEEWAY)  # type: ignore[arg-type]
+        if str(claims["iss"]).rstrip("/") != self.issuer:
+            raise NotAllowedError(f"the bearer token comes from {claims['iss']!r}, not from {self.issuer}")
         return claims
 
-    @staticmethod
-    def _check_signature(key: Mapping[str, Any], signed: bytes, signature: bytes) -> None:
-        rsa = importlib.import_module("cryptography.hazmat.primitives.asymmetric.rsa")
-        padding = importlib.import_module("cryptography.hazmat.primitives.asymmetric.padding")
-        hashes = importlib.import_module("cryptography.hazmat.primitives.hashes")
-        exceptions = importlib.import_module("cryptography.exceptions")
-        public = rsa.RSAPublicNumbers(_number(key["e"]), _number(key["n"])).public_key()
+
+class Tokens:
+    """Makes the tokens of this instance, and identifies who sends a token."""
+
+    def __init__(self, owner: str, issuer: IssuerKeys | None = None) -> None:
+        self.owner = owner[:_LONGEST]
+        self._issuer = issuer
+        self._key = secrets.token_bytes(32)
+
+    def issue(self, role: Role, user: str = "", *, seconds: float = _FOR_EVER, view: str = "") -> str:
+        """Make a token, by default for the owner's own name."""
+        now = int(time.time())
+        name = (user or self.owner)[:_LONGEST]
+        claims = {
+            "iss": "panda_local", "sub": name, "name": name, "preferred_username": name,
+            "iat": now, "exp": now + int(seconds), "role": role.value, "view": view,
+        }  # fmt: skip
+        return jwt.encode(claims, self._key, algorithm="HS256")
+
+    def _claims(self, token: str) -> Mapping[str, Any]:
         try:
-            public.verify(signature, signed, padding.PKCS1v15(), hashes.SHA256())
-        except exceptions.InvalidSignature:
-            raise NotAllowedError("the signature of the bearer token is wrong") from None
+            return dict(jwt.decode(token, self._key, ["HS256"], options={"require": ["exp"]}))
+        except jwt.ExpiredSignatureError:
+            raise NotAllowedError("the token has expired") from None
+        except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
+            raise NotAllowedError("the token is not one of this start of the embedded PanDA") from None
+
+    def identify(self, token: str) -> Identity:
+        """Find who sends a token; `NotAllowedError` says why it is not accepted."""
+        try:
+            header = jwt.get_unverified_header(token)
+            if self._issuer is not None and header.get("alg") != "HS256":
+                return self._of_issuer(self._issuer.verify(token))
+        except jwt.ExpiredSignatureError:
+            raise NotAllowedError("the bearer token has expired; log in again") from None
+        except (jwt.PyJWTError, ValueError, TypeError, RecursionError) as error:
+            raise NotAllowedError(f"the bearer token is not accepted: {error}") from None
+        claims = self._claims(token)
+        role = claims["role"]
+        if role == Role.READER:
+            raise NotAllowedError("the token is that of a page")
+        inside, owner = role == Role.AGENT, role == Role.OWNER
+        return Identity(str(claims["name"]), production=inside or owner, inside=inside, owner=owner)
+
+    @staticmethod
+    def _of_issuer(claims: Mapping[str, Any]) -> Identity:
+        for name in ("name", "preferred_username", "sub"):
+            if claims.get(name):
+                return Identity(str(claims[name])[:_LONGEST], production=False)
+        raise NotAllowedError("the bearer token names no user")
+
+    def check_reader(self, token: str, view: str) -> None:
+        """Check that a cookie opens the pages of a view; `NotAllowedError` says why not."""
+        claims = self._claims(token)
+        if claims["role"] != Role.READER or not view or claims["view"] != view:
+            raise NotAllowedError("the cookie is not that of this page")
+
+
+class Links:
+    """One-time links for browsers: each is good once, and for a minute."""
+
+    LIFE = 60.0
+    """Seconds."""
+
+    _MOST = 50
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._made: dict[str, tuple[float, str]] = {}
+        self._lock = threading.Lock()
+
+    def make(self, target: str) -> str:
+        """Make a code that leads to a page once."""
+        code = secrets.token_urlsafe(24)
+        with self._lock:
+            while len(self._made) >= self._MOST:
+                del self._made[next(iter(self._made))]
+            self._made[code] = (self._clock() + self.LIFE, target)
+        return code
+
+    def is_open(self, code: str) -> bool:
+        """Whether a code has not been used and not expired."""
+        return self._made.get(code, (0.0, ""))[0] > self._clock()
+
+    def use(self, code: str) -> str:
+        """Use a code up and return where it leads; `NotAllowedError` if it was used before or has expired."""
+        with self._lock:
+            end, target = self._made.pop(code, (0.0, ""))
+        if end <= self._clock():
+            raise NotAllowedError(
+                "this link was used before or is older than a minute; make another with: panda_local open"
+            )
+        return target

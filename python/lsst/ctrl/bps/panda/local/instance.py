@@ -12,6 +12,8 @@ __all__ = [
     "clean",
     "environment",
     "find",
+    "make_link",
+    "make_token",
     "set_faults",
     "start",
     "state_directory",
@@ -38,7 +40,6 @@ from .endpoint import (
     ENDPOINT_FILE,
     EXIT_BUSY,
     SERVER_MARKER,
-    TOKEN_HEADER,
     Endpoint,
     EndpointClient,
     environment,
@@ -100,6 +101,8 @@ def _prepare_directory(directory: Path) -> Path:
     directory = _canonical(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if directory.stat().st_uid != os.getuid():
+            raise LocalPandaError(f"the state directory {directory} belongs to another user")
         # Checked first: "clean" removes all of it, and the mode is changed below.
         found = set(os.listdir(directory))
         if found and not found & _OURS:
@@ -110,13 +113,11 @@ def _prepare_directory(directory: Path) -> Path:
         directory.chmod(0o700)
     except OSError as error:
         raise LocalPandaError(f"the state directory {directory} cannot be used: {error}") from error
-    if directory.stat().st_uid != os.getuid():
-        raise LocalPandaError(f"the state directory {directory} belongs to another user")
     return directory
 
 
 def _ask(endpoint: Endpoint, path: str, parameters: object = None) -> Any:
-    client = EndpointClient(endpoint, {TOKEN_HEADER: endpoint.token}, timeout=10)
+    client = EndpointClient(endpoint, timeout=10)
     try:
         value = client.api(path, parameters)
     except (OSError, ValueError) as error:
@@ -348,6 +349,17 @@ def status(endpoint: Endpoint) -> dict[str, Any]:
 def set_faults(endpoint: Endpoint, rules: Sequence[Mapping[str, Any]]) -> None:
     """Replace the rules of the faults that are injected, for tests; see `~.faults`."""
     _ask(endpoint, "local/faults", list(rules))
+
+
+def make_token(endpoint: Endpoint, user: str) -> str:
+    """Make a token of another user, as whom the owner wants to try something; it ends with the server."""
+    return str(_ask(endpoint, "local/token", {"user": user}))
+
+
+def make_link(endpoint: Endpoint, job: int | None = None) -> str:
+    """Make a link that opens the pages of the logs in a browser: once, and within a minute."""
+    path = _ask(endpoint, "local/link", {"job": job} if job is not None else {})
+    return f"{endpoint.base}{path}"
 
 
 def clean(directory: str | Path) -> bool:

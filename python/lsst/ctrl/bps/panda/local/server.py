@@ -14,7 +14,6 @@ import io
 import logging
 import logging.handlers
 import os
-import secrets
 import select
 import signal
 import socket
@@ -26,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from waitress import create_server  # type: ignore[import-untyped]
 
 from ..version import __version__
 from . import idds_repairs
 from .api import Api, FileCache
 from .database import Database, MessageQueue
+from .door import make_web_server
 from .endpoint import (
     ENDPOINT_FILE,
     EXIT_BUSY,
@@ -39,14 +38,17 @@ from .endpoint import (
     SERVER_MARKER,
     Endpoint,
     environment,
+    make_private_folder,
     read_endpoint,
     start_ticks,
+    token_folder,
     write_endpoint,
+    write_token,
 )
 from .executor import Dispatcher, Executor, ExecutorSettings
 from .faults import Faults
 from .idds_host import IddsHost, IddsRelay, connect
-from .identity import IdentityRules, TokenCheck
+from .identity import IssuerKeys, Role, Tokens
 from .jedi import Jedi
 from .job_store import JobStore
 from .pilot import JobDirectories
@@ -61,7 +63,7 @@ from .settings import (
     take_lock,
 )
 from .views import Views, list_runs
-from .web import LARGEST_BODY, WebParts, make_application
+from .web import WebParts, make_application
 
 _SIZE = 5_000_000
 _FILES = 3
@@ -162,12 +164,15 @@ class Server:
             url=f"{base}/server/panda",
             pid=os.getpid(),
             started=start_ticks(os.getpid()),
-            token=secrets.token_urlsafe(24),
             version=__version__,
             directory=str(directory),
             mark=os.environ.get(SERVER_MARKER, ""),
         )
         self._base = base
+        issuer = IssuerKeys(settings.issuer) if settings.issuer else None
+        if issuer is not None:
+            issuer.refresh()
+        self._tokens = Tokens(getpass.getuser(), issuer)
         self._outside = dict(os.environ)
 
     def _databases(self) -> tuple[str, str]:
@@ -186,6 +191,8 @@ class Server:
         self._timing = parse_timing(settings.pace)
         self._queues = read_queues(settings.queues) if settings.queues else Queues()
         self._faults = Faults(read_faults(settings.faults) if settings.faults else ())
+        for name in ("cache", "idds", LOGS_FOLDER, "work"):
+            make_private_folder(directory / name)
         idds_url, panda_url = self._databases()
         self._host = IddsHost(
             directory / "idds", database=idds_url, timing=self._timing, loglevel=settings.loglevel
@@ -210,7 +217,7 @@ class Server:
         self._executor = self._make_executor()
         connect(self._jedi, message_queue, self._faults)
         idds_repairs.offer_task_lookup(self._jedi.submitted)
-        self._application = self._make_application()
+        self._make_web()
         before = read_endpoint(directory)
         killed = end_leftovers(directory, dead_server=before.mark if before else "")
         lost = self._jedi.recover(time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()))
@@ -224,8 +231,8 @@ class Server:
                 os.environ[variable] = value
             else:
                 os.environ.pop(variable, None)
-        # The agents in this process call PanDA with the instance's secret.
-        os.environ.update(PANDA_AUTH="oidc", PANDA_AUTH_VO="local", PANDA_AUTH_ID_TOKEN=self.endpoint.token)
+        # The agents in this process call PanDA with a token of their own.
+        write_token(Path(os.environ["PANDA_CONFIG_ROOT"]), self._tokens.issue(Role.AGENT))
         # Here iDDS is the server.
         os.environ.pop("IDDS_CLIENT_MODE", None)
 
@@ -243,25 +250,19 @@ class Server:
         )
         return Executor(self._dispatcher, settings, timing=self._timing, faults=self._faults)
 
-    def _make_application(self) -> Any:
+    def _make_web(self) -> None:
         views = Views(self._database)
         parts = WebParts(
             api=Api(self._jedi, views, queues=self._queues, timing=self._timing),
             relay=IddsRelay(self._host, self._faults),
             cache=FileCache(self._directory / "cache"),
             logs=self._job_directories.logs,
-            rules=IdentityRules(getpass.getuser(), self._token_check()),
+            tokens=self._tokens,
             faults=self._faults,
             status=self.status,
-            token=self.endpoint.token,
-            all_users=self._settings.all_users,
+            port=self._listener.getsockname()[1],
         )
-        return make_application(parts)
-
-    def _token_check(self) -> Any:
-        if not self._settings.issuer:
-            return None
-        return TokenCheck(self._settings.issuer).verify
+        self._web = make_web_server(make_application(parts), parts, self._listener)
 
     def _wake_executor(self) -> None:
         self._executor.wake()
@@ -284,22 +285,13 @@ class Server:
 
     def start(self) -> None:
         """Start all threads, then write the file with the server's address."""
-        self._web = create_server(
-            self._application,
-            sockets=[self._listener],
-            threads=12,
-            # select() fails for file descriptors beyond 1023.
-            asyncore_use_poll=True,
-            max_request_body_size=LARGEST_BODY,
-            channel_timeout=600,
-            ident="panda_local",
-        )
         for name, target in (("web", self._web.run), ("tick", self._tick_for_ever)):
             threading.Thread(target=target, name=name, daemon=True).start()
         self._host.start()
         # What exists now stays: the garbage collector need not search it.
         gc.freeze()
         gc.enable()
+        write_token(token_folder(self._directory), self._tokens.issue(Role.OWNER))
         # Before any job starts, so that processes left by a kill can be found.
         write_endpoint(self.endpoint)
         self._parts = [self._executor, self._host]
@@ -357,6 +349,7 @@ class Server:
             part.stop()
         end_leftovers(self._directory)
         (self._directory / ENDPOINT_FILE).unlink(missing_ok=True)
+        write_token(token_folder(self._directory), None)
 
 
 def main(arguments: list[str]) -> int:

@@ -334,11 +334,8 @@ class ServerSettings:
     """Work directories to keep: ``never``, ``failed`` or ``always``."""
 
     issuer: str = ""
-    """URL of an OpenID issuer, with whose keys tokens are checked; every
-    client then needs a token."""
-
-    all_users: bool = False
-    """Let other users of the machine in; they can run commands as you."""
+    """URL of an OpenID issuer whose tokens are accepted, too: its users can
+    run commands as you."""
 
     loglevel: str = "WARNING"
     """Level of iDDS's logs."""

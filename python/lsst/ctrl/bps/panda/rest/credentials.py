@@ -36,7 +36,16 @@ from ..errors import (
     TokenExpiredError,
     TokenMissingError,
 )
-from .tokens import TokenStore, ensure_lifetime, find_token_source, find_vo, parse_claims, render_span
+from ..local.endpoint import check_own_panda, uses_own_panda
+from .tokens import (
+    TokenSource,
+    TokenStore,
+    ensure_lifetime,
+    find_token_source,
+    find_vo,
+    parse_claims,
+    render_span,
+)
 
 RENEW_BEFORE = timedelta(minutes=5)
 """A token is renewed, as panda-client does it, when less than this is left."""
@@ -108,28 +117,12 @@ class Credentials:
 
 
 class Anonymous(Credentials):
-    """No credentials, and perhaps the name by which a server without authentication (the embedded PanDA)
-    tells users apart; a real PanDA ignores it.
-    """
+    """No credentials."""
 
-    __slots__ = ("_user",)
-
-    def __init__(self, user: str | None = None) -> None:
-        self._user = user
+    __slots__ = ()
 
     def __repr__(self) -> str:
-        return f"Anonymous(user={self._user!r})"
-
-    def headers(self) -> dict[str, str]:
-        """Return the user's name in a header of our own, if there is one."""
-        if not self._user:
-            return {}
-        # A header is one line of ASCII; other characters are spelled.
-        plain = (
-            character if character.isascii() and character.isprintable() else ascii(character)[1:-1]
-            for character in self._user
-        )
-        return {"X-PanDA-User": "".join(plain)}
+        return "Anonymous()"
 
 
 class BearerToken(Credentials):
@@ -270,7 +263,6 @@ def read_proxy(path: str) -> ProxyInfo:
 def find_credentials(
     env: Mapping[str, str],
     *,
-    user: str | None = None,
     uid: int | None = None,
     renew: Callable[[TokenStore], bool] | None = None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -289,7 +281,7 @@ def find_credentials(
     if mode not in {"", "voms", "x509", "x509_no_grid", "none", "off"}:
         raise SettingsError(f"PANDA_AUTH={mode!r} is unknown. Use 'oidc', 'voms' or 'none'.")
     proxy = find_proxy(env, uid=uid) if mode not in {"none", "off"} else None
-    return Anonymous(user) if proxy is None else X509Proxy(proxy)
+    return Anonymous() if proxy is None else X509Proxy(proxy)
 
 
 def checks_certificates(env: Mapping[str, str]) -> bool:
@@ -310,6 +302,8 @@ def _find_token(
         )
     source = find_token_source(env)
     store = source.store
+    if uses_own_panda(env):
+        return BearerToken(vo, lambda: _own_token(env, source), description=source.description)
     if store is None or renew is None:
         return BearerToken(vo, lambda: _check_expiry(source.read(), now()), description=source.description)
     return BearerToken(
@@ -318,6 +312,12 @@ def _find_token(
         renew=lambda: renew(store),
         description=source.description,
     )
+
+
+def _own_token(env: Mapping[str, str], source: TokenSource) -> str:
+    """Return the token of the embedded PanDA, after a check that it will go there and nowhere else."""
+    check_own_panda(env)
+    return source.read()
 
 
 def _current_token(store: TokenStore, renew: Callable[[TokenStore], bool], now: datetime) -> str:

@@ -108,7 +108,7 @@ def connect(settings: ServiceSettings, *, prompt: bool = False) -> Connection:
 
     url = settings.require_url()
     env = settings.environment
-    credentials = find_credentials(env, user=settings.user, uid=os.getuid(), renew=make_renewer(env))
+    credentials = find_credentials(env, uid=os.getuid(), renew=make_renewer(env))
     transport = Transport(
         credentials,
         verify=checks_certificates(env),

@@ -58,7 +58,7 @@ class ServiceSettings:
 
     cache_url: str
     user: str
-    """Name of the user here, for servers without authentication."""
+    """Name of the user on this machine."""
 
     monitor_url: str
     idds_server: str | None

@@ -19,11 +19,14 @@ __all__ = [
     "unlock_everything",
 ]
 
+import base64
 import datetime
+import enum
 import functools
 import hashlib
 import importlib
 import importlib.util
+import json
 import logging
 import logging.handlers
 import sqlite3
@@ -31,6 +34,7 @@ import sys
 import threading
 import time
 import types
+import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -601,5 +605,74 @@ _NEWS = (
 )
 
 
-REPAIRS = (*_IMPORTS, *_STORAGE, *_LOGS, *_BEHAVIOUR, *_LOCKS, *_NEWS)
+# -- What a request may make ----------------------------------------------------
+
+_OWN_MODULES = (
+    "idds.common.constants", "idds.common.dict_class", "idds.doma.workflowv2.domapandawork",
+    "idds.workflowv2.base", "idds.workflowv2.work", "idds.workflowv2.workflow",
+)  # fmt: skip
+"""Modules with the classes of which runs are made."""
+
+_LARGEST_VALUE = 1024**3
+
+
+def _own_classes_only(timing: Timing) -> None:
+    dict_class = idds_module("idds.common.dict_class").DictClass
+    stock = dict_class.load_instance
+
+    def load_instance(record: Any) -> Any:
+        module, name = record["module"], record["class"]
+        found = getattr(idds_module(module), str(name), None) if module in _OWN_MODULES else None
+        if (
+            not isinstance(found, type)
+            or found.__module__ != module
+            or not issubclass(found, (dict_class, enum.Enum))
+        ):
+            raise ValueError(f"{str(module)[:80]}.{str(name)[:80]} is not a class of which runs are made")
+        if not isinstance(record["attributes"], dict):
+            raise ValueError(f"the attributes of a {name} are not a mapping")
+        return stock(record)
+
+    def unzip_data(self: Any, data: Any) -> Any:
+        if not isinstance(data, str) or not data.startswith("idds_zip:"):
+            return data
+        stream = zlib.decompressobj()
+        unpacked = stream.decompress(base64.b64decode(data[len("idds_zip:") :]), _LARGEST_VALUE)
+        if stream.unconsumed_tail:
+            raise ValueError(f"a packed value has more than {_LARGEST_VALUE} bytes")
+        return json.loads(unpacked)
+
+    dict_class.load_instance = staticmethod(load_instance)
+    dict_class.unzip_data = unzip_data
+
+
+def _no_code_in_requests(timing: Timing) -> None:
+    workflow = idds_module("idds.workflowv2.workflow")
+
+    def refuse(self: Any) -> None:
+        if getattr(self, "user_defined_conditions", None):
+            raise ValueError("conditions that are code are not executed here")
+
+    workflow.WorkflowBase.load_user_defined_condition = refuse
+
+
+_CLASSES = (
+    Repair(
+        "foreign classes",
+        "iDDS's decoder imports whatever module a request names, and calls what is named in it",
+        "a request executes code in the server, and a small one takes all memory",
+        ("idds.common.dict_class:DictClass.load_instance", "idds.common.dict_class:DictClass.unzip_data"),
+        _own_classes_only,
+    ),
+    Repair(
+        "code in requests",
+        "a workflow may bring conditions as source code, which iDDS executes",
+        "a request executes code in the server",
+        ("idds.workflowv2.workflow:WorkflowBase.load_user_defined_condition",),
+        _no_code_in_requests,
+    ),
+)
+
+
+REPAIRS = (*_IMPORTS, *_STORAGE, *_LOGS, *_BEHAVIOUR, *_LOCKS, *_NEWS, *_CLASSES)
 """The repairs of this module."""
