@@ -44,7 +44,7 @@ def make_transport(**more):
     more.setdefault("timeouts", Timeouts(connect=SILENCE, silence=SILENCE, total=60.0))
     more.setdefault("retry", RetryPolicy(attempts=1))
     more.setdefault("notices", io.StringIO())
-    return Transport(Anonymous("ann"), **more)
+    return Transport(Anonymous(), **more)
 
 
 def ask(url, **more):
@@ -110,7 +110,7 @@ from lsst.ctrl.bps.panda.rest.relay import Relay
 from lsst.ctrl.bps.panda.rest.retries import RetryPolicy, Timeouts
 from lsst.ctrl.bps.panda.rest.transport import Transport
 transport = Transport(
-    Anonymous("ann"), timeouts=Timeouts(silence=1.0), retry=RetryPolicy(attempts=1), first_notice=0.2
+    Anonymous(), timeouts=Timeouts(silence=1.0), retry=RetryPolicy(attempts=1), first_notice=0.2
 )
 try:
     Relay(transport, "http://panda.example.org/server/panda").submit("[]")
@@ -313,7 +313,7 @@ from lsst.ctrl.bps.panda.rest.relay import Relay
 from lsst.ctrl.bps.panda.rest.retries import RetryPolicy, Timeouts
 from lsst.ctrl.bps.panda.rest.transport import Transport
 transport = Transport(
-    Anonymous("ann"), timeouts=Timeouts(connect=600.0, silence=600.0), first_notice=0.1,
+    Anonymous(), timeouts=Timeouts(connect=600.0, silence=600.0), first_notice=0.1,
     retry=RetryPolicy(attempts=9, base=2000.0, cap=2000.0, budget=9000.0), luck=lambda: 0.5,
 )
 if sys.argv[2:] == ["refused"]:

@@ -250,7 +250,9 @@ def test_kill_9_in_mid_run_loses_and_doubles_nothing(own, tmp_path):
     assert len(ends) == len(set(ends)) == 10
     lost = [
         job
-        for job in _jobs(client, _task_ids(client, sample)["left"]["jediTaskID"])
+        for job in _jobs(
+            EndpointClient(again), _task_ids(EndpointClient(again), sample)["left"]["jediTaskID"]
+        )
         if job["jobDispatcherErrorCode"] == 100
     ]
     assert len(lost) == 2

@@ -93,7 +93,7 @@ def test_what_is_sent_is_on_disk_before(server, connection, record):
         submit = submit_build = lambda self, *rest, **more: (self.submit_step(*rest), 7)[1]
 
     settings = connection.settings
-    assert submit_run(Connection(Relay(), None, settings, Anonymous("ann")), record, submission("a")) == 7
+    assert submit_run(Connection(Relay(), None, settings, Anonymous()), record, submission("a")) == 7
     assert [(one.part.value, one.server) for one in seen] == [("steps", server.url), ("request", server.url)]
     after = read_record(record.submit_path)
     assert (after.request_id, after.intention) == (7, None)
@@ -205,7 +205,7 @@ def test_an_interrupt_while_it_is_sent_says_what_to_do(server, connection, recor
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        submit_run(Connection(Relay(), None, connection.settings, Anonymous("ann")), record, submission())
+        submit_run(Connection(Relay(), None, connection.settings, Anonymous()), record, submission())
     assert f"see what became of it: bps report --id {record.submit_path}" in caplog.text
     assert read_record(record.submit_path).intention.part is RequestPart.REQUEST
 
@@ -253,7 +253,7 @@ def test_a_record_that_cannot_be_written_afterwards_is_mended_later(server, tmp_
             path.mkdir()
             return connection.relay.submit(*rest, **more)
 
-    held = Connection(Relay(), None, connection.settings, Anonymous("ann"))
+    held = Connection(Relay(), None, connection.settings, Anonymous())
     assert submit_run(held, record, submission()) == 1
     assert "is request 1, but its record" in caplog.text
     path.rmdir()
