@@ -36,38 +36,38 @@ class _World:
         )
 
 
-def test_nothing_befalls_by_default() -> None:
+def test_nothing_is_done_by_default() -> None:
     world = _World()
-    assert world.trouble().befall(_CHOSEN) is None
+    assert world.trouble().apply(_CHOSEN) is None
     assert (world.slept, world.codes, world.signals) == ([], [], [])
 
 
 def test_only_chosen_quanta_fail() -> None:
     trouble = _World().trouble(failIf="detector is 3")
-    trouble.befall(_OTHER)
+    trouble.apply(_OTHER)
     with pytest.raises(TroubleError, match="detector is 3"):
-        trouble.befall(_CHOSEN)
+        trouble.apply(_CHOSEN)
 
 
 def test_exit_code_and_signal() -> None:
     world = _World()
-    world.trouble(failIf="visit = 5", exitCode=42).befall(_CHOSEN)
-    world.trouble(failIf="visit = 5", killSignal=9).befall(_CHOSEN)
+    world.trouble(failIf="visit = 5", exitCode=42).apply(_CHOSEN)
+    world.trouble(failIf="visit = 5", killSignal=9).apply(_CHOSEN)
     assert world.codes == [42]
     assert world.signals == [signal.SIGKILL]
 
 
 def test_memory_is_held_while_the_quantum_works() -> None:
-    held = _World().trouble(failIf="visit = 5", useMemoryMb=3).befall(_CHOSEN)
+    held = _World().trouble(failIf="visit = 5", useMemoryMb=3).apply(_CHOSEN)
     assert getattr(held, "nbytes", 0) == 3 * 1024 * 1024
 
 
 def test_sleep_of_all_or_of_chosen_ones() -> None:
     world = _World()
-    world.trouble(sleepSeconds=0.5).befall(_OTHER)
+    world.trouble(sleepSeconds=0.5).apply(_OTHER)
     chosen = world.trouble(sleepSeconds=7.0, sleepIf="detector = 3")
-    chosen.befall(_OTHER)
-    chosen.befall(_CHOSEN)
+    chosen.apply(_OTHER)
+    chosen.apply(_CHOSEN)
     assert world.slept == [0.5, 7.0]
 
 
@@ -79,9 +79,9 @@ def test_first_attempts_only(attempt: str | None, fails: bool) -> None:
     trouble = _World().trouble(environment, failIf="detector = 3", failAttempts=2)
     if fails:
         with pytest.raises(TroubleError):
-            trouble.befall(_CHOSEN)
+            trouble.apply(_CHOSEN)
     else:
-        assert trouble.befall(_CHOSEN) is None
+        assert trouble.apply(_CHOSEN) is None
 
 
 def test_a_wrong_condition_is_found_when_the_graph_is_built() -> None:

@@ -78,7 +78,7 @@ def test_jobs_move_forward_once():
         (101, "finished", 4, 3),
     )  # fmt: skip
     assert found == {"l1": (8, 0), "l2": (0, 1)}
-    assert not live.wants_look
+    assert not live.needs_poll
 
 
 def test_never_more_jobs_than_there_are():
@@ -90,23 +90,23 @@ def test_messages_of_other_runs_change_nothing():
     live, found = counts_after((7, "finished", 1), (8, "running", 2), (9, "done"))
     assert found == {"l1": (4, 0), "l2": (0, 0)}
     # All tasks of the run are known, so an unknown one is not its own.
-    assert not live.wants_look
+    assert not live.needs_poll
 
 
 def test_a_failed_job_and_an_ended_task_want_a_look():
-    assert counts_after((101, "failed", 1))[0].wants_look
-    assert counts_after((101, "finished"))[0].wants_look
-    assert not counts_after((101, "running"))[0].wants_look
+    assert counts_after((101, "failed", 1))[0].needs_poll
+    assert counts_after((101, "finished"))[0].needs_poll
+    assert not counts_after((101, "running"))[0].needs_poll
 
 
 def test_a_new_task_is_looked_for_once():
     live = LiveCounts()
     live.rebase(evidence(4, 0, task_ids=(101, 0)))
     live.take(StatusMessage(500, "activated", 1))
-    assert live.wants_look
+    assert live.needs_poll
     live.rebase(evidence(4, 0, task_ids=(101, 0)))
     live.take(StatusMessage(500, "running", 1))
-    assert not live.wants_look, "it was not ours"
+    assert not live.needs_poll, "it was not ours"
     live.take(StatusMessage(102, "running", 1))
     live.rebase(evidence(4, 0))
     assert live.take(StatusMessage(102, "running", 1))

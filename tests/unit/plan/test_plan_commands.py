@@ -102,24 +102,24 @@ def test_files_that_are_not_transferred_are_named_where_they_are():
         resolve_files("<FILE:other>", files, where="job 'a'")
 
 
-@pytest.mark.parametrize("name", ["enter", "enter_executable"])
+@pytest.mark.parametrize("name", ["assign", "assign_executable"])
 def test_a_file_without_a_source_cannot_be_staged(name):
     lacking = {
-        "enter": GenericWorkflowFile("f", None, wms_transfer=True),
-        "enter_executable": GenericWorkflowExec("f", None, True),
+        "assign": GenericWorkflowFile("f", None, wms_transfer=True),
+        "assign_executable": GenericWorkflowExec("f", None, True),
     }
     with pytest.raises(PlanError, match="'f' is to be transferred but has no src_uri"):
         getattr(StagedFileNames(frozenset()), name)(lacking[name])
 
 
 def test_directories_are_marked_for_the_runner():
-    ledger = StagedFileNames(frozenset({"/a/known"}))
+    staged_names = StagedFileNames(frozenset({"/a/known"}))
     entered = [
-        ledger.enter(GenericWorkflowFile("k", source, wms_transfer=True))
+        staged_names.assign(GenericWorkflowFile("k", source, wms_transfer=True))
         for source in ("/a/known", "/a/slash/", "/a/file")
     ]
     assert [staged.is_directory for staged in entered] == [True, True, False]
-    assert [staged.name for staged in ledger.files()] == ["file", "known", "slash"]
+    assert [staged.name for staged in staged_names.files()] == ["file", "known", "slash"]
     files = [GenericWorkflowFile("k", "/a/slash/", wms_transfer=True, job_access_remote=True)]
     words = words_of(make_job(arguments="<FILE:k>"), inputs=files)
     assert runner.decode_files(words[5]) == [("k", "slash/")]

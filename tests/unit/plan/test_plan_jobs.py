@@ -315,11 +315,11 @@ def test_environment_before_and_after_surround_the_payload() -> None:
 
 
 def test_many_files_of_one_name_are_told_apart() -> None:
-    ledger = StagedFileNames(frozenset())
+    staged_names = StagedFileNames(frozenset())
     files = [GenericWorkflowFile(f"k{n}", f"/{n}/same", wms_transfer=True) for n in range(5000)]
-    names = {ledger.enter(gwfile).name for gwfile in files}
+    names = {staged_names.assign(gwfile).name for gwfile in files}
     assert len(names) == 5000
-    assert ledger.enter(files[7]).name in names
+    assert staged_names.assign(files[7]).name in names
 
 
 def test_a_long_value_travels_with_the_job_even_if_it_is_the_only_one() -> None:

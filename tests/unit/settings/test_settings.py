@@ -64,7 +64,7 @@ def read(config, env=None, **kwargs):
 
 def test_values_come_from_the_run_then_the_site_then_the_base():
     settings = read(make_config(computeSite="SLAC", LSST_VERSION="w_1", priority=7))
-    label = settings.plan.of("isr")
+    label = settings.plan.for_label("isr")
     assert label.priority == 7
     assert label.site == "SLAC"
     assert label.prod_source_label == "managed"
@@ -100,20 +100,24 @@ def test_a_label_has_its_own_settings():
         finalJob={"queue": "Q_merge"},
     )
     plan = read(config, labels=("isr", "warp")).plan
-    assert (plan.of("isr").queue, plan.of("isr").processing_type, plan.of("isr").priority) == (
+    assert (
+        plan.for_label("isr").queue,
+        plan.for_label("isr").processing_type,
+        plan.for_label("isr").priority,
+    ) == (
         "Q_isr",
         "special",
         900,
     )
-    assert plan.of("warp").priority == 500
-    assert plan.of("warp").processing_type == ""
-    assert plan.of("finalJob").queue == "Q_merge"
-    assert plan.of("finalJob").processing_type == "Rubin_Merge"
+    assert plan.for_label("warp").priority == 500
+    assert plan.for_label("warp").processing_type == ""
+    assert plan.for_label("finalJob").queue == "Q_merge"
+    assert plan.for_label("finalJob").processing_type == "Rubin_Merge"
 
 
 def test_the_runner_command_keeps_the_workers_variables():
     config = make_config(runnerCommand="x=${HOME}; python3 ${CTRL_BPS_PANDA_DIR}/d.py _cmd_line_")
-    command = read(config, {"HOME": "/submit/home"}).plan.of("isr").runner_command
+    command = read(config, {"HOME": "/submit/home"}).plan.for_label("isr").runner_command
     assert "${HOME}" in command
     assert "${CTRL_BPS_PANDA_DIR}" in command
 
@@ -183,10 +187,10 @@ def test_event_service_by_label():
     config = make_config(enableEventService="isr:20, warp", maxPayloadsPerPandaJob=7)
     plan = read(config, labels=("isr", "warp", "coadd")).plan
     labels = ("isr", "warp", "coadd", "finalJob")
-    assert [plan.of(label).payloads_per_job for label in labels] == [20, 7, 1, 1]
+    assert [plan.for_label(label).payloads_per_job for label in labels] == [20, 7, 1, 1]
     mapping = make_config(enableEventService={"isr": 20, "warp": 3})
     plan = read(mapping, labels=("isr", "warp", "coadd")).plan
-    assert [plan.of(label).payloads_per_job for label in labels] == [20, 3, 1, 1]
+    assert [plan.for_label(label).payloads_per_job for label in labels] == [20, 3, 1, 1]
 
 
 def test_directories_among_the_inputs_are_found(tmp_path):
@@ -267,7 +271,9 @@ def test_a_variable_without_a_value_is_named_with_its_place():
     config = make_config(computeSite="SLAC")
     with pytest.raises(SettingsError, match=r"LSST_VERSION \(in setupLSSTEnv\)"):
         read(config)
-    command = read(make_config(computeSite="SLAC", LSST_VERSION="w_2026_45")).plan.of("isr").runner_command
+    command = (
+        read(make_config(computeSite="SLAC", LSST_VERSION="w_2026_45")).plan.for_label("isr").runner_command
+    )
     assert "lsst_distrib/w_2026_45/loadLSST.bash" in command
 
 
@@ -278,10 +284,10 @@ def test_profiles_of_the_facilities(site):
     with pytest.raises(SettingsError, match="fileDistributionEndPoint is not set"):
         read(config, env)
     plan = read(make_config(computeSite=site, LSST_VERSION="w_1"), env).plan
-    assert plan.of("finalJob").queue == f"{site}_Rubin_Merge"
-    assert plan.of("isr").queue == ""
-    assert plan.of("isr").site == site
-    assert plan.of("isr").cloud == ("US" if site == "SLAC" else "EU")
+    assert plan.for_label("finalJob").queue == f"{site}_Rubin_Merge"
+    assert plan.for_label("isr").queue == ""
+    assert plan.for_label("isr").site == site
+    assert plan.for_label("isr").cloud == ("US" if site == "SLAC" else "EU")
 
 
 def test_the_staging_area_of_a_facility_comes_by_its_name(monkeypatch):

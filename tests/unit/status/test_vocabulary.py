@@ -129,7 +129,7 @@ def test_who_runs_is_the_same_for_report_watch_and_messages(status):
     told.rebase(dataclasses.replace(evidence, jobs=()))
     told.take(StatusMessage(10, status, 21))
     assert told.apply(without).total[WmsStates.RUNNING] == running
-    assert told.wants_look == (JOB_STATUSES[status] in (JobPhase.FAILED, JobPhase.KILLED))
+    assert told.needs_poll == (JOB_STATUSES[status] in (JobPhase.FAILED, JobPhase.KILLED))
 
 
 def test_sources_have_one_precedence():

@@ -38,11 +38,11 @@ class StarTask(PipelineTask):
 
     def runQuantum(self, butlerQC: Any, inputRefs: Any, outputRefs: Any) -> None:  # noqa: D102
         data_id = dict(butlerQC.quantum.dataId.mapping)
-        held = Trouble(self.config, os.environ).befall(data_id)
+        memory = Trouble(self.config, os.environ).apply(data_id)
         own = butlerQC.quantum.dataId.dimensions.names
         inputs = {name: datasets(butlerQC, refs, own) for name, refs in inputRefs}
         butlerQC.put(self.run(**inputs, **self.identity(data_id)), outputRefs)
-        del held
+        del memory
 
     def identity(self, data_id: dict[str, int | str]) -> dict[str, Any]:
         """Give the parts of the data id that ``run`` needs, as its arguments."""

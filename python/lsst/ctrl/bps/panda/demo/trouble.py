@@ -88,7 +88,7 @@ class Trouble:
     exit_process: Callable[[int], None] = os._exit
     send_signal: Callable[[int, int], None] = os.kill
 
-    def befall(self, data_id: Mapping[str, int | str]) -> object:
+    def apply(self, data_id: Mapping[str, int | str]) -> object:
         """Do to a quantum what was asked for.
 
         Parameters

@@ -253,14 +253,14 @@ class LiveCounts:
         self._tasks: dict[int, _Task] = {}
         self._foreign: set[int] = set()
         self._open_tasks = False
-        self.wants_look = False
-        """Whether something happened that only a poll at the servers can
+        self.needs_poll = False
+        """Whether something happened that only a poll of the servers can
         tell about: a job failed, a task ended, a task is new."""
 
     def rebase(self, evidence: RunEvidence) -> None:
-        """Start again from a poll at the servers."""
+        """Start again from a poll of the servers."""
         labels = evidence.tally.labels
-        self.wants_look = False
+        self.needs_poll = False
         self._open_tasks = evidence.transforms is None
         for item in evidence.transforms or ():
             if not item.workload_id:
@@ -292,10 +292,10 @@ class LiveCounts:
             # A task that iDDS has made since the last poll, or somebody else's.
             if self._open_tasks and message.task_id not in self._foreign:
                 self._foreign.add(message.task_id)
-                self.wants_look = True
+                self.needs_poll = True
             return False
         if not message.job_id:
-            self.wants_look |= message.status in ENDED_TASKS
+            self.needs_poll |= message.status in ENDED_TASKS
             return False
         if task.has_ended(message.job_id):
             return False
@@ -315,7 +315,7 @@ class LiveCounts:
             task.running.discard(message.job_id)
             task.over.add(message.job_id)
             # Whether there is another attempt, PanDA decides.
-            self.wants_look = True
+            self.needs_poll = True
             return True
         return False
 
@@ -471,13 +471,13 @@ class _Follower:
                 yield self._told(replace(self.last, moment=self.now()))
 
     def _next_look(self) -> float:
-        """Return the time of the next poll at the servers."""
+        """Return the time of the next poll of the servers."""
         interval = self.broker.interval
         if self.poller.failures:
             return self.looked_at + self.poller.delay(interval)
         if self.broker.source is None or self.last is None:
             return self.looked_at + interval
         live = self.counts.apply(self.last)
-        if self.counts.wants_look or live.done >= live.jobs:
+        if self.counts.needs_poll or live.done >= live.jobs:
             return self.looked_at + interval
         return self.looked_at + _SAFETY * interval

@@ -67,24 +67,24 @@ class StagedFileNames:
         # By base name, the number of the directory that it was last put below.
         self._numbers: dict[str, int] = {}
 
-    def enter(self, gwfile: GenericWorkflowFile) -> StagedFile:
-        """Enter an input of a job that is transferred, and return it with its name."""
+    def assign(self, gwfile: GenericWorkflowFile) -> StagedFile:
+        """Give a name to an input that is transferred, unless it has one, and return both."""
         if not gwfile.src_uri:
             raise PlanError(f"File {gwfile.name!r} is to be transferred but has no src_uri.")
-        return self._enter(gwfile.name, str(gwfile.src_uri), executable=False)
+        return self._assign(gwfile.name, str(gwfile.src_uri), executable=False)
 
-    def enter_executable(self, executable: GenericWorkflowExec) -> StagedFile:
-        """Enter an executable that is to be transferred."""
+    def assign_executable(self, executable: GenericWorkflowExec) -> StagedFile:
+        """Give a name to an executable that is transferred."""
         if not executable.src_uri:
             raise PlanError(f"Executable {executable.name!r} is to be transferred but has no src_uri.")
-        return self._enter(runner.EXECUTABLE, str(executable.src_uri), executable=True)
+        return self._assign(runner.EXECUTABLE, str(executable.src_uri), executable=True)
 
     def add(self, staged: StagedFile) -> None:
-        """Enter a file under the name that it has."""
+        """Add a file that has its name already."""
         self._by_source[staged.source] = staged
         self._names.add(staged.name)
 
-    def _enter(self, key: str, source: str, *, executable: bool) -> StagedFile:
+    def _assign(self, key: str, source: str, *, executable: bool) -> StagedFile:
         """Return the entry of a source, new or known."""
         known = self._by_source.get(source)
         if known is not None:
@@ -282,9 +282,9 @@ class TaskCommands:
     def __init__(self, settings: PlanSettings, naming: Naming) -> None:
         self._settings = settings
         self._naming = naming
-        self.ledger = StagedFileNames(settings.directories)
+        self.staged_names = StagedFileNames(settings.directories)
         if settings.runner is not None:
-            self.ledger.add(settings.runner)
+            self.staged_names.add(settings.runner)
 
     def render(
         self,
@@ -302,7 +302,7 @@ class TaskCommands:
         """
         index = family.members[0]
         job, inputs, outputs = graph.jobs[index], graph.inputs[index], graph.outputs[index]
-        settings = self._settings.of(job.label)
+        settings = self._settings.for_label(job.label)
         shared = [gwfile for gwfile in inputs if gwfile.name != own_file_key(job)]
         executable, files = self._transferred_executable(job)
         text = make_template(job, family.arguments, executable=executable).text
@@ -314,7 +314,7 @@ class TaskCommands:
         direct: list[str] = []
         for gwfile in shared:
             if gwfile.wms_transfer:
-                staged = self.ledger.enter(gwfile)
+                staged = self.staged_names.assign(gwfile)
                 files.append((gwfile.name, f"{staged.name}/" if staged.is_directory else staged.name))
                 if gwfile.job_access_remote:
                     direct.append(gwfile.name)
@@ -365,14 +365,14 @@ class TaskCommands:
         key = own_file_key(job)
         for gwfile in graph.inputs[index]:
             if gwfile.name == key:
-                return quote(self.ledger.enter(gwfile).name)
+                return quote(self.staged_names.assign(gwfile).name)
         raise PlanError(f"The command of job {job.name!r} uses <FILE:{key}>, but the job has no such file.")
 
     def _transferred_executable(self, job: GenericWorkflowJob) -> tuple[str | None, list[tuple[str, str]]]:
         """Stage the executable of a job if it is transferred; return how to call it, and its entry."""
         if job.executable is None or not job.executable.transfer_executable:
             return None, []
-        staged = self.ledger.enter_executable(job.executable)
+        staged = self.staged_names.assign_executable(job.executable)
         return quote(f"./{staged.name}"), [(runner.EXECUTABLE, staged.name)]
 
     def _area_exports(self, job: GenericWorkflowJob) -> str:

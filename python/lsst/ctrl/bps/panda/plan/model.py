@@ -320,6 +320,6 @@ class PlanSettings:
     max_direct_edges: int = 1000
     """Most edges that a join of many jobs with many is spelled out with; a larger one gets a barrier."""
 
-    def of(self, label: str) -> LabelSettings:
+    def for_label(self, label: str) -> LabelSettings:
         """Return the settings of a label."""
         return self.labels.get(label) or self.labels[""]

@@ -68,7 +68,7 @@ def make_plan(workflow: GenericWorkflow, settings: PlanSettings) -> WorkflowPlan
     numbering = number_jobs(graph, families, 0)
     final_numbering = number_jobs(final_graph, final_families, len(graph.jobs))
     graph.parents.clear()  # the numbering has them too, and there may be millions
-    event_service = any(settings.of(label).payloads_per_job > 1 for label in graph.labels)
+    event_service = any(settings.for_label(label).payloads_per_job > 1 for label in graph.labels)
     naming = make_naming(settings, event_service=event_service)
     commands = TaskCommands(settings, naming)
     plans = [split_values(graph, family, settings, commands) for family in families]
@@ -83,7 +83,7 @@ def make_plan(workflow: GenericWorkflow, settings: PlanSettings) -> WorkflowPlan
         tasks=tasks,
         conditions=conditions,
         final=final,
-        files=commands.ledger.files(),
+        files=commands.staged_names.files(),
         shards=tuple(naming.files(list(named.values()))),
         labels=_label_counts([graph, final_graph]),
         warnings=tuple(_warnings([*graph.jobs, *final_graph.jobs], conditions)),

@@ -178,7 +178,7 @@ class TaskMaker:
         """Return a task without jobs, as all chunks of a family share it."""
         family = plan.family
         job = graph.jobs[family.members[0]]
-        settings = self.settings.of(family.label)
+        settings = self.settings.for_label(family.label)
         max_walltime = self.settings.max_wms_job_walltime
         packing = _packing(job, settings, max_walltime)
         return TaskPlan(

@@ -192,7 +192,7 @@ class _Staging:
             self._leave_partial(Manifest({**present, **copied}))
             raise
         finally:
-            self.store.tidy()
+            self.store.remove_temporary_files()
         return copied
 
     def _leave_partial(self, manifest: Manifest) -> bool:
@@ -212,7 +212,7 @@ class _Staging:
             self._leave_partial(manifest)
             raise
         self._retry(lambda: self.store.remove(PARTIAL_NAME), f"removing {PARTIAL_NAME}")
-        self.store.tidy()
+        self.store.remove_temporary_files()
 
     def _retry(self, action: Callable[[], _Result], what: str) -> _Result:
         """Do one thing with retries and a time-out."""
@@ -408,8 +408,8 @@ def _try_area(store: Store) -> None:
         found = store.read(name)
         store.remove(name)
     finally:
-        store.tidy()
-        store.withdraw()
+        store.remove_temporary_files()
+        store.remove_empty_directories()
     if found != data:
         raise VerificationError(f"{len(data)} bytes written there became something else: {found!r:.100}")
 
@@ -498,7 +498,7 @@ def _attempt(area: str, name: str, action: Callable[[Store], None], what: str) -
         try:
             action(store)
         finally:
-            store.tidy()
+            store.remove_temporary_files()
 
     try:
         _bounded(act, _MARKER_SECONDS, clock=time.monotonic)

@@ -86,10 +86,10 @@ class Store(Protocol):
     def remove(self, name: str) -> None:
         """Remove a file; it may be missing."""
 
-    def tidy(self) -> None:
+    def remove_temporary_files(self) -> None:
         """Remove what is only needed while files are copied."""
 
-    def withdraw(self) -> None:
+    def remove_empty_directories(self) -> None:
         """Remove the directories that were made, as far as they are empty.
 
         Not on a WebDAV server: there, removing a directory removes all that
@@ -264,14 +264,14 @@ class LocalStore(Store):
         with suppress(FileNotFoundError, NotADirectoryError):
             os.remove(self._path(name))
 
-    def tidy(self) -> None:
+    def remove_temporary_files(self) -> None:
         """Remove the folder of incomplete files, unless another staging
         uses it.
         """
         with suppress(OSError):
             os.rmdir(self._path(TEMPORARY_FOLDER))
 
-    def withdraw(self) -> None:
+    def remove_empty_directories(self) -> None:
         """Remove the directories that were made, as far as they are empty."""
         while self._made:
             with suppress(OSError):
@@ -539,7 +539,7 @@ class RemoteStore(Store):
         with suppress(FileNotFoundError):
             self._uri(name).remove()
 
-    def tidy(self) -> None:
+    def remove_temporary_files(self) -> None:
         """Remove the folder of incomplete files."""
         with self._lock:
             if self._temporary not in self._folders:
