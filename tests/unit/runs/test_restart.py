@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from lsst.ctrl.bps import GenericWorkflow, GenericWorkflowExec, GenericWorkflowJob
-from lsst.ctrl.bps.panda.errors import PandaBpsError
+from lsst.ctrl.bps.panda.errors import PandaBpsError, RunNotFoundError
 from lsst.ctrl.bps.panda.plan.document import parse_plan, render_plan
 from lsst.ctrl.bps.panda.plan.model import LabelSettings, PlanSettings, RunIdentity, WorkflowPlan
 from lsst.ctrl.bps.panda.plan.planner import make_plan
 from lsst.ctrl.bps.panda.rest.credentials import Anonymous
 from lsst.ctrl.bps.panda.runs.client import Connection, FoundRun
-from lsst.ctrl.bps.panda.runs.record import RunRecord, read_record
+from lsst.ctrl.bps.panda.runs.record import RemoteBuild, RunRecord, read_record
 from lsst.ctrl.bps.panda.runs.restart import restart_run
 from lsst.ctrl.bps.panda.settings.run import read_service_settings
 from lsst.ctrl.bps.panda.staging import CANCELLED, StagingSettings
@@ -235,3 +235,31 @@ def test_a_run_is_restarted_once(tmp_path, run):
 def test_a_run_whose_directory_is_not_known_cannot_be_restarted(tmp_path):
     with pytest.raises(PandaBpsError, match="its plan lies in its submit directory"):
         restart_run(Server(tmp_path, record=None), "7")
+
+
+@pytest.mark.parametrize(
+    ("complete", "has_plan", "words"),
+    [
+        (True, True, None),
+        (True, False, "the plan can be had neither from PanDA's file cache nor from the staging area"),
+        (False, False, "the task that makes the plan did not succeed"),
+    ],
+)
+def test_a_run_planned_at_its_site_is_restarted_if_its_plan_has_come_back(
+    tmp_path, run, complete, has_plan, words
+):
+    plan, record = run
+    record = record.model_copy(update={"remote": RemoteBuild(archive="jobO.x.tar.gz", complete=complete)})
+    record.write()
+    if not has_plan:
+        Path(record.submit_path, "panda_plan.json").unlink()
+    run_id, name, message = restart_run(Server(tmp_path, record=record), "7")
+    assert (run_id, name) == ((None, None) if words else ("42", f"{NAME}_r1"))
+    assert words is None or words in message
+
+
+def test_a_run_without_its_plan_is_not_restarted(tmp_path, run):
+    plan, record = run
+    Path(record.submit_path, "panda_plan.json").unlink()
+    with pytest.raises(RunNotFoundError, match="panda_plan.json"):
+        restart_run(Server(tmp_path, record=record), "7")
