@@ -8,6 +8,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from panda_servers.hostile import HostileServer
@@ -336,3 +337,24 @@ def test_a_cancellation_that_was_not_sent_lets_the_run_publish(server, tmp_path,
         with pytest.raises(ConnectionFailedError):
             cancel_run(Client(ConnectionFailedError("gone", maybe_sent=maybe)), "7")
         assert bool(list(area.iterdir())) is maybe
+
+
+def test_a_server_that_is_lost_after_the_command_is_no_failed_command(server, connection):
+    """The run may well be cancelled."""
+    number = connection.relay.submit(REQUEST)
+
+    class Client(RunClient):
+        looks = 0
+
+        def summary(self, run):
+            self.looks += 1
+            if self.looks > 1:
+                raise ConnectionFailedError("gone")
+            return SimpleNamespace(ended=False)
+
+    accepted, message = cancel_run(Client(connection), str(number))
+    assert not accepted
+    assert message.startswith(
+        f"The command to cancel run {number} was sent, but what came of it is not known"
+    )
+    assert server.runs[number].aborts == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["cancel_run"]
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable
 
@@ -16,12 +17,17 @@ from ..status.evidence import RunEvidence
 from .client import FoundRun, RunClient
 from .record import RunRecord
 
+_LOG = logging.getLogger(__name__)
+
 CONFIRMATION_SECONDS = 60.0
 """How long the server is looked at after the command, seconds."""
 
 RESEND_AFTER = 10.0
 """A command that shows no effect for so long is sent again, seconds: iDDS can
 lose one that comes while it works on the request."""
+
+NOTICE_AFTER = 5.0
+"""Seconds after which it is said what is waited for."""
 
 
 def cancel_run(
@@ -54,7 +60,13 @@ def cancel_run(
         if not refused:
             raise
         return False, f"The server refused to cancel run {request_id}: {error.message}"
-    evidence, sent = _watch(client, found, patience=patience, sleep=sleep, clock=clock)
+    try:
+        evidence, sent = _watch(client, found, patience=patience, sleep=sleep, clock=clock)
+    except TransportError as error:
+        return False, (
+            f"The command to cancel run {request_id} was sent, but what came of it is not known: "
+            f"{error.message} Look with bps status --id {request_id}, and cancel again if the run goes on."
+        )
     if not evidence.aborted:
         return False, (
             f"The command to cancel run {request_id} was sent {sent} times, but the server does not "
@@ -82,8 +94,9 @@ def _watch(
     """Watch a run after the command until nothing more is to be done or
     patience ends; return its last state, and how often the command was sent.
     """
-    last_sent = clock()
-    end = last_sent + patience
+    last_sent = begin = clock()
+    end = begin + patience
+    told = False
     sent = 1
     while True:
         evidence = client.summary(run)
@@ -93,6 +106,9 @@ def _watch(
         now = clock()
         if now >= end:
             return evidence, sent
+        if not told and now - begin >= NOTICE_AFTER:
+            told = True
+            _LOG.info("Waiting up to %.0f s for run %d to show the command", end - now, run.request_id)
         # The first command was lost, or the final tasks, which iDDS starts after it, hang.
         if now - last_sent >= RESEND_AFTER and (not quiet or evidence.is_stuck):
             last_sent = now
