@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -180,6 +181,34 @@ def test_the_object_table_equals_that_of_pipetask_row_by_row(site: Site, good: R
     for name in ours.colnames:
         assert ours[name].dtype == theirs[name].dtype
         np.testing.assert_array_equal(np.asarray(ours[name]), np.asarray(theirs[name]), err_msg=name)
+
+
+def test_a_configuration_as_people_write_it(site: Site) -> None:
+    """Set-up text without a semicolon and over several lines, variables that are not set, and a staging area
+    that is relative and without a final slash.
+    """
+    script = site.place.directory / "my_setup.sh"
+    script.write_text("export MY_SETUP=done\n")
+    config = yaml.safe_load(site.place.config.read_text())
+    config |= {
+        "pipelineYaml": "resource://lsst.ctrl.bps.panda.demo/pipeline.yaml#isr",
+        "fileDistributionEndPoint": "my area/{uniqProcName}",
+        "setupLSSTEnv": "true # nothing to set up",
+        "custom_lsst_setup": f'source {shlex.quote(str(script))}\ntest "$MY_SETUP" = done\n',
+        "environment": {
+            "STARCAM_ATTEMPT": "<WMS:attemptNum>",
+            "MY_PATH": "/x:${NOT_SET_ANYWHERE}",
+            "MY_FOLDER": "${NOT_SET_ANYWHERE:-/tmp}/$LOGNAME",
+        },
+    }
+    path = site.place.directory / "unusual.yaml"
+    path.write_text(yaml.safe_dump(config))
+    run = site.submit(path)
+    assert _counts(run.report) == {
+        "pipetaskInit": {"SUCCEEDED": 1}, "isr": {"SUCCEEDED": 4}, "finalJob": {"SUCCEEDED": 1}
+    }, site.errors()  # fmt: skip
+    assert count_outputs(site.place.repo, run.collection)["post_isr_image"] == 16
+    assert list((site.place.directory / "my area").glob("*/*.qg"))
 
 
 @pytest.fixture(scope="module")

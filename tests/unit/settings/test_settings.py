@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from lsst.daf.butler import Config
 
 from lsst.ctrl.bps import (
     BPS_DEFAULTS,
@@ -17,12 +18,16 @@ from lsst.ctrl.bps.panda.errors import SettingsError
 from lsst.ctrl.bps.panda.plan.model import NamingKind
 from lsst.ctrl.bps.panda.settings.keys import KEYS
 from lsst.ctrl.bps.panda.settings.run import (
+    check_area_form,
+    complete_area,
     default_configuration,
+    find_area,
     find_run_broker,
     read_run_settings,
     read_service_settings,
     site_staging_area,
 )
+from lsst.ctrl.bps.panda.settings.search import KeyLookup
 
 
 def make_config(**values):
@@ -296,3 +301,54 @@ def test_the_staging_area_of_a_facility_comes_by_its_name(monkeypatch):
     monkeypatch.delenv("LSST_RUN_TEMP_SPACE")
     assert site_staging_area("slac", "payload", "r").startswith("/sdf/data/rubin/")
     assert site_staging_area("RAL", "payload", "r") == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("/area/run", "/area/run/"),
+        ("/area/{payloadName}", "/area/{payloadName}/"),
+        ("/area/{folder}", "/area/{folder}"),
+        ("area/run", "{cwd}/area/run/"),
+        ("./area/", "{cwd}/./area/"),
+        ("{folder}", "{cwd}/{folder}"),
+        ("s3://bucket/run", "s3://bucket/run/"),
+        ("https://host/dav/run/", "https://host/dav/run/"),
+        ("${SPACE}/run", "${SPACE}/run/"),
+        ("~/run", "/home/me/run/"),
+        ("/a b/run", "file:///a%20b/run/"),
+        ("", ""),
+    ],
+)
+def test_the_staging_area_is_completed_before_bps_makes_its_scripts(monkeypatch, tmp_path, given, expected):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.chdir(tmp_path)
+    config = BpsConfig(
+        {
+            "payloadName": "p",
+            "folder": "f/",
+            "fileDistributionEndPoint": given,
+            "site": {"S": {"fileDistributionEndPoint": given}},
+        },
+        search_order=BPS_SEARCH_ORDER,
+    )
+    complete_area(config)
+    for key in (".fileDistributionEndPoint", ".site.S.fileDistributionEndPoint"):
+        assert Config.__getitem__(config, key) == expected.replace("{cwd}", str(tmp_path))
+    once = config.toDict()
+    complete_area(config)
+    assert config.toDict() == once
+    if given:
+        # The plan means the same place as BPS's scripts.
+        area, _ = find_area(KeyLookup(config, {"SPACE": "/space"}), {"SPACE": "/space"})
+        _, written = config.search("fileDistributionEndPoint", opt={"expandEnvVars": False})
+        written = os.path.expandvars(written).replace("${SPACE}", "/space")
+        assert area.rstrip("/") == os.path.normpath(written) or "://" in written
+        assert area.endswith("/")
+        assert written.endswith("/")
+
+
+def test_an_area_that_bps_has_already_used_as_it_was_is_refused():
+    config = BpsConfig({"fileDistributionEndPoint": "/area/run"}, search_order=BPS_SEARCH_ORDER)
+    with pytest.raises(SettingsError, match="'/area/run'; BPS puts names of files behind it"):
+        check_area_form(KeyLookup(config, {}))

@@ -40,7 +40,8 @@ from .runs.submit import submit_run, tell_how_to_follow
 from .settings import sites
 from .settings.bps_command import accept_service_names, fail_command, is_dry_run
 from .settings.configuration import RunConfiguration
-from .settings.run import ServiceSettings, default_configuration, read_service_settings
+from .settings.remote import is_remote_build
+from .settings.run import ServiceSettings, complete_area, default_configuration, read_service_settings
 from .staging import stage_with_progress
 from .workflow import PandaBpsWmsWorkflow
 
@@ -101,6 +102,8 @@ class PanDAService(BaseWmsService):
         before there is a quantum graph.
         """
         settings = self.settings()
+        if not is_remote_build(self.config):
+            complete_area(self.config)
         return [*check_configuration(self.config, settings.environment), *check_service(settings)]
 
     def prepare(

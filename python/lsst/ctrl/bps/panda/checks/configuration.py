@@ -28,7 +28,7 @@ from ..settings.bps_command import configuration_file, is_dry_run
 from ..settings.campaign import SECTION, is_divided
 from ..settings.configuration import GraphCommand, RunConfiguration, find_broken_sections
 from ..settings.remote import is_remote_build, read_build_settings
-from ..settings.run import ServiceSettings, find_area
+from ..settings.run import ServiceSettings, check_area_form, find_area
 from ..settings.search import KeyLookup, find_origin
 from ..settings.sites import variables_in
 from ..staging import StagingSettings
@@ -73,6 +73,7 @@ def check_configuration(config: BpsConfig, environment: Mapping[str, str]) -> li
     if is_remote_build(config) and not is_dry_run():
         # Quantum graph, plan and staging are made and checked at the site.
         findings += _catch(lambda: read_build_settings(config, environment))
+        findings += _catch(lambda: check_area_form(lookup))
     else:
         graph = None if run.is_command else run.graph_command()
         findings += _check_variables(run, lookup, graph)

@@ -412,7 +412,7 @@ class RunKeys(Section):
     """Keys for a whole run."""
 
     file_distribution_end_point: WorkerText = key(
-        "", "Staging area of the run: a URI or path that submit host and workers see; ends in `/`."
+        "", "Staging area of the run: a URI or path that submit host and workers see."
     )
     file_distribution_end_point_default: WorkerText = key(
         "", "Staging area to use when an environment variable in `fileDistributionEndPoint` is not set."

@@ -9,6 +9,8 @@ __all__ = [
     "ServiceSettings",
     "StagingSettings",
     "default_configuration",
+    "check_area_form",
+    "complete_area",
     "find_area",
     "find_run_broker",
     "read_run_settings",
@@ -42,6 +44,8 @@ from .search import KeyLookup
 from .sites import fill_area, site_names, staging_areas_of, variables_in
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+AREA_KEY = "fileDistributionEndPoint"
 
 RUNNER_KEY = "runner"
 RUNNER_NAME = "cmd_line_decoder.py"
@@ -211,6 +215,10 @@ def read_run_settings(
     run = RunConfiguration(config)
     lookup = KeyLookup(config, env)
     keys, site = lookup.read(RunKeys), lookup.read(LabelKeys).compute_site
+    executable = getattr(workflow.get_final(), "executable", None)
+    if executable is not None and executable.transfer_executable:
+        # A script that BPS has written.
+        check_area_form(lookup)
     area, area_variables = find_area(lookup, env)
     levels = list(levels_of(workflow))
     labels = labels_of(levels)
@@ -249,7 +257,7 @@ def find_area(lookup: KeyLookup, env: Mapping[str, str]) -> tuple[str, dict[str,
 
     The default counts if a variable in the setting is not set.
     """
-    text = lookup.get("fileDistributionEndPoint").strip()
+    text = lookup.get(AREA_KEY).strip()
     default = lookup.get("fileDistributionEndPointDefault").strip()
     if not text:
         raise SettingsError(
@@ -265,6 +273,47 @@ def find_area(lookup: KeyLookup, env: Mapping[str, str]) -> tuple[str, dict[str,
         )
     chosen = default if missing else text
     return fill_area(chosen, env), {name: env.get(name, "") for name in sorted(variables_in(chosen))}
+
+
+def complete_area(config: BpsConfig) -> None:
+    """Make the staging area of a configuration, wherever it is set, an absolute directory that ends in ``/``.
+
+    BPS puts a file's name behind the text as it is, in the script of the final job for instance; so this has
+    to happen before BPS makes its scripts.
+    """
+    for names in config.nameTuples():
+        text = Config.__getitem__(config, names)
+        if names[-1] == AREA_KEY and isinstance(text, str) and text.strip():
+            options = {"searchobj": {"area": text}, "expandEnvVars": False}
+            try:
+                value = str(config.search("area", opt=options)[1]).strip()
+            except (KeyError, ValueError):
+                # Something in it is not known yet; `check_area_form` sees what becomes of it.
+                continue
+            text = os.path.expanduser(text.strip())
+            if value and not _is_absolute(value):
+                text = os.path.join(os.getcwd(), text)
+            text = text if value.endswith("/") or not value else f"{text}/"
+            # BPS puts it into scripts as it is, too.
+            config[names] = text if "bpsEval" in text else make_shell_safe(text)
+
+
+def check_area_form(lookup: KeyLookup) -> None:
+    """Check that the staging area has the form that `complete_area` gives it; raise `SettingsError` if it
+    has not.
+    """
+    area = lookup.get(AREA_KEY).strip()
+    if area and not (_is_absolute(area) and area.endswith("/")):
+        raise SettingsError(
+            f"{AREA_KEY} is {area!r}; BPS puts names of files behind it as it is, so it has to be an "
+            "absolute path or a URI that ends in '/'.",
+            key=AREA_KEY,
+        )
+
+
+def _is_absolute(area: str) -> bool:
+    """Tell whether an area is a URI or an absolute path, or depends on a variable."""
+    return "://" in area or area.startswith(("/", "~", "$", "<ENV:"))
 
 
 def _submit_environment(names: Iterable[str], env: Mapping[str, str]) -> dict[str, str]:
