@@ -17,7 +17,7 @@ from lsst.ctrl.bps.panda.cli.panda_local import main
 from lsst.ctrl.bps.panda.errors import LocalPandaError
 from lsst.ctrl.bps.panda.local import instance
 from lsst.ctrl.bps.panda.local.endpoint import EndpointClient, SampleTask, is_alive
-from lsst.ctrl.bps.panda.local.processes import marked_processes
+from lsst.ctrl.bps.panda.local.guard import marked_processes
 from lsst.ctrl.bps.panda.local.settings import read_settings
 
 pytestmark = pytest.mark.slow

@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+from panda_servers.local import guards
 
 from lsst.ctrl.bps.panda.local import instance
 from lsst.ctrl.bps.panda.local.endpoint import EndpointClient, SampleTask, is_alive
-from lsst.ctrl.bps.panda.local.processes import marked_processes
+from lsst.ctrl.bps.panda.local.guard import marked_processes
 
 pytestmark = pytest.mark.slow
 
@@ -141,7 +142,7 @@ def test_interrupted_start_leaves_no_server(directory, moment):
     assert _processes_of(directory) == []
 
 
-def test_stop_after_kill_9_ends_the_jobs_that_were_left(directory, tmp_path):
+def test_stop_after_kill_9_of_server_and_guard_ends_the_jobs_that_were_left(directory, tmp_path):
     endpoint = instance.start(directory, slots=2)
     client = EndpointClient(endpoint)
     # One leaves its session, one is a loop that forks.
@@ -153,6 +154,10 @@ def test_stop_after_kill_9_ends_the_jobs_that_were_left(directory, tmp_path):
     _wait_for(
         lambda: (tmp_path / "jobs").exists() and len((tmp_path / "jobs").read_text().split()) == 2, "jobs"
     )
+    # Stopped first, so that it does not see that its guard has ended.
+    os.kill(endpoint.pid, signal.SIGSTOP)
+    (guard,) = guards(endpoint.pid)
+    os.kill(guard, signal.SIGKILL)
     os.kill(endpoint.pid, signal.SIGKILL)
     _wait_for(lambda: not is_alive(endpoint.pid, endpoint.started), "end of the server")
     assert len(marked_processes(f"PANDA_LOCAL_INSTANCE={directory}")) >= 3

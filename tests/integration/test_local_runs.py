@@ -10,7 +10,7 @@ import pytest
 
 from lsst.ctrl.bps.panda.local import instance
 from lsst.ctrl.bps.panda.local.endpoint import EndpointClient, SampleTask, diamond, is_alive, start_ticks
-from lsst.ctrl.bps.panda.local.processes import marked_processes
+from lsst.ctrl.bps.panda.local.guard import marked_processes
 
 pytestmark = pytest.mark.slow
 

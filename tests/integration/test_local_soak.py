@@ -21,7 +21,7 @@ import pytest
 from lsst.ctrl.bps.panda.errors import LocalPandaError
 from lsst.ctrl.bps.panda.local import instance
 from lsst.ctrl.bps.panda.local.endpoint import EndpointClient, SampleRun, diamond, is_alive
-from lsst.ctrl.bps.panda.local.processes import marked_processes
+from lsst.ctrl.bps.panda.local.guard import marked_processes
 
 pytestmark = pytest.mark.slow
 

@@ -30,6 +30,7 @@ from lsst.ctrl.bps.panda.local.endpoint import (
     write_token,
 )
 from lsst.ctrl.bps.panda.local.faults import Faults
+from lsst.ctrl.bps.panda.local.guard import marked_processes
 from lsst.ctrl.bps.panda.local.job_store import memory_of_retry
 from lsst.ctrl.bps.panda.local.pilot import (
     OUT_OF_TIME,
@@ -42,7 +43,7 @@ from lsst.ctrl.bps.panda.local.pilot import (
     payload_commands,
     read_memory_summary,
 )
-from lsst.ctrl.bps.panda.local.processes import end_session, marked_processes, measure_sessions
+from lsst.ctrl.bps.panda.local.processes import end_session, measure_sessions
 from lsst.ctrl.bps.panda.local.settings import (
     TIMINGS,
     Queue,
@@ -54,6 +55,7 @@ from lsst.ctrl.bps.panda.local.settings import (
     read_settings,
     write_settings,
 )
+from lsst.ctrl.bps.panda.local.task_parameters import parse_task
 
 
 def _order(**values):
@@ -114,7 +116,8 @@ def _payload(places, **values):
 def test_payload_has_fresh_directories_and_its_output_is_kept(places):
     payload = _payload(places)
     assert payload.run("echo out; echo err >&2; pwd > here; echo {} > payload-log.json; exit 7") == 7
-    payload.keep_logs("the pilot's\n")
+    payload.keep_files()
+    payload.write_log("the pilot's\n")
     logs = places.log_directory(1000001)
     assert (logs / "payload.stdout").read_text() == "out\n"
     assert (logs / "payload.stderr").read_text() == "err\n"
@@ -235,7 +238,8 @@ def test_outcomes():
     ],
 )
 def test_memory_of_retry(current, params, cores, expected):
-    assert memory_of_retry(current, params, cores) == expected
+    parsed = parse_task({"taskName": "one", **params})
+    assert memory_of_retry(current, parsed, cores) == expected
 
 
 # -- Processes ----------------------------------------------------------------

@@ -12,9 +12,10 @@ import time
 import pytest
 
 from lsst.ctrl.bps.panda.local.endpoint import SERVER_MARKER
+from lsst.ctrl.bps.panda.local.guard import marked_processes
 from lsst.ctrl.bps.panda.local.idds_repairs import DeepDiff
 from lsst.ctrl.bps.panda.local.idds_repairs.tuning import LoopWaker, StopEvent
-from lsst.ctrl.bps.panda.local.processes import MARKER, end_leftovers, marked_processes
+from lsst.ctrl.bps.panda.local.processes import MARKER, end_leftovers
 from lsst.ctrl.bps.panda.local.server import PrintedLines, set_up_log
 from lsst.ctrl.bps.panda.local.settings import take_lock
 

@@ -240,6 +240,11 @@ def status(directory: Path) -> None:
     click.echo(f"slots: {value['slots_used']} of {value['slots']} in use")
     jobs = ", ".join(f"{count} {name}" for name, count in sorted(value["jobs"].items()))
     click.echo(f"jobs: {jobs or 'none'}")
+    if trouble := value["trouble"]:
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(trouble["since"]))
+        click.echo(f"in trouble since {since} UTC: {trouble['text']}")
+    if value["reports_waiting"]:
+        click.echo(f"jobs that have ended and are not stored yet: {value['reports_waiting']}")
     if value["dead_agents"]:
         click.echo(f"agents of iDDS that have ended: {', '.join(value['dead_agents'])}; restart it")
     _print_runs(value.get("runs", []))

@@ -8,15 +8,30 @@ leaves either the old state or the new one.
 
 from __future__ import annotations
 
-__all__ = ["Database", "MessageQueue", "SCHEMA", "events", "files", "jobs", "messages", "tasks"]
+__all__ = [
+    "Database",
+    "MessageQueue",
+    "SCHEMA",
+    "events",
+    "files",
+    "jobs",
+    "messages",
+    "note_errors",
+    "tasks",
+]
 
 import json
+import logging
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
+
+from .storage import Storage
+
+_LOG = logging.getLogger(__name__)
 
 SCHEMA = "panda_local"
 """Schema in a PostgreSQL database; SQLite has none."""
@@ -122,7 +137,8 @@ messages = sa.Table(
 class Database:
     """The connections to the database, with its write lock."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, storage: Storage | None = None) -> None:
+        self._storage = storage
         postgresql = url.startswith("postgresql")
         options: dict[str, Any] = {"pool_pre_ping": True} if postgresql else {}
         if postgresql:
@@ -130,6 +146,8 @@ class Database:
         self.engine = sa.create_engine(url, **options)
         if not postgresql:
             sa.event.listen(self.engine, "connect", _set_up_sqlite)
+        if storage is not None:
+            note_errors(self.engine, storage)
         self._lock = threading.RLock()
         self._current: sa.Connection | None = None
         self._after: list[Callable[[], None]] = []
@@ -170,6 +188,11 @@ class Database:
         with self.engine.connect() as connection:
             yield connection
 
+    def require_room(self) -> None:
+        """Raise a `StorageError` if nothing new should be stored now."""
+        if self._storage is not None:
+            self._storage.require()
+
     def highest(self, column: sa.Column[Any]) -> int:
         """Return the highest value of an id column, 0 if there is none."""
         with self.reading() as connection:
@@ -178,6 +201,15 @@ class Database:
     def close(self) -> None:
         """Close all connections."""
         self.engine.dispose()
+
+
+def note_errors(engine: sa.Engine, storage: Storage) -> None:
+    """Have each error of an engine that comes from the storage recorded."""
+
+    def note(context: sa.engine.ExceptionContext) -> None:
+        storage.note(context.sqlalchemy_exception or context.original_exception)
+
+    sa.event.listen(engine, "handle_error", note)
 
 
 def _set_up_sqlite(connection: Any, record: object) -> None:
@@ -195,6 +227,17 @@ _REPLAY = 120.0
 after a restart: iDDS may have been killed before it stored the effect."""
 
 _KEEP = 600.0
+
+
+def _decode(message_id: int, text: str) -> dict[str, Any] | None:
+    """Decode a message; `None` for one that iDDS could not use, which must not stop those behind it."""
+    try:
+        body = json.loads(text)
+        int(body["taskid"])
+    except (ValueError, TypeError, KeyError):
+        _LOG.error("message %s to iDDS is left out: it cannot be read: %.200r", message_id, text)
+        return None
+    return dict(body)
 
 
 class MessageQueue:
@@ -223,6 +266,15 @@ class MessageQueue:
         if not self._added.wait(timeout):
             return []
         self._added.clear()
+        try:
+            rows = self._take(limit)
+        except BaseException:
+            # They are still there.
+            self._added.set()
+            raise
+        return [body for row in rows if (body := _decode(row.message_id, row.body)) is not None]
+
+    def _take(self, limit: int) -> Sequence[Any]:
         now = self._clock()
         with self._database.change() as connection:
             query = sa.select(messages.c.message_id, messages.c.body).where(messages.c.taken.is_(None))
@@ -236,7 +288,7 @@ class MessageQueue:
             if now - self._cleaned > _KEEP:
                 self._cleaned = now
                 connection.execute(messages.delete().where(messages.c.taken < now - _KEEP))
-        return [json.loads(row.body) for row in rows]
+        return rows
 
     def replay(self) -> int:
         """Have the last messages delivered again, after a restart; returns their number."""

@@ -4,14 +4,16 @@ the executor.
 
 from __future__ import annotations
 
-__all__ = ["Dispatcher", "Executor", "ExecutorSettings"]
+__all__ = ["Dispatcher", "Executor", "ExecutorSettings", "Reports"]
 
+import collections
+import functools
 import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
@@ -20,6 +22,7 @@ from .faults import Faults
 from .jedi import Jedi
 from .pilot import (
     KILLED_BY_SERVER,
+    NO_LOCAL_SPACE,
     OUT_OF_MEMORY,
     OUT_OF_TIME,
     SET_UP_FAILED,
@@ -37,8 +40,10 @@ from .pilot import (
 )
 from .processes import measure_sessions
 from .settings import Queues, Timing
+from .storage import Storage, is_storage_error
 
 _LOG = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 _NEXT = (
     sa.select(
@@ -86,19 +91,24 @@ class Dispatcher:
             busy = self._cores_by_queue(connection)
             blocked: set[str] = set()
             for job in connection.execute(_NEXT, {"_most": max(free * 4, 32)}).mappings().all():
-                queue = self._queues.get(job["queue"])
-                cores = min(job["cores"], slots, queue.cores or slots)
-                room = (queue.cores or slots) - busy.get(job["queue"], 0)
-                if job["queue"] in blocked:
+                try:
+                    order = self._order(connection, job, slots)
+                except (ValueError, TypeError, LookupError, AttributeError) as error:
+                    _LOG.exception("job %s cannot be made of its rows; it is failed alone", job["panda_id"])
+                    self._jedi.break_job(job["panda_id"], error)
                     continue
-                if cores > min(free, room):
-                    blocked.add(job["queue"])
-                    if cores > free:
+                room = (self._queues.get(order.queue).cores or slots) - busy.get(order.queue, 0)
+                if order.queue in blocked:
+                    continue
+                if order.cores > min(free, room):
+                    blocked.add(order.queue)
+                    if order.cores > free:
                         break
                     continue
-                taken.append(self._start(connection, job, cores))
-                busy[job["queue"]] = busy.get(job["queue"], 0) + cores
-                free -= cores
+                connection.execute(_STARTS, {"_job": order.panda_id, "_now": self._clock()})
+                taken.append(order)
+                busy[order.queue] = busy.get(order.queue, 0) + order.cores
+                free -= order.cores
                 if free <= 0:
                     break
         return taken
@@ -106,12 +116,12 @@ class Dispatcher:
     def _cores_by_queue(self, connection: sa.Connection) -> dict[str, int]:
         return {queue: int(cores) for queue, cores in connection.execute(_CORES).all()}
 
-    def _start(self, connection: sa.Connection, job: Any, cores: int) -> PilotJob:
-        now = self._clock()
-        connection.execute(_STARTS, {"_job": job["panda_id"], "_now": now})
+    def _order(self, connection: sa.Connection, job: Any, slots: int) -> PilotJob:
+        """Make what a pilot is told of a job; an error if its rows cannot be used."""
         task = self._jedi.task(connection, job["task_id"])
-        assert task is not None
-        params = task["params"]
+        if task is None:
+            raise LookupError(f"there is no task {job['task_id']}")
+        params = self._jedi.parameters(connection, job["task_id"])
         done = sa.select(events.c.number).where(
             events.c.file_id == job["file_id"], events.c.status == "finished"
         )
@@ -122,24 +132,31 @@ class Dispatcher:
             task_name=task["name"],
             request_id=task["req_id"],
             attempt=job["attempt"],
-            template="".join(str(part.get("value", "")) for part in params.get("jobParameters") or []),
+            template=params.command,
             pseudo_input=job["lfn"].partition(":")[2],
-            event_count=job["events"],
+            event_count=int(job["events"]),
             done_events=frozenset(connection.execute(done).scalars()) if job["events"] else frozenset(),
             queue=job["queue"],
-            cores=cores,
+            cores=min(int(job["cores"]), slots, queue.cores or slots),
             # The unit of the task is MBPerCoreFixed.
-            memory=_lower(job["ram"] * task["cores"], queue.memory),
-            walltime=_lower(int(params.get("maxWalltime") or 0), queue.walltime),
+            memory=_lower(int(job["ram"]) * int(task["cores"]), queue.memory),
+            walltime=_lower(params.walltime, queue.walltime),
         )
 
     def report(self, panda_id: int, result: JobResult) -> bool:
-        """Report the end of a job; see `Jedi.job_ended`."""
-        return self._jedi.job_ended(panda_id, result)
+        """Report the end of a job; see `Jedi.job_ended`.  One whose rows cannot be used is failed alone."""
+        try:
+            return self._jedi.job_ended(panda_id, result)
+        except Exception as error:
+            if is_storage_error(error):
+                raise
+            _LOG.exception("the end of job %s cannot be stored; it is failed alone", panda_id)
+            self._jedi.break_job(panda_id, error)
+            return True
 
     def report_lost(self, panda_id: int, last_seen: str) -> bool:
         """Report a job whose pilot sends no more heartbeats."""
-        return self._jedi.job_ended(panda_id, JobResult("failed", detail=lost_detail(last_seen)))
+        return self.report(panda_id, JobResult("failed", detail=lost_detail(last_seen)))
 
     def due_kills(self, panda_ids: Collection[int]) -> list[int]:
         """List those of some running jobs whose pilots are now told to kill them."""
@@ -172,6 +189,53 @@ def _lower(first: int, second: int) -> int:
 
 
 _WATCH_PERIOD = 0.5
+_PAUSES = (0.2, 0.5, 1.0, 2.0)
+"""Seconds between tries while the storage is in trouble; the last one again and again."""
+
+
+class Reports:
+    """Reports of how jobs ended: stored in order, and kept in memory until they are."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._waiting: collections.deque[Callable[[], None]] = collections.deque()
+        self._sending = threading.Lock()
+        self._failed = threading.Event()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, report: Callable[[], None]) -> None:
+        """Store a report now, behind those that wait; one that cannot be stored is kept."""
+        self._waiting.append(report)
+        self.send()
+
+    def send(self) -> bool:
+        """Store what waits; false if the storage does not take it."""
+        with self._sending:
+            while self._waiting:
+                try:
+                    self._waiting[0]()
+                except Exception as error:
+                    if self._storage.note(error):
+                        self._failed.set()
+                        return False
+                    _LOG.exception("the end of a job could not be reported")
+                self._waiting.popleft()
+        return True
+
+    def send_for_ever(self, stopping: threading.Event) -> None:
+        """Store what could not be stored at once, until ``stopping`` is set."""
+        while not stopping.is_set():
+            self._failed.wait()
+            self._failed.clear()
+            tries = 0
+            while not stopping.wait(_PAUSES[min(tries, len(_PAUSES) - 1)]) and not self.send():
+                tries += 1
+
+    def wake(self) -> None:
+        """Have what waits sent again."""
+        self._failed.set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,9 +268,17 @@ class Executor:
     """Runs PanDA jobs on this machine, each in a thread, and watches their limits."""
 
     def __init__(
-        self, dispatcher: Dispatcher, settings: ExecutorSettings, *, timing: Timing, faults: Faults
+        self,
+        dispatcher: Dispatcher,
+        settings: ExecutorSettings,
+        *,
+        timing: Timing,
+        faults: Faults,
+        storage: Storage,
     ) -> None:
         self._dispatcher = dispatcher
+        self._storage = storage
+        self._reports = Reports(storage)
         self._settings = settings
         self._timing = timing
         self._faults = faults
@@ -218,6 +290,7 @@ class Executor:
         self._threads = [
             threading.Thread(target=self._dispatch, name="executor-dispatch", daemon=True),
             threading.Thread(target=self._watch, name="executor-watch", daemon=True),
+            threading.Thread(target=self._report_again, name="executor-reports", daemon=True),
         ]
 
     @property
@@ -229,6 +302,11 @@ class Executor:
     def slots_used(self) -> int:
         """Cores in use."""
         return self._cores_used
+
+    @property
+    def reports_waiting(self) -> int:
+        """Jobs that have ended and whose end is not stored yet."""
+        return len(self._reports)
 
     def wake(self) -> None:
         """Have the executor look for jobs now."""
@@ -256,6 +334,11 @@ class Executor:
             ender.start()
         for ender in enders:
             ender.join()
+        self._reports.wake()
+        self._reports.send()
+
+    def _report_again(self) -> None:
+        self._reports.send_for_ever(self._stopping)
 
     # -- Dispatch -----------------------------------------------------------
 
@@ -265,12 +348,16 @@ class Executor:
             self._changed.clear()
             try:
                 self._take_jobs()
-            except Exception:
-                _LOG.exception("could not take jobs; trying again in a second")
+            except Exception as error:
+                if not self._storage.note(error):
+                    _LOG.exception("could not take jobs; trying again in a second")
                 self._stopping.wait(1)
                 self._changed.set()
 
     def _take_jobs(self) -> None:
+        if self._storage.look() is not None:
+            # It wakes us when it has ended.
+            return
         with self._lock:
             free = self.slots - self._cores_used
         for job in self._dispatcher.take(free, self.slots):
@@ -281,19 +368,50 @@ class Executor:
             thread = threading.Thread(
                 target=self._run_job, args=(job,), name=f"job-{job.panda_id}", daemon=True
             )
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError as error:
+                # No more threads.
+                self._end_run(job, error)
 
     def _run_job(self, job: PilotJob) -> None:
+        error = None
         try:
             self._run(job)
-        except Exception:
+        except Exception as caught:
             _LOG.exception("job %s could not be run", job.panda_id)
-            self._dispatcher.report(job.panda_id, make_result(1, error=SET_UP_FAILED))
+            error = caught
         finally:
-            with self._lock:
-                self._cores_used -= job.cores
-                self._running.pop(job.panda_id, None)
-            self.wake()
+            self._end_run(job, error)
+
+    def _end_run(self, job: PilotJob, error: Exception | None) -> None:
+        """Free the slots of a job, which has failed if there is an error."""
+        if error is not None:
+            reason = PilotError(SET_UP_FAILED.code, f"{SET_UP_FAILED.text}: {error}")
+            self._reports.put(lambda: self._report(job, make_result(1, error=reason)))
+        with self._lock:
+            self._cores_used -= job.cores
+            self._running.pop(job.panda_id, None)
+        self.wake()
+
+    def _report(self, job: PilotJob, result: JobResult) -> None:
+        self._dispatcher.report(job.panda_id, result)
+
+    def _patiently(self, payload: PayloadRun, act: Callable[[], _T], instead: _T) -> _T:
+        """Do something that writes, again and again while the storage does not take it; the other value if
+        the job is ended meanwhile.
+        """
+        tries = 0
+        while True:
+            try:
+                return act()
+            except OSError as error:
+                if not self._storage.note(error):
+                    raise
+            self._stopping.wait(_PAUSES[min(tries, len(_PAUSES) - 1)])
+            if self._stopping.is_set() or payload.error is not None:
+                return instead
+            tries += 1
 
     def _run(self, job: PilotJob) -> None:
         directories = self._settings.directories
@@ -308,7 +426,7 @@ class Executor:
         payload = PayloadRun(job, directories, environment, umask=self._settings.umask)
         with self._lock:
             self._running[job.panda_id] = payload
-        payload.prepare()
+        self._patiently(payload, payload.prepare, None)
         fault = self._faults.for_job(job)
         if fault.delay:
             self._stopping.wait(fault.delay)
@@ -319,13 +437,35 @@ class Executor:
         if self._stopping.is_set():
             # Ended by `stop`: the next start treats the job as lost.
             return
-        result = self._result(job, payload, code, event_results)
+        error = payload.error
+        if code and error is None and (trouble := self._storage.look()):
+            error = PilotError(NO_LOCAL_SPACE.code, f"{NO_LOCAL_SPACE.text}: {trouble.text}"[:250])
+        result = make_result(code, error=error, events=event_results, detail=payload.figures())
         if result.status == "failed" and self._timing.failed_attempt > 0:
             self._stopping.wait(self._timing.failed_attempt)
-        self._dispatcher.report(job.panda_id, result)
+        self._reports.put(lambda: self._finish(job, payload, code, result))
+
+    def _finish(self, job: PilotJob, payload: PayloadRun, code: int, result: JobResult) -> None:
+        """Keep the logs of a job, store how it ended, and remove its work directory; all of it may be done
+        again.
+        """
+        log_url = self._settings.directories.log_url(job.panda_id)
+        detail = {**result.detail, "pilotID": f"{log_url}|local|{self._settings.version}"}
+        if payload.error is KILLED_BY_SERVER:
+            detail.update(cancelled_detail(self._dispatcher.killer(job.panda_id)))
+        result = replace(result, detail=detail)
         keep = self._settings.keep_work
-        if keep == "never" or (keep == "failed" and result.status == "finished"):
-            payload.remove_work()
+        try:
+            payload.keep_files()
+            if keep == "never" or (keep == "failed" and result.status == "finished"):
+                # Before anything is written: this may be what fills the disk.
+                payload.remove_work()
+            self._write_log(job, payload, code, result)
+        except OSError as error:
+            if is_storage_error(error):
+                raise
+            _LOG.exception("the logs of job %s could not be kept", job.panda_id)
+        self._report(job, result)
 
     def _run_commands(
         self, job: PilotJob, payload: PayloadRun, *, forced: int | None
@@ -337,38 +477,34 @@ class Executor:
             if payload.error is not None or self._stopping.is_set():
                 results.append(EventResult(number, 143))
                 continue
-            code = payload.run(command) if forced is None else forced
+            code = forced
+            if code is None:
+                code = self._patiently(payload, functools.partial(payload.run, command), 143)
             if number:
                 results.append(EventResult(number, code))
             first_bad = first_bad or code
         return first_bad, tuple(result for result in results if result.number)
 
-    def _result(
-        self, job: PilotJob, payload: PayloadRun, code: int, event_results: tuple[EventResult, ...]
-    ) -> JobResult:
-        directories = self._settings.directories
-        detail = payload.figures()
-        log_url = directories.log_url(job.panda_id)
-        detail["pilotID"] = f"{log_url}|local|{self._settings.version}"
-        if payload.error is KILLED_BY_SERVER:
-            detail.update(cancelled_detail(self._dispatcher.killer(job.panda_id)))
-        result = make_result(code, error=payload.error, events=event_results, detail=detail)
-        payload.keep_logs(
+    @staticmethod
+    def _write_log(job: PilotJob, payload: PayloadRun, code: int, result: JobResult) -> None:
+        payload.write_log(
             f"job {job.panda_id} of task {job.task_id} ({job.task_name}), attempt {job.attempt}\n"
             f"input {job.pseudo_input}\nqueue {job.queue}\nstatus {result.status}\n"
             f"exit code {code}\npilot error {result.pilot_error_code}"
             f" {result.detail.get('pilotErrorDiag') or ''}\n"
-            f"elapsed {payload.elapsed:.2f} s\nmaximum resident memory {detail['maxRSS']} kB\n"
+            f"elapsed {payload.elapsed:.2f} s\nmaximum resident memory {result.detail['maxRSS']} kB\n"
         )
-        return result
 
     def _lose(self, job: PilotJob, payload: PayloadRun) -> None:
         """Report a job as if its worker had vanished with it."""
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
         self._stopping.wait(self._timing.heartbeat)
         if not self._stopping.is_set():
-            self._dispatcher.report_lost(job.panda_id, when)
-            payload.remove_work()
+            self._reports.put(lambda: self._finish_lost(job, payload, when))
+
+    def _finish_lost(self, job: PilotJob, payload: PayloadRun, when: str) -> None:
+        self._dispatcher.report_lost(job.panda_id, when)
+        payload.remove_work()
 
     # -- Watch --------------------------------------------------------------
 
@@ -383,8 +519,9 @@ class Executor:
                 continue
             try:
                 self._check(running, waiting)
-            except Exception:
-                _LOG.exception("could not watch the jobs")
+            except Exception as error:
+                if not self._storage.note(error):
+                    _LOG.exception("could not watch the jobs")
 
     def _check(self, running: Mapping[int, PayloadRun], waiting: Mapping[int, PayloadRun]) -> None:
         for session, use in measure_sessions(running.keys()).items():

@@ -27,13 +27,14 @@ from requests.adapters import BaseAdapter
 
 from . import idds_repairs
 from .bodies import parse_json
-from .database import MessageQueue
+from .database import MessageQueue, note_errors
 from .faults import Faults
 from .idds_repairs import Repair, idds_module, tuning
 from .idds_repairs.tuning import LOOP_WAKER
 from .identity import Identity
 from .jedi import Jedi
 from .settings import Timing
+from .storage import Storage, StorageError, is_storage_error
 
 _LOG = logging.getLogger(__name__)
 
@@ -150,8 +151,9 @@ class _MessagingPlugin(threading.Thread):
         while not self._stopped.is_set():
             try:
                 action()
-            except Exception:
-                _LOG.exception("%s: a message could not be passed on", type(self).__name__)
+            except Exception as error:
+                if not is_storage_error(error):
+                    _LOG.exception("%s: a message could not be passed on", type(self).__name__)
                 time.sleep(1)
 
 
@@ -169,6 +171,9 @@ class Notifier(_MessagingPlugin):
             return
         try:
             self.deliver(message["msg_content"])
+        except (ValueError, TypeError, LookupError, AttributeError):
+            # It would fail again and again, and hold up nothing but the log.
+            _LOG.exception("a message of iDDS is left out: %.500r", message)
         except Exception:
             self._requests.put(message)
             raise
@@ -345,8 +350,17 @@ class _InProcessAdapter(BaseAdapter):
 class IddsHost:
     """iDDS in this process: its configuration, agents, REST application and clients."""
 
-    def __init__(self, directory: Path, *, database: str, timing: Timing, loglevel: str = "WARNING") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        database: str,
+        timing: Timing,
+        loglevel: str = "WARNING",
+        storage: Storage | None = None,
+    ) -> None:
         self._directory = directory
+        self._storage = storage
         self._timing = timing
         self._agents: list[Any] = []
         self._clients = threading.local()
@@ -400,12 +414,26 @@ class IddsHost:
             with engine.begin() as connection:
                 connection.execute(schema.CreateSchema("doma_idds", if_not_exists=True))
         models.register_models(engine)
+        if self._storage is not None:
+            note_errors(engine, self._storage)
+            sa.event.listen(engine, "begin", self._wait_for_room)
         for item in REPAIRS:
             if item.apply is not None:
                 item.apply(self._timing)
         idds_repairs.unlock_everything()
         application = importlib.import_module("idds.rest.v1.app").create_app()
         self._adapter = _InProcessAdapter(application)
+
+    def _wait_for_room(self, connection: object) -> None:
+        """Hold up iDDS's agents before a transaction while it could not be stored.
+
+        They take an error for one of the run, and fail it.  Calls of users go
+        on: they are answered with the error.
+        """
+        if self._storage is None or threading.current_thread().name.startswith(_WEB_THREADS):
+            return
+        while self._agents and self._storage.look() is not None:
+            time.sleep(_WAIT)
 
     def start(self) -> None:
         """Start the agents."""
@@ -464,6 +492,11 @@ class IddsHost:
         return client
 
 
+_WAIT = 0.2
+_WEB_THREADS = "waitress"
+"""How the names of threads begin that carry out calls of users, which must not wait."""
+
+_SUBMISSIONS = ("submit", "submit_build", "submit_work")
 _COMMANDS = ("abort", "retry", "close", "abort_task")
 
 _KNOWN_COMMANDS = frozenset(
@@ -495,9 +528,10 @@ def decode_body(body: bytes) -> dict[str, Any]:
 class IddsRelay:
     """PanDA's relay, which forwards commands to iDDS."""
 
-    def __init__(self, host: IddsHost, faults: Faults) -> None:
+    def __init__(self, host: IddsHost, faults: Faults, storage: Storage | None = None) -> None:
         self._host = host
         self._faults = faults
+        self._storage = storage
 
     def call(self, body: dict[str, Any], identity: Identity) -> tuple[bool, Any]:
         """Forward a command to iDDS in the name of a user.
@@ -515,6 +549,8 @@ class IddsRelay:
             client = self._host.client(identity.user, manager=manager)
             if command not in _KNOWN_COMMANDS or not callable(getattr(client, command, None)):
                 return False, f"{command} is not a command of iDDS {type(client).__name__}"
+            if self._storage is not None and command in _SUBMISSIONS:
+                self._storage.require()
             args = codec.json_loads(body["args"]) if body.get("args") else []
             kwargs = codec.json_loads(body["kwargs"]) if body.get("kwargs") else {}
             if str(body.get("json_outputs", "")).lower() == "true" and manager:
@@ -528,6 +564,8 @@ class IddsRelay:
             for _ in self._faults.flow("command", command, None):
                 reply = function(*args, **kwargs)
             return True, reply
+        except StorageError as error:
+            return False, f"the embedded PanDA takes no runs now: {error}"
         except Exception as error:
             _LOG.exception("the relay could not execute %s", command)
             return False, f"failed to execute command with {error}"

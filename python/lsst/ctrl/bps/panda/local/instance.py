@@ -188,7 +188,10 @@ def start(
     # A parent to end with is never kept for a later start.
     options.setdefault("parent", 0)
     before = read_settings(directory)
-    write_settings(directory, {"slots": slots, "database": database, "pace": pace, **options})
+    try:
+        write_settings(directory, {"slots": slots, "database": database, "pace": pace, **options})
+    except OSError as error:
+        raise LocalPandaError(f"the state directory {directory} cannot be used: {error}") from error
     command = [sys.executable, "-P", str(_LAUNCHER), str(directory)]
     variables = {key: value for key, value in os.environ.items() if not key.startswith(_DROPPED)}
     variables[SERVER_MARKER] = secrets.token_hex(8)

@@ -8,7 +8,8 @@ __all__ = ["CommandReply", "FINAL_STATES", "Jedi", "TaskStore"]
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,12 @@ import sqlalchemy as sa
 
 from .database import Database, MessageQueue, files, jobs, tasks
 from .job_store import OPEN_JOBS, JobStore
-from .pilot import JobResult, cancelled_detail, lost_detail
+from .pilot import JobResult, broken_detail, broken_text, cancelled_detail, lost_detail
 from .settings import Timing
+from .storage import is_storage_error
+from .task_parameters import TaskParameters, parse_task
+
+_LOG = logging.getLogger(__name__)
 
 FINAL_STATES = ("done", "finished", "failed", "aborted", "broken", "exhausted")
 """States that a task leaves only by a command."""
@@ -43,51 +48,53 @@ class TaskStore:
         self._message_queue = message_queue
         self._clock = clock
         self._wake = wake
-        self._params: dict[int, Mapping[str, Any]] = {}
+        self._params: dict[int, TaskParameters] = {}
         columns = (column for column in tasks.c if column.name != "params")
         self._query = sa.select(*columns).where(tasks.c.task_id == sa.bindparam("_task_id"))
         self._ids = itertools.count(database.highest(tasks.c.task_id) + 1)
 
     def get(self, connection: sa.Connection, task_id: int) -> dict[str, Any] | None:
-        """Read a task, with its parameters as a `dict`."""
+        """Read a task; for its parameters see `parameters`."""
         row = connection.execute(self._query, {"_task_id": task_id}).mappings().first()
-        return None if row is None else {**row, "params": self._parameters(connection, task_id)}
+        return None if row is None else dict(row)
 
-    def _parameters(self, connection: sa.Connection, task_id: int) -> Mapping[str, Any]:
-        """Read a task's parameters, which never change and may be large."""
+    def parameters(self, connection: sa.Connection, task_id: int) -> TaskParameters:
+        """Read a task's parameters, which never change and may be large; `ValueError` if they are
+        damaged.
+        """
         found = self._params.get(task_id)
         if found is None:
             query = sa.select(tasks.c.params).where(tasks.c.task_id == task_id)
-            found = json.loads(connection.execute(query).scalar_one())
+            found = parse_task(json.loads(connection.execute(query).scalar_one()))
             if len(self._params) >= _CACHED_TASKS:
                 self._params.pop(next(iter(self._params)))
             self._params[task_id] = found
         return found
 
     def add(
-        self, connection: sa.Connection, name: str, params: Mapping[str, Any], user: str
+        self, connection: sa.Connection, params: TaskParameters, raw: Mapping[str, Any], user: str
     ) -> dict[str, Any]:
         """Add a new task; ``user`` owns it if the parameters name nobody."""
         now = self._clock()
         task_id = next(self._ids)
         task: dict[str, Any] = {
             "task_id": task_id,
-            "name": name,
-            "user_name": str(params.get("userName") or user),
-            "req_id": params.get("reqID"),
+            "name": params.name,
+            "user_name": params.user or user,
+            "req_id": params.request_id,
             "status": "registered",
             "dataset_id": task_id * 2 + 1,
-            "event_service": bool(params.get("fineGrainedProc")),
-            "cores": max(int(params.get("coreCount") or 1), 1),
-            "priority": int(params.get("taskPriority") or 0),
-            "queue": str(params.get("site") or params.get("PandaSite") or "LOCAL"),
-            "max_attempt": max(int(params.get("maxAttempt") or 3), 1),
+            "event_service": params.event_service,
+            "cores": params.cores,
+            "priority": params.priority,
+            "queue": params.queue,
+            "max_attempt": params.max_attempt,
             "created": now,
             "modified": now,
             "started": now,
         }
-        connection.execute(tasks.insert().values(**task, params=json.dumps(params)))
-        return {**task, "params": params, "command": None, "command_by": None}
+        connection.execute(tasks.insert().values(**task, params=json.dumps(raw)))
+        return {**task, "command": None, "command_by": None}
 
     def submitted(self, req_id: int, name: str) -> int | None:
         """Find a task of an iDDS request by its name, unless it has failed or was aborted."""
@@ -177,8 +184,12 @@ class Jedi:
         self._tasks = TaskStore(database, message_queue, clock=clock, wake=wake)
 
     def task(self, connection: sa.Connection, task_id: int) -> dict[str, Any] | None:
-        """Read a task, with its parameters as a `dict`."""
+        """Read a task."""
         return self._tasks.get(connection, task_id)
+
+    def parameters(self, connection: sa.Connection, task_id: int) -> TaskParameters:
+        """Read a task's parameters; see `TaskStore.parameters`."""
+        return self._tasks.parameters(connection, task_id)
 
     def submitted(self, req_id: int, name: str) -> int | None:
         """Find a task by its name; see `TaskStore.submitted`."""
@@ -191,25 +202,19 @@ class Jedi:
 
         A task that was submitted before (same name, same iDDS request) is not
         made a second time: iDDS submits again when it was killed between the
-        submission and storing the id.
+        submission and storing the id.  `ValueError` names a parameter that
+        cannot be used, `StorageError` says why nothing can be stored now.
         """
-        name = str(params["taskName"])
-        req_id = params.get("reqID")
+        parsed = parse_task(params)
+        self._database.require_room()
         with self._database.change() as connection:
-            if req_id is not None and (known := self.submitted(req_id, name)):
+            request = parsed.request_id
+            if request is not None and (known := self.submitted(request, parsed.name)):
                 return known
-            return self._insert(connection, name, params, user)
-
-    def _insert(self, connection: sa.Connection, name: str, params: Mapping[str, Any], user: str) -> int:
-        task = self._tasks.add(connection, name, params, user)
-        names = [str(value) for value in params.get("pfnList") or ["pseudo_file"]]
-        try:
-            self._store.add_files(connection, task, names)
-        except ValueError as error:
-            self._tasks.set(connection, task, "broken", error_dialog=f"bad name of an input: {error}")
+            task = self._tasks.add(connection, parsed, params, user)
+            self._store.add_files(connection, task["task_id"], parsed)
+            self._activate(connection, task)
             return int(task["task_id"])
-        self._activate(connection, task)
-        return int(task["task_id"])
 
     def _activate(self, connection: sa.Connection, task: dict[str, Any]) -> None:
         """Make jobs of inputs that are ready, and update the task's status."""
@@ -279,7 +284,9 @@ class Jedi:
         self._store.close(
             connection, job, status=result.status, detail=result.detail, sub_status=result.sub_status
         )
-        self._store.settle_file(connection, task, job, result)
+        self._store.settle_file(
+            connection, task, job, result, lambda: self._tasks.parameters(connection, task["task_id"])
+        )
         self._tasks.touch(connection, task)
         self._check_end(connection, task)
 
@@ -376,7 +383,7 @@ class Jedi:
         update = files.update().where(files.c.task_id == task["task_id"], files.c.status.in_(states))
         more = files.c.attempt + task["max_attempt"]
         connection.execute(update.values(status="ready", max_attempt=more))
-        if task["params"].get("inputPreStaging") and not with_missing:
+        if not with_missing and not self._tasks.parameters(connection, task["task_id"]).staged:
             # Inputs that were never released wait for their release again.
             fresh = files.update().where(files.c.task_id == task["task_id"], files.c.status == "ready")
             connection.execute(fresh.where(files.c.attempt == 0).values(status="staging"))
@@ -396,23 +403,76 @@ class Jedi:
     def tick(self) -> float | None:
         """Do what is due; returns when something is due next, seconds since the epoch."""
         now = self._clock()
-        with self._database.change() as connection:
-            for task_id in connection.execute(sa.select(tasks.c.task_id).where(tasks.c.due <= now)).scalars():
-                task = self.task(connection, task_id)
-                if task is not None:
-                    self._execute(connection, task)
-            due_files = sa.select(files).where(files.c.status == "waiting", files.c.due <= now)
-            for file in connection.execute(due_files).mappings().all():
-                task = self.task(connection, file["task_id"])
-                assert task is not None
-                self._store.create(connection, task, [dict(file)])
-                if task["status"] == "ready":
-                    self._tasks.set(connection, task, "running")
+        with self._database.reading() as connection:
+            due = connection.execute(sa.select(tasks.c.task_id).where(tasks.c.due <= now)).scalars().all()
+        for task_id in due:
+            self._alone(self._execute_due, task_id, broken=self.break_task)
+        query = sa.select(files.c.file_id, files.c.task_id)
+        with self._database.reading() as connection:
+            inputs = connection.execute(query.where(files.c.status == "waiting", files.c.due <= now)).all()
+        for task_id, ids in _by_task(inputs).items():
+            self._alone(lambda number: self._create_due(number, ids), task_id, broken=self.break_task)  # noqa: B023
+        with self._database.reading() as connection:
             dues = [
                 connection.execute(sa.select(sa.func.min(column))).scalar()
                 for column in (tasks.c.due, files.c.due)
             ]
         return min((due for due in dues if due is not None), default=None)
+
+    def _execute_due(self, task_id: int) -> None:
+        with self._database.change() as connection:
+            task = self.task(connection, task_id)
+            if task is not None:
+                self._execute(connection, task)
+
+    def _create_due(self, task_id: int, file_ids: Sequence[int]) -> None:
+        with self._database.change() as connection:
+            task = self.task(connection, task_id)
+            if task is None:
+                raise ValueError(f"there is no task {task_id}")
+            for start in range(0, len(file_ids), 500):
+                chosen = files.c.file_id.in_(file_ids[start : start + 500])
+                # Still waiting: a command may have come between.
+                query = sa.select(files).where(chosen, files.c.status == "waiting").order_by(files.c.file_id)
+                rows = connection.execute(query).mappings().all()
+                self._store.create(connection, task, [dict(row) for row in rows])
+            if task["status"] == "ready":
+                self._tasks.set(connection, task, "running")
+
+    # -- Rows that cannot be used -------------------------------------------
+
+    @staticmethod
+    def _alone(
+        act: Callable[[int], object], number: int, *, broken: Callable[[int, BaseException], None]
+    ) -> None:
+        """Do something with one task or job, which is ended if it fails: it must not stop the others."""
+        try:
+            act(number)
+        except Exception as error:
+            if is_storage_error(error):
+                raise
+            _LOG.exception("%s of %d failed", getattr(act, "__name__", "work"), number)
+            broken(number, error)
+
+    def break_job(self, panda_id: int, error: BaseException) -> None:
+        """Fail a job whose rows in the database cannot be used, without another attempt."""
+        with self._database.change() as connection:
+            job = self._store.break_job(connection, panda_id, broken_detail(error))
+            task = self.task(connection, job["task_id"]) if job else None
+            if task is not None:
+                self._tasks.touch(connection, task)
+                self._check_end(connection, task)
+
+    def break_task(self, task_id: int, error: BaseException) -> None:
+        """End a task whose rows in the database cannot be used, with all its jobs."""
+        with self._database.change() as connection:
+            self._store.break_inputs(connection, task_id, broken_detail(error))
+            task = {"task_id": task_id}
+            self._tasks.unplan(connection, task)
+            dialog = broken_text(error)
+            self._tasks.set(connection, task, "broken", ended=self._clock(), error_dialog=dialog)
+
+    # -- Restart ------------------------------------------------------------
 
     def recover(self, last_seen: str) -> int:
         """Take up jobs that were running when the server died, and return their number.
@@ -422,23 +482,32 @@ class Jedi:
         embedded PanDA must not use up the attempts of a run, and a failed last
         attempt would prune the job's children.
         """
-        with self._database.change() as connection:
-            query = sa.select(jobs.c.panda_id).where(jobs.c.status == "running")
+        query = sa.select(jobs.c.panda_id).where(jobs.c.status == "running")
+        with self._database.reading() as connection:
             lost = connection.execute(query).scalars().all()
-            for panda_id in lost:
-                job = self._store.get(connection, panda_id)
-                assert job is not None
-                task = self.task(connection, job["task_id"])
-                assert task is not None
-                closing = task["status"] in ("aborting", "finishing")
-                if closing or job["attempt"] < job["max_attempt"]:
-                    result = JobResult("failed", detail=lost_detail(last_seen))
-                    self.job_ended(panda_id, result)
-                else:
-                    update = jobs.update().where(jobs.c.panda_id == panda_id)
-                    again = update.values(
-                        status="activated", started=None, session=None, changed=self._clock()
-                    )
-                    connection.execute(again)
+        for panda_id in lost:
+            self._alone(lambda number: self._recover(number, last_seen), panda_id, broken=self.break_job)
         self._wake()
         return len(lost)
+
+    def _recover(self, panda_id: int, last_seen: str) -> None:
+        with self._database.change() as connection:
+            job = self._store.get(connection, panda_id)
+            task = None if job is None else self.task(connection, job["task_id"])
+            if job is None or task is None:
+                raise ValueError(f"job {panda_id} has no input or no task")
+            closing = task["status"] in ("aborting", "finishing")
+            if closing or job["attempt"] < job["max_attempt"]:
+                self.job_ended(panda_id, JobResult("failed", detail=lost_detail(last_seen)))
+            else:
+                update = jobs.update().where(jobs.c.panda_id == panda_id)
+                again = update.values(status="activated", started=None, session=None, changed=self._clock())
+                connection.execute(again)
+
+
+def _by_task(inputs: Iterable[Any]) -> dict[int, list[int]]:
+    """Sort the ids of inputs by their tasks."""
+    found: dict[int, list[int]] = {}
+    for row in inputs:
+        found.setdefault(row.task_id, []).append(row.file_id)
+    return found

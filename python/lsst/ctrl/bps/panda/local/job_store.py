@@ -16,9 +16,10 @@ import sqlalchemy as sa
 
 from .database import Database, MessageQueue, events, files, jobs
 from .pilot import MEMORY_CODES, JobResult, cancelled_detail
+from .task_parameters import TaskParameters
 
 
-def memory_of_retry(current: int, params: Mapping[str, Any], cores: int) -> int:
+def memory_of_retry(current: int, params: TaskParameters, cores: int) -> int:
     """Compute the memory of the next attempt after one that ran out of memory, MB per core.
 
     The rule is that of panda-server's ``task_event_module``: the memory is
@@ -26,16 +27,13 @@ def memory_of_retry(current: int, params: Mapping[str, Any], cores: int) -> int:
     lower limit. ``retryRamMax``, which is for the whole job, caps the result,
     which is never less than the current memory.
     """
-    step = float(params.get("retryRamStep") or 0)
-    offset = float(params.get("retryRamOffset") or 0)
-    first = float(params.get("ramCount") or 0)
     raised = float(current)
-    if step and first:
-        raised = current * step / first
-    elif offset and current < offset:
-        raised = offset
-    if highest := float(params.get("retryRamMax") or 0):
-        raised = min(raised, highest / max(cores, 1))
+    if params.retry_ram_step and params.ram:
+        raised = current * params.retry_ram_step / params.ram
+    elif params.retry_ram_offset and current < params.retry_ram_offset:
+        raised = params.retry_ram_offset
+    if params.retry_ram_max:
+        raised = min(raised, params.retry_ram_max / max(cores, 1))
     return max(current, math.ceil(raised))
 
 
@@ -119,34 +117,28 @@ class JobStore:
         self._job_ids = itertools.count(max(database.highest(jobs.c.panda_id), _FIRST_JOB) + 1)
         self._file_ids = itertools.count(database.highest(files.c.file_id) + 1)
 
-    def add_files(self, connection: sa.Connection, task: Mapping[str, Any], names: list[str]) -> None:
+    def add_files(self, connection: sa.Connection, task_id: int, params: TaskParameters) -> None:
         """Add the inputs of a new task.
 
         As JEDI's ContentsFeeder does, the name of an input is made of a
-        running number, a colon, and the text behind the last ``/`` up to
-        ``^``, which separates the number of events.
+        running number, a colon, and its name.
         """
-        params = task["params"]
-        staged = not params.get("inputPreStaging")
-        rows = []
-        for number, name in enumerate(names):
-            stem, _, count = name.split("/")[-1].partition("^")
-            rows.append(
-                {
-                    "file_id": next(self._file_ids),
-                    "task_id": task["task_id"],
-                    "lfn": f"{number:06d}:{stem}",
-                    "events": int(count or 1) if task["event_service"] else 0,
-                    "status": "ready" if staged else "staging",
-                    "attempt": 0,
-                    "max_attempt": task["max_attempt"],
-                    "ram": int(params.get("ramCount") or 0),
-                    "due": None,
-                    "panda_id": None,
-                }
-            )
-        if rows:
-            connection.execute(files.insert(), rows)
+        rows = [
+            {
+                "file_id": next(self._file_ids),
+                "task_id": task_id,
+                "lfn": f"{number:06d}:{item.name}",
+                "events": item.events,
+                "status": "ready" if params.staged else "staging",
+                "attempt": 0,
+                "max_attempt": params.max_attempt,
+                "ram": int(params.ram),
+                "due": None,
+                "panda_id": None,
+            }
+            for number, item in enumerate(params.inputs)
+        ]
+        connection.execute(files.insert(), rows)
 
     def activate_ready(self, connection: sa.Connection, task: Mapping[str, Any], delay: float) -> int:
         """Make jobs of the inputs of a task that are ready, now or after a delay, and return their number."""
@@ -267,7 +259,12 @@ class JobStore:
             )
 
     def settle_file(
-        self, connection: sa.Connection, task: Mapping[str, Any], job: Mapping[str, Any], result: JobResult
+        self,
+        connection: sa.Connection,
+        task: Mapping[str, Any],
+        job: Mapping[str, Any],
+        result: JobResult,
+        params: Callable[[], TaskParameters],
     ) -> None:
         """Update the input of a job that has ended: finished, tried again, cancelled or failed."""
         file = _input_of(job)
@@ -283,10 +280,37 @@ class JobStore:
             self._set_file(connection, file, "failed")
             return
         if result.pilot_error_code in MEMORY_CODES:
-            file["ram"] = memory_of_retry(file["ram"], task["params"], task["cores"])
+            file["ram"] = memory_of_retry(file["ram"], params(), task["cores"])
             update = files.update().where(files.c.file_id == file["file_id"])
             connection.execute(update.values(ram=file["ram"]))
         self.create(connection, task, [file])
+
+    def break_job(
+        self, connection: sa.Connection, panda_id: int, detail: Mapping[str, Any]
+    ) -> dict[str, Any] | None:
+        """Fail a job and its input for ever, whatever their rows hold; returns the job's ids, if there is
+        such a job.
+        """
+        query = sa.select(jobs.c.panda_id, jobs.c.task_id, jobs.c.file_id)
+        job = connection.execute(query.where(jobs.c.panda_id == panda_id)).mappings().first()
+        if job is None:
+            return None
+        values = {"_job": panda_id, "_status": "failed", "_sub": None, "_now": self._clock()}
+        connection.execute(_JOB_ENDS, {**values, "_detail": json.dumps(detail)})
+        self._set_file(connection, dict(job), "failed")
+        query = sa.select(files.c.lfn).where(files.c.file_id == job["file_id"])
+        lfn = connection.execute(query).scalar()
+        self._send_states(connection, {**job, "status": "failed", "queue": None, "lfn": str(lfn or "")})
+        return dict(job)
+
+    def break_inputs(self, connection: sa.Connection, task_id: int, detail: Mapping[str, Any]) -> None:
+        """Fail all open inputs of a task that cannot go on, and its jobs that do not run yet."""
+        now = self._clock()
+        update = jobs.update().where(jobs.c.task_id == task_id, jobs.c.status == "activated")
+        connection.execute(update.values(status="failed", changed=now, ended=now, detail=json.dumps(detail)))
+        opened = files.update().where(files.c.task_id == task_id, files.c.status.in_(OPEN_FILES))
+        connection.execute(opened.values(status="failed", due=None))
+        self.order_kill(connection, task_id, "the embedded PanDA", now)
 
     def _set_file(self, connection: sa.Connection, file: Mapping[str, Any], status: str) -> None:
         connection.execute(_FILE_STATUS, {"_file_id": file["file_id"], "_status": status})

@@ -14,6 +14,7 @@ __all__ = [
     "JobResult",
     "KILLED_BY_SERVER",
     "MEMORY_CODES",
+    "NO_LOCAL_SPACE",
     "OUT_OF_MEMORY",
     "OUT_OF_TIME",
     "PAYLOAD_FAILED",
@@ -21,6 +22,8 @@ __all__ = [
     "PilotError",
     "PilotJob",
     "SET_UP_FAILED",
+    "broken_detail",
+    "broken_text",
     "cancelled_detail",
     "job_environment",
     "lost_detail",
@@ -41,7 +44,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .endpoint import job_folder
-from .processes import JOB_MARKER, SessionUse, end_marked, end_session
+from .guard import end_marked
+from .processes import JOB_MARKER, SessionUse, end_session
+from .storage import is_storage_error
 
 _SUMMARY = "memory_monitor_summary.json"
 _KEPT_FILES = ("payload*", "memory_monitor*")
@@ -109,6 +114,7 @@ OUT_OF_MEMORY = PilotError(1212, "Payload ran out of memory")
 OUT_OF_TIME = PilotError(1213, "Reached batch system time limit")
 KILLED_BY_SERVER = PilotError(1144, "This job was killed by panda server")
 SET_UP_FAILED = PilotError(1110, "Failed during payload setup")
+NO_LOCAL_SPACE = PilotError(1098, "Not enough local space")
 
 MEMORY_CODES = frozenset({1212, 1223, 1235})
 """Pilot codes after which PanDA raises the memory of the next attempt."""
@@ -181,6 +187,16 @@ def lost_detail(last_seen: str) -> dict[str, Any]:
         "jobDispatcherErrorCode": _DISPATCHER_WATCHER,
         "jobDispatcherErrorDiag": f"lost heartbeat : {last_seen}",
     }
+
+
+def broken_text(error: BaseException) -> str:
+    """Say that what the database holds of a task or job cannot be used."""
+    return f"its rows in the database cannot be used: {type(error).__name__}: {error}"[:250]
+
+
+def broken_detail(error: BaseException) -> dict[str, Any]:
+    """Make the fields of a job of which the database holds nothing usable."""
+    return {"pilotErrorCode": SET_UP_FAILED.code, "pilotErrorDiag": broken_text(error)}
 
 
 def cancelled_detail(user: str) -> dict[str, Any]:
@@ -275,6 +291,27 @@ def read_memory_summary(directory: Path) -> dict[str, Any]:
     return fields
 
 
+def _remove(directory: Path) -> None:
+    """Remove a directory as far as it can be done; `OSError` if the storage is in trouble."""
+    try:
+        shutil.rmtree(directory)
+    except OSError as error:
+        if is_storage_error(error):
+            raise
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _keep(path: Path, target: Path) -> None:
+    """Keep a file under a second name, which needs no room, or a copy of it."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(path, target)
+    except OSError as error:
+        if is_storage_error(error):
+            raise
+        shutil.copy2(path, target)
+
+
 class PayloadRun:
     """A job that runs: its directories, its processes and their measurements."""
 
@@ -317,10 +354,10 @@ class PayloadRun:
         return time.monotonic() - self._begun
 
     def prepare(self) -> None:
-        """Make empty log and work directories."""
+        """Make empty log and work directories; what an earlier try has made is made again."""
         for directory in (self.work, self.logs):
             if directory.exists():
-                shutil.rmtree(directory, ignore_errors=True)
+                _remove(directory)
             directory.mkdir(parents=True, mode=0o700)
         for name in ("payload.stdout", "payload.stderr"):
             (self.logs / name).touch()
@@ -403,12 +440,15 @@ class PayloadRun:
         fields.update(read_memory_summary(self.work))
         return fields
 
-    def keep_logs(self, text: str) -> None:
-        """Copy the payload's own logs next to its output, and write the pilot log."""
+    def keep_files(self) -> None:
+        """Keep the payload's own logs next to its output."""
         for pattern in _KEPT_FILES:
             for path in self.work.glob(pattern):
                 if path.is_file() and not path.is_symlink():
-                    shutil.copy2(path, self.logs / path.name)
+                    _keep(path, self.logs / path.name)
+
+    def write_log(self, text: str) -> None:
+        """Write the pilot log."""
         (self.logs / "pilotlog.txt").write_text(text)
 
     def remove_work(self) -> None:

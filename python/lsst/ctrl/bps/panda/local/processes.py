@@ -2,8 +2,8 @@
 
 psutil reads and signals single processes.  It knows no sessions, which are one
 system call here; and looking for a variable in the environments of all
-processes, as is done at the end of each job, would take five times as long
-with it.
+processes (`~.guard`), as is done at the end of each job, would take five times
+as long with it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ __all__ = [
     "MARKER",
     "SessionUse",
     "end_leftovers",
-    "end_marked",
     "end_session",
     "is_running",
-    "marked_processes",
     "measure_sessions",
 ]
 
@@ -30,6 +28,7 @@ from pathlib import Path
 import psutil
 
 from .endpoint import SERVER_MARKER
+from .guard import end_marked
 
 MARKER = "PANDA_LOCAL_INSTANCE"
 """Environment variable of all processes that the jobs of an instance have
@@ -131,46 +130,6 @@ def end_session(
             return
         _signal(living, signal.SIGKILL)
         sleep(0.02)
-
-
-def marked_processes(*markers: str) -> list[int]:
-    """List the pids of this user's processes whose environment holds a marker.
-
-    Markers are assignments, ``NAME=value``.  One is given to the first
-    process and inherited by all that it starts, whatever their session.
-    """
-    wanted = {marker.encode() for marker in markers}
-    own = os.getpid()
-    found = []
-    for pid in psutil.pids():
-        if pid == own:
-            continue
-        try:
-            with open(f"/proc/{pid}/environ", "rb") as stream:
-                variables = stream.read()
-        except OSError:
-            continue
-        if not wanted.isdisjoint(variables.split(b"\0")):
-            found.append(pid)
-    return found
-
-
-def end_marked(*markers: str, looks: int = 1, sleep: Callable[[float], None] = time.sleep) -> int:
-    """Kill all processes whose environment holds a marker."""
-    count, clear = 0, 0
-    for _ in range(100):
-        pids = marked_processes(*markers)
-        clear = 0 if pids else clear + 1
-        if clear == looks:
-            break
-        count = max(count, len(pids))
-        for pid in pids:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                continue
-        sleep(0.02)
-    return count
 
 
 def end_leftovers(

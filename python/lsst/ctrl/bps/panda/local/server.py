@@ -47,6 +47,7 @@ from .endpoint import (
 )
 from .executor import Dispatcher, Executor, ExecutorSettings
 from .faults import Faults
+from .guard import Guard
 from .idds_host import IddsHost, IddsRelay, connect
 from .identity import IssuerKeys, Role, Tokens
 from .jedi import Jedi
@@ -62,6 +63,7 @@ from .settings import (
     read_settings,
     take_lock,
 )
+from .storage import Storage
 from .views import Views, list_runs
 from .web import WebParts, make_application
 
@@ -75,6 +77,9 @@ def set_up_log(directory: Path, level: str, *, size: int = _SIZE) -> logging.Han
     ``level`` is that of iDDS's messages, ``size`` the largest size of a file,
     bytes.
     """
+    # A message that cannot be written, because the disk is full, is left out: without this, the reason
+    # is printed, what is printed is logged, and so on.
+    logging.raiseExceptions = False
     handler = logging.handlers.RotatingFileHandler(
         directory / "server.log", maxBytes=size, backupCount=_FILES - 1
     )
@@ -124,6 +129,8 @@ _LOG = logging.getLogger(__name__)
 
 _EXIT_INTERRUPTED = 130
 
+_WATCH_PERIOD = 1.0
+
 EXIT_REFUSED = 78
 """Exit code if something that the server needs is missing; the log says what."""
 
@@ -155,6 +162,7 @@ class Server:
         self._umask = umask
         self._settings = settings
         self._listener = listener
+        self._storage = Storage(directory)
         self._stop = threading.Event()
         self._due_changed = threading.Event()
         self._parts: list[Executor | IddsHost] = []
@@ -188,6 +196,10 @@ class Server:
         install.
         """
         settings, directory = self._settings, self._directory
+        self._storage.require()
+        mark = f"{SERVER_MARKER}={self.endpoint.mark}" if self.endpoint.mark else f"{MARKER}={directory}"
+        self._guard = Guard(mark)
+        self._guard.keep()
         self._timing = parse_timing(settings.pace)
         self._queues = read_queues(settings.queues) if settings.queues else Queues()
         self._faults = Faults(read_faults(settings.faults) if settings.faults else ())
@@ -195,11 +207,15 @@ class Server:
             make_private_folder(directory / name)
         idds_url, panda_url = self._databases()
         self._host = IddsHost(
-            directory / "idds", database=idds_url, timing=self._timing, loglevel=settings.loglevel
+            directory / "idds",
+            database=idds_url,
+            timing=self._timing,
+            loglevel=settings.loglevel,
+            storage=self._storage,
         )
         self._set_environment()
         self._host.prepare()
-        self._database = Database(panda_url)
+        self._database = Database(panda_url, self._storage)
         message_queue = MessageQueue(self._database, time.time)
         store = JobStore(self._database, message_queue, clock=time.time, wake=self._wake_executor)
         self._jedi = Jedi(
@@ -243,18 +259,20 @@ class Server:
             directories=self._job_directories,
             environment=self._outside,
             path=str(Path(sys.executable).parent),
-            extra={**variables, MARKER: str(self._directory)},
+            extra={**variables, MARKER: str(self._directory), SERVER_MARKER: self.endpoint.mark},
             keep_work=self._settings.keep_work,
             umask=self._umask,
             version=__version__,
         )
-        return Executor(self._dispatcher, settings, timing=self._timing, faults=self._faults)
+        return Executor(
+            self._dispatcher, settings, timing=self._timing, faults=self._faults, storage=self._storage
+        )
 
     def _make_web(self) -> None:
-        views = Views(self._database)
+        views = Views(self._database, self._storage)
         parts = WebParts(
             api=Api(self._jedi, views, queues=self._queues, timing=self._timing),
-            relay=IddsRelay(self._host, self._faults),
+            relay=IddsRelay(self._host, self._faults, self._storage),
             cache=FileCache(self._directory / "cache"),
             logs=self._job_directories.logs,
             tokens=self._tokens,
@@ -269,23 +287,33 @@ class Server:
 
     def status(self) -> dict[str, Any]:
         """Return what ``panda_local status`` shows."""
-        return {
+        value = {
             "pid": os.getpid(),
             "version": __version__,
             "url": self.endpoint.url,
             "slots": self._executor.slots,
             "slots_used": self._executor.slots_used,
-            "jobs": self._dispatcher.counts(),
-            "open_tasks": self._dispatcher.open_tasks(),
-            "runs": [asdict(run) for run in list_runs(self._database, self._host.run_names)],
+            "reports_waiting": self._executor.reports_waiting,
             "dead_agents": self._host.dead_agents(),
             "pace": self._settings.pace,
             "database": "PostgreSQL" if self._settings.database else "SQLite",
+            "jobs": {},
+            "open_tasks": None,
+            "runs": [],
         }
+        try:
+            value.update(jobs=self._dispatcher.counts(), open_tasks=self._dispatcher.open_tasks())
+            value["runs"] = [asdict(run) for run in list_runs(self._database, self._host.run_names)]
+        except Exception as error:
+            if not self._storage.note(error):
+                raise
+        trouble = self._storage.look()
+        return {**value, "trouble": None if trouble is None else asdict(trouble)}
 
     def start(self) -> None:
         """Start all threads, then write the file with the server's address."""
-        for name, target in (("web", self._web.run), ("tick", self._tick_for_ever)):
+        threads = (("web", self._web.run), ("tick", self._tick_for_ever), ("watch", self._watch_for_ever))
+        for name, target in threads:
             threading.Thread(target=target, name=name, daemon=True).start()
         self._host.start()
         # What exists now stays: the garbage collector need not search it.
@@ -303,10 +331,23 @@ class Server:
             self._due_changed.clear()
             try:
                 due = self._jedi.tick()
-            except Exception:
-                _LOG.exception("could not execute what is due")
+            except Exception as error:
+                if not self._storage.note(error):
+                    _LOG.exception("could not execute what is due")
                 due = time.time() + 1
             self._due_changed.wait(None if due is None else max(due - time.time(), 0.01))
+
+    def _watch_for_ever(self) -> None:
+        """Watch storage and guard, and have all go on when a trouble has ended."""
+        while not self._stop.wait(_WATCH_PERIOD):
+            try:
+                if self._guard.keep():
+                    _LOG.warning("the guard had ended; another one is started")
+                if self._storage.check():
+                    self._due_changed.set()
+                    self._executor.wake()
+            except Exception:
+                _LOG.exception("could not watch storage and guard")
 
     def catch_signals(self) -> None:
         """Let signals end `wait`, and SIGUSR1 print the stacks of all threads.

@@ -17,6 +17,8 @@ import sqlalchemy as sa
 
 from .database import Database, events, files, jobs, tasks
 from .jedi import FINAL_STATES
+from .pilot import broken_detail, broken_text
+from .storage import Storage
 
 # Fields of PanDA's JobSpec that are null unless they are set below.
 _JOB_NULLS = (
@@ -187,7 +189,41 @@ def render_time(seconds: float | None) -> dict[str, str] | None:
 
 
 def _command(params: Mapping[str, Any]) -> str:
-    return "".join(str(part.get("value", "")) for part in params.get("jobParameters") or [])
+    """Put a command together; what a later version of PanDA may send otherwise is left out."""
+    parts = params.get("jobParameters")
+    if not isinstance(parts, list):
+        return ""
+    return "".join(str(part.get("value", "")) for part in parts if isinstance(part, Mapping))
+
+
+def _decoded(text: object) -> dict[str, Any]:
+    """Decode a column with a JSON object; `ValueError` if it holds none."""
+    value = json.loads(str(text))
+    if not isinstance(value, dict):
+        raise ValueError(f"{str(text):.50} is no JSON object")
+    return value
+
+
+_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, OverflowError)
+"""What is raised for a row that holds what it should not."""
+
+
+def _marked_job(row: Mapping[str, Any], error: Exception) -> dict[str, Any]:
+    """Make the record of a job whose rows cannot be read."""
+    record: dict[str, Any] = {**dict.fromkeys(_JOB_NULLS), **dict.fromkeys(_JOB_ZEROS, 0)}
+    record.update(PandaID=row["panda_id"], jediTaskID=row["task_id"], taskID=row["task_id"], Files=[])
+    record.update(jobStatus=row["status"], attemptNr=row["attempt"], jobName=row["name"])
+    record.update(broken_detail(error))
+    return record
+
+
+def _marked_task(row: Mapping[str, Any], error: Exception) -> dict[str, Any]:
+    """Make the record of a task whose rows cannot be read."""
+    record: dict[str, Any] = {**dict.fromkeys(_TASK_NULLS), **dict.fromkeys(_TASK_ZEROS, 0)}
+    record.update(dict.fromkeys(("nFiles", "nFilesFinished", "nFilesFailed", "nFilesMissing"), 0))
+    record.update(jediTaskID=row["task_id"], taskName=row["name"], status=row["status"], reqID=row["req_id"])
+    record.update(userName=row["user_name"], superStatus=row["status"], errorDialog=broken_text(error))
+    return record
 
 
 def job_record(job: Mapping[str, Any], task: Mapping[str, Any], file: Mapping[str, Any]) -> dict[str, Any]:
@@ -255,7 +291,7 @@ def job_record(job: Mapping[str, Any], task: Mapping[str, Any], file: Mapping[st
     )
     if job["status"] == "running":
         record["pilotID"] = "unknown|local|"
-    record.update(json.loads(job["detail"]))
+    record.update(_decoded(job["detail"]))
     record["Files"] = [_file_record(job, task, file)]
     return record
 
@@ -350,12 +386,24 @@ _MAX_JOBS = 5500
 class Views:
     """Reads records from the database."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, storage: Storage | None = None) -> None:
         self._database = database
+        self._storage = storage
 
-    @staticmethod
-    def _task(row: Mapping[str, Any]) -> dict[str, Any]:
-        return {**row, "params": json.loads(row["params"])}
+    def _task(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Make a task of its row, one without parameters if they are damaged; while nothing can go on, its
+        dialog says why.
+        """
+        try:
+            task = {**row, "params": _decoded(row["params"])}
+        except _UNREADABLE as error:
+            task = {**row, "params": {}, "error_dialog": broken_text(error)}
+        trouble = self._storage.trouble if self._storage else None
+        if trouble is not None and row["status"] not in FINAL_STATES:
+            task["error_dialog"] = (
+                f"the embedded PanDA waits, since {_utc(trouble.since)} UTC: {trouble.text}"
+            )
+        return task
 
     def task(self, task_id: int) -> dict[str, Any] | None:
         """Read a task, `None` if there is none."""
@@ -431,9 +479,14 @@ class Views:
                 task_id = row["task_id"]
                 if task_id not in cache:
                     found = connection.execute(sa.select(tasks).where(tasks.c.task_id == task_id))
-                    cache[task_id] = self._task(dict(found.mappings().one()))
+                    task = found.mappings().first()
+                    cache[task_id] = {} if task is None else self._task(dict(task))
                 file = {"file_id": row["file_id"], "lfn": row["lfn"]}
-                records[int(row["panda_id"])] = job_record(dict(row), cache[task_id], file)
+                try:
+                    record = job_record(dict(row), cache[task_id], file)
+                except _UNREADABLE as error:
+                    record = _marked_job(dict(row), error)
+                records[int(row["panda_id"])] = record
         return records
 
     def job_ids(self, task_id: int) -> list[int]:
@@ -492,12 +545,14 @@ class Views:
         answer: list[dict[str, Any]] = []
         with self._database.reading() as connection:
             for row in connection.execute(query.order_by(tasks.c.task_id)).mappings():
-                task = self._task(dict(row))
-                count = sa.select(files.c.status, sa.func.count()).where(files.c.task_id == task["task_id"])
+                count = sa.select(files.c.status, sa.func.count()).where(files.c.task_id == row["task_id"])
                 counts = {
                     item[0]: int(item[1]) for item in connection.execute(count.group_by(files.c.status))
                 }
-                record = task_record(task, counts)
+                try:
+                    record = task_record(self._task(dict(row)), counts)
+                except _UNREADABLE as error:
+                    record = _marked_task(dict(row), error)
                 if all(_matches(record.get(name), value) for name, value in wanted.items()):
                     answer.append(record)
                 if len(answer) >= limit:
@@ -508,6 +563,10 @@ class Views:
         """Make the detailed record of one task."""
         found = self.tasks_since(None, {"jediTaskID": str(task_id)}, user="", limit=1)
         return found[0] if found else None
+
+
+def _utc(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _matches(value: object, pattern: str) -> bool:

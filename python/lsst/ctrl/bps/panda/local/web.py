@@ -38,6 +38,7 @@ from .faults import Faults
 from .idds_host import IddsRelay, decode_body
 from .identity import Identity, Links, NotAllowedError, Role, Tokens
 from .settings import parse_faults
+from .storage import is_storage_error
 
 _MB = 1024 * 1024
 _COOKIE = "panda_local"
@@ -544,6 +545,14 @@ def _handle_errors(application: flask.Flask) -> None:
     @application.errorhandler(RequestEntityTooLarge)
     def too_large(error: RequestEntityTooLarge) -> flask.Response:
         return _text("request entity too large", 413)
+
+    @application.errorhandler(Exception)
+    def not_stored(error: Exception) -> Any:
+        if isinstance(error, HTTPException):
+            return error
+        if not is_storage_error(error):
+            raise error
+        return _text(f"the embedded PanDA cannot do this now: {getattr(error, 'orig', None) or error}", 503)
 
     @application.errorhandler(404)
     @application.errorhandler(405)
