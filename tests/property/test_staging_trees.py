@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lsst.ctrl.bps.panda.edgenode.cmd_line_decoder import check_name
 from lsst.ctrl.bps.panda.errors import StagingError
 from lsst.ctrl.bps.panda.plan.model import StagedFile
 from lsst.ctrl.bps.panda.staging import StagingSettings, read_manifest, stage
@@ -69,7 +70,18 @@ def test_tree_is_staged_as_it_is_and_only_changes_are_copied_again(tree, more):
             assert manifest.files[name].size == len(content)
 
 
-@given(st.dictionaries(st.text(max_size=30), st.tuples(st.integers(0, 2**50), st.integers(0, 2**32 - 1))))
+def is_name(text):
+    try:
+        return bool(check_name(text))
+    except ValueError:
+        return False
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=30).filter(is_name), st.tuples(st.integers(0, 2**50), st.integers(0, 2**32 - 1))
+    )
+)
 def test_manifest_comes_back_as_it_was_written(entries):
     files = {name: Digest(size, f"{checksum:08x}") for name, (size, checksum) in entries.items()}
     text = render_manifest(Manifest(files))

@@ -26,7 +26,7 @@ PACKAGE = "lsst.ctrl.bps.panda"
 LAYERS = (
     "panda_service", "utils", "cli", "web", "service", "campaign", "remote", "workflow", "checks", "rucio",
     "insight", "runs", "report", "status", "idds", "staging", "auth", "rest", "settings", "plan", "findings",
-    "errors", "version",
+    "files", "errors", "version",
 )  # fmt: skip
 """Top to bottom: a layer (a folder, or a module at the top) imports from those below it, never from above."""
 

@@ -16,13 +16,14 @@ from .checks.misspellings import check_names
 from .checks.plan import check_plan, find_advice
 from .edgenode.rucio_program import Registration
 from .errors import PandaBpsError
+from .files import write_text
 from .findings import Finding
 from .idds.workflow import Submission, make_submission, make_workflow
 from .plan.document import render_plan, render_table
 from .plan.model import StagedFile, WorkflowPlan
 from .plan.planner import make_plan, require_success
 from .rucio.step import add_step, find_graph
-from .runs.files import PARAMETERS_DIRECTORY, PLAN_NAME, REGISTRATION_NAME, find_outputs, write_text
+from .runs.files import PARAMETERS_DIRECTORY, PLAN_NAME, REGISTRATION_NAME, find_outputs
 from .runs.record import RunRecord, read_record
 from .settings.configuration import RunConfiguration
 from .settings.rucio import LABEL, read_registration_settings

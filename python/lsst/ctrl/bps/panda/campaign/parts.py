@@ -39,8 +39,8 @@ from lsst.ctrl.bps import BpsConfig
 
 from ..checks.configuration import check_configuration
 from ..errors import SettingsError
+from ..files import write_text
 from ..findings import Finding, Severity
-from ..runs.files import write_text
 from ..settings.campaign import SECTION, CampaignSection, SiteShare, Value, read_section
 from ..settings.configuration import RunConfiguration, complete_configuration
 from ..settings.rucio import read_registration_settings

@@ -27,7 +27,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from ..errors import PandaBpsError, RunNotFoundError
-from ..runs.files import hold_lock, read_model, write_text
+from ..files import write_text
+from ..runs.files import hold_lock, read_model
 from ..runs.record import IndexFile
 from ..settings.campaign import Value
 

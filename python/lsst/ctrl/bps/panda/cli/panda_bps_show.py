@@ -12,13 +12,14 @@ from pathlib import Path
 import click
 
 from ..errors import PandaBpsError, SettingsError
+from ..files import write_text
 from ..insight.documents import make_document
 from ..insight.logs import TailReader, make_log_transport
 from ..insight.overview import JobScope, Overview, fetch_evidence, make_overview
 from ..insight.resources import LabelResources, measure_resources, render_suggestions, write_plots
 from ..insight.task_graph import TaskGraph, make_task_graph
 from ..runs.client import RunClient
-from ..runs.files import read_plan, write_text
+from ..runs.files import read_plan
 from ..status.evidence import RunEvidence
 from ..status.failures import ErrorGroup, add_verdicts, group_errors
 from ..status.records import JobRecord, render_count

@@ -34,7 +34,7 @@ from typing import Any
 from lsst.ctrl.bps.wms_service import WmsStates
 
 from ..errors import PandaBpsError
-from ..runs.files import replacing
+from ..files import replacing
 from ..status.evidence import RunEvidence
 from ..status.records import JobRecord, render_count
 from ..status.verdicts import PACKAGED_RULES, Rulebook

@@ -22,12 +22,13 @@ import yaml
 from lsst.ctrl.bps import BpsConfig, GenericWorkflow
 
 from ..errors import SettingsError
+from ..files import replacing
 from ..idds.workflow import make_build_submission
 from ..plan.commands import LINE_END
 from ..plan.run_attributes import RunAttributes
 from ..rest.panda_api import MAX_CACHE_FILE
 from ..runs.client import Connection
-from ..runs.files import protect_environment_dumps, replacing
+from ..runs.files import protect_environment_dumps
 from ..runs.record import RunRecord, RunSection
 from ..runs.submit import submit_run
 from ..settings.bps_command import configuration_file

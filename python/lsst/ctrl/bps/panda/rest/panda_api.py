@@ -4,7 +4,6 @@ __all__ = ["JOBS_A_TASK", "MAX_CACHE_FILE", "PandaApi", "api_base", "server_root
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +13,7 @@ from urllib.parse import quote, urlsplit
 from urllib3.filepost import encode_multipart_formdata
 
 from ..errors import SettingsError
+from ..files import replacing
 from .credentials import redact
 from .faults import Fault, make_refusal, make_reply_error
 from .transport import Transport
@@ -145,15 +145,8 @@ class PandaApi:
     def download_cache_file(self, name: str, path: str | os.PathLike[str]) -> None:
         """Fetch a file from the cache; it appears at its path complete or not at all."""
         reply = self._transport.get(self._cache_url(name), what=f"download {name}")
-        path = Path(path)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(reply.body)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with replacing(Path(path), mode=0o600) as temporary:
+            temporary.write_bytes(reply.body)
 
     def _get_rows(self, method: str, what: str, /, **params: Any) -> list[dict[str, Any]]:
         """Ask for a list of records; the server gives null for an empty one."""

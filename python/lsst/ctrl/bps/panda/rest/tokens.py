@@ -22,7 +22,6 @@ import fcntl
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -31,6 +30,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import SettingsError, TokenBrokenError, TokenExpiredError, TokenMissingError
+from ..files import write_text
 
 _LOG = logging.getLogger(__name__)
 
@@ -257,20 +257,11 @@ class TokenStore:
         target = Path(os.path.realpath(self.path))
         try:
             self._make_directory()
-            descriptor, temporary = tempfile.mkstemp(prefix=f"{_TOKEN_NAME}.", dir=target.parent)
+            write_text(target, [tokens.render()], mode=0o600, durable=True)
         except OSError as error:
             raise SettingsError(
                 f"The token cannot be written to {target.parent} (PANDA_CONFIG_ROOT): {error.strerror}."
             ) from None
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-                stream.write(tokens.render())
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
 
     def is_private(self) -> bool:
         """Tell whether only the owner can read the file; panda-client leaves

@@ -26,6 +26,7 @@ from lsst.ctrl.bps.wms_service import WmsStates
 from lsst.resources import ResourcePath
 
 from ..errors import PandaBpsError, RunNotFoundError, TransportError
+from ..files import write_text
 from ..rest.credentials import Credentials, checks_certificates, find_credentials
 from ..rest.panda_api import PandaApi, api_base
 from ..rest.relay import Relay
@@ -43,7 +44,7 @@ from ..status.evidence import (
 from ..status.records import ContentRecord, JobRecord, RequestRecord, TaskRecord
 from ..status.replies import parse_contents, parse_jobs, parse_requests, parse_tasks, parse_transforms
 from ..status.vocabulary import ACTIVE_TASKS
-from .files import PLAN_NAME, REGISTRATION_NAME, collect_outputs, names_directory, write_text
+from .files import PLAN_NAME, REGISTRATION_NAME, collect_outputs, names_directory
 from .intention import describe_unsent, settle
 from .record import BuildReply, RunIndex, RunRecord
 

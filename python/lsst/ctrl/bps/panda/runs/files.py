@@ -21,10 +21,8 @@ __all__ = [
     "protect_environment_dumps",
     "read_model",
     "read_plan",
-    "replacing",
     "prepare_environment_dump",
     "clean_environment_dump",
-    "write_text",
 ]
 
 import atexit
@@ -35,7 +33,6 @@ import json
 import logging
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -49,6 +46,7 @@ from lsst.ctrl.bps import GenericWorkflow
 
 from ..edgenode import cmd_line_decoder as runner
 from ..errors import PandaBpsError, PlanError, RunNotFoundError
+from ..files import replacing, write_text
 from ..plan.document import parse_plan
 from ..plan.model import WorkflowPlan
 from ..rest.credentials import redact
@@ -80,52 +78,6 @@ def names_directory(run: str) -> bool:
     of a run.
     """
     return not run.isdecimal() and (os.path.sep in run or os.path.isdir(run))
-
-
-@contextlib.contextmanager
-def replacing(path: Path, *, mode: int = 0o666, durable: bool = False) -> Iterator[Path]:
-    """Yield a temporary file that replaces another at the end, or is removed on an
-    exception, so that a reader never sees half a file.
-
-    The directory is created; the umask is applied to ``mode``.  What is durable is on
-    disk before this returns, and survives a crash of the machine.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(descriptor)
-    try:
-        yield Path(name)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, mode & ~mask)
-        if durable:
-            _sync(name)
-        os.replace(name, path)
-        if durable:
-            _sync(path.parent)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
-
-
-def _sync(path: str | Path) -> None:
-    """Have a file or a directory written to disk, where its file system can do so."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def write_text(path: Path, pieces: Iterable[str], *, mode: int = 0o666, durable: bool = False) -> None:
-    """Write a text file completely or not at all; ``mode`` and ``durable`` are as in `replacing`."""
-    place = replacing(path, mode=mode, durable=durable)
-    with place as temporary, open(temporary, "w", encoding="utf-8") as stream:
-        stream.writelines(pieces)
 
 
 @contextlib.contextmanager
@@ -304,11 +256,7 @@ def _fetch(source: str, destination: Path) -> bool:
     left = ResourcePath(source if "://" in source else Path(source).as_uri(), forceDirectory=False)
     if not left.exists():
         return False
-    part = destination.with_name(f".{destination.name}.{os.getpid()}.part")
-    try:
+    with replacing(destination) as part:
         ResourcePath(part.as_uri(), forceDirectory=False).transfer_from(left, "copy", overwrite=True)
-        part.replace(destination)
-    finally:
-        part.unlink(missing_ok=True)
     left.remove()
     return True

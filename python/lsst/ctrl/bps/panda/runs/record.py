@@ -21,13 +21,14 @@ from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 from pydantic import AwareDatetime, BaseModel, ConfigDict, PlainSerializer, ValidationError
 
 from ..errors import PandaBpsError
+from ..files import write_text
 from ..plan.model import WorkflowPlan
 from ..plan.naming import BUILD_LABEL, BUILD_TASK
 from ..plan.run_attributes import attributes_of
 from ..settings.run import StagingSettings
 from ..status.evidence import PlanSummary
 from ..version import __version__
-from .files import RECORD_NAME, names_directory, read_model, write_text
+from .files import RECORD_NAME, names_directory, read_model
 
 _LOG = logging.getLogger(__name__)
 

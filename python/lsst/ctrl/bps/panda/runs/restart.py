@@ -12,6 +12,7 @@ from pathlib import Path
 from lsst.ctrl.bps.wms_service import WmsStates
 
 from ..errors import PandaBpsError, RunNotFoundError
+from ..files import write_text
 from ..idds.workflow import make_submission
 from ..plan.document import render_plan
 from ..plan.model import StagedFile, WorkflowPlan
@@ -20,14 +21,7 @@ from ..plan.planner import make_restart_plan
 from ..staging import CANCELLED, remove_marker, stage
 from ..status.evidence import RunEvidence
 from .client import FoundRun, RunClient
-from .files import (
-    PARAMETERS_DIRECTORY,
-    PLAN_NAME,
-    RECORD_NAME,
-    prepare_environment_dump,
-    read_plan,
-    write_text,
-)
+from .files import PARAMETERS_DIRECTORY, PLAN_NAME, RECORD_NAME, prepare_environment_dump, read_plan
 from .intention import lock_submission, settle
 from .record import RunRecord, read_record
 from .submit import submit_run

@@ -20,7 +20,6 @@ import os
 import posixpath
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -28,7 +27,9 @@ from functools import partial
 from tempfile import TemporaryDirectory
 from typing import TextIO, TypeVar
 
+from ..edgenode.cmd_line_decoder import LARGEST_MANIFEST
 from ..errors import StagingError
+from ..files import make_temporary_name
 from ..plan.model import StagedFile
 from ..settings.run import StagingSettings
 from .sources import (
@@ -206,6 +207,11 @@ class _Staging:
 
     def _finish(self, manifest: Manifest) -> None:
         data = render_manifest(manifest).encode()
+        if len(data) > LARGEST_MANIFEST:
+            raise StagingError(
+                f"the manifest of {len(manifest.files)} files has {len(data)} bytes, and workers read"
+                f" {LARGEST_MANIFEST}; stage fewer files"
+            )
         try:
             self._retry(lambda: self.store.write(MANIFEST_NAME, data), f"writing {MANIFEST_NAME}")
         except StagingError:
@@ -401,7 +407,7 @@ def check_area(
 
 
 def _try_area(store: Store) -> None:
-    name = f"{TEMPORARY_FOLDER}-probe-{uuid.uuid4().hex}"
+    name = f"{TEMPORARY_FOLDER}-probe-{make_temporary_name()}"
     data = name.encode()
     try:
         store.write(name, data)

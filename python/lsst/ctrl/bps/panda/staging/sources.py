@@ -14,6 +14,7 @@ __all__ = [
     "expand_files",
     "fetch_source",
     "find_name_problems",
+    "open_regular",
     "parse_manifest",
     "render_manifest",
 ]
@@ -23,15 +24,15 @@ import os
 import posixpath
 import shutil
 import stat
-import uuid
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
-from ..edgenode.cmd_line_decoder import CANCELLED, MANIFEST
+from ..edgenode.cmd_line_decoder import CANCELLED, LARGEST_MANIFEST, MANIFEST, check_name
+from ..files import make_temporary_name
 from ..plan.model import StagedFile
 from .transfers import VerificationError, describe_cause
 
@@ -70,10 +71,19 @@ class Manifest:
     listed file by file."""
 
 
+def open_regular(path: str) -> BinaryIO:
+    """Open a local file for reading; nothing waits for the writer of a FIFO, or for the end of a device."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError(f"{path} is not a file")
+    return open(descriptor, "rb")
+
+
 def digest_file(path: str) -> Digest:
     """Compute the size and the checksum of a local file."""
     size, checksum = 0, 1
-    with open(path, "rb") as stream:
+    with open_regular(path) as stream:
         while block := stream.read(_BLOCK):
             size += len(block)
             checksum = zlib.adler32(block, checksum)
@@ -93,22 +103,24 @@ def render_manifest(manifest: Manifest) -> str:
 
 def parse_manifest(data: bytes) -> Manifest:
     """Parse a manifest; `ValueError` is raised if it is none, or one of a later format."""
+    if len(data) > LARGEST_MANIFEST:
+        raise ValueError(f"a manifest of {len(data)} bytes, and there may be {LARGEST_MANIFEST}")
     try:
         value: Any = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON ({error}): {data[:100]!r}") from error
     if not isinstance(value, dict) or value.get("format") != _FORMAT:
         raise ValueError(f"not a manifest of format {_FORMAT}: {data[:100]!r}")
     files = value.get("files")
     if not isinstance(files, dict):
         raise ValueError(f"a manifest without files: {data[:100]!r}")
-    return Manifest({name: _parse_digest(name, entry) for name, entry in files.items()})
+    return Manifest({check_name(name): _parse_digest(name, entry) for name, entry in files.items()})
 
 
 def _parse_digest(name: str, entry: Any) -> Digest:
     if isinstance(entry, dict):
         size, checksum = entry.get("size"), entry.get("adler32")
-        if isinstance(size, int) and isinstance(checksum, str):
+        if isinstance(size, int) and size >= 0 and isinstance(checksum, str):
             return Digest(size, checksum)
     raise ValueError(f"the manifest's entry of {name!r} has no size and adler32: {entry!r}")
 
@@ -171,13 +183,12 @@ def _name_problem(name: str, *, is_directory: bool = False) -> str:
         return "is empty"
     if name.startswith("/") or "://" in name:
         return "is absolute; it must be relative to the staging area"
-    if "\0" in name:
-        return "holds a NUL character"
     if name.endswith("/") and not is_directory:
         return "ends in '/' but is not a directory"
-    parts = name.removesuffix("/").split("/")
-    if any(part in ("", ".", "..") for part in parts):
-        return "holds an empty part, '.' or '..'"
+    try:
+        parts = check_name(name).removesuffix("/").split("/")
+    except ValueError as error:
+        return f"cannot be used: {error}"
     if parts[0] in _RESERVED or parts[0].startswith(f"{TEMPORARY_FOLDER}-"):
         return f"is reserved ({parts[0]} belongs to the staging area itself)"
     if long := next((part for part in parts if len(os.fsencode(part)) > 255), ""):
@@ -280,7 +291,9 @@ def _expand_remote(file: StagedFile) -> Iterator[SourceFile]:
     if not found:
         raise FileNotFoundError("no files found below it")
     for uri in sorted(found):
-        name = f"{file.name.rstrip('/')}/{uri.relative_to(top)}"
+        name = f"{file.name.rstrip('/')}/{uri.relative_to(top) or '..'}"
+        if problem := _name_problem(name):
+            raise ValueError(f"{uri}: staged name {name!r} {problem}")
         yield SourceFile(uri.geturl(), name, uri.size(), is_remote=True)
 
 
@@ -292,7 +305,7 @@ def fetch_source(source: SourceFile, folder: str) -> SourceFile:
     from lsst.resources import ResourcePath
 
     uri = ResourcePath(source.path, forceDirectory=False)
-    path = os.path.join(folder, uuid.uuid4().hex)
+    path = os.path.join(folder, make_temporary_name())
     with uri.as_local() as local:
         shutil.copyfile(local.ospath, path)
     if (found := os.stat(path).st_size) != source.size:

@@ -20,7 +20,7 @@ import socket
 import ssl
 import stat
 import threading
-import uuid
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -30,8 +30,10 @@ from urllib.request import getproxies
 
 from lsst.resources import ResourcePath
 
+from ..edgenode.cmd_line_decoder import LARGEST_MANIFEST
 from ..errors import StagingError
-from .sources import TEMPORARY_FOLDER, Digest, digest_file
+from ..files import OLD_SECONDS, make_temporary_name
+from .sources import TEMPORARY_FOLDER, Digest, digest_file, open_regular
 from .transfers import VerificationError, find_http_status
 
 _LOG = logging.getLogger(__name__)
@@ -194,9 +196,17 @@ class LocalStore(Store):
                 os.remove(temporary)
             raise
 
+    def _check_inside(self, folder: str) -> None:
+        """Refuse a directory of the area that is a link to another place."""
+        top = os.path.realpath(self.root)
+        if os.path.commonpath([top, os.path.realpath(folder)]) != top:
+            raise NotADirectoryError(
+                errno.ENOTDIR, "a symbolic link leads out of the staging area; remove it", folder
+            )
+
     def _open_temporary(self, mode: int) -> tuple[str, BinaryIO]:
         folder = self._path(TEMPORARY_FOLDER)
-        temporary = os.path.join(folder, uuid.uuid4().hex)
+        temporary = os.path.join(folder, make_temporary_name())
         for _ in range(_OPEN_ATTEMPTS):
             self._make_folders(folder)
             with suppress(FileNotFoundError):
@@ -208,7 +218,7 @@ class LocalStore(Store):
     @staticmethod
     def _copy(path: str, target: BinaryIO) -> Digest:
         size, checksum = 0, 1
-        with open(path, "rb") as source:
+        with open_regular(path) as source:
             while block := source.read(_BLOCK):
                 _write_all(target, block)
                 size += len(block)
@@ -228,6 +238,8 @@ class LocalStore(Store):
         on each one that did not exist.
         """
         if os.path.isdir(folder):
+            if len(folder) > len(self.root):
+                self._check_inside(folder)
             return
         above = os.path.dirname(folder)
         if above != folder:
@@ -249,8 +261,8 @@ class LocalStore(Store):
     def read(self, name: str) -> bytes | None:
         """Content of a small file, `None` if there is no such file."""
         try:
-            with open(self._path(name), "rb") as stream:
-                return stream.read()
+            with open_regular(self._path(name)) as stream:
+                return stream.read(LARGEST_MANIFEST + 1)
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -266,9 +278,12 @@ class LocalStore(Store):
 
     def remove_temporary_files(self) -> None:
         """Remove the folder of incomplete files, unless another staging
-        uses it.
+        uses it; what is a day old there is of one that was killed.
         """
         with suppress(OSError):
+            for entry in os.scandir(self._path(TEMPORARY_FOLDER)):
+                if time.time() - entry.stat(follow_symlinks=False).st_mtime > OLD_SECONDS:
+                    os.remove(entry.path)
             os.rmdir(self._path(TEMPORARY_FOLDER))
 
     def remove_empty_directories(self) -> None:
@@ -392,7 +407,7 @@ class RemoteStore(Store):
         self._root = ResourcePath(self.area, forceDirectory=True)
         self._is_webdav = parts.scheme in _PORTS
         # Not shared with another staging, so that it can be removed whole.
-        self._temporary = f"{TEMPORARY_FOLDER}-{uuid.uuid4().hex[:12]}"
+        self._temporary = f"{TEMPORARY_FOLDER}-{make_temporary_name()}"
         self._folders: set[str] = set()
         self._lock = threading.Lock()
         self._gives_digest = parts.scheme in ("http", "https")
@@ -473,31 +488,39 @@ class RemoteStore(Store):
                 # which XRootD refuses.
                 target.write(b"", overwrite=True)
 
-        def verify(target: ResourcePath) -> None:
+        def verify(target: ResourcePath, in_place: bool) -> None:
             _expect_size(target, digest.size)
-            if self._same(target, digest, path) is False:
+            same = self._same(target, digest, path)
+            if same is None and in_place:
+                with target.as_local() as local:
+                    same = digest_file(local.ospath) == digest
+            if same is False:
                 raise VerificationError(f"the store's checksum of it differs from that of {path}")
 
         self._publish(name, send, verify)
         return digest
 
     def _publish(
-        self, name: str, send: Callable[[ResourcePath], None], verify: Callable[[ResourcePath], None]
+        self, name: str, send: Callable[[ResourcePath], None], verify: Callable[[ResourcePath, bool], None]
     ) -> None:
-        """Send something, and give it its name when it is known to be whole."""
+        """Send something, and give it its name when it is known to be whole.
+
+        What a web server gets in place may be mixed with what another sends
+        there, so that only its content tells; an object is of one or the other.
+        """
         target = self._uri(name)
         # Servers disagree on how the new name in a MOVE request is escaped:
         # XRootD 5.5 takes it literally, wsgidav 4.4 cuts it at an escaped "?".
         if not self._probe_server() or "%" in target.path:
             self.make_folder(posixpath.dirname(name))
-            self._send_verified(target, send, verify)
+            self._send_verified(target, send, lambda uri: verify(uri, self._is_webdav))
             return
-        temporary = self._uri(f"{self._temporary}/{uuid.uuid4().hex}")
+        temporary = self._uri(f"{self._temporary}/{make_temporary_name()}")
         self.make_folder(self._temporary)
-        self._send_verified(temporary, send, verify)
+        self._send_verified(temporary, send, lambda uri: verify(uri, False))
         self.make_folder(posixpath.dirname(name))
         target.transfer_from(temporary, transfer="move", overwrite=True)
-        verify(target)
+        verify(target, False)
 
     @staticmethod
     def _send_verified(
@@ -528,11 +551,13 @@ class RemoteStore(Store):
 
     def write(self, name: str, data: bytes) -> None:
         """Write a small file, whole or not at all."""
-        self._publish(
-            name,
-            lambda target: target.write(data, overwrite=True),
-            lambda target: _expect_size(target, len(data)),
-        )
+
+        def verify(target: ResourcePath, in_place: bool) -> None:
+            _expect_size(target, len(data))
+            if in_place and target.read() != data:
+                raise VerificationError("the store holds something else than was sent")
+
+        self._publish(name, lambda target: target.write(data, overwrite=True), verify)
 
     def remove(self, name: str) -> None:
         """Remove a file; it may be missing."""
