@@ -91,7 +91,7 @@ def test_one_name_on_a_web_server(webdav_server, resources_environment, tmp_path
 
 
 def test_another_writes_where_a_web_server_takes_files_in_place(dav_double, resources_environment, tmp_path):
-    """A name with a blank is written in place; here another upload of it comes in between, of the same size."""
+    """A name with a blank is written in place; here another of the same size comes in between."""
     source = tmp_path / "file"
     source.write_bytes(b"a" * 1000)
     target = "/run/two words"
