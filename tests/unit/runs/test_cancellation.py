@@ -104,6 +104,7 @@ def test_a_run_is_cancelled_when_the_server_shows_it():
     assert message.startswith("Run 5 is cancelled: ")
     assert "2 SUCCEEDED" in message
     assert server.commands == [0.0]
+    assert server.now == 5.0, "it is not waited for longer than until the jobs are killed"
 
 
 def test_killed_jobs_are_deleted_though_the_server_counts_them_as_failed():

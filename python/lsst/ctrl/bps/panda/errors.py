@@ -1,8 +1,7 @@
 """The errors of this plugin, one hierarchy.
 
-Each class has a standard exception as a second parent, because BPS and
-programs that use the service class catch those.  The text of an error names
-the thing, the value and what to do; it never holds a token.
+Each class has a standard exception as a second parent, because BPS and programs that use the service class
+catch those.  The text of an error names the thing, the value and what to do; it never holds a token.
 """
 
 __all__ = [
@@ -61,9 +60,7 @@ class SettingsError(PandaBpsError, ValueError):
 
 
 class PlanError(PandaBpsError, ValueError):
-    """A generic workflow that cannot be planned, for instance a cycle or a
-    parent that does not exist.
-    """
+    """A generic workflow that cannot be planned, for instance a cycle or a parent that does not exist."""
 
 
 class StagingError(PandaBpsError, OSError):
@@ -134,9 +131,7 @@ class ServerError(TransportError):
 
 
 class ReplyError(TransportError, ValueError):
-    """A reply that is not understood: not JSON, cut, a web page, another
-    shape than the protocol has.
-    """
+    """A reply that is not understood: not JSON, cut, a web page, another shape than the protocol has."""
 
 
 class RefusedError(TransportError):
@@ -156,9 +151,7 @@ class RunNotFoundError(PandaBpsError, LookupError):
 
 
 class RucioError(PandaBpsError, OSError):
-    """Rucio, or the Butler whose files are registered in it, does not answer
-    or refuses.
-    """
+    """Rucio, or the Butler whose files are registered in it, does not answer or refuses."""
 
 
 class LocalPandaError(PandaBpsError):

@@ -1,8 +1,7 @@
 """Findings of the checks before a submission.
 
-Every check returns a list of findings.  This module alone decides what they
-lead to: how they are sorted, counted and shown, and which of them stop a
-submission or a dry run.
+Every check returns a list of findings.  This module alone decides what they lead to: how they are sorted,
+counted and shown, and which of them stop a submission or a dry run.
 """
 
 from __future__ import annotations
@@ -30,8 +29,7 @@ class Severity(StrEnum):
     server, the staging area or the log-in."""
 
     WARNING = "warning"
-    """The run can be submitted, and something will not be as it was asked, or
-    could not be checked."""
+    """The run can be submitted, and something will not be as it was asked, or could not be checked."""
 
     HINT = "hint"
     """Something may be better another way, or may be a mistake."""
@@ -39,9 +37,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that a user should know about a configuration, a plan or the
-    environment.
-    """
+    """Something that a user should know about a configuration, a plan or the environment."""
 
     severity: Severity
     text: str
@@ -88,17 +84,14 @@ _COUNTED = {
 
 
 def select(findings: Iterable[Finding], *severities: Severity) -> list[Finding]:
-    """Return the findings of some severities, in the order of these, each text
-    once.
-    """
+    """Return the findings of some severities, in the order of these, each text once."""
     by_text = {(finding.severity, finding.text): finding for finding in reversed([*findings])}
     unique = [*reversed(by_text.values())]
     return [finding for severity in severities for finding in unique if finding.severity is severity]
 
 
 def report_findings(findings: Sequence[Finding], *, is_dry_run: bool) -> None:
-    """Log warnings and hints, and raise one `PandaBpsError` that lists the
-    rest.
+    """Log warnings and hints, and raise one `PandaBpsError` that lists the rest.
 
     In a dry run nothing is sent, so findings about a server are only logged.
     """
@@ -115,9 +108,8 @@ def report_findings(findings: Sequence[Finding], *, is_dry_run: bool) -> None:
 
 
 def describe_findings(findings: Sequence[Finding], subject: str) -> tuple[str, bool]:
-    """Return all findings as text that ends in the number of each severity, and
-    whether none stops a submission; ``subject`` is what was checked, a file
-    for instance.
+    """Return all findings as text that ends in the number of each severity, and whether none stops a
+    submission; ``subject`` is what was checked, a file for instance.
     """
     lines = [f"Hint: {finding}" for finding in select(findings, Severity.HINT)]
     lines += [f"Warning: {finding}" for finding in select(findings, Severity.WARNING)]

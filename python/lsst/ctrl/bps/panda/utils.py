@@ -1,6 +1,4 @@
-"""The client for iDDS that scripts written for the previous plugin import from
-its ``utils``.
-"""
+"""The client for iDDS that scripts written for the previous plugin import from its ``utils``."""
 
 from __future__ import annotations
 

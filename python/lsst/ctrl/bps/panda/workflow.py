@@ -111,9 +111,7 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
         return check_plan(self.plan, self.settings, self.config)
 
     def advise(self) -> list[Finding]:
-        """Return possible mistakes in the configuration and possible improvements of
-        the plan.
-        """
+        """Return possible mistakes in the configuration and possible improvements of the plan."""
         environment = read_service_settings(self.config).environment
         names = check_names(self.config, environment, labels=self.settings.plan.labels)
         most = self.settings.max_request_length

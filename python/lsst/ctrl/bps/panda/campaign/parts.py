@@ -47,8 +47,7 @@ from ..settings.rucio import read_registration_settings
 from .record import CampaignRecord, PartRecord
 
 MAX_QUERY = 100_000
-"""Longest data query, characters: it is one argument of a command, and Linux
-takes 131072 bytes."""
+"""Longest data query, characters: it is one argument of a command, and Linux takes 131072 bytes."""
 
 # Keys that name a place of one site, and are probably wrong for another.
 _PLACES = ("queue", "computeCloud", "fileDistributionEndPoint")
@@ -105,9 +104,7 @@ def read_configuration(
 def make_configuration(
     content: Mapping[str, Any], *, path: str, timestamp: str, user: str
 ) -> CampaignConfiguration:
-    """Make the configuration from the content of its file, with includes
-    resolved.
-    """
+    """Make the configuration from the content of its file, with includes resolved."""
     section = read_section(content.get(SECTION), source=path)
     try:
         run = RunConfiguration(complete_configuration(Config(dict(content)), timestamp=timestamp, user=user))
@@ -171,9 +168,7 @@ def divide_campaign(
 def make_parts(
     configuration: CampaignConfiguration, parts: Mapping[str, Sequence[Value]], *, directory: str
 ) -> tuple[SitePart, ...]:
-    """Make the part of each site from its values, with a submit directory
-    below that of the campaign.
-    """
+    """Make the part of each site from its values, with a submit directory below that of the campaign."""
     sites = {site.name: site for site in configuration.section.sites}
     made = tuple(
         _part(configuration, sites[name], tuple(values), directory) for name, values in parts.items()
@@ -226,9 +221,7 @@ def _part(
 
 
 def _settings_of(configuration: CampaignConfiguration, site: SiteShare) -> dict[str, Any]:
-    """Return what a site sets over the campaign, in the sections that BPS
-    searches first.
-    """
+    """Return what a site sets over the campaign, in the sections that BPS searches first."""
     own = {"computeSite": site.name, **site.settings}
     payload = dict(own.pop("payload", None) or {})
     for key in sorted(configuration.run.payload_keys & set(own)):
@@ -279,9 +272,7 @@ def _kind(partition: str, universe: DimensionUniverse) -> type:
 def convert_values(
     partition: str, values: Iterable[Value], universe: DimensionUniverse | None = None
 ) -> tuple[Value, ...]:
-    """Return values with the type of their dimension, and refuse those that
-    cannot have it.
-    """
+    """Return values with the type of their dimension, and refuse those that cannot have it."""
     kind = _kind(partition, universe or DimensionUniverse())
     checked: list[Value] = []
     for value in values:
@@ -349,9 +340,7 @@ def find_fixed_condition(partition: str, data_query: str) -> str:
 
 
 def render_condition(partition: str, values: Sequence[Value]) -> str:
-    """Return the condition that a dimension has one of some sorted values,
-    such as ``tract IN (4, 7..9)``.
-    """
+    """Return the condition that a dimension has one of some sorted values, such as ``tract IN (4, 7..9)``."""
     return f"{partition} IN ({', '.join(_terms(values))})"
 
 
@@ -398,14 +387,13 @@ def divide_values(
 ) -> dict[str, tuple[Value, ...]]:
     """Give each value to one site.
 
-    Each site gets a stretch of the sorted values, since neighbours (tracts,
-    visits) read the same inputs.  Without weights the stretches have the
-    lengths of the method of largest remainders, so each differs from its share
-    by less than one value.  With weights, the weight of a stretch differs from
-    its share by at most the largest weight.
+    Each site gets a stretch of the sorted values, since neighbours (tracts, visits) read the same inputs.
+    Without weights the stretches have the lengths of the method of largest remainders, so each differs from
+    its share by less than one value.  With weights, the weight of a stretch differs from its share by at most
+    the largest weight.
 
-    The same values, shares and weights give the same parts, whatever their
-    order.  ``pinned`` values go to a site in any case, as part of its share.
+    The same values, shares and weights give the same parts, whatever their order.  ``pinned`` values go to a
+    site in any case, as part of its share.
     """
     ordered = sorted(set(values), key=_sort_key)
     exact = _positive("share of site", shares)
@@ -526,13 +514,10 @@ class Preparation:
     parts: tuple[SitePart, ...]
     record: CampaignRecord
     findings: tuple[Finding, ...]
-    """Findings about the campaign, and about each site, whose name begins the
-    text."""
+    """Findings about the campaign, and about each site, whose name begins the text."""
 
     def write(self) -> CampaignRecord:
-        """Write the user's configuration as it is now, the parts, and last
-        the record.
-        """
+        """Write the user's configuration as it is now, the parts, and last the record."""
         record = self.record
         directory = Path(record.directory)
         # BPS looks for relative includes in the current directory first: no other campaign has this name.

@@ -1,8 +1,7 @@
-"""The record of a campaign in its submit directory, and the list of the
-user's campaigns.
+"""The record of a campaign in its submit directory, and the list of the user's campaigns.
 
-The record is written before the first submission and after each, so that an
-interrupted submission can be continued.
+The record is written before the first submission and after each, so that an interrupted submission can be
+continued.
 """
 
 from __future__ import annotations
@@ -108,17 +107,13 @@ class CampaignRecord(BaseModel):
 
 
 def read_campaign(directory: str | os.PathLike[str]) -> CampaignRecord:
-    """Read the record of a campaign in its submit directory, or from a file
-    there.
-    """
+    """Read the record of a campaign in its submit directory, or from a file there."""
     return read_model(directory, RECORD_NAME, CampaignRecord, holder="a campaign")
 
 
 @contextlib.contextmanager
 def lock_campaign(directory: str | os.PathLike[str]) -> Iterator[None]:
-    """Keep other processes from submitting the campaign at the same time;
-    an error if one does already.
-    """
+    """Keep other processes from submitting the campaign at the same time; an error if one does already."""
     with hold_lock(
         directory, RECORD_NAME, busy=f"Another process is working on the campaign in {directory}."
     ):
@@ -134,9 +129,7 @@ class CampaignEntry(BaseModel):
 
 
 class CampaignIndex:
-    """The list of the user's campaigns, in all submit directories; it is kept
-    in the user's state directory.
-    """
+    """The list of the user's campaigns, in all submit directories; it is kept in the user's state directory."""
 
     def __init__(self, directory: str) -> None:
         self._list = IndexFile(directory, "campaign", CampaignEntry)
@@ -148,9 +141,7 @@ class CampaignIndex:
         )
 
     def latest(self, config: str) -> CampaignRecord | None:
-        """Return the latest campaign that was made from a file (absolute
-        path) and still exists.
-        """
+        """Return the latest campaign that was made from a file (absolute path) and still exists."""
         for entry in reversed(list(self._list.entries())):
             if entry.config != config:
                 continue
@@ -162,9 +153,7 @@ class CampaignIndex:
 
 
 def find_campaign(name: str, index: CampaignIndex) -> CampaignRecord:
-    """Find a campaign by its submit directory, or by the YAML file that it was
-    made from.
-    """
+    """Find a campaign by its submit directory, or by the YAML file that it was made from."""
     path = Path(name)
     if path.is_dir() or path.name == RECORD_NAME:
         return read_campaign(path)

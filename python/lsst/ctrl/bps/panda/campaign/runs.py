@@ -1,9 +1,8 @@
-"""The runs of a campaign: submitted one after the other, each once; looked
-at, with what they have registered in Rucio; cancelled and restarted.
+"""The runs of a campaign: submitted one after the other, each once; looked at, with what they have registered
+in Rucio; cancelled and restarted.
 
-A second call continues an interrupted submission: a part whose run exists is
-not submitted again, and where that is not known the server is asked by the
-name of the run.
+A second call continues an interrupted submission: a part whose run exists is not submitted again, and where
+that is not known the server is asked by the name of the run.
 """
 
 from __future__ import annotations
@@ -73,11 +72,10 @@ def submit_campaign(
     submit: Submit,
     tell: Callable[[str], None] = lambda text: None,
 ) -> bool:
-    """Submit the parts that are not submitted yet, and return whether all sites
-    have their runs now; a failure at one site does not stop the others.
+    """Submit the parts that are not submitted yet, and return whether all sites have their runs now; a
+    failure at one site does not stop the others.
 
-    The record is written after each step, and ``tell`` gets a line about each
-    site.
+    The record is written after each step, and ``tell`` gets a line about each site.
     """
     with lock_campaign(record.directory):
         # Another process may have submitted parts since the record was read.
@@ -94,9 +92,7 @@ def submit_campaign(
 
 
 def _submit_part(part: PartRecord, record: CampaignRecord, connection: Connection, submit: Submit) -> bool:
-    """Submit one part, keep the outcome in its record, and return whether it
-    has its run now.
-    """
+    """Submit one part, keep the outcome in its record, and return whether it has its run now."""
     try:
         if not _adopt(part, connection):
             _clear(part)
@@ -237,13 +233,11 @@ class CampaignOverview:
 
 
 def combine_state(states: Iterable[WmsStates]) -> WmsStates:
-    """Return one state for several runs; a run that is not submitted counts
-    as UNREADY.
+    """Return one state for several runs; a run that is not submitted counts as UNREADY.
 
-    It is UNKNOWN if any state is not known.  While a run has not ended, it is
-    RUNNING if one runs or has ended, otherwise the most advanced.  When all
-    have ended, it is FAILED if one failed, otherwise DELETED if one was
-    cancelled, otherwise SUCCEEDED.
+    It is UNKNOWN if any state is not known.  While a run has not ended, it is RUNNING if one runs or has
+    ended, otherwise the most advanced.  When all have ended, it is FAILED if one failed, otherwise DELETED if
+    one was cancelled, otherwise SUCCEEDED.
     """
     found = set(states)
     if not found or found & {WmsStates.UNKNOWN, WmsStates.MISFIT}:
@@ -263,8 +257,7 @@ def make_overview(
 ) -> CampaignOverview:
     """Find out the states of all runs of a campaign.
 
-    ``ask`` returns the evidence of a run, and ``successor`` the number of its
-    restart, or `None`.
+    ``ask`` returns the evidence of a run, and ``successor`` the number of its restart, or `None`.
     """
     sites = tuple(_make_site_overview(part, ask, successor) for part in record.parts)
     return CampaignOverview(
@@ -314,9 +307,8 @@ def _make_site_overview(
 def merge_restarts(tallies: Sequence[RunTally]) -> dict[str, Counts]:
     """Count the jobs of a run and its restarts, each job once.
 
-    A restart has the jobs that the run before it had not done.  So a job
-    counts in the last run that has it, and one that the latest restart does
-    not have has succeeded.
+    A restart has the jobs that the run before it had not done.  So a job counts in the last run that has it,
+    and one that the latest restart does not have has succeeded.
     """
     merged = {label: dict(counts) for label, counts in tallies[0].by_label.items()}
     for tally in tallies[1:]:
@@ -398,9 +390,7 @@ def cancel_campaign(
 def restart_campaign(
     overview: CampaignOverview, restart: Callable[[str], tuple[str | None, str | None, str]]
 ) -> Iterator[SiteAction]:
-    """Restart all runs that have ended without success, and yield what was
-    done with each.
-    """
+    """Restart all runs that have ended without success, and yield what was done with each."""
     for site in overview.sites:
         if site.request_id is None:
             yield SiteAction(site.site, False, "has no run yet; panda_bps campaign submit goes on with it")
@@ -467,9 +457,7 @@ class CampaignRegistration:
 
     @property
     def not_asked(self) -> tuple[str, ...]:
-        """Sites whose Butler was not asked, so that `outputs` and `missing` do
-        not count theirs.
-        """
+        """Sites whose Butler was not asked, so that `outputs` and `missing` do not count theirs."""
         return tuple(site.site for site in self.sites if site.status is None or site.status.outputs is None)
 
     @property
@@ -509,9 +497,7 @@ class CampaignRegistration:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all outputs of all sites are registered and all rules are
-        satisfied.
-        """
+        """Whether all outputs of all sites are registered and all rules are satisfied."""
         return all(site.is_complete for site in self.sites)
 
 
@@ -520,8 +506,7 @@ def make_registration_overview(
 ) -> CampaignRegistration:
     """Find out what all runs of a campaign have registered.
 
-    ``ask`` takes a submit directory, and returns what its run has registered
-    and what could not be found out.
+    ``ask`` takes a submit directory, and returns what its run has registered and what could not be found out.
     """
     sites = tuple(_make_site_registration(part, ask) for part in record.parts)
     return CampaignRegistration(record.name, record.directory, sites)

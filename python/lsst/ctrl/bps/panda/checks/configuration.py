@@ -56,9 +56,7 @@ def check_service(settings: ServiceSettings) -> list[Finding]:
 
 
 def check_configuration(config: BpsConfig, environment: Mapping[str, str]) -> list[Finding]:
-    """Check what can be checked before there is a quantum graph, except the
-    server of PanDA.
-    """
+    """Check what can be checked before there is a quantum graph, except the server of PanDA."""
     if broken := find_broken_sections(config):
         # Nothing can be looked up, neither here nor by BPS.
         return [_error(text) for text in broken]
@@ -119,9 +117,7 @@ def _check_division(run: RunConfiguration) -> Iterator[Finding]:
 def _check_variables(
     run: RunConfiguration, lookup: KeyLookup, graph: GraphCommand | None
 ) -> Iterator[Finding]:
-    """Find variables without a value, and a runner command without a place
-    for the job's command.
-    """
+    """Find variables without a value, and a runner command without a place for the job's command."""
     checked: list[tuple[str, tuple[str, ...], re.Pattern[str] | None]] = [
         ("runnerCommand", run.labels, None),
         ("fileDistributionEndPoint", (), None),
@@ -212,9 +208,8 @@ def _check_graph_path(graph: GraphCommand, directory: str) -> Iterator[Finding]:
 def _check_inputs(graph: GraphCommand, environment: Mapping[str, str]) -> Iterator[Finding]:
     """Check that the pipeline, the Butler and a given quantum graph exist.
 
-    Only paths are checked.  A name without a slash may be a Butler's alias in
-    the index of repositories, and a command other than ``pipetask`` may see
-    other files, in a container for instance.
+    Only paths are checked.  A name without a slash may be a Butler's alias in the index of repositories, and
+    a command other than ``pipetask`` may see other files, in a container for instance.
     """
     if not re.match(r"(\S*/)?pipetask\s", graph.written):
         return
@@ -238,9 +233,8 @@ def _check_inputs(graph: GraphCommand, environment: Mapping[str, str]) -> Iterat
 
 
 def _is_in_package(path: str) -> bool:
-    """Tell whether a Python package has the file: where ``PRODUCT_DIR`` is
-    not set, `lsst.resources` looks for ``${PRODUCT_DIR}/...`` in the package
-    of that product.
+    """Tell whether a Python package has the file: where ``PRODUCT_DIR`` is not set, `lsst.resources` looks
+    for ``${PRODUCT_DIR}/...`` in the package of that product.
     """
     try:
         return bool(ResourcePath(path).exists())

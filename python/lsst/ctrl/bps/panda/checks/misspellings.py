@@ -95,11 +95,9 @@ def closest_key(name: str) -> str | None:
 
 
 def find_misspelt_keys(config: BpsConfig, environment: Mapping[str, str]) -> list[Finding]:
-    """Find keys that look like misspelt ones, in the order of the
-    configuration.
+    """Find keys that look like misspelt ones, in the order of the configuration.
 
-    A key that is used elsewhere, as ``{name}``, counts as a variable of the
-    user's own.
+    A key that is used elsewhere, as ``{name}``, counts as a variable of the user's own.
     """
     content = RunConfiguration(config).content
     used = {name for text in _texts(content) for name in _VARIABLE.findall(text)}
@@ -151,9 +149,7 @@ def _about_site(site: str, *, has_set_up: bool) -> str:
 
 
 def _keys(section: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str, Any]]:
-    """Yield the dotted path, the name and the value of each key whose name is
-    not the user's to choose.
-    """
+    """Yield the dotted path, the name and the value of each key whose name is not the user's to choose."""
     for key, value in section.items():
         name = str(key)
         yield above + name, name, value

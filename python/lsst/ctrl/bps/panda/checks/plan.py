@@ -43,9 +43,7 @@ _UNSAFE_IN_NAME = frozenset("?#%*^/")
 
 
 def check_plan(plan: WorkflowPlan, settings: RunSettings, config: BpsConfig) -> list[Finding]:
-    """Check a plan and its staging area; the configuration is for the limits of
-    queues.
-    """
+    """Check a plan and its staging area; the configuration is for the limits of queues."""
     tasks = (*plan.tasks, *plan.final)
     findings = check_run_name(plan.run.name)
     try:
@@ -94,9 +92,7 @@ def _queues_of(own: tuple[QueueLimits, ...], site: str) -> tuple[QueueLimits, ..
 def find_labels_without_queue(
     tasks: Iterable[TaskPlan], queues_of: Callable[[str], tuple[QueueLimits, ...]]
 ) -> list[Finding]:
-    """Find labels whose jobs fit no queue; labels with the same problem share
-    an error.
-    """
+    """Find labels whose jobs fit no queue; labels with the same problem share an error."""
     problems: dict[str, str] = {}
     for task in tasks:
         queues = queues_of(task.placement.site)
@@ -188,14 +184,12 @@ def _takes_cores(queue: QueueLimits, task: TaskPlan) -> bool:
 def find_labels_elsewhere(plan: WorkflowPlan, config: BpsConfig, *, share_files: bool) -> list[Finding]:
     """Find labels at another site than the run's, which may not see its files.
 
-    A run has one staging area and one Butler: its quantum graph is made from
-    that Butler, a job reads there what jobs of other labels have written, and
-    the final job registers all of it.  PanDA and iDDS start a job at one site
-    when a job at another has ended, but move no data.
+    A run has one staging area and one Butler: its quantum graph is made from that Butler, a job reads there
+    what jobs of other labels have written, and the final job registers all of it.  PanDA and iDDS start a job
+    at one site when a job at another has ended, but move no data.
 
-    It is an error if both sites have profiles with different staging areas,
-    otherwise a warning, and nothing if the configuration says that all sites
-    see the same files (``share_files``).
+    It is an error if both sites have profiles with different staging areas, otherwise a warning, and nothing
+    if the configuration says that all sites see the same files (``share_files``).
     """
     tasks = (*plan.tasks, *plan.final)
     elsewhere = _elsewhere(tasks, plan.run.site)
@@ -233,9 +227,7 @@ def _elsewhere(tasks: tuple[TaskPlan, ...], run_site: str) -> dict[str, list[str
 
 
 def _different_butlers(butlers: dict[str, str], plan: WorkflowPlan) -> str:
-    """Return a text about labels with different Butlers; empty if all use the
-    same one.
-    """
+    """Return a text about labels with different Butlers; empty if all use the same one."""
     by_butler: dict[str, list[str]] = {}
     for label, butler in butlers.items():
         by_butler.setdefault(butler, []).append(label)

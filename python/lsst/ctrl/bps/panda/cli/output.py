@@ -91,12 +91,11 @@ def table(
 ) -> list[str]:
     """Return the lines of a table; `None` is shown as ``-``.
 
-    The first columns, ``left`` of them, hold text, the others figures.  If the
-    table is wider than ``width`` (0: no limit), columns are left out, in the
-    order of the titles in ``drop``, until it fits.
+    The first columns, ``left`` of them, hold text, the others figures.  If the table is wider than ``width``
+    (0: no limit), columns are left out, in the order of the titles in ``drop``, until it fits.
 
-    rich's tables are not used: they take half a millisecond a row, a hundred
-    times as long, and runs have tens of thousands of attempts.
+    rich's tables are not used: they take half a millisecond a row, a hundred times as long, and runs have
+    tens of thousands of attempts.
     """
     texts = [list(head), *(["-" if value is None else str(value) for value in row] for row in rows)]
     flush = [number < left for number in range(len(head))]

@@ -1,6 +1,4 @@
-"""The commands ``panda_bps campaign``: one configuration, a run at each of
-several sites.
-"""
+"""The commands ``panda_bps campaign``: one configuration, a run at each of several sites."""
 
 from __future__ import annotations
 
@@ -39,8 +37,7 @@ def campaign() -> None:
     """Run one configuration at several sites.
 
     Each gets its part of the data.  The configuration says in its section campaignSites how the data are
-    divided.  CAMPAIGN is the submit directory of a campaign, or the
-    configuration it was made from.
+    divided.  CAMPAIGN is the submit directory of a campaign, or the configuration it was made from.
     """
 
 
@@ -86,8 +83,7 @@ def campaign_index() -> CampaignIndex:
 def prepare(config: str, wms_service_class: str | None) -> None:
     """Divide the data of CONFIG and write each site's configuration.
 
-    Nothing is submitted: look at the files, try one with "bps prepare", then
-    submit the directory.
+    Nothing is submitted: look at the files, try one with "bps prepare", then submit the directory.
     """
     configuration = _read(config, wms_service_class)
     record = _prepare(configuration)

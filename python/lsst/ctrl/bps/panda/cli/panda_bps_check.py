@@ -59,9 +59,8 @@ def make_service(name: str, config: Any = None) -> Any:
 def check(config: str, compute_site: str | None, wms_service_class: str | None) -> None:
     """Check CONFIG for what would keep its run from working.
 
-    Nothing is submitted and no quantum graph is made: memory and cores of the
-    jobs are checked by "bps prepare".  The exit code is 1 if there is a
-    problem.
+    Nothing is submitted and no quantum graph is made: memory and cores of the jobs are checked by "bps
+    prepare".  The exit code is 1 if there is a problem.
     """
     from lsst.pipe.base import Instrument
 
@@ -89,9 +88,8 @@ def check(config: str, compute_site: str | None, wms_service_class: str | None) 
 def build(config: str, compute_site: str | None, wms_service_class: str | None) -> None:
     """Submit CONFIG; its quantum graph is then made at the site.
 
-    "bps submit" does the same for configurations with "remoteBuild: {enabled:
-    true}", but only if the service class is lsst.ctrl.bps.panda.PanDAService.
-    The section remoteBuild, if there is one, configures the build.
+    "bps submit" does the same for configurations with "remoteBuild: {enabled: true}", but only if the service
+    class is lsst.ctrl.bps.panda.PanDAService. The section remoteBuild, if there is one, configures the build.
     """
     from lsst.ctrl.bps.initialize import (
         init_submission,
@@ -133,8 +131,7 @@ def build(config: str, compute_site: str | None, wms_service_class: str | None) 
 def schema(output: str | None) -> None:
     """Write the JSON schema of BPS configurations, for editors.
 
-    Editors use it to complete keys, to show what they mean and to mark wrong
-    values.
+    Editors use it to complete keys, to show what they mean and to mark wrong values.
     """
     text = json.dumps(make_schema(), indent=1)
     if output is None:
@@ -147,9 +144,7 @@ def schema(output: str | None) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the text of an error; of BPS's own with that of its cause, which
-    BPS leaves out.
-    """
+    """Return the text of an error; of BPS's own with that of its cause, which BPS leaves out."""
     if isinstance(error, PandaBpsError):
         return str(error)
     causes = []

@@ -53,8 +53,7 @@ def is_campaign(name: str) -> bool:
 def _find_record(run: str, *, local: bool) -> RunRecord:
     """Find the record of a run by its id, name or submit directory.
 
-    For a directory no server is needed, unless the plan is made at the site
-    and has not come back.
+    For a directory no server is needed, unless the plan is made at the site and has not come back.
     """
     if names_directory(run):
         record = read_record(run)
@@ -155,8 +154,7 @@ def _wanting(found: CampaignRegistration, *, list_missing: bool) -> Iterator[str
 @local_option
 @click.pass_context
 def rucio(context: click.Context, dry_run: str | None, local: bool) -> None:
-    """Look at what runs register in Rucio.  RUN is a run's id, name or submit
-    directory.
+    """Look at what runs register in Rucio.  RUN is a run's id, name or submit directory.
 
     RUCIO_CONFIG, RUCIO_ACCOUNT and so on select the Rucio server and account.
     """
@@ -263,9 +261,8 @@ def _dataset_words(forecast: Forecast) -> str:
 def status(run: str, as_json: bool, list_missing: bool, local: bool) -> int:
     """Show what is registered of a run, where it is, and what is missing.
 
-    RUN may also be a campaign, by its directory or its configuration: then it
-    is shown for each site and in sum.  The exit code is 1 unless all outputs
-    are registered and all rules are OK.
+    RUN may also be a campaign, by its directory or its configuration: then it is shown for each site and in
+    sum.  The exit code is 1 unless all outputs are registered and all rules are OK.
     """
     if is_campaign(run):
         found = _fetch_campaign_registration(run, local=local)

@@ -1,10 +1,8 @@
-"""From nothing to a finished run: what ``bin/quickstart`` runs once it has
-made its environment.
+"""From nothing to a finished run: what ``bin/quickstart`` runs once it has made its environment.
 
-It makes the demo's repository, starts the embedded PanDA, submits the demo's
-pipeline as a user would, shows the progress of the run and then its results.
-After success the embedded PanDA keeps running, to try commands by hand; after
-Ctrl-C or a failure nothing keeps running.
+It makes the demo's repository, starts the embedded PanDA, submits the demo's pipeline as a user would, shows
+the progress of the run and then its results. After success the embedded PanDA keeps running, to try commands
+by hand; after Ctrl-C or a failure nothing keeps running.
 """
 
 from __future__ import annotations
@@ -92,9 +90,7 @@ class _BusyError(QuickstartError):
 
 @contextlib.contextmanager
 def _interrupts_kept() -> Iterator[None]:
-    """Postpone an interruption: a server that has half started could not be
-    found and stopped.
-    """
+    """Postpone an interruption: a server that has half started could not be found and stopped."""
     noted: list[int] = []
     with handled_signals(lambda number, frame: noted.append(number)):
         yield

@@ -57,9 +57,8 @@ def _settings(local: bool, run: str) -> ServiceSettings:
 
 
 def _as_submitted(run: str, settings: ServiceSettings, *, profile: bool = True) -> ServiceSettings:
-    """Add what the run's record says, if that is on this machine: its site,
-    whose profile is used unless the server is another, and the message broker
-    of its configuration.
+    """Add what the run's record says, if that is on this machine: its site, whose profile is used unless the
+    server is another, and the message broker of its configuration.
     """
     record = None
     # Whoever looks the run up will say what is wrong.
@@ -81,8 +80,7 @@ def connect_for(run: str, *, local: bool) -> Connection:
 
 
 def run_command(function: Callable[..., int | None]) -> Callable[..., None]:
-    """Give a command the argument RUN and the option ``--local``, and show
-    our errors as one message.
+    """Give a command the argument RUN and the option ``--local``, and show our errors as one message.
 
     The function gets an `RunArgument` first.
     """

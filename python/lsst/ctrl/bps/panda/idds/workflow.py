@@ -202,8 +202,7 @@ def make_workflow(plan: WorkflowPlan, maps: dict[str, _DependencyMap] | None = N
 def _final_condition(plan: WorkflowPlan) -> ConditionPlan:
     """Make the condition that starts the final job or workflow.
 
-    Tasks of a final workflow that wait for others of its tasks have
-    conditions of their own.
+    Tasks of a final workflow that wait for others of its tasks have conditions of their own.
     """
     waiting = {name for condition in plan.conditions for name in condition.starts}
     return ConditionPlan(

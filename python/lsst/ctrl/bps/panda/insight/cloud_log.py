@@ -1,9 +1,7 @@
-"""Read jobs' logs from Google Cloud Logging, where pilots send them line by
-line while the job runs.
+"""Read jobs' logs from Google Cloud Logging, where pilots send them line by line while the job runs.
 
-The pilot's entries have no labels; task, job and run are fields of the entry
-(``jsonPayload.TaskID`` and ``PandaJobID`` are texts, ``RequestID`` is a
-number), and the real level is ``jsonPayload.levelname``.
+The pilot's entries have no labels; task, job and run are fields of the entry (``jsonPayload.TaskID`` and
+``PandaJobID`` are texts, ``RequestID`` is a number), and the real level is ``jsonPayload.levelname``.
 """
 
 from __future__ import annotations
@@ -42,17 +40,14 @@ class CloudLogSettings:
     """Where the log is."""
 
     project: str
-    """Google project; empty if none is known: then this source is not
-    used."""
+    """Google project; empty if none is known: then this source is not used."""
 
     log: str = DEFAULT_LOG
     credentials: str = ""
-    """File with a service account's key; the environment's default
-    credentials if empty."""
+    """File with a service account's key; the environment's default credentials if empty."""
 
     endpoint: str = ""
-    """Address of another server than Google's; asked without credentials if
-    it is on this machine."""
+    """Address of another server than Google's; asked without credentials if it is on this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +55,7 @@ class CloudQuery:
     """Which entries are wanted."""
 
     since: datetime
-    """Always part of the filter: without a time Google's client silently
-    looks back 24 hours only."""
+    """Always part of the filter: without a time Google's client silently looks back 24 hours only."""
 
     request_id: int = 0
     task_ids: tuple[int, ...] = ()
@@ -155,18 +149,16 @@ class CloudLog:
     def lines(self, query: CloudQuery) -> Iterator[LogLine]:
         """Read the entries of a query, oldest first.
 
-        When Google says that the quota is used up, or that it has trouble, the
-        reading waits and goes on after the last entry that came; a refusal is a
-        `TransportError`.
+        When Google says that the quota is used up, or that it has trouble, the reading waits and goes on
+        after the last entry that came; a refusal is a `TransportError`.
         """
         yield from self._entries(query, _Position(query.since))
 
     def follow(
         self, query: CloudQuery, ended: Callable[[], bool], *, interval: float = 5.0
     ) -> Iterator[LogLine]:
-        """Read the entries of a query, and go on with those that come, with so many
-        seconds between two looks; when ``ended`` says that nothing more is to come,
-        one more look follows.
+        """Read the entries of a query, and go on with those that come, with so many seconds between two
+        looks; when ``ended`` says that nothing more is to come, one more look follows.
         """
         position = _Position(query.since)
         last = False

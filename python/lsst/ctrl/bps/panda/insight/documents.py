@@ -1,8 +1,7 @@
-"""The machine-readable form of everything `panda_bps` shows: one envelope, one
-schema with a version.
+"""The machine-readable form of everything `panda_bps` shows: one envelope, one schema with a version.
 
-The schema is ``schema.yaml`` in this package (JSON Schema).  Within a version
-keys may be added; none is removed or changes its meaning.
+The schema is ``schema.yaml`` in this package (JSON Schema).  Within a version keys may be added; none is
+removed or changes its meaning.
 """
 
 from __future__ import annotations
@@ -46,11 +45,10 @@ def make_document(
     kind: str = "",
     problems: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """Put a record, or records, into the envelope; a mapping holds the document's
-    own keys.
+    """Put a record, or records, into the envelope; a mapping holds the document's own keys.
 
-    ``kind`` is needed where the value does not say: ``errors``, ``resources``,
-    ``logs``, ``jobs``, ``query``, ``page``.
+    ``kind`` is needed where the value does not say: ``errors``, ``resources``, ``logs``, ``jobs``, ``query``,
+    ``page``.
     """
     head = {
         "schema": "panda_bps",
@@ -70,9 +68,7 @@ def make_document(
 
 
 def make_plain(value: Any) -> Any:
-    """Turn records into JSON-ready objects: times in ISO 8601 and UTC, states by
-    their name.
-    """
+    """Turn records into JSON-ready objects: times in ISO 8601 and UTC, states by their name."""
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat(timespec="seconds")
     if isinstance(value, Enum):

@@ -124,9 +124,8 @@ def parse_json_line(text: str, *, panda_id: int = 0, file: str = "") -> LogLine:
 
 
 def from_record(content: Mapping[str, Any], *, panda_id: int = 0, file: str = "") -> LogLine:
-    """Make a line of a log record of the Science Pipelines: ``message``,
-    ``levelname``, ``asctime``, ``name``, ``exc_info``, and in the cloud
-    ``PandaJobID``.
+    """Make a line of a log record of the Science Pipelines: ``message``, ``levelname``, ``asctime``,
+    ``name``, ``exc_info``, and in the cloud ``PandaJobID``.
     """
     message = text_of(content.get("message"))
     trace = content.get("exc_info")
@@ -190,12 +189,10 @@ def _make_transport(credentials: Credentials, env: Mapping[str, str]) -> Transpo
 
 
 def find_log_urls(job: JobRecord, server: str) -> dict[str, str]:
-    """Find the addresses of a job's files by their names; empty if there is
-    nothing yet.
+    """Find the addresses of a job's files by their names; empty if there is nothing yet.
 
-    The name "" stands for an area that holds any name; of a batch system's log
-    there are only two files.  The embedded PanDA, whose URL ``server`` then is,
-    shows the files of a running job.
+    The name "" stands for an area that holds any name; of a batch system's log there are only two files.  The
+    embedded PanDA, whose URL ``server`` then is, shows the files of a running job.
     """
     if job.log_url.endswith(_PAYLOAD):
         return {"": job.log_url[: -len(_PAYLOAD)]}
@@ -325,11 +322,10 @@ class JobChoice:
 
 
 def choose_jobs(evidence: RunEvidence, choice: JobChoice) -> tuple[list[JobRecord], int]:
-    """Choose the attempts whose logs are read, in PanDA's order, and count those
-    that are left out.
+    """Choose the attempts whose logs are read, in PanDA's order, and count those that are left out.
 
-    If the choice says nothing, that is the failed attempts, or all if none failed.
-    A job that the run does not have is a `RunNotFoundError`.
+    If the choice says nothing, that is the failed attempts, or all if none failed. A job that the run does
+    not have is a `RunNotFoundError`.
     """
     jobs = [job for job in evidence.attempts if choice.label in ("", job.label)]
     if choice.job:
@@ -348,9 +344,7 @@ def choose_jobs(evidence: RunEvidence, choice: JobChoice) -> tuple[list[JobRecor
 
 
 class LogReader:
-    """Reads the log areas of jobs: by default the payload's log in JSON, else its
-    output.
-    """
+    """Reads the log areas of jobs: by default the payload's log in JSON, else its output."""
 
     def __init__(self, server: str, transport: LogTransport, *, files: Sequence[str] = ()) -> None:
         self._server = server
@@ -365,9 +359,7 @@ class LogReader:
         return area.address(self._files[0] if self._files else "") or area.address("payload.stderr")
 
     def lines(self, job: JobRecord, wanted: LineFilter) -> Iterator[LogLine]:
-        """Read the lines of a job's files that are new since the last time and
-        wanted, file by file.
-        """
+        """Read the lines of a job's files that are new since the last time and wanted, file by file."""
         area = LogArea(job, self._server, self._transport)
         if not area:
             return

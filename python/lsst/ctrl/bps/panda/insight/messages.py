@@ -1,13 +1,10 @@
-"""PanDA's messages about jobs and tasks, from its message broker (ActiveMQ)
-through STOMP.
+"""PanDA's messages about jobs and tasks, from its message broker (ActiveMQ) through STOMP.
 
-Only a topic is listened to: each listener of a topic gets all messages.  Of a
-queue each message goes to one reader only, so that a person who listens would
-take from iDDS what it waits for.
+Only a topic is listened to: each listener of a topic gets all messages.  Of a queue each message goes to one
+reader only, so that a person who listens would take from iDDS what it waits for.
 
-A message is a JSON object with ``msg_type`` (``job_status`` or
-``task_status``), ``taskid``, ``jobid``, ``status``, ``timestamp`` and, of
-jobs, ``inputs`` (pandaserver/taskbuffer/db_proxy_mods/base_module.py and
+A message is a JSON object with ``msg_type`` (``job_status`` or ``task_status``), ``taskid``, ``jobid``,
+``status``, ``timestamp`` and, of jobs, ``inputs`` (pandaserver/taskbuffer/db_proxy_mods/base_module.py and
 pandajedi's forwarding processor, panda-server 9cc3603).
 """
 
@@ -127,10 +124,9 @@ class BrokerSettings:
 def find_broker_settings(settings: ServiceSettings) -> BrokerSettings | None:
     """Find out where the messages are; `None` if no broker is known.
 
-    Address, topic and virtual host are from the environment, else from the
-    configuration or the profile of the site.  User and password are from the
-    environment alone: ``PANDA_MESSAGES_USER``, and ``PANDA_MESSAGES_PASSWORD``
-    or the file that ``PANDA_MESSAGES_PASSWORD_FILE`` names.
+    Address, topic and virtual host are from the environment, else from the configuration or the profile of
+    the site.  User and password are from the environment alone: ``PANDA_MESSAGES_USER``, and
+    ``PANDA_MESSAGES_PASSWORD`` or the file that ``PANDA_MESSAGES_PASSWORD_FILE`` names.
     """
     environment, keys = settings.environment, settings.messages
     url = environment.get("PANDA_MESSAGES_URL") or keys.get("pandaMessagesUrl")
@@ -202,9 +198,7 @@ class _Reasons(logging.Handler):
 
 @contextmanager
 def _library_log() -> Iterator[_Reasons]:
-    """Hear what the library says; what it says later is of no use to anybody,
-    since we say it ourselves.
-    """
+    """Hear what the library says; what it says later is of no use to anybody, since we say it ourselves."""
     log = logging.getLogger(_LIBRARY_LOG)
     reasons, level = _Reasons(), log.level
     log.addHandler(reasons)

@@ -40,8 +40,7 @@ class JobScope(Enum):
     """Attempts that have not finished, of tasks with jobs that failed."""
 
     UNSUCCESSFUL = "unsuccessful"
-    """Attempts that have not finished, of all tasks: also those whose job
-    finished in a later one."""
+    """Attempts that have not finished, of all tasks: also those whose job finished in a later one."""
 
     ALL = "all"
 

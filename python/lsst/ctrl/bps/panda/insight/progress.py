@@ -1,13 +1,10 @@
-"""How far a run is: a snapshot, the rate, an estimate of the end, and a watch
-until the run has ended.
+"""How far a run is: a snapshot, the rate, an estimate of the end, and a watch until the run has ended.
 
-A watch asks the servers again and again.  Where there is a message broker it
-listens to PanDA's messages as well.  They can be lost, doubled, late, or about
-somebody else's run, so they only move jobs forward from one poll at the
-servers to the next: the servers are asked once in a while all the same, and
-whenever something happened that only they can tell about; they also decide
-when the run has ended.  While there is no broker, they are asked as often as
-without one.
+A watch asks the servers again and again.  Where there is a message broker it listens to PanDA's messages as
+well.  They can be lost, doubled, late, or about somebody else's run, so they only move jobs forward from one
+poll at the servers to the next: the servers are asked once in a while all the same, and whenever something
+happened that only they can tell about; they also decide when the run has ended.  While there is no broker,
+they are asked as often as without one.
 """
 
 from __future__ import annotations
@@ -45,8 +42,7 @@ from .messages import MessageSource, StatusMessage, parse_message
 _LOG = logging.getLogger(__name__)
 
 LEAST_INTERVAL = 5.0
-"""Seconds between two polls at a run, at least; a real PanDA's figures change
-every minute."""
+"""Seconds between two polls at a run, at least; a real PanDA's figures change every minute."""
 
 _HISTORY = 60
 _ERRORS = 5
@@ -74,8 +70,7 @@ class Progress:
 
     total: Counts
     rate: float | None = None
-    """Jobs a minute that ended, over the last polls; `None` before the second
-    poll."""
+    """Jobs a minute that ended, over the last polls; `None` before the second poll."""
 
     end: datetime | None = None
     """When it will be over if it goes on like this."""
@@ -125,8 +120,7 @@ def error_lines(evidence: RunEvidence) -> list[str]:
 
 
 class RunPoller:
-    """Fetches the state of a run again and again, tolerates failures, and keeps rate
-    and errors.
+    """Fetches the state of a run again and again, tolerates failures, and keeps rate and errors.
 
     It fetches details only when the number of failed jobs has changed.
     """
@@ -152,9 +146,8 @@ class RunPoller:
     def poll(self, *, details: bool = False) -> Progress | None:
         """Fetch the state of the run; `None` if the servers did not answer this time.
 
-        With ``details`` it fetches all that is known at once, for a state that
-        messages are added to.  The tenth failure in a row is raised, and so
-        is that there is no such run.
+        With ``details`` it fetches all that is known at once, for a state that messages are added to.  The
+        tenth failure in a row is raised, and so is that there is no such run.
         """
         try:
             asks = self._fetch_details if details and self._fetch_details is not None else self._fetch
@@ -320,9 +313,7 @@ class LiveCounts:
         return False
 
     def apply(self, progress: Progress) -> Progress:
-        """Move the counts of the last poll forward by jobs that messages say
-        run or have finished; sums stay.
-        """
+        """Move the counts of the last poll forward by jobs that messages say run or have finished; sums stay."""
         labels = {label: dict(counts) for label, counts in progress.labels.items()}
         for label, counts in labels.items():
             tasks = [task for task in self._tasks.values() if task.label == label]

@@ -1,10 +1,8 @@
-"""What jobs used against what was asked for, by label, and what to ask for
-next time; how many jobs ran at each moment; plots of both in files, which need
-matplotlib (extra ``plots``).
+"""What jobs used against what was asked for, by label, and what to ask for next time; how many jobs ran at
+each moment; plots of both in files, which need matplotlib (extra ``plots``).
 
-Memory is the largest resident set, as prmon or the pilot measured it and
-PanDA stores it (kB); rates of input and output are not used, since prmon
-gives them a hundredfold in some versions.
+Memory is the largest resident set, as prmon or the pilot measured it and PanDA stores it (kB); rates of input
+and output are not used, since prmon gives them a hundredfold in some versions.
 """
 
 from __future__ import annotations
@@ -117,16 +115,14 @@ class LabelResources:
     """Of first attempts, whole job, MB; 0 if not known."""
 
     largest_request: int
-    """Of any attempt, MB: more than ``requested_memory`` after retries with
-    more memory."""
+    """Of any attempt, MB: more than ``requested_memory`` after retries with more memory."""
 
     requested_walltime: int
     """Seconds; 0 if not known."""
 
     cores: int
     near_limit: tuple[JobRecord, ...] = ()
-    """Attempts that used 90 % or more of the memory of their request,
-    largest first, at most five."""
+    """Attempts that used 90 % or more of the memory of their request, largest first, at most five."""
 
     near_count: int = 0
     out_of_memory: int = 0
@@ -135,8 +131,7 @@ class LabelResources:
     """Attempts that got more memory than the first one."""
 
     suggestions: tuple[tuple[str, int], ...] = ()
-    """Keys and values of the label's section, where they differ from what
-    was asked for."""
+    """Keys and values of the label's section, where they differ from what was asked for."""
 
     reasons: tuple[str, ...] = ()
     """Why, one text for each suggestion."""
@@ -266,11 +261,10 @@ def _up(value: float, step: int) -> int:
 
 
 def render_suggestions(labels: Iterable[LabelResources]) -> list[str]:
-    """Write the suggestions as lines of YAML for a BPS configuration; none if
-    there is nothing to suggest.
+    """Write the suggestions as lines of YAML for a BPS configuration; none if there is nothing to suggest.
 
-    A label's section is in ``pipetask``, a cluster's in ``cluster``; those of
-    the final job and of a command (bps submitcmd) stand alone.
+    A label's section is in ``pipetask``, a cluster's in ``cluster``; those of the final job and of a command
+    (bps submitcmd) stand alone.
     """
     sections: dict[str, list[str]] = {}
     for found in labels:

@@ -65,8 +65,7 @@ class TaskGraph:
     """Positions in ``nodes``: earlier and later task."""
 
     has_edges: bool = True
-    """Whether it is known what waits for what: it is in the plan, in the
-    submit directory."""
+    """Whether it is known what waits for what: it is in the plan, in the submit directory."""
 
 
 def make_task_graph(evidence: RunEvidence, plan: WorkflowPlan | None) -> TaskGraph:
@@ -168,9 +167,7 @@ def _placed(nodes: list[TaskNode], edges: set[tuple[int, int]], *, known: bool) 
 
 
 def state_of(counts: Counts) -> WmsStates:
-    """Return the state that a task is drawn with: the worst that needs a look,
-    else what is going on.
-    """
+    """Return the state that a task is drawn with: the worst that needs a look, else what is going on."""
     for state in (WmsStates.FAILED, WmsStates.DELETED, WmsStates.RUNNING, WmsStates.PENDING, WmsStates.READY):
         if counts[state]:
             return state

@@ -219,9 +219,8 @@ def _environment(job: GenericWorkflowJob) -> str:
 def _environment_value(value: str, job: GenericWorkflowJob) -> str:
     """Quote a variable's value, leaving placeholders in it open.
 
-    What BPS has already replaced is literal text; a placeholder stands
-    between double quotes, where the runner escapes what it puts in, and so
-    does a variable of the shell.
+    What BPS has already replaced is literal text; a placeholder stands between double quotes, where the
+    runner escapes what it puts in, and so does a variable of the shell.
     """
     rendered = []
     for piece in filter(None, _OPEN_IN_VALUE.split(restore_variables(value))):

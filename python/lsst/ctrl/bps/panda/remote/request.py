@@ -67,11 +67,9 @@ def submit_control_workflow(connection: Connection, workflow: PandaBpsWmsWorkflo
 def submit_build(
     connection: Connection, *, config: BpsConfig, config_file: str, **kwargs: Any
 ) -> PandaBpsWmsWorkflow:
-    """Submit the task that makes the plan of a run at a site; return a workflow with
-    the run's name and id.
+    """Submit the task that makes the plan of a run at a site; return a workflow with the run's name and id.
 
-    The submit directory must exist.  Of the other arguments of BPS, ``compute_site``
-    is used.
+    The submit directory must exist.  Of the other arguments of BPS, ``compute_site`` is used.
     """
     run = RunConfiguration(config)
     submit_path = Path(run.submit_path).absolute()
@@ -116,9 +114,8 @@ def _fill(command: str, *, archive: str, config: str, site: str) -> str:
 
 
 def _write_overlay(run: RunConfiguration, config_file: Path, submit_path: Path) -> Path:
-    """Write the configuration that the site reads: the user's YAML, and over it
-    the values that BPS has defined here, so that both sides mean the same run,
-    and those of the command line.
+    """Write the configuration that the site reads: the user's YAML, and over it the values that BPS has
+    defined here, so that both sides mean the same run, and those of the command line.
     """
     values = run.command_line
     values.update(timestamp=run.timestamp, operator=run.operator, submitPath=SITE_SUBMIT_PATH)
@@ -140,11 +137,10 @@ def _write_overlay(run: RunConfiguration, config_file: Path, submit_path: Path) 
 
 
 def make_archive(archive: Path, files: Iterable[str], overlay: Path) -> None:
-    """Pack files and directories, side by side, for PanDA's file cache, and the
-    overlay as it is.
+    """Pack files and directories, side by side, for PanDA's file cache, and the overlay as it is.
 
-    YAML files that a configuration includes by a relative path are added.  Two files
-    of one name, or too many bytes, are a `SettingsError`.
+    YAML files that a configuration includes by a relative path are added.  Two files of one name, or too many
+    bytes, are a `SettingsError`.
     """
     members: dict[str, str] = {}
     for name, path in (*_members(files), (overlay.name, os.fspath(overlay))):

@@ -1,6 +1,5 @@
-"""The program of the task of a remote build, at the site: it fetches the
-configuration, makes quantum graph and plan with BPS, stages the files, gives the
-workflow to iDDS, and sends record and plan to the submit host.
+"""The program of the task of a remote build, at the site: it fetches the configuration, makes quantum graph
+and plan with BPS, stages the files, gives the workflow to iDDS, and sends record and plan to the submit host.
 """
 
 from __future__ import annotations
@@ -47,9 +46,8 @@ _ALREADY = "already has defined workflow"
 def main(argv: Sequence[str], environment: MutableMapping[str, str]) -> int:
     """Build a run, give it to iDDS and return the exit code.
 
-    The arguments are the URL of the archive, the name of the configuration in it, and
-    optionally the compute site.  PanDA's address is added to the environment, for the
-    service class that BPS makes.
+    The arguments are the URL of the archive, the name of the configuration in it, and optionally the compute
+    site.  PanDA's address is added to the environment, for the service class that BPS makes.
     """
     everything, errors = logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stderr)
     # The end of stderr is what "panda_bps errors" shows on the submit side.

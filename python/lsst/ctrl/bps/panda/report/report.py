@@ -76,12 +76,10 @@ class RunFilters:
 
 
 def parse_filters(text: str | None) -> RunFilters:
-    """Read the filters of ``--pass-thru``: ``key=value`` pairs with blanks between
-    them.
+    """Read the filters of ``--pass-thru``: ``key=value`` pairs with blanks between them.
 
-    A value may be quoted and may hold ``*``, ``?`` and ``[...]``; values of the
-    same key are alternatives.  What is not understood is a `SettingsError` that
-    lists the keys.
+    A value may be quoted and may hold ``*``, ``?`` and ``[...]``; values of the same key are alternatives.
+    What is not understood is a `SettingsError` that lists the keys.
     """
     patterns: dict[str, list[str]] = {}
     try:
@@ -164,9 +162,8 @@ def list_notes(evidences: Sequence[RunEvidence], *, days: float, user: str | Non
 
 
 def get_status_of(evidence: RunEvidence) -> tuple[WmsStates, str]:
-    """Return the state of one run, the same as the report gives, and what is out
-    of the ordinary or not known: empty where there is nothing to say, since BPS
-    logs it as a warning.
+    """Return the state of one run, the same as the report gives, and what is out of the ordinary or not
+    known: empty where there is nothing to say, since BPS logs it as a warning.
 
     Contents and PanDA's jobs do not matter.
     """
@@ -215,9 +212,7 @@ def _bare_report(evidence: RunEvidence) -> WmsRunReport:
 
 
 def _job_summary(tally: RunTally) -> dict[str, Counts]:
-    """Give the counts by label as BPS can print it; labels that become the
-    same are added up.
-    """
+    """Give the counts by label as BPS can print it; labels that become the same are added up."""
     summary: dict[str, Counts] = {}
     for label, counts in tally.by_label.items():
         printed = printable_label(label)
@@ -254,8 +249,7 @@ class MonitorLinks:
     """
 
     base: str
-    """Address of the monitor, for instance ``https://host:8443``; empty if
-    there is none."""
+    """Address of the monitor, for instance ``https://host:8443``; empty if there is none."""
 
     def tasks_of_run(self, request_id: int) -> str:
         """Page with the tasks of a run."""
@@ -291,9 +285,7 @@ _DIGEST_TEMPLATE = "  {count} x {error} ({text}) in {labels}; for instance {name
 
 
 def _add_notes(info: WmsSpecificInfo, evidence: RunEvidence, links: MonitorLinks) -> None:
-    """Add to a report what a user wants to know besides the counts: lines,
-    and their values in its context.
-    """
+    """Add to a report what a user wants to know besides the counts: lines, and their values in its context."""
     if origin := evidence.attributes.origin:
         info.add_message(
             "This run completes run {origin}: it holds only what was not done there.", origin=origin
@@ -406,9 +398,7 @@ def _can_restart(evidence: RunEvidence) -> bool:
 
 
 def _has_no_plan(evidence: RunEvidence) -> bool:
-    """Whether the task that was to make the plan of the run at its site did
-    not succeed.
-    """
+    """Whether the task that was to make the plan of the run at its site did not succeed."""
     build = evidence.tally.by_label.get(BUILD_LABEL)
     return evidence.ended and build is not None and not build[WmsStates.SUCCEEDED]
 

@@ -104,15 +104,12 @@ class Credentials:
         return None
 
     def renew(self) -> bool:
-        """React to a server that does not accept us; `True` if another
-        attempt is worth while.
-        """
+        """React to a server that does not accept us; `True` if another attempt is worth while."""
         return False
 
     def ensure_lifetime(self, needed: timedelta) -> None:
-        """Raise `TokenExpiredError`, which names the command to type, if
-        they do not last that long, or another `AuthenticationError` if they
-        are missing or broken.
+        """Raise `TokenExpiredError`, which names the command to type, if they do not last that long, or
+        another `AuthenticationError` if they are missing or broken.
         """
 
 
@@ -155,8 +152,7 @@ class BearerToken(Credentials):
     def headers(self) -> dict[str, str]:
         """Return the token and the virtual organisation.
 
-        `AuthenticationError` is raised if there is no token, or something
-        that cannot be one.
+        `AuthenticationError` is raised if there is no token, or something that cannot be one.
         """
         token = self._source()
         if not token or any(ch.isspace() or not ch.isascii() for ch in token):
@@ -269,11 +265,10 @@ def find_credentials(
 ) -> Credentials:
     """Choose credentials as panda-client does, from the same variables.
 
-    ``PANDA_AUTH=oidc`` takes a token (`find_token_source`) for the virtual
-    organisation (`find_vo`), anything else the proxy that `find_proxy` finds,
-    else nobody.  A variable set to nothing counts as not set.  Nothing is read
-    yet.  ``renew`` is called with the token store when its token is about to
-    expire or is not accepted; it returns `True` if it put another one there.
+    ``PANDA_AUTH=oidc`` takes a token (`find_token_source`) for the virtual organisation (`find_vo`), anything
+    else the proxy that `find_proxy` finds, else nobody.  A variable set to nothing counts as not set.
+    Nothing is read yet.  ``renew`` is called with the token store when its token is about to expire or is not
+    accepted; it returns `True` if it put another one there.
     """
     mode = env.get("PANDA_AUTH", "").strip().lower()
     if mode == "oidc":

@@ -40,8 +40,7 @@ _LOG_IN = "Log in with 'panda_auth reset'."
 class TokenSet:
     """What the provider's token endpoint answered, with an ID token at least.
 
-    All fields are kept, so that a file written again holds what panda-client
-    or the provider put there.
+    All fields are kept, so that a file written again holds what panda-client or the provider put there.
     """
 
     __slots__ = ("_fields",)
@@ -86,8 +85,7 @@ class TokenSet:
     def renewed(self, fields: Mapping[str, object]) -> TokenSet:
         """Return the tokens after a refresh.
 
-        Where the reply has no new refresh token the old one stays valid
-        (RFC 6749, section 6).
+        Where the reply has no new refresh token the old one stays valid (RFC 6749, section 6).
         """
         kept = {"refresh_token": self.refresh_token} if self.refresh_token else {}
         return TokenSet({**kept, **fields})
@@ -124,8 +122,7 @@ class Claims:
     def remaining(self, now: datetime) -> timedelta:
         """Return how long it is still valid.
 
-        Negative if it has expired; the largest possible value if it never
-        does.  ``now`` has a time zone.
+        Negative if it has expired; the largest possible value if it never does.  ``now`` has a time zone.
         """
         return self.expires - now if self.expires is not None else timedelta.max
 
@@ -133,9 +130,8 @@ class Claims:
 def parse_claims(id_token: str) -> Claims:
     """Read the claims of an ID token **without checking its signature**.
 
-    That is for showing them and for looking at the expiry; the server checks
-    the signature of each token that it gets.  `TokenBrokenError` is raised if
-    it is not a JSON web token.
+    That is for showing them and for looking at the expiry; the server checks the signature of each token that
+    it gets.  `TokenBrokenError` is raised if it is not a JSON web token.
     """
     # Imported here: it costs 0.1 s, and most commands do not need it.
     import jwt
@@ -212,8 +208,7 @@ _LOCK_NAME = ".panda_auth.lock"
 def token_directory(env: Mapping[str, str]) -> Path:
     """Find the directory of the token file as panda-client does.
 
-    It is ``PANDA_CONFIG_ROOT``, with ``~`` expanded, else the current
-    directory.
+    It is ``PANDA_CONFIG_ROOT``, with ``~`` expanded, else the current directory.
     """
     return Path(env.get("PANDA_CONFIG_ROOT") or ".").expanduser().absolute()
 
@@ -264,9 +259,7 @@ class TokenStore:
             ) from None
 
     def is_private(self) -> bool:
-        """Tell whether only the owner can read the file; panda-client leaves
-        that to the umask.
-        """
+        """Tell whether only the owner can read the file; panda-client leaves that to the umask."""
         return not self.path.stat().st_mode & 0o077
 
     def clean(self) -> tuple[Path, ...]:
@@ -282,8 +275,7 @@ class TokenStore:
     def lock(self) -> Iterator[None]:
         """Let one process at a time get new tokens.
 
-        A refresh token is often good for one use only, so two refreshes at
-        once would spoil the second.
+        A refresh token is often good for one use only, so two refreshes at once would spoil the second.
         """
         self._make_directory()
         descriptor = os.open(self.directory / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -318,9 +310,8 @@ class TokenSource:
 def find_token_source(env: Mapping[str, str]) -> TokenSource:
     """Find the place that has the token; nothing is read yet.
 
-    It is the first of ``PANDA_AUTH_ID_TOKEN`` (the token itself),
-    ``OIDC_AUTH_TOKEN_FILE`` (a file that holds nothing else),
-    ``OIDC_AUTH_ID_TOKEN`` (the token itself), and the file ``.token`` in
+    It is the first of ``PANDA_AUTH_ID_TOKEN`` (the token itself), ``OIDC_AUTH_TOKEN_FILE`` (a file that holds
+    nothing else), ``OIDC_AUTH_ID_TOKEN`` (the token itself), and the file ``.token`` in
     ``PANDA_CONFIG_ROOT``.  A variable set to nothing counts as not set.
     """
     path = env.get("OIDC_AUTH_TOKEN_FILE", "")

@@ -1,8 +1,7 @@
-"""Checks of a registration before the run is submitted: names by Rubin's
-rules, paths by its Butler, and what the Rucio server would refuse.
+"""Checks of a registration before the run is submitted: names by Rubin's rules, paths by its Butler, and what
+the Rucio server would refuse.
 
-The rules for names are those of the schema that Rubin's server runs with;
-those of other experiments differ.
+The rules for names are those of the schema that Rubin's server runs with; those of other experiments differ.
 """
 
 from __future__ import annotations
@@ -37,8 +36,7 @@ _warning = partial(Finding, Severity.WARNING)
 _KEYS_OF_PLACE = {"scope": "scope", "rse": "rse", "rse_root": "rseRoot", "dtn_url": "dtnUrl"}
 
 _PATIENCE = 30
-"""Seconds for an answer: a server that is down must not hold up a
-submission."""
+"""Seconds for an answer: a server that is down must not hold up a submission."""
 
 
 def check_registration(
@@ -47,11 +45,10 @@ def check_registration(
     *,
     open_rucio: Callable[[], Any] = lambda: open_client(_PATIENCE),
 ) -> list[Finding]:
-    """Check the section ``rucio`` of a configuration, if it asks for a
-    registration.
+    """Check the section ``rucio`` of a configuration, if it asks for a registration.
 
-    What Rucio's server would refuse has the severity needs-server; what could
-    not be checked here is a warning.
+    What Rucio's server would refuse has the severity needs-server; what could not be checked here is a
+    warning.
     """
     try:
         settings = read_registration_settings(config, environment)
@@ -116,8 +113,7 @@ def check_names(registration: Registration) -> Iterator[Finding]:
 def check_prefix(registration: Registration, roots: list[str]) -> list[Finding]:
     """Check that the Butler writes below the folder of the scope.
 
-    The roots are the paths of the Butler's datastores; one that fits is
-    enough.
+    The roots are the paths of the Butler's datastores; one that fits is enough.
     """
     refusals = []
     for root in roots:
@@ -140,9 +136,7 @@ def check_prefix(registration: Registration, roots: list[str]) -> list[Finding]:
 
 
 def _ask_butler(registration: Registration) -> list[Finding]:
-    """Compare the prefix with where the Butler writes, and let it parse the
-    expression.
-    """
+    """Compare the prefix with where the Butler writes, and let it parse the expression."""
     unknown = "rucio.rseRoot could not be compared with where the Butler writes."
     try:
         with open_butler(registration.butler) as butler:
@@ -185,9 +179,7 @@ def _ask_rucio(settings: RegistrationSettings, open_rucio: Callable[[], Any]) ->
 
 
 def check_server(client: Any, registration: Registration, account: str) -> list[Finding]:
-    """Ask Rucio whether it would take what is to be registered from the account
-    of the step.
-    """
+    """Ask Rucio whether it would take what is to be registered from the account of the step."""
     from rucio.common.exception import AccountNotFound
 
     try:
@@ -215,9 +207,8 @@ def _check_rse(client: Any, registration: Registration) -> Iterator[Finding]:
 
 
 def _check_scope(client: Any, registration: Registration, account: str) -> Iterator[Finding]:
-    """Find out whether the account may add to the scope by Rucio's generic
-    policy: its owner may, ``root``, and accounts with the attribute
-    ``admin``.
+    """Find out whether the account may add to the scope by Rucio's generic policy: its owner may, ``root``,
+    and accounts with the attribute ``admin``.
     """
     scope = registration.scope
     if scope not in client.list_scopes():
@@ -249,9 +240,7 @@ def _is_admin(client: Any, account: str) -> bool:
 
 
 def _check_rule(client: Any, registration: Registration, account: str) -> Iterator[Finding]:
-    """Find out whether enough RSEs match the rule, and whether the account
-    has quota there.
-    """
+    """Find out whether enough RSEs match the rule, and whether the account has quota there."""
     from rucio.common.exception import InvalidRSEExpression
 
     rule = registration.rule

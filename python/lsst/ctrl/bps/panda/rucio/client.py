@@ -42,12 +42,11 @@ def rucio_errors(what: str) -> Iterator[None]:
 
 
 def open_client(timeout: int = REPLY_TIMEOUT) -> Any:
-    """Log in to the Rucio server that the environment names, and wait at most
-    ``timeout`` seconds for each reply.
+    """Log in to the Rucio server that the environment names, and wait at most ``timeout`` seconds for each
+    reply.
 
-    It is a `SettingsError` if Rucio's clients are not installed or no server
-    is set up, and a `RucioError` if the server cannot be reached or refuses
-    the log-in.
+    It is a `SettingsError` if Rucio's clients are not installed or no server is set up, and a `RucioError` if
+    the server cannot be reached or refuses the log-in.
     """
     try:
         from rucio.common.exception import ConfigLoadingError, ConfigNotFound, MissingClientParameter
@@ -73,9 +72,7 @@ def open_client(timeout: int = REPLY_TIMEOUT) -> Any:
 
 
 def _host() -> str:
-    """Return the address of the server, which errors of the log-in leave
-    out.
-    """
+    """Return the address of the server, which errors of the log-in leave out."""
     from rucio.common.config import config_get
     from rucio.common.exception import RucioException
 

@@ -56,8 +56,7 @@ class Rule:
     """UTC; empty if it does not end."""
 
     waiting: int
-    """Locks that do not exist yet, of files that were added to the dataset
-    after the rule."""
+    """Locks that do not exist yet, of files that were added to the dataset after the rule."""
 
     @property
     def is_satisfied(self) -> bool:
@@ -82,8 +81,7 @@ class RegistrationStatus:
     places: tuple[ReplicaCount, ...]
     rules: tuple[Rule, ...]
     outputs: int | None
-    """Datasets of the run in the Butler that have a file; `None` if the
-    Butler was not asked."""
+    """Datasets of the run in the Butler that have a file; `None` if the Butler was not asked."""
 
     missing: tuple[str, ...]
     """Names of outputs without a replica at the site's RSE in this dataset."""
@@ -98,8 +96,7 @@ class RegistrationStatus:
     """Dataset types of which the Butler has nothing."""
 
     rule_missing: str
-    """RSE expression of the rule that should exist and does not; empty if it
-    exists or none was asked for."""
+    """RSE expression of the rule that should exist and does not; empty if it exists or none was asked for."""
 
     quantum_graph: bool | None
     """Whether the quantum graph is registered; `None` if it should not be."""
@@ -119,9 +116,7 @@ class RegistrationStatus:
 def compare_registration(
     client: Any, registration: Registration, found: ButlerOutputs | None
 ) -> RegistrationStatus:
-    """Compare what Rucio has with what the Butler has; without the Butler's
-    outputs, report what Rucio has.
-    """
+    """Compare what Rucio has with what the Butler has; without the Butler's outputs, report what Rucio has."""
     from rucio.common.exception import DataIdentifierNotFound
 
     scope, dataset = registration.scope, registration.dataset
@@ -209,9 +204,7 @@ def _rule(record: Mapping[str, Any], *, files: int) -> Rule:
 def make_status_document(
     status: RegistrationStatus, *, request_id: int, name: str, problems: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Make the JSON document of kind ``rucio``; the number of a run that was
-    not submitted is 0.
-    """
+    """Make the JSON document of kind ``rucio``; the number of a run that was not submitted is 0."""
     return make_document(
         make_plain_status(status), kind="rucio", request_id=request_id, name=name, problems=tuple(problems)
     )

@@ -1,6 +1,4 @@
-"""The registration step: its job in the generic workflow, and what it would
-register if it ran now.
-"""
+"""The registration step: its job in the generic workflow, and what it would register if it ran now."""
 
 from __future__ import annotations
 
@@ -45,12 +43,11 @@ _GRAPH_OF_BPS = "runQgraphFile"
 def add_step(
     workflow: GenericWorkflow, settings: RegistrationSettings, *, submit_path: str | os.PathLike[str]
 ) -> None:
-    """Add the step after the final job, which brings the outputs into the
-    Butler and has to succeed, or as the final job if there is none.
+    """Add the step after the final job, which brings the outputs into the Butler and has to succeed, or as
+    the final job if there is none.
 
-    In a final workflow it comes after all other jobs.  The step gets the file
-    in ``submit_path`` that describes the registration.  A second call changes
-    nothing.
+    In a final workflow it comes after all other jobs.  The step gets the file in ``submit_path`` that
+    describes the registration.  A second call changes nothing.
     """
     final = workflow.get_final()
     if LABEL in _job_names(final):
@@ -129,9 +126,7 @@ def find_graph(workflow: GenericWorkflow) -> str:
 
 
 def read_registration(record: RunRecord) -> Registration:
-    """Read what is to be registered of a run; `RunNotFoundError` if it has no
-    registration step.
-    """
+    """Read what is to be registered of a run; `RunNotFoundError` if it has no registration step."""
     directory = record.origin_directory
     path = directory / REGISTRATION_NAME
     try:
@@ -189,11 +184,9 @@ class Forecast:
 
 
 def make_forecast(client: Any | None, registration: Registration, found: ButlerOutputs) -> Forecast:
-    """Find out what the step would register; without a client of Rucio, nothing
-    counts as registered.
+    """Find out what the step would register; without a client of Rucio, nothing counts as registered.
 
-    It is a `RucioError` if Rucio does not answer, or if a file does not
-    exist.
+    It is a `RucioError` if Rucio does not answer, or if a file does not exist.
     """
     registered, rule_exists = None, False
     if client is not None:

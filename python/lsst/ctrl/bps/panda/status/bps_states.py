@@ -1,10 +1,9 @@
-"""The mapping of the statuses of iDDS and PanDA to BPS states, for jobs and for runs, and
-whether a run is over.
+"""The mapping of the statuses of iDDS and PanDA to BPS states, for jobs and for runs, and whether a run is
+over.
 
-`bps report`, `bps status`, the end of a watch, cancel and restart all use
-these functions, by way of `~.evidence.RunEvidence`, so that they cannot
-disagree.  Counters give the states; contents and PanDA's jobs, where they
-were fetched, only move jobs between states, they never add or lose one.
+`bps report`, `bps status`, the end of a watch, cancel and restart all use these functions, by way of
+`~.evidence.RunEvidence`, so that they cannot disagree.  Counters give the states; contents and PanDA's jobs,
+where they were fetched, only move jobs between states, they never add or lose one.
 """
 
 from __future__ import annotations
@@ -63,8 +62,7 @@ ENDED_STATES = (WmsStates.SUCCEEDED, WmsStates.FAILED, WmsStates.DELETED, WmsSta
 def is_aborted(request: RequestRecord) -> bool:
     """Whether a run was cancelled (or expired, which goes the same way).
 
-    iDDS keeps substatus ToCancel for good; an aborted request ends as
-    SubFinished or Failed.
+    iDDS keeps substatus ToCancel for good; an aborted request ends as SubFinished or Failed.
     """
     killed = (RequestPhase.KILLING, RequestPhase.KILLED)
     return request.substatus == "ToCancel" or REQUEST_STATUSES.get(request.status) in killed
@@ -88,12 +86,11 @@ def is_ended(
     planned_tasks: int = 0,
     quiet: float = 0.0,
 ) -> bool:
-    """Whether a run is over: the request and each transform are terminal, and
-    there are as many transforms as planned (if that is known) or nothing has
-    changed for `SETTLE_SECONDS`.
+    """Whether a run is over: the request and each transform are terminal, and there are as many transforms as
+    planned (if that is known) or nothing has changed for `SETTLE_SECONDS`.
 
-    The server can store a terminal status while it is making the next
-    transforms, so the request's status alone is not believed.
+    The server can store a terminal status while it is making the next transforms, so the request's status
+    alone is not believed.
     """
     if request.status not in TERMINAL_STATUSES:
         return False
@@ -328,13 +325,11 @@ def refine_by_contents(
 
 
 def was_killed(content: ContentRecord) -> bool:
-    """Whether a job of a cancelled run that iDDS calls failed did not fail by
-    itself.
+    """Whether a job of a cancelled run that iDDS calls failed did not fail by itself.
 
-    PanDA or the pilot ended its job because it was told to, the runner did
-    not start it because the run was cancelled, the cancel took an attempt
-    from it that was left, or nothing is known of a job that failed: iDDS
-    stores how a job ended together with its failure.
+    PanDA or the pilot ended its job because it was told to, the runner did not start it because the run was
+    cancelled, the cancel took an attempt from it that was left, or nothing is known of a job that failed:
+    iDDS stores how a job ended together with its failure.
     """
     if content.status not in ("FinalFailed", "Failed"):
         return False

@@ -57,22 +57,18 @@ from .vocabulary import (
 )
 
 UNRELEASED_LABEL = "(unreleased)"
-"""Stands for jobs that the request promises and whose tasks, hence labels,
-are not known yet."""
+"""Stands for jobs that the request promises and whose tasks, hence labels, are not known yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlanSummary:
-    """What was planned for a run, as far as a report needs it; from the record
-    in the submit directory.
-    """
+    """What was planned for a run, as far as a report needs it; from the record in the submit directory."""
 
     labels: tuple[tuple[str, int], ...]
     """Labels in pipeline order with their number of jobs, final ones last."""
 
     tasks: tuple[tuple[str, str, int], ...]
-    """Name, label and number of jobs of each task that is to appear as a
-    transform, final ones included."""
+    """Name, label and number of jobs of each task that is to appear as a transform, final ones included."""
 
     final_labels: tuple[str, ...] = ()
     attributes: RunAttributes | None = None
@@ -107,8 +103,7 @@ class RunEvidence:
     """PanDA's jobs that may be running; `None` if it was not asked."""
 
     attempts: tuple[JobRecord, ...] = ()
-    """PanDA's jobs by task and number, all or those that did not succeed, if
-    they were asked for."""
+    """PanDA's jobs by task and number, all or those that did not succeed, if they were asked for."""
 
     asked_at: datetime | None = None
     """When the servers were asked, with time zone."""
@@ -318,9 +313,7 @@ def _unprune(every: Iterable[Counts]) -> None:
 def _expected_tasks(
     evidence: RunEvidence,
 ) -> tuple[list[str], list[tuple[str, TransformRecord | None, int]]]:
-    """List labels in order, and each task with its transform and its planned
-    number of jobs (0 if not known).
-    """
+    """List labels in order, and each task with its transform and its planned number of jobs (0 if not known)."""
     run_name = evidence.request.name
     left = {item.transform_id: item for item in evidence.transforms or ()}
     labels: list[str] = []
@@ -422,9 +415,7 @@ _COUNTS = {
 
 
 def count_build_job(transform: TransformRecord) -> TransformRecord:
-    """Give the transform of a build task counters that follow its status;
-    others are returned as they are.
-    """
+    """Give the transform of a build task counters that follow its status; others are returned as they are."""
     if transform.name != BUILD_TASK or (transform.outputs is not None and transform.outputs.total):
         return transform
     going = FileCounts(total=1) if transform.status in TERMINAL_STATUSES else FileCounts(total=1, activated=1)
@@ -432,9 +423,7 @@ def count_build_job(transform: TransformRecord) -> TransformRecord:
 
 
 def tasks_by_request(tasks: Iterable[TaskRecord]) -> dict[int, tuple[TaskRecord, ...]]:
-    """Group PanDA's tasks by the request id of their runs; those that belong to
-    none are left out.
-    """
+    """Group PanDA's tasks by the request id of their runs; those that belong to none are left out."""
     groups: dict[int, list[TaskRecord]] = {}
     for task in tasks:
         if task.request_id:
@@ -443,12 +432,11 @@ def tasks_by_request(tasks: Iterable[TaskRecord]) -> dict[int, tuple[TaskRecord,
 
 
 def transforms_from_tasks(tasks: Iterable[TaskRecord]) -> tuple[TransformRecord, ...]:
-    """Make transforms of the tasks of one run, by id: one call to PanDA gives the
-    tasks of many runs with their counts, where iDDS would be asked for each run
-    with 4 kB a task.
+    """Make transforms of the tasks of one run, by id: one call to PanDA gives the tasks of many runs with
+    their counts, where iDDS would be asked for each run with 4 kB a task.
 
-    Tasks whose names do not end in ``_<request>_<transform>`` are left out.  Of
-    several tasks with one name the first counts, the one that iDDS knows.
+    Tasks whose names do not end in ``_<request>_<transform>`` are left out.  Of several tasks with one name
+    the first counts, the one that iDDS knows.
     """
     found: dict[int, TransformRecord] = {}
     for task in sorted(tasks, key=lambda task: task.task_id):
@@ -481,11 +469,9 @@ def _transform_from(task: TaskRecord, transform_id: int, name: str) -> Transform
 
 
 def request_from_tasks(tasks: Sequence[TaskRecord]) -> RequestRecord:
-    """Make a request of the tasks of one run, at least one, where iDDS does not
-    have it.
+    """Make a request of the tasks of one run, at least one, where iDDS does not have it.
 
-    Its name is what the names of tasks tell, and its status is empty, that is,
-    not known.
+    Its name is what the names of tasks tell, and its status is empty, that is, not known.
     """
     first = tasks[0]
     return RequestRecord(

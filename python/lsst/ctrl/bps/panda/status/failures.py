@@ -35,8 +35,7 @@ class ErrorGroup:
     """Failed attempts with the same error."""
 
     label: str
-    """Label of the jobs; several, separated by commas, where errors were put
-    together over labels."""
+    """Label of the jobs; several, separated by commas, where errors were put together over labels."""
 
     error: JobError
     """As the example has it."""
@@ -93,11 +92,10 @@ def signature_of(error: JobError) -> str:
 
 
 def exit_codes(failed: Mapping[str, int], failures: Iterable[JobRecord]) -> dict[str, list[int]]:
-    """List an exit code for each failed job, by label and sorted; at most ten
-    million a label.
+    """List an exit code for each failed job, by label and sorted; at most ten million a label.
 
-    ``failed`` counts the failed jobs of each label, ``failures`` is what is known
-    of them; the others have `UNKNOWN_EXIT_CODE`.
+    ``failed`` counts the failed jobs of each label, ``failures`` is what is known of them; the others have
+    `UNKNOWN_EXIT_CODE`.
     """
     found: dict[str, list[int]] = {label: [] for label in failed}
     for failure in failures:

@@ -156,9 +156,7 @@ class TaskRecord:
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """An attempt of a PanDA job: when, where and with what it ran, and how it
-    ended.
-    """
+    """An attempt of a PanDA job: when, where and with what it ran, and how it ended."""
 
     panda_id: int
     task_id: int
@@ -173,8 +171,7 @@ class JobRecord:
     """From 1."""
 
     errors: tuple[JobError, ...] = ()
-    """All errors of an attempt that failed or was killed, the one that is
-    told of it first."""
+    """All errors of an attempt that failed or was killed, the one that is told of it first."""
 
     site: str = ""
     """PanDA queue."""
@@ -234,9 +231,7 @@ class JobRecord:
 
     @property
     def cpu_efficiency(self) -> float | None:
-        """Processor time by cores and run time, 0 to about 1; `None` if not
-        known.
-        """
+        """Processor time by cores and run time, 0 to about 1; `None` if not known."""
         wall = self.wall_seconds
         if not wall or not self.cpu_seconds:
             return None

@@ -1,8 +1,7 @@
-"""Read replies: one function for each turns the decoded JSON of iDDS or PanDA
-into records, and nobody indexes a nested dict after that.
+"""Read replies: one function for each turns the decoded JSON of iDDS or PanDA into records, and nobody
+indexes a nested dict after that.
 
-A reply of another shape raises `ReplyError` and is shown, cut; a field that
-decides nothing may be absent.
+A reply of another shape raises `ReplyError` and is shown, cut; a field that decides nothing may be absent.
 """
 
 from __future__ import annotations
@@ -94,9 +93,8 @@ def _errors_text(value: Any) -> str:
 def parse_transforms(value: Any) -> tuple[TransformRecord, ...]:
     """Read the transforms in the reply of ``get_requests`` with detail, by id.
 
-    A request without transforms yet has one row whose ``transform_id`` is null.
-    The server joins tables, so that a transform may have several rows: the last
-    processing and the largest output collection are taken.
+    A request without transforms yet has one row whose ``transform_id`` is null. The server joins tables, so
+    that a transform may have several rows: the last processing and the largest output collection are taken.
     """
     best: dict[int, tuple[int, int, Mapping[str, Any]]] = {}
     for row in rows_of(value, "transforms"):
@@ -222,9 +220,8 @@ def _task_from(row: Mapping[str, Any]) -> TaskRecord:
 
 
 def parse_jobs(value: Any, labels: Mapping[int, str] | None = None) -> tuple[JobRecord, ...]:
-    """Read the reply of PanDA's ``task/get_job_descriptions`` or
-    ``job/get_description``: attempts in the order of the reply, with the labels
-    of their tasks.
+    """Read the reply of PanDA's ``task/get_job_descriptions`` or ``job/get_description``: attempts in the
+    order of the reply, with the labels of their tasks.
 
     Null stands for a job that PanDA does not know, and is left out.
     """
@@ -293,9 +290,7 @@ def render_short(value: Any, limit: int = 300) -> str:
 
 
 def rows_of(value: Any, what: str) -> Iterator[Mapping[str, Any]]:
-    """Go through a reply that must be a list of objects; ``what`` names them
-    in the message if it is not.
-    """
+    """Go through a reply that must be a list of objects; ``what`` names them in the message if it is not."""
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise ReplyError(f"The reply is not a list of {what}", reply=render_short(value))
     for row in value:
@@ -328,8 +323,7 @@ def name_of(value: Any, names: Sequence[str] = ()) -> str:
 
 
 def optional_integer(value: Any, what: str) -> int | None:
-    """Read a number that may be absent (`None` or an empty text); PanDA writes exit
-    codes as texts.
+    """Read a number that may be absent (`None` or an empty text); PanDA writes exit codes as texts.
 
     Anything else is a `ReplyError` that names the field ``what``.
     """

@@ -1,7 +1,6 @@
 """The diagnosis of a failed job by rules: why it failed, who has to act, and what to do.
 
-The rules are `~.vocabulary.RULES`; users may put rules of their own before
-them, in YAML.
+The rules are `~.vocabulary.RULES`; users may put rules of their own before them, in YAML.
 """
 
 from __future__ import annotations
@@ -44,11 +43,10 @@ class Rulebook:
     verdicts: Mapping[str, Verdict]
 
     def find_verdict(self, errors: Iterable[JobError], *, log: str = "", one_node: bool = False) -> Verdict:
-        """Judge a failure by all errors of the job and the end of its log: the
-        verdict of the first rule that holds, else ``unknown``.
+        """Judge a failure by all errors of the job and the end of its log: the verdict of the first rule that
+        holds, else ``unknown``.
 
-        With ``one_node`` the error happens on one node only, in a run that uses
-        several.
+        With ``one_node`` the error happens on one node only, in a run that uses several.
         """
         errors = tuple(errors)
         for rule in self.rules:

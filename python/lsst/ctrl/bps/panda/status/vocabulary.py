@@ -376,8 +376,7 @@ VERDICTS = {
 class VerdictRule:
     """Conditions that must all hold for a verdict; an empty one always does.
 
-    Sources, codes and text are those of one and the same error; a job may
-    have several.
+    Sources, codes and text are those of one and the same error; a job may have several.
     """
 
     verdict: str
