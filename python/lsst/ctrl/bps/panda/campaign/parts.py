@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 __all__ = [
-    "CampaignConfiguration",
-    "Preparation",
-    "SitePart",
     "count_in_butler",
     "convert_values",
     "divide_values",
@@ -17,7 +14,6 @@ __all__ = [
     "prepare_campaign",
     "read_configuration",
     "render_condition",
-    "render_part",
 ]
 
 import hashlib

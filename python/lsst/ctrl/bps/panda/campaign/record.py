@@ -129,7 +129,7 @@ class CampaignEntry(BaseModel):
 
 
 class CampaignIndex:
-    """The list of the user's campaigns, in all submit directories; it is kept in the user's state directory."""
+    """The list of the user's campaigns in all submit directories, kept in the user's state directory."""
 
     def __init__(self, directory: str) -> None:
         self._list = IndexFile(directory, "campaign", CampaignEntry)

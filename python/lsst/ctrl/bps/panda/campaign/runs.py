@@ -8,7 +8,6 @@ that is not known the server is asked by the name of the run.
 from __future__ import annotations
 
 __all__ = [
-    "SiteAction",
     "CampaignOverview",
     "CampaignRegistration",
     "SiteOverview",

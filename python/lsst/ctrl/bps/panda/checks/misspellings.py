@@ -4,7 +4,7 @@ and labels, and keys where they have no effect.
 
 from __future__ import annotations
 
-__all__ = ["check_names", "closest_key", "find_misplaced_keys", "find_misspelt_keys"]
+__all__ = ["check_names", "closest_key", "find_misspelt_keys"]
 
 import difflib
 import re

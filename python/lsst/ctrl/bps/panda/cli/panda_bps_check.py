@@ -108,11 +108,7 @@ def build(config: str, compute_site: str | None, wms_service_class: str | None) 
     service_class: Any = doImport(run.service_class)
     service = service_class(bps_config)
     workflow = service.submit(
-        None,
-        config=bps_config,
-        config_file=config,
-        remote_build=run.remote_build,
-        compute_site=compute_site,
+        None, config=bps_config, config_file=config, remote_build=run.remote_build, compute_site=compute_site
     )
     # As bps submit prints it, for programs that read its output.
     click.echo(f"Submit dir: {run.submit_path}")

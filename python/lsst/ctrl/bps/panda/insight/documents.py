@@ -6,7 +6,7 @@ removed or changes its meaning.
 
 from __future__ import annotations
 
-__all__ = ["SCHEMA_VERSION", "make_document", "make_plain", "read_schema"]
+__all__ = ["make_document", "make_plain", "read_schema"]
 
 import dataclasses
 from collections.abc import Mapping

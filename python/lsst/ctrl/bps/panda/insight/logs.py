@@ -12,13 +12,11 @@ from __future__ import annotations
 
 __all__ = [
     "LEVELS",
-    "LOG_FILES",
     "JobChoice",
     "LineFilter",
     "LogArea",
     "LogLine",
     "LogReader",
-    "LogTransport",
     "TailReader",
     "find_log_urls",
     "choose_jobs",

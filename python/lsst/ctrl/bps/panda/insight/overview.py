@@ -4,7 +4,7 @@ where, how far, its tasks, files and links.
 
 from __future__ import annotations
 
-__all__ = ["JobScope", "Overview", "RunFile", "TaskLine", "make_overview", "fetch_evidence"]
+__all__ = ["JobScope", "Overview", "make_overview", "fetch_evidence"]
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping

@@ -9,16 +9,7 @@ they are asked as often as without one.
 
 from __future__ import annotations
 
-__all__ = [
-    "LEAST_INTERVAL",
-    "LiveCounts",
-    "RunPoller",
-    "Progress",
-    "error_lines",
-    "follow",
-    "make_progress",
-    "watch",
-]
+__all__ = ["LEAST_INTERVAL", "LiveCounts", "Progress", "error_lines", "follow", "make_progress", "watch"]
 
 import logging
 from collections import deque
@@ -313,7 +304,7 @@ class LiveCounts:
         return False
 
     def apply(self, progress: Progress) -> Progress:
-        """Move the counts of the last poll forward by jobs that messages say run or have finished; sums stay."""
+        """Move the counts of the last poll forward by jobs that messages call running or finished."""
         labels = {label: dict(counts) for label, counts in progress.labels.items()}
         for label, counts in labels.items():
             tasks = [task for task in self._tasks.values() if task.label == label]

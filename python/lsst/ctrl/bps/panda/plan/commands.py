@@ -6,7 +6,6 @@ What travels to the runner is encoded by the runner's own grammar, so that any f
 from __future__ import annotations
 
 __all__ = [
-    "CommandTemplate",
     "LINE_END",
     "StagedFileNames",
     "TaskCommands",
@@ -286,13 +285,7 @@ class TaskCommands:
             self.staged_names.add(settings.runner)
 
     def render(
-        self,
-        graph: JobGraph,
-        family: Family,
-        *,
-        statics: Mapping[str, str],
-        named: NamedJobs,
-        final: bool,
+        self, graph: JobGraph, family: Family, *, statics: Mapping[str, str], named: NamedJobs, final: bool
     ) -> str:
         """Render the command of the tasks of a family.
 

@@ -6,7 +6,7 @@ single jobs, which are in the parameter files that are staged with the run.
 
 from __future__ import annotations
 
-__all__ = ["DOCUMENT_FORMAT", "parse_plan", "render_plan", "render_table"]
+__all__ = ["parse_plan", "render_plan", "render_table"]
 
 import json
 from collections.abc import Iterator, Mapping

@@ -81,11 +81,7 @@ def submit_build(
     site = str(kwargs.get("compute_site") or "")
     # How many jobs it has is not known yet.
     attributes = RunAttributes(
-        name=run.name,
-        operator=run.operator,
-        project=run.project,
-        campaign=run.campaign,
-        payload=run.payload,
+        name=run.name, operator=run.operator, project=run.project, campaign=run.campaign, payload=run.payload
     )
     url = connection.api.upload_cache_file(archive)
     command = _fill(settings.command, archive=url, config=overlay.name, site=site)

@@ -10,7 +10,6 @@ from __future__ import annotations
 __all__ = [
     "FILTER_KEYS",
     "MonitorLinks",
-    "RunFilters",
     "describe_counts",
     "get_status_of",
     "list_notes",
@@ -285,7 +284,7 @@ _DIGEST_TEMPLATE = "  {count} x {error} ({text}) in {labels}; for instance {name
 
 
 def _add_notes(info: WmsSpecificInfo, evidence: RunEvidence, links: MonitorLinks) -> None:
-    """Add to a report what a user wants to know besides the counts: lines, and their values in its context."""
+    """Add to a report what a user wants to know besides counts: lines, and their values in its context."""
     if origin := evidence.attributes.origin:
         info.add_message(
             "This run completes run {origin}: it holds only what was not done there.", origin=origin

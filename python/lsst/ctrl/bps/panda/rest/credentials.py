@@ -10,7 +10,6 @@ __all__ = [
     "Anonymous",
     "BearerToken",
     "Credentials",
-    "ProxyInfo",
     "RENEW_BEFORE",
     "X509Proxy",
     "find_credentials",

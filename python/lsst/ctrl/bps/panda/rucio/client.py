@@ -4,7 +4,7 @@ slow to import, and Rucio's clients are an extra.
 
 from __future__ import annotations
 
-__all__ = ["REPLY_TIMEOUT", "find_outputs_of_run", "open_butler", "open_client", "rucio_errors"]
+__all__ = ["find_outputs_of_run", "open_butler", "open_client", "rucio_errors"]
 
 import sys
 from collections.abc import Iterator

@@ -116,7 +116,7 @@ class RegistrationStatus:
 def compare_registration(
     client: Any, registration: Registration, found: ButlerOutputs | None
 ) -> RegistrationStatus:
-    """Compare what Rucio has with what the Butler has; without the Butler's outputs, report what Rucio has."""
+    """Compare what Rucio has with what the Butler has, if that is known; else report what Rucio has."""
     from rucio.common.exception import DataIdentifierNotFound
 
     scope, dataset = registration.scope, registration.dataset

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = [
-    "Forecast",
-    "ForecastFile",
-    "add_step",
-    "find_graph",
-    "make_forecast",
-    "read_registration",
-]
+__all__ = ["Forecast", "add_step", "find_graph", "make_forecast", "read_registration"]
 
 import os
 from dataclasses import dataclass

@@ -4,14 +4,7 @@ what share.
 
 from __future__ import annotations
 
-__all__ = [
-    "CampaignSection",
-    "SECTION",
-    "SiteShare",
-    "Value",
-    "is_divided",
-    "read_section",
-]
+__all__ = ["CampaignSection", "SECTION", "SiteShare", "Value", "is_divided", "read_section"]
 
 import re
 from collections.abc import Mapping

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = [
     "GraphCommand",
-    "GraphInput",
     "RunConfiguration",
     "complete_configuration",
     "find_broken_sections",

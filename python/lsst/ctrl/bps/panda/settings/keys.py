@@ -161,10 +161,7 @@ _VARIABLES = {"type": "string", "pattern": r"^\s*$|\{\w+\}|\$|<ENV:|bpsEval"}
 """A text that stands for the default, or in which BPS replaces something: what it will be is not known."""
 
 _INTEGER = ({"type": "integer"}, {"type": "string", "pattern": r"^\s*[+-]?\d+(\.0*)?([eE]\+?\d+)?\s*$"})
-_FLOAT = (
-    {"type": "number"},
-    {"type": "string", "pattern": r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"},
-)
+_FLOAT = ({"type": "number"}, {"type": "string", "pattern": r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"})
 _SCALAR = {"type": ["string", "number"]}
 _TEXTS = {"type": "array", "items": {"type": ["string", "number", "boolean"]}}
 

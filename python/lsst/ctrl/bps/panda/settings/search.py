@@ -4,7 +4,7 @@ packaged base, or in the models of keys; and find where in the user's YAML it st
 
 from __future__ import annotations
 
-__all__ = ["KeyLookup", "LayeredConfig", "find_first", "find_origin", "locate_in"]
+__all__ = ["KeyLookup", "find_first", "find_origin", "locate_in"]
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -12,7 +12,6 @@ __all__ = [
     "BEFORE_RUNNING",
     "Counts",
     "ENDED_STATES",
-    "SETTLE_SECONDS",
     "add_counts",
     "count_task",
     "has_kill_code",
@@ -225,12 +224,7 @@ def phase_of(status: str, aborted: bool) -> TransformPhase:
 
 
 def count_task(
-    transform: TransformRecord | None,
-    planned: int,
-    *,
-    aborted: bool,
-    ended: bool,
-    running: int | None = None,
+    transform: TransformRecord | None, planned: int, *, aborted: bool, ended: bool, running: int | None = None
 ) -> Counts:
     """Count the jobs of one task by state; the sum is the planned number, or the
     server's number where that is larger.

@@ -310,10 +310,8 @@ def _unprune(every: Iterable[Counts]) -> None:
         counts[WmsStates.PRUNED] = 0
 
 
-def _expected_tasks(
-    evidence: RunEvidence,
-) -> tuple[list[str], list[tuple[str, TransformRecord | None, int]]]:
-    """List labels in order, and each task with its transform and its planned number of jobs (0 if not known)."""
+def _expected_tasks(evidence: RunEvidence) -> tuple[list[str], list[tuple[str, TransformRecord | None, int]]]:
+    """List labels in order, and each task with its transform and planned number of jobs (0 if not known)."""
     run_name = evidence.request.name
     left = {item.transform_id: item for item in evidence.transforms or ()}
     labels: list[str] = []

@@ -29,7 +29,6 @@ __all__ = [
     "UNKNOWN_EXIT_CODE",
     "VERDICTS",
     "ContentPhase",
-    "ErrorSource",
     "JobPhase",
     "TransformPhase",
     "RequestPhase",
