@@ -2,6 +2,7 @@
 sends strange bodies, paths and objects.
 """
 
+import base64
 import contextlib
 import gzip
 import http.server
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import jwt
@@ -387,6 +389,17 @@ def test_the_relay_makes_classes_of_runs_only(endpoint, place, module, name):
     hidden = {"class": "Workflow", "module": "idds.workflowv2.workflow", "attributes": {"works": foreign}}
     assert not _relay(endpoint, "submit", [hidden])[0]
     assert not (place / "imported").exists()
+
+
+def test_a_packed_value_grows_within_limits_only(endpoint):
+    bomb = "idds_zip:" + base64.b64encode(zlib.compress(b"[" + b"0," * 200_000_000 + b"0]")).decode()
+    attributes = {"_zip_items": ["_name"], "_name": bomb}
+    before = psutil.Process(endpoint.pid).memory_info().rss
+    workflow = {"class": "Workflow", "module": "idds.workflowv2.workflow", "attributes": attributes}
+    success, said = _relay(endpoint, "submit", [workflow])
+    assert not success
+    assert "a packed value has more than" in said
+    assert psutil.Process(endpoint.pid).memory_info().rss - before < 200_000_000
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,7 @@ def test_a_token_of_the_issuer_names_an_ordinary_user(tokens):
     assert (found.user, found.production, found.owner) == ("alice", False, False)
     assert tokens.identify(_token(name=None, preferred_username="carol")).user == "carol"
     assert tokens.identify(_token(name=None, sub="s")).user == "s"
+    assert tokens.identify(_token(name="al\x1b[2Jice\n")).user == "al[2Jice"
     with pytest.raises(NotAllowedError, match="no user"):
         tokens.identify(_token(name=None))
     with pytest.raises(NotAllowedError):

@@ -182,8 +182,9 @@ class Tokens:
     @staticmethod
     def _of_issuer(claims: Mapping[str, Any]) -> Identity:
         for name in ("name", "preferred_username", "sub"):
-            if claims.get(name):
-                return Identity(str(claims[name])[:_LONGEST], production=False)
+            # It stands in logs and on terminals.
+            if user := "".join(filter(str.isprintable, str(claims.get(name) or ""))):
+                return Identity(user[:_LONGEST], production=False)
         raise NotAllowedError("the bearer token names no user")
 
     def check_reader(self, token: str, view: str) -> None:

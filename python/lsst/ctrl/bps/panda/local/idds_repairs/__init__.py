@@ -614,6 +614,9 @@ _OWN_MODULES = (
 """Modules with the classes of which runs are made."""
 
 _LARGEST_VALUE = 1024**3
+_ANY_VALUE = 64 * 1024**2
+_LARGEST_RATIO = 200
+"""A packed value may have so many bytes; `_ANY_VALUE` always, else so many times what is packed."""
 
 
 def _own_classes_only(timing: Timing) -> None:
@@ -637,9 +640,11 @@ def _own_classes_only(timing: Timing) -> None:
         if not isinstance(data, str) or not data.startswith("idds_zip:"):
             return data
         stream = zlib.decompressobj()
-        unpacked = stream.decompress(base64.b64decode(data[len("idds_zip:") :]), _LARGEST_VALUE)
+        packed = base64.b64decode(data[len("idds_zip:") :])
+        largest = min(_LARGEST_VALUE, max(_ANY_VALUE, _LARGEST_RATIO * len(packed)))
+        unpacked = stream.decompress(packed, largest)
         if stream.unconsumed_tail:
-            raise ValueError(f"a packed value has more than {_LARGEST_VALUE} bytes")
+            raise ValueError(f"a packed value has more than {largest} bytes")
         return json.loads(unpacked)
 
     dict_class.load_instance = staticmethod(load_instance)
