@@ -139,6 +139,7 @@ class _Server(TcpWSGIServer):  # type: ignore[misc]
 
     channel_class = _Channel
     parts: WebParts
+    patience: float
 
     def _strangers(self) -> list[_Channel]:
         """List the connections that have not shown a secret, the oldest first."""
@@ -152,13 +153,15 @@ class _Server(TcpWSGIServer):  # type: ignore[misc]
 
     def maintenance(self, now: float) -> None:
         super().maintenance(now)
-        limit = time.monotonic() - _PATIENCE
+        limit = time.monotonic() - self.patience
         for channel in self._strangers():
             if channel.opened < limit:
                 channel.will_close = True
 
 
-def make_web_server(application: Any, parts: WebParts, listener: socket.socket) -> Any:
+def make_web_server(
+    application: Any, parts: WebParts, listener: socket.socket, *, patience: float = _PATIENCE
+) -> Any:
     """Make the web server of an application; ``run`` is its loop."""
     adjustments = Adjustments(
         sockets=[listener],
@@ -183,5 +186,5 @@ def make_web_server(application: Any, parts: WebParts, listener: socket.socket) 
         sockinfo=information,
         bind_socket=False,
     )
-    server.parts = parts
+    server.parts, server.patience = parts, patience
     return server
