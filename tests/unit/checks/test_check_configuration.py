@@ -328,6 +328,8 @@ def test_where_a_wrong_value_stands(make_config, env, tmp_path):
         ("requestCpus", 0, "it must be at least 1."),
         ("memoryMultiplier", "lots", "it must be a number."),
         ("numberOfRetries", 1.5, "it must be a whole number."),
+        ("useLazyCommands", False, "it must be yes: with no, BPS writes a command for each single job"),
+        ("useLazyCommands", "no", "it must be yes: with no, BPS writes a command for each single job"),
         ("retryUnlessExit", "1,2", "it must be a whole number or a list of whole numbers."),
         ("environment", "A=1", "it must be a section of names with values."),
         ("preCmdline", ["a"], "it must be a text, in quotes where YAML takes it for something else."),

@@ -9,6 +9,7 @@ from lsst.ctrl.bps.panda.checks.plan import (
     MANY_JOBS,
     find_advice,
     find_labels_without_queue,
+    find_later_attempts_without_queue,
     find_unknown_queues,
 )
 from lsst.ctrl.bps.panda.errors import SettingsError
@@ -58,6 +59,29 @@ def hints(*arguments, **options):
 def misfits(*tasks, queues=(SMALL, LARGE, MERGE)):
     found = find_labels_without_queue(tasks, lambda site: queues if site == "S" else ())
     return told(found, Severity.ERROR)
+
+
+@pytest.mark.parametrize(
+    ("growth", "attempts", "limit", "told_of"),
+    [
+        (2.0, 5, 491520, ""),
+        (2.0, 9, 600000, "attempt 9 would ask for 512000 MB"),
+        (2.0, 8, 600000, ""),
+        (1.0, 99, 600000, ""),
+        (1000.0, 9, 10**7, "attempt 2 would ask for 2000000 MB"),
+        (1e300, 999, 10**7, "attempt 2 would ask for 10000000 MB"),
+    ],
+)
+def test_attempts_that_no_queue_takes_are_told(growth, attempts, limit, told_of):
+    task = make_task(memory=2000)
+    needs = replace(task.resources, memory_max=limit, memory_growth=growth, attempts=attempts)
+    found = find_later_attempts_without_queue(
+        [replace(task, resources=needs)] * 2, lambda site: (SMALL, LARGE, MERGE)
+    )
+    texts = told(found, Severity.WARNING)
+    assert len(texts) == bool(told_of)
+    assert all(told_of in text and "Q_large" in text for text in texts)
+    assert find_later_attempts_without_queue([make_task(memory=10**7)], lambda site: (LARGE,)) == []
 
 
 @pytest.mark.parametrize(

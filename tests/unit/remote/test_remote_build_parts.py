@@ -13,6 +13,7 @@ from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig
 from lsst.ctrl.bps.panda.edgenode import build_cmd_line_decoder
 from lsst.ctrl.bps.panda.errors import SettingsError
 from lsst.ctrl.bps.panda.idds.workflow import Submission, make_build_submission, render_update
+from lsst.ctrl.bps.panda.plan.model import Resources
 from lsst.ctrl.bps.panda.plan.run_attributes import RunAttributes
 from lsst.ctrl.bps.panda.remote.request import make_archive
 from lsst.ctrl.bps.panda.settings.remote import (
@@ -42,8 +43,19 @@ def read(section, **values):
 def test_the_section_comes_before_the_rest():
     section = {"enabled": True, "queue": "Q_build", "requestMemory": 8000, "numberOfRetries": 0}
     settings = read(section, queue="Q", computeSite="SLAC", LSST_VERSION="w_1", priority=7)
-    assert (settings.queue, settings.memory, settings.attempts) == ("Q_build", 8000, 1)
+    assert (settings.queue, settings.resources.memory, settings.resources.attempts) == ("Q_build", 8000, 1)
     assert (settings.site, settings.cloud, settings.priority) == ("SLAC", "US", 7)
+
+
+def test_the_memory_of_a_build_grows_as_that_of_a_job():
+    settings = read({"enabled": True, "requestMemory": 4000}, LSST_VERSION="w_1")
+    # BPS's own defaults: memoryMultiplier 2, numberOfRetries 5, memoryLimit 491520.
+    assert [settings.resources.memory_of(n) for n in (1, 2, 3, 6, 7)] == [4000, 8000, 16000, 128000, 256000]
+    assert settings.resources.memory_max == 491520
+    section = {"enabled": True, "requestMemory": 4000, "memoryMultiplier": 3, "requestMemoryMax": 20000}
+    grown = read(section, LSST_VERSION="w_1").resources
+    assert [grown.memory_of(n) for n in (1, 2, 3, 4)] == [4000, 12000, 20000, 20000]
+    assert read({"enabled": True}, memoryLimit=9000, LSST_VERSION="w_1").resources.memory_max == 9000
 
 
 def test_the_command_of_the_site_unless_the_section_has_one():
@@ -125,8 +137,7 @@ def test_the_request_of_a_build():
         queue="Q",
         processing_type="",
         priority=0,
-        memory=2000,
-        attempts=2,
+        resources=Resources(2000, 9000, 2.0, 1, 0, 0, 3),
     )
     attributes = RunAttributes("u_x", operator="ann", campaign="camp")
     submission = make_build_submission(settings, "build it", attributes)
@@ -134,6 +145,17 @@ def test_the_request_of_a_build():
     text = json.dumps(workflow)
     for words in ("build it", "lsst_build", "build_task", "u_x", "camp"):
         assert words in text
+    (work,) = (each for each in find_values(workflow, "task_rss_max") if each)
+    assert work == 9000
+    assert find_values(workflow, "task_rss") == [2000]
+    assert find_values(workflow, "task_rss_retry_step") == [4000]
+    assert find_values(workflow, "maxattempt") == [3]
+
+
+def find_values(value, name):
+    """All values of a name in a JSON document."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [found for key, each in items for found in ([each] if key == name else find_values(each, name))]
 
 
 def test_the_arguments_of_an_update():
@@ -193,8 +215,8 @@ def test_the_stages_of_a_batch_submission_ask_for_memory():
     has_stages = hasattr(bps, "GenericWorkflowLazyGroup")
     stages = {"bpsBatchSubmission": True, "preparePayloadWorkflow": {"requestMemory": 40000}}
     plain = {"requestMemory": 3000}
-    assert read({}, LSST_VERSION="w_1", **stages, **plain).memory == (40000 if has_stages else 3000)
-    assert read({"requestMemory": 5000}, LSST_VERSION="w_1", **stages, **plain).memory == 5000
+    assert read({}, LSST_VERSION="w_1", **stages, **plain).resources.memory == (40000 if has_stages else 3000)
+    assert read({"requestMemory": 5000}, LSST_VERSION="w_1", **stages, **plain).resources.memory == 5000
     config = make_config({}, **stages)
     assert is_batch_submission(config) == is_remote_build(config) == has_stages
     assert not is_remote_build(make_config({}, bpsBatchSubmission=False))
@@ -211,4 +233,4 @@ def test_a_switch_in_quotes_that_says_no_is_off(word):
 @pytest.mark.parametrize("yes", [True, "yes", "true", "on", 1])
 def test_a_switch_that_says_yes_is_on(yes):
     assert is_remote_build(make_config({"enabled": yes}))
-    assert read({"enabled": yes, "requestMemory": 5}, LSST_VERSION="w_1").memory == 5
+    assert read({"enabled": yes, "requestMemory": 5}, LSST_VERSION="w_1").resources.memory == 5

@@ -12,6 +12,7 @@ __all__ = [
     "check_run_name",
     "find_advice",
     "find_labels_without_queue",
+    "find_later_attempts_without_queue",
     "find_labels_elsewhere",
     "find_unknown_queues",
 ]
@@ -19,6 +20,7 @@ __all__ = [
 import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 
 from lsst.ctrl.bps import BpsConfig
@@ -49,6 +51,7 @@ def check_plan(plan: WorkflowPlan, settings: RunSettings, config: BpsConfig) -> 
     try:
         queues_of = partial(_queues_of, RunConfiguration(config).queues)
         findings += find_labels_without_queue(tasks, queues_of)
+        findings += find_later_attempts_without_queue(tasks, queues_of)
         findings += find_unknown_queues(tasks, queues_of)
     except SettingsError as error:
         findings.append(Finding.from_error(error))
@@ -109,6 +112,32 @@ def find_labels_without_queue(
         )
         for problem, some in labels.items()
     ]
+
+
+def find_later_attempts_without_queue(
+    tasks: Iterable[TaskPlan], queues_of: Callable[[str], tuple[QueueLimits, ...]]
+) -> list[Finding]:
+    """Find labels whose memory grows, from one attempt to the next, beyond what the queues of their site
+    take; only a warning, since not every job runs out of memory.
+    """
+    found: dict[str, Finding] = {}
+    for task in tasks:
+        queues, needs = queues_of(task.placement.site), task.resources
+        if task.label in found or not queues or _misfit(task, queues):
+            continue
+        for attempt in range(2, needs.attempts + 1):
+            memory = needs.memory_of(attempt)
+            problem = _misfit(replace(task, resources=replace(needs, memory=memory)), queues)
+            if problem:
+                text = (
+                    f"Label {task.label}: attempt {attempt} would ask for {memory} MB if the ones before it "
+                    f"run out of memory, and is never started: {problem} Otherwise set requestMemoryMax to "
+                    "what a queue takes."
+                )
+                found[task.label] = Finding(Severity.WARNING, text, key="requestMemoryMax", label=task.label)
+            if problem or memory == needs.memory_max:
+                break
+    return list(found.values())
 
 
 def find_unknown_queues(

@@ -244,7 +244,6 @@ def _new_work(number: int, **settings: Any) -> Any:
 def _make_work(task: TaskPlan, number: int, plan: WorkflowPlan, packed: _DependencyMap | None) -> Any:
     """Make the work of a task."""
     needs, accounting, placement = task.resources, task.accounting, task.placement
-    growth = _second_memory(needs)
     event_service = task.packing.event_service
     # In names of event service files, the label has the form that it has in
     # the task's pseudo-inputs.
@@ -257,10 +256,7 @@ def _make_work(task: TaskPlan, number: int, plan: WorkflowPlan, packed: _Depende
         task_queue=placement.queue or None,
         task_site=placement.site or None,
         task_cloud=placement.cloud or None,
-        task_rss=needs.memory,
-        task_rss_retry_offset=0 if growth else needs.memory,
-        task_rss_retry_step=growth,
-        task_rss_max=needs.memory_max,
+        **_memory_arguments(needs),
         core_count=needs.cores,
         maxwalltime=needs.walltime,
         maxattempt=needs.attempts,
@@ -285,13 +281,20 @@ def _make_work(task: TaskPlan, number: int, plan: WorkflowPlan, packed: _Depende
     return work
 
 
-def _second_memory(needs: Resources) -> int:
-    """Return the memory of the second attempt, never less than BPS's, MB; 0 if memory does not grow.
+def _memory_arguments(needs: Resources) -> dict[str, int]:
+    """Return what a work says about memory, MB.
 
-    JEDI multiplies the memory of an attempt by the ratio of this to the
+    JEDI multiplies the memory of an attempt by the ratio of the step to the
     first one's, and cuts it at the largest (panda-server 1.0.4).
     """
-    return math.ceil(round(needs.memory * needs.memory_growth, 6)) if needs.memory_growth > 1 else 0
+    # Never less than BPS's.
+    step = math.ceil(round(needs.memory * needs.memory_growth, 6)) if needs.memory_growth > 1 else 0
+    return {
+        "task_rss": needs.memory,
+        "task_rss_retry_offset": 0 if step else needs.memory,
+        "task_rss_retry_step": step,
+        "task_rss_max": needs.memory_max,
+    }
 
 
 # --- what is sent ----------------------------------------------------------
@@ -383,8 +386,8 @@ def make_build_submission(settings: BuildSettings, command: str, attributes: Run
             task_priority=settings.priority,
             processing_type=settings.processing_type or None,
             prodSourceLabel="managed",
-            task_rss=settings.memory,
-            maxattempt=settings.attempts,
+            **_memory_arguments(settings.resources),
+            maxattempt=settings.resources.attempts,
         )
     )
     return _render_submission(workflow)

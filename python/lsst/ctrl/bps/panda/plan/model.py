@@ -23,6 +23,7 @@ __all__ = [
     "WorkflowPlan",
 ]
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -41,6 +42,10 @@ class Placement:
 
     queue: str
     """PanDA queue; empty lets PanDA broker."""
+
+
+MEMORY_LIMIT = 491520
+"""BPS's own default of ``memoryLimit``, MB (``bps_defaults.yaml`` of ctrl_bps)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,15 @@ class Resources:
 
     attempts: int
     """Number of attempts, at least 1: BPS ``numberOfRetries`` + 1."""
+
+    def memory_of(self, attempt: int) -> int:
+        """Return the memory of an attempt, from 1, if all earlier ones ran out of memory, MB."""
+        memory = float(self.memory)
+        for _ in range(attempt - 1):
+            if memory >= self.memory_max or self.memory_growth <= 1:
+                break
+            memory *= self.memory_growth
+        return min(math.ceil(round(memory, 6)), self.memory_max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +296,9 @@ class LabelSettings:
 
     keep_tokens: bool = False
     """Whether the payload may see tokens."""
+
+    memory_limit: int = MEMORY_LIMIT
+    """Memory that no attempt of a job without a limit of its own exceeds, MB."""
 
 
 @dataclass(frozen=True, slots=True)

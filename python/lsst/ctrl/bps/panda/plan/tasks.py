@@ -55,9 +55,6 @@ DEFAULT_MEMORY = 1024
 DEFAULT_WALLTIME = 90000
 """Longest run of a PanDA job that does not ask for any, seconds."""
 
-MAX_MEMORY = 512000
-"""Limit of the memory growth of a job that sets none, MB."""
-
 
 @dataclass(slots=True)
 class FamilyPlan:
@@ -194,7 +191,7 @@ class TaskMaker:
                 site=str(job.compute_site or settings.site),
                 queue=str(job.queue or settings.queue),
             ),
-            resources=_resources(job, packing.payloads_per_job, max_walltime),
+            resources=_resources(job, packing.payloads_per_job, max_walltime, settings.memory_limit),
             accounting=_accounting(job, settings),
             packing=packing,
             jobs=(),
@@ -260,7 +257,9 @@ def _accounting(job: GenericWorkflowJob, settings: LabelSettings) -> Accounting:
     )
 
 
-def _resources(job: GenericWorkflowJob, payloads_per_job: int, max_walltime: int) -> Resources:
+def _resources(
+    job: GenericWorkflowJob, payloads_per_job: int, max_walltime: int, memory_limit: int
+) -> Resources:
     """Return what a PanDA job needs.
 
     Memory is that of the whole job in MB, as BPS defines it, rounded up to a multiple of the cores: iDDS
@@ -271,7 +270,7 @@ def _resources(job: GenericWorkflowJob, payloads_per_job: int, max_walltime: int
     cores = math.ceil(_number(job, "request_cpus", 1, least=1))
     memory = math.ceil(_number(job, "request_memory", DEFAULT_MEMORY, least=1))
     memory = -(-memory // cores) * cores
-    memory_max = int(_number(job, "request_memory_max", 0, least=0)) or MAX_MEMORY
+    memory_max = int(_number(job, "request_memory_max", 0, least=0)) or memory_limit
     walltime = _walltime_asked(job)
     if payloads_per_job > 1:
         walltime = walltime * payloads_per_job or max_walltime

@@ -48,7 +48,7 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from ..errors import SettingsError
-from ..plan.model import NamingKind
+from ..plan.model import MEMORY_LIMIT, NamingKind
 
 # --- kinds of values ---------------------------------------------------------
 
@@ -185,6 +185,14 @@ _YES_OR_NO = Kind(
     ),
     "it must be yes or no",
 )
+
+
+def _yes(value: Any) -> bool:
+    if not _yes_or_no(value):
+        raise ValueError(value)
+    return True
+
+
 _LABELS = Kind(
     "list of labels",
     _labels,
@@ -218,6 +226,15 @@ Seconds = Annotated[
 ]
 Hours = Annotated[float, replace(_NUMBER, unit="hours")]
 YesOrNo = Annotated[bool, _YES_OR_NO]
+LazyCommands = Annotated[
+    bool,
+    replace(
+        _YES_OR_NO,
+        convert=_yes,
+        needed="it must be yes: with no, BPS writes a command for each single job, and each job would become a "
+        "PanDA task of its own; take it out of the configuration",
+    ),
+]
 TextList = Annotated[list[str], Kind("list", _list, ({"type": "string"}, _TEXTS))]
 Labels = Annotated[dict[str, int | None], _LABELS]
 TextMapping = Annotated[Mapping[str, Any], _MAPPING]
@@ -390,6 +407,9 @@ class LabelKeys(Section):
         "the staged runner.",
     )
     prmon: YesOrNo = key(True, "Whether the runner starts `prmon`, where there is one.")
+    memory_limit: WholeMegabytes = key(
+        MEMORY_LIMIT, "Memory that no attempt of a job without `requestMemoryMax` exceeds.", least=1
+    )
     keep_tokens: YesOrNo = key(
         False,
         "Whether the payload sees tokens (`PANDA_AUTH_ID_TOKEN` and the like) that the pilot has in its "
@@ -497,6 +517,9 @@ class CoreKeys(Section):
         None, "Attempts after the first one; 0 means a single attempt.", least=0
     )
     retry_unless_exit: ExitCodes = key(None, "Exit codes after which another attempt is of no use.")
+    use_lazy_commands: LazyCommands = key(
+        None, "Whether jobs of a label share a command, as they must on PanDA; `no` is refused."
+    )
     environment: TextMapping = key(None, "Variables for the payload. Any value works; it is quoted.")
     accounting_group: Text = key(None, "PanDA working group.")
     pre_cmdline: Text = key(None, "Command that runs before the payload.")

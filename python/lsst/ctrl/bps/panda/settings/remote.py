@@ -18,9 +18,11 @@ from lsst.ctrl import bps
 from lsst.ctrl.bps import BpsConfig
 
 from ..errors import SettingsError
+from ..plan.model import Resources
 from .keys import (
     BuildKeys,
     LabelKeys,
+    Number,
     Section,
     TextList,
     WholeMegabytes,
@@ -41,6 +43,12 @@ class RemoteBuildSection(Section):
     enabled: YesOrNo = key(False, "Whether the quantum graph of the run is made by a task at the site.")
     files: TextList = key([], "Files and directories that the configuration needs at the site.")
     request_memory: WholeMegabytes = key(4096, "Memory of the build task.", least=1)
+    request_memory_max: WholeMegabytes = key(
+        0, "Memory that no attempt of the build task exceeds; 0 means `memoryLimit`.", least=0
+    )
+    memory_multiplier: Number = key(
+        1.0, "Growth of the memory of the build task from one attempt to the next.", least=0
+    )
     number_of_retries: WholeNumber = key(2, "Attempts of the build task after the first one.", least=0)
 
 
@@ -60,10 +68,8 @@ class BuildSettings:
     queue: str
     processing_type: str
     priority: int
-    memory: int
-    """MB."""
-
-    attempts: int
+    resources: Resources
+    """Memory and attempts; the rest has no effect on a build."""
 
 
 _STAGES = ("buildQuantumGraph", "preparePayloadWorkflow")
@@ -96,6 +102,7 @@ def read_build_settings(config: BpsConfig, environment: Mapping[str, str]) -> Bu
     lookup.check_variables("runnerCommand" if own_command else "buildCommand", [SECTION])
     keys = lookup.read(LabelKeys, SECTION)
     build = _read_section(config, section, environment)
+    memory = max([build.request_memory, *_memory_of_stages(config, section, environment)])
     return BuildSettings(
         command=(
             keys.runner_command if own_command else lookup.read(BuildKeys, SECTION).build_command
@@ -106,8 +113,15 @@ def read_build_settings(config: BpsConfig, environment: Mapping[str, str]) -> Bu
         queue=keys.queue,
         processing_type=keys.processing_type,
         priority=keys.priority,
-        memory=max([build.request_memory, *_memory_of_stages(config, section, environment)]),
-        attempts=build.number_of_retries + 1,
+        resources=Resources(
+            memory=memory,
+            memory_max=max(memory, build.request_memory_max or keys.memory_limit),
+            memory_growth=max(1.0, build.memory_multiplier),
+            cores=1,
+            disk=0,
+            walltime=0,
+            attempts=build.number_of_retries + 1,
+        ),
     )
 
 

@@ -361,6 +361,7 @@ def _label_settings(label: str, own: LabelKeys, run: RunKeys) -> LabelSettings:
         payloads_per_job=(numbers[label] or run.max_payloads_per_panda_job) if label in numbers else 1,
         prmon=own.prmon,
         keep_tokens=own.keep_tokens,
+        memory_limit=own.memory_limit,
     )
 
 
