@@ -149,7 +149,6 @@ def test_the_request_of_a_build():
     assert work == 9000
     assert find_values(workflow, "task_rss") == [2000]
     assert find_values(workflow, "task_rss_retry_step") == [4000]
-    assert find_values(workflow, "maxattempt") == [3]
 
 
 def find_values(value, name):
