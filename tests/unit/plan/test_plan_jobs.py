@@ -375,9 +375,9 @@ def test_payloads_share_a_job_as_its_wall_time_allows(
 @pytest.mark.parametrize(
     ("needs", "memory", "largest", "growth"),
     [
-        ({}, 1024, 512_000, 1.0),
-        ({"request_memory": 2000, "memory_multiplier": 2.5}, 2000, 512_000, 2.5),
-        ({"request_memory": 2000, "memory_multiplier": 0.5}, 2000, 512_000, 1.0),
+        ({}, 1024, 491_520, 1.0),
+        ({"request_memory": 2000, "memory_multiplier": 2.5}, 2000, 491_520, 2.5),
+        ({"request_memory": 2000, "memory_multiplier": 0.5}, 2000, 491_520, 1.0),
         ({"request_memory": 2000, "request_memory_max": 9000}, 2000, 9000, 1.0),
         ({"request_memory": 2000, "request_memory_max": 1000}, 2000, 2000, 1.0),
     ],

@@ -231,8 +231,13 @@ LazyCommands = Annotated[
     replace(
         _YES_OR_NO,
         convert=_yes,
-        needed="it must be yes: with no, BPS writes a command for each single job, and each job would become a "
-        "PanDA task of its own; take it out of the configuration",
+        written=(
+            {"enum": [True, 1]},
+            {"type": "string", "pattern": rf"^\s*({_any_case(word for word in _WORDS if _WORDS[word])})\s*$"},
+            _VARIABLES,
+        ),
+        needed="it must be yes: with no, BPS writes a command for each single job, and each job would become "
+        "a PanDA task of its own; take it out of the configuration",
     ),
 ]
 TextList = Annotated[list[str], Kind("list", _list, ({"type": "string"}, _TEXTS))]
