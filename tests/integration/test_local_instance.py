@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from panda_servers.local import servers
 
 from lsst.ctrl.bps.panda.cli.panda_local import main
 from lsst.ctrl.bps.panda.errors import LocalPandaError
@@ -31,21 +32,8 @@ def directory(tmp_path):
     yield path
     if path.exists():
         instance.stop(path)
-    assert _servers(path) == []
+    assert servers(path) == []
     assert marked_processes(f"PANDA_LOCAL_INSTANCE={path}") == []
-
-
-def _servers(directory):
-    """List the processes that are servers of a directory, or are about to become one."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if any(word.endswith(b"/launch.py") for word in words) and str(directory).encode() in words:
-            found.append(int(path.parent.name))
-    return found
 
 
 def _tool(directory, *arguments, **options):
@@ -130,13 +118,13 @@ def test_start_that_finds_another_leaves_no_process_that_would_take_its_place(di
     code = "import sys; from lsst.ctrl.bps.panda.local import instance; instance.start(sys.argv[1])"
     late = subprocess.Popen([sys.executable, "-c", code, str(directory)])
     end = time.monotonic() + 100
-    while len(_servers(directory)) < 2:
+    while len(servers(directory)) < 2:
         assert time.monotonic() < end, "no second process"
         time.sleep(0.01)
     # The second process waits for the lock; its parent now finds the first one.
     hidden.rename(file)
     assert late.wait(timeout=100) == 0
-    assert _servers(directory) == [endpoint.pid]
+    assert servers(directory) == [endpoint.pid]
 
 
 def test_stale_state_is_recognised_and_the_port_is_kept(directory):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["guards", "small_disk", "wait_for"]
+__all__ = ["guards", "servers", "small_disk", "wait_for"]
 
 import os
 import subprocess
@@ -32,6 +32,19 @@ def guards(server: int) -> list[int]:
         except (OSError, ValueError):
             continue
         if parent == server and any(word.endswith(b"/guard.py") for word in words):
+            found.append(int(path.parent.name))
+    return found
+
+
+def servers(directory: Path) -> list[int]:
+    """List the processes that are servers of a directory, or are about to become one."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if any(word.endswith(b"/launch.py") for word in words) and str(directory).encode() in words:
             found.append(int(path.parent.name))
     return found
 

@@ -363,6 +363,25 @@ def open_pages(directory: Path, job: int | None) -> None:
 
 @main.command()
 @_directory
+@click.argument("backup", required=False, default="")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_shows_errors
+def restore(directory: Path, backup: str, yes: bool) -> None:
+    """Go back to a backup of the databases, after they were lost or damaged.
+
+    BACKUP is one of those that the refused start lists, by default the
+    newest.  What was submitted since is lost; jobs that have ended since run
+    again.
+    """
+    if not yes:
+        click.confirm(f"forget what has happened in {directory} since the backup?", abort=True)
+    made, replaced = instance.restore(directory, backup)
+    click.echo(f"the databases are those of {made}; what was there is in {replaced}")
+    click.echo("start it again: panda_local start")
+
+
+@main.command()
+@_directory
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_shows_errors
 def clean(directory: Path, yes: bool) -> None:

@@ -12,6 +12,7 @@ __all__ = [
     "clean",
     "environment",
     "find",
+    "restore",
     "make_link",
     "make_token",
     "set_faults",
@@ -363,6 +364,33 @@ def make_link(endpoint: Endpoint, job: int | None = None) -> str:
     """Make a link that opens the pages of the logs in a browser: once, and within a minute."""
     path = _ask(endpoint, "local/link", {"job": job} if job is not None else {})
     return f"{endpoint.base}{path}"
+
+
+def restore(directory: str | Path, backup: str = "") -> tuple[str, Path]:
+    """Go back to a backup of the databases, the newest by default, after they were lost or damaged.
+
+    Returns
+    -------
+    made : `str`
+        When the backup was made.
+    replaced : `~pathlib.Path`
+        Folder to which the files were moved that were there.
+
+    Raises
+    ------
+    LocalPandaError
+        Raised if a server runs, or there is no such backup.
+    """
+    from .backups import restore as restore_files
+
+    path = _canonical(directory)
+    lock = take_lock(path, patience=1.0) if path.is_dir() else None
+    if lock is None:
+        if path.is_dir():
+            raise LocalPandaError(f"an embedded PanDA runs with {path}; stop it first: panda_local stop")
+        raise LocalPandaError(f"there is no state directory {path}")
+    with lock:
+        return restore_files(path, backup)
 
 
 def clean(directory: str | Path) -> bool:

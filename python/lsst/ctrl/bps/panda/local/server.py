@@ -29,6 +29,7 @@ import psutil
 from ..version import __version__
 from . import idds_repairs
 from .api import Api, FileCache
+from .backups import DATABASE_FILES, IDDS_FILE, PANDA_FILE, back_up, check_files, find_backups
 from .database import Database, MessageQueue
 from .door import make_web_server
 from .endpoint import (
@@ -189,7 +190,7 @@ class Server:
             # iDDS takes psycopg2 for a URL without a driver; so do we.
             scheme, _, rest = chosen.partition("://")
             return chosen, f"{scheme if '+' in scheme else 'postgresql+psycopg2'}://{rest}"
-        return f"sqlite:///{self._directory / 'idds.db'}", f"sqlite:///{self._directory / 'panda.db'}"
+        return f"sqlite:///{self._directory / IDDS_FILE}", f"sqlite:///{self._directory / PANDA_FILE}"
 
     def build(self) -> None:
         """Put all parts together and take up what an earlier server left; `RuntimeError` says what to
@@ -197,6 +198,10 @@ class Server:
         """
         settings, directory = self._settings, self._directory
         self._storage.require()
+        files = [] if settings.database else [directory / name for name in DATABASE_FILES]
+        if files:
+            check_files(directory)
+            back_up(directory)
         mark = f"{SERVER_MARKER}={self.endpoint.mark}" if self.endpoint.mark else f"{MARKER}={directory}"
         self._guard = Guard(mark)
         self._guard.keep()
@@ -231,6 +236,10 @@ class Server:
             directory / LOGS_FOLDER, directory / "work", f"{self._base}/logs"
         )
         self._executor = self._make_executor()
+        if files and not find_backups(directory):
+            # From now on it is known that there were databases.
+            back_up(directory)
+        self._storage.watch(files)
         connect(self._jedi, message_queue, self._faults)
         idds_repairs.offer_task_lookup(self._jedi.submitted)
         self._make_web()
