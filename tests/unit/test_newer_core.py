@@ -2,12 +2,14 @@
 
 import dataclasses
 import importlib
+import inspect
 
 import pytest
 from lsst.ctrl.bps.wms_service import WmsRunReport
+from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 
 from lsst.ctrl import bps
-from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig, GenericWorkflow
+from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig, GenericWorkflow, GenericWorkflowJob
 from lsst.ctrl.bps.panda import PandaBpsWmsWorkflow, PanDAService
 from lsst.ctrl.bps.panda.errors import PlanError
 from lsst.ctrl.bps.panda.plan.model import PlanSettings, RunIdentity
@@ -49,3 +51,14 @@ def test_the_site_is_told_where_bps_can_show_it():
     assert make_run_list([]) == []
     fields = {field.name for field in dataclasses.fields(WmsRunReport)}
     assert ("site" in fields) == HAS_LAZY_GROUPS
+
+
+@pytest.mark.parametrize("value", ["TRANSFORM", "PREPARE", "SUBMIT", "QGRAPH"])
+def test_core_writes_no_quantum_graph_for_a_job(value):
+    """Where this fails, core is mended, and ``whenSaveJobQgraph`` need not be refused any more."""
+    core = {name: importlib.import_module(f"lsst.ctrl.bps.{name}") for name in ("prepare", "transform")}
+    sources = {name: inspect.getsource(module) for name, module in core.items()}
+    used = [name for name in sources if f"== WhenToSaveQuantumGraphs.{value}" in sources[name]]
+    assert used == [name for name in sources if name == value.lower()]
+    assert not hasattr(PredictedQuantumGraph, "saveUri")
+    assert not hasattr(GenericWorkflowJob("a", "b"), "quantum_graph")

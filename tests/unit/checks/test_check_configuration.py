@@ -58,13 +58,13 @@ def env(tmp_path):
 def make_config(tmp_path):
     def make(**values):
         content = {
-            "submitPath": "/submit",
-            "outputRun": "u/ann/x/1",
+            "submitPath": f"{tmp_path}/submit",
             "uniqProcName": "u_ann_x_1",
             "operator": "ann",
             "createQuantumGraph": "pipetask qgraph",
             "fileDistributionEndPoint": f"{tmp_path}/area/{{uniqProcName}}/",
             **values,
+            "payload": {"outputRun": "u/ann/x/1", **values.get("payload", {})},
         }
         return BpsConfig(
             content,
@@ -428,7 +428,9 @@ def test_a_command_needs_no_graph(make_config, env):
 
 
 def test_what_a_graph_is_made_from_is_there(make_config, env, tmp_path):
-    (tmp_path / "isr.yaml").touch()
+    (tmp_path / "isr.yaml").write_text("description: x\ntasks: {isr: a.Task}\n")
+    (tmp_path / "butler.yaml").touch()
+    env["DAF_BUTLER_REPOSITORY_INDEX"] = "/index.yaml"
     good = {"pipelineYaml": f"{tmp_path}/isr.yaml#isr", "butlerConfig": str(tmp_path)}
     assert check_configuration(make_config(**good), env)[0] == []
     # A name in the index of repositories, and what only others can look up.
@@ -515,3 +517,187 @@ def test_file_and_line_of_what_is_wrong(make_config, env, tmp_path):
         "stageRunner": (str(run), 5),
     }
     assert str(found[-1]).endswith(f"Is this the machine that has it? ({run}, line 4)")
+
+
+TEXTS = [
+    ("a {b", "BPS cannot replace variables in it: expected '}' before end of string. Double braces"),
+    ("a} b", "BPS cannot replace variables in it: Single '}' encountered in format string. Double braces"),
+    ("{}", "BPS replaces {} by nothing, since that is no name of a key. Double braces"),
+    ("{0}", "BPS replaces {0} by nothing"),
+    ("awk '{print $1}'", "BPS replaces {print $1} by nothing"),
+    ('{"a": 1}', 'BPS replaces {"a"} by nothing'),
+    ("{project!x}", "BPS cannot replace variables in it: Unknown conversion specifier x"),
+    ("{project:>y}", "BPS cannot replace variables in it: Unknown format code 'y' for object of type 'str'"),
+    ("{extraQgraphOptions}", "it names itself, directly or by way of others, and BPS never ends."),
+    ("bpsEval(x", "its bpsEval fails: Unparsable bpsEval in 'bpsEval(x'. Correct it"),
+    ("bpsEval(no.such.function, 1)", "its bpsEval fails: Unable to import 'no.such.function'"),
+    ("bpsEval(len, 1)", "its bpsEval fails: object of type 'int' has no len()"),
+]
+
+
+@pytest.mark.parametrize(("text", "words"), TEXTS)
+def test_a_text_that_bps_cannot_replace_variables_in(make_config, env, tmp_path, text, words):
+    """It has key, file and line, and hides nothing else."""
+    run = tmp_path / "run.yaml"
+    run.write_text(f"project: dev\nextraQgraphOptions: {text!r}\nmaxJobsPerTask: lots\n")
+    config = make_config(
+        project="dev", extraQgraphOptions=text, maxJobsPerTask="lots", clusterAlgorithm="no.such"
+    )
+    with click.Context(click.Command("check"), info_name="check") as context:
+        context.params["config"] = str(run)
+        broken, *others = configuration.check_configuration(config, env)
+    assert broken.text.startswith(f"extraQgraphOptions is {text!r} ({run}, line 2); {words}")
+    assert (broken.severity, broken.key, broken.line) == (Severity.ERROR, "extraQgraphOptions", 2)
+    assert [finding.key for finding in others] == ["maxJobsPerTask", "clusterAlgorithm"]
+
+
+def test_only_the_text_with_the_mistake_is_named(make_config, env):
+    config = make_config(
+        payload={"payloadName": "a}", "output": "u/{payloadName}", "outputRun": "{output}/1"},
+        one="{two}", two="{one}", extraQgraphOptions="{one}",
+        environment={"A": "{x"}, pipetask={"isr": {"runQuantumCommand": "find {} {x"}},
+        unused="{", finalJob={"command1": "butler {y"},
+    )  # fmt: skip
+    found = configuration.check_configuration(config, env)
+    assert sorted(finding.key for finding in found) == [
+        "environment.A", "finalJob.command1", "one", "payload.payloadName", "two",
+    ]  # fmt: skip
+
+
+def test_no_text_of_the_defaults_is_taken_for_broken(make_config, env):
+    assert configuration.check_configuration(make_config(computeSite="SLAC", LSST_VERSION="w"), env) == []
+
+
+GENERATED = {"chosenTracts": "9813", "myPipe": "/no/x.yaml", "maxJobsPerTask": "lots", "mySubmit": "x"}
+
+
+def test_values_that_bps_generates_later_are_not_missed_before_and_checked_then(make_config, env, tmp_path):
+    config = make_config(
+        payload={"dataQuery": "tract IN ({chosenTracts})", "butlerConfig": "s3://x/y", "inCollection": "z"},
+        createQuantumGraph="pipetask qgraph -p {pipelineYaml} -d '{dataQuery}'",
+        pipelineYaml="{myPipe}",
+        submitPath=f"{tmp_path}/{{mySubmit}}",
+        fileDistributionEndPoint="/proc/{myArea}/",
+        bpsGenerateConfig=f"dict({GENERATED})".replace("{", "{{").replace("}", "}}"),
+    )
+    assert configuration.check_configuration(config, env) == []
+    config.generate_config()
+    assert config["dataQuery"] == "tract IN (9813)"
+    assert [finding.text for finding in configuration.check_values(config, env)] == [
+        "maxJobsPerTask is 'lots' (BPS configuration); it must be a whole number."
+    ]
+    found = {finding.key for finding in configuration.check_configuration(config, env)}
+    assert found == {"maxJobsPerTask", "fileDistributionEndPoint", "pipelineYaml"}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("json.loads", "it is no call. Write MODULE.FUNCTION(ARGUMENTS)."),
+        ("no.such.function(1)", "no.such.function cannot be imported (Unable to import 'no.such.function'"),
+        ("json.__name__('x')", "json.__name__ is no function"),
+    ],
+)
+def test_a_generator_that_bps_cannot_call(make_config, env, text, words):
+    (problem,) = check_configuration(make_config(pipetask={"isr": {"bpsGenerateConfig": text}}), env)[0]
+    assert problem.startswith(f"pipetask.isr.bpsGenerateConfig is {text!r}: {words}")
+
+
+@pytest.mark.parametrize("value", ["TRANSFORM", "PREPARE", "SUBMIT", "QGRAPH", "bogus", False])
+def test_a_quantum_graph_for_each_job_is_refused(make_config, env, value):
+    config = make_config(pipetask={"isr": {"whenSaveJobQgraph": value}})
+    assert check_configuration(config, env)[0] == [
+        f"pipetask.isr.whenSaveJobQgraph is {value!r}, and BPS 30 has lost what writes a quantum graph for "
+        "each job. Take it out; each job reads its part of the run's quantum graph."
+    ]
+    assert check_configuration(make_config(whenSaveJobQgraph="never"), env)[0] == []
+
+
+def test_a_submit_directory_that_cannot_be_made(make_config, env, tmp_path):
+    (tmp_path / "file").touch()
+    for path, words in (
+        (tmp_path, "which is there already; BPS makes a new directory for each run"),
+        ("/proc/no/x", "and nothing can be written in /proc: "),
+        (tmp_path / "file" / "x", f"and nothing can be written in {tmp_path}/file: Not a directory"),
+    ):
+        (problem,) = check_configuration(make_config(submitPath=str(path)), env)[0]
+        assert problem.startswith(f"submitPath is {str(path)!r}, {words}")
+    assert check_configuration(make_config(), env)[0] == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bin", "file"]
+
+
+def test_a_clustering_that_cannot_be_imported(make_config, env):
+    (problem,) = check_configuration(make_config(clusterAlgorithm="no.such"), env)[0]
+    assert problem.startswith("clusterAlgorithm is 'no.such': no.such cannot be imported (Unable to import")
+    (problem,) = check_configuration(make_config(clusterAlgorithm="os.name"), env)[0]
+    assert problem.startswith("clusterAlgorithm is 'os.name': os.name is no function. BPS has single_quantum")
+
+
+def test_files_of_a_command(make_config, env, tmp_path):
+    script = tmp_path / "run.sh"
+    script.touch()
+    config = make_config(customJob={"executable": str(script), "inputs": {"one": "/no/such/in.txt"}})
+    assert check_configuration(config, env)[0] == [
+        "customJob.inputs.one is '/no/such/in.txt', which is not there. Is this the machine that has it?"
+    ]
+    script.unlink()
+    found = configuration.check_configuration(config, env)
+    assert [finding.key for finding in found] == ["customJob.executable", "customJob.inputs.one"]
+
+
+@pytest.mark.parametrize(
+    ("butler", "words"),
+    [
+        ("file:///no/such/repo", "'file:///no/such/repo', which is not there. Is this the machine"),
+        (
+            "nowhere",
+            "'nowhere', which is no directory here, and there is no index of names: DAF_BUTLER_REPOSIT",
+        ),
+        ("/usr", "'/usr', which holds no butler.yaml. Give a Butler's directory."),
+        ("s3://bucket/repo", ""),
+    ],
+)
+def test_a_butler_that_is_not_there(make_config, env, butler, words):
+    problems = check_configuration(make_config(payload={"butlerConfig": butler}), env)[0]
+    assert problems == [] if not words else problems[0].startswith(f"butlerConfig is {words}")
+
+
+DEMO = "resource://lsst.ctrl.bps.panda.demo"
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "words"),
+    [
+        (f"{DEMO}/nope.yaml", "which is not there. Is this the machine"),
+        (
+            f"{DEMO}/pipeline.yaml#isrr",
+            "and the pipeline has no isrr; did you mean isr? It has assembleCoadd",
+        ),
+        (f"{DEMO}/pipeline.yaml#isr,zzz", "and the pipeline has no zzz. It has assembleCoadd"),
+        (
+            f"{DEMO}/pipeline.yaml#isr..charcterize",
+            "and the pipeline has no charcterize; did you mean character",
+        ),
+        (f"{DEMO}/sky.py", "which is no pipeline: "),
+        (f"{DEMO}/pipeline.yaml#isr..characterize", ""),
+        (f"{DEMO}/pipeline.yaml#visits,isr", ""),
+        ("s3://bucket/pipeline.yaml", ""),
+    ],
+)
+def test_a_pipeline_and_labels_that_are_not_there(make_config, env, pipeline, words):
+    problems = check_configuration(make_config(pipelineYaml=pipeline), env)[0]
+    assert problems == [] if not words else problems[0].startswith(f"pipelineYaml is {pipeline!r}, {words}")
+
+
+def test_programs_of_jobs_on_the_machine_that_runs_them(make_config, env):
+    """A set-up may bring those without a directory."""
+    commands = {"isr": {"runQuantumCommand": "/no/pipetask x"}, "warp": {"runQuantumCommand": "nobody x"}}
+    config = make_config(pipetask=commands, runQuantumCommand="pipetask run")
+    keys = ["pipetask.isr.runQuantumCommand", "pipetask.warp.runQuantumCommand"]
+    texts = [finding.text for finding in configuration.check_payloads(config, env)]
+    where = f"which is not there (PATH is {env['PATH']!r})."
+    assert f"pipetask.isr.runQuantumCommand runs /no/pipetask, {where}" in texts
+    assert f"pipetask.warp.runQuantumCommand runs nobody, {where}" in texts
+    assert not any(text.startswith("runQuantumCommand") for text in texts)
+    found = configuration.check_payloads(make_config(pipetask=commands, setupLSSTEnv="source x;"), env)
+    assert [finding.key for finding in found] == keys[:1]

@@ -11,9 +11,8 @@ from lsst.ctrl.bps.panda.settings import sites
 
 def make_config(**values):
     content = {
-        "outputRun": "u/me/x/1",
         "uniqProcName": "u_me_x_1",
-        "payload": {"payloadName": "pay"},
+        "payload": {"payloadName": "pay", "outputRun": "u/me/x/1"},
         **values,
     }
     return BpsConfig(
@@ -142,3 +141,72 @@ def test_file_and_line_of_each_hint(tmp_path):
         "computeSite": (str(run), 3),
     }
     assert str(found[0]).endswith(f"did you mean requestMemory? ({tmp_path}/labels.yaml, line 3)")
+
+
+def test_a_key_at_the_top_that_the_section_payload_overrides():
+    config = make_config(computeSite="local", outputRun="u/me/mine", dataQuery="tract = 1")
+    assert hints_of(config) == (
+        "outputRun at the top has no effect: BPS takes payload.outputRun, 'u/me/x/1', even if that is its "
+        "default. Set it in the section payload.",
+    )
+    assert config["outputRun"] == "u/me/x/1"
+
+
+def pipeline_of(tmp_path, *labels):
+    path = tmp_path / "pipeline.yaml"
+    tasks = "".join(f"  {label}: a.Task\n" for label in labels)
+    path.write_text(f"description: x\ntasks:\n{tasks}subsets:\n  step1: [{labels[0]}]\n")
+    return str(path)
+
+
+def test_settings_for_labels_that_the_pipeline_does_not_have(tmp_path):
+    """A part of the pipeline may run alone, and a configuration may be for several pipelines."""
+    config = make_config(
+        computeSite="local",
+        pipelineYaml=pipeline_of(tmp_path, "isr", "characterize", "makeWarp") + "#isr",
+        pipetask={"isrr": {}, "makeWarp": {}, "zzz": {}, "yyy": {}, "all": {}, "pipetaskInit": {}},
+        cluster={"all": {"pipetasks": "isr, charcterize"}},
+    )
+    assert hints_of(config) == (
+        "pipetask.isrr is for label isrr, which the pipeline does not have; did you mean isr?",
+        "cluster.all.pipetasks is for label charcterize, which the pipeline does not have; did you mean "
+        "characterize?",
+        "Settings for zzz, yyy have no effect: the pipeline has no such labels.",
+    )
+
+
+def test_settings_for_labels_that_a_given_graph_does_not_have():
+    """What is not like a label may be another part of the same pipeline."""
+    config = make_config(computeSite="local", qgraphFile="x.qg", pipetask={"charcterize": {}, "makeWarp": {}})
+    assert hints_of(config) == ()
+    assert hints_of(config, labels=("isr", "characterize")) == (
+        "pipetask.charcterize is for label charcterize, which the pipeline does not have; did you mean "
+        "characterize?",
+    )
+
+
+def test_a_section_for_a_site_that_is_almost_one_with_a_profile():
+    sites_ = {
+        "SLCA": {"queue": "Q"},
+        "SLAC": {"queue": "Q"},
+        "MINE": {"queue": "Q"},
+        "LANCSX": {"queue": "Q"},
+    }
+    config = make_config(computeSite="LANCSX", setupLSSTEnv="true;", site=sites_)
+    assert "site.SLCA is for a site without profile; did you mean SLAC?" in hints_of(config)
+    assert not any("site.LANCSX" in text or "site.MINE" in text for text in hints_of(config))
+
+
+def test_a_key_that_stands_twice(tmp_path):
+    run = tmp_path / "run.yaml"
+    parts = "  warp: {queue: A}\n  warp: {queue: B}\n"
+    run.write_text(f"project: a\npipetask:\n  isr: {{queue: A}}\npipetask:\n{parts}")
+    with click.Context(click.Command("check"), info_name="check") as context:
+        context.params["config"] = str(run)
+        found = check_names(make_config(computeSite="local"), {})
+    assert {finding.severity for finding in found} == {Severity.WARNING}
+    assert [str(finding) for finding in found] == [
+        f"{key} stands twice, in line {first} also, and the last counts. Put both together. ({run}, line "
+        f"{last})"
+        for key, first, last in (("pipetask", 2, 4), ("pipetask.warp", 5, 6))
+    ]

@@ -19,7 +19,7 @@ from lsst.resources import ResourcePath
 
 from lsst.ctrl.bps import BaseWmsService, BaseWmsWorkflow, BpsConfig, GenericWorkflow
 
-from .checks.configuration import check_configuration, check_service
+from .checks.configuration import check_configuration, check_payloads, check_service, check_values
 from .errors import PandaBpsError, RunNotFoundError, SettingsError, TransportError
 from .findings import Finding, report_findings
 from .remote.request import is_control_workflow, submit_build, submit_control_workflow
@@ -38,10 +38,17 @@ from .runs.files import protect_environment_dumps
 from .runs.restart import restart_run
 from .runs.submit import submit_run, tell_how_to_follow
 from .settings import sites
-from .settings.bps_command import accept_service_names, fail_command, is_dry_run
-from .settings.configuration import RunConfiguration
+from .settings.bps_command import (
+    accept_service_names,
+    configuration_file,
+    fail_command,
+    is_check,
+    is_dry_run,
+)
+from .settings.configuration import RunConfiguration, find_broken_names
 from .settings.remote import is_remote_build
 from .settings.run import ServiceSettings, complete_area, default_configuration, read_service_settings
+from .settings.variables import find_broken_texts
 from .staging import stage_with_progress
 from .workflow import PandaBpsWmsWorkflow
 
@@ -62,7 +69,14 @@ class PanDAService(BaseWmsService):
 
     @property
     def defaults(self) -> Config:
-        """Defaults that BPS merges beneath a user's configuration."""
+        """Defaults that BPS merges beneath a user's configuration.
+
+        It asks for them first of all, so that here is the only place to say
+        which texts it is going to fail at before it has anything checked.
+        """
+        if (file := configuration_file()) and not is_check():
+            errors = find_broken_names(file, read_service_settings(None).environment)
+            report_findings([*map(Finding.from_error, errors)], is_dry_run=False)
         return default_configuration()
 
     @property
@@ -101,8 +115,10 @@ class PanDAService(BaseWmsService):
         """Return what would make a submission fail, as far as it is known
         before there is a quantum graph.
         """
-        settings = self.settings()
-        if not is_remote_build(self.config):
+        # Without the texts that would make the look-ups of the settings fail; they are found again below.
+        broken, config = find_broken_texts(self.config, {})
+        settings = type(self)(config).settings()
+        if not broken and not is_remote_build(self.config):
             complete_area(self.config)
         return [*check_configuration(self.config, settings.environment), *check_service(settings)]
 
@@ -114,6 +130,8 @@ class PanDAService(BaseWmsService):
         protect_environment_dumps(out_prefix or RunConfiguration(config).submit_path)
         if is_control_workflow(config, generic_workflow):
             return PandaBpsWmsWorkflow.without_plan(config)
+        # BPS has generated values (bpsGenerateConfig) since the configuration was checked.
+        report_findings(check_values(config, self.settings().environment), is_dry_run=is_dry_run())
         workflow = PandaBpsWmsWorkflow.from_generic_workflow(
             config, generic_workflow, out_prefix or "", self._class_name
         )
@@ -289,3 +307,10 @@ class LocalPanDAService(PanDAService):
             read_service_settings(self.config, merged),
             monitor_url=settings.environment.get("PANDA_MONITOR_URL", ""),
         )
+
+    def check_submission(self) -> list[Finding]:
+        """Return what would make a submission fail, also on this machine, where
+        the jobs run.
+        """
+        found = super().check_submission()
+        return [*found, *check_payloads(self.config, read_service_settings(None).environment)]

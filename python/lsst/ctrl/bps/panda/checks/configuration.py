@@ -4,7 +4,7 @@ graph and before anything is staged or sent.
 
 from __future__ import annotations
 
-__all__ = ["check_configuration", "check_service"]
+__all__ = ["check_configuration", "check_payloads", "check_service", "check_values"]
 
 import os
 import re
@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from lsst.resources import ResourcePath
+from lsst.utils import doImport
 
 from lsst.ctrl.bps import BpsConfig
 
@@ -27,14 +29,23 @@ from ..runs.client import connect
 from ..settings.bps_command import configuration_file, is_dry_run
 from ..settings.campaign import SECTION, is_divided
 from ..settings.configuration import GraphCommand, RunConfiguration, find_broken_sections
+from ..settings.files import find_origin
+from ..settings.keys import SET_UP_KEYS
 from ..settings.remote import is_remote_build, read_build_settings
 from ..settings.run import ServiceSettings, check_area_form, find_area
-from ..settings.search import KeyLookup, find_origin
+from ..settings.search import KeyLookup
 from ..settings.sites import variables_in
+from ..settings.variables import find_broken_texts, find_generators
 from ..staging import StagingSettings
+from .inputs import check_inputs
 from .plan import check_area, check_run_name
 
 _error = partial(Finding, Severity.ERROR)
+
+_PROBE = 65536
+"""How many bytes there must be room for in a submit directory."""
+
+_CLUSTERING = "lsst.ctrl.bps.quantum_clustering_funcs"
 
 # Variables in the commands for quantum graphs that BPS sets later, or leaves out if they are not set.
 _OPTIONAL = re.compile(r"qgraphFile|inputQgraphFile|dataQuery|\w+(?:Options|Opts)")
@@ -55,33 +66,68 @@ def check_service(settings: ServiceSettings) -> list[Finding]:
     return []
 
 
-def check_configuration(config: BpsConfig, environment: Mapping[str, str]) -> list[Finding]:
-    """Check what can be checked before there is a quantum graph, except the server of PanDA."""
-    if broken := find_broken_sections(config):
+def check_values(config: BpsConfig, environment: Mapping[str, str]) -> list[Finding]:
+    """Check all values that mean the same before and after the quantum graph is made."""
+    if sections := find_broken_sections(config):
         # Nothing can be looked up, neither here nor by BPS.
-        return [_error(text) for text in broken]
+        return [_error(text) for text in sections]
+    errors, config = find_broken_texts(config, environment)
+    broken_keys = {key for error in errors for key in (error.key, error.key.rpartition(".")[2])}
     lookup = KeyLookup(config, environment)
     run = RunConfiguration(config)
     findings = [
         *map(Finding.from_error, lookup.wrong_values(run.labels)),
         *check_run_name(run.name),
-        *_check_division(run),
+        *_check_graphs_of_jobs(run),
         *_catch(lambda: run.queues),
     ]
+    generated = bool(find_generators(config))
+    return [
+        *map(Finding.from_error, errors),
+        *(
+            _locate(finding, run, environment)
+            for finding in findings
+            if finding.key not in broken_keys and not (generated and lookup.missing_variables(finding.key))
+        ),
+    ]
+
+
+def check_configuration(config: BpsConfig, environment: Mapping[str, str]) -> list[Finding]:
+    """Check what can be checked before there is a quantum graph, except the
+    server of PanDA.
+
+    Values that depend on what BPS generates later (``bpsGenerateConfig``) are
+    left to `check_values` after that.
+    """
+    findings = check_values(config, environment)
+    if find_broken_sections(config):
+        return findings
+    known = {finding.key.rpartition(".")[2] for finding in findings}
+    config = find_broken_texts(config, environment)[1]
+    lookup = KeyLookup(config, environment)
+    run = RunConfiguration(config)
+    generators = find_generators(config)
+    found = [*_check_division(run), *_check_generators(config, generators), *_check_submit_path(run)]
     if is_remote_build(config) and not is_dry_run():
         # Quantum graph, plan and staging are made and checked at the site.
-        findings += _catch(lambda: read_build_settings(config, environment))
-        findings += _catch(lambda: check_area_form(lookup))
+        found += _catch(lambda: read_build_settings(config, environment))
+        found += _catch(lambda: check_area_form(lookup))
+    elif run.is_command:
+        found += [*_check_variables(run, lookup, None), *_check_command(run)]
+        found += _check_staging_area(lookup, environment)
     else:
-        graph = None if run.is_command else run.graph_command()
-        findings += _check_variables(run, lookup, graph)
-        if graph is not None:
-            findings += _check_graph_command(graph, environment)
-            findings += _check_graph_path(graph, run.submit_path)
-            findings += _check_inputs(graph, environment)
-        findings += _check_staging_area(lookup, environment)
-    findings += check_registration(config, environment)
-    return [_locate(finding, run, environment) for finding in findings]
+        graph = run.graph_command()
+        found += _check_variables(run, lookup, graph)
+        found += _check_program(graph.key, graph.written, environment)
+        found += _check_graph_path(graph, run.submit_path)
+        found += check_inputs(graph, environment)
+        found += _check_clustering(run)
+        if not (generators and lookup.missing_variables("fileDistributionEndPoint")):
+            found += _check_staging_area(lookup, environment)
+    found += check_registration(config, environment)
+    waiting = {finding.key for finding in found if generators and lookup.missing_variables(finding.key)}
+    found = [finding for finding in found if finding.key not in waiting | known]
+    return [*findings, *(_locate(finding, run, environment) for finding in found)]
 
 
 def _locate(finding: Finding, run: RunConfiguration, environment: Mapping[str, str]) -> Finding:
@@ -114,6 +160,78 @@ def _check_division(run: RunConfiguration) -> Iterator[Finding]:
         )
 
 
+def _check_graphs_of_jobs(run: RunConfiguration) -> Iterator[Finding]:
+    """Refuse a quantum graph for each job, which no known BPS can write."""
+    for path, value in run.find_all("whenSaveJobQgraph"):
+        if str(value).upper() != "NEVER":
+            yield _error(
+                f"{path} is {value!r}, and BPS 30 has lost what writes a quantum graph for each job. Take it "
+                "out; each job reads its part of the run's quantum graph.",
+                path,
+            )
+
+
+def _check_generators(config: BpsConfig, generators: Mapping[str, str]) -> Iterator[Finding]:
+    """Check that BPS can call what is to generate values."""
+    for path, text in generators.items():
+        function, bracket, _ = text.partition("(")
+        reason = "" if bracket and text.rstrip().endswith(")") else "it is no call"
+        if not reason and "." in function and "{" not in function:
+            reason = _why_not_importable(function)
+        if reason:
+            yield _error(f"{path} is {text!r}: {reason}. Write MODULE.FUNCTION(ARGUMENTS).", path)
+
+
+def _why_not_importable(name: str) -> str:
+    """Return why a function cannot be imported; empty if it can."""
+    try:
+        return "" if callable(doImport(name)) else f"{name} is no function"
+    except Exception as error:
+        return f"{name} cannot be imported ({error})"
+
+
+def _check_submit_path(run: RunConfiguration) -> Iterator[Finding]:
+    """Check that BPS can make the submit directory, by making another one."""
+    directory = run.submit_path
+    if not directory or variables_in(directory):
+        return
+    path = Path(directory).absolute()
+    if os.path.lexists(path):
+        yield _error(
+            f"submitPath is {directory!r}, which is there already; BPS makes a new directory for each run. "
+            "Use another outputRun or submitPath, with {timestamp} in it for instance.",
+            "submitPath",
+        )
+        return
+    above = next(each for each in path.parents if os.path.lexists(each))
+    try:
+        with TemporaryDirectory(dir=above, prefix=".bps-check-") as probe:
+            Path(probe, "file").write_bytes(bytes(_PROBE))
+    except OSError as error:
+        yield _error(
+            f"submitPath is {directory!r}, and nothing can be written in {above}: {error.strerror}. Use "
+            "another submitPath, or make room.",
+            "submitPath",
+        )
+
+
+def _check_command(run: RunConfiguration) -> Iterator[Finding]:
+    """Check that the files of a run of ``bps submitcmd`` exist."""
+    for key, file in run.command_files:
+        if not Path(file).is_file():
+            yield _error(f"{key} is {file!r}, which is not there. Is this the machine that has it?", key)
+
+
+def _check_clustering(run: RunConfiguration) -> Iterator[Finding]:
+    """Check that BPS can call what makes jobs of quanta."""
+    if reason := _why_not_importable(run.cluster_algorithm):
+        yield _error(
+            f"clusterAlgorithm is {run.cluster_algorithm!r}: {reason}. BPS has single_quantum_clustering and "
+            f"dimension_clustering in {_CLUSTERING}.",
+            "clusterAlgorithm",
+        )
+
+
 def _check_variables(
     run: RunConfiguration, lookup: KeyLookup, graph: GraphCommand | None
 ) -> Iterator[Finding]:
@@ -121,6 +239,7 @@ def _check_variables(
     checked: list[tuple[str, tuple[str, ...], re.Pattern[str] | None]] = [
         ("runnerCommand", run.labels, None),
         ("fileDistributionEndPoint", (), None),
+        ("submitPath", (), None),
     ]
     if graph is not None:
         checked.append((graph.key, (), _OPTIONAL))
@@ -158,11 +277,10 @@ def _check_runner(lookup: KeyLookup, labels: Iterable[str]) -> Iterator[Finding]
         )
 
 
-def _check_graph_command(graph: GraphCommand, environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Check that the program that makes the quantum graph exists."""
-    key = graph.key
+def _check_program(key: str, written: str, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Check that the program with which a command begins exists here."""
     try:
-        word = shlex.split(graph.written)[0]
+        word = shlex.split(written)[0]
     except (IndexError, ValueError):
         return
     for name, value in environment.items():
@@ -175,6 +293,27 @@ def _check_graph_command(graph: GraphCommand, environment: Mapping[str, str]) ->
         )
     elif not shutil.which(word, path=environment.get("PATH", os.defpath)):
         yield _error(f"{key} runs {word}, which is not there (PATH is {environment.get('PATH', '')!r}).", key)
+
+
+def check_payloads(config: BpsConfig, environment: Mapping[str, str]) -> list[Finding]:
+    """Check that the programs of the jobs exist on this machine, on which the
+    embedded PanDA runs them; a set-up may bring those that are named without
+    their directory.
+    """
+    if find_broken_sections(config):
+        return []
+    run = RunConfiguration(config)
+    commands = [*run.find_all("runQuantumCommand")]
+    commands += [
+        (f"finalJob.{key}", value) for key, value in run.section("finalJob").items() if key == "command1"
+    ]
+    has_set_up = any(value for key in SET_UP_KEYS for _, value in run.find_all(key))
+    return [
+        _locate(finding, run, environment)
+        for key, value in commands
+        if isinstance(value, str) and (value.startswith("/") or not has_set_up)
+        for finding in _check_program(key, value, environment)
+    ]
 
 
 def _check_graph_path(graph: GraphCommand, directory: str) -> Iterator[Finding]:
@@ -203,43 +342,6 @@ def _check_graph_path(graph: GraphCommand, directory: str) -> Iterator[Finding]:
         f"{listed}. Set submitPath to another one.",
         "submitPath",
     )
-
-
-def _check_inputs(graph: GraphCommand, environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Check that the pipeline, the Butler and a given quantum graph exist.
-
-    Only paths are checked.  A name without a slash may be a Butler's alias in the index of repositories, and
-    a command other than ``pipetask`` may see other files, in a container for instance.
-    """
-    if not re.match(r"(\S*/)?pipetask\s", graph.written):
-        return
-    for given in graph.inputs:
-        key, raw = given.key, given.written
-        if given.is_evaluated or not raw:
-            continue
-        if unset := sorted(name for name in variables_in(raw) if not environment.get(name)):
-            if not _is_in_package(raw.partition("#")[0]):
-                yield _error(
-                    f"{key} is {raw!r}, but the environment variable {unset[0]} is not set. Set it "
-                    f"(if it ends in _DIR: setup that product of an LSST stack), or set {key} to a path.",
-                    key,
-                )
-            continue
-        path = os.path.expanduser(given.value.partition("#")[0])
-        if "/" in path and "{" not in path and "://" not in path and not os.path.exists(path):
-            yield _error(
-                f"{key} is {given.value!r}, which is not there. Is this the machine that has it?", key
-            )
-
-
-def _is_in_package(path: str) -> bool:
-    """Tell whether a Python package has the file: where ``PRODUCT_DIR`` is not set, `lsst.resources` looks
-    for ``${PRODUCT_DIR}/...`` in the package of that product.
-    """
-    try:
-        return bool(ResourcePath(path).exists())
-    except (OSError, ValueError):
-        return False
 
 
 def _check_staging_area(lookup: KeyLookup, environment: Mapping[str, str]) -> list[Finding]:

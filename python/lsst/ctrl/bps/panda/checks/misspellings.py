@@ -17,13 +17,16 @@ from lsst.daf.butler import Config
 
 from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig, GenericWorkflowJob
 
+from ..errors import SettingsError
 from ..findings import Finding, Severity
 from ..plan.job_attributes import yaml_key
 from ..settings.bps_command import configuration_file
 from ..settings.configuration import RunConfiguration
+from ..settings.files import find_origin, find_repeated_keys
 from ..settings.keys import BPS_KEYS, KEYS, PLAIN_SECTIONS, SECTIONS_BY_NAME, SET_UP_KEYS
-from ..settings.search import KeyLookup, find_origin
+from ..settings.search import KeyLookup
 from ..settings.sites import notice_of, profile_of, site_names
+from .inputs import closest, read_labels
 
 _LIKENESS = 0.88
 """Least similarity of two names, by `difflib`."""
@@ -50,9 +53,14 @@ def check_names(
     """
     run = RunConfiguration(config)
     hints = [*find_misspelt_keys(config, environment), *find_misplaced_keys(config, environment)]
+    hints += find_unknown_labels(run, environment, frozenset(labels := [*filter(None, labels)]))
+    hints += find_overridden_keys(run, environment)
+    for path, before, origin in find_repeated_keys(configuration_file(), environment):
+        text = f"{path} stands twice, in line {before} also, and the last counts. Put both together."
+        hints.append(Finding(Severity.WARNING, text, path, file=origin.file, line=origin.line))
     if text := _about_site(run.site, has_set_up=any(map(run.has, SET_UP_KEYS))):
         hints.append(_hint(text, "computeSite", run.site, environment))
-    if labels := [label for label in labels if label]:
+    if labels:
         named = KeyLookup(config, environment).get("enableEventService") or {}
         if unknown := sorted(set(named) - set(labels)):
             text = (
@@ -126,6 +134,60 @@ def find_misplaced_keys(config: BpsConfig, environment: Mapping[str, str]) -> li
             )
             hints.append(_hint(text, path, value, environment))
     return hints
+
+
+def find_unknown_labels(
+    run: RunConfiguration, environment: Mapping[str, str], labels: frozenset[str]
+) -> Iterator[Finding]:
+    """Find settings for labels, and members of clusters, that the pipeline does not have; if that cannot be
+    read, those that resemble labels of the run.
+    """
+    try:
+        tasks, likeness = read_labels(run.pipeline)[0] if run.pipeline else frozenset[str](), 0.7
+    except SettingsError:  # found by the checks
+        tasks = frozenset()
+    likeness = likeness if tasks else _LIKENESS
+    known = tasks | labels | {"pipetaskInit"}
+    clusters = run.section("cluster")
+    named = {f"pipetask.{label}": label for label in run.section("pipetask")}
+    for name, settings in clusters.items():
+        members = str(settings.get("pipetasks") or "") if isinstance(settings, Mapping) else ""
+        named |= {f"cluster.{name}.pipetasks": label for label in map(str.strip, members.split(",")) if label}
+    used = {str(site) for _, site in run.find_all("computeSite")}
+    for site in run.section("site"):
+        if not profile_of(site) and site not in used and (meant := closest(site.upper(), site_names())):
+            yield _hint(
+                f"site.{site} is for a site without profile{meant}", f"site.{site}", None, environment
+            )
+    unlike = []
+    for path, label in named.items():
+        if label in known or label in clusters or "{" in label:
+            continue
+        if meant := closest(label, known, likeness=likeness):
+            yield _hint(
+                f"{path} is for label {label}, which the pipeline does not have{meant}",
+                path,
+                None,
+                environment,
+            )
+        elif tasks:
+            unlike.append(label)
+    if unlike:
+        listed = ", ".join(unlike)
+        text = f"Settings for {listed} have no effect: the pipeline has no such labels."
+        yield Finding(Severity.HINT, text, key="pipetask")
+
+
+def find_overridden_keys(run: RunConfiguration, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Find keys at the top that BPS looks for in the section payload first, and finds there."""
+    payload = run.section("payload")
+    for key, value in run.content.items():
+        if key in payload and value != payload[key]:
+            text = (
+                f"{key} at the top has no effect: BPS takes payload.{key}, {payload[key]!r}, even if that "
+                "is its default. Set it in the section payload."
+            )
+            yield _hint(text, key, value, environment)
 
 
 def _about_site(site: str, *, has_set_up: bool) -> str:

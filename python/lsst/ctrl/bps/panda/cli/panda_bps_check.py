@@ -7,7 +7,6 @@ from __future__ import annotations
 __all__ = ["build", "check", "make_service", "schema", "service_class_option"]
 
 import json
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +17,17 @@ from lsst.utils import doImport
 
 from ..checks.misspellings import check_names
 from ..errors import PandaBpsError, SettingsError
-from ..findings import describe_findings
+from ..findings import Finding, describe_findings
 from ..settings.configuration import RunConfiguration, complete_configuration, missing_service_class
 from ..settings.run import read_service_settings
 from ..settings.schema import make_schema
+from ..settings.variables import generate_values
 from .output import shows_errors
+
+_NOT_CHECKED = (
+    "Not checked, as that needs the Butler: its collections, dataQuery, and what quanta there are. "
+    "'bps prepare' asks it."
+)
 
 service_class_option = click.option(
     "--wms-service-class", help="Service class to use instead of the configuration's."
@@ -64,21 +69,31 @@ def check(config: str, compute_site: str | None, wms_service_class: str | None) 
     """
     from lsst.pipe.base import Instrument
 
+    settings = read_service_settings(None)
     given = {"computeSite": compute_site, "wmsServiceClass": wms_service_class}
     try:
         bps_config = complete_configuration(
             config,
             timestamp=Instrument.makeCollectionTimestamp(),
-            user=read_service_settings(None).user,
+            user=settings.user,
+            environment=settings.environment,
             service_class=wms_service_class,
             command_line={key: value for key, value in given.items() if value},
         )
+        failed = []
+        try:
+            bps_config = generate_values(bps_config, settings.environment)
+        except SettingsError as error:
+            failed = [Finding.from_error(error)]
         service = make_service(RunConfiguration(bps_config).service_class, bps_config)
-        findings = [*service.check_submission(), *check_names(bps_config, service.settings().environment)]
+        found = [*service.check_submission(), *check_names(bps_config, settings.environment)]
+        findings = [*failed, *(each for each in found if each.key not in [error.key for error in failed])]
     except (PandaBpsError, KeyError, ValueError, OSError, RuntimeError) as error:
         raise click.ClickException(f"{config} cannot be checked: {_reason(error)}") from error
     text, can_submit = describe_findings(findings, config)
     click.echo(text)
+    if not RunConfiguration(bps_config).is_command:
+        click.echo(_NOT_CHECKED)
     sys.exit(0 if can_submit else 1)
 
 
@@ -148,13 +163,4 @@ def _reason(error: BaseException) -> str:
     while current is not None:
         causes.append(str(current) or type(current).__name__)
         current = current.__cause__ or current.__context__
-    text = ": ".join(dict.fromkeys(causes))
-    # daf_butler takes ${PRODUCT_DIR} in an include for a product of the LSST stack.
-    if product := re.search(r"eups://(\w+)/([^\s:]*)", text):
-        text += f". {product[1].upper()}_DIR is not set; only an LSST stack sets it"
-        if product[1] == "ctrl_bps_panda":
-            text += (
-                f". Include resource://lsst.ctrl.bps.panda/{product[2]} instead, or nothing: computeSite "
-                "selects what it held"
-            )
-    return text
+    return " ".join(": ".join(dict.fromkeys(causes)).split())

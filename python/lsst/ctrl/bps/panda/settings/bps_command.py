@@ -4,7 +4,7 @@ is repaired.
 
 from __future__ import annotations
 
-__all__ = ["accept_service_names", "configuration_file", "fail_command", "is_dry_run"]
+__all__ = ["accept_service_names", "configuration_file", "fail_command", "is_check", "is_dry_run"]
 
 import sys
 from collections.abc import Callable
@@ -34,6 +34,12 @@ def configuration_file() -> str:
         return ""
     given = (context.params.get(name) for name in ("config_file", "config"))
     return next((str(file) for file in given if file), "")
+
+
+def is_check() -> bool:
+    """Tell whether ``panda_bps check`` is running, which lists all findings itself."""
+    context = click.get_current_context(silent=True)
+    return context is not None and context.info_name == "check"
 
 
 def fail_command(error: Exception) -> None:

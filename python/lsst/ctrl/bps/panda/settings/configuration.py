@@ -6,12 +6,13 @@ __all__ = [
     "GraphCommand",
     "RunConfiguration",
     "complete_configuration",
+    "find_broken_names",
     "find_broken_sections",
     "missing_service_class",
 ]
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,12 @@ from lsst.daf.butler import Config
 from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig
 
 from ..errors import SettingsError
+from .files import check_files
 from .keys import PLAIN_SECTIONS, SECTIONS_BY_NAME
 from .sites import QueueLimits, read_queues
+from .variables import find_broken_texts
+
+_READ_FIRST = ("submitPath", "outputRun", "outCollection", "operator", "uniqProcName", "remoteBuild")
 
 _AS_WRITTEN = {"replaceVars": False, "expandEnvVars": False, "replaceEnvVars": False, "default": ""}
 
@@ -94,6 +99,10 @@ class RunConfiguration:
     file = _Text("configFile")
     """YAML file that BPS was given."""
 
+    cluster_algorithm = _Text("clusterAlgorithm")
+    """Function that makes jobs of quanta."""
+
+    pipeline = _Text("pipelineYaml")
     data_query = _Text("dataQuery")
     written_data_query = _Text("dataQuery", as_written=True)
     graph_file = _Text("qgraphFile", as_written=True)
@@ -154,6 +163,25 @@ class RunConfiguration:
         content: dict[str, Any] = Config(self._config).toDict()
         return content
 
+    def find_all(self, key: str) -> Iterator[tuple[str, Any]]:
+        """Yield the dotted paths at which a key stands, and its values."""
+        for path in Config(self._config).nameTuples():
+            if path[-1] == key:
+                yield ".".join(map(str, path)), Config.__getitem__(self._config, path)
+
+    def section(self, name: str) -> Mapping[str, Any]:
+        """Return a section as plain mappings, with nothing put in; empty without one."""
+        section = self.content.get(name)
+        return section if isinstance(section, Mapping) else {}
+
+    @property
+    def command_files(self) -> tuple[tuple[str, str], ...]:
+        """Keys and paths of the files that ``bps submitcmd`` copies into the submit directory."""
+        inputs = self._config["customJob"].get("inputs") or {}
+        named = {"customJob.executable": self.text(".customJob.executable")}
+        named |= {f"customJob.inputs.{name}": str(file) for name, file in inputs.items()}
+        return tuple(named.items())
+
     @property
     def queues(self) -> tuple[QueueLimits, ...]:
         """Limits of queues that it adds to those of the site's profile, or corrects."""
@@ -210,14 +238,18 @@ def complete_configuration(
     user: str,
     service_class: str | None = None,
     command_line: Mapping[str, str] | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> BpsConfig:
     """Do what BPS does when it starts to submit, as far as names depend on it.
 
-    ``content`` is a YAML file or what it holds. ``timestamp`` stands for ``{timestamp}``, ``user`` is the
-    operator if the configuration names none, the service class by default that of the configuration; what the
-    command line gives goes over all of it. Raises `SettingsError` if a section has no keys, or there is no
-    such service class.
+    ``content`` is a YAML file or what it holds; the environment is for the names of files that it includes.
+    ``timestamp`` stands for ``{timestamp}``, ``user`` is the operator if the configuration names none, the
+    service class by default that of the configuration; what the command line gives goes over all of it.
+    Raises `SettingsError` if a file cannot be read, a section has no keys, or there is no such service class;
+    texts in which nothing can be replaced stay as they are.
     """
+    if isinstance(content, str):
+        check_files(content, environment or {})
     try:
         config = BpsConfig(
             content,
@@ -232,11 +264,26 @@ def complete_configuration(
     for key, value in (command_line or {}).items():
         config[f".bps_cmdline.{key}"] = value
     config[".bps_defined.timestamp"] = timestamp
-    if "operator" not in config:
-        config[".bps_defined.operator"] = user
-    if "uniqProcName" not in config:
-        config[".bps_defined.uniqProcName"] = str(config["outputRun"]).replace("/", "_")
+    _, clean = find_broken_texts(config, environment or {})
+    if "operator" not in clean:
+        clean[".bps_defined.operator"] = config[".bps_defined.operator"] = user
+    if "uniqProcName" not in clean:
+        config[".bps_defined.uniqProcName"] = str(clean["outputRun"]).replace("/", "_")
     return config
+
+
+def find_broken_names(file: str, environment: Mapping[str, str]) -> list[SettingsError]:
+    """Find texts in a file that BPS fails at before it has the configuration checked: it looks up the names
+    of the run first.
+    """
+    config = BpsConfig(BPS_DEFAULTS, search_order=BPS_SEARCH_ORDER)
+    config.update(Config(file))
+    try:
+        for key in _READ_FIRST:
+            config.search(key)
+    except Exception:
+        return find_broken_texts(config, environment)[0]
+    return []
 
 
 def missing_service_class(error: ImportError) -> SettingsError:

@@ -19,6 +19,7 @@ from lsst.ctrl.bps import BpsConfig
 
 from ..errors import SettingsError
 from ..plan.model import Resources
+from .files import locate_in
 from .keys import (
     BuildKeys,
     LabelKeys,
@@ -32,7 +33,7 @@ from .keys import (
     key,
     keys_of,
 )
-from .search import KeyLookup, locate_in
+from .search import KeyLookup
 
 SECTION = "remoteBuild"
 

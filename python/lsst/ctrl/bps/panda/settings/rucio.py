@@ -24,6 +24,7 @@ from lsst.ctrl.bps import BpsConfig
 
 from ..edgenode.rucio_program import Registration, RuleWanted
 from ..errors import SettingsError
+from .files import locate_in
 from .keys import (
     LabelKeys,
     Section,
@@ -37,7 +38,6 @@ from .keys import (
     key,
     keys_of,
 )
-from .search import locate_in
 
 SECTION = "rucio"
 

@@ -1,19 +1,17 @@
 """Find the value of a key as BPS does: in the configuration of a run, in the profile of its site, in the
-packaged base, or in the models of keys; and find where in the user's YAML it stands.
+packaged base, or in the models of keys.
 """
 
 from __future__ import annotations
 
-__all__ = ["KeyLookup", "find_first", "find_origin", "locate_in"]
+__all__ = ["KeyLookup", "find_first"]
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
-import yaml
 from lsst.daf.butler import Config
-from lsst.resources import ResourcePath
 
 from lsst.ctrl.bps import BpsConfig
 
@@ -21,80 +19,8 @@ from ..errors import SettingsError
 from ..plan.commands import render_shell_unit
 from . import sites
 from .bps_command import configuration_file
+from .files import find_origin
 from .keys import CHECKED_MODELS, CORE_KEYS, KEYS, Key, Origin, Section, keys_of
-
-# --- where a value stands ----------------------------------------------------
-
-_DEPTH = 20
-"""How deep files may include each other before they are taken for a circle."""
-
-_VARIABLE = re.compile(r"\$\{(\w+)\}|\$(\w+)")
-
-
-def find_origin(path: str, key: str, value: Any, env: Mapping[str, str]) -> Origin:
-    """Find where a value of the user's YAML file stands.
-
-    Of several places with the key, which may be a dotted path, the one with
-    this value counts; the environment is for the names of included files.
-    """
-    if not path:
-        return Origin()
-    found = [*_places(ResourcePath(path, forceDirectory=False), key, env, _DEPTH)]
-
-    def unlikeness(place: tuple[Origin, bool, str]) -> tuple[bool, bool]:
-        return place[2] != str(value), not place[1]
-
-    return min(found, key=unlikeness, default=(Origin(), False, ""))[0]
-
-
-def locate_in(section: str, env: Mapping[str, str]) -> Callable[[str, Any], Origin]:
-    """Return a function that finds where a value of a section stands, by key and value."""
-    return lambda name, value: find_origin(configuration_file(), f"{section}.{name}", value, env)
-
-
-def _places(
-    uri: ResourcePath, key: str, env: Mapping[str, str], depth: int
-) -> Iterator[tuple[Origin, bool, str]]:
-    """Yield the places of a key, whether the whole path is right, and the text there: a file's own before
-    those of what it includes, the last of which wins.
-    """
-    try:
-        root = yaml.compose(uri.read().decode(), Loader=yaml.SafeLoader)
-    except (OSError, ValueError, yaml.YAMLError):
-        return
-    name = uri.ospath if uri.isLocal else str(uri)
-    leaf = key.rpartition(".")[2]
-    includes: list[str] = []
-    for path, line, node in _entries(root):
-        found = path.rpartition(".")[2]
-        if found == "includeConfigs":
-            includes += _texts(node)
-        elif found == leaf:
-            yield Origin(name, line), path == key, ", ".join(_texts(node))
-    for include in reversed(includes) if depth else ():
-        inner = _VARIABLE.sub(lambda match: env.get(match[1] or match[2], match[0]), include)
-        yield from _places(_resolve(uri, inner), key, env, depth - 1)
-
-
-def _resolve(uri: ResourcePath, include: str) -> ResourcePath:
-    if "://" in include or include.startswith("/"):
-        return ResourcePath(include, forceDirectory=False)
-    return uri.dirname().join(include)
-
-
-def _entries(node: yaml.Node | None, above: str = "") -> Iterator[tuple[str, int, yaml.Node]]:
-    """Yield the dotted paths of all keys at all depths, with line and value."""
-    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-        yield f"{above}{key.value}", key.start_mark.line + 1, value
-        yield from _entries(value, f"{above}{key.value}.")
-
-
-def _texts(node: yaml.Node) -> list[str]:
-    """Return a text, or those of a list."""
-    if isinstance(node, yaml.SequenceNode):
-        return [str(entry.value) for entry in node.value]
-    return [str(node.value)] if isinstance(node, yaml.ScalarNode) else []
-
 
 # --- a configuration over a profile ------------------------------------------
 
@@ -299,9 +225,27 @@ class KeyLookup:
     def check_variables(
         self, name: str, labels: Iterable[str] = (), *, optional: re.Pattern[str] | None = None
     ) -> None:
-        """Check that all ``{variables}`` in the values that a key, of this plugin or of BPS, has for the run
-        and for labels have a value themselves, or a name that matches ``optional``: they get one later, or
-        may have none.
+        """Check that `missing_variables` finds none but those whose name matches ``optional``: they get a
+        value later, or may have none.
+        """
+        missing = {
+            variable: key
+            for variable, key in self.missing_variables(name, labels).items()
+            if optional is None or not optional.fullmatch(variable)
+        }
+        if missing:
+            listed = ", ".join(f"{variable} (in {key})" for variable, key in sorted(missing.items()))
+            hint = (
+                "; LSST_VERSION is the release to use, such as w_2026_45" if "LSST_VERSION" in missing else ""
+            )
+            raise SettingsError(
+                f"{name} uses variables that the configuration does not set: {listed}. Set them{hint}.",
+                key=name,
+            )
+
+    def missing_variables(self, name: str, labels: Iterable[str] = ()) -> dict[str, str]:
+        """Return the ``{variables}`` without a value themselves in the values that a key, of this plugin or
+        of BPS, has for the run and for labels, with the keys in which they stand.
         """
         missing: dict[str, str] = {}
         for label in ["", *labels]:
@@ -316,17 +260,9 @@ class KeyLookup:
                     seen.add(variable)
                     if any(variable in layer for layer in layers):
                         pending.append(variable)
-                    elif optional is None or not optional.fullmatch(variable):
+                    else:
                         missing.setdefault(variable, key)
-        if missing:
-            listed = ", ".join(f"{variable} (in {key})" for variable, key in sorted(missing.items()))
-            hint = (
-                "; LSST_VERSION is the release to use, such as w_2026_45" if "LSST_VERSION" in missing else ""
-            )
-            raise SettingsError(
-                f"{name} uses variables that the configuration does not set: {listed}. Set them{hint}.",
-                key=name,
-            )
+        return missing
 
     def _values(self, keys: Mapping[str, Key], label: str) -> dict[str, Any]:
         """Return what the configuration has for keys; `None` for nothing."""
