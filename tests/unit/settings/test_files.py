@@ -102,3 +102,18 @@ def test_an_include_that_is_no_file(tmp_path, value):
     run.write_text(f"includeConfigs: {value}\n")
     with pytest.raises(SettingsError, match="includeConfigs names .* .*line 1., which is not there"):
         check_files(str(run), {})
+
+
+def test_an_include_by_a_variable_of_an_lsst_stack(tmp_path):
+    run = tmp_path / "run.yaml"
+    run.write_text("includeConfigs: ${CTRL_BPS_PANDA_DIR}/config/bps_usdf.yaml\n")
+    with pytest.raises(SettingsError) as caught:
+        check_files(str(run), {})
+    assert str(caught.value) == (
+        f"includeConfigs names ${{CTRL_BPS_PANDA_DIR}}/config/bps_usdf.yaml ({run}, line 1), but "
+        "CTRL_BPS_PANDA_DIR is not set; only an LSST stack sets it. Include "
+        "resource://lsst.ctrl.bps.panda/config/bps_usdf.yaml instead, or nothing: computeSite selects what it "
+        "held."
+    )
+    run.write_text("includeConfigs: resource://lsst.ctrl.bps.panda/config/bps_usdf.yaml\n")
+    check_files(str(run), {})

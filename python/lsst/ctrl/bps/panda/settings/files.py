@@ -175,7 +175,7 @@ def _find_include(uri: ResourcePath, include: str, env: Mapping[str, str]) -> Re
     try:
         given = ResourcePath(name, forceAbsolute=False, forceDirectory=False)
         if given.isabs():
-            return given if not given.isLocal or given.exists() else None
+            return given if given.scheme not in ("file", "resource", "eups") or given.exists() else None
         places = (ResourcePath(os.curdir, forceDirectory=True), uri.dirname())
         return next((each for place in places if (each := place.join(given.path)).exists()), None)
     except (OSError, ValueError, NotImplementedError):
