@@ -112,8 +112,8 @@ def test_an_include_by_a_variable_of_an_lsst_stack(tmp_path):
     assert str(caught.value) == (
         f"includeConfigs names ${{CTRL_BPS_PANDA_DIR}}/config/bps_usdf.yaml ({run}, line 1), but "
         "CTRL_BPS_PANDA_DIR is not set; only an LSST stack sets it. Include "
-        "resource://lsst.ctrl.bps.panda/config/bps_usdf.yaml instead, or nothing: computeSite selects what it "
-        "held."
+        "resource://lsst.ctrl.bps.panda/config/bps_usdf.yaml instead, or nothing: computeSite selects what "
+        "it held."
     )
     run.write_text("includeConfigs: resource://lsst.ctrl.bps.panda/config/bps_usdf.yaml\n")
     check_files(str(run), {})
