@@ -42,6 +42,7 @@ TESTS = {
         "property/test_truth_states.py",
         "property/test_truth_replies.py",
         "unit/report",
+        "unit/remote/test_remote_build_parts.py",
     ],
     "report": ["unit/report", "unit/status", "property/test_truth_states.py"],
     "rest": ["unit/rest", "property/test_truth_replies.py"],

@@ -204,6 +204,20 @@ def test_errors_of_a_job_come_in_the_order_of_sources():
     )
 
 
+@pytest.mark.parametrize(
+    ("fields", "panda_id"),
+    [
+        ({"panda_id": 75}, 75),
+        ({"panda_id": None, "content_metadata": {"panda_id": "76"}}, 76),
+        ({"panda_id": 75, "content_metadata": {"panda_id": 76}}, 75),
+        ({"content_metadata": None}, 0),
+    ],
+)
+def test_the_job_of_a_content_is_read_from_it_or_from_its_metadata(fields, panda_id):
+    ((content,),) = parse_contents([{"transform_id": 1, "status": "Available", **fields}]).values()
+    assert content.panda_id == panda_id
+
+
 def test_an_exit_code_that_is_no_number_is_told_as_text():
     ((content,),) = parse_contents(
         [{"transform_id": 1, "status": "FinalFailed", "trans_exit_code": "SIGKILL"}]
