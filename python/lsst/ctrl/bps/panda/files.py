@@ -31,12 +31,11 @@ def make_temporary_name(name: str = "") -> str:
 
 @contextlib.contextmanager
 def replacing(path: Path, *, mode: int = 0o666, durable: bool = False) -> Iterator[Path]:
-    """Yield a temporary file that replaces another at the end, or is removed on an
-    exception, so that a reader never sees half a file.
+    """Yield a temporary file that replaces another at the end, or is removed on an exception, so that a
+    reader never sees half a file.
 
-    The directory is created; the umask is applied to ``mode``, which the file has from
-    its first byte.  What is durable is on disk before this returns, and survives a crash
-    of the machine.
+    The directory is created; the umask is applied to ``mode``, which the file has from its first byte.  What
+    is durable is on disk before this returns, and survives a crash of the machine.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(make_temporary_name(path.name))

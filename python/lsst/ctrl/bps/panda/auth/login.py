@@ -126,9 +126,8 @@ def auth_config_url(panda_url: str, vo: str) -> str:
 def find_provider(transport: Transport, panda_url: str, vo: str) -> Provider:
     """Ask a PanDA server for its provider, and the provider for its URLs.
 
-    Credentials are not needed.  `ReplyError` is raised if a document lacks
-    something, names another issuer than its own URL (OpenID Connect Discovery
-    1.0, section 4.3), or leads to somewhere without encryption.
+    Credentials are not needed.  `ReplyError` is raised if a document lacks something, names another issuer
+    than its own URL (OpenID Connect Discovery 1.0, section 4.3), or leads to somewhere without encryption.
     """
     config_url = auth_config_url(panda_url, vo)
     config = _fetch(transport, config_url, f"auth configuration of {vo}")
@@ -248,9 +247,8 @@ def await_approval(
 ) -> TokenSet:
     """Ask again and again until the person has approved, and check the ID token.
 
-    `LoginError` is raised if the person or the provider refused, or nobody
-    approved in time; `TokenBrokenError` if the ID token does not pass the
-    checks.
+    `LoginError` is raised if the person or the provider refused, or nobody approved in time;
+    `TokenBrokenError` if the ID token does not pass the checks.
     """
     from oauthlib.oauth2 import DeviceClient
 
@@ -279,10 +277,9 @@ def await_approval(
 def refresh_tokens(transport: Transport, provider: Provider, tokens: TokenSet) -> TokenSet:
     """Get new tokens for a refresh token, and check the new ID token.
 
-    It is sent once: a refresh token is often good for one use only, and the
-    provider may take a second one for theft.  `RefreshRefusedError` is raised
-    if there is no refresh token, or the provider refuses it or gives tokens
-    of somebody else.
+    It is sent once: a refresh token is often good for one use only, and the provider may take a second one
+    for theft.  `RefreshRefusedError` is raised if there is no refresh token, or the provider refuses it or
+    gives tokens of somebody else.
     """
     from oauthlib.oauth2 import DeviceClient
 
@@ -480,8 +477,7 @@ def log_in(
 ) -> Claims:
     """Log in with the help of a person and a browser, and return the claims of the new token.
 
-    ``show`` shows link and code to the person.  What the store has stays
-    until there are new tokens.
+    ``show`` shows link and code to the person.  What the store has stays until there are new tokens.
     """
     transport = transport or settings.make_transport()
     provider = find_provider(transport, settings.panda_url, settings.vo)
@@ -514,9 +510,8 @@ def refresh(
 ) -> RefreshOutcome:
     """Get new tokens if the present ones do not last.
 
-    They are too old if less than the threshold is left.  Safe when two
-    processes do it at once: the second waits, then finds that there is nothing
-    left to do.  The tokens stay as they are after any error.
+    They are too old if less than the threshold is left.  Safe when two processes do it at once: the second
+    waits, then finds that there is nothing left to do.  The tokens stay as they are after any error.
     """
     # First without the lock: nothing is made where there is no token.
     claims = parse_claims(store.load().id_token)
@@ -568,9 +563,8 @@ def keep_fresh(
 def make_renewer(env: Mapping[str, str]) -> Callable[[TokenStore], bool]:
     """Make the function that credentials call when their token is about to expire.
 
-    It refreshes the tokens of a store without asking a person, and returns
-    `True` if there are new ones.  A failure is logged, not raised: the
-    present token may still do.
+    It refreshes the tokens of a store without asking a person, and returns `True` if there are new ones.  A
+    failure is logged, not raised: the present token may still do.
     """
 
     def renew(store: TokenStore) -> bool:

@@ -49,9 +49,8 @@ def api_base(url: str) -> str:
 def unwrap_api(value: Any, *, endpoint: str, what: str) -> Any:
     """Take the value out of the envelope of PanDA's own API.
 
-    The envelope is ``{"success": bool, "message": str, "data": value}``; a
-    refusal comes with HTTP status 200.  It raises `RefusedError`, another
-    shape `ReplyError`.
+    The envelope is ``{"success": bool, "message": str, "data": value}``; a refusal comes with HTTP status
+    200.  It raises `RefusedError`, another shape `ReplyError`.
     """
     if not (isinstance(value, dict) and isinstance(value.get("success"), bool)):
         words = "The reply of PanDA's API has an unknown shape."
@@ -64,10 +63,9 @@ def unwrap_api(value: Any, *, endpoint: str, what: str) -> Any:
 class PandaApi:
     """PanDA's tasks, jobs and file cache.
 
-    Every method raises `TransportError` or one of its children: connection,
-    authentication, server and reply errors of the transport, `RefusedError`
-    if the server says that it did not succeed.  ``cache_base`` is the URL of
-    the API at the file cache, if that is another server (see `api_base`).
+    Every method raises `TransportError` or one of its children: connection, authentication, server and reply
+    errors of the transport, `RefusedError` if the server says that it did not succeed.  ``cache_base`` is the
+    URL of the API at the file cache, if that is another server (see `api_base`).
     """
 
     def __init__(self, transport: Transport, base: str, *, cache_base: str | None = None) -> None:
@@ -103,8 +101,7 @@ class PandaApi:
     def job_descriptions(self, task_id: int, *, unsuccessful_only: bool = False) -> list[dict[str, Any]]:
         """Get the attributes of the PanDA jobs of a task, all attempts, archived ones too.
 
-        The server cuts the list at `JOBS_A_TASK` jobs.  Unsuccessful are those
-        that failed or did not run.
+        The server cuts the list at `JOBS_A_TASK` jobs.  Unsuccessful are those that failed or did not run.
         """
         what = f"job descriptions of task {task_id}"
         return self._get_rows(

@@ -1,11 +1,9 @@
 """iDDS through PanDA's relay: one method per command, JSON text in, JSON values out.  The classes of iDDS are
 not needed here.
 
-Protocol of ``relay_idds_command`` as panda-client 2.2.0 speaks it to
-``/server/panda``: a gzipped JSON object *without* ``Content-Encoding``, whose
-``args`` and ``kwargs`` are JSON texts themselves.  ``json_outputs`` is never
-sent: it wraps each reply once more, and a created request then looks like a
-failure.
+Protocol of ``relay_idds_command`` as panda-client 2.2.0 speaks it to ``/server/panda``: a gzipped JSON object
+*without* ``Content-Encoding``, whose ``args`` and ``kwargs`` are JSON texts themselves.  ``json_outputs`` is
+never sent: it wraps each reply once more, and a created request then looks like a failure.
 """
 
 __all__ = ["Relay", "render_command", "unwrap_relay"]
@@ -36,11 +34,10 @@ def render_command(command: str, arguments: str | None, keywords: str | None) ->
 def unwrap_relay(value: Any, *, endpoint: str, what: str) -> Any:
     """Take iDDS's value out of the relay's decoded reply.
 
-    The relay answers ``[true, value]`` or ``[false, text]``; iDDS's client,
-    which the relay runs, gives ``[false, text]`` as value when it failed; and
-    commands give ``[[status, {"status":..., "message":...}]]`` as value, with
-    a negative status for a refusal.  A refusal at any depth raises
-    `RefusedError`, another shape `ReplyError`.
+    The relay answers ``[true, value]`` or ``[false, text]``; iDDS's client, which the relay runs, gives
+    ``[false, text]`` as value when it failed; and commands give ``[[status, {"status":..., "message":...}]]``
+    as value, with a negative status for a refusal.  A refusal at any depth raises `RefusedError`, another
+    shape `ReplyError`.
     """
     if not (isinstance(value, list) and len(value) == 2 and isinstance(value[0], bool)):
         words = "The relay's reply has an unknown shape."
@@ -66,10 +63,9 @@ def _is_pair(value: Any, first: type) -> bool:
 class Relay:
     """iDDS as seen through PanDA.
 
-    Every method raises `TransportError` or one of its children: connection,
-    authentication, server and reply errors of the transport, `RefusedError`
-    for refusals at any depth.  The URL is ``PANDA_URL_SSL``, which ends in
-    ``/server/panda``; ``idds_server`` is another iDDS than the relay's own.
+    Every method raises `TransportError` or one of its children: connection, authentication, server and reply
+    errors of the transport, `RefusedError` for refusals at any depth.  The URL is ``PANDA_URL_SSL``, which
+    ends in ``/server/panda``; ``idds_server`` is another iDDS than the relay's own.
     """
 
     def __init__(self, transport: Transport, url: str, *, idds_server: str | None = None) -> None:
@@ -121,9 +117,8 @@ class Relay:
     def submit(self, arguments: str, keywords: str | None = None, *, build: bool = False) -> int:
         """Submit a workflow and return the number of its request; ``build`` if the plan is made remotely.
 
-        It is sent once, or again after attempts that certainly had no effect.
-        An error has ``maybe_sent`` set if the request may exist all the same:
-        look it up by its name before anything is sent again.
+        It is sent once, or again after attempts that certainly had no effect. An error has ``maybe_sent`` set
+        if the request may exist all the same: look it up by its name before anything is sent again.
         """
         command = "submit_build" if build else "submit"
         value = self.call(command, arguments, keywords, what=command)
@@ -168,9 +163,8 @@ class Relay:
     def get_request_ids_by_name(self, name: str) -> dict[str, int]:
         """Look a run up by its exact name; `SettingsError` is raised for one that the server cannot look up.
 
-        The server compares with SQL ``LIKE``; what it finds beyond the exact
-        name is left out here.  It gives one number even if several requests
-        have that name.
+        The server compares with SQL ``LIKE``; what it finds beyond the exact name is left out here.  It gives
+        one number even if several requests have that name.
         """
         if bad := sorted(_UNSAFE_IN_NAMES & set(name)):
             raise SettingsError(f"The run name {name!r} holds {bad}; iDDS cannot look such a name up.")

@@ -1,13 +1,12 @@
-"""HTTP to PanDA: one object that adds credentials, bounds time, sends again what
-is safe to send again, and turns every failure into one of this plugin's errors.
+"""HTTP to PanDA: one object that adds credentials, bounds time, sends again what is safe to send again, and
+turns every failure into one of this plugin's errors.
 
-Each attempt is made in a thread, and the caller waits for it: so it can be left at
-any moment, whatever hangs (the look-up of a name, a handshake, headers that trickle),
-Ctrl-C works at once, and what is waited for can be said.
+Each attempt is made in a thread, and the caller waits for it: so it can be left at any moment, whatever hangs
+(the look-up of a name, a handshake, headers that trickle), Ctrl-C works at once, and what is waited for can
+be said.
 
-Clock, sleep and random numbers are parameters; nothing is read from the
-environment here, except what ``requests`` itself does about proxies and
-certificate bundles.
+Clock, sleep and random numbers are parameters; nothing is read from the environment here, except what
+``requests`` itself does about proxies and certificate bundles.
 """
 
 __all__ = ["Reply", "Transport", "is_loopback", "parse_json"]

@@ -1,6 +1,4 @@
-"""The client for the runs of a server: connects, finds a run, and asks iDDS
-and PanDA about it.
-"""
+"""The client for the runs of a server: connects, finds a run, and asks iDDS and PanDA about it."""
 
 from __future__ import annotations
 
@@ -275,11 +273,10 @@ class RunClient:
         return self.distinguish_killed(self.summary(run))
 
     def distinguish_killed(self, evidence: RunEvidence) -> RunEvidence:
-        """Fetch the contents of a cancelled run, which show whether a job was
-        killed or failed by itself.
+        """Fetch the contents of a cancelled run, which show whether a job was killed or failed by itself.
 
-        iDDS may or may not see how a killed job ends before it closes the
-        task; if it does, it counts the job as failed.
+        iDDS may or may not see how a killed job ends before it closes the task; if it does, it counts the job
+        as failed.
         """
         return self._with_contents(evidence) if evidence.aborted else evidence
 
@@ -339,9 +336,8 @@ class RunClient:
     def recent(
         self, *, days: float, user: str | None = None, everybody: bool = False
     ) -> tuple[list[RunEvidence], list[str]]:
-        """Fetch the states of the runs of the last ``days`` days: the user's own,
-        those of ``user``, or everybody's.  The second result lists what could not be
-        fetched.
+        """Fetch the states of the runs of the last ``days`` days: the user's own, those of ``user``, or
+        everybody's.  The second result lists what could not be fetched.
         """
         since = datetime.now(UTC) - timedelta(days=days)
         problems: list[str] = []

@@ -1,9 +1,8 @@
-"""Files of a run on the submit host: the plan and other files of the submit
-directory, the environment that BPS writes there, without its secrets, and the
-outputs of ``bps submitcmd``.
+"""Files of a run on the submit host: the plan and other files of the submit directory, the environment that
+BPS writes there, without its secrets, and the outputs of ``bps submitcmd``.
 
-BPS writes ``<run>.env.info.yaml``, readable by everybody, before it calls this
-plugin, and on a restart after it; see `protect_environment_dumps` and `prepare_environment_dump`.
+BPS writes ``<run>.env.info.yaml``, readable by everybody, before it calls this plugin, and on a restart after
+it; see `protect_environment_dumps` and `prepare_environment_dump`.
 """
 
 from __future__ import annotations
@@ -74,9 +73,7 @@ _PLACE_NAME = re.compile(r"(?:FILE|PATH|DIR|DIRECTORY|URL|URI|ENDPOINT|EXPIRES?|
 
 
 def names_directory(run: str) -> bool:
-    """Tell whether a user means a directory, rather than the id or the name
-    of a run.
-    """
+    """Tell whether a user means a directory, rather than the id or the name of a run."""
     return not run.isdecimal() and (os.path.sep in run or os.path.isdir(run))
 
 
@@ -173,9 +170,8 @@ def protect_environment_dumps(directory: str | os.PathLike[str]) -> None:
 
 
 def prepare_environment_dump(directory: str | os.PathLike[str], name: str) -> None:
-    """Make an empty private file where BPS is about to write the environment
-    of the run ``name``: BPS keeps the permissions of an existing file.  It is
-    cleaned up when the program ends.
+    """Make an empty private file where BPS is about to write the environment of the run ``name``: BPS keeps
+    the permissions of an existing file.  It is cleaned up when the program ends.
     """
     path = Path(directory).absolute() / f"{name}{_DUMP_SUFFIX}"
     atexit.register(clean_environment_dump, path)
@@ -187,9 +183,7 @@ def prepare_environment_dump(directory: str | os.PathLike[str], name: str) -> No
 
 
 def clean_environment_dump(path: Path) -> None:
-    """Hide the secrets in a file made by `prepare_environment_dump`, or remove it if BPS
-    wrote nothing.
-    """
+    """Hide the secrets in a file made by `prepare_environment_dump`, or remove it if BPS wrote nothing."""
     try:
         if not path.stat().st_size:
             path.unlink()
@@ -199,11 +193,10 @@ def clean_environment_dump(path: Path) -> None:
 
 
 def find_outputs(workflow: GenericWorkflow) -> tuple[tuple[str, str], ...]:
-    """List the outputs of the job of ``bps submitcmd``: the key and the
-    destination on the submit host of each.
+    """List the outputs of the job of ``bps submitcmd``: the key and the destination on the submit host of
+    each.
 
-    Other runs have outputs in a Butler only.  Two files of one name are a
-    `PlanError`.
+    Other runs have outputs in a Butler only.  Two files of one name are a `PlanError`.
     """
     if not workflow.run_attrs.get("bps_iscustom"):
         return ()
@@ -234,9 +227,8 @@ def _refuse_twins(files: Sequence[tuple[str, str]], what: str) -> None:
 
 
 def collect_outputs(outputs: Iterable[tuple[str, str]], staging_area: str, *, run: str) -> tuple[str, ...]:
-    """Move the outputs of ``bps submitcmd`` that a worker without the submit
-    host's directories left in the staging area to their destinations; return a
-    sentence for each that exists and cannot be fetched.
+    """Move the outputs of ``bps submitcmd`` that a worker without the submit host's directories left in the
+    staging area to their destinations; return a sentence for each that exists and cannot be fetched.
     """
     problems = []
     for key, destination in outputs:

@@ -1,7 +1,6 @@
 """The record of a run in its submit directory, and the list of the user's own runs.
 
-A record is not changed in place: its methods return a changed copy, and `write`
-saves it.
+A record is not changed in place: its methods return a changed copy, and `write` saves it.
 """
 
 from __future__ import annotations
@@ -174,9 +173,7 @@ class RunRecord(_Section):
 
     @classmethod
     def planned_at_site(cls, run: RunSection, *, archive: str) -> RunRecord:
-        """Make the record of a run whose plan a task makes at its site from
-        what was sent there.
-        """
+        """Make the record of a run whose plan a task makes at its site from what was sent there."""
         return cls(
             format=RECORD_FORMAT,
             run=run,
@@ -349,8 +346,7 @@ _Entry = TypeVar("_Entry", bound=BaseModel)
 
 
 class IndexFile(Generic[_Entry]):
-    """A list of the user's own runs or campaigns, one entry a line, that several
-    processes write to.
+    """A list of the user's own runs or campaigns, one entry a line, that several processes write to.
 
     ``thing`` names what is listed, such as ``run``; the file is called by its plural.
     """

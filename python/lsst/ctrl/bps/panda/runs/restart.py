@@ -157,8 +157,7 @@ def _provide_configuration(record: RunRecord, name: str) -> None:
 def _done_jobs(client: RunClient, evidence: RunEvidence, plan: WorkflowPlan) -> set[int]:
     """Return the ordinals of the jobs that succeeded.
 
-    Counters are of whole tasks; where some jobs of a task failed, the contents show
-    which succeeded.
+    Counters are of whole tasks; where some jobs of a task failed, the contents show which succeeded.
     """
     by_name = {transform.name: transform for transform in evidence.transforms or ()}
     done: set[int] = set()

@@ -93,11 +93,10 @@ def send(
 ) -> int:
     """Send a run and return the number of its request.
 
-    The steps of a long request are sent first; sending one twice does no
-    harm.  The request itself is sent once: if the outcome is not known, the
-    run is looked up by its name for ``patience`` seconds, and nothing is sent
-    again.  If it still is not known, that is a `SubmissionUncertainError`; an
-    existing run of this name is a `RefusedError`.
+    The steps of a long request are sent first; sending one twice does no harm.  The request itself is sent
+    once: if the outcome is not known, the run is looked up by its name for ``patience`` seconds, and nothing
+    is sent again.  If it still is not known, that is a `SubmissionUncertainError`; an existing run of this
+    name is a `RefusedError`.
 
     With ``build``, it is the task that makes the plan at a site.  ``note`` is called before something is
     sent; ``place`` is the submit directory, for messages.

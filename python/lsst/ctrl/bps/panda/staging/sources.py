@@ -67,8 +67,7 @@ class Manifest:
     """The files of a staging area."""
 
     files: Mapping[str, Digest] = field(default_factory=dict)
-    """Name relative to the area -> what the file holds.  Directories are
-    listed file by file."""
+    """Name relative to the area -> what the file holds.  Directories are listed file by file."""
 
 
 def open_regular(path: str) -> BinaryIO:
@@ -199,8 +198,7 @@ def _name_problem(name: str, *, is_directory: bool = False) -> str:
 def expand_files(files: Iterable[StagedFile]) -> tuple[list[SourceFile], list[tuple[str, str]]]:
     """Expand what a run wants staged, with checked names, into single files.
 
-    They come in the order given, trees sorted; then what cannot be staged,
-    and why.
+    They come in the order given, trees sorted; then what cannot be staged, and why.
     """
     sources: list[SourceFile] = []
     failures: list[tuple[str, str]] = []

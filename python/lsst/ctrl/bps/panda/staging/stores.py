@@ -71,9 +71,8 @@ class Store(Protocol):
     def put(self, path: str, name: str, *, executable: bool = False) -> Digest:
         """Copy a local file into the area, whole or not at all, and verify.
 
-        `VerificationError` is raised if something else lies there afterwards,
-        `OSError` or an exception of the libraries below ``lsst.resources`` if
-        it cannot be read or written.
+        `VerificationError` is raised if something else lies there afterwards, `OSError` or an exception of
+        the libraries below ``lsst.resources`` if it cannot be read or written.
         """
 
     def make_folder(self, name: str) -> None:
@@ -107,9 +106,8 @@ class Store(Protocol):
 def open_store(area: str, *, group_permissions: bool = False) -> Store:
     """Choose how a staging area, a URI or an absolute path, is reached.
 
-    Nothing is read or written yet.  With ``group_permissions``, the group may
-    change what is staged (local areas only).  `StagingError` is raised if
-    nothing can be staged to such an area.
+    Nothing is read or written yet.  With ``group_permissions``, the group may change what is staged (local
+    areas only).  `StagingError` is raised if nothing can be staged to such an area.
     """
     if not area:
         raise StagingError("no staging area given; set fileDistributionEndPoint to a URI or an absolute path")
@@ -234,9 +232,7 @@ class LocalStore(Store):
         os.fsync(target.fileno())
 
     def _make_folders(self, folder: str) -> None:
-        """Make a directory and those above it, with the group's permissions
-        on each one that did not exist.
-        """
+        """Make a directory and those above it, with the group's permissions on each one that did not exist."""
         if os.path.isdir(folder):
             if len(folder) > len(self.root):
                 self._check_inside(folder)
@@ -329,10 +325,9 @@ rename."""
 def check_connection(uri: Any) -> None:
     """Connect to the host of a store, and disconnect.
 
-    Nothing is checked where that would need more than is known here: behind
-    a proxy, or for a store whose end point is not known.  `OSError` is raised
-    if the host is not known, refuses, does not answer, or has a certificate
-    that is not trusted.
+    Nothing is checked where that would need more than is known here: behind a proxy, or for a store whose end
+    point is not known.  `OSError` is raised if the host is not known, refuses, does not answer, or has a
+    certificate that is not trusted.
     """
     parts = urlsplit(_end_point(uri))
     port = parts.port or _PORTS.get(parts.scheme, 0)
@@ -380,8 +375,7 @@ _SINGLE_PART = 8 << 20
 parts' checksums, and some servers do not mark it as such."""
 
 _HEAD_SECONDS = (60.0, 300.0)
-"""Time-outs for connecting and for an answer; a server may have to read the
-file to give its checksum."""
+"""Time-outs for connecting and for an answer; a server may have to read the file to give its checksum."""
 
 _Value = TypeVar("_Value")
 
@@ -588,10 +582,9 @@ def compare_checksums(
 ) -> bool | None:
     """Compare what a store says with a local file; `None` if there is no checksum to compare.
 
-    ``checksums`` are as `lsst.resources.ResourceInfo` has them: ``adler32`` in
-    hexadecimal digits, others in base64.  The file is read again if another
-    algorithm than Adler-32 is needed.  If it was not sent in a single part,
-    what S3 gives is a checksum of checksums and tells nothing.
+    ``checksums`` are as `lsst.resources.ResourceInfo` has them: ``adler32`` in hexadecimal digits, others in
+    base64.  The file is read again if another algorithm than Adler-32 is needed.  If it was not sent in a
+    single part, what S3 gives is a checksum of checksums and tells nothing.
     """
     given = {algorithm.lower(): str(value) for algorithm, value in checksums.items() if value}
     if value := given.get("adler32"):

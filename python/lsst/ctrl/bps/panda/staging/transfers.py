@@ -250,9 +250,8 @@ def run_all(
 ) -> Generator[TransferResult[_Item, _Result], None, None]:
     """Call a function for many items in threads, ``workers`` at a time, and yield results as the calls end.
 
-    An item that takes longer than its allowance, in seconds, is given up, and
-    its thread left behind.  If the caller stops asking, no further item is
-    begun.
+    An item that takes longer than its allowance, in seconds, is given up, and its thread left behind.  If the
+    caller stops asking, no further item is begun.
     """
     crew = _Crew[_Item, _Result](items, function, clock)
     pending = set(range(len(items)))
