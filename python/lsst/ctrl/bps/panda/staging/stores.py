@@ -232,7 +232,7 @@ class LocalStore(Store):
         os.fsync(target.fileno())
 
     def _make_folders(self, folder: str) -> None:
-        """Make a directory and those above it, with the group's permissions on each one that did not exist."""
+        """Make a directory and those above it, with the group's permissions on each that did not exist."""
         if os.path.isdir(folder):
             if len(folder) > len(self.root):
                 self._check_inside(folder)
