@@ -11,6 +11,7 @@ import stat
 import threading
 import traceback
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -441,3 +442,39 @@ def test_progress_leaves_a_terminal_as_it_was():
     assert "1 of 20 files" in terminal.getvalue()
     # The cursor is hidden while a bar is drawn.
     assert terminal.getvalue().count("\x1b[?25l") == terminal.getvalue().count("\x1b[?25h")
+
+
+def test_an_area_belongs_to_the_run_that_came_first(inputs, settings, tmp_path):
+    stage(inputs, settings, owner="/submit/one")
+    before = contents(tmp_path / "area" / "run")
+    with open(inputs[0].source, "w") as stream:
+        stream.write("of another run")
+    with pytest.raises(StagingError, match="holds the files of another run, that of /submit/one") as caught:
+        stage(inputs, settings, owner="/submit/two")
+    assert f"remove {settings.area}.run.json" in str(caught.value)
+    assert "set uniqProcName" in str(caught.value)
+    assert contents(tmp_path / "area" / "run") == before
+    # Its own run may stage again: a second attempt, a restart.
+    assert stage(inputs, settings, owner="/submit/one").copied == 1
+
+
+def test_of_many_runs_at_once_one_gets_the_area(inputs, settings):
+    def attempt(number):
+        try:
+            stage(inputs, settings, owner=f"/submit/{number}")
+        except StagingError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(8) as pool:
+        told = list(pool.map(attempt, range(8)))
+    (winner,) = (number for number, text in enumerate(told) if not text)
+    assert all(f"that of /submit/{winner}," in text for number, text in enumerate(told) if number != winner)
+
+
+def test_an_owner_that_cannot_be_read_is_another_one(inputs, settings, tmp_path):
+    area = tmp_path / "area" / "run"
+    area.mkdir(parents=True)
+    (area / ".run.json").write_text("{")
+    with pytest.raises(StagingError, match="that of a file that cannot be read"):
+        stage(inputs, settings, owner="/submit/one")

@@ -11,6 +11,7 @@ __all__ = ["LocalPanDAService", "PanDAService"]
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from lsst.ctrl.bps.wms_service import WmsRunReport, WmsStates
@@ -19,7 +20,13 @@ from lsst.resources import ResourcePath
 
 from lsst.ctrl.bps import BaseWmsService, BaseWmsWorkflow, BpsConfig, GenericWorkflow
 
-from .checks.configuration import check_configuration, check_payloads, check_service, check_values
+from .checks.configuration import (
+    check_configuration,
+    check_payloads,
+    check_service,
+    check_values,
+    find_new_name,
+)
 from .errors import PandaBpsError, RunNotFoundError, SettingsError, TransportError
 from .findings import Finding, report_findings
 from .remote.request import is_control_workflow, submit_build, submit_control_workflow
@@ -120,7 +127,8 @@ class PanDAService(BaseWmsService):
         settings = type(self)(config).settings()
         if not broken and not is_remote_build(self.config):
             complete_area(self.config)
-        return [*check_configuration(self.config, settings.environment), *check_service(settings)]
+        new_name = "" if broken else find_new_name(self.config)
+        return [*check_configuration(self.config, settings.environment), *check_service(settings, new_name)]
 
     def prepare(
         self, config: BpsConfig, generic_workflow: GenericWorkflow, out_prefix: str | None = None
@@ -161,9 +169,17 @@ class PanDAService(BaseWmsService):
         if workflow.planned_by_task:
             submit_control_workflow(connection, workflow)
         else:
-            stage_with_progress(workflow.staged_files(), workflow.settings.staging)
-            record, length = workflow.read_record(), workflow.submission.length
-            workflow.run_id = str(submit_run(connection, record, workflow.submission, request_bytes=length))
+            record, submission = workflow.read_record(), workflow.submission
+            stage = partial(
+                stage_with_progress,
+                workflow.staged_files(),
+                workflow.settings.staging,
+                owner=str(record.origin_directory),
+            )
+            length = submission.length
+            workflow.run_id = str(
+                submit_run(connection, record, submission, stage=stage, request_bytes=length)
+            )
         tell_how_to_follow(connection, workflow.run_id, self._class_name)
         return None
 

@@ -4,7 +4,7 @@ graph and before anything is staged or sent.
 
 from __future__ import annotations
 
-__all__ = ["check_configuration", "check_payloads", "check_service", "check_values"]
+__all__ = ["check_configuration", "check_payloads", "check_service", "check_values", "find_new_name"]
 
 import os
 import re
@@ -26,6 +26,8 @@ from ..findings import Finding, Severity
 from ..rest.faults import diagnose
 from ..rucio.checks import check_registration
 from ..runs.client import connect
+from ..runs.files import RECORD_NAME
+from ..runs.submit import refuse_known
 from ..settings.bps_command import configuration_file, is_dry_run
 from ..settings.campaign import SECTION, is_divided
 from ..settings.configuration import GraphCommand, RunConfiguration, find_broken_sections
@@ -51,14 +53,24 @@ _CLUSTERING = "lsst.ctrl.bps.quantum_clustering_funcs"
 _OPTIONAL = re.compile(r"qgraphFile|inputQgraphFile|dataQuery|\w+(?:Options|Opts)")
 
 
-def check_service(settings: ServiceSettings) -> list[Finding]:
-    """Check that PanDA can be reached with a log-in that lives long enough."""
+def find_new_name(config: BpsConfig) -> str:
+    """Return the name of a run that no server can know yet; empty if its submission may be one that was
+    interrupted, since its submit directory has a record.
+    """
+    run = RunConfiguration(config)
+    return "" if os.path.exists(os.path.join(run.submit_path, RECORD_NAME)) else run.name
+
+
+def check_service(settings: ServiceSettings, run_name: str = "") -> list[Finding]:
+    """Check that PanDA can be reached with a log-in that lives long enough, and has no run of a name."""
     try:
         connection = connect(settings, prompt=True)
         connection.relay.ping()
         # Longer than any log-in lives, and short enough to be added to a date.
         hours = min(settings.token_lifetime, 1e6)
         connection.credentials.ensure_lifetime(timedelta(hours=hours))
+        if run_name and not check_run_name(run_name):
+            refuse_known(connection.relay, run_name)
     except SettingsError as error:
         return [Finding.from_error(error, Severity.NEEDS_SERVER)]
     except PandaBpsError as error:

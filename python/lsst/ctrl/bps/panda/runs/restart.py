@@ -177,13 +177,18 @@ def _done_jobs(client: RunClient, evidence: RunEvidence, plan: WorkflowPlan) -> 
 def _submit(client: RunClient, plan: WorkflowPlan, record: RunRecord) -> RunRecord:
     """Stage again what may be missing, submit the plan, and record that."""
     write_text(Path(plan.run.submit_path) / PLAN_NAME, render_plan(plan))
-    if record.remote is None:
-        # Else only the site has the sources of the files, and has staged them.
-        stage([*plan.files, *_parameters(record)], record.staging_settings)
-    remove_marker(plan.run.staging_area, CANCELLED)
+
+    def stage_again() -> None:
+        if record.remote is None:
+            # Else only the site has the sources of the files, and has staged them.
+            files = [*plan.files, *_parameters(record)]
+            stage(files, record.staging_settings, owner=os.fspath(record.origin_directory))
+        remove_marker(plan.run.staging_area, CANCELLED)
+
     submission = make_submission(plan, max_length=MAX_REQUEST_LENGTH)
     new = record.for_restart(plan)
-    return new.submitted(submit_run(client.connection, new, submission), server="")
+    request_id = submit_run(client.connection, new, submission, stage=stage_again)
+    return new.submitted(request_id, server="")
 
 
 def _parameters(record: RunRecord) -> list[StagedFile]:

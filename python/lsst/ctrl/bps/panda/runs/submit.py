@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["send", "submit_run", "tell_how_to_follow"]
+__all__ = ["refuse_known", "send", "submit_run", "tell_how_to_follow"]
 
 import contextlib
 import logging
@@ -39,20 +39,26 @@ def submit_run(
     record: RunRecord,
     submission: Submission,
     *,
+    stage: Callable[[], object] | None = None,
     build: bool = False,
     request_bytes: int | None = None,
 ) -> int:
     """Submit a run, record it in its submit directory, and return the number of its request.
 
-    The record says what is about to be sent before it is sent.  If it says so already, an earlier submission
-    was interrupted: the run is looked up first, and nothing is sent if it is there.  Errors are those of
-    `send`; a `SubmissionUncertainError` is raised also if nobody knows what became of the earlier one.
+    ``stage`` is called when it is certain that no run of this name exists, so that no file of another run
+    is touched.  The record says what is about to be sent before it is sent.  If it says so already, an
+    earlier submission was interrupted: the run is looked up first, and nothing is sent if it is there.
+    Errors are those of `send`; a `SubmissionUncertainError` is raised also if nobody knows what became of
+    the earlier one.
     """
     relay, settings = connection.relay, connection.settings
     with lock_submission(record.submit_path):
         record = record.prepared_again(record.submit_path)
         if record.intention is not None and (found := look_up(relay, settings, record).request_id):
             return found
+        if stage is not None:
+            refuse_known(relay, record.name)
+            stage()
         record = record.unsent()
 
         def note(part: RequestPart) -> None:
@@ -79,6 +85,16 @@ def submit_run(
     return request_id
 
 
+def refuse_known(relay: Relay, name: str) -> None:
+    """Raise `RefusedError` if the server knows a run of a name."""
+    if existing := relay.get_request_ids_by_name(name):
+        raise RefusedError(
+            f"A run named {name!r} exists already: request {existing[name]}. Submitting it again would run "
+            "everything twice; use another outputRun, or bps restart for what is left of it. To extend its "
+            "collection (--extend-run), set uniqProcName to a name that no run has."
+        )
+
+
 def send(
     relay: Relay,
     submission: Submission,
@@ -101,12 +117,7 @@ def send(
     With ``build``, it is the task that makes the plan at a site.  ``note`` is called before something is
     sent; ``place`` is the submit directory, for messages.
     """
-    existing = relay.get_request_ids_by_name(name)
-    if existing:
-        raise RefusedError(
-            f"A run named {name!r} exists already: request {existing[name]}. Submitting it again would run "
-            "everything twice; use another outputRun, or bps restart for what is left of it."
-        )
+    refuse_known(relay, name)
     if submission.steps:
         note(RequestPart.STEPS)
         _send_steps(relay, submission, name)

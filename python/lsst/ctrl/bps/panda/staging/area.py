@@ -15,6 +15,7 @@ __all__ = [
     "write_marker",
 ]
 
+import json
 import logging
 import os
 import posixpath
@@ -34,6 +35,7 @@ from ..plan.model import StagedFile
 from ..settings.run import StagingSettings
 from .sources import (
     MANIFEST_NAME,
+    OWNER_NAME,
     PARTIAL_NAME,
     TEMPORARY_FOLDER,
     Digest,
@@ -92,6 +94,26 @@ class _Staging:
     clock: Callable[[], float]
     done: int = 0
     total: int = 0
+
+    def claim(self, owner: str) -> None:
+        """Write down whose area this is; `StagingError` if it is that of another run."""
+        data = json.dumps({"format": 1, "submit_path": owner}).encode()
+        self._retry(lambda: self.store.create(OWNER_NAME, data), f"writing {OWNER_NAME}")
+        # Also after writing: of two at the same time, one finds the other's.
+        found = self._retry(lambda: self.store.read(OWNER_NAME), f"reading {OWNER_NAME}")
+        try:
+            other = str(json.loads(found or data)["submit_path"])
+        except (ValueError, KeyError, TypeError):
+            other = "a file that cannot be read"
+        if other != owner:
+            raise StagingError(
+                f"The staging area {self.store.area} holds the files of another run, that of {other}, whose "
+                "jobs would get the files of this one; nothing was changed or submitted. Use another "
+                "outputRun (with {timestamp} in it each submission has one), or, to extend the run of that "
+                "name (--extend-run), set uniqProcName to a name of its own; if fileDistributionEndPoint is "
+                "your own, let it end in {uniqProcName}/. If that run was given up before it was submitted, "
+                f"remove {self.store.area}{OWNER_NAME}."
+            )
 
     def run(self, sources: Sequence[SourceFile]) -> StagingReport:
         """Stage files with distinct names; `StagingError` is raised if any of them could not be staged."""
@@ -285,6 +307,7 @@ def stage(
     files: Sequence[StagedFile],
     settings: StagingSettings,
     *,
+    owner: str = "",
     progress: Callable[[int, int], None] | None = None,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
@@ -300,6 +323,9 @@ def stage(
         What to stage; sources are local paths or URIs.
     settings : `StagingSettings`
         Where and how.
+    owner : `str`, optional
+        Submit directory of the run whose files these are.  An area with the
+        files of another one is left as it is.
     progress : `~collections.abc.Callable`, optional
         Called with the number of files done and the number of all files.
     sleep, clock : `~collections.abc.Callable`, optional
@@ -320,6 +346,8 @@ def stage(
     )
     sources, failures = expand_files(files)
     session.refuse(failures, total=len(sources) + len(failures))
+    if owner:
+        session.claim(owner)
     return session.run(sources)
 
 
@@ -349,10 +377,10 @@ def show_staging(stream: TextIO) -> Iterator[Callable[[int, int], None] | None]:
             bar.stop()
 
 
-def stage_with_progress(files: Sequence[StagedFile], settings: StagingSettings) -> None:
+def stage_with_progress(files: Sequence[StagedFile], settings: StagingSettings, *, owner: str) -> None:
     """Stage the files of a run; a terminal shows how far it is."""
     with show_staging(sys.stderr) as progress:
-        stage(files, settings, progress=progress)
+        stage(files, settings, owner=owner, progress=progress)
 
 
 def _find_overlaps(files: Sequence[StagedFile], store: Store) -> list[str]:

@@ -6,6 +6,7 @@ __all__ = [
     "CANCELLED",
     "Digest",
     "MANIFEST_NAME",
+    "OWNER_NAME",
     "Manifest",
     "PARTIAL_NAME",
     "SourceFile",
@@ -38,6 +39,10 @@ from .transfers import VerificationError, describe_cause
 
 MANIFEST_NAME = MANIFEST
 """Name of the manifest in a staging area; written when all else is there."""
+
+OWNER_NAME = ".run.json"
+"""Name of the file that says whose files are in a staging area: the submit directory of a run.  It is
+written before the first of them."""
 
 PARTIAL_NAME = ".staging.json"
 """Name of the record of what is verified so far in an area whose staging is
@@ -124,7 +129,7 @@ def _parse_digest(name: str, entry: Any) -> Digest:
     raise ValueError(f"the manifest's entry of {name!r} has no size and adler32: {entry!r}")
 
 
-_RESERVED = frozenset({MANIFEST_NAME, PARTIAL_NAME, TEMPORARY_FOLDER, CANCELLED})
+_RESERVED = frozenset({MANIFEST_NAME, OWNER_NAME, PARTIAL_NAME, TEMPORARY_FOLDER, CANCELLED})
 
 
 @dataclass(frozen=True, slots=True)

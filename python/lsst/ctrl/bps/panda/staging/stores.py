@@ -84,6 +84,11 @@ class Store(Protocol):
     def write(self, name: str, data: bytes) -> None:
         """Write a small file, whole or not at all."""
 
+    def create(self, name: str, data: bytes) -> None:
+        """Write a small file unless there is one, as far as the store can tell."""
+        if self.read(name) is None:
+            self.write(name, data)
+
     def remove(self, name: str) -> None:
         """Remove a file; it may be missing."""
 
@@ -180,7 +185,7 @@ class LocalStore(Store):
         return digest
 
     @contextmanager
-    def _new_file(self, name: str, mode: int = 0o666) -> Iterator[BinaryIO]:
+    def _new_file(self, name: str, mode: int = 0o666, *, replace: bool = True) -> Iterator[BinaryIO]:
         """Open a new file that gets its name in the area when it is whole."""
         temporary, target = self._open_temporary(mode)
         try:
@@ -188,7 +193,11 @@ class LocalStore(Store):
                 yield target
                 self._complete(target)
             self._make_folders(os.path.dirname(self._path(name)))
-            os.replace(temporary, self._path(name))
+            if replace:
+                os.replace(temporary, self._path(name))
+            else:
+                os.link(temporary, self._path(name))
+                os.remove(temporary)
         except BaseException:
             with suppress(OSError):
                 os.remove(temporary)
@@ -265,6 +274,11 @@ class LocalStore(Store):
     def write(self, name: str, data: bytes) -> None:
         """Write a small file, whole or not at all."""
         with self._new_file(name) as target:
+            _write_all(target, data)
+
+    def create(self, name: str, data: bytes) -> None:
+        """Write a small file unless there is one."""
+        with suppress(FileExistsError), self._new_file(name, replace=False) as target:
             _write_all(target, data)
 
     def remove(self, name: str) -> None:
