@@ -208,6 +208,52 @@ def test_variables_of_the_graph_that_are_not_set(newcomer):
     assert not (newcomer.directory / "submit").exists()
 
 
+GENERATORS = """
+def tracts(): return {"chosenTracts": "0", "myArea": "AREA"}
+def wrong(): return {"chosenTracts": "0", "myArea": "AREA", "maxJobsPerTask": "lots"}
+"""
+
+
+@pytest.mark.newest
+def test_values_that_bps_generates(newcomer):
+    """They are not missed before, and checked when they are there."""
+    (newcomer.directory / "mine.py").write_text(GENERATORS.replace("AREA", f"{newcomer.directory}/area"))
+    payload = {"payloadName": "first", "butlerConfig": str(newcomer.repo), "inCollection": "StarCam/defaults"}
+    payload["dataQuery"] = "skymap='starcam_sky' AND tract IN ({chosenTracts})"
+    values = {"payload": payload, "fileDistributionEndPoint": "{myArea}/{uniqProcName}/"}
+    config = newcomer.write(**values, bpsGenerateConfig="mine.tracts( )")
+    path = {"PYTHONPATH": str(newcomer.directory)}
+    said = newcomer.run("bps", "prepare", config, code=0, **path)
+    assert f"staging area: {newcomer.directory}/area/" in said
+    config = newcomer.write(**values, bpsGenerateConfig="mine.wrong( )")
+    for command in (("bps", "prepare"), CHECK):
+        said = newcomer.run(*command, config, code=1, **path)
+        assert "- maxJobsPerTask is 'lots' (BPS configuration); it must be a whole number." in said
+        assert "chosenTracts" not in said.rpartition("cannot be submitted")[2]
+
+
+@pytest.mark.newest
+def test_a_brace_in_the_name_of_a_run(newcomer):
+    """BPS looks it up before it has anything checked."""
+    payload = {"payloadName": "a}b", "butlerConfig": str(newcomer.repo), "inCollection": "StarCam/defaults"}
+    config = newcomer.write(payload=payload, maxCopyWorkers=0)
+    line = Path(config).read_text().splitlines().index("  payloadName: a}b") + 1
+    words = f"- payload.payloadName is 'a}}b' ({config}, line {line}); BPS cannot replace variables in it: "
+    for command in (("bps", "prepare"), ("bps", "submit"), CHECK):
+        said = newcomer.run(*command, config, code=1)
+        assert words in said
+    assert "- maxCopyWorkers is 0" in said
+
+
+def test_hints_are_no_silence(newcomer):
+    names = ["maxJobPerTask", "requestMemroy", "computesite", "requestWaltime"]
+    config = newcomer.write(**dict.fromkeys(names, 1))
+    said = newcomer.run(*CHECK, config, code=1)
+    assert said.count("did you mean") == len(names)
+    assert f"{len(names)} hints in {config}." in said
+    assert "Not checked, as that needs the Butler" in said
+
+
 @pytest.mark.parametrize("name", ["it's", "a b"])
 def test_a_submit_directory_that_breaks_bps(newcomer, name):
     config = newcomer.write(submitPath=f"{newcomer.directory}/{name}/{{outputRun}}")

@@ -593,7 +593,8 @@ def test_values_that_bps_generates_later_are_not_missed_before_and_checked_then(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("json.loads", "it is no call. Write MODULE.FUNCTION(ARGUMENTS)."),
+        ("json.loads", "BPS takes it for no call, which has an argument, if only a blank. Write MODULE."),
+        ("json.loads()", "BPS takes it for no call, which has an argument, if only a blank."),
         ("no.such.function(1)", "no.such.function cannot be imported (Unable to import 'no.such.function'"),
         ("json.__name__('x')", "json.__name__ is no function"),
     ],

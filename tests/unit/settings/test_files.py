@@ -46,6 +46,8 @@ def test_a_file_that_cannot_be_read_is_told_in_a_sentence(tmp_path, content, wor
     assert "\n" not in str(caught.value)
     done = CliRunner().invoke(main, ["check", str(run)])
     assert (done.exit_code, done.output) == (1, f"Error: {run} cannot be checked: {caught.value}\n")
+    done = CliRunner().invoke(main, ["campaign", "prepare", str(run)])
+    assert (done.exit_code, done.output) == (1, f"Error: {caught.value}\n")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])

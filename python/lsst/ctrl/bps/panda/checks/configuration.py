@@ -186,10 +186,11 @@ def _check_graphs_of_jobs(run: RunConfiguration) -> Iterator[Finding]:
 def _check_generators(config: BpsConfig, generators: Mapping[str, str]) -> Iterator[Finding]:
     """Check that BPS can call what is to generate values."""
     for path, text in generators.items():
-        function, bracket, _ = text.partition("(")
-        reason = "" if bracket and text.rstrip().endswith(")") else "it is no call"
-        if not reason and "." in function and "{" not in function:
-            reason = _why_not_importable(function)
+        # As BPS takes it apart.
+        call = re.match(r"(\S+)\((.+)\)", text)
+        reason = "" if call else "BPS takes it for no call, which has an argument, if only a blank"
+        if call and "." in call[1] and not set("{}()") & set(call[1]):
+            reason = _why_not_importable(call[1])
         if reason:
             yield _error(f"{path} is {text!r}: {reason}. Write MODULE.FUNCTION(ARGUMENTS).", path)
 

@@ -24,6 +24,7 @@ from ..errors import PandaBpsError
 from ..findings import report_findings
 from ..runs.client import connect
 from ..settings.bps_command import is_dry_run
+from ..settings.files import check_files
 from ..settings.run import read_service_settings
 from ..status.bps_states import Counts
 from .output import STATE_COLUMNS, count_columns, json_option, print_lines, shows_errors, table, write_json
@@ -44,10 +45,12 @@ def campaign() -> None:
 def _read(config: str, service_class: str | None) -> Any:
     from lsst.pipe.base import Instrument
 
+    settings = read_service_settings(None)
+    check_files(config, settings.environment)
     return read_configuration(
         config,
         timestamp=Instrument.makeCollectionTimestamp(),
-        user=read_service_settings(None).user,
+        user=settings.user,
         service_class=service_class,
     )
 
