@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +61,12 @@ class Site:
         return self.place.directory / "untouched"
 
     def call(self, *command: str) -> str:
-        done = subprocess.run(
+        done = self.run(*command)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+        return done.stdout
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             [str(_BIN / command[0]), *command[1:]],
             cwd=self.place.directory,
             env=self.place.environment(),
@@ -70,16 +75,15 @@ class Site:
             text=True,
             timeout=_LIMIT,
         )
-        assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
-        return done.stdout
 
-    def submit(self, config: Path) -> Run:
+    def submit(self, config: Path, *, meanwhile: Callable[[], None] = lambda: None) -> Run:
         said = dict(
             line.split(": ", 1)
             for line in self.call("bps", "submit", str(config)).splitlines()
             if ": " in line
         )
         directory = Path(said["Submit dir"])
+        meanwhile()
         report = self._wait(said["Run Id"])
         return Run(said["Run Id"], directory, self.place.output_run(directory), report)
 
@@ -184,14 +188,15 @@ def test_the_object_table_equals_that_of_pipetask_row_by_row(site: Site, good: R
 
 
 def test_a_configuration_as_people_write_it(site: Site) -> None:
-    """Set-up text without a semicolon and over several lines, variables that are not set, and a staging area
-    that is relative and without a final slash.
+    """Set-up text without a semicolon and over several lines, variables that are not set, a staging area
+    that is relative and without a final slash, and a name that is submitted twice.
     """
     script = site.place.directory / "my_setup.sh"
     script.write_text("export MY_SETUP=done\n")
     config = yaml.safe_load(site.place.config.read_text())
     config |= {
         "pipelineYaml": "resource://lsst.ctrl.bps.panda.demo/pipeline.yaml#isr",
+        "payload": {**config.get("payload", {}), "outputRun": "u/demo/as_people"},
         "fileDistributionEndPoint": "my area/{uniqProcName}",
         "setupLSSTEnv": "true # nothing to set up",
         "custom_lsst_setup": f'source {shlex.quote(str(script))}\ntest "$MY_SETUP" = done\n',
@@ -203,12 +208,28 @@ def test_a_configuration_as_people_write_it(site: Site) -> None:
     }
     path = site.place.directory / "unusual.yaml"
     path.write_text(yaml.safe_dump(config))
-    run = site.submit(path)
+    again = site.place.directory / "again.yaml"
+    where = {
+        "submitPath": str(site.place.directory / "elsewhere"),
+        "extraQgraphOptions": '-d "exposure = 260315001"',
+    }
+    again.write_text(yaml.safe_dump(config | where))
+    area = site.place.directory / "my area" / "u_demo_as_people"
+
+    def submit_again() -> None:
+        staged = {path: path.read_bytes() for path in area.rglob("*") if path.is_file()}
+        assert staged
+        done = site.run("bps", "submit", str(again))
+        assert done.returncode != 0
+        assert "A run named 'u_demo_as_people' exists already" in done.stderr
+        assert "set uniqProcName" in done.stderr
+        assert {path: path.read_bytes() for path in staged} == staged
+
+    run = site.submit(path, meanwhile=submit_again)
     assert _counts(run.report) == {
         "pipetaskInit": {"SUCCEEDED": 1}, "isr": {"SUCCEEDED": 4}, "finalJob": {"SUCCEEDED": 1}
     }, site.errors()  # fmt: skip
     assert count_outputs(site.place.repo, run.collection)["post_isr_image"] == 16
-    assert list((site.place.directory / "my area").glob("*/*.qg"))
 
 
 @pytest.fixture(scope="module")
