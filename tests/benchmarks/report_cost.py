@@ -100,7 +100,7 @@ def measure_ours(tasks: int, runs: int) -> dict[str, dict[str, float]]:
     tasks, runs : `int`
         Sizes of the replies.
     """
-    from lsst.ctrl.bps.panda.report.report import make_run_list, make_run_report
+    from lsst.ctrl.bps.panda.report import make_run_list, make_run_report
     from lsst.ctrl.bps.panda.status.evidence import RunEvidence, tasks_by_request, transforms_from_tasks
     from lsst.ctrl.bps.panda.status.replies import parse_requests, parse_tasks, parse_transforms
 

@@ -15,7 +15,7 @@ from lsst.ctrl.bps.wms_service import WmsStates
 from lsst.ctrl.bps.panda.insight.overview import make_overview
 from lsst.ctrl.bps.panda.insight.progress import error_lines, make_progress
 from lsst.ctrl.bps.panda.insight.task_graph import make_task_graph, state_of
-from lsst.ctrl.bps.panda.report.report import describe_counts, get_status_of, make_run_list, make_run_report
+from lsst.ctrl.bps.panda.report import describe_counts, get_status_of, make_run_list, make_run_report
 from lsst.ctrl.bps.panda.rest.credentials import Anonymous
 from lsst.ctrl.bps.panda.runs.client import Connection, RunClient
 from lsst.ctrl.bps.panda.settings.run import read_service_settings

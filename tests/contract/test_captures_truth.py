@@ -15,7 +15,7 @@ from lsst.ctrl.bps.report import display_report
 from lsst.ctrl.bps.wms_service import WmsStates
 
 from lsst.ctrl.bps.panda.plan.run_attributes import RunAttributes
-from lsst.ctrl.bps.panda.report.report import get_status_of, make_run_list, make_run_report
+from lsst.ctrl.bps.panda.report import get_status_of, make_run_list, make_run_report
 from lsst.ctrl.bps.panda.status.evidence import (
     PlanSummary,
     RunEvidence,

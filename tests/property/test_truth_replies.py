@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lsst.ctrl.bps.panda.errors import ReplyError
 from lsst.ctrl.bps.panda.plan.run_attributes import RunAttributes, parse_attributes, render_attributes
-from lsst.ctrl.bps.panda.report.report import get_status_of, make_run_report
+from lsst.ctrl.bps.panda.report import get_status_of, make_run_report
 from lsst.ctrl.bps.panda.status.evidence import RunEvidence
 from lsst.ctrl.bps.panda.status.records import RequestRecord
 from lsst.ctrl.bps.panda.status.replies import (

@@ -16,13 +16,13 @@ from lsst.ctrl.bps.report import display_report
 from lsst.ctrl.bps.wms_service import WmsStates
 
 from lsst.ctrl.bps.panda.plan.run_attributes import RunAttributes, render_attributes
-from lsst.ctrl.bps.panda.report.report import get_status_of, make_run_list, make_run_report
+from lsst.ctrl.bps.panda.report import get_status_of, make_run_list, make_run_report
 from lsst.ctrl.bps.panda.status.bps_states import count_task
 from lsst.ctrl.bps.panda.status.evidence import UNRELEASED_LABEL, PlanSummary, RunEvidence
-from lsst.ctrl.bps.panda.status.job_errors import JobError
 from lsst.ctrl.bps.panda.status.records import (
     ContentRecord,
     FileCounts,
+    JobError,
     JobRecord,
     RequestRecord,
     TransformRecord,

@@ -15,7 +15,7 @@ from lsst.ctrl.bps.wms_service import WmsStates
 from lsst.ctrl.bps.panda import PanDAService
 from lsst.ctrl.bps.panda.local import instance
 from lsst.ctrl.bps.panda.local.endpoint import environment
-from lsst.ctrl.bps.panda.report.report import get_status_of
+from lsst.ctrl.bps.panda.report import get_status_of
 from lsst.ctrl.bps.panda.runs.client import RunClient, connect
 from lsst.ctrl.bps.panda.settings.run import read_service_settings
 

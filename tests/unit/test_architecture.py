@@ -104,8 +104,7 @@ BOUNDARIES = {
     "settings.schema": "for editors; nothing of a run needs it",
     "staging.area": "what `staging` offers to others",
     "staging.stores": "the places where an area lies: file system, lsst.resources",
-    "web.drawing": "positions in SVG, which the page embeds",
-    "web.page": "the only user of templates",
+    "web.page": "the only user of templates, and the positions of what they draw",
 }
 """Modules that one other module imports, and why they are not part of it."""
 

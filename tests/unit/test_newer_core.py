@@ -14,7 +14,7 @@ from lsst.ctrl.bps.panda import PandaBpsWmsWorkflow, PanDAService
 from lsst.ctrl.bps.panda.errors import PlanError
 from lsst.ctrl.bps.panda.plan.model import PlanSettings, RunIdentity
 from lsst.ctrl.bps.panda.plan.planner import make_plan
-from lsst.ctrl.bps.panda.report.report import make_run_list
+from lsst.ctrl.bps.panda.report import make_run_list
 
 HAS_LAZY_GROUPS = hasattr(bps, "GenericWorkflowLazyGroup")
 newer = pytest.mark.skipif(not HAS_LAZY_GROUPS, reason="BPS without lazy groups")

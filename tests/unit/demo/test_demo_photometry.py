@@ -7,14 +7,14 @@ from lsst.ctrl.bps.panda.demo.calibration import AB_ZERO_POINT, calibrate, depth
 from lsst.ctrl.bps.panda.demo.coaddition import resample
 from lsst.ctrl.bps.panda.demo.geometry import Affine, FocalPlane, TangentPoint
 from lsst.ctrl.bps.panda.demo.photometry import (
+    Psf,
     clipped_median,
     find_peaks,
     fit_fluxes,
     matched_filter,
     measure_sigma,
 )
-from lsst.ctrl.bps.panda.demo.psf import Psf
-from lsst.ctrl.bps.panda.demo.sky import make_stars
+from lsst.ctrl.bps.panda.demo.repository import make_stars
 
 _PSF = Psf(((1.0, 1.4),))
 

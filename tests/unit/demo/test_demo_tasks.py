@@ -8,7 +8,7 @@ from lsst.pipe.base import NoWorkFound
 from lsst.ctrl.bps.panda.demo.coaddition import AssembleCoaddTask, MakeWarpTask
 from lsst.ctrl.bps.panda.demo.geometry import SkyLayout, TangentPoint
 from lsst.ctrl.bps.panda.demo.objects import MeasureObjectsTask, ObjectTableTask
-from lsst.ctrl.bps.panda.demo.psf import Psf
+from lsst.ctrl.bps.panda.demo.photometry import Psf
 from lsst.ctrl.bps.panda.demo.single_frame import CharacterizeTask, IsrTask, VisitSummaryTask
 from lsst.ctrl.bps.panda.demo.star_task import datasets
 

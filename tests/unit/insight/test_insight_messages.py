@@ -11,7 +11,7 @@ from lsst.ctrl.bps.wms_service import WmsStates
 from panda_servers.activemq import job_message, task_message
 
 from lsst.ctrl.bps import BpsConfig
-from lsst.ctrl.bps.panda.cli.run_argument import connect_for
+from lsst.ctrl.bps.panda.cli.panda_bps_show import connect_for
 from lsst.ctrl.bps.panda.errors import ConnectionFailedError, RunNotFoundError, SettingsError, TransportError
 from lsst.ctrl.bps.panda.insight.messages import StatusMessage, find_broker_settings, parse_message
 from lsst.ctrl.bps.panda.insight.progress import LiveCounts, follow, make_progress

@@ -18,18 +18,23 @@ from lsst.ctrl.bps.panda.insight.task_graph import MAX_NODES, TaskGraph, TaskNod
 from lsst.ctrl.bps.panda.plan.model import ConditionPlan, JobPlan, TaskPlan, WorkflowPlan
 from lsst.ctrl.bps.panda.status.evidence import RunEvidence
 from lsst.ctrl.bps.panda.status.failures import ErrorGroup
-from lsst.ctrl.bps.panda.status.job_errors import JobError
 from lsst.ctrl.bps.panda.status.records import (
     FileCounts,
+    JobError,
     JobRecord,
     RequestRecord,
     TaskRecord,
     TransformRecord,
 )
 from lsst.ctrl.bps.panda.status.verdicts import Verdict
-from lsst.ctrl.bps.panda.web import render
-from lsst.ctrl.bps.panda.web.drawing import draw_graph, draw_histogram, draw_timeline
-from lsst.ctrl.bps.panda.web.page import RunPage, render_page
+from lsst.ctrl.bps.panda.web.page import (
+    RunPage,
+    draw_graph,
+    draw_histogram,
+    draw_timeline,
+    render,
+    render_page,
+)
 
 START = datetime(2026, 11, 20, tzinfo=UTC)
 NASTY = "<script>alert('x')</script>&\""

@@ -19,7 +19,7 @@ from lsst.ctrl.bps.panda.plan.naming import (
     split_server_name,
 )
 from lsst.ctrl.bps.panda.plan.run_attributes import RunAttributes, parse_attributes, render_attributes
-from lsst.ctrl.bps.panda.report.report import (
+from lsst.ctrl.bps.panda.report import (
     FILTER_KEYS,
     MonitorLinks,
     describe_counts,
@@ -36,10 +36,10 @@ from lsst.ctrl.bps.panda.status.evidence import (
     tasks_by_request,
     transforms_from_tasks,
 )
-from lsst.ctrl.bps.panda.status.job_errors import JobError
 from lsst.ctrl.bps.panda.status.records import (
     ContentRecord,
     FileCounts,
+    JobError,
     JobRecord,
     RequestRecord,
     TaskRecord,

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from lsst.ctrl.bps.wms_service import WmsStates
 
-from lsst.ctrl.bps.panda.report.report import get_status_of, make_run_report
+from lsst.ctrl.bps.panda.report import get_status_of, make_run_report
 from lsst.ctrl.bps.panda.status.bps_states import (
     count_task,
     is_aborted,
@@ -20,10 +20,10 @@ from lsst.ctrl.bps.panda.status.bps_states import (
     zero_counts,
 )
 from lsst.ctrl.bps.panda.status.evidence import UNRELEASED_LABEL, PlanSummary, RunEvidence
-from lsst.ctrl.bps.panda.status.job_errors import JobError
 from lsst.ctrl.bps.panda.status.records import (
     ContentRecord,
     FileCounts,
+    JobError,
     JobRecord,
     RequestRecord,
     TransformRecord,

@@ -14,17 +14,18 @@ from lsst.ctrl.bps.wms_service import WmsStates
 from lsst.ctrl.bps.panda.insight.documents import read_schema
 from lsst.ctrl.bps.panda.insight.messages import StatusMessage
 from lsst.ctrl.bps.panda.insight.progress import LiveCounts, error_lines, make_progress
-from lsst.ctrl.bps.panda.report.report import get_status_of, make_run_list, make_run_report
+from lsst.ctrl.bps.panda.report import get_status_of, make_run_list, make_run_report
 from lsst.ctrl.bps.panda.status import vocabulary
 from lsst.ctrl.bps.panda.status.evidence import RunEvidence
 from lsst.ctrl.bps.panda.status.failures import add_verdicts, group_errors
-from lsst.ctrl.bps.panda.status.job_errors import JobError, choose_error
 from lsst.ctrl.bps.panda.status.records import (
     ContentRecord,
     FileCounts,
+    JobError,
     JobRecord,
     RequestRecord,
     TransformRecord,
+    choose_error,
 )
 from lsst.ctrl.bps.panda.status.replies import parse_contents, parse_jobs
 from lsst.ctrl.bps.panda.status.verdicts import PACKAGED_RULES, parse_rulebook

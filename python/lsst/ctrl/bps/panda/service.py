@@ -30,7 +30,7 @@ from .checks.configuration import (
 from .errors import PandaBpsError, RunNotFoundError, SettingsError, TransportError
 from .findings import Finding, report_findings
 from .remote.request import is_control_workflow, submit_build, submit_control_workflow
-from .report.report import (
+from .report import (
     describe_counts,
     get_status_of,
     list_notes,

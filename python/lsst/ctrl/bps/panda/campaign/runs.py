@@ -39,7 +39,7 @@ from lsst.ctrl.bps.wms_service import WmsStates
 
 from ..errors import PandaBpsError, SubmissionUncertainError
 from ..insight.documents import make_document, make_plain
-from ..report.report import get_status_of
+from ..report import get_status_of
 from ..rucio.status import RegistrationStatus, ReplicaCount, Rule, make_plain_status
 from ..runs.client import Connection, RunClient
 from ..runs.intention import record_submission, settle

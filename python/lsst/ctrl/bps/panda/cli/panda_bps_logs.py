@@ -35,7 +35,7 @@ from ..insight.overview import JobScope, fetch_evidence
 from ..status.evidence import RunEvidence
 from ..status.records import JobRecord, render_count
 from .output import json_option, print_problems, write_document
-from .run_argument import RunArgument, run_command
+from .panda_bps_show import RunArgument, run_command
 
 _INTERVAL = 5.0
 

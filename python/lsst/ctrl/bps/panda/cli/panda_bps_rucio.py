@@ -37,7 +37,7 @@ from ..runs.files import names_directory
 from ..runs.record import RunRecord, read_record
 from .output import json_option, print_lines, print_problems, shows_errors, table, write_json
 from .panda_bps_campaign import campaign_index
-from .run_argument import connect_for, local_option
+from .panda_bps_show import connect_for, local_option
 
 _UNKNOWN = (None, None, None)
 """Outputs, registered and missing ones, where the Butler was not asked."""

@@ -30,7 +30,7 @@ from .output import (
     table,
     write_json,
 )
-from .run_argument import RunArgument, run_command
+from .panda_bps_show import RunArgument, run_command
 
 _RARE = ("pruned", "deleted", "unknown")
 """Columns that are shown only if they hold something."""

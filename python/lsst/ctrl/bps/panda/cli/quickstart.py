@@ -287,9 +287,8 @@ def _tell(place: Workplace, submission: _Submission, report: WmsRunReport) -> bo
 
 
 def _tell_results(place: Workplace, submission: _Submission) -> None:
-    from ..demo.picture import draw_coadd
     from ..demo.repository import INPUTS
-    from ..demo.summary import read_summary, render_summary
+    from ..demo.summary import draw_coadd, read_summary, render_summary
 
     collections = [place.output_run(submission.directory), INPUTS]
     click.echo(f"All jobs succeeded, and their outputs are in the Butler: {collections[0]}")

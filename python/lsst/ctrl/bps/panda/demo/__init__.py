@@ -3,7 +3,7 @@
 ``StarCam`` looks at one field of stars.  `.repository.create_repo` simulates
 its raw images into a new Butler repository; seven tasks in numpy and astropy
 lead from there to a table of objects; `.summary` says how well that table
-recovers the simulated truth, and `.picture` draws it.  Any quantum can be made
+recovers the simulated truth, and draws it.  Any quantum can be made
 slow or made to fail (`.star_task`), which is what tests of a workflow system
 want.  Needs the extra ``[demo]`` of the distribution.
 """

@@ -66,8 +66,7 @@ def summary(repo: Path, collection: str, png: Path | None, band: str) -> None:
     logging.getLogger("lsst.daf.butler").setLevel(logging.ERROR)
     from lsst.daf.butler import ButlerUserError
 
-    from .picture import draw_coadd
-    from .summary import read_summary, render_summary
+    from .summary import draw_coadd, read_summary, render_summary
 
     try:
         click.echo(render_summary(read_summary(repo, collection)))

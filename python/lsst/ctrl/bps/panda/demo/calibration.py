@@ -13,8 +13,7 @@ import numpy.typing as npt
 from astropy.table import Table  # type: ignore[import-untyped]
 
 from .geometry import Affine, FloatArray, TangentPoint
-from .photometry import clipped_median
-from .psf import Psf
+from .photometry import Psf, clipped_median
 
 AB_ZERO_POINT = 31.4
 """AB magnitude of one nanojansky."""

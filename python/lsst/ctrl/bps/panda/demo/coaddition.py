@@ -20,8 +20,7 @@ from lsst.pipe.base.connectionTypes import Input, Output
 
 from .calibration import depth
 from .geometry import Affine, FloatArray, SkyLayout, TangentPoint
-from .photometry import clipped_median
-from .psf import Psf
+from .photometry import Psf, clipped_median
 from .star_task import StarTask, StarTaskConfig
 
 _VISIT = ("instrument", "visit", "detector")

@@ -20,8 +20,7 @@ from lsst.pipe.base.connectionTypes import Input, Output
 
 from .calibration import AB_ZERO_POINT
 from .geometry import FloatArray, SkyLayout
-from .photometry import find_peaks, fit_fluxes, matched_filter
-from .psf import Psf
+from .photometry import Psf, find_peaks, fit_fluxes, matched_filter
 from .star_task import StarTask, StarTaskConfig
 
 _COADD = ("skymap", "tract", "patch", "band")

@@ -21,8 +21,7 @@ from lsst.pipe.base.connectionTypes import InitOutput, Input, Output, Prerequisi
 
 from .calibration import AB_ZERO_POINT, calibrate, depth
 from .geometry import Affine, TangentPoint
-from .photometry import clipped_median, find_peaks, fit_fluxes, matched_filter, measure_sigma
-from .psf import Psf
+from .photometry import Psf, clipped_median, find_peaks, fit_fluxes, matched_filter, measure_sigma
 from .star_task import StarTask, StarTaskConfig
 
 _EXPOSURE = ("instrument", "exposure", "detector")

@@ -19,7 +19,7 @@ from lsst.ctrl.bps.wms_service import WmsStates
 from ..edgenode.cmd_line_decoder import SHARD_FOLDER
 from ..errors import RunNotFoundError, TransportError
 from ..plan.naming import ordinal_of_task
-from ..report.report import MonitorLinks
+from ..report import MonitorLinks
 from ..rest.panda_api import JOBS_A_TASK, PandaApi
 from ..runs.client import Connection, FoundRun, RunClient
 from ..runs.files import PLAN_NAME, RECORD_NAME

@@ -22,7 +22,7 @@ from time import sleep as sleep_for
 from lsst.ctrl.bps.wms_service import WmsStates
 
 from ..errors import PandaBpsError, RunNotFoundError
-from ..report.report import get_status_of
+from ..report import get_status_of
 from ..status.bps_states import BEFORE_RUNNING, ENDED_STATES, Counts, move_jobs, sum_counts
 from ..status.evidence import RunEvidence
 from ..status.failures import group_errors

@@ -43,8 +43,17 @@ from .bps_states import (
     was_killed,
     zero_counts,
 )
-from .job_errors import JobError, sort_errors
-from .records import ContentRecord, FileCounts, JobRecord, RequestRecord, TaskRecord, TransformRecord, log_url
+from .records import (
+    ContentRecord,
+    FileCounts,
+    JobError,
+    JobRecord,
+    RequestRecord,
+    TaskRecord,
+    TransformRecord,
+    log_url,
+    sort_errors,
+)
 from .vocabulary import (
     CONTENT_STATUSES,
     RUNNING_TASKS,

@@ -14,8 +14,7 @@ from datetime import datetime
 
 from .bps_states import has_kill_code
 from .evidence import RunEvidence
-from .job_errors import JobError, choose_error
-from .records import JobRecord
+from .records import JobError, JobRecord, choose_error
 from .verdicts import Rulebook, Verdict
 from .vocabulary import OUT_OF_MEMORY, RULES, UNKNOWN_EXIT_CODE
 

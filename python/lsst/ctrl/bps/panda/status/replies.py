@@ -28,8 +28,17 @@ from typing import Any
 
 from ..errors import ReplyError
 from ..plan.naming import name_of_inputs
-from .job_errors import JobError, sort_errors
-from .records import ContentRecord, FileCounts, JobRecord, RequestRecord, TaskRecord, TransformRecord, log_url
+from .records import (
+    ContentRecord,
+    FileCounts,
+    JobError,
+    JobRecord,
+    RequestRecord,
+    TaskRecord,
+    TransformRecord,
+    log_url,
+    sort_errors,
+)
 from .vocabulary import (
     CONTENT_STATUSES,
     JOB_STATUSES,

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from ..errors import SettingsError
-from .job_errors import JobError
+from .records import JobError
 from .vocabulary import RULES, SOURCES, VERDICTS, VerdictRule
 
 _FORMAT = 1

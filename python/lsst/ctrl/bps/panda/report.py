@@ -26,13 +26,13 @@ from operator import attrgetter
 
 from lsst.ctrl.bps.wms_service import WmsRunReport, WmsSpecificInfo, WmsStates
 
-from ..errors import SettingsError
-from ..plan.naming import BUILD_LABEL, printable_label
-from ..status.bps_states import Counts, sum_counts
-from ..status.evidence import RunEvidence, RunTally
-from ..status.failures import ErrorGroup, exit_codes, group_errors, is_memory_error
-from ..status.job_errors import signal_name
-from ..status.vocabulary import (
+from .errors import SettingsError
+from .plan.naming import BUILD_LABEL, printable_label
+from .status.bps_states import Counts, sum_counts
+from .status.evidence import RunEvidence, RunTally
+from .status.failures import ErrorGroup, exit_codes, group_errors, is_memory_error
+from .status.records import signal_name
+from .status.vocabulary import (
     CANCELLING_TASKS,
     MEMORY_ADVICE,
     PAUSED_TASKS,
