@@ -45,14 +45,14 @@ def log_of(server, **values):
 
 
 def test_the_filter_always_has_a_time_and_quotes_what_it_is_given():
-    query = CloudQuery(START, 7, task_ids=(5, 6), panda_ids=(12,), level="ERROR", text='say "a\\b"')
+    query = CloudQuery(START, 7, task_ids=(5, 6), panda_ids=(12,), level="ERROR", pattern='say "a\\b"')
     text = render_filter(query, CloudLogSettings("proj", "a/b"))
     assert text.split(" AND ") == [
         'logName="projects/proj/logs/a%2Fb"',
         'jsonPayload.TaskID=("5" OR "6")',
         'jsonPayload.PandaJobID="12"',
         'jsonPayload.levelname=("ERROR" OR "CRITICAL")',
-        'jsonPayload.message:"say \\"a\\\\b\\""',
+        'jsonPayload.message=~"say \\"a\\\\b\\""',
         'timestamp>="2026-01-02T03:04:05.000000Z"',
     ]
     assert "jsonPayload.RequestID=7 AND timestamp>=" in render_filter(

@@ -14,7 +14,7 @@ from lsst.ctrl.bps import BpsConfig
 from lsst.ctrl.bps.panda.cli.panda_bps_show import connect_for
 from lsst.ctrl.bps.panda.errors import ConnectionFailedError, RunNotFoundError, SettingsError, TransportError
 from lsst.ctrl.bps.panda.insight.messages import StatusMessage, find_broker_settings, parse_message
-from lsst.ctrl.bps.panda.insight.progress import LiveCounts, follow, make_progress
+from lsst.ctrl.bps.panda.insight.progress import LiveCounts, make_progress, watch
 from lsst.ctrl.bps.panda.runs.record import RunIndex, RunRecord
 from lsst.ctrl.bps.panda.settings.run import read_service_settings
 from lsst.ctrl.bps.panda.status.evidence import RunEvidence
@@ -199,9 +199,9 @@ class World:
     def follow(self, interval=30.0):
         return [
             (self.time, progress)
-            for progress in follow(
-                self.look, lambda: self, name="b:1", interval=interval, sleep=self.sleep, clock=self.clock,
-                now=self.now,
+            for progress in watch(
+                self.look, subscribe=lambda: self, name="b:1", interval=interval, sleep=self.sleep,
+                clock=self.clock, now=self.now,
             )
         ]  # fmt: skip
 
@@ -265,10 +265,10 @@ def test_only_a_look_that_messages_follow_asks_for_everything():
         closer.append(world.time)
         return world.look()
 
-    for _ in follow(
+    for _ in watch(
         world.look,
-        lambda: world,
-        fetch_details=look_closer,
+        look_closer,
+        subscribe=lambda: world,
         sleep=world.sleep,
         clock=world.clock,
         now=world.now,

@@ -41,8 +41,11 @@ class Clock:
     def sleep(self, seconds):
         self.slept.append(seconds)
 
+    def __call__(self):
+        return sum(self.slept)
+
     def now(self):
-        return START + timedelta(seconds=sum(self.slept))
+        return START + timedelta(seconds=self())
 
 
 def watch_all(answers, *, closer=None, interval=60.0):
@@ -55,7 +58,7 @@ def watch_all(answers, *, closer=None, interval=60.0):
             raise answer
         return answer
 
-    found = list(watch(look, closer, interval=interval, sleep=clock.sleep, now=clock.now))
+    found = list(watch(look, closer, interval=interval, sleep=clock.sleep, clock=clock, now=clock.now))
     return found, clock
 
 

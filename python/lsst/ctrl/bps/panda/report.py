@@ -295,7 +295,10 @@ def _add_notes(info: WmsSpecificInfo, evidence: RunEvidence, links: MonitorLinks
         info.add_message(f"Not known: {{{key}}}", {key: problem})
     _add_errors(info, evidence, links)
     _add_links(info, evidence, links)
-    _add_advice(info, evidence)
+    applies = [text for condition, text in _ADVICE if condition(evidence)]
+    for number, text in enumerate(applies, start=1):
+        key = f"advice_{number}"
+        info.add_message(f"Next: {{{key}}}", {key: text.format(id=evidence.request_id)})
 
 
 def _add_server_state(info: WmsSpecificInfo, evidence: RunEvidence) -> None:
@@ -382,13 +385,6 @@ def _add_links(info: WmsSpecificInfo, evidence: RunEvidence, links: MonitorLinks
     for number, (_, task_id) in enumerate(failed[:_TASK_LIMIT], start=1):
         key = f"monitor_failed_{number}"
         info.add_message(f"Failed jobs: {{{key}}}", {key: links.failed_jobs(task_id)})
-
-
-def _add_advice(info: WmsSpecificInfo, evidence: RunEvidence) -> None:
-    applies = [text for condition, text in _ADVICE if condition(evidence)]
-    for number, text in enumerate(applies, start=1):
-        key = f"advice_{number}"
-        info.add_message(f"Next: {{{key}}}", {key: text.format(id=evidence.request_id)})
 
 
 def _can_restart(evidence: RunEvidence) -> bool:

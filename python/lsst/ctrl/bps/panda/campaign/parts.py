@@ -337,15 +337,11 @@ def find_fixed_condition(partition: str, data_query: str) -> str:
 
 def render_condition(partition: str, values: Sequence[Value]) -> str:
     """Return the condition that a dimension has one of some sorted values, such as ``tract IN (4, 7..9)``."""
-    return f"{partition} IN ({', '.join(_terms(values))})"
-
-
-def _terms(values: Sequence[Value]) -> list[str]:
-    """Render values, with three or more consecutive numbers as a range."""
     terms: list[str] = []
     run: list[int] = []
 
     def close() -> None:
+        # Three or more consecutive numbers are a range.
         terms.extend([f"{run[0]}..{run[-1]}"] if len(run) > 2 else map(str, run))
         run.clear()
 
@@ -357,7 +353,7 @@ def _terms(values: Sequence[Value]) -> list[str]:
             close()
         run.append(value)
     close()
-    return terms
+    return f"{partition} IN ({', '.join(terms)})"
 
 
 def _quote(value: str) -> str:
@@ -544,8 +540,14 @@ def prepare_campaign(configuration: CampaignConfiguration, environment: Mapping[
         prepared_at=datetime.now(UTC).isoformat(timespec="seconds"),
         parts=[part.record for part in parts],
     )
-    findings = (*_check_parts(configuration, parts, environment), *find_shared_places(configuration))
-    return Preparation(configuration, parts, record, findings)
+    findings = [
+        replace(finding, text=f"Site {part.record.site}: {finding.text}")
+        for part in parts
+        for finding in check_configuration(configuration.with_settings(part.content), environment)
+    ]
+    findings += _find_closed_too_early(configuration, parts, environment)
+    findings += find_shared_places(configuration)
+    return Preparation(configuration, parts, record, tuple(findings))
 
 
 def _directory(configuration: CampaignConfiguration) -> str:
@@ -593,18 +595,6 @@ def _count(configuration: CampaignConfiguration) -> dict[Value, float]:
             "butlerConfig, inCollection or dataQuery, or give campaignSites.values."
         ) from error
     return dict(counted)
-
-
-def _check_parts(
-    configuration: CampaignConfiguration, parts: Sequence[SitePart], environment: Mapping[str, str]
-) -> list[Finding]:
-    """Check the configuration of every part."""
-    findings = [
-        replace(finding, text=f"Site {part.record.site}: {finding.text}")
-        for part in parts
-        for finding in check_configuration(configuration.with_settings(part.content), environment)
-    ]
-    return findings + _find_closed_too_early(configuration, parts, environment)
 
 
 def _find_closed_too_early(

@@ -98,7 +98,10 @@ def _submit_part(part: PartRecord, record: CampaignRecord, connection: Connectio
             part.state, part.error = PartState.SUBMITTING, ""
             record.write()
             submit(part.file)
-            _submitted(part, _read_request_id(part))
+            request_id = read_record(part.submit_path).request_id
+            if request_id is None:
+                raise PandaBpsError(f"BPS ended without an error, but {part.submit_path} names no request.")
+            _submitted(part, request_id)
     except SubmissionUncertainError as error:
         part.error = str(error)  # it stays SUBMITTING, so that the next call asks the server
     except (Exception, SystemExit) as error:
@@ -107,14 +110,6 @@ def _submit_part(part: PartRecord, record: CampaignRecord, connection: Connectio
         part.state, part.error = PartState.FAILED, str(error) or type(error).__name__
     record.write()
     return part.request_id is not None
-
-
-def _read_request_id(part: PartRecord) -> int:
-    """Return the request that BPS has just submitted."""
-    request_id = read_record(part.submit_path).request_id
-    if request_id is None:
-        raise PandaBpsError(f"BPS ended without an error, but {part.submit_path} names no request.")
-    return request_id
 
 
 def _submitted(part: PartRecord, request_id: int) -> None:
@@ -507,22 +502,20 @@ def make_registration_overview(
 
     ``ask`` takes a submit directory, and returns what its run has registered and what could not be found out.
     """
-    sites = tuple(_make_site_registration(part, ask) for part in record.parts)
-    return CampaignRegistration(record.name, record.directory, sites)
-
-
-def _make_site_registration(
-    part: PartRecord, ask: Callable[[str], tuple[RegistrationStatus, tuple[str, ...]]]
-) -> SiteRegistration:
-    status: RegistrationStatus | None = None
-    problems: tuple[str, ...] = ("all of it: its run is not submitted.",)
-    if part.state is PartState.SUBMITTED:
-        try:
-            status, problems = ask(part.submit_path)
-        except PandaBpsError as error:
-            # An error at one site must not hide the others.
-            problems = (f"all of it. {error}",)
-    return SiteRegistration(part.site, part.run, part.request_id, part.submit_path, status, problems)
+    sites = []
+    for part in record.parts:
+        status: RegistrationStatus | None = None
+        problems: tuple[str, ...] = ("all of it: its run is not submitted.",)
+        if part.state is PartState.SUBMITTED:
+            try:
+                status, problems = ask(part.submit_path)
+            except PandaBpsError as error:
+                # An error at one site must not hide the others.
+                problems = (f"all of it. {error}",)
+        sites.append(
+            SiteRegistration(part.site, part.run, part.request_id, part.submit_path, status, problems)
+        )
+    return CampaignRegistration(record.name, record.directory, tuple(sites))
 
 
 def count_rules(rules: tuple[Rule, ...]) -> dict[str, int]:
@@ -556,20 +549,19 @@ def make_registration_document(found: CampaignRegistration) -> dict[str, Any]:
         },
         "places": found.places,
         "not_asked": found.not_asked,
-        "sites": [_plain_registration(site) for site in found.sites],
+        "sites": [
+            {
+                "site": site.site,
+                "run": site.run,
+                "request_id": site.request_id,
+                "path": site.path,
+                "complete": site.is_complete,
+                "problems": list(site.problems),
+                "rucio": None if site.status is None else make_plain_status(site.status),
+            }
+            for site in found.sites
+        ],
     }
     return make_document(
         content, kind="campaign_rucio", request_id=0, name=found.name, problems=found.problems
     )
-
-
-def _plain_registration(site: SiteRegistration) -> dict[str, Any]:
-    return {
-        "site": site.site,
-        "run": site.run,
-        "request_id": site.request_id,
-        "path": site.path,
-        "complete": site.is_complete,
-        "problems": list(site.problems),
-        "rucio": None if site.status is None else make_plain_status(site.status),
-    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["logs"]
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from urllib.parse import urlsplit
@@ -183,16 +183,13 @@ def _from_areas(argument: RunArgument, evidence: RunEvidence, selection: _Select
         time.sleep(_INTERVAL)
         evidence = _look(argument, selection)
     if not told:
-        click.echo(_why_nothing(evidence, jobs, selection), err=True)
+        why = "No job has a log yet."
+        if not jobs and selection.choice.failed:
+            why = "No attempt has failed."
+        elif not evidence.attempts:
+            why = "PanDA has no job of this run yet."
+        click.echo(why, err=True)
     _tell_left_out(left_out)
-
-
-def _why_nothing(evidence: RunEvidence, jobs: Sequence[JobRecord], selection: _Selection) -> str:
-    if not jobs and selection.choice.failed:
-        return "No attempt has failed."
-    if not evidence.attempts:
-        return "PanDA has no job of this run yet."
-    return "No job has a log yet."
 
 
 def _tell_left_out(number: int) -> None:

@@ -57,8 +57,6 @@ from .output import (
     write_json,
 )
 
-_LOCAL_CLASS = "LocalPanDAService"
-
 local_option = click.option("--local", is_flag=True, help="Ask the embedded PanDA of this machine.")
 
 
@@ -78,7 +76,7 @@ def _settings(local: bool, run: str) -> ServiceSettings:
     the site that it was submitted for, where that is known.
     """
     environment: dict[str, str] = dict(os.environ)
-    named = environment.get("BPS_WMS_SERVICE_CLASS", "").endswith(_LOCAL_CLASS)
+    named = environment.get("BPS_WMS_SERVICE_CLASS", "").endswith("LocalPanDAService")
     settings = read_service_settings(None, environment)
     if settings.url and not (local or named):
         return _as_submitted(run, settings)

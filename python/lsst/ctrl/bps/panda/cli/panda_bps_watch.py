@@ -15,7 +15,7 @@ from lsst.ctrl.bps.wms_service import WmsStates
 
 from ..insight.documents import make_document
 from ..insight.messages import Subscription, find_broker_settings
-from ..insight.progress import LEAST_INTERVAL, Progress, follow
+from ..insight.progress import LEAST_INTERVAL, Progress
 from ..insight.progress import watch as watch_run
 from ..runs.client import RunClient
 from ..status.bps_states import Counts
@@ -74,11 +74,8 @@ def watch(argument: RunArgument, interval: float, poll: bool, as_json: bool) -> 
     client.request(request_id)
     fetch, fetch_details = partial(client.status, request_id), partial(client.detail, request_id)
     broker = None if poll else find_broker_settings(argument.connection.settings)
-    if broker is None:
-        polls = watch_run(fetch, fetch_details, interval=interval)
-    else:
-        polls = follow(fetch, partial(Subscription, broker), name=broker.name,
-                       fetch_details=fetch_details, interval=interval)  # fmt: skip
+    subscribe, name = (None, "") if broker is None else (partial(Subscription, broker), broker.name)
+    polls = watch_run(fetch, fetch_details, subscribe=subscribe, name=name, interval=interval)
     state = WmsStates.UNKNOWN
     try:
         with _open_display(as_json) as show:

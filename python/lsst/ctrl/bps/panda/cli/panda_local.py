@@ -247,10 +247,7 @@ def status(directory: Path) -> None:
         click.echo(f"jobs that have ended and are not stored yet: {value['reports_waiting']}")
     if value["dead_agents"]:
         click.echo(f"agents of iDDS that have ended: {', '.join(value['dead_agents'])}; restart it")
-    _print_runs(value.get("runs", []))
-
-
-def _print_runs(runs: list[Mapping[str, Any]]) -> None:
+    runs = value.get("runs", [])
     if not runs:
         return
     columns = ("run", "user", "tasks", "ended", "jobs", "done", "failed", "pruned", "running")

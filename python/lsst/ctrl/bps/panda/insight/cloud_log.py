@@ -31,6 +31,7 @@ _LOG = logging.getLogger(__name__)
 
 DEFAULT_LOG = "Panda-RubinLog"
 _ATTEMPTS = 6
+_PAGE_SIZE = 1000
 _LONGEST_WAIT = 60.0
 _CONSOLE = "https://console.cloud.google.com/logs/query;query="
 
@@ -63,13 +64,8 @@ class CloudQuery:
     level: str = ""
     """Least level."""
 
-    text: str = ""
-    """Text that the message must hold."""
-
     pattern: str = ""
     """Regular expression that the message must fit, by Google's rules."""
-
-    until: datetime | None = None
 
 
 def find_cloud_settings(environment: Mapping[str, str]) -> CloudLogSettings:
@@ -99,13 +95,9 @@ def render_filter(query: CloudQuery, settings: CloudLogSettings) -> str:
         parts += _one_of(
             "jsonPayload.levelname", [name for name, number in LEVELS.items() if number >= least]
         )
-    if query.text:
-        parts.append(f"jsonPayload.message:{_quoted(query.text)}")
     if query.pattern:
         parts.append(f"jsonPayload.message=~{_quoted(query.pattern)}")
     parts.append(f'timestamp>="{_moment(query.since)}"')
-    if query.until is not None:
-        parts.append(f'timestamp<="{_moment(query.until)}"')
     return " AND ".join(parts)
 
 
@@ -134,16 +126,9 @@ class CloudLog:
     1000 entries a request at most.
     """
 
-    def __init__(
-        self,
-        settings: CloudLogSettings,
-        *,
-        sleep: Callable[[float], None] = time.sleep,
-        page_size: int = 1000,
-    ) -> None:
+    def __init__(self, settings: CloudLogSettings, *, sleep: Callable[[float], None] = time.sleep) -> None:
         self._settings = settings
         self._sleep = sleep
-        self._page_size = page_size
         self._client = _make_client(settings)
 
     def lines(self, query: CloudQuery) -> Iterator[LogLine]:
@@ -176,7 +161,7 @@ class CloudLog:
             text = render_filter(replace(query, since=position.moment), self._settings)
             try:
                 for entry in self._client.list_entries(
-                    filter_=text, order_by="timestamp asc", page_size=self._page_size
+                    filter_=text, order_by="timestamp asc", page_size=_PAGE_SIZE
                 ):
                     failures = 0
                     if position.advance(entry.timestamp, str(entry.insert_id)):

@@ -9,9 +9,10 @@ they are asked as often as without one.
 
 from __future__ import annotations
 
-__all__ = ["LEAST_INTERVAL", "LiveCounts", "Progress", "error_lines", "follow", "make_progress", "watch"]
+__all__ = ["LEAST_INTERVAL", "LiveCounts", "Progress", "error_lines", "make_progress", "watch"]
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -179,31 +180,6 @@ class RunPoller:
         return replace(progress, rate=rate, end=end)
 
 
-def watch(
-    fetch: Callable[[], RunEvidence],
-    fetch_details: Callable[[], RunEvidence] | None = None,
-    *,
-    interval: float = 30.0,
-    sleep: Callable[[float], None] = sleep_for,
-    now: Callable[[], datetime] = lambda: datetime.now(UTC),
-) -> Iterator[Progress]:
-    """Look at a run until it has ended: the last progress has ``ended`` set.
-
-    ``fetch`` asks the servers for the run's state, ``fetch_details`` for errors, too,
-    and only when the number of failed jobs has changed.  Between two polls are
-    ``interval`` seconds, at least 5, more after a failed poll.
-    """
-    interval = max(LEAST_INTERVAL, interval)
-    poller = RunPoller(fetch, fetch_details, now)
-    while True:
-        progress = poller.poll()
-        if progress is not None:
-            yield progress
-            if progress.ended:
-                return
-        sleep(poller.delay(interval))
-
-
 @dataclass(slots=True)
 class _Task:
     """What messages say of a task."""
@@ -319,9 +295,9 @@ class LiveCounts:
 
 @dataclass(slots=True)
 class _Broker:
-    """The broker, which may be away."""
+    """The broker, which may be away, or not known at all."""
 
-    make: Callable[[], MessageSource]
+    make: Callable[[], MessageSource] | None
     name: str
     interval: float
     source: MessageSource | None = None
@@ -331,7 +307,7 @@ class _Broker:
 
     def connect(self, now: float) -> bool:
         """Try to subscribe if it is time, and tell whether that is new."""
-        if self.source is not None or now < self.retry_at:
+        if self.make is None or self.source is not None or now < self.retry_at:
             return False
         source = self.make()
         try:
@@ -366,27 +342,30 @@ class _Broker:
         self.failures += 1
 
 
-def follow(
+def watch(
     fetch: Callable[[], RunEvidence],
-    subscribe: Callable[[], MessageSource],
-    *,
-    name: str = "the broker",
     fetch_details: Callable[[], RunEvidence] | None = None,
+    *,
+    subscribe: Callable[[], MessageSource] | None = None,
+    name: str = "the broker",
     interval: float = 30.0,
     sleep: Callable[[float], None] = sleep_for,
     clock: Callable[[], float] = monotonic,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Iterator[Progress]:
-    """Watch a run by PanDA's messages until it has ended: a progress after each
-    poll, and one a second at most after messages that change something.
+    """Watch a run until it has ended: a progress after each poll, the last one with ``ended`` set.
 
-    ``fetch_details`` asks for errors and for running jobs, too.  ``interval`` is the
-    time between two polls while there are no messages, s, at least 5; with messages
-    there is one in ten times that, and sooner when a job failed or a task ended.
+    ``fetch`` asks the servers for the run's state, ``fetch_details`` for errors and for running jobs, too;
+    it is called when the number of failed jobs has changed, and for a state that messages are added to.
+    Between two polls are ``interval`` seconds, at least 5, more after a failed poll.
+
+    With ``subscribe`` PanDA's messages are followed: there is a progress, one a second at most, after those
+    that change something, and a poll in ten times the interval, or sooner when a job failed or a task ended.
     """
-    watcher = _Follower(
+    interval = max(LEAST_INTERVAL, interval)
+    watcher = _Watcher(
         RunPoller(fetch, fetch_details, now),
-        _Broker(subscribe, name, max(LEAST_INTERVAL, interval)),
+        _Broker(subscribe, name, interval, retry_at=math.inf if subscribe is None else 0.0),
         sleep=sleep,
         clock=clock,
         now=now,
@@ -398,8 +377,8 @@ def follow(
 
 
 @dataclass(slots=True)
-class _Follower:
-    """The state of a watch by messages."""
+class _Watcher:
+    """The state of a watch."""
 
     poller: RunPoller
     broker: _Broker

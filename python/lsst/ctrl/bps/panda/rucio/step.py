@@ -43,7 +43,7 @@ def add_step(
     describes the registration.  A second call changes nothing.
     """
     final = workflow.get_final()
-    if LABEL in _job_names(final):
+    if final is not None and LABEL in ([final.name] if isinstance(final, GenericWorkflowJob) else final):
         return
     job = _make_job(settings)
     files = _make_files(workflow, settings, os.path.join(os.path.abspath(submit_path), REGISTRATION_NAME))
@@ -57,12 +57,6 @@ def add_step(
     ends = [name for name in final if final.out_degree(name) == 0]
     final.add_job(job, parent_names=ends)
     final.add_job_inputs(job.name, files)
-
-
-def _job_names(final: GenericWorkflow | GenericWorkflowJob | None) -> list[str]:
-    if isinstance(final, GenericWorkflow):
-        return list(final)
-    return [] if final is None else [final.name]
 
 
 def _as_workflow(workflow: GenericWorkflow, job: GenericWorkflowJob) -> GenericWorkflow:

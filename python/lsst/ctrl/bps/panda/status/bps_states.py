@@ -234,7 +234,8 @@ def count_task(
     """
     counts = zero_counts()
     if transform is None:
-        counts[_unreleased_state(aborted, ended)] = max(0, planned)
+        over = WmsStates.DELETED if aborted else WmsStates.PRUNED
+        counts[over if ended else WmsStates.UNREADY] = max(0, planned)
         return counts
     outputs = transform.outputs or FileCounts()
     counts[WmsStates.SUCCEEDED] = max(0, outputs.processed)
@@ -251,13 +252,6 @@ def count_task(
     if phase is TransformPhase.OPEN:
         _start(counts, transform, running)
     return counts
-
-
-def _unreleased_state(aborted: bool, ended: bool) -> WmsStates:
-    """Return the state of jobs whose task iDDS has not made."""
-    if not ended:
-        return WmsStates.UNREADY
-    return WmsStates.DELETED if aborted else WmsStates.PRUNED
 
 
 def _open_jobs(transform: TransformRecord, planned: int) -> dict[OpenPhase, int]:

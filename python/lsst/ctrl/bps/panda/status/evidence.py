@@ -360,20 +360,15 @@ def _add_missing(evidence: RunEvidence, by_label: dict[str, Counts]) -> None:
         known = sum(sum(counts.values()) for counts in by_label.values())
         missing = evidence.attributes.jobs - known
         planned = {UNRELEASED_LABEL: missing} if missing > 0 else {}
+    finished = evidence.ended and evidence.request.status == "Finished"
     for label, number in planned.items():
         counts = by_label.setdefault(label, zero_counts())
         short = number - sum(counts.values())
         if evidence.transforms is None and short > 0:
-            counts[_unasked_state(evidence)] += short
+            # Only the request was asked for.
+            counts[WmsStates.SUCCEEDED if finished else WmsStates.UNKNOWN] += short
         elif short > 0:
             add_counts(counts, count_task(None, short, aborted=evidence.aborted, ended=evidence.ended))
-
-
-def _unasked_state(evidence: RunEvidence) -> WmsStates:
-    """Give the state of jobs when only the request was asked for."""
-    if evidence.ended and evidence.request.status == "Finished":
-        return WmsStates.SUCCEEDED
-    return WmsStates.UNKNOWN
 
 
 def failures_of(

@@ -38,8 +38,16 @@ __all__ = [
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import TypeVar
 
 from ..edgenode import cmd_line_decoder as runner
+
+_Phase = TypeVar("_Phase", bound=Enum)
+
+
+def _by_phase(*rows: tuple[_Phase, str]) -> dict[str, _Phase]:
+    """Make a table of statuses, in the order of the rows, and what each means."""
+    return {status: phase for phase, statuses in rows for status in statuses.split()}
 
 
 class RequestPhase(Enum):
@@ -53,33 +61,21 @@ class RequestPhase(Enum):
     ENDED = "the server calls it over"
 
 
-REQUEST_STATUSES = {
-    "New": RequestPhase.WAITING,
-    "Ready": RequestPhase.WAITING,
-    "Transforming": RequestPhase.GOING,
-    "Finished": RequestPhase.ENDED,
-    "SubFinished": RequestPhase.ENDED,
-    "Failed": RequestPhase.ENDED,
-    "Extend": RequestPhase.WAITING,
-    "ToCancel": RequestPhase.KILLING,
-    "Cancelling": RequestPhase.KILLING,
-    "Cancelled": RequestPhase.KILLED,
-    "ToSuspend": RequestPhase.HELD,
-    "Suspending": RequestPhase.HELD,
-    "Suspended": RequestPhase.HELD,
-    "ToResume": RequestPhase.GOING,
-    "Resuming": RequestPhase.GOING,
-    "ToExpire": RequestPhase.KILLING,
-    "Expiring": RequestPhase.KILLING,
-    "Expired": RequestPhase.KILLED,
-    "ToFinish": RequestPhase.GOING,
-    "ToForceFinish": RequestPhase.GOING,
-    "Terminating": RequestPhase.GOING,
-    "Building": RequestPhase.WAITING,
-    "Built": RequestPhase.WAITING,
-    "Throttling": RequestPhase.WAITING,
-    "ToClose": RequestPhase.GOING,
-}
+REQUEST_STATUSES = _by_phase(
+    (RequestPhase.WAITING, "New Ready"),
+    (RequestPhase.GOING, "Transforming"),
+    (RequestPhase.ENDED, "Finished SubFinished Failed"),
+    (RequestPhase.WAITING, "Extend"),
+    (RequestPhase.KILLING, "ToCancel Cancelling"),
+    (RequestPhase.KILLED, "Cancelled"),
+    (RequestPhase.HELD, "ToSuspend Suspending Suspended"),
+    (RequestPhase.GOING, "ToResume Resuming"),
+    (RequestPhase.KILLING, "ToExpire Expiring"),
+    (RequestPhase.KILLED, "Expired"),
+    (RequestPhase.GOING, "ToFinish ToForceFinish Terminating"),
+    (RequestPhase.WAITING, "Building Built Throttling"),
+    (RequestPhase.GOING, "ToClose"),
+)
 """iDDS's ``RequestStatus`` (idds.common.constants, 2.6.21); the position of a name is its number there."""
 
 TERMINAL_STATUSES = frozenset(
@@ -100,34 +96,18 @@ class TransformPhase(Enum):
     STRANGE = "a status that this table does not have"
 
 
-TRANSFORM_STATUSES = {
-    "New": TransformPhase.OPEN,
-    "Ready": TransformPhase.OPEN,
-    "Transforming": TransformPhase.OPEN,
-    "Finished": TransformPhase.COMPLETE,
-    "SubFinished": TransformPhase.OVER,
-    "Failed": TransformPhase.OVER,
-    "Extend": TransformPhase.OPEN,
-    "ToCancel": TransformPhase.DELETING,
-    "Cancelling": TransformPhase.DELETING,
-    "Cancelled": TransformPhase.DELETING,
-    "ToSuspend": TransformPhase.HELD,
-    "Suspending": TransformPhase.HELD,
-    "Suspended": TransformPhase.HELD,
-    "ToResume": TransformPhase.OPEN,
-    "Resuming": TransformPhase.OPEN,
-    "ToExpire": TransformPhase.DELETING,
-    "Expiring": TransformPhase.DELETING,
-    "Expired": TransformPhase.DELETING,
-    "ToFinish": TransformPhase.OPEN,
-    "ToForceFinish": TransformPhase.OPEN,
-    "Terminating": TransformPhase.OPEN,
-    "Building": TransformPhase.OPEN,
-    "Built": TransformPhase.OPEN,
-    "Queue": TransformPhase.OPEN,
-    "Throttling": TransformPhase.OPEN,
-    "WaitForTrigger": TransformPhase.OPEN,
-}
+TRANSFORM_STATUSES = _by_phase(
+    (TransformPhase.OPEN, "New Ready Transforming"),
+    (TransformPhase.COMPLETE, "Finished"),
+    (TransformPhase.OVER, "SubFinished Failed"),
+    (TransformPhase.OPEN, "Extend"),
+    (TransformPhase.DELETING, "ToCancel Cancelling Cancelled"),
+    (TransformPhase.HELD, "ToSuspend Suspending Suspended"),
+    (TransformPhase.OPEN, "ToResume Resuming"),
+    (TransformPhase.DELETING, "ToExpire Expiring Expired"),
+    (TransformPhase.OPEN, "ToFinish ToForceFinish Terminating"),
+    (TransformPhase.OPEN, "Building Built Queue Throttling WaitForTrigger"),
+)
 """iDDS's ``TransformStatus``, by number."""
 
 PROCESSING_STATUSES = (
@@ -212,24 +192,13 @@ class JobPhase(Enum):
     KILLED = "the attempt was cancelled"
 
 
-JOB_STATUSES = {
-    "pending": JobPhase.WAITING,
-    "defined": JobPhase.WAITING,
-    "waiting": JobPhase.WAITING,
-    "assigned": JobPhase.WAITING,
-    "throttled": JobPhase.WAITING,
-    "activated": JobPhase.WAITING,
-    "sent": JobPhase.WAITING,
-    "starting": JobPhase.WAITING,
-    "running": JobPhase.RUNNING,
-    "holding": JobPhase.RUNNING,
-    "transferring": JobPhase.RUNNING,
-    "merging": JobPhase.RUNNING,
-    "finished": JobPhase.FINISHED,
-    "failed": JobPhase.FAILED,
-    "cancelled": JobPhase.KILLED,
-    "closed": JobPhase.KILLED,
-}
+JOB_STATUSES = _by_phase(
+    (JobPhase.WAITING, "pending defined waiting assigned throttled activated sent starting"),
+    (JobPhase.RUNNING, "running holding transferring merging"),
+    (JobPhase.FINISHED, "finished"),
+    (JobPhase.FAILED, "failed"),
+    (JobPhase.KILLED, "cancelled closed"),
+)
 """Statuses of PanDA jobs (pandaserver.taskbuffer.JobSpec)."""
 
 
@@ -426,26 +395,10 @@ RULES = (
     _rule("lost heartbeat", "dispatcher"),
     _rule("lost heartbeat", text="lost heartbeat"),
     # The runner's own codes (page "What happens on the worker").
-    _rule(
-        "storage",
-        "payload",
-        runner.EXIT_PARAMETERS,
-        runner.EXIT_MISSING,
-        runner.EXIT_UNREACHABLE,
-        runner.EXIT_WORK_DIRECTORY,
-        runner.EXIT_DAMAGED,
-        runner.EXIT_OUTPUT,
-    ),
-    _rule(
-        "runner",
-        "payload",
-        runner.EXIT_USAGE,
-        runner.EXIT_INTERNAL,
-        runner.EXIT_START,
-        runner.EXIT_SHARD,
-        runner.EXIT_UNSAFE,
-        runner.EXIT_PLACEHOLDER,
-    ),
+    _rule("storage", "payload", runner.EXIT_PARAMETERS, runner.EXIT_MISSING, runner.EXIT_UNREACHABLE,
+          runner.EXIT_WORK_DIRECTORY, runner.EXIT_DAMAGED, runner.EXIT_OUTPUT),
+    _rule("runner", "payload", runner.EXIT_USAGE, runner.EXIT_INTERNAL, runner.EXIT_START,
+          runner.EXIT_SHARD, runner.EXIT_UNSAFE, runner.EXIT_PLACEHOLDER),
     _rule("cancelled", "payload", runner.EXIT_CANCELLED),
     # The site's own troubles.
     _rule("storage", "data management"),
