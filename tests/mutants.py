@@ -29,7 +29,7 @@ PACKAGE = "python/lsst/ctrl/bps/panda"
 
 # Folder or module of the package -> tests that see it, the most telling first.
 TESTS = {
-    "plan/run_attributes": ["unit/plan/test_run_attributes.py", "property/test_truth_replies.py"],
+    "plan/document": ["unit/plan/test_run_attributes.py", "property/test_truth_replies.py"],
     "plan": [
         "unit/plan",
         "property/test_plan_structure.py",

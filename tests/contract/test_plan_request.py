@@ -13,7 +13,7 @@ from panda_plans.settings import LABEL, RUN, SETTINGS
 from lsst.ctrl.bps import GenericWorkflow, GenericWorkflowExec, GenericWorkflowJob
 from lsst.ctrl.bps.panda.idds.workflow import client_mode, make_submission, make_workflow
 from lsst.ctrl.bps.panda.plan.planner import make_plan
-from lsst.ctrl.bps.panda.plan.run_attributes import parse_attributes
+from lsst.ctrl.bps.panda.status.evidence import RunEvidence
 from lsst.ctrl.bps.panda.status.records import RequestRecord
 
 with client_mode():
@@ -201,7 +201,7 @@ def test_attributes_of_a_run_arrive() -> None:
         campaign_scope=workflow.campaign_scope,
         campaign_group=workflow.campaign_group,
     )
-    attributes = parse_attributes(record)
+    attributes = RunEvidence(record).attributes
     assert (attributes.name, attributes.operator, attributes.campaign) == ("u_run", "someone", "quick")
     assert (attributes.jobs, attributes.origin) == (plan.job_count, 7)
     assert attributes.tasks == len(plan.tasks) + len(plan.final)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lsst.ctrl.bps.panda.errors import ReplyError
-from lsst.ctrl.bps.panda.plan.run_attributes import RunAttributes, parse_attributes, render_attributes
+from lsst.ctrl.bps.panda.plan.document import RunAttributes, render_attributes
 from lsst.ctrl.bps.panda.report import get_status_of, make_run_report
 from lsst.ctrl.bps.panda.status.evidence import RunEvidence
 from lsst.ctrl.bps.panda.status.records import RequestRecord
@@ -117,7 +117,7 @@ short = st.text(max_size=20)
 def test_attributes_come_back_as_they_went(attributes):
     fields = render_attributes(attributes)
     record = RequestRecord(1, fields["name"], "New", username="", **campaign_of(fields))
-    back = parse_attributes(record)
+    back = RunEvidence(record).attributes
     assert (back.name, back.project, back.campaign) == (
         attributes.name,
         attributes.project,
@@ -147,7 +147,7 @@ def test_attributes_always_fit_the_columns(attributes):
     assert set(fields) == set(limits)
     for key, limit in limits.items():
         assert len(fields[key]) <= limit
-    back = parse_attributes(RequestRecord(1, fields["name"], "New", **campaign_of(fields)))
+    back = RunEvidence(RequestRecord(1, fields["name"], "New", **campaign_of(fields))).attributes
     assert (back.jobs, back.tasks, back.origin) == (attributes.jobs, attributes.tasks, attributes.origin)
     assert attributes.payload.startswith(back.payload)
 
@@ -159,6 +159,8 @@ def campaign_of(fields: dict[str, str]) -> dict[str, str]:
 @given(st.text(max_size=60))
 def test_foreign_group_texts_do_no_harm(text):
     for group in (text, f"v1;{text}"):
-        attributes = parse_attributes(RequestRecord(1, "r", "New", username="ann", campaign_group=group))
+        attributes = RunEvidence(
+            RequestRecord(1, "r", "New", username="ann", campaign_group=group)
+        ).attributes
         assert attributes.jobs >= 0
         assert attributes.name == "r"

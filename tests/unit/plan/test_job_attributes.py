@@ -7,7 +7,7 @@ from dataclasses import fields
 import pytest
 
 from lsst.ctrl.bps import GenericWorkflow, GenericWorkflowExec, GenericWorkflowJob
-from lsst.ctrl.bps.panda.plan.job_attributes import (
+from lsst.ctrl.bps.panda.plan.grouping import (
     ATTRIBUTE_USES,
     AttributeUse,
     attributes_with,

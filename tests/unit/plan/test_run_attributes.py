@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from lsst.ctrl.bps.panda.plan.run_attributes import RunAttributes, parse_attributes, render_attributes
+from lsst.ctrl.bps.panda.plan.document import RunAttributes, render_attributes
+from lsst.ctrl.bps.panda.status.evidence import RunEvidence
 from lsst.ctrl.bps.panda.status.records import RequestRecord
 
 PLAIN = RunAttributes("run", "ann", "DP2", "week", "pay;load=1", jobs=5, tasks=3, origin=7)
@@ -16,7 +17,7 @@ def through_idds(attributes: RunAttributes) -> RunAttributes:
     fields = render_attributes(attributes)
     name = fields.pop("name")
     assert fields.pop("campaign_tag") == ""
-    return parse_attributes(RequestRecord(4, name, "New", username="pandauser", **fields))
+    return RunEvidence(RequestRecord(4, name, "New", username="pandauser", **fields)).attributes
 
 
 def test_attributes_come_back_as_they_were():
@@ -55,13 +56,13 @@ def test_columns_are_not_exceeded():
 @pytest.mark.parametrize("text", ["", "x", "-1", "1.5", "²", "9" * 19])
 def test_a_number_of_another_kind_is_not_known(text):
     group = f"v1;op=ann;payload=p;jobs={text};tasks=2;origin=0"
-    found = parse_attributes(RequestRecord(4, "r", "New", campaign_group=group))
+    found = RunEvidence(RequestRecord(4, "r", "New", campaign_group=group)).attributes
     assert (found.jobs, found.tasks) == (0, 2)
 
 
 def test_a_large_number_is_read():
     group = f"v1;op=;payload=p;jobs={'9' * 18};tasks=2"
-    found = parse_attributes(RequestRecord(4, "r", "New", username="ben", campaign_group=group))
+    found = RunEvidence(RequestRecord(4, "r", "New", username="ben", campaign_group=group)).attributes
     assert (found.jobs, found.origin, found.operator) == (10**18 - 1, 0, "ben")
 
 
@@ -70,4 +71,4 @@ def test_a_request_of_another_program_has_its_user_as_operator(scope, project):
     request = RequestRecord(
         4, "r", "New", username="ben", campaign="c", campaign_scope=scope, campaign_group="x"
     )
-    assert parse_attributes(request) == RunAttributes("r", "ben", project, "c")
+    assert RunEvidence(request).attributes == RunAttributes("r", "ben", project, "c")

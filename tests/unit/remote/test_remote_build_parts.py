@@ -13,8 +13,8 @@ from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig
 from lsst.ctrl.bps.panda.edgenode import build_cmd_line_decoder
 from lsst.ctrl.bps.panda.errors import SettingsError
 from lsst.ctrl.bps.panda.idds.workflow import Submission, make_build_submission, render_update
+from lsst.ctrl.bps.panda.plan.document import RunAttributes
 from lsst.ctrl.bps.panda.plan.model import Resources
-from lsst.ctrl.bps.panda.plan.run_attributes import RunAttributes
 from lsst.ctrl.bps.panda.remote.request import make_archive
 from lsst.ctrl.bps.panda.settings.remote import (
     BuildSettings,

@@ -11,6 +11,7 @@ from lsst.ctrl.bps.report import display_report
 from lsst.ctrl.bps.wms_service import WmsRunReport, WmsStates
 
 from lsst.ctrl.bps.panda.errors import SettingsError
+from lsst.ctrl.bps.panda.plan.document import RunAttributes, render_attributes
 from lsst.ctrl.bps.panda.plan.naming import (
     BUILD_LABEL,
     BUILD_TASK,
@@ -18,7 +19,6 @@ from lsst.ctrl.bps.panda.plan.naming import (
     ordinal_of_task,
     split_server_name,
 )
-from lsst.ctrl.bps.panda.plan.run_attributes import RunAttributes, parse_attributes, render_attributes
 from lsst.ctrl.bps.panda.report import (
     FILTER_KEYS,
     MonitorLinks,
@@ -442,7 +442,7 @@ def test_tasks_are_ordered_by_their_ordinal():
 
 def test_attributes_of_another_programs_request():
     record = RequestRecord(1, "r", "New", username="bob", campaign_scope="Default", campaign="c")
-    assert parse_attributes(record) == RunAttributes("r", "bob", "", "c")
+    assert RunEvidence(record).attributes == RunAttributes("r", "bob", "", "c")
 
 
 def test_pandas_tasks_stand_in_for_transforms():

@@ -11,8 +11,8 @@ import pytest
 
 from lsst.ctrl.bps.panda.errors import PandaBpsError, RunNotFoundError
 from lsst.ctrl.bps.panda.files import write_text
+from lsst.ctrl.bps.panda.plan.document import RunAttributes
 from lsst.ctrl.bps.panda.plan.model import RunIdentity, WorkflowPlan
-from lsst.ctrl.bps.panda.plan.run_attributes import RunAttributes
 from lsst.ctrl.bps.panda.runs.files import RECORD_NAME
 from lsst.ctrl.bps.panda.runs.record import RunIndex, RunRecord, read_record
 from lsst.ctrl.bps.panda.settings.run import StagingSettings

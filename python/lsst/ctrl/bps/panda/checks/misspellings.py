@@ -19,7 +19,7 @@ from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig, GenericWork
 
 from ..errors import SettingsError
 from ..findings import Finding, Severity
-from ..plan.job_attributes import yaml_key
+from ..plan.grouping import yaml_key
 from ..settings.bps_command import configuration_file
 from ..settings.configuration import RunConfiguration
 from ..settings.files import find_origin, find_repeated_keys

@@ -30,10 +30,10 @@ from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
+from ..plan.document import RunAttributes, render_attributes
 from ..plan.graph import pause_garbage_collection
 from ..plan.model import ConditionPlan, Resources, TaskPlan, WorkflowPlan
 from ..plan.naming import BUILD_TASK, label_of_input
-from ..plan.run_attributes import RunAttributes, attributes_of, render_attributes
 from ..settings.remote import BuildSettings
 
 _COMPRESSION = 4
@@ -183,8 +183,12 @@ def make_workflow(plan: WorkflowPlan, maps: dict[str, _DependencyMap] | None = N
     """
     if maps is None:
         maps = _render_dependency_maps(plan)
-    tasks = len(plan.tasks) + len(plan.final)
-    workflow = _new_workflow(attributes_of(plan.run, jobs=plan.job_count, tasks=tasks))
+    run, tasks = plan.run, len(plan.tasks) + len(plan.final)
+    workflow = _new_workflow(
+        RunAttributes(
+            run.name, run.operator, run.project, run.campaign, run.payload, plan.job_count, tasks, run.origin
+        )
+    )
     works = {
         task.name: _make_work(task, number, plan, maps.get(task.name))
         for number, task in enumerate(chain(plan.tasks, plan.final), 1)

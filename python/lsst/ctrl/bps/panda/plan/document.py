@@ -1,4 +1,5 @@
-"""A plan as a readable, versioned document and back, and as the table that ``bps prepare`` shows.
+"""A plan as a readable, versioned document and back, and as the table that ``bps prepare`` shows; and what of
+it travels in the fields of the request.
 
 The document has one line a task, so that it can be paged and searched.  It does not repeat the values of
 single jobs, which are in the parameter files that are staged with the run.
@@ -6,12 +7,20 @@ single jobs, which are in the parameter files that are staged with the run.
 
 from __future__ import annotations
 
-__all__ = ["parse_plan", "render_plan", "render_table"]
+__all__ = [
+    "RunAttributes",
+    "parse_attributes",
+    "parse_plan",
+    "render_attributes",
+    "render_plan",
+    "render_table",
+]
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
+from urllib.parse import quote, unquote
 
 from ..errors import PlanError
 from .model import (
@@ -172,3 +181,101 @@ def _row(label: str, tasks: list[TaskPlan]) -> tuple[str, ...]:
         span({task.resources.walltime for task in tasks}),
         ", ".join(places),
     )
+
+
+# --- the attributes of a run in its request --------------------------------
+
+# iDDS has four free text fields, with columns of these sizes.  PostgreSQL refuses a longer value, SQLite
+# takes it, so values are cut here.  The tag (100) stays empty: a request with all four set is linked to a
+# group of requests by the server.
+_GROUP_VERSION = "v1"
+_CAMPAIGN_LIMIT = 50
+_SCOPE_LIMIT = 25
+_GROUP_LIMIT = 255
+_NAME_LIMIT = 255
+_FOREIGN_SCOPE = "Default"
+
+
+@dataclass(frozen=True, slots=True)
+class RunAttributes:
+    """Attributes of a run that travel with its request."""
+
+    name: str
+    """Name of the run and of the request."""
+
+    operator: str = ""
+    project: str = ""
+    """Cut by iDDS to 25 characters."""
+
+    campaign: str = ""
+    """Cut by iDDS to 50 characters."""
+
+    payload: str = ""
+    jobs: int = 0
+    """Planned number of jobs, final ones included; 0 if not known."""
+
+    tasks: int = 0
+    """Planned number of tasks, final ones included; 0 if not known."""
+
+    origin: int = 0
+    """Request id of the run that this one restarts, or 0."""
+
+
+def render_attributes(attributes: RunAttributes) -> dict[str, str]:
+    """Render the attributes as fields of an iDDS workflow, none longer than iDDS's columns."""
+    return {
+        "name": attributes.name[:_NAME_LIMIT],
+        "campaign": attributes.campaign[:_CAMPAIGN_LIMIT],
+        "campaign_scope": attributes.project[:_SCOPE_LIMIT],
+        "campaign_group": _render_group(attributes),
+        "campaign_tag": "",
+    }
+
+
+def _render_group(attributes: RunAttributes) -> str:
+    """Render the group, with payload and operator cut to fit."""
+    numbers = f"jobs={attributes.jobs};tasks={attributes.tasks};origin={attributes.origin}"
+    room = _GROUP_LIMIT - len(f"{_GROUP_VERSION};op=;payload=;{numbers}")
+    operator = _quote_within(attributes.operator, min(room, 60))
+    payload = _quote_within(attributes.payload, room - len(operator))
+    return f"{_GROUP_VERSION};op={operator};payload={payload};{numbers}"
+
+
+def _quote_within(text: str, room: int) -> str:
+    """Percent-encode as much of a text as fits, by whole characters."""
+    quoted = ""
+    for character in text:
+        piece = quote(character, safe="")
+        if len(quoted) + len(piece) > room:
+            break
+        quoted += piece
+    return quoted
+
+
+def parse_attributes(
+    *, name: str, username: str, campaign: str, campaign_scope: str, campaign_group: str
+) -> RunAttributes:
+    """Read a run's attributes from the fields of its request.
+
+    For a request of another program the operator is the user as PanDA knows it, and the numbers are 0.
+    """
+    version, _, rest = campaign_group.partition(";")
+    if version != _GROUP_VERSION:
+        scope = "" if campaign_scope == _FOREIGN_SCOPE else campaign_scope
+        return RunAttributes(name, username, scope, campaign)
+    values = {key: unquote(value) for key, _, value in (part.partition("=") for part in rest.split(";"))}
+    return RunAttributes(
+        name=name,
+        operator=values.get("op") or username,
+        project=campaign_scope,
+        campaign=campaign,
+        payload=values.get("payload", ""),
+        jobs=_number(values.get("jobs")),
+        tasks=_number(values.get("tasks")),
+        origin=_number(values.get("origin")),
+    )
+
+
+def _number(text: str | None) -> int:
+    """Read a number; 0 if it is none."""
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 19 else 0

@@ -24,8 +24,7 @@ from ..edgenode import cmd_line_decoder as runner
 from ..errors import PlanError
 from .commands import TaskCommands
 from .graph import JobGraph, flatten, pause_garbage_collection
-from .grouping import group_jobs, number_jobs
-from .job_attributes import list_ignored
+from .grouping import group_jobs, list_ignored, number_jobs
 from .model import ConditionPlan, JobPlan, PayloadSharing, PlanSettings, TaskPlan, WorkflowPlan
 from .naming import NamedJobs, Naming, make_naming, task_name
 from .tasks import FamilyPlan, TaskMaker, split_values
@@ -40,25 +39,9 @@ finalises tasks once a minute, 45 to 120 s after their last job."""
 
 @pause_garbage_collection()
 def make_plan(workflow: GenericWorkflow, settings: PlanSettings) -> WorkflowPlan:
-    """Make the plan of a run.
+    """Make the plan of a run from what BPS made; `PlanError` is raised if it cannot be run as it is.
 
-    Parameters
-    ----------
-    workflow : `~lsst.ctrl.bps.GenericWorkflow`
-        What BPS made.
-    settings : `PlanSettings`
-        All settings that matter to the plan.
-
-    Returns
-    -------
-    plan : `WorkflowPlan`
-        The same for the same input, whatever the order in which the workflow
-        was built.
-
-    Raises
-    ------
-    PlanError
-        Raised if the workflow cannot be run as it is.
+    The plan is the same for the same input, whatever the order in which the workflow was built.
     """
     graph = flatten(workflow, max_direct_edges=settings.max_direct_edges)
     final_graph = _final_graph(workflow, settings)

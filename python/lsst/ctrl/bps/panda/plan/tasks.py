@@ -27,8 +27,7 @@ from .commands import (
     split_long_option,
 )
 from .graph import JobGraph
-from .grouping import OWN_FILE, Family, Numbering, chunk_sizes
-from .job_attributes import yaml_key
+from .grouping import OWN_FILE, Family, Numbering, chunk_sizes, yaml_key
 from .model import (
     Accounting,
     JobPlan,

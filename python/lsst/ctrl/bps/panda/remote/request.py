@@ -25,7 +25,7 @@ from ..errors import SettingsError
 from ..files import replacing
 from ..idds.workflow import make_build_submission
 from ..plan.commands import LINE_END
-from ..plan.run_attributes import RunAttributes
+from ..plan.document import RunAttributes
 from ..rest.panda_api import MAX_CACHE_FILE
 from ..runs.client import Connection
 from ..runs.files import protect_environment_dumps

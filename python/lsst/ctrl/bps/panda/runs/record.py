@@ -21,9 +21,9 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, PlainSerializer, Vali
 
 from ..errors import PandaBpsError
 from ..files import write_text
+from ..plan.document import RunAttributes
 from ..plan.model import WorkflowPlan
 from ..plan.naming import BUILD_LABEL, BUILD_TASK
-from ..plan.run_attributes import attributes_of
 from ..settings.run import StagingSettings
 from ..status.evidence import PlanSummary
 from ..version import __version__
@@ -222,7 +222,10 @@ class RunRecord(_Section):
         """Return what a report needs to know about the plan."""
         labels = self.labels or _labels_of(self.tasks)
         run = self.run
-        attributes = attributes_of(run, jobs=sum(jobs for _, jobs in labels), tasks=len(self.tasks))
+        jobs, tasks = sum(jobs for _, jobs in labels), len(self.tasks)
+        attributes = RunAttributes(
+            run.name, run.operator, run.project, run.campaign, run.payload, jobs, tasks, run.origin
+        )
         return PlanSummary(
             labels=labels,
             tasks=self.tasks,

@@ -135,12 +135,8 @@ class _Staging:
         )
         _LOG.info(
             "Staged to %s in %.1f s: %d files (%d bytes) copied, %d were there already",
-            report.area,
-            time.monotonic() - begun,
-            report.copied,
-            report.bytes_copied,
-            report.present,
-        )
+            report.area, time.monotonic() - begun, report.copied, report.bytes_copied, report.present,
+        )  # fmt: skip
         return report
 
     def refuse(self, failures: Sequence[tuple[str, str]], *, total: int) -> None:
@@ -312,31 +308,14 @@ def stage(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> StagingReport:
-    """Copy files into the staging area, verify them and write the manifest.
+    """Copy files, whose sources are local paths or URIs, into the staging area, verify them and write the
+    manifest.
 
-    Files that are there already with the same content are left alone, so
-    that staging again is cheap and completes what an earlier one began.
-
-    Parameters
-    ----------
-    files : `~collections.abc.Sequence` [`StagedFile`]
-        What to stage; sources are local paths or URIs.
-    settings : `StagingSettings`
-        Where and how.
-    owner : `str`, optional
-        Submit directory of the run whose files these are.  An area with the
-        files of another one is left as it is.
-    progress : `~collections.abc.Callable`, optional
-        Called with the number of files done and the number of all files.
-    sleep, clock : `~collections.abc.Callable`, optional
-        Waits for a number of seconds, between attempts; returns the time in
-        seconds, for time-outs.
-
-    Raises
-    ------
-    StagingError
-        Raised if any file could not be staged; the text lists every one of
-        them with its cause.  There is no manifest in the area then.
+    Files that are there already with the same content are left alone, so that staging again is cheap and
+    completes what an earlier one began.  An area with the files of another owner, the submit directory of a
+    run, is left as it is.  ``progress`` is called with the number of files done and the number of all files.
+    If any file could not be staged, `StagingError` lists every one of them with its cause, and there is no
+    manifest in the area.
     """
     store = open_store(settings.area, group_permissions=settings.group_permissions)
     if problems := (*find_name_problems(files), *_find_overlaps(files, store)):
@@ -403,20 +382,8 @@ def check_area(
 ) -> tuple[str, ...]:
     """Check whether the staging area can be written, by writing.
 
-    A small file is written, read and removed again, and so are directories
-    of a local area that did not exist.
-
-    Parameters
-    ----------
-    settings : `StagingSettings`
-        Where and how.
-    sleep, clock : `~collections.abc.Callable`, optional
-        As in `stage`.
-
-    Returns
-    -------
-    problems : `tuple` [`str`]
-        A sentence each; empty if files can be staged there.
+    A small file is written, read and removed again, and so are directories of a local area that did not
+    exist.  The problems that are returned are a sentence each; there is none if files can be staged there.
     """
     try:
         store = open_store(settings.area, group_permissions=settings.group_permissions)
@@ -458,22 +425,10 @@ def _bounded(action: Callable[[], _Result], seconds: float, *, clock: Callable[[
 
 
 def read_manifest(area: str) -> Manifest | None:
-    """Read the manifest of a staging area.
+    """Read the manifest of a staging area, a URI or an absolute path.
 
-    Parameters
-    ----------
-    area : `str`
-        URI of the staging area, or an absolute path.
-
-    Returns
-    -------
-    manifest : `Manifest` or `None`
-        `None` if there is none: nothing is staged there, or only a part.
-
-    Raises
-    ------
-    StagingError
-        Raised if the area cannot be read, or the manifest is damaged.
+    There is none if nothing is staged there, or only a part.  `StagingError` is raised if the area cannot be
+    read, or the manifest is damaged.
     """
     store = open_store(area)
     try:
@@ -484,22 +439,10 @@ def read_manifest(area: str) -> Manifest | None:
 
 
 def write_marker(area: str, name: str, text: str) -> bool:
-    """Leave a small file in a staging area, if that is possible.
+    """Leave a small file with a plain name, such as ``.cancelled``, in a staging area, if that is possible.
 
-    Parameters
-    ----------
-    area : `str`
-        URI of the staging area, or an absolute path; a local one that does
-        not exist is not made.
-    name : `str`
-        Plain name of the file, for instance ``.cancelled``.
-    text : `str`
-        Content of the file.
-
-    Returns
-    -------
-    written : `bool`
-        Whether it is there.  If not, the cause is logged as a warning.
+    A local area that does not exist is not made.  Return whether the file is there; if not, the cause is
+    logged as a warning.
     """
     return _attempt(area, name, lambda store: store.write(name, text.encode()), "leave the marker")
 
@@ -507,16 +450,7 @@ def write_marker(area: str, name: str, text: str) -> bool:
 def remove_marker(area: str, name: str) -> bool:
     """Remove what `write_marker` has left, if that is possible.
 
-    Parameters
-    ----------
-    area, name : `str`
-        As in `write_marker`.
-
-    Returns
-    -------
-    removed : `bool`
-        Whether it is not there (any more).  If it may be, the cause is
-        logged as a warning.
+    Return whether it is not there (any more); if it may be, the cause is logged as a warning.
     """
     return _attempt(area, name, lambda store: store.remove(name), "remove the marker")
 

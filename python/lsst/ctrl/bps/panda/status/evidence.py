@@ -27,8 +27,8 @@ from functools import cached_property
 
 from lsst.ctrl.bps.wms_service import WmsStates
 
+from ..plan.document import RunAttributes, parse_attributes
 from ..plan.naming import BUILD_TASK, label_of_task, ordinal_of_task, run_of_task, split_server_name
-from ..plan.run_attributes import RunAttributes, parse_attributes
 from .bps_states import (
     Counts,
     add_counts,
@@ -130,7 +130,14 @@ class RunEvidence:
         """The run's attributes, from the plan or else from the request."""
         if self.plan is not None and self.plan.attributes is not None:
             return self.plan.attributes
-        return parse_attributes(self.request)
+        request = self.request
+        return parse_attributes(
+            name=request.name,
+            username=request.username,
+            campaign=request.campaign,
+            campaign_scope=request.campaign_scope,
+            campaign_group=request.campaign_group,
+        )
 
     @property
     def name(self) -> str:
