@@ -89,8 +89,8 @@ class Connection:
 def connect(settings: ServiceSettings, *, prompt: bool = False) -> Connection:
     """Make the clients for the servers in the settings; nothing is sent.
 
-    With ``prompt``, timeouts are short, for requests that are answered promptly.  `SettingsError` is raised if
-    it is not known where PanDA is, or how to log in.
+    With ``prompt``, timeouts are short, for requests that are answered promptly.  `SettingsError` is raised
+    if it is not known where PanDA is, or how to log in.
     """
     # Imported here: a log-in that is about to expire renews itself, and the
     # libraries for that are slow to import.
