@@ -2,7 +2,7 @@
 
 import pytest
 
-from lsst.ctrl.bps.panda.demo.condition import ConditionError, parse_condition
+from lsst.ctrl.bps.panda.demo.star_task import ConditionError, parse_condition
 
 _DATA_ID = {"instrument": "StarCam", "detector": 3, "visit": 260315005, "band": "g"}
 

@@ -6,9 +6,14 @@ from typing import Any
 import pytest
 from lsst.pex.config import FieldValidationError
 
-from lsst.ctrl.bps.panda.demo.condition import ConditionError
 from lsst.ctrl.bps.panda.demo.single_frame import IsrTask
-from lsst.ctrl.bps.panda.demo.star_task import ATTEMPT_VARIABLE, Trouble, TroubleConfig, TroubleError
+from lsst.ctrl.bps.panda.demo.star_task import (
+    ATTEMPT_VARIABLE,
+    ConditionError,
+    Trouble,
+    TroubleConfig,
+    TroubleError,
+)
 
 _CHOSEN = {"detector": 3, "visit": 5}
 _OTHER = {"detector": 2, "visit": 5}

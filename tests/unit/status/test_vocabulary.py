@@ -42,6 +42,7 @@ from lsst.ctrl.bps.panda.status.vocabulary import (
     VERDICTS,
     JobPhase,
     is_running,
+    panda_field,
 )
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -137,14 +138,14 @@ def test_sources_have_one_precedence():
     names = list(SOURCES)
     contents = {"transform_id": 1, "status": "FinalFailed"}
     job = {"PandaID": 3, "jobStatus": "failed"}
-    for number, source in reversed(list(enumerate(SOURCES.values(), start=1))):
-        contents[source.content_code] = job[source.job_code] = number
-        contents[source.content_text] = job[source.job_text] = source.name
+    for number, (source, (code, text)) in reversed(list(enumerate(SOURCES.items(), start=1))):
+        contents[code] = job[panda_field(code)] = number
+        contents[text] = job[panda_field(text)] = source
         (content,) = parse_contents([contents])[1]
         (record,) = parse_jobs([job])
         assert [error.source for error in content.errors] == names[number - 1 :]
         assert [error.source for error in record.errors] == names[number - 1 :]
-        assert choose_error(content.errors[::-1]).source == source.name
+        assert choose_error(content.errors[::-1]).source == source
     assert names[:2] == ["payload", "pilot"]
 
 

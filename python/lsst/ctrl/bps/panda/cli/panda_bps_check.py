@@ -120,9 +120,7 @@ def build(config: str, compute_site: str | None, wms_service_class: str | None) 
         **{key: value for key, value in options.items() if value},
     )
     run = RunConfiguration(bps_config)
-    service_class: Any = doImport(run.service_class)
-    service = service_class(bps_config)
-    workflow = service.submit(
+    workflow = make_service(run.service_class, bps_config).submit(
         None, config=bps_config, config_file=config, remote_build=run.remote_build, compute_site=compute_site
     )
     # As bps submit prints it, for programs that read its output.

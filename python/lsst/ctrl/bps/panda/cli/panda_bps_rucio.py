@@ -23,13 +23,14 @@ from ..campaign.runs import (
 from ..edgenode.rucio_program import Registration, RegistrationError, graph_name
 from ..edgenode.rucio_program import register as run_registration
 from ..errors import PandaBpsError, RucioError
+from ..insight.documents import make_document
 from ..rucio.client import find_outputs_of_run, open_butler, open_client, rucio_errors
 from ..rucio.status import (
     RegistrationStatus,
     ReplicaCount,
     Rule,
     fetch_registration_status,
-    make_status_document,
+    make_plain_status,
 )
 from ..rucio.step import Forecast, make_forecast, read_registration
 from ..runs.client import RunClient
@@ -275,8 +276,8 @@ def status(run: str, as_json: bool, list_missing: bool, local: bool) -> int:
     record = _find_record(run, local=local)
     state, problems = fetch_registration_status(open_client(), read_registration(record))
     if as_json:
-        run_id = record.request_id or 0
-        write_json(make_status_document(state, request_id=run_id, name=record.name, problems=problems))
+        plain, run_id = make_plain_status(state), record.request_id or 0  # 0 if it was not submitted
+        write_json(make_document(plain, kind="rucio", request_id=run_id, name=record.name, problems=problems))
     else:
         print_lines(_status_lines(state, list_missing=list_missing))
         print_problems(problems)

@@ -17,22 +17,15 @@ from typing import Any
 
 import yaml
 
-from ..status.failures import ErrorGroup
-from ..status.records import JobRecord
-from .logs import LogLine
 from .overview import Overview
 from .progress import Progress
-from .resources import LabelResources
 
 SCHEMA_VERSION = 1
 """Version of the documents."""
 
-_LISTS: dict[type, tuple[str, str]] = {
-    ErrorGroup: ("errors", "groups"),
-    LabelResources: ("resources", "labels"),
-    LogLine: ("logs", "lines"),
-    JobRecord: ("jobs", "jobs"),
-}
+_LISTS = {"errors": "groups", "resources": "labels", "logs": "lines", "jobs": "jobs"}
+"""Key that holds the records of a document, by its kind."""
+
 # Tuples of pairs that read better as an object.
 _PAIRS = frozenset({"suggestions", "links", "sites", "nodes"})
 
@@ -63,8 +56,7 @@ def make_document(
         return {**make_plain(value), **head, "problems": list(getattr(value, "problems", problems))}
     if isinstance(value, Mapping):
         return {**head, **make_plain(value)}
-    keys = dict(_LISTS.values())
-    return {**head, keys[kind]: [make_plain(item) for item in value]}
+    return {**head, _LISTS[kind]: [make_plain(item) for item in value]}
 
 
 def make_plain(value: Any) -> Any:

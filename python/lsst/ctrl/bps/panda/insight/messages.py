@@ -307,7 +307,7 @@ class Subscription:
         connection, self._connection = self._connection, None
         if connection is not None:
             with suppress(Exception):  # The library raises whatever its socket does.
-                connection.set_listener("", _Deaf())
+                connection.remove_listener("")  # It is no news that the connection ends.
                 connection.disconnect()
             with suppress(Exception):
                 connection.transport.disconnect_socket()
@@ -351,13 +351,6 @@ class Subscription:
 
     def on_send(self, frame: Any) -> None:
         """Do nothing: the library wants it to be there."""
-
-
-class _Deaf:
-    """Listens to nothing, so that a connection that we end is not missed."""
-
-    def on_send(self, frame: Any) -> None:
-        """Do nothing."""
 
 
 def _import_stomp() -> Any:

@@ -10,7 +10,6 @@ __all__ = [
     "Rule",
     "compare_registration",
     "fetch_registration_status",
-    "make_status_document",
     "make_plain_status",
 ]
 
@@ -21,7 +20,7 @@ from typing import Any
 
 from ..edgenode.rucio_program import ButlerOutputs, Registration, find_rule
 from ..errors import RucioError
-from ..insight.documents import make_document, make_plain
+from ..insight.documents import make_plain
 from .client import find_outputs_of_run, open_butler, rucio_errors
 
 
@@ -198,15 +197,6 @@ def _rule(record: Mapping[str, Any], *, files: int) -> Rule:
         error=str(record.get("error") or ""),
         expires_at=str(record.get("expires_at") or ""),
         waiting=max(0, files * copies - ok - replicating - stuck),
-    )
-
-
-def make_status_document(
-    status: RegistrationStatus, *, request_id: int, name: str, problems: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Make the JSON document of kind ``rucio``; the number of a run that was not submitted is 0."""
-    return make_document(
-        make_plain_status(status), kind="rucio", request_id=request_id, name=name, problems=tuple(problems)
     )
 
 

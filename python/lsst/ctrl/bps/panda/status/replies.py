@@ -47,6 +47,7 @@ from .vocabulary import (
     SOURCES,
     TRANSFORM_STATUSES,
     JobPhase,
+    panda_field,
 )
 
 # The position of a name is its number in iDDS.
@@ -54,10 +55,8 @@ _REQUEST_NAMES = tuple(REQUEST_STATUSES)
 _TRANSFORM_NAMES = tuple(TRANSFORM_STATUSES)
 _CONTENT_NAMES = tuple(CONTENT_STATUSES)
 # Source, field of the code, field of the text.
-_CONTENT_FIELDS = tuple(
-    (source.name, source.content_code, source.content_text) for source in SOURCES.values()
-)
-_JOB_FIELDS = tuple((source.name, source.job_code, source.job_text) for source in SOURCES.values())
+_CONTENT_FIELDS = tuple((source, code, text) for source, (code, text) in SOURCES.items())
+_JOB_FIELDS = tuple((source, panda_field(code), panda_field(text)) for source, code, text in _CONTENT_FIELDS)
 
 
 def parse_requests(value: Any) -> tuple[RequestRecord, ...]:
@@ -139,20 +138,8 @@ def _counts_from(row: Mapping[str, Any], side: str) -> FileCounts | None:
     total = optional_integer(row.get(f"{side}_total_files"), f"{side}_total_files")
     if total is None:
         return None
-
-    def count(kind: str) -> int:
-        return _count(row, f"{side}_{kind}_files")
-
-    return FileCounts(
-        total=max(0, total),
-        processed=count("processed"),
-        failed=count("failed"),
-        missing=count("missing"),
-        new=count("new"),
-        activated=count("activated"),
-        preprocessing=count("preprocessing"),
-        processing=count("processing"),
-    )
+    kinds = ("processed", "failed", "missing", "new", "activated", "preprocessing", "processing")
+    return FileCounts(max(0, total), **{kind: _count(row, f"{side}_{kind}_files") for kind in kinds})
 
 
 def parse_contents(value: Any) -> dict[int, tuple[ContentRecord, ...]]:

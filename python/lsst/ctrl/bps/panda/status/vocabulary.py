@@ -34,6 +34,7 @@ __all__ = [
     "RequestPhase",
     "VerdictRule",
     "is_running",
+    "panda_field",
 ]
 
 from dataclasses import dataclass
@@ -207,47 +208,25 @@ def is_running(job_status: str) -> bool:
     return JOB_STATUSES.get(job_status) is JobPhase.RUNNING
 
 
-@dataclass(frozen=True, slots=True)
-class ErrorSource:
-    """A part of the system that reports errors, and the fields that it uses."""
-
-    name: str
-    content_code: str
-    """Field of the code in iDDS's ``contents_ext``."""
-
-    content_text: str
-    job_code: str
-    """Field of the code in a PanDA job."""
-
-    job_text: str
-
-    @classmethod
-    def named(cls, name: str, field: str) -> ErrorSource:
-        """Make a source whose fields have names like ``<field>_error_code``
-        in iDDS and ``<field>ErrorCode`` in PanDA.
-        """
-        first, *others = field.split("_")
-        camel = first + "".join(map(str.capitalize, others))
-        return cls(
-            name, f"{field}_error_code", f"{field}_error_diag", f"{camel}ErrorCode", f"{camel}ErrorDiag"
-        )
+def panda_field(field: str) -> str:
+    """Return what a PanDA job calls a field of iDDS: ``pilotErrorCode`` is ``pilot_error_code``."""
+    first, *others = field.split("_")
+    return first + "".join(map(str.capitalize, others))
 
 
 SOURCES = {
-    source.name: source
-    for source in (
-        ErrorSource("payload", "trans_exit_code", "exe_error_diag", "transExitCode", "exeErrorDiag"),
-        ErrorSource.named("pilot", "pilot"),
-        ErrorSource.named("brokerage", "brokerage"),
-        ErrorSource.named("data management", "ddm"),
-        ErrorSource.named("executor", "exe"),
-        ErrorSource.named("dispatcher", "job_dispatcher"),
-        ErrorSource.named("supervisor", "sup"),
-        ErrorSource.named("task buffer", "task_buffer"),
-    )
+    "payload": ("trans_exit_code", "exe_error_diag"),
+    "pilot": ("pilot_error_code", "pilot_error_diag"),
+    "brokerage": ("brokerage_error_code", "brokerage_error_diag"),
+    "data management": ("ddm_error_code", "ddm_error_diag"),
+    "executor": ("exe_error_code", "exe_error_diag"),
+    "dispatcher": ("job_dispatcher_error_code", "job_dispatcher_error_diag"),
+    "supervisor": ("sup_error_code", "sup_error_diag"),
+    "task buffer": ("task_buffer_error_code", "task_buffer_error_diag"),
 }
-"""Sources of errors by their precedence: a payload's error is told before the
-pilot's, whose 1305 says no more than that the payload failed, and so on.
+"""Sources of errors by their precedence, and the fields of code and text in
+iDDS's ``contents_ext``: a payload's error is told before the pilot's, whose
+1305 says no more than that the payload failed, and so on.
 Besides them ``task`` stands for a job that its ended task left undone, and
 ``unknown`` for one of which no server knows an error."""
 
