@@ -127,7 +127,7 @@ class PanDAService(BaseWmsService):
         settings = type(self)(config).settings()
         if not broken and not is_remote_build(self.config):
             complete_area(self.config)
-        new_name = "" if broken else find_new_name(self.config)
+        new_name = "" if broken else find_new_name(self.config, settings.environment)
         return [*check_configuration(self.config, settings.environment), *check_service(settings, new_name)]
 
     def prepare(

@@ -33,7 +33,7 @@ from ..settings.campaign import SECTION, is_divided
 from ..settings.configuration import GraphCommand, RunConfiguration, find_broken_sections
 from ..settings.files import find_origin
 from ..settings.keys import SET_UP_KEYS
-from ..settings.remote import is_remote_build, read_build_settings
+from ..settings.remote import REQUEST_VARIABLE, is_remote_build, read_build_settings
 from ..settings.run import ServiceSettings, check_area_form, find_area
 from ..settings.search import KeyLookup
 from ..settings.sites import variables_in
@@ -53,11 +53,15 @@ _CLUSTERING = "lsst.ctrl.bps.quantum_clustering_funcs"
 _OPTIONAL = re.compile(r"qgraphFile|inputQgraphFile|dataQuery|\w+(?:Options|Opts)")
 
 
-def find_new_name(config: BpsConfig) -> str:
-    """Return the name of a run that no server can know yet; empty if its submission may be one that was
-    interrupted, since its submit directory has a record.
+def find_new_name(config: BpsConfig, environment: Mapping[str, str]) -> str:
+    """Return the name of a run that no server can know yet.
+
+    It is empty at the site of a remote build, whose request has the name, and if the submission may be one
+    that was interrupted, since its submit directory has a record.
     """
     run = RunConfiguration(config)
+    if environment.get(REQUEST_VARIABLE):
+        return ""
     return "" if os.path.exists(os.path.join(run.submit_path, RECORD_NAME)) else run.name
 
 

@@ -27,13 +27,13 @@ from ..rest.panda_api import PandaApi
 from ..runs.client import PLAN_SUFFIX, RECORD_SUFFIX, Connection, connect
 from ..runs.files import PLAN_NAME, REGISTRATION_NAME
 from ..runs.record import BuildReply, read_record
+from ..settings.remote import REQUEST_VARIABLE
 from ..settings.run import read_service_settings
 from ..staging import stage
 from ..workflow import PandaBpsWmsWorkflow
 
 _LOG = logging.getLogger(__name__)
 
-REQUEST_VARIABLE = "IDDS_BUILD_REQUEST_ID"
 SIGNATURE_VARIABLE = "IDDS_BUIL_SIGNATURE"
 """How iDDS spells it."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "BuildSettings",
+    "REQUEST_VARIABLE",
     "RemoteBuildSection",
     "is_batch_submission",
     "is_remote_build",
@@ -36,6 +37,9 @@ from .keys import (
 from .search import KeyLookup
 
 SECTION = "remoteBuild"
+
+REQUEST_VARIABLE = "IDDS_BUILD_REQUEST_ID"
+"""Variable of the environment of a build task: the request that it makes the plan for."""
 
 
 class RemoteBuildSection(Section):
