@@ -3,6 +3,7 @@
 import os
 import shutil
 import sqlite3
+import threading
 
 import pytest
 from click.testing import CliRunner
@@ -13,6 +14,7 @@ from lsst.ctrl.bps.panda.errors import LocalPandaError
 from lsst.ctrl.bps.panda.local import instance
 from lsst.ctrl.bps.panda.local.backups import back_up, check_files, find_backups, restore
 from lsst.ctrl.bps.panda.local.endpoint import EndpointClient, SampleTask, diamond
+from lsst.ctrl.bps.panda.local.storage import Storage
 
 _TABLES = {
     "panda.db": ("tasks", "files", "jobs", "events", "messages"),
@@ -235,3 +237,28 @@ def test_file_that_is_lost_while_the_server_runs_is_noticed(tmp_path, act):
     if act == "deleted":
         with pytest.raises(LocalPandaError, match=r"panda\.db is missing"):
             instance.start(directory, parent=os.getpid())
+
+
+def test_file_that_grows_while_many_look_is_no_cut_one(tmp_path):
+    path = tmp_path / "panda.db"
+    path.write_bytes(b"x")
+    storage = Storage(tmp_path, least_room=0)
+    storage.watch([path])
+    done = threading.Event()
+    found = []
+
+    def look():
+        while not done.is_set():
+            storage.check()
+            found.append(storage.look())
+
+    threads = [threading.Thread(target=look) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    with path.open("ab", buffering=0) as stream:
+        for _ in range(2000):
+            stream.write(b"x")
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert set(found) == {None}

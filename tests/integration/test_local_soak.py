@@ -72,8 +72,9 @@ class _Soak:
             self.trials.append(self._submit(f"u_me_soak_{number:02d}", tasks))
 
     def _submit(self, name, tasks):
-        client = EndpointClient(self.endpoint)
         while True:
+            # The server may be another one by now, which the client of the first refuses.
+            client = EndpointClient(self.endpoint)
             try:
                 # As the plugin does: what came of a call that failed is looked up first.
                 known = client.relay("get_request_id_by_name", name=name)

@@ -31,6 +31,9 @@ _PROBE_SIZE = 256 * 1024
 # written or read now, the others those of a file that is damaged.
 _PASSING = frozenset((sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY,
                       sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED))  # fmt: skip
+_PG_AGAIN = "40"
+"""Class of PostgreSQL's codes for transactions that were rolled back for others."""
+
 _DAMAGED = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
 
 
@@ -91,7 +94,7 @@ class Storage:
         self._directory = directory
         self._clock = clock
         self._least_room = least_room
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._files: list[_File] = []
         self._sizes: dict[Path, int] = {}
         self._damage = ""
@@ -115,8 +118,13 @@ class Storage:
             return False
         original = getattr(error, "orig", None) or error
         code = _sqlite_code(original)
+        if str(getattr(original, "pgcode", None) or "").startswith(_PG_AGAIN):
+            # PostgreSQL asks to try again: that is no trouble.
+            return True
         if code in _DAMAGED:
             self._damage = f"a database in {self._directory} is damaged: {original}"
+        elif isinstance(error, sa.exc.DBAPIError) and not isinstance(original, sqlite3.Error):
+            self._failure = f"the database server fails: {original}"
         elif code not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) and not isinstance(error, StorageError):
             self._failed_place = self._place(original)
             self._failure = f"writing to {self._failed_place} fails: {original}"
@@ -124,7 +132,7 @@ class Storage:
         return True
 
     def look(self) -> StorageTrouble | None:
-        """Look at room and files now, without trying to write, and return what is wrong."""
+        """Look for room now, and return what is wrong; the files are looked at by `check` only."""
         self._update()
         return self._trouble
 
@@ -146,22 +154,21 @@ class Storage:
         """
         if self._failure and not self._lack() and self._can_write():
             self._failure = ""
-        self._update()
         with self._lock:
+            self._damage = self._damage or self._changed_file()
+            self._update()
             recovered, self._recovered = self._recovered, False
         return recovered
 
     def _update(self) -> None:
-        text = self._damage or self._changed_file() or self._lack() or self._failure
         with self._lock:
+            text = self._damage or self._lack() or self._failure
             before = self._trouble
-            if not text:
+            if text:
+                self._trouble = StorageTrouble(text, before.since if before else self._clock())
+            else:
                 self._recovered = self._recovered or before is not None
                 self._trouble = None
-            elif before is None:
-                self._trouble = StorageTrouble(text, self._clock())
-            else:
-                self._trouble = StorageTrouble(text, before.since)
         if text and before is None:
             _LOG.error("%s", text)
         elif before is not None and not text:
@@ -174,7 +181,8 @@ class Storage:
             except FileNotFoundError:
                 return self._lost(file.path, "was deleted while the server runs")
             except OSError as error:
-                return f"{file.path} cannot be read: {error}"
+                self._failure = f"{file.path} cannot be read: {error}"
+                return ""
             if found.st_ino != file.inode:
                 return self._lost(file.path, "was replaced while the server runs")
             if found.st_size < self._sizes.get(file.path, 0):
@@ -182,12 +190,12 @@ class Storage:
             self._sizes[file.path] = found.st_size
         return ""
 
-    def _lost(self, path: Path, what: str) -> str:
-        self._damage = (
+    @staticmethod
+    def _lost(path: Path, what: str) -> str:
+        return (
             f"{path} {what}: what is written to it is lost; stop the server and start it again, "
             "which says what can be done: panda_local stop, panda_local start"
         )
-        return self._damage
 
     def _lack(self) -> str:
         try:
