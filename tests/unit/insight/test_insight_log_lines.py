@@ -14,9 +14,9 @@ from lsst.ctrl.bps.panda.insight.logs import (
     LineFilter,
     LogArea,
     LogReader,
+    LogTransport,
     TailReader,
     find_log_urls,
-    make_log_transport,
     parse_json_line,
     parse_line,
 )
@@ -101,12 +101,12 @@ def test_files_are_read_in_every_way(files, way):
     directory, url = files
     address = {"http": url, "file": directory.as_uri() + "/", "path": f"{directory}/"}[way]
     (directory / "payload.stderr").write_text("".join(f"line {n}\n" for n in range(30)) + "\n")
-    area = LogArea(a_job(address + "payload.stderr"), "", make_log_transport())
+    area = LogArea(a_job(address + "payload.stderr"), LogTransport())
     assert area.tail("payload.stderr", 9) == b"line 29\n\n"
     assert b"".join(area.blocks("payload.stderr", start=7)).startswith(b"line 1\n")
     assert area.tail("absent", 9) == b""
     job = a_job(address + "payload.stderr")
-    assert TailReader("", make_log_transport(), count=2)(job) == ["line 28", "line 29"]
+    assert TailReader(LogTransport(), count=2)(job) == ["line 28", "line 29"]
 
 
 PIPETASK = """\
@@ -143,7 +143,7 @@ def test_the_end_of_a_log_is_the_cause_and_not_what_pipetask_says_of_it(tmp_path
     area.mkdir()
     (area / "payload.stderr").write_text(text)
     job = a_job(f"{area.as_uri()}/payload.stderr")
-    assert TailReader("", make_log_transport(), count=2)(job) == end
+    assert TailReader(LogTransport(), count=2)(job) == end
 
 
 def test_a_long_file_is_read_in_pieces_and_lines_stay_whole(tmp_path):
@@ -151,7 +151,7 @@ def test_a_long_file_is_read_in_pieces_and_lines_stay_whole(tmp_path):
     with (tmp_path / "payload.stdout").open("w") as stream:
         stream.writelines(f"{line}\n" for _ in range(60_000))
         stream.write("the end")
-    reader = LogReader("", make_log_transport(), files=["payload.stdout"])
+    reader = LogReader(LogTransport(), files=["payload.stdout"])
     job = a_job(f"{tmp_path}/payload.stderr")
     lines = [found.message for found in reader.lines(job, LineFilter())]
     assert len(lines) == 60_001
@@ -161,7 +161,7 @@ def test_a_long_file_is_read_in_pieces_and_lines_stay_whole(tmp_path):
 
 def test_what_is_new_comes_once_and_whole(tmp_path):
     path = tmp_path / "payload.stderr"
-    reader = LogReader("", make_log_transport())
+    reader = LogReader(LogTransport())
 
     def new(status="running"):
         job = a_job(str(path), status=status)
@@ -180,15 +180,15 @@ def test_what_is_new_comes_once_and_whole(tmp_path):
 def test_the_pipelines_log_is_taken_where_it_is(tmp_path):
     (tmp_path / "payload.stderr").write_text("the same, as text\n")
     (tmp_path / "payload-log.json").write_text('{"message": "in json", "levelname": "INFO"}\n')
-    lines = list(LogReader("", make_log_transport()).lines(a_job(f"{tmp_path}/payload.stderr"), LineFilter()))
+    lines = list(LogReader(LogTransport()).lines(a_job(f"{tmp_path}/payload.stderr"), LineFilter()))
     assert [(line.message, line.file) for line in lines] == [("in json", "payload-log.json")]
 
 
 def test_a_place_that_cannot_be_asked_is_told(tmp_path):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
         port = server.server_port
-    transport = make_log_transport()
-    reader = TailReader("", transport)
+    transport = LogTransport()
+    reader = TailReader(transport)
     (line,) = reader(a_job(f"http://127.0.0.1:{port}/payload.stderr"))
     assert line.startswith("(the log could not be read: Nothing listens there")
     # The host is not asked again: it would answer now, but for this reader it is gone.
@@ -228,14 +228,14 @@ def test_a_token_goes_to_the_configured_panda_only():
     env = {"PANDA_AUTH": "oidc", "PANDA_AUTH_VO": "Rubin", "PANDA_AUTH_ID_TOKEN": "geheim"}
     with _noting() as own, _noting() as other:
         url = f"http://127.0.0.1:{own.server_port}/server/panda"
-        transport = make_log_transport(connect(read_service_settings({}, {**env, "PANDA_URL": url})))
+        transport = LogTransport(connect(read_service_settings({}, {**env, "PANDA_URL": url})))
         for place in (
             f"http://127.0.0.1:{other.server_port}",
             f"http://localhost:{own.server_port}",
             f"http://127.0.0.1:{own.server_port}@127.0.0.1:{other.server_port}",
             f"http://127.0.0.1:{own.server_port}",
         ):
-            reader = TailReader(url, transport)
+            reader = TailReader(transport)
             assert reader(a_job(f"{place}/logs/PandaJob_1/payload.stderr")) == ["line"]
     assert other.heard == [None, other.heard[1]]
     assert "geheim" not in str(other.heard)

@@ -27,9 +27,9 @@ from ..insight.logs import (
     LineFilter,
     LogLine,
     LogReader,
+    LogTransport,
     choose_jobs,
     find_log_urls,
-    make_log_transport,
 )
 from ..insight.overview import JobScope, fetch_evidence
 from ..status.evidence import RunEvidence
@@ -172,8 +172,7 @@ def _render(line: LogLine) -> str:
 
 
 def _from_areas(argument: RunArgument, evidence: RunEvidence, selection: _Selection) -> Iterator[LogLine]:
-    transport = make_log_transport(argument.connection)
-    reader = LogReader(argument.connection.settings.url, transport, files=selection.files)
+    reader = LogReader(LogTransport(argument.connection), files=selection.files)
     told: set[int] = set()
     while True:
         jobs, left_out = choose_jobs(evidence, selection.choice) if evidence.attempts else ([], 0)

@@ -31,7 +31,7 @@ import click
 from ..errors import PandaBpsError, SettingsError
 from ..files import write_text
 from ..insight.documents import make_document
-from ..insight.logs import TailReader, make_log_transport
+from ..insight.logs import LogTransport, TailReader
 from ..insight.overview import JobScope, Overview, fetch_evidence, make_overview
 from ..insight.resources import LabelResources, measure_resources, render_suggestions, write_plots
 from ..insight.task_graph import TaskGraph, make_task_graph
@@ -308,8 +308,7 @@ def _errors(
 ) -> tuple[list[ErrorGroup], int]:
     """Return so many kinds of errors with verdicts and logs, and how many there are besides."""
     groups = group_errors(run, label=label)
-    transport = make_log_transport(argument.connection)
-    reader = TailReader(argument.connection.settings.url, transport, count=tail) if tail else None
+    reader = TailReader(LogTransport(argument.connection), count=tail) if tail else None
     return add_verdicts(groups[:limit], rulebook, read_tail=reader), max(0, len(groups) - limit)
 
 

@@ -17,11 +17,11 @@ __all__ = [
     "LogArea",
     "LogLine",
     "LogReader",
+    "LogTransport",
     "TailReader",
     "find_log_urls",
     "choose_jobs",
     "from_record",
-    "make_log_transport",
     "parse_json_line",
     "parse_line",
 ]
@@ -151,30 +151,23 @@ _HEADERS = {"Accept-Encoding": "identity"}
 
 
 class LogTransport:
-    """Reads log areas through HTTP: with credentials at the server to which they belong, without them
+    """Reads log areas through HTTP: with the credentials of a connection at its own server, without them
     everywhere else.
     """
 
-    def __init__(self, anonymous: Transport, server: str = "", own: Transport | None = None) -> None:
-        self._anonymous = anonymous
-        self._server = server_root(server) if own is not None else ""
-        self._own = own
+    def __init__(self, connection: Connection | None = None) -> None:
+        env = connection.settings.environment if connection is not None else {}
+        self._anonymous = _make_transport(Anonymous(), env)
+        self._own = _make_transport(connection.credentials, env) if connection is not None else None
+        self.server = connection.settings.require_url() if connection is not None else ""
 
     def get(self, url: str, *, headers: Mapping[str, str], what: str) -> Reply:
         """Send a GET request, as `Transport.get` does."""
         parts = urlsplit(url)
-        at_home = self._own is not None and f"{parts.scheme}://{parts.netloc}" == self._server
-        transport = self._own if self._own is not None and at_home else self._anonymous
+        transport = self._anonymous
+        if self._own is not None and f"{parts.scheme}://{parts.netloc}" == server_root(self.server):
+            transport = self._own
         return transport.get(url, headers=headers, what=what)
-
-
-def make_log_transport(connection: Connection | None = None) -> LogTransport:
-    """Make the transport that reads log areas; without a connection no credentials are ever sent."""
-    if connection is None:
-        return LogTransport(_make_transport(Anonymous(), {}))
-    env = connection.settings.environment
-    own = _make_transport(connection.credentials, env)
-    return LogTransport(_make_transport(Anonymous(), env), connection.settings.require_url(), own)
 
 
 def _make_transport(credentials: Credentials, env: Mapping[str, str]) -> Transport:
@@ -207,8 +200,8 @@ def find_log_urls(job: JobRecord, server: str) -> dict[str, str]:
 class LogArea:
     """The files of one job."""
 
-    def __init__(self, job: JobRecord, server: str, transport: LogTransport) -> None:
-        self._addresses = find_log_urls(job, server)
+    def __init__(self, job: JobRecord, transport: LogTransport) -> None:
+        self._addresses = find_log_urls(job, transport.server)
         self._transport = transport
 
     def __bool__(self) -> bool:
@@ -344,8 +337,7 @@ def choose_jobs(evidence: RunEvidence, choice: JobChoice) -> tuple[list[JobRecor
 class LogReader:
     """Reads the log areas of jobs: by default the payload's log in JSON, else its output."""
 
-    def __init__(self, server: str, transport: LogTransport, *, files: Sequence[str] = ()) -> None:
-        self._server = server
+    def __init__(self, transport: LogTransport, *, files: Sequence[str] = ()) -> None:
         self._transport = transport
         self._files = tuple(files)
         self._offsets: dict[tuple[int, str], int] = {}
@@ -353,12 +345,12 @@ class LogReader:
 
     def place(self, job: JobRecord) -> str:
         """Return where a job's log is read; empty if there is none."""
-        area = LogArea(job, self._server, self._transport)
+        area = LogArea(job, self._transport)
         return area.address(self._files[0] if self._files else "") or area.address("payload.stderr")
 
     def lines(self, job: JobRecord, wanted: LineFilter) -> Iterator[LogLine]:
         """Read the lines of a job's files that are new since the last time and wanted, file by file."""
-        area = LogArea(job, self._server, self._transport)
+        area = LogArea(job, self._transport)
         if not area:
             return
         for name in self._names(area, job):
@@ -411,8 +403,7 @@ class TailReader:
     not wait for it one after the other.
     """
 
-    def __init__(self, server: str, transport: LogTransport, *, count: int = 12) -> None:
-        self._server = server
+    def __init__(self, transport: LogTransport, *, count: int = 12) -> None:
         self._transport = transport
         self._count = count
         self._unreachable: dict[str, str] = {}
@@ -425,7 +416,7 @@ class TailReader:
         if host in self._unreachable:
             return [self._unreachable[host]]
         try:
-            return self._lines(LogArea(job, self._server, self._transport))
+            return self._lines(LogArea(job, self._transport))
         except TransportError as error:
             words = f"(the log could not be read: {error.message})"
             if isinstance(error, ConnectionFailedError):
