@@ -11,6 +11,7 @@ __all__ = [
     "FILTER_KEYS",
     "MonitorLinks",
     "describe_counts",
+    "fits_filters",
     "get_status_of",
     "list_notes",
     "make_run_list",
@@ -56,29 +57,11 @@ _ALIASES = {"run": "name", "user": "operator"}
 _HAS_SITE = "site" in {field.name for field in dataclasses.fields(WmsRunReport)}
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class RunFilters:
-    """Conditions on runs; all keys must match, one pattern of each."""
-
-    patterns: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    """Key and its patterns, shell-style."""
-
-    def matches(self, fields: Mapping[str, str]) -> bool:
-        """Whether a run with these values by filter key is wanted."""
-        return all(
-            any(fnmatchcase(fields.get(key, ""), pattern) for pattern in patterns)
-            for key, patterns in self.patterns
-        )
-
-    def __bool__(self) -> bool:
-        return bool(self.patterns)
-
-
-def parse_filters(text: str | None) -> RunFilters:
+def parse_filters(text: str | None) -> dict[str, list[str]]:
     """Read the filters of ``--pass-thru``: ``key=value`` pairs with blanks between them.
 
-    A value may be quoted and may hold ``*``, ``?`` and ``[...]``; values of the same key are alternatives.
-    What is not understood is a `SettingsError` that lists the keys.
+    The result has the patterns of each key.  A value may be quoted and may hold ``*``, ``?`` and ``[...]``;
+    values of the same key are alternatives.  What is not understood is a `SettingsError` that lists the keys.
     """
     patterns: dict[str, list[str]] = {}
     try:
@@ -93,7 +76,15 @@ def parse_filters(text: str | None) -> RunFilters:
         if key not in FILTER_KEYS:
             raise SettingsError(f"There is no filter {key!r}. {_usage()}")
         patterns.setdefault(key, []).append(_state_pattern(value) if key == "state" else value)
-    return RunFilters(tuple((key, tuple(values)) for key, values in patterns.items()))
+    return patterns
+
+
+def fits_filters(fields: Mapping[str, str], filters: Mapping[str, Sequence[str]]) -> bool:
+    """Whether a run with these values by filter key is wanted: all keys must match, one pattern of each."""
+    return all(
+        any(fnmatchcase(fields.get(key, ""), pattern) for pattern in patterns)
+        for key, patterns in filters.items()
+    )
 
 
 def _state_pattern(value: str) -> str:
@@ -129,14 +120,14 @@ def make_run_report(
 
 
 def make_run_list(
-    evidences: Iterable[RunEvidence], *, filters: RunFilters | None = None
+    evidences: Iterable[RunEvidence], *, filters: Mapping[str, Sequence[str]] | None = None
 ) -> list[WmsRunReport]:
     """Make the list of runs, or of those that filters want, newest last."""
     reports = []
     for evidence in sorted(evidences, key=lambda item: item.request_id):
         # Of a copy, so that a long list does not keep what is worked out for each run.
         report = _bare_report(dataclasses.replace(evidence))
-        if filters is None or filters.matches(_filter_fields(evidence, report)):
+        if fits_filters(_filter_fields(evidence, report), filters or {}):
             reports.append(report)
     return reports
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 __all__ = [
     "BrokerSettings",
-    "MessageSource",
     "StatusMessage",
     "Subscription",
     "find_broker_settings",
@@ -29,7 +28,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
 from ..errors import AuthenticationError, ConnectionFailedError, PandaBpsError, ReplyError, SettingsError
@@ -81,19 +80,6 @@ def parse_message(text: str) -> StatusMessage | None:
         return None
     inputs = content.get("inputs")
     return StatusMessage(task_id, status, job_id, len(inputs) if isinstance(inputs, list) else 0)
-
-
-class MessageSource(Protocol):
-    """Gives messages; `Subscription` does."""
-
-    def open(self) -> None:
-        """Connect."""
-
-    def read(self, seconds: float) -> list[str]:
-        """Wait for messages; all that are there."""
-
-    def close(self) -> None:
-        """Leave."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from ..status.evidence import RunEvidence
 from ..status.failures import group_errors
 from ..status.records import FileCounts
 from ..status.vocabulary import ENDED_TASKS, JOB_STATUSES, JobPhase, is_running
-from .messages import MessageSource, StatusMessage, parse_message
+from .messages import StatusMessage, Subscription, parse_message
 
 _LOG = logging.getLogger(__name__)
 
@@ -297,10 +297,10 @@ class LiveCounts:
 class _Broker:
     """The broker, which may be away, or not known at all."""
 
-    make: Callable[[], MessageSource] | None
+    make: Callable[[], Subscription] | None
     name: str
     interval: float
-    source: MessageSource | None = None
+    source: Subscription | None = None
     failures: int = 0
     retry_at: float = 0.0
     words: str = ""
@@ -346,7 +346,7 @@ def watch(
     fetch: Callable[[], RunEvidence],
     fetch_details: Callable[[], RunEvidence] | None = None,
     *,
-    subscribe: Callable[[], MessageSource] | None = None,
+    subscribe: Callable[[], Subscription] | None = None,
     name: str = "the broker",
     interval: float = 30.0,
     sleep: Callable[[float], None] = sleep_for,

@@ -137,23 +137,18 @@ class ContentPhase(Enum):
     OTHER = "the job was pruned, or the content is not a job's"
 
 
-CONTENT_STATUSES = {
-    "New": ContentPhase.UNFINISHED,
-    "Processing": ContentPhase.UNFINISHED,
-    "Available": ContentPhase.DONE,
-    "Failed": ContentPhase.RETRIED,
-    "FinalFailed": ContentPhase.FAILED,
-    "Lost": ContentPhase.OTHER,
-    "Deleted": ContentPhase.OTHER,
-    "Mapped": ContentPhase.OTHER,
-    "FakeAvailable": ContentPhase.DONE,
-    "Missing": ContentPhase.OTHER,
-    "Cancelled": ContentPhase.UNFINISHED,
-    "Activated": ContentPhase.UNFINISHED,
-    "SubAvailable": ContentPhase.FAILED,
-    "FinalSubAvailable": ContentPhase.FAILED,
-    "PreProcessing": ContentPhase.UNFINISHED,
-}
+CONTENT_STATUSES = _by_phase(
+    (ContentPhase.UNFINISHED, "New Processing"),
+    (ContentPhase.DONE, "Available"),
+    (ContentPhase.RETRIED, "Failed"),
+    (ContentPhase.FAILED, "FinalFailed"),
+    (ContentPhase.OTHER, "Lost Deleted Mapped"),
+    (ContentPhase.DONE, "FakeAvailable"),
+    (ContentPhase.OTHER, "Missing"),
+    (ContentPhase.UNFINISHED, "Cancelled Activated"),
+    (ContentPhase.FAILED, "SubAvailable FinalSubAvailable"),
+    (ContentPhase.UNFINISHED, "PreProcessing"),
+)
 """iDDS's ``ContentStatus``, by number."""
 
 TASK_STATUSES = {
