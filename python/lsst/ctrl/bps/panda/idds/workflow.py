@@ -311,12 +311,6 @@ def _render_submission(workflow: Any, steps: Iterable[Any] = ()) -> Submission:
     return Submission(tuple(dumps([step]) for step in steps), dumps([workflow]), dumps(keywords))
 
 
-def _estimate_length(plan: WorkflowPlan, maps: Iterable[str]) -> int:
-    """Estimate the length of a request with these maps, in bytes and a little too high."""
-    tasks = [*plan.tasks, *plan.final]
-    return sum(map(len, maps)) + sum(_BYTES_PER_TASK + len(task.command) for task in tasks)
-
-
 @pause_garbage_collection()
 def make_submission(plan: WorkflowPlan, *, max_length: int) -> Submission:
     """Make what is sent for a run, in steps if it is longer than ``max_length`` bytes.
@@ -326,7 +320,9 @@ def make_submission(plan: WorkflowPlan, *, max_length: int) -> Submission:
     maps = _render_dependency_maps(plan)
     workflow = make_workflow(plan, maps)
     texts = {name: packed.text for name, packed in maps.items()}
-    if _estimate_length(plan, texts.values()) <= max_length:
+    # An estimate, a little too high.
+    length = sum(_BYTES_PER_TASK + len(task.command) for task in chain(plan.tasks, plan.final))
+    if length + sum(map(len, texts.values())) <= max_length:
         return _render_submission(workflow)
     steps = [_make_step(workflow, batch) for batch in _share_out(texts, max_length)]
     _leave_maps_to_steps(workflow, set(maps))

@@ -222,10 +222,10 @@ class JobGraph:
         return depths
 
 
-def _some_of(names: Sequence[str], count: int = 8) -> str:
+def _some_of(names: Sequence[str]) -> str:
     """Render the first of many names."""
-    shown = ", ".join(names[:count])
-    return shown if len(names) <= count else f"{shown} and {len(names) - count} more"
+    shown = ", ".join(names[:8])
+    return shown if len(names) <= 8 else f"{shown} and {len(names) - 8} more"
 
 
 @dataclass(slots=True)

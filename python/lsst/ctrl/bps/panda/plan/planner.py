@@ -61,6 +61,7 @@ def make_plan(workflow: GenericWorkflow, settings: PlanSettings) -> WorkflowPlan
     tasks = maker.make(graph, plans, numbering, final=False)
     final = maker.make(final_graph, final_plans, final_numbering, final=True)
     conditions = (*_conditions(tasks, maker.gates), *_conditions(final, maker.gates))
+    counts = Counter(graph.label_of) + Counter(final_graph.label_of)
     return WorkflowPlan(
         run=settings.run,
         tasks=tasks,
@@ -68,7 +69,7 @@ def make_plan(workflow: GenericWorkflow, settings: PlanSettings) -> WorkflowPlan
         final=final,
         files=commands.staged_names.files(),
         shards=tuple(naming.files(list(named.values()))),
-        labels=_label_counts([graph, final_graph]),
+        labels=tuple((label, counts[label]) for label in dict.fromkeys(graph.labels + final_graph.labels)),
         warnings=tuple(_warnings([*graph.jobs, *final_graph.jobs], conditions)),
     )
 
@@ -121,16 +122,6 @@ def _conditions(
         )
         conditions.append(ConditionPlan(waits, tuple(names)))
     return tuple(sorted(conditions, key=lambda c: c.starts))
-
-
-def _label_counts(graphs: Sequence[JobGraph]) -> tuple[tuple[str, int], ...]:
-    """Return the labels in pipeline order with their number of jobs."""
-    counts: dict[str, int] = {}
-    for graph in graphs:
-        own = Counter(graph.label_of)
-        for label in graph.labels:
-            counts[label] = counts.get(label, 0) + own[label]
-    return tuple(counts.items())
 
 
 def _warnings(jobs: Sequence[GenericWorkflowJob], conditions: Sequence[ConditionPlan]) -> Iterator[str]:
@@ -227,10 +218,8 @@ def _rest_of(task: TaskPlan, numbers: Mapping[int, int], has_child: set[int]) ->
 
 def _conditions_left(plan: WorkflowPlan, renamed: dict[str, str]) -> tuple[ConditionPlan, ...]:
     """Return the conditions among the tasks that are left."""
-    conditions = []
-    for condition in plan.conditions:
-        waits = tuple(renamed[name] for name in condition.waits_for if name in renamed)
-        starts = tuple(renamed[name] for name in condition.starts if name in renamed)
-        if waits and starts:
-            conditions.append(ConditionPlan(waits, starts))
-    return tuple(conditions)
+    left = (
+        [tuple(renamed[name] for name in names if name in renamed) for names in (each.waits_for, each.starts)]
+        for each in plan.conditions
+    )
+    return tuple(ConditionPlan(waits, starts) for waits, starts in left if waits and starts)

@@ -447,13 +447,10 @@ def describe_reply(
     reply = shorten(redact(body[:4000].decode("utf-8", "replace"), secrets))
     if fault is Fault.GATEWAY and "idds" in reply.lower():
         fault = Fault.IDDS_DOWN
-    seconds = _parse_seconds(response.headers.get("Retry-After", ""))
+    wait = response.headers.get("Retry-After", "")
+    # Only its form in seconds is of use to us.
+    seconds = float(wait) if wait.isascii() and wait.isdigit() else None
     return FailedAttempt(fault, text, response.status_code, seconds, reply)
-
-
-def _parse_seconds(text: str) -> float | None:
-    """Read ``Retry-After``; only its form in seconds is of use to us."""
-    return float(text) if text.isascii() and text.isdigit() else None
 
 
 def make_error(

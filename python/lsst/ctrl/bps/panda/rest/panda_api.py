@@ -73,9 +73,6 @@ class PandaApi:
         self._base = base.rstrip("/")
         self._cache_base = (cache_base or base).rstrip("/")
 
-    def __repr__(self) -> str:
-        return f"PandaApi({self._base!r})"
-
     def clone(self) -> "PandaApi":
         """Make a copy with connections of its own, for another thread."""
         return PandaApi(self._transport.clone(), self._base, cache_base=self._cache_base)

@@ -70,16 +70,8 @@ class Relay:
 
     def __init__(self, transport: Transport, url: str, *, idds_server: str | None = None) -> None:
         self._transport = transport
-        self._endpoint = url.rstrip("/") + "/relay_idds_command"
+        self.endpoint = url.rstrip("/") + "/relay_idds_command"
         self._suffix = f"+{idds_server}" if idds_server else ""
-
-    def __repr__(self) -> str:
-        return f"Relay({self._endpoint!r})"
-
-    @property
-    def endpoint(self) -> str:
-        """URL that is asked."""
-        return self._endpoint
 
     def call(
         self,
@@ -99,7 +91,7 @@ class Relay:
         """
         what = what or command
         reply = self._transport.post(
-            self._endpoint,
+            self.endpoint,
             body=render_command(command + self._suffix, arguments, keywords),
             content_type="application/json",
             safe=safe,
@@ -199,4 +191,4 @@ class Relay:
         return self.call(command, None, text, safe=True, what=what)
 
     def _misunderstood(self, words: str, value: Any, what: str, fault: Fault = Fault.SHAPE) -> NoReturn:
-        raise make_reply_error(words, value, endpoint=self._endpoint, what=what, fault=fault)
+        raise make_reply_error(words, value, endpoint=self.endpoint, what=what, fault=fault)

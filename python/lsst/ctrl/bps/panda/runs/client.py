@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = [
-    "PLAN_SUFFIX",
-    "RECORD_SUFFIX",
-    "Connection",
-    "FoundRun",
-    "RunClient",
-    "connect",
-]
+__all__ = ["PLAN_SUFFIX", "RECORD_SUFFIX", "Connection", "FoundRun", "RunClient", "connect"]
 
 import gzip
 import logging

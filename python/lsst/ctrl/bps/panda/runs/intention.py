@@ -37,11 +37,7 @@ def lock_submission(directory: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def record_submission(
-    settings: ServiceSettings,
-    record: RunRecord,
-    request_id: int,
-    *,
-    request_bytes: int | None = None,
+    settings: ServiceSettings, record: RunRecord, request_id: int, *, request_bytes: int | None = None
 ) -> RunRecord:
     """Record a submission in the run's record and in the list of own runs, and return the record.
 

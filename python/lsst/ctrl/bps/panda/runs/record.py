@@ -163,12 +163,7 @@ class RunRecord(_Section):
     ) -> RunRecord:
         """Make the record of a run that has just been planned."""
         how = Staging(max_workers=staging.max_workers, group_permissions=staging.group_permissions)
-        record = cls(
-            **_plan_fields(plan),
-            staging=how,
-            clusters=clusters,
-            outputs=outputs,
-        )
+        record = cls(**_plan_fields(plan), staging=how, clusters=clusters, outputs=outputs)
         return record._with(messages=messages) if messages else record
 
     @classmethod
@@ -220,7 +215,10 @@ class RunRecord(_Section):
 
     def plan_summary(self) -> PlanSummary:
         """Return what a report needs to know about the plan."""
-        labels = self.labels or _labels_of(self.tasks)
+        counts: Counter[str] = Counter()
+        for task in self.tasks:
+            counts[task.label] += task.jobs
+        labels = self.labels or tuple(counts.items())
         run = self.run
         jobs, tasks = sum(jobs for _, jobs in labels), len(self.tasks)
         attributes = RunAttributes(
@@ -236,13 +234,7 @@ class RunRecord(_Section):
             clusters=self.clusters,
         )
 
-    def submitted(
-        self,
-        request_id: int,
-        *,
-        server: str,
-        request_bytes: int | None = None,
-    ) -> RunRecord:
+    def submitted(self, request_id: int, *, server: str, request_bytes: int | None = None) -> RunRecord:
         """Return the record of the same run, now submitted."""
         size = {} if request_bytes is None else {"request_bytes": request_bytes}
         return self.unsent()._with(request_id=request_id, server=server, submitted_at=_now(), **size)
@@ -325,13 +317,6 @@ def _plan_fields(plan: WorkflowPlan) -> dict[str, Any]:
         "prepared_at": _now(),
         "request_id": None,
     }
-
-
-def _labels_of(tasks: tuple[PlannedTask, ...]) -> tuple[tuple[str, int], ...]:
-    counts: Counter[str] = Counter()
-    for task in tasks:
-        counts[task.label] += task.jobs
-    return tuple(counts.items())
 
 
 def _now() -> datetime:

@@ -314,14 +314,12 @@ class Section(BaseModel):
             raise _explain(error, values, source, title)[0] from None
 
     @classmethod
-    def wrong_values(
-        cls, values: Mapping[str, Any], *, source: Source, title: str = "{}"
-    ) -> list[SettingsError]:
+    def wrong_values(cls, values: Mapping[str, Any], *, source: Source) -> list[SettingsError]:
         """Return an error for each value that cannot be used; see `parse`."""
         try:
             cls.model_validate(cls._without_empty(values))
         except ValidationError as error:
-            return _explain(error, values, source, title)
+            return _explain(error, values, source, "{}")
         return []
 
     @classmethod

@@ -265,7 +265,7 @@ class _Staging:
             sources,
             lambda source: self.retries.run(lambda: function(source), what=source.name),
             workers=self.settings.max_workers,
-            allowance=self._allowance,
+            allowance=lambda source: self.settings.timeout + source.size / _BYTES_A_SECOND,
             clock=self.clock,
         )
         with closing(ended):
@@ -285,9 +285,6 @@ class _Staging:
             names = [source.name for source in sources if source.name not in results]
             self.refuse([(name, failures.get(name, rest)) for name in names], total=self.total)
         return results
-
-    def _allowance(self, source: SourceFile) -> float:
-        return self.settings.timeout + source.size / _BYTES_A_SECOND
 
     def _advance(self, count: int) -> None:
         self.done += count

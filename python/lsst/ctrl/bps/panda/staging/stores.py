@@ -7,7 +7,7 @@ down, or whose certificate is not trusted, for one to three minutes.
 
 from __future__ import annotations
 
-__all__ = ["LocalStore", "RemoteStore", "Store", "check_connection", "compare_checksums", "open_store"]
+__all__ = ["LocalStore", "Store", "check_connection", "compare_checksums", "open_store"]
 
 import base64
 import errno
@@ -123,7 +123,7 @@ def open_store(area: str, *, group_permissions: bool = False) -> Store:
         )
     parts = urlsplit(area)
     if parts.scheme in _REMOTE_SCHEMES and "://" in area:
-        return RemoteStore(area)
+        return _RemoteStore(area)
     if "://" in area and parts.scheme != "file":
         raise StagingError(
             f"the staging area {area} has the scheme {parts.scheme!r}, to which nothing can be written; use a"
@@ -343,7 +343,11 @@ def check_connection(uri: Any) -> None:
     point is not known.  `OSError` is raised if the host is not known, refuses, does not answer, or has a
     certificate that is not trusted.
     """
-    parts = urlsplit(_end_point(uri))
+    if uri.scheme == "s3":
+        end_point = str(uri.client.meta.endpoint_url)
+    else:
+        end_point = str(uri.geturl()) if uri.scheme in _PORTS else ""
+    parts = urlsplit(end_point)
     port = parts.port or _PORTS.get(parts.scheme, 0)
     if not parts.hostname or not port or getproxies():
         return
@@ -357,12 +361,6 @@ def check_connection(uri: Any) -> None:
                 # It may want a certificate of ours, or something else that
                 # only the library below knows how to give.
                 return
-
-
-def _end_point(uri: Any) -> str:
-    if uri.scheme == "s3":
-        return str(uri.client.meta.endpoint_url)
-    return str(uri.geturl()) if uri.scheme in _PORTS else ""
 
 
 def _trust(uri: Any) -> ssl.SSLContext | None:
@@ -394,8 +392,8 @@ _HEAD_SECONDS = (60.0, 300.0)
 _Value = TypeVar("_Value")
 
 
-class RemoteStore(Store):
-    """A staging area, given as URI, that ``lsst.resources`` writes.
+class _RemoteStore(Store):
+    """A staging area, given as URI, that ``lsst.resources`` writes; its methods are described at `Store`.
 
     `StagingError` is raised if the URI cannot be that of a staging area.
     """
@@ -443,14 +441,10 @@ class RemoteStore(Store):
         return ResourcePath(self.area + quote(name) + "/", forceDirectory=True) if name else self._root
 
     def size(self, name: str) -> int | None:
-        """Size of a file in bytes, `None` if there is no such file."""
         self._probe_server()
         return _unless_missing(self._uri(name).size)
 
     def holds(self, name: str, digest: Digest, path: str) -> bool | None:
-        """Whether the content of a file of the right size is that of a local
-        file, `None` if the store gives no checksum to tell by.
-        """
         return self._same(self._uri(name), digest, path)
 
     def _same(self, uri: ResourcePath, digest: Digest, path: str) -> bool | None:
@@ -481,10 +475,7 @@ class RemoteStore(Store):
         return digests
 
     def put(self, path: str, name: str, *, executable: bool = False) -> Digest:
-        """Copy a local file into the area, whole or not at all, and verify.
-
-        Such stores keep no permissions, so ``executable`` has no effect.
-        """
+        # Such stores keep no permissions, so `executable` has no effect.
         source = ResourcePath("file://" + quote(os.path.abspath(path)), forceDirectory=False)
         digest = digest_file(path)
 
@@ -544,7 +535,6 @@ class RemoteStore(Store):
             raise
 
     def make_folder(self, name: str) -> None:
-        """Make a directory, where the store has such a thing."""
         if not self._probe_server():
             return
         with self._lock:
@@ -553,13 +543,10 @@ class RemoteStore(Store):
                 self._folders.add(name)
 
     def read(self, name: str) -> bytes | None:
-        """Content of a small file, `None` if there is no such file."""
         self._probe_server()
         return _unless_missing(self._uri(name).read)
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a small file, whole or not at all."""
-
         def verify(target: ResourcePath, in_place: bool) -> None:
             _expect_size(target, len(data))
             if in_place and target.read() != data:
@@ -568,12 +555,10 @@ class RemoteStore(Store):
         self._publish(name, lambda target: target.write(data, overwrite=True), verify)
 
     def remove(self, name: str) -> None:
-        """Remove a file; it may be missing."""
         with suppress(FileNotFoundError):
             self._uri(name).remove()
 
     def remove_temporary_files(self) -> None:
-        """Remove the folder of incomplete files."""
         with self._lock:
             if self._temporary not in self._folders:
                 return
@@ -607,7 +592,9 @@ def compare_checksums(
         value = given.get(algorithm)
         # "-N" marks a checksum of N parts' checksums.
         if value and single_part and "-" not in value:
-            return _checksum(path, begin) == value
+            with open(path, "rb") as stream:
+                found = hashlib.file_digest(stream, begin).digest()
+            return base64.b64encode(found).decode() == value
     return None
 
 
@@ -630,11 +617,6 @@ _ALGORITHMS: Mapping[str, Callable[[], Any]] = {
     "sha256": hashlib.sha256,
     "sha1": lambda: hashlib.sha1(usedforsecurity=False),
 }
-
-
-def _checksum(path: str, algorithm: Callable[[], Any]) -> str:
-    with open(path, "rb") as stream:
-        return base64.b64encode(hashlib.file_digest(stream, algorithm).digest()).decode()
 
 
 def _unless_missing(action: Callable[[], _Value]) -> _Value | None:
