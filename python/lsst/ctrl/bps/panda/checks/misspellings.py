@@ -26,7 +26,7 @@ from ..settings.files import find_origin, find_repeated_keys
 from ..settings.keys import BPS_KEYS, KEYS, PLAIN_SECTIONS, SECTIONS_BY_NAME, SET_UP_KEYS
 from ..settings.search import KeyLookup
 from ..settings.sites import notice_of, profile_of, site_names
-from .inputs import closest, read_labels
+from .configuration import closest, read_labels
 
 _LIKENESS = 0.88
 """Least similarity of two names, by `difflib`."""

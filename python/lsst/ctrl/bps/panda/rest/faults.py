@@ -51,7 +51,7 @@ class _Row:
     """Its stable name."""
 
     _: KW_ONLY
-    error: type[TransportError]
+    error: type[TransportError] = ConnectionFailedError
     """Exception that is raised for it."""
 
     message: str = ""
@@ -95,7 +95,6 @@ class Fault(enum.StrEnum):
 
     TLS = _Row(
         "tls",
-        error=ConnectionFailedError,
         message="No encrypted connection: the server's certificate is not accepted, or it does not speak "
         "TLS.",
         broken="No encrypted connection (TLS) to {host}: its certificate is not accepted or the port "
@@ -106,7 +105,6 @@ class Fault(enum.StrEnum):
     )
     NAME_NOT_FOUND = _Row(
         "name-not-found",
-        error=ConnectionFailedError,
         message="The host's name has no address. Check the URL and the network.",
         broken="The name of the host {host} cannot be resolved",
         advice="check PANDA_URL_SSL and the network",
@@ -115,7 +113,6 @@ class Fault(enum.StrEnum):
     )
     BAD_URL = _Row(
         "bad-url",
-        error=ConnectionFailedError,
         message="The URL cannot be used.",
         broken="PANDA_URL_SSL is not a URL that can be used: {endpoint}",
         exceptions=(
@@ -130,7 +127,6 @@ class Fault(enum.StrEnum):
     )
     CONNECTION_REFUSED = _Row(
         "connection-refused",
-        error=ConnectionFailedError,
         message="Nothing listens there: the connection was refused.",
         broken="The connection to {host} was refused: no PanDA server listens there",
         advice="check the port in PANDA_URL_SSL, or whether the server is down",
@@ -139,7 +135,6 @@ class Fault(enum.StrEnum):
     )
     UNREACHABLE = _Row(
         "unreachable",
-        error=ConnectionFailedError,
         message="The host cannot be reached.",
         broken="There is no way to {host}",
         advice="check network, VPN and proxy settings",
@@ -148,7 +143,6 @@ class Fault(enum.StrEnum):
     )
     CONNECT_TIMEOUT = _Row(
         "connect-timeout",
-        error=ConnectionFailedError,
         message="The host does not answer.",
         broken="{host} does not answer the attempt to connect",
         advice="it is down or behind a firewall",
@@ -157,7 +151,6 @@ class Fault(enum.StrEnum):
     )
     READ_TIMEOUT = _Row(
         "read-timeout",
-        error=ConnectionFailedError,
         message="The request was sent, but no complete reply came in time.",
         broken="{host} took the request, but its reply did not come in time",
         advice="the server is overloaded or hangs",
@@ -165,7 +158,6 @@ class Fault(enum.StrEnum):
     )
     NOT_ASKED = _Row(
         "not-asked",
-        error=ConnectionFailedError,
         message="The server was not asked any more: it has kept this command waiting long enough.",
         broken="{host} does not answer",
         advice="the server is overloaded or hangs",
@@ -193,7 +185,6 @@ class Fault(enum.StrEnum):
     )
     CONNECTION_LOST = _Row(
         "connection-lost",
-        error=ConnectionFailedError,
         message="The connection was lost.",
         broken="The connection to {host} broke off before the reply",
         advice="the server may be restarting",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["check_files", "find_origin", "find_repeated_keys", "locate_in"]
+__all__ = ["LOADER", "check_files", "find_origin", "find_repeated_keys", "locate_in"]
 
 import os
 import re
@@ -19,8 +19,8 @@ from .keys import Origin
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}|\$(\w+)")
 
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""What the Butler's `Config` reads YAML with; the two differ in what they take."""
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""What the Butler's `Config` reads YAML with, the fast one if it is there; they differ in what they take."""
 
 
 def find_origin(path: str, key: str, value: Any, env: Mapping[str, str]) -> Origin:
@@ -116,7 +116,7 @@ def _parse(uri: ResourcePath) -> yaml.Node | None:
             )
         data = uri.read()
         text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-        return yaml.compose(text, Loader=_Loader)
+        return yaml.compose(text, Loader=LOADER)
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         what = f"byte 0x{error.object[error.start]:02x} is not UTF-8. Save the file as UTF-8."

@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 
 from lsst.daf.butler import Config
 
-from lsst.ctrl.bps import BpsConfig, GenericWorkflow
+from lsst.ctrl.bps import BPS_DEFAULTS, BpsConfig, GenericWorkflow
 
 from ..errors import SettingsError
 from ..local.endpoint import state_directory
@@ -422,8 +422,10 @@ def default_configuration(environment: Mapping[str, str] | None = None) -> Confi
     the commands are taken from ``PATH``.
     """
     env = os.environ if environment is None else environment
-    defaults = Config(sites.defaults())
-    for name in ("CTRL_MPEXEC_DIR", "DAF_BUTLER_DIR"):
-        if not env.get(name):
-            sites.drop_eups_variable(defaults, name)
+    defaults, core = Config(sites.defaults()), Config(BPS_DEFAULTS)
+    prefixes = [f"${{{name}}}/bin/" for name in ("CTRL_MPEXEC_DIR", "DAF_BUTLER_DIR") if not env.get(name)]
+    for names in core.nameTuples():
+        for prefix in prefixes:
+            if isinstance(value := core[names], str) and prefix in value and names not in defaults:
+                defaults[names] = value.replace(prefix, "")
     return defaults

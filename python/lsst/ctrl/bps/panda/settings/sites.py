@@ -10,7 +10,6 @@ __all__ = [
     "base_profile",
     "defaults",
     "defaults_uri",
-    "drop_eups_variable",
     "fill_area",
     "local_defaults",
     "notice_of",
@@ -29,20 +28,15 @@ from importlib.resources import files as package_files
 from typing import Any
 
 import yaml
-from lsst.daf.butler import Config
 from lsst.resources import ResourcePath
 from pydantic import ConfigDict
 from pydantic.json_schema import SkipJsonSchema
 
-from lsst.ctrl.bps import BPS_DEFAULTS
-
 from ..errors import SettingsError
+from .files import LOADER
 from .keys import Section, WholeMegabytes, WholeNumber, WholeSeconds, YesOrNo, key, keys_of
 
 _PACKAGE = "lsst.ctrl.bps.panda"
-
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""The safe loader, the fast one if there is one."""
 
 
 def defaults_uri() -> ResourcePath:
@@ -60,7 +54,7 @@ def site_names() -> list[str]:
 def _load(relative: str) -> dict[str, Any]:
     """Read a packaged YAML file."""
     text = package_files(_PACKAGE).joinpath(relative).read_text(encoding="utf-8")
-    content = yaml.load(text, Loader=_LOADER) or {}
+    content = yaml.load(text, Loader=LOADER) or {}
     if not isinstance(content, dict):
         raise SettingsError(f"Packaged configuration {relative} is not a mapping.")
     return content
@@ -99,18 +93,6 @@ def staging_areas_of(site: str) -> tuple[str, str]:
     """
     profile = profile_of(site)
     return str(profile.get("stagingArea") or ""), str(profile.get("stagingAreaDefault") or "")
-
-
-def drop_eups_variable(defaults: Config, name: str) -> None:
-    """Take commands from ``PATH`` that BPS's defaults look up in an EUPS product:
-    add them to what goes over BPS's defaults.
-    """
-    prefix = f"${{{name}}}/bin/"
-    core = Config(BPS_DEFAULTS)
-    for names in core.nameTuples():
-        value = core[names]
-        if isinstance(value, str) and prefix in value and names not in defaults:
-            defaults[names] = value.replace(prefix, "")
 
 
 class QueueLimits(Section):
