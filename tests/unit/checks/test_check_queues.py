@@ -17,7 +17,6 @@ from lsst.ctrl.bps.panda.findings import Severity
 from lsst.ctrl.bps.panda.plan.model import (
     Accounting,
     JobPlan,
-    PayloadSharing,
     Placement,
     Resources,
     RunIdentity,
@@ -42,7 +41,7 @@ def make_task(label="isr", *, memory=1000, cores=1, walltime=3600, queue="", job
         placement=Placement("US", site, queue),
         resources=Resources(memory, memory, 1.0, cores, 0, walltime, 1),
         accounting=Accounting("", 1, "", "", "", ""),
-        packing=PayloadSharing(packed),
+        payloads_per_job=packed,
         jobs=(JobPlan("j", 0, "j"),) * jobs,
     )
 
@@ -219,7 +218,7 @@ def test_many_short_jobs():
     (hint,) = hints(plan(task, task))
     assert "Label isr has 20000 jobs" in hint
     assert "enableEventService: isr:20" in hint
-    packed = replace(task, packing=PayloadSharing(10))
+    packed = replace(task, payloads_per_job=10)
     assert hints(plan(packed, packed)) == []
 
 

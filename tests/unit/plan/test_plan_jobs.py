@@ -367,8 +367,8 @@ def test_payloads_share_a_job_as_its_wall_time_allows(
     workflow = GenericWorkflow("u_run")
     workflow.add_job(make_job(request_walltime=asked))
     (task,) = make_plan(workflow, settings).tasks
-    assert task.packing.payloads_per_job == packed
-    assert task.packing.event_service == (packed > 1)
+    assert task.payloads_per_job == packed
+    assert task.event_service == (packed > 1)
     assert task.resources.walltime == walltime
 
 

@@ -9,7 +9,6 @@ from lsst.ctrl.bps.panda.plan.model import (
     Accounting,
     ConditionPlan,
     JobPlan,
-    PayloadSharing,
     Placement,
     Resources,
     RunIdentity,
@@ -33,7 +32,7 @@ def make_task(label, first, parents, *, is_sink=False, number=1, payloads=1):
         placement=Placement("", "", ""),
         resources=Resources(1, 1, 1.0, 1, 0, 1, 1),
         accounting=Accounting("", 1, "", "", "", ""),
-        packing=PayloadSharing(payloads),
+        payloads_per_job=payloads,
         jobs=jobs,
         is_sink=is_sink,
     )
@@ -109,7 +108,7 @@ def test_only_the_final_job_is_left():
 @pytest.mark.parametrize(("done", "payloads"), [({1}, 1), ({0}, 5), (set(), 5)])
 def test_event_service_needs_contiguous_jobs(done, payloads):
     restart = make_restart_plan(make_plan(payloads=5), done, name="run_r1", origin=7)
-    assert restart.tasks[0].packing.payloads_per_job == payloads
+    assert restart.tasks[0].payloads_per_job == payloads
 
 
 @given(st.sets(st.integers(0, 7)))

@@ -240,7 +240,9 @@ def find_labels_elsewhere(plan: WorkflowPlan, config: BpsConfig, *, share_files:
             "reach, or, if they see the same files, set sitesShareFiles: yes. For data at separate "
             "facilities use a run for each site: panda_bps campaign."
         )
-        severity = Severity.ERROR if _are_apart(site, plan.run.site) else Severity.WARNING
+        have_profiles = sites.profile_of(site) and sites.profile_of(plan.run.site)
+        apart = have_profiles and sites.staging_areas_of(site) != sites.staging_areas_of(plan.run.site)
+        severity = Severity.ERROR if apart else Severity.WARNING
         findings.append(Finding(severity, text, key="computeSite", label=listed))
     return findings
 
@@ -277,12 +279,6 @@ def _is_path(place: str) -> bool:
     return scheme[1].lower() == "file" if scheme else "/" in place
 
 
-def _are_apart(site: str, other: str) -> bool:
-    """Tell whether two sites are known to have different staging areas."""
-    known = sites.profile_of(site) and sites.profile_of(other)
-    return bool(known) and sites.staging_areas_of(site) != sites.staging_areas_of(other)
-
-
 MANY_JOBS = 10_000
 """Number of jobs of a label above which the start-up of each PanDA job matters."""
 
@@ -313,7 +309,7 @@ def _short_jobs(tasks: Iterable[TaskPlan]) -> Iterator[Finding]:
     jobs: dict[str, int] = {}
     for task in tasks:
         walltime = task.resources.walltime
-        if not task.packing.event_service and (walltime <= SHORT_JOB or walltime == DEFAULT_WALLTIME):
+        if not task.event_service and (walltime <= SHORT_JOB or walltime == DEFAULT_WALLTIME):
             jobs[task.label] = jobs.get(task.label, 0) + len(task.jobs)
     for label, count in jobs.items():
         if count > MANY_JOBS:

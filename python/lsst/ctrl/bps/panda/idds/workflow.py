@@ -65,7 +65,7 @@ def _render_dependency_maps(plan: WorkflowPlan) -> dict[str, _DependencyMap]:
     tasks = [*plan.tasks, *plan.final]
     ends = [f'{task.name}","inputname":"{job.pseudo_input}' for task in tasks for job in task.jobs]
     owners = [task.name for task in tasks for _ in task.jobs]
-    return {task.name: _pack(task, ends, owners) for task in tasks if not task.packing.event_service}
+    return {task.name: _pack(task, ends, owners) for task in tasks if not task.event_service}
 
 
 def _pack(task: TaskPlan, ends: Sequence[str], owners: Sequence[str]) -> _DependencyMap:
@@ -248,7 +248,7 @@ def _new_work(number: int, **settings: Any) -> Any:
 def _make_work(task: TaskPlan, number: int, plan: WorkflowPlan, packed: _DependencyMap | None) -> Any:
     """Make the work of a task."""
     needs, accounting, placement = task.resources, task.accounting, task.placement
-    event_service = task.packing.event_service
+    event_service = task.event_service
     # In names of event service files, the label has the form that it has in
     # the task's pseudo-inputs.
     label = label_of_input(task.jobs[0].pseudo_input) if event_service else None
@@ -272,7 +272,7 @@ def _make_work(task: TaskPlan, number: int, plan: WorkflowPlan, packed: _Depende
         vo=accounting.vo,
         es=event_service,
         es_label=label,
-        max_events_per_job=task.packing.payloads_per_job,
+        max_events_per_job=task.payloads_per_job,
     )
     if packed is not None:
         # Without iDDS's setter, which would go through all of it in Python.

@@ -27,7 +27,6 @@ from .model import (
     Accounting,
     ConditionPlan,
     JobPlan,
-    PayloadSharing,
     Placement,
     Resources,
     RunIdentity,
@@ -72,10 +71,11 @@ def _task_document(task: TaskPlan) -> dict[str, Any]:
     plain = {
         field.name: getattr(task, field.name)
         for field in fields(task)
-        if field.name not in ("jobs", "placement", "resources", "accounting", "packing")
+        if field.name not in ("jobs", "placement", "resources", "accounting", "payloads_per_job")
     }
-    for name in ("placement", "resources", "accounting", "packing"):
+    for name in ("placement", "resources", "accounting"):
         plain[name] = asdict(getattr(task, name))
+    plain["packing"] = {"payloads_per_job": task.payloads_per_job}
     plain["jobs"] = {
         "name": [job.name for job in task.jobs],
         "order_id": [job.order_id for job in task.jobs],
@@ -126,11 +126,12 @@ def _parse_task(entry: Mapping[str, Any]) -> TaskPlan:
         "placement": Placement(**entry["placement"]),
         "resources": Resources(**entry["resources"]),
         "accounting": Accounting(**accounting),
-        "packing": PayloadSharing(**entry["packing"]),
+        "payloads_per_job": entry["packing"]["payloads_per_job"],
         "jobs": tuple(JobPlan(name, order, job, tuple(parents)) for name, order, job, parents in columns),
         "parameter_names": tuple(entry["parameter_names"]),
     }
-    return TaskPlan(**{field.name: entry[field.name] for field in fields(TaskPlan)} | typed)
+    plain = {field.name: entry[field.name] for field in fields(TaskPlan) if field.name not in typed}
+    return TaskPlan(**plain, **typed)
 
 
 _HEAD = ("label", "jobs", "tasks", "cores", "memory MB", "attempts", "wall time s", "queue or site")

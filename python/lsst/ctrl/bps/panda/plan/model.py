@@ -12,7 +12,6 @@ __all__ = [
     "JobPlan",
     "LabelSettings",
     "NamingKind",
-    "PayloadSharing",
     "ParameterShard",
     "Placement",
     "PlanSettings",
@@ -95,19 +94,6 @@ class Accounting:
     vo: str
 
 
-@dataclass(frozen=True, slots=True)
-class PayloadSharing:
-    """How payloads share PanDA jobs."""
-
-    payloads_per_job: int = 1
-    """Payloads a PanDA job carries; 1 means no event service."""
-
-    @property
-    def event_service(self) -> bool:
-        """Whether this is an event service task."""
-        return self.payloads_per_job > 1
-
-
 class JobPlan(NamedTuple):
     """One job of a task.
 
@@ -151,7 +137,9 @@ class TaskPlan:
     placement: Placement
     resources: Resources
     accounting: Accounting
-    packing: PayloadSharing
+    payloads_per_job: int
+    """Payloads a PanDA job carries; 1 means no event service."""
+
     jobs: tuple[JobPlan, ...]
     parameter_names: tuple[str, ...] = ()
     """Names of the values that differ from job to job."""
@@ -161,6 +149,11 @@ class TaskPlan:
 
     group: str = ""
     """Path of the ordering group the jobs are in, if any."""
+
+    @property
+    def event_service(self) -> bool:
+        """Whether payloads share PanDA jobs."""
+        return self.payloads_per_job > 1
 
     @property
     def ordinals(self) -> range:

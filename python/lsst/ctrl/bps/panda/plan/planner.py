@@ -25,7 +25,7 @@ from ..errors import PlanError
 from .commands import TaskCommands
 from .graph import JobGraph, flatten, pause_garbage_collection
 from .grouping import group_jobs, list_ignored, number_jobs
-from .model import ConditionPlan, JobPlan, PayloadSharing, PlanSettings, TaskPlan, WorkflowPlan
+from .model import ConditionPlan, JobPlan, PlanSettings, TaskPlan, WorkflowPlan
 from .naming import NamedJobs, Naming, make_naming, task_name
 from .tasks import FamilyPlan, TaskMaker, split_values
 
@@ -212,7 +212,7 @@ def _rest_of(task: TaskPlan, numbers: Mapping[int, int], has_child: set[int]) ->
         first=numbers[left[0]] if left else 0,
         jobs=tuple(jobs),
         is_sink=not has_child.issuperset(left),
-        packing=task.packing if contiguous else PayloadSharing(),
+        payloads_per_job=task.payloads_per_job if contiguous else 1,
     )
 
 

@@ -33,7 +33,6 @@ from .model import (
     JobPlan,
     LabelSettings,
     NamingKind,
-    PayloadSharing,
     Placement,
     PlanSettings,
     Resources,
@@ -176,7 +175,7 @@ class TaskMaker:
         job = graph.jobs[family.members[0]]
         settings = self.settings.for_label(family.label)
         max_walltime = self.settings.max_wms_job_walltime
-        packing = _packing(job, settings, max_walltime)
+        payloads = _payloads_per_job(job, settings, max_walltime)
         return TaskPlan(
             name="",
             label=family.label,
@@ -190,9 +189,9 @@ class TaskMaker:
                 site=str(job.compute_site or settings.site),
                 queue=str(job.queue or settings.queue),
             ),
-            resources=_resources(job, packing.payloads_per_job, max_walltime, settings.memory_limit),
+            resources=_resources(job, payloads, max_walltime, settings.memory_limit),
             accounting=_accounting(job, settings),
-            packing=packing,
+            payloads_per_job=payloads,
             jobs=(),
             parameter_names=plan.names,
             group=family.group,
@@ -224,18 +223,18 @@ def _make_jobs(graph: JobGraph, plan: FamilyPlan, numbering: Numbering) -> tuple
     return tuple(map(tuple.__new__, repeat(JobPlan), fields))
 
 
-def _packing(job: GenericWorkflowJob, settings: LabelSettings, max_walltime: int) -> PayloadSharing:
+def _payloads_per_job(job: GenericWorkflowJob, settings: LabelSettings, max_walltime: int) -> int:
     """Decide how many payloads share a PanDA job.
 
     With a wall time for the payload and one for the PanDA job, as many as
     fit; fewer than two means no event service.
     """
     if settings.payloads_per_job <= 1:
-        return PayloadSharing()
+        return 1
     walltime = _walltime_asked(job)
     if walltime and max_walltime:
-        return PayloadSharing(max(1, max_walltime // walltime))
-    return PayloadSharing(settings.payloads_per_job)
+        return max(1, max_walltime // walltime)
+    return settings.payloads_per_job
 
 
 def _accounting(job: GenericWorkflowJob, settings: LabelSettings) -> Accounting:

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 __all__ = ["describe_unsent", "lock_submission", "look_up", "record_submission", "settle"]
 
-import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 
 from ..errors import PandaBpsError, SubmissionUncertainError, TransportError
@@ -24,16 +23,14 @@ IN_FLIGHT = timedelta(minutes=10)
 """How long a request may be on its way after its sender has died: PanDA's relay waits so long for iDDS."""
 
 
-@contextlib.contextmanager
-def lock_submission(directory: str | os.PathLike[str]) -> Iterator[None]:
+def lock_submission(directory: str | os.PathLike[str]) -> AbstractContextManager[None]:
     """Keep other processes from submitting the run of a directory; `PandaBpsError` if one does."""
-    with hold_lock(
+    return hold_lock(
         directory,
         RECORD_NAME,
         busy=f"Another process is submitting the run of {directory} now. Look when it has ended: "
         f"bps report --id {directory}",
-    ):
-        yield
+    )
 
 
 def record_submission(
