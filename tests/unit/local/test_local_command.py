@@ -1,9 +1,22 @@
 """Help and errors of panda_local, without a server."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from click.testing import CliRunner
 
 from lsst.ctrl.bps.panda.cli.panda_local import main
+from lsst.ctrl.bps.panda.local.endpoint import (
+    Endpoint,
+    environment,
+    start_ticks,
+    token_folder,
+    write_endpoint,
+    write_token,
+)
 
 
 def _call(*arguments):
@@ -41,3 +54,44 @@ def test_wrong_pace(tmp_path):
 
 def test_clean_of_nothing(tmp_path):
     assert "there is no" in _call("clean", "-d", str(tmp_path / "none")).output
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make directories of others")
+@pytest.mark.parametrize(
+    "command", [("status",), ("env",), ("stop",), ("start",), ("restore", "--yes"), ("clean", "--yes")]
+)
+def test_the_directory_of_another_user_leads_nowhere(tmp_path, command):
+    """What another user has put there names a process of ours, and as its lock a file of ours."""
+    directory, precious = tmp_path / "state", tmp_path / "precious"
+    directory.mkdir()
+    precious.write_text("content")
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        endpoint = Endpoint(
+            "http://127.0.0.1:9/server/panda", process.pid, start_ticks(process.pid), "1", str(directory)
+        )
+        write_endpoint(endpoint)
+        (directory / "settings.json").write_text("{}")
+        (directory / "lock").symlink_to(precious)
+        for path in (directory, *directory.iterdir()):
+            os.chown(path, 12345, 12345, follow_symlinks=False)
+        found = _call(*command, "-d", str(directory))
+        assert found.exit_code == 1
+        assert "belongs to another user" in found.output
+        assert process.poll() is None
+        process.communicate(b"\n")
+        assert process.returncode == 0
+    assert precious.read_text() == "content"
+    assert (directory / "lock").is_symlink()
+
+
+@pytest.mark.parametrize("command", ["clean", "reset", "refresh"])
+def test_the_token_of_an_embedded_panda_is_not_that_of_a_login(tmp_path, command):
+    variables = environment(Endpoint("http://127.0.0.1:9/server/panda", 1, 1, "1", str(tmp_path)))
+    write_token(token_folder(tmp_path), "a.b.c")
+    done = subprocess.run(
+        [Path(sys.executable).with_name("panda_auth"), command],
+        env={**os.environ, **variables}, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert f"the token of the embedded PanDA in {tmp_path}" in done.stderr
+    assert (token_folder(tmp_path) / ".token").exists()

@@ -18,6 +18,7 @@ from lsst.ctrl.bps.panda.local.api import CacheError, FileCache
 from lsst.ctrl.bps.panda.local.endpoint import (
     Endpoint,
     check_own_panda,
+    find_own_panda,
     environment,
     is_alive,
     make_private_folder,
@@ -25,7 +26,6 @@ from lsst.ctrl.bps.panda.local.endpoint import (
     start_ticks,
     state_directory,
     token_folder,
-    uses_own_panda,
     write_endpoint,
     write_token,
 )
@@ -422,8 +422,10 @@ def test_endpoint_is_kept_privately(tmp_path):
 
 def test_a_token_goes_to_the_own_server_only(tmp_path):
     variables = environment(_endpoint(tmp_path))
-    assert uses_own_panda(variables)
-    assert not uses_own_panda({**variables, "PANDA_CONFIG_ROOT": str(tmp_path)})
+    assert find_own_panda(variables) == tmp_path
+    elsewhere = {**variables, "PANDA_CONFIG_ROOT": str(tmp_path)}
+    assert find_own_panda(elsewhere) is None
+    check_own_panda(elsewhere)
     with pytest.raises(LocalPandaError, match="no embedded PanDA runs"):
         check_own_panda(variables)
     write_endpoint(_endpoint(tmp_path))
@@ -434,6 +436,20 @@ def test_a_token_goes_to_the_own_server_only(tmp_path):
                 check_own_panda({**variables, name: url})
     write_endpoint(_endpoint(tmp_path, started=1))
     with pytest.raises(LocalPandaError, match="does not run any more"):
+        check_own_panda(variables)
+
+
+@pytest.mark.parametrize("directory", [None, "", "elsewhere"])
+def test_a_token_stays_that_of_its_server_in_a_shell_that_was_changed(tmp_path, directory):
+    variables = environment(_endpoint(tmp_path))
+    del variables["PANDA_LOCAL_DIR"]
+    if directory is not None:
+        variables["PANDA_LOCAL_DIR"] = directory
+    # No more than a folder's name: this may be that of any user of panda-client.
+    assert find_own_panda(variables) is None
+    (tmp_path / "lock").touch()
+    assert find_own_panda(variables) == tmp_path
+    with pytest.raises(LocalPandaError, match=f"no embedded PanDA runs with {tmp_path}"):
         check_own_panda(variables)
 
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,7 @@ from lsst.ctrl.bps.panda.local.idds_repairs.tuning import LoopWaker, StopEvent
 from lsst.ctrl.bps.panda.local.processes import MARKER, end_leftovers
 from lsst.ctrl.bps.panda.local.server import PrintedLines, set_up_log
 from lsst.ctrl.bps.panda.local.settings import take_lock
+from lsst.ctrl.bps.panda.local.storage import Storage
 
 
 @pytest.fixture
@@ -125,3 +127,33 @@ def test_marked_processes_are_ended_also_those_that_are_just_becoming_a_job(tmp_
         for process in (job, becoming):
             process.kill()
             process.wait()
+
+
+class _Growing(type(Path())):  # type: ignore[misc]
+    """A file that grows, and is looked at by another thread, while it is looked at."""
+
+    def grow_once(self, look):
+        self.look = look
+
+    def stat(self, **options):
+        found = super().stat(**options)
+        look, self.look = getattr(self, "look", None), None
+        if look is not None:
+            with self.open("ab") as stream:
+                stream.write(b"x" * 1000)
+            look()
+        return found
+
+
+def test_file_that_grows_while_several_threads_look_is_not_taken_for_cut(tmp_path):
+    path = _Growing(tmp_path / "panda.db")
+    path.write_bytes(b"x" * 1000)
+    storage = Storage(tmp_path, least_room=0)
+    storage.watch([path])
+    assert storage.look() is None
+    path.grow_once(storage.look)
+    assert storage.look() is None
+    # It is still known how large it was.
+    with path.open("r+b") as stream:
+        stream.truncate(1500)
+    assert "was cut while the server runs" in storage.look().text

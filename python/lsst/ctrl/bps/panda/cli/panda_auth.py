@@ -39,12 +39,14 @@ from ..auth.login import DeviceGrant, RefreshOutcome, find_login_settings, keep_
 from ..auth.login import refresh as refresh_login
 from ..errors import (
     AuthenticationError,
+    LocalPandaError,
     PandaBpsError,
     TokenBrokenError,
     TokenExpiredError,
     TokenMissingError,
     TransportError,
 )
+from ..local.endpoint import find_own_panda
 from ..rest.credentials import find_proxy, read_proxy
 from ..rest.tokens import (
     Claims,
@@ -130,6 +132,16 @@ def status(needed: float, as_json: bool) -> None:
     ensure_lifetime(token, timedelta(hours=needed), now=now)
 
 
+def _find_store() -> TokenStore:
+    """Find the token to change, which is never the one that an embedded PanDA has made."""
+    if (own := find_own_panda(os.environ)) is not None:
+        raise LocalPandaError(
+            f"PANDA_CONFIG_ROOT names the token of the embedded PanDA in {own}, which is made when it is started "
+            "and needs no login. For another PanDA, set its variables anew, or use a new shell."
+        )
+    return TokenStore(token_directory(os.environ))
+
+
 @main.command(short_help="Log in and get a new token.")
 @json_option
 @_guarded
@@ -138,7 +150,7 @@ def reset(as_json: bool) -> None:
 
     The present token stays until there is a new one.
     """
-    store = TokenStore(token_directory(os.environ))
+    store = _find_store()
     claims = log_in(store, find_login_settings(os.environ), _show_grant)
     if not os.environ.get("PANDA_CONFIG_ROOT"):
         click.echo(
@@ -162,7 +174,7 @@ def refresh(days: float, force: bool, watch: bool, verbose: bool, as_json: bool)
     if verbose:
         CliLog.setLogLevels({"lsst.ctrl.bps.panda": "DEBUG"})
     settings = find_login_settings(os.environ)
-    store = TokenStore(token_directory(os.environ))
+    store = _find_store()
     threshold = timedelta.max if force else timedelta(days=days)
     if not watch:
         _show_outcome(refresh_login(store, settings, threshold=threshold), store, as_json=as_json)
@@ -176,7 +188,7 @@ def refresh(days: float, force: bool, watch: bool, verbose: bool, as_json: bool)
 @_guarded
 def clean(as_json: bool) -> None:
     """Clean up the token and the cache files of panda-client beside it."""
-    store = TokenStore(token_directory(os.environ))
+    store = _find_store()
     removed = [str(path) for path in store.clean()]
     if as_json:
         write_json({"removed": removed}, line=True)

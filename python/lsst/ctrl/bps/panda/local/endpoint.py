@@ -7,6 +7,7 @@ from __future__ import annotations
 __all__ = [
     "ENDPOINT_FILE",
     "EXIT_BUSY",
+    "LOCK_FILE",
     "LOGS_FOLDER",
     "SERVER_MARKER",
     "Endpoint",
@@ -15,8 +16,10 @@ __all__ = [
     "SampleTask",
     "TaskCounts",
     "check_own_panda",
+    "check_owner",
     "diamond",
     "environment",
+    "find_own_panda",
     "is_alive",
     "job_folder",
     "make_private_folder",
@@ -24,7 +27,6 @@ __all__ = [
     "start_ticks",
     "state_directory",
     "token_folder",
-    "uses_own_panda",
     "write_endpoint",
     "write_token",
 ]
@@ -46,6 +48,9 @@ from lsst.ctrl.bps.panda.errors import LocalPandaError
 
 ENDPOINT_FILE = "endpoint.json"
 """Name of the file in the state directory."""
+
+LOCK_FILE = "lock"
+"""Name of the file in the state directory that a running server has locked."""
 
 LOGS_FOLDER = "logs"
 """Name of the folder in the state directory with the logs of jobs."""
@@ -160,8 +165,24 @@ def job_folder(panda_id: int) -> str:
     return f"PandaJob_{panda_id}"
 
 
+def check_owner(path: Path) -> None:
+    """Check that a directory is one of this user, if there is one: `LocalPandaError` for that of another,
+    who could lead us to a server, a process or a file of their choice.
+    """
+    try:
+        owner = path.stat().st_uid
+    except OSError:
+        return
+    if owner != os.getuid():
+        raise LocalPandaError(f"the state directory {path} belongs to another user; use another directory")
+
+
 def read_endpoint(directory: str | Path) -> Endpoint | None:
-    """Read ``endpoint.json``; `None` if it is absent or not usable."""
+    """Read ``endpoint.json``; `None` if it is absent or not usable.
+
+    `LocalPandaError` is raised for a directory of another user.
+    """
+    check_owner(Path(directory))
     try:
         value = json.loads((Path(directory) / ENDPOINT_FILE).read_text())
         return Endpoint(
@@ -221,17 +242,26 @@ def write_token(folder: Path, token: str | None) -> None:
         _write_private(make_private_folder(folder) / _TOKEN_FILE, {"id_token": token, "token_type": "Bearer"})
 
 
-def uses_own_panda(variables: Mapping[str, str]) -> bool:
-    """Whether the variables of a client, made by `environment`, are those of an embedded PanDA."""
-    directory, root = variables.get("PANDA_LOCAL_DIR"), variables.get("PANDA_CONFIG_ROOT")
-    return bool(directory and root) and Path(str(root)) == token_folder(str(directory))
+def find_own_panda(variables: Mapping[str, str]) -> Path | None:
+    """Find the state directory of the embedded PanDA whose token the variables of a client name.
+
+    It counts where the token is, whatever became of the other variables since `environment` made them.
+    """
+    root = variables.get("PANDA_CONFIG_ROOT")
+    if not root or (folder := Path(root)).name != _TOKEN_FOLDER:
+        return None
+    named = variables.get("PANDA_LOCAL_DIR") == str(folder.parent)
+    return folder.parent if named or (folder.parent / LOCK_FILE).exists() else None
 
 
 def check_own_panda(variables: Mapping[str, str]) -> None:
-    """Check that the server of a client's variables is the one that lives with their state directory:
-    `LocalPandaError` before a token is sent to whoever has its port now, or to another host.
+    """Check that the server of a client's variables is the one that lives with the state directory of their
+    token, if that is of an embedded PanDA: `LocalPandaError` before it is sent to whoever has its port now,
+    or to another host.
     """
-    directory = variables["PANDA_LOCAL_DIR"]
+    directory = find_own_panda(variables)
+    if directory is None:
+        return
     endpoint = read_endpoint(directory)
     if endpoint is None:
         raise LocalPandaError(
@@ -244,7 +274,8 @@ def check_own_panda(variables: Mapping[str, str]) -> None:
         if url.netloc and f"{url.scheme}://{url.netloc}" != endpoint.base:
             raise LocalPandaError(
                 f"{name} is {variables[name]}, but the embedded PanDA of {directory}, whose token would be "
-                f'sent there, is at {endpoint.base}; set the variables anew with: eval "$(panda_local env)"'
+                f"sent there, is at {endpoint.base}; for the embedded PanDA, set the variables anew with: "
+                'eval "$(panda_local env)"; for another one, set PANDA_CONFIG_ROOT to where its token is'
             )
 
 

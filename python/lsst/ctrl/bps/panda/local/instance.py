@@ -40,9 +40,11 @@ from lsst.ctrl.bps.panda.errors import LocalPandaError
 from .endpoint import (
     ENDPOINT_FILE,
     EXIT_BUSY,
+    LOCK_FILE,
     SERVER_MARKER,
     Endpoint,
     EndpointClient,
+    check_owner,
     environment,
     is_alive,
     read_endpoint,
@@ -90,20 +92,21 @@ def _check_installed() -> None:
 
 
 def _canonical(directory: str | Path) -> Path:
-    """Resolve a directory's name, by which its processes are found."""
-    return Path(directory).resolve()
+    """Resolve a directory's name, by which its processes are found; it has to be one of this user."""
+    path = Path(directory).resolve()
+    check_owner(path)
+    return path
 
 
 # One of these is in each state directory that is not empty.
-_OURS = frozenset((ENDPOINT_FILE, "lock", "panda.db", "server.log", "server.out", SETTINGS_FILE, "staging"))
+_OURS = frozenset((ENDPOINT_FILE, LOCK_FILE, "panda.db", "server.log", "server.out", SETTINGS_FILE, "staging"))
 
 
 def _prepare_directory(directory: Path) -> Path:
     directory = _canonical(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if directory.stat().st_uid != os.getuid():
-            raise LocalPandaError(f"the state directory {directory} belongs to another user")
+        check_owner(directory)
         # Checked first: "clean" removes all of it, and the mode is changed below.
         found = set(os.listdir(directory))
         if found and not found & _OURS:
@@ -239,7 +242,7 @@ def _wait_for_answer(
         sleep(0.02)
     raise LocalPandaError(
         f"the embedded PanDA did not answer in time; see {directory / 'server.log'}, "
-        f"and whether process {process.pid} or another one holds {directory / 'lock'}"
+        f"and whether process {process.pid} or another one holds {directory / LOCK_FILE}"
     )
 
 

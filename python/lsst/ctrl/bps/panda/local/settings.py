@@ -35,6 +35,7 @@ from typing import Any, ClassVar, Literal, TextIO, TypeVar
 import yaml
 
 from ..errors import LocalPandaError
+from .endpoint import LOCK_FILE
 
 _T = TypeVar("_T")
 _NO_OTHER_KEYS = {"extra": "forbid"}
@@ -416,7 +417,7 @@ def take_lock(
     It is `None` if another process has the lock for longer than ``patience``
     seconds; it is also taken for a moment to tidy up.
     """
-    stream = (directory / "lock").open("w")
+    stream = (directory / LOCK_FILE).open("w")
     while True:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

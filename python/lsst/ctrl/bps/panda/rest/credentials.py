@@ -35,7 +35,7 @@ from ..errors import (
     TokenExpiredError,
     TokenMissingError,
 )
-from ..local.endpoint import check_own_panda, uses_own_panda
+from ..local.endpoint import check_own_panda, find_own_panda
 from .tokens import (
     TokenSource,
     TokenStore,
@@ -296,7 +296,7 @@ def _find_token(
         )
     source = find_token_source(env)
     store = source.store
-    if uses_own_panda(env):
+    if find_own_panda(env) is not None:
         return BearerToken(vo, lambda: _own_token(env, source), description=source.description)
     if store is None or renew is None:
         return BearerToken(vo, lambda: _check_expiry(source.read(), now()), description=source.description)
