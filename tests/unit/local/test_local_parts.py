@@ -18,8 +18,8 @@ from lsst.ctrl.bps.panda.local.api import CacheError, FileCache
 from lsst.ctrl.bps.panda.local.endpoint import (
     Endpoint,
     check_own_panda,
-    find_own_panda,
     environment,
+    find_own_panda,
     is_alive,
     make_private_folder,
     read_endpoint,
@@ -30,7 +30,7 @@ from lsst.ctrl.bps.panda.local.endpoint import (
     write_token,
 )
 from lsst.ctrl.bps.panda.local.faults import Faults
-from lsst.ctrl.bps.panda.local.guard import marked_processes
+from lsst.ctrl.bps.panda.local.guard import end_marked, marked_processes
 from lsst.ctrl.bps.panda.local.job_store import memory_of_retry
 from lsst.ctrl.bps.panda.local.pilot import (
     OUT_OF_TIME,
@@ -266,6 +266,23 @@ def test_sessions_are_measured_marked_and_ended():
         end_session(process.pid, grace=5)
         assert process.wait(timeout=10) == -15
     assert start_ticks(process.pid) == 0
+
+
+def test_processes_that_clear_their_environment_end_with_those_that_started_them():
+    inner = (
+        "import subprocess, time\nprint(subprocess.Popen(['sleep', '600']).pid, flush=True); time.sleep(600)"
+    )
+    code = (
+        "import subprocess, sys, time\n"
+        f"p = subprocess.Popen([sys.executable, '-c', {inner!r}], env={{}}, start_new_session=True)\n"
+        "print(p.pid, flush=True); time.sleep(600)"
+    )
+    with _python(code, env={**os.environ, "MARK_OF_TEST": "8a1"}) as process:
+        pids = sorted((process.pid, *(int(process.stdout.readline()) for _ in range(2))))
+        assert marked_processes("MARK_OF_TEST=8a1") == pids
+        end_marked("MARK_OF_TEST=8a1")
+        assert process.wait(timeout=10) == -9
+    assert [start_ticks(pid) for pid in pids] == [0, 0, 0]
 
 
 def test_session_that_ignores_sigterm_is_killed():

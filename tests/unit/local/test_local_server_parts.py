@@ -5,10 +5,10 @@ replaces a library, the waker of its loops, and the end of its processes.
 import logging
 import logging.handlers
 import os
+import socket
 import subprocess
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -17,9 +17,8 @@ from lsst.ctrl.bps.panda.local.guard import marked_processes
 from lsst.ctrl.bps.panda.local.idds_repairs import DeepDiff
 from lsst.ctrl.bps.panda.local.idds_repairs.tuning import LoopWaker, StopEvent
 from lsst.ctrl.bps.panda.local.processes import MARKER, end_leftovers
-from lsst.ctrl.bps.panda.local.server import PrintedLines, set_up_log
+from lsst.ctrl.bps.panda.local.server import PrintedLines, listen, set_up_log
 from lsst.ctrl.bps.panda.local.settings import take_lock
-from lsst.ctrl.bps.panda.local.storage import Storage
 
 
 @pytest.fixture
@@ -129,31 +128,11 @@ def test_marked_processes_are_ended_also_those_that_are_just_becoming_a_job(tmp_
             process.wait()
 
 
-class _Growing(type(Path())):  # type: ignore[misc]
-    """A file that grows, and is looked at by another thread, while it is looked at."""
-
-    def grow_once(self, look):
-        self.look = look
-
-    def stat(self, **options):
-        found = super().stat(**options)
-        look, self.look = getattr(self, "look", None), None
-        if look is not None:
-            with self.open("ab") as stream:
-                stream.write(b"x" * 1000)
-            look()
-        return found
-
-
-def test_file_that_grows_while_several_threads_look_is_not_taken_for_cut(tmp_path):
-    path = _Growing(tmp_path / "panda.db")
-    path.write_bytes(b"x" * 1000)
-    storage = Storage(tmp_path, least_room=0)
-    storage.watch([path])
-    assert storage.look() is None
-    path.grow_once(storage.look)
-    assert storage.look() is None
-    # It is still known how large it was.
-    with path.open("r+b") as stream:
-        stream.truncate(1500)
-    assert "was cut while the server runs" in storage.look().text
+def test_nobody_else_can_have_the_port_while_the_server_is_made():
+    with listen("127.0.0.1", (0,)) as listener, socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with pytest.raises(OSError, match="in use"):
+            other.bind(listener.getsockname())
+        # Another start takes another port.
+        with listen("127.0.0.1", (listener.getsockname()[1], 0)) as second:
+            assert second.getsockname() != listener.getsockname()

@@ -136,8 +136,8 @@ def _find_store() -> TokenStore:
     """Find the token to change, which is never the one that an embedded PanDA has made."""
     if (own := find_own_panda(os.environ)) is not None:
         raise LocalPandaError(
-            f"PANDA_CONFIG_ROOT names the token of the embedded PanDA in {own}, which is made when it is started "
-            "and needs no login. For another PanDA, set its variables anew, or use a new shell."
+            f"PANDA_CONFIG_ROOT names the token of the embedded PanDA in {own}, which is made when it is "
+            "started and needs no login. For another PanDA, set its variables anew, or use a new shell."
         )
     return TokenStore(token_directory(os.environ))
 

@@ -18,25 +18,34 @@ from collections.abc import Callable
 
 
 def marked_processes(*markers: str) -> list[int]:
-    """List the pids of this user's processes whose environment holds a marker.
+    """List the pids of this user's processes whose environment holds a marker, and of what they have started.
 
     Markers are assignments, ``NAME=value``.  One is given to the first
-    process and inherited by all that it starts, whatever their session.
+    process and inherited by all that it starts, whatever their session; those
+    that clear it, as containers do, are found below the one that started them.
     """
     wanted = {marker.encode() for marker in markers}
     own = os.getpid()
-    found = []
+    found, parents = set(), {}
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) == own:
             continue
         try:
             with open(f"/proc/{name}/environ", "rb") as stream:
                 variables = stream.read()
+            if not wanted.isdisjoint(variables.split(b"\0")):
+                found.add(int(name))
+                continue
+            with open(f"/proc/{name}/stat", "rb") as stream:
+                # The command's name stands in parentheses and may hold anything.
+                state, parent = stream.read().rpartition(b")")[2].split()[:2]
         except OSError:
             continue
-        if not wanted.isdisjoint(variables.split(b"\0")):
-            found.append(int(name))
-    return found
+        if state not in (b"Z", b"X"):
+            parents[int(name)] = int(parent)
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return sorted(found)
 
 
 def end_marked(*markers: str, looks: int = 1, sleep: Callable[[float], None] = time.sleep) -> int:

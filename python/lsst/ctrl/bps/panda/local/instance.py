@@ -99,7 +99,9 @@ def _canonical(directory: str | Path) -> Path:
 
 
 # One of these is in each state directory that is not empty.
-_OURS = frozenset((ENDPOINT_FILE, LOCK_FILE, "panda.db", "server.log", "server.out", SETTINGS_FILE, "staging"))
+_OURS = frozenset(
+    (ENDPOINT_FILE, LOCK_FILE, "panda.db", "server.log", "server.out", SETTINGS_FILE, "staging")
+)
 
 
 def _prepare_directory(directory: Path) -> Path:

@@ -5,7 +5,7 @@ Started by `~.instance.start` through `~.launch`, ended by a signal.
 
 from __future__ import annotations
 
-__all__ = ["PrintedLines", "Server", "redirect_prints", "main", "set_up_log"]
+__all__ = ["PrintedLines", "Server", "listen", "main", "redirect_prints", "set_up_log"]
 
 import faulthandler
 import gc
@@ -136,12 +136,15 @@ EXIT_REFUSED = 78
 """Exit code if something that the server needs is missing; the log says what."""
 
 
-def _listen(host: str, ports: tuple[int, ...]) -> socket.socket:
+def listen(host: str, ports: tuple[int, ...]) -> socket.socket:
+    """Listen on the first port that is free; 0 means any."""
     for port in ports:
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
+            # At once: until somebody listens, another user may bind the same port, and listen first.
+            listener.listen()
         except OSError:
             listener.close()
             continue
@@ -411,7 +414,7 @@ def main(arguments: list[str]) -> int:
         return EXIT_BUSY
     settings = read_settings(directory).checked()
     set_up_log(directory, settings.loglevel)
-    listener = _listen(settings.host, (settings.port, 0))
+    listener = listen(settings.host, (settings.port, 0))
     server = Server(directory, settings, listener, umask=umask_of_user)
     server.catch_signals()
     terminal, errors = sys.stdout, sys.stderr

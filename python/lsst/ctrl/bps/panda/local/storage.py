@@ -176,8 +176,6 @@ class Storage:
 
     def _changed_file(self) -> str:
         for file in self._files:
-            # Taken first: meanwhile the file may grow, and another thread may look at it.
-            size = self._sizes.get(file.path, 0)
             try:
                 found = file.path.stat()
             except FileNotFoundError:
@@ -187,9 +185,9 @@ class Storage:
                 return ""
             if found.st_ino != file.inode:
                 return self._lost(file.path, "was replaced while the server runs")
-            if found.st_size < size:
+            if found.st_size < self._sizes.get(file.path, 0):
                 return self._lost(file.path, "was cut while the server runs")
-            self._sizes[file.path] = max(found.st_size, self._sizes.get(file.path, 0))
+            self._sizes[file.path] = found.st_size
         return ""
 
     @staticmethod
