@@ -468,18 +468,12 @@ def find_login_settings(env: Mapping[str, str]) -> LoginSettings:
     return LoginSettings(url, vo, checks_certificates(env))
 
 
-def log_in(
-    store: TokenStore,
-    settings: LoginSettings,
-    show: Callable[[DeviceGrant], None],
-    *,
-    transport: Transport | None = None,
-) -> Claims:
+def log_in(store: TokenStore, settings: LoginSettings, show: Callable[[DeviceGrant], None]) -> Claims:
     """Log in with the help of a person and a browser, and return the claims of the new token.
 
     ``show`` shows link and code to the person.  What the store has stays until there are new tokens.
     """
-    transport = transport or settings.make_transport()
+    transport = settings.make_transport()
     provider = find_provider(transport, settings.panda_url, settings.vo)
     grant = start_device_login(transport, provider)
     show(grant)
@@ -505,7 +499,6 @@ def refresh(
     settings: LoginSettings,
     *,
     threshold: timedelta,
-    transport: Transport | None = None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> RefreshOutcome:
     """Get new tokens if the present ones do not last.
@@ -522,7 +515,7 @@ def refresh(
         claims = parse_claims(tokens.id_token)
         if claims.remaining(now()) >= threshold:
             return RefreshOutcome(False, claims)
-        transport = transport or settings.make_transport()
+        transport = settings.make_transport()
         provider = find_provider(transport, settings.panda_url, settings.vo)
         renewed = refresh_tokens(transport, provider, tokens)
         store.save(renewed)
@@ -534,7 +527,6 @@ def keep_fresh(
     settings: LoginSettings,
     *,
     threshold: timedelta,
-    transport: Transport | None = None,
     sleep: Callable[[float], None] = time.sleep,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Iterator[RefreshOutcome]:
@@ -545,7 +537,7 @@ def keep_fresh(
     """
     while True:
         try:
-            outcome = refresh(store, settings, threshold=threshold, transport=transport, now=now)
+            outcome = refresh(store, settings, threshold=threshold, now=now)
         except AuthenticationError:
             raise
         except TransportError as error:

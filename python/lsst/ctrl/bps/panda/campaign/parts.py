@@ -265,11 +265,9 @@ def _kind(partition: str, universe: DimensionUniverse) -> type:
     return kind
 
 
-def convert_values(
-    partition: str, values: Iterable[Value], universe: DimensionUniverse | None = None
-) -> tuple[Value, ...]:
+def convert_values(partition: str, values: Iterable[Value]) -> tuple[Value, ...]:
     """Return values with the type of their dimension, and refuse those that cannot have it."""
-    kind = _kind(partition, universe or DimensionUniverse())
+    kind = _kind(partition, DimensionUniverse())
     checked: list[Value] = []
     for value in values:
         if kind is not int:
