@@ -456,6 +456,9 @@ def test_runs_that_are_not_there(place, command):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_server(place, command, tmp_path):
     nowhere = {"PANDA_URL_SSL": "http://127.0.0.1:1/server/panda", "PANDA_URL": None}
+    # Not where the token of the embedded PanDA would go to another server.
+    assert_sentence(place, (command, "1"), "set the variables anew", **nowhere)
+    nowhere |= {"PANDA_AUTH": "none", "PANDA_LOCAL_DIR": None}
     assert_sentence(place, (command, "1"), "Nothing listens there", **nowhere)
     none = {"PANDA_URL_SSL": None, "PANDA_URL": None, "PANDA_LOCAL_DIR": str(tmp_path / "none")}
     assert_sentence(place, (command, "1"), "PANDA_URL_SSL and PANDA_URL are not set", **none)
