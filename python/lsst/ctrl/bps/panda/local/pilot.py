@@ -45,7 +45,7 @@ from typing import Any, BinaryIO
 
 from .endpoint import job_folder
 from .guard import end_marked
-from .processes import JOB_MARKER, SessionUse, end_session
+from .processes import JOB_MARKER, SessionUse, end_job, end_session
 from .storage import is_storage_error
 
 _SUMMARY = "memory_monitor_summary.json"
@@ -421,9 +421,7 @@ class PayloadRun:
                 return
             self._error = error
             session = self._session
-        if session:
-            end_session(session, grace=grace)
-        end_marked(self._mark)
+        end_job(session, self._mark, grace=grace)
 
     def figures(self) -> dict[str, Any]:
         """Return the measurements as fields of PanDA's job record, in kB and s."""

@@ -12,6 +12,7 @@ __all__ = [
     "JOB_MARKER",
     "MARKER",
     "SessionUse",
+    "end_job",
     "end_leftovers",
     "end_session",
     "is_running",
@@ -28,7 +29,7 @@ from pathlib import Path
 import psutil
 
 from .endpoint import SERVER_MARKER
-from .guard import end_marked
+from .guard import end_marked, marked_processes
 
 MARKER = "PANDA_LOCAL_INSTANCE"
 """Environment variable of all processes that the jobs of an instance have
@@ -130,6 +131,21 @@ def end_session(
             return
         _signal(living, signal.SIGKILL)
         sleep(0.02)
+
+
+def end_job(session: int, mark: str, *, grace: float) -> None:
+    """End all processes of a job: those of its session, those that carry its mark, and those below them."""
+    # Found before their parents end: without them, what has cleared its environment is nobody's.
+    strays = []
+    for pid in marked_processes(mark):
+        try:
+            strays.append(psutil.Process(pid))
+        except psutil.Error:
+            continue
+    if session:
+        end_session(session, grace=grace)
+    end_marked(mark)
+    _signal(strays, signal.SIGKILL)
 
 
 def end_leftovers(
