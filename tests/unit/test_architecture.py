@@ -94,7 +94,7 @@ MAX_FUNCTION_LINES = 70
 BOUNDARIES = {
     "campaign.parts": "makes the configurations of all sites out of one",
     "insight.cloud_log": "Google's client, an extra",
-    "local.door": "the only part that speaks with the web server's library",
+    "local.connections": "the only part that speaks with the web server's library",
     "local.executor": "jobs on this machine, apart from the server that hands them out",
     "local.idds_repairs.tuning": "repairs that make iDDS faster, apart from those that make it right",
     "remote.request": "the half of a remote build on the submit host",

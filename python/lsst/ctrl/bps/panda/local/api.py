@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .bodies import parse_json
 from .endpoint import make_private_folder
 from .identity import Identity
 from .jedi import Jedi
+from .request_bodies import parse_json
 from .settings import Queues, Timing
 from .views import Views
 

@@ -26,13 +26,13 @@ import sqlalchemy as sa
 from requests.adapters import BaseAdapter
 
 from . import idds_repairs
-from .bodies import parse_json
 from .database import MessageQueue, note_errors
 from .faults import Faults
 from .idds_repairs import Repair, idds_module, tuning
 from .idds_repairs.tuning import LOOP_WAKER
 from .identity import Identity
 from .jedi import Jedi
+from .request_bodies import parse_json
 from .settings import Timing
 from .storage import Storage, StorageError, is_storage_error
 

@@ -30,8 +30,8 @@ from ..version import __version__
 from . import idds_repairs
 from .api import Api, FileCache
 from .backups import DATABASE_FILES, IDDS_FILE, PANDA_FILE, back_up, check_files, find_backups
+from .connections import make_web_server
 from .database import Database, MessageQueue
-from .door import make_web_server
 from .endpoint import (
     ENDPOINT_FILE,
     EXIT_BUSY,

@@ -1,5 +1,5 @@
 """The web server: one table of all routes, each with its handler and who may call it; and the checks that
-each request has to pass, which `~.door` makes before it reads a body.
+each request has to pass, which `~.connections` makes before it reads a body.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ import flask
 from werkzeug.exceptions import HTTPException, NotFound, RequestEntityTooLarge
 
 from .api import Api, ApiCall, ApiError, CacheError, FileCache
-from .bodies import BodyError, parse_json, unpack
 from .endpoint import job_folder
 from .faults import Faults
 from .idds_host import IddsRelay, decode_body
 from .identity import Identity, Links, NotAllowedError, Role, Tokens
+from .request_bodies import BodyError, parse_json, unpack
 from .settings import parse_faults
 from .storage import is_storage_error
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from lsst.ctrl.bps.panda.local.api import FileCache
-from lsst.ctrl.bps.panda.local.door import make_web_server
+from lsst.ctrl.bps.panda.local.connections import make_web_server
 from lsst.ctrl.bps.panda.local.faults import Faults
 from lsst.ctrl.bps.panda.local.idds_host import IddsRelay
 from lsst.ctrl.bps.panda.local.identity import Role, Tokens

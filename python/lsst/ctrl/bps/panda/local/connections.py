@@ -1,4 +1,4 @@
-"""The door of the web server: what `~.web.admit` does not let in is refused before its body is read, and
+"""The connections of the web server: what `~.web.admit` does not let in is refused before its body is read, and
 connections that have not shown a secret make room for those that have.
 """
 
