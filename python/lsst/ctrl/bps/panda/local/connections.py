@@ -1,5 +1,5 @@
-"""The connections of the web server: what `~.web.admit` does not let in is refused before its body is read, and
-connections that have not shown a secret make room for those that have.
+"""The connections of the web server: what `~.web.admit` does not let in is refused before its body is
+read, and connections that have not shown a secret make room for those that have.
 """
 
 from __future__ import annotations
