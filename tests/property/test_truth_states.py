@@ -19,10 +19,10 @@ from lsst.ctrl.bps.panda.plan.document import RunAttributes, render_attributes
 from lsst.ctrl.bps.panda.report import get_status_of, make_run_list, make_run_report
 from lsst.ctrl.bps.panda.status.bps_states import count_task
 from lsst.ctrl.bps.panda.status.evidence import UNRELEASED_LABEL, PlanSummary, RunEvidence
+from lsst.ctrl.bps.panda.status.job_errors import JobError
 from lsst.ctrl.bps.panda.status.records import (
     ContentRecord,
     FileCounts,
-    JobError,
     JobRecord,
     RequestRecord,
     TransformRecord,

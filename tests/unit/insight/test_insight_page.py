@@ -18,9 +18,9 @@ from lsst.ctrl.bps.panda.insight.task_graph import MAX_NODES, TaskGraph, TaskNod
 from lsst.ctrl.bps.panda.plan.model import ConditionPlan, JobPlan, TaskPlan, WorkflowPlan
 from lsst.ctrl.bps.panda.status.evidence import RunEvidence
 from lsst.ctrl.bps.panda.status.failures import ErrorGroup
+from lsst.ctrl.bps.panda.status.job_errors import JobError
 from lsst.ctrl.bps.panda.status.records import (
     FileCounts,
-    JobError,
     JobRecord,
     RequestRecord,
     TaskRecord,

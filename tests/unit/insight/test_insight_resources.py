@@ -8,7 +8,8 @@ import yaml
 from lsst.ctrl.bps.panda.insight.resources import Quantiles, measure_resources, render_suggestions
 from lsst.ctrl.bps.panda.plan.naming import name_of_inputs
 from lsst.ctrl.bps.panda.status.evidence import PlanSummary, RunEvidence
-from lsst.ctrl.bps.panda.status.records import JobError, JobRecord, RequestRecord
+from lsst.ctrl.bps.panda.status.job_errors import JobError
+from lsst.ctrl.bps.panda.status.records import JobRecord, RequestRecord
 from lsst.ctrl.bps.panda.status.replies import parse_jobs
 
 START = datetime(2026, 11, 20, tzinfo=UTC)

@@ -37,10 +37,10 @@ from lsst.ctrl.bps.panda.status.evidence import (
     tasks_by_request,
     transforms_from_tasks,
 )
+from lsst.ctrl.bps.panda.status.job_errors import JobError
 from lsst.ctrl.bps.panda.status.records import (
     ContentRecord,
     FileCounts,
-    JobError,
     JobRecord,
     RequestRecord,
     TaskRecord,

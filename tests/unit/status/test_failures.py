@@ -10,16 +10,14 @@ import pytest
 from lsst.ctrl.bps.panda.report import make_run_report
 from lsst.ctrl.bps.panda.status.evidence import RunEvidence, failures_of
 from lsst.ctrl.bps.panda.status.failures import ErrorGroup, exit_codes, group_errors, is_memory_error
+from lsst.ctrl.bps.panda.status.job_errors import JobError, choose_error, signal_name
 from lsst.ctrl.bps.panda.status.records import (
     ContentRecord,
     FileCounts,
-    JobError,
     JobRecord,
     RequestRecord,
     TransformRecord,
-    choose_error,
     log_url,
-    signal_name,
 )
 from lsst.ctrl.bps.panda.status.vocabulary import SOURCES, UNKNOWN_EXIT_CODE
 

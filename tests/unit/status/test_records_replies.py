@@ -10,7 +10,8 @@ import pytest
 from idds.common import constants
 
 from lsst.ctrl.bps.panda.errors import ReplyError
-from lsst.ctrl.bps.panda.status.records import FileCounts, JobError
+from lsst.ctrl.bps.panda.status.job_errors import JobError
+from lsst.ctrl.bps.panda.status.records import FileCounts
 from lsst.ctrl.bps.panda.status.replies import (
     date_of,
     name_of,

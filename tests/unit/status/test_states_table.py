@@ -20,10 +20,10 @@ from lsst.ctrl.bps.panda.status.bps_states import (
     zero_counts,
 )
 from lsst.ctrl.bps.panda.status.evidence import UNRELEASED_LABEL, PlanSummary, RunEvidence
+from lsst.ctrl.bps.panda.status.job_errors import JobError
 from lsst.ctrl.bps.panda.status.records import (
     ContentRecord,
     FileCounts,
-    JobError,
     JobRecord,
     RequestRecord,
     TransformRecord,

@@ -5,7 +5,7 @@ import pytest
 from lsst.ctrl.bps.panda.cli.panda_bps_show import read_rules
 from lsst.ctrl.bps.panda.errors import SettingsError
 from lsst.ctrl.bps.panda.status.failures import signature_of
-from lsst.ctrl.bps.panda.status.records import JobError
+from lsst.ctrl.bps.panda.status.job_errors import JobError
 from lsst.ctrl.bps.panda.status.verdicts import PACKAGED_RULES, Verdict, parse_rulebook
 
 CASES = [

@@ -18,14 +18,13 @@ from lsst.ctrl.bps.panda.report import get_status_of, make_run_list, make_run_re
 from lsst.ctrl.bps.panda.status import vocabulary
 from lsst.ctrl.bps.panda.status.evidence import RunEvidence
 from lsst.ctrl.bps.panda.status.failures import add_verdicts, group_errors
+from lsst.ctrl.bps.panda.status.job_errors import JobError, choose_error
 from lsst.ctrl.bps.panda.status.records import (
     ContentRecord,
     FileCounts,
-    JobError,
     JobRecord,
     RequestRecord,
     TransformRecord,
-    choose_error,
 )
 from lsst.ctrl.bps.panda.status.replies import parse_contents, parse_jobs
 from lsst.ctrl.bps.panda.status.verdicts import PACKAGED_RULES, parse_rulebook

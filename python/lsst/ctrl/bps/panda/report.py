@@ -32,7 +32,7 @@ from .plan.naming import BUILD_LABEL, printable_label
 from .status.bps_states import Counts, sum_counts
 from .status.evidence import RunEvidence, RunTally
 from .status.failures import ErrorGroup, exit_codes, group_errors, is_memory_error
-from .status.records import signal_name
+from .status.job_errors import signal_name
 from .status.vocabulary import (
     CANCELLING_TASKS,
     MEMORY_ADVICE,

@@ -2,7 +2,8 @@
 for each other.
 
 A table says what becomes of each attribute of a BPS job; a new attribute gets a row there.  If PanDA is to be
-told of it, `~.tasks` puts it into the task (`~.model`), and the folder ``idds`` into the request.
+told of it, `~.tasks` puts it into the task (`~.model`), and the folder ``idds`` into the request; what acts
+on the worker goes into its command (`~.commands`).
 
 Jobs never wait for each other in a circle, but with ``ordering``, or with dependencies within a label, all
 jobs of one label may depend on some of another and vice versa.  iDDS starts no job of tasks that depend on

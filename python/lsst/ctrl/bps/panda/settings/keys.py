@@ -1,4 +1,5 @@
-"""The keys of the BPS configuration and of site profiles that this plugin reads, as typed models.
+"""The keys of the BPS configuration that this plugin reads, as typed models; those that only a site profile
+has, such as limits of queues, are in `~.sites`.
 
 A field says everything about its key: kind, default, unit, smallest value and
 meaning, and its model says where it may stand.  Values are checked by the

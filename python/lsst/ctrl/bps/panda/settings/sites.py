@@ -1,6 +1,7 @@
-"""Site profiles (``config/sites``): what differs from site to site, and where a site's staging area is.
+"""Site profiles (``config/sites``): what only a site has, such as the limits of its queues and the place of
+its staging area.
 
-Their keys are declared in `~lsst.ctrl.bps.panda.settings.keys`.
+Keys that a run or a label may have, too, are in `~lsst.ctrl.bps.panda.settings.keys`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """The places where a staging area may lie: the local file system, and what ``lsst.resources`` reaches, object
-stores (S3, Google Cloud Storage) and WebDAV servers.
+stores (S3, Google Cloud Storage) and WebDAV servers.  The runner reads through ``lsst.resources`` what it
+does not read itself, so it knows a new scheme as soon as that library does.
 
 The libraries below ``lsst.resources`` repeat a request to a host that is
 down, or whose certificate is not trusted, for one to three minutes.

@@ -33,7 +33,8 @@ from enum import Enum
 
 from lsst.ctrl.bps.wms_service import WmsStates
 
-from .records import ContentRecord, FileCounts, JobError, RequestRecord, TransformRecord
+from .job_errors import JobError
+from .records import ContentRecord, FileCounts, RequestRecord, TransformRecord
 from .vocabulary import (
     CONTENT_STATUSES,
     JOB_STATUSES,

@@ -43,16 +43,15 @@ from .bps_states import (
     was_killed,
     zero_counts,
 )
+from .job_errors import JobError, sort_errors
 from .records import (
     ContentRecord,
     FileCounts,
-    JobError,
     JobRecord,
     RequestRecord,
     TaskRecord,
     TransformRecord,
     log_url,
-    sort_errors,
 )
 from .vocabulary import (
     CONTENT_STATUSES,

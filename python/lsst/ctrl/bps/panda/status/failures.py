@@ -1,5 +1,5 @@
-"""Why jobs of a run failed: an exit code for each, and one group for each kind
-of error, with what is known of where and when it happened.
+"""Why jobs of a run failed: one group for each kind of error, with what is known of where and when it
+happened.  How a single error is worded is in `~.job_errors`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from datetime import datetime
 
 from .bps_states import has_kill_code
 from .evidence import RunEvidence
-from .records import JobError, JobRecord, choose_error
+from .job_errors import JobError, choose_error
+from .records import JobRecord
 from .verdicts import Rulebook, Verdict
 from .vocabulary import OUT_OF_MEMORY, RULES, UNKNOWN_EXIT_CODE
 

@@ -1,5 +1,4 @@
-"""Typed records of what iDDS and PanDA reply: requests, transforms, contents, tasks, and jobs with their
-errors.
+"""Typed records of what iDDS and PanDA reply: requests, transforms, contents, tasks and jobs.
 
 `~.replies` makes them of what the servers send.
 """
@@ -9,75 +8,19 @@ from __future__ import annotations
 __all__ = [
     "ContentRecord",
     "FileCounts",
-    "JobError",
     "JobRecord",
     "RequestRecord",
     "TaskRecord",
     "TransformRecord",
-    "choose_error",
     "log_url",
     "render_count",
-    "signal_name",
-    "sort_errors",
 ]
 
-import signal
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from .vocabulary import CONTENT_STATUSES, JOB_STATUSES, SOURCES, UNKNOWN_EXIT_CODE, ContentPhase, JobPhase
-
-
-@dataclass(frozen=True, slots=True)
-class JobError:
-    """One error of a job, as one part of the system reported it."""
-
-    source: str
-    """Who says so: a key of `SOURCES`, ``task`` or ``unknown``."""
-
-    code: int
-    text: str = ""
-
-    @property
-    def title(self) -> str:
-        """Source and code, as they are shown: ``pilot 1305``."""
-        return f"{self.source} {self.code}"
-
-
-def signal_name(code: int) -> str:
-    """Return the name of the signal that a payload's exit code stands for, such
-    as SIGKILL for 137; empty if it is not a signal.
-    """
-    try:
-        return signal.Signals(code - 128).name if code > 128 else ""
-    except ValueError:
-        return ""
-
-
-def choose_error(errors: Sequence[JobError]) -> JobError:
-    """Choose the error that is reported for a job: the first by `SOURCES`.
-
-    If it has no text, it gets that of the next one that has.  Without errors it
-    is ``unknown`` with `UNKNOWN_EXIT_CODE`.
-    """
-    order = {source: number for number, source in enumerate(SOURCES)}
-    ranked = sorted(errors, key=lambda error: order.get(error.source, len(SOURCES)))
-    if not ranked:
-        return JobError("unknown", UNKNOWN_EXIT_CODE, "no server knows an error of this job")
-    first = ranked[0]
-    text = next((error.text for error in ranked if error.text), "")
-    name = signal_name(first.code) if first.source == "payload" else ""
-    if name:
-        text = f"ended by {name}" + (f"; {text}" if text else "")
-    return JobError(first.source, first.code, text)
-
-
-def sort_errors(errors: Sequence[JobError]) -> tuple[JobError, ...]:
-    """Put the error that is reported for a job before its others."""
-    first = choose_error(errors)
-    return (first, *(error for error in errors if error.source != first.source))
-
+from .job_errors import JobError
+from .vocabulary import CONTENT_STATUSES, JOB_STATUSES, ContentPhase, JobPhase
 
 _LOG_NAMES = (("pilotlog.txt", "payload.stderr"), (".out", ".err"))
 

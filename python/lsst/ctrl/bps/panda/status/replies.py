@@ -28,16 +28,15 @@ from typing import Any
 
 from ..errors import ReplyError
 from ..plan.naming import name_of_inputs
+from .job_errors import JobError, sort_errors
 from .records import (
     ContentRecord,
     FileCounts,
-    JobError,
     JobRecord,
     RequestRecord,
     TaskRecord,
     TransformRecord,
     log_url,
-    sort_errors,
 )
 from .vocabulary import (
     CONTENT_STATUSES,

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from ..errors import SettingsError
-from .records import JobError
+from .job_errors import JobError
 from .vocabulary import RULES, SOURCES, VERDICTS, VerdictRule
 
 _FORMAT = 1

@@ -1,7 +1,8 @@
 """The web page of a run: one file that needs nothing else, with tables, the graph of tasks, jobs over time,
 memory, errors with verdicts, links.
 
-Its look is in ``templates`` and ``static``; here are the values that a template shows, and the positions in
+What stands on it, in which order and in which words, is in ``templates/run.html``, its look in ``static``;
+here are the values that the template shows, and the positions in
 the drawings, which are SVG text and need no script.  Everything that is put into a template is escaped, and a
 name that a template does not know is an error.
 """
