@@ -44,6 +44,11 @@ EXPLAINED = {
         "jobs of the final task as its own record counts them; the previous plugin's did not count it",
         lambda before, now: (before, now) == (0, 1),
     ),
+    "task_rss_max": (
+        "memoryLimit of BPS, as HTCondor's plugin takes it; the previous plugin's own limit was above the "
+        "largest queue of SLAC",
+        lambda before, now: (before, now) == (512000, 491520),
+    ),
     "es_label": (
         "the label for the monitor's pages on event service, which only tasks with event service get",
         lambda before, now: before and now is None,
@@ -67,7 +72,10 @@ EXPLAINED = {
     ),
 }
 
-ALWAYS = {"maxAttempt", "max_events_per_job", "es_label", "command", "dependency_tasks", "num_inputs"}
+ALWAYS = {
+    "maxAttempt", "max_events_per_job", "es_label", "command", "dependency_tasks", "num_inputs",
+    "task_rss_max",
+}  # fmt: skip
 
 EXAMPLES = {
     "example_panda_SLAC": {*ALWAYS, "task_priority"},
@@ -167,9 +175,11 @@ def test_the_checks_let_them_pass(example, previous, tmp_path, monkeypatch):
     config[".bps_defined.timestamp"] = "20260101T000000Z"
     config[".bps_defined.operator"] = "ann"
     config[".bps_defined.uniqProcName"] = str(config["outputRun"]).replace("/", "_")
-    # Pipelines and repositories are not here.
-    config[".bps_cmdline.pipelineYaml"] = "drp"
-    config[".bps_cmdline.butlerConfig"] = "main"
+    # Their pipelines and repositories are not here.
+    (tmp_path / "repo").mkdir()
+    (tmp_path / "repo" / "butler.yaml").touch()
+    config[".bps_cmdline.pipelineYaml"] = "resource://lsst.ctrl.bps.panda.demo/pipeline.yaml"
+    config[".bps_cmdline.butlerConfig"] = str(tmp_path / "repo")
     findings = check_configuration(config, {**os.environ, "PATH": "/nowhere"})
     assert [finding.text for finding in findings if finding.severity is Severity.ERROR] == []
 
