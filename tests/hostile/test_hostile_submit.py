@@ -359,5 +359,5 @@ def test_what_commands_say_of_a_run_that_was_killed(place):
     # BPS makes no second run in the directory of the first, and another directory gets no second of the name.
     process = place.submit("whole")
     assert process.wait(LIMIT) != 0
-    assert "already exists" in (place.directory / "whole.log").read_text()
+    assert "is there already" in (place.directory / "whole.log").read_text()
     assert os.listdir(directory)

@@ -74,7 +74,7 @@ DIFFERENT = {
     ("*", "maxAttempt"): (2, 3, "attempts are retries and one"),
     ("finalJob", "maxAttempt"): (3, 3, "not given: three in both"),
     ("*", "task_rss_max"): (16000, 16000, "as given"),
-    ("finalJob", "task_rss_max"): (512000, 512000, "not given"),
+    ("finalJob", "task_rss_max"): (512000, 491520, "not given: BPS's memoryLimit"),
     ("*", "task_priority"): (800, 800, "as given"),
     ("finalJob", "task_priority"): (900, 500, "not given: ours comes from the packaged configuration"),
 }

@@ -237,6 +237,10 @@ def test_a_cancelled_run_publishes_nothing_and_can_be_restarted(site):
         assert time.monotonic() < end
         time.sleep(0.3)
     site.wait(run_id, {WmsStates.RUNNING})
+    # They have written their lines, and the server has to know that they ended.
+    while counts(site.report(run_id), "make_2_a") != {"SUCCEEDED": 3}:
+        assert time.monotonic() < end
+        time.sleep(0.3)
     assert site.service.restart(run_id)[2].startswith(f"Run {run_id} is still going")
     assert run_id in site.service.list_submitted_jobs()
     accepted, message = site.service.cancel(run_id)

@@ -8,7 +8,7 @@ from lsst.ctrl.bps.wms_service import WmsStates
 
 from lsst.ctrl.bps.panda.edgenode.cmd_line_decoder import CANCELLED
 from lsst.ctrl.bps.panda.errors import RefusedError
-from lsst.ctrl.bps.panda.runs.cancel import _describe, cancel_run
+from lsst.ctrl.bps.panda.runs.cancel import SETTLED_AFTER, _describe, cancel_run
 from lsst.ctrl.bps.panda.runs.client import FoundRun
 from lsst.ctrl.bps.panda.runs.record import RunRecord
 from lsst.ctrl.bps.panda.status.evidence import PlanSummary, RunEvidence
@@ -109,7 +109,28 @@ def test_a_run_is_cancelled_when_the_server_shows_it():
     assert message.startswith("Run 5 is cancelled: ")
     assert "2 SUCCEEDED" in message
     assert server.commands == [0.0]
-    assert server.now == 5.0, "it is not waited for longer than until the jobs are killed"
+    assert server.now == 5.0 + SETTLED_AFTER, "it is not waited for longer than until the jobs are killed"
+
+
+class ForgetfulServer(Server):
+    """A server that cancels a task while it starts it, and goes on starting it unless it is told again."""
+
+    def summary(self, run):
+        evidence = super().summary(run)
+        if len(self.commands) > 1 or not evidence.aborted:
+            return evidence
+        (transform,) = evidence.transforms
+        status = "Cancelling" if self.now < self.accepted_at + 2 else "Transforming"
+        outputs = FileCounts(total=4, processed=2, activated=2)
+        return replace(evidence, transforms=(replace(transform, status=status, outputs=outputs),))
+
+
+def test_a_task_that_is_started_after_all_is_cancelled_again():
+    server = ForgetfulServer()
+    accepted, message = cancel(server)
+    assert accepted
+    assert "RUNNING" not in message
+    assert server.commands == [0.0, 10.0]
 
 
 def test_killed_jobs_are_deleted_though_the_server_counts_them_as_failed():

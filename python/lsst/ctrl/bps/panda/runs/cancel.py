@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["cancel_run"]
+__all__ = ["SETTLED_AFTER", "cancel_run"]
 
 import contextlib
 import logging
@@ -25,6 +25,10 @@ CONFIRMATION_SECONDS = 60.0
 RESEND_AFTER = 10.0
 """A command that shows no effect for so long is sent again, seconds: iDDS can
 lose one that comes while it works on the request."""
+
+SETTLED_AFTER = 3.0
+"""Seconds for which nothing may go on before that is believed: iDDS cancels a task that it is just starting,
+and then goes on starting it (seen with 2.6.21)."""
 
 NOTICE_AFTER = 5.0
 """Seconds after which it is said what is waited for."""
@@ -98,12 +102,15 @@ def _watch(
     end = begin + patience
     told = False
     sent = 1
+    quiet_since = None
     while True:
         evidence = client.summary(run)
         quiet = evidence.aborted and _is_quiet(evidence)
-        if evidence.ended or (quiet and not _may_wait_in_vain(evidence)):
-            return evidence, sent
         now = clock()
+        quiet_since = (now if quiet_since is None else quiet_since) if quiet else None
+        settled = quiet_since is not None and now - quiet_since >= SETTLED_AFTER
+        if evidence.ended or (settled and not _may_wait_in_vain(evidence)):
+            return evidence, sent
         if now >= end:
             return evidence, sent
         if not told and now - begin >= NOTICE_AFTER:
