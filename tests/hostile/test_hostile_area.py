@@ -22,6 +22,8 @@ from panda_servers.interpreters import discover
 
 from lsst.ctrl.bps.panda.edgenode import cmd_line_decoder as runner
 
+pytestmark = pytest.mark.slow
+
 INTERPRETERS = discover()
 OLDEST = INTERPRETERS[min(INTERPRETERS)]
 PYTHONS = sorted({sys.executable, OLDEST})

@@ -39,6 +39,8 @@ from lsst.ctrl.bps.panda.rest.retries import (
 )
 from lsst.ctrl.bps.panda.rest.transport import FIRST_NOTICE, Transport
 
+pytestmark = pytest.mark.slow
+
 SILENCE = 0.6
 
 

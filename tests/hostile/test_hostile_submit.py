@@ -34,6 +34,8 @@ from lsst.ctrl.bps.panda.runs.record import RunRecord, read_record
 from lsst.ctrl.bps.panda.runs.submit import submit_run
 from lsst.ctrl.bps.panda.settings.run import read_service_settings
 
+pytestmark = pytest.mark.slow
+
 BIN = Path(sys.executable).parent
 SERVICE = "lsst.ctrl.bps.panda.PanDAService"
 NAME = "u_ann_run"
