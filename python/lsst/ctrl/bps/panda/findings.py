@@ -6,8 +6,9 @@ counted and shown, and which of them stop a submission or a dry run.
 
 from __future__ import annotations
 
-__all__ = ["Finding", "Severity", "describe_findings", "report_findings", "select"]
+__all__ = ["Finding", "Severity", "describe_findings", "did_you_mean", "report_findings", "select"]
 
+import difflib
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -105,6 +106,12 @@ def report_findings(findings: Sequence[Finding], *, is_dry_run: bool) -> None:
         blocking = select(findings, Severity.ERROR)
     if blocking:
         raise PandaBpsError(f"This run cannot be submitted:\n{_list(blocking)}")
+
+
+def did_you_mean(name: str, names: Iterable[str], *, likeness: float = 0.7) -> str:
+    """Return the end of a sentence that asks for the name that is probably meant; empty if none is alike."""
+    near = difflib.get_close_matches(name, [*names], n=1, cutoff=likeness)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def describe_findings(findings: Sequence[Finding], subject: str) -> tuple[str, bool]:

@@ -9,12 +9,10 @@ __all__ = [
     "check_payloads",
     "check_service",
     "check_values",
-    "closest",
     "find_new_name",
     "read_labels",
 ]
 
-import difflib
 import os
 import re
 import shlex
@@ -33,7 +31,7 @@ from lsst.utils import doImport
 from lsst.ctrl.bps import BpsConfig
 
 from ..errors import PandaBpsError, SettingsError
-from ..findings import Finding, Severity
+from ..findings import Finding, Severity, did_you_mean
 from ..rest.faults import diagnose
 from ..rucio.checks import check_registration
 from ..runs.client import connect
@@ -99,7 +97,13 @@ def check_values(config: BpsConfig, environment: Mapping[str, str]) -> list[Find
     if sections := find_broken_sections(config):
         # Nothing can be looked up, neither here nor by BPS.
         return [_error(text) for text in sections]
-    errors, config = find_broken_texts(config, environment)
+    return _check_values(*find_broken_texts(config, environment), environment)
+
+
+def _check_values(
+    errors: list[SettingsError], config: BpsConfig, environment: Mapping[str, str]
+) -> list[Finding]:
+    """Check values in the configuration without its broken texts, about which there are errors."""
     broken_keys = {key for error in errors for key in (error.key, error.key.rpartition(".")[2])}
     lookup = KeyLookup(config, environment)
     run = RunConfiguration(config)
@@ -127,11 +131,11 @@ def check_configuration(config: BpsConfig, environment: Mapping[str, str]) -> li
     Values that depend on what BPS generates later (``bpsGenerateConfig``) are
     left to `check_values` after that.
     """
-    findings = check_values(config, environment)
-    if find_broken_sections(config):
-        return findings
+    if sections := find_broken_sections(config):
+        return [_error(text) for text in sections]
+    errors, config = find_broken_texts(config, environment)
+    findings = _check_values(errors, config, environment)
     known = {finding.key.rpartition(".")[2] for finding in findings}
-    config = find_broken_texts(config, environment)[1]
     lookup = KeyLookup(config, environment)
     run = RunConfiguration(config)
     generators = find_generators(config)
@@ -453,7 +457,7 @@ def _check_file(given: GraphInput) -> Iterator[Finding]:
         names = sorted(labels | subsets)
         for label in filter(None, re.split(r",|\.\.", chosen)):
             if label.strip() not in names:
-                meant = closest(label.strip(), names) or "."
+                meant = did_you_mean(label.strip(), names) or "."
                 yield _error(
                     f"pipelineYaml is {given.value!r}, and the pipeline has no {label.strip()}{meant} It has "
                     f"{', '.join(names)}.",
@@ -481,9 +485,3 @@ def read_labels(pipeline: str) -> tuple[frozenset[str], frozenset[str]]:
     except Exception as error:
         text = f"pipelineYaml is {pipeline!r}, which is no pipeline: {error}. Correct the file or the key."
         raise SettingsError(text, key="pipelineYaml") from error
-
-
-def closest(name: str, names: Iterable[str], *, likeness: float = 0.7) -> str:
-    """Return a question for the name that is probably meant; empty if there is none."""
-    near = difflib.get_close_matches(name, names, n=1, cutoff=likeness)
-    return f"; did you mean {near[0]}?" if near else ""

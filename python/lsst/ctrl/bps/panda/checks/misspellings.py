@@ -18,7 +18,7 @@ from lsst.daf.butler import Config
 from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig, GenericWorkflowJob
 
 from ..errors import SettingsError
-from ..findings import Finding, Severity
+from ..findings import Finding, Severity, did_you_mean
 from ..plan.grouping import yaml_key
 from ..settings.bps_command import configuration_file
 from ..settings.configuration import RunConfiguration
@@ -26,7 +26,7 @@ from ..settings.files import find_origin, find_repeated_keys
 from ..settings.keys import BPS_KEYS, KEYS, PLAIN_SECTIONS, SECTIONS_BY_NAME, SET_UP_KEYS
 from ..settings.search import KeyLookup
 from ..settings.sites import notice_of, profile_of, site_names
-from .configuration import closest, read_labels
+from .configuration import read_labels
 
 _LIKENESS = 0.88
 """Least similarity of two names, by `difflib`."""
@@ -155,7 +155,7 @@ def find_unknown_labels(
         named |= {f"cluster.{name}.pipetasks": label for label in map(str.strip, members.split(",")) if label}
     used = {str(site) for _, site in run.find_all("computeSite")}
     for site in run.section("site"):
-        if not profile_of(site) and site not in used and (meant := closest(site.upper(), site_names())):
+        if not profile_of(site) and site not in used and (meant := did_you_mean(site.upper(), site_names())):
             yield _hint(
                 f"site.{site} is for a site without profile{meant}", f"site.{site}", None, environment
             )
@@ -163,7 +163,7 @@ def find_unknown_labels(
     for path, label in named.items():
         if label in known or label in clusters or "{" in label:
             continue
-        if meant := closest(label, known, likeness=likeness):
+        if meant := did_you_mean(label, known, likeness=likeness):
             yield _hint(
                 f"{path} is for label {label}, which the pipeline does not have{meant}",
                 path,

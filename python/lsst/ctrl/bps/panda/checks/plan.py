@@ -17,7 +17,6 @@ __all__ = [
     "find_unknown_queues",
 ]
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -27,7 +26,7 @@ from lsst.ctrl.bps import BpsConfig
 
 from .. import staging
 from ..errors import SettingsError
-from ..findings import Finding, Severity
+from ..findings import Finding, Severity, did_you_mean
 from ..plan.model import TaskPlan, WorkflowPlan
 from ..plan.tasks import DEFAULT_WALLTIME
 from ..settings import sites
@@ -154,10 +153,10 @@ def find_unknown_queues(
             labels.setdefault((where.site, where.queue), []).append(task.label)
     findings = []
     for (site, name), named_by in labels.items():
-        near = difflib.get_close_matches(name, [queue.name for queue in queues_of(site)], n=1)
-        meant = f"did you mean {near[0]}?" if near else "jobs for a queue that does not exist never start."
+        meant = did_you_mean(name, [queue.name for queue in queues_of(site)], likeness=0.6)
+        meant = meant or "; jobs for a queue that does not exist never start."
         listed = ", ".join(dict.fromkeys(named_by))
-        text = f"Queue {name} (labels {listed}) is not among those known of {site}; {meant}"
+        text = f"Queue {name} (labels {listed}) is not among those known of {site}{meant}"
         findings.append(Finding(Severity.WARNING, text, key="queue", label=listed))
     return findings
 

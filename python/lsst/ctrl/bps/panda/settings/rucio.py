@@ -11,7 +11,6 @@ __all__ = [
     "read_registration_settings",
 ]
 
-import difflib
 import os
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
@@ -24,6 +23,7 @@ from lsst.ctrl.bps import BpsConfig
 
 from ..edgenode.rucio_program import Registration, RuleWanted
 from ..errors import SettingsError
+from ..findings import did_you_mean
 from .files import locate_in
 from .keys import (
     LabelKeys,
@@ -255,9 +255,9 @@ class _SectionReader:
         names += [(str(name), set(keys_of(RuleSection))) for name in rule]
         for name, choices in names:
             if name not in choices:
-                near = difflib.get_close_matches(name, choices, n=1)
-                meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(choices))}."
-                raise SettingsError(f"Section {SECTION} of the BPS configuration has a key {name}; {meant}")
+                meant = did_you_mean(name, choices, likeness=0.6)
+                meant = meant or f"; there are {', '.join(sorted(choices))}."
+                raise SettingsError(f"Section {SECTION} of the BPS configuration has a key {name}{meant}")
 
 
 def _section_of(config: Config, name: str, title: str = "") -> Config:
