@@ -108,10 +108,10 @@ def test_a_script_is_sourced_and_its_variables_reach_the_payload(worker):
 
 
 def test_lines_are_commands(worker):
-    text = "if true; then\n  export CODE=6  # a comment\nfi\ncat > here <<END\nx y\nEND\n"
+    text = "if true; then\n  export CODE=6  # a comment\nfi\ncat > here <<END\nx\n\n y\nEND\n"
     done = worker.run({"custom_lsst_setup": text})
     assert (done.returncode, worker.ran()) == (6, 1), done.stderr
-    assert (worker.folder / "work" / "here").read_text() == "x y\n"
+    assert (worker.folder / "work" / "here").read_text() == "x\n\n y\n"
 
 
 @pytest.mark.parametrize("key", ["setupLSSTEnv", "custom_lsst_setup"])

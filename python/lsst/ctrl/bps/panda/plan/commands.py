@@ -35,9 +35,10 @@ from .naming import NamedJobs, Naming
 
 FILE_PLACEHOLDER = re.compile(r"<FILE:([^>]+)>")
 VALUE_PLACEHOLDER = re.compile(r"(?<!\$)\{([^{}\s]+)\}")
-ANY_PLACEHOLDER = re.compile(r"(<(?:ENV|WMS|FILE):[^>]+>|(?<!\$)\{[^{}\s]+\})")
 _OPEN_IN_VALUE = re.compile(
-    ANY_PLACEHOLDER.pattern[:-1] + r"|\$\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}|\$[A-Za-z_]\w*)", re.ASCII
+    r"(<(?:ENV|WMS|FILE):[^>]+>|(?<!\$)\{[^{}\s]+\}"
+    r"|\$\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}|\$[A-Za-z_]\w*)",
+    re.ASCII,
 )
 """What is replaced in the value of an environment variable: placeholders, and variables of the shell."""
 
@@ -131,11 +132,11 @@ def render_shell_unit(text: str, *, key: str = "") -> str:
     an exit code that says so.  No quote, dollar or brace is added, since the unit may come to stand between
     double quotes or be searched for variables.
     """
-    lines = [line for line in text.strip().split("\n") if line.strip()]
-    if not lines:
+    text = text.strip()
+    if not text:
         return ""
-    plain = len(lines) == 1 and "#" not in text and not lines[0].endswith(("&", "\\", "|"))
-    body = f"{lines[0].rstrip('; ')}; " if plain else LINE_END.join([*lines, ""])
+    plain = not {"\n", "#"} & set(text) and not text.endswith(("&", "\\", "|"))
+    body = f"{text.rstrip('; ')}; " if plain else f"{text}\n".replace("\n", LINE_END)
     if not key:
         return body
     failed = f"echo {key} failed, so the payload was not started >&2"
