@@ -524,7 +524,9 @@ class CoreKeys(Section):
     use_lazy_commands: LazyCommands = key(
         None, "Whether jobs of a label share a command, as they must on PanDA; `no` is refused."
     )
-    environment: TextMapping = key(None, "Variables for the payload. Any value works; it is quoted.")
+    environment: TextMapping = key(
+        None, "Variables for the payload. `${NAME}` and `${NAME:-default}` mean what they mean in a shell."
+    )
     accounting_group: Text = key(None, "PanDA working group.")
     pre_cmdline: Text = key(None, "Command that runs before the payload.")
     post_cmdline: Text = key(None, "Command that runs after the payload.")
