@@ -235,7 +235,7 @@ def main() -> None:
     """Measure, print a table and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quanta", type=int, default=50_000, help="about how many")
-    parser.add_argument("--json", default="prepare_benchmark.json", help="where the figures go")
+    parser.add_argument("--json", type=Path, help="file that the figures are written to, too")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--profiled", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -252,7 +252,8 @@ def main() -> None:
         f"under the profiler, in code of each package ({total:.1f} s):\n{table(figures['packages'], total)}\n"
         f"steps of BPS, with all that they call:\n{table(figures['steps'], total)}\n"
     )
-    Path(chosen.json).write_text(json.dumps(figures, indent=1) + "\n")
+    if chosen.json:
+        chosen.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":
