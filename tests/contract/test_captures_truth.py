@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,7 @@ from lsst.ctrl.bps.report import display_report
 from lsst.ctrl.bps.wms_service import WmsStates
 
 from lsst.ctrl.bps.panda.plan.document import RunAttributes
+from lsst.ctrl.bps.panda.plan.naming import printable
 from lsst.ctrl.bps.panda.report import get_status_of, make_run_list, make_run_report
 from lsst.ctrl.bps.panda.status.evidence import (
     PlanSummary,
@@ -332,6 +334,38 @@ def test_request_row_with_and_without_detail_is_the_same_request():
     assert brief == full
     assert (brief[0].status, brief[0].substatus) == ("SubFinished", "ToCancel")
     assert parse_transforms(load("real/run3_aborted_final_get_requests_with_detail_False")) == ()
+
+
+def test_a_run_whose_texts_are_not_ascii_is_printed():
+    """Core's tables take ASCII only: one such run would end the list of all runs with a traceback."""
+    rows = load("whole/unicode_operator_get_requests_detail")
+    site = "Sternwarte Gro\u00df \u2603"
+    plan = PlanSummary(
+        labels=(("l\u00e4bel", 1), ("finalJob", 1)),
+        tasks=(
+            ("u_alice_nm_uni_01_l1_01", "l\u00e4bel", 1),
+            ("u_alice_nm_uni_02_finalJob_01", "finalJob", 1),
+        ),
+        site=site,
+        path="/home/j\u00fcrgen",
+    )
+    request = dataclasses.replace(parse_requests(rows)[0], errors="na\u00efve")
+    evidence = RunEvidence(request, parse_transforms(rows), plan=plan, asked_at=LATER)
+    (listed,) = make_run_list([evidence])
+    report = make_run_report(evidence)
+    shown = io.StringIO()
+    display_report([listed], [], file=shown)
+    display_report([report], [], is_detailed=True, return_exit_codes=True, file=shown)
+    text = shown.getvalue()
+    assert text.isascii()
+    assert "Jurgen Muller \\u2603" in text
+    assert "Projekt \\u2603 very long proje" in text
+    assert "naive" in text
+    assert "\nlabel " in text
+    assert "/home/j\\xfcrgen" in text
+    assert getattr(listed, "site", printable(site)) == printable(site) == "Sternwarte Gross \\u2603"
+    wanted = {"operator": ["J\u00fcrgen*"]}
+    assert [run.wms_id for run in make_run_list([evidence], filters=wanted)] == [report.wms_id]
 
 
 def test_a_foreign_request_has_the_authenticated_user_as_operator():

@@ -21,6 +21,8 @@ from lsst.ctrl.bps.panda.plan.naming import (
     label_of_task,
     make_naming,
     ordinal_of_task,
+    printable,
+    printable_label,
     restart_name,
     run_of_task,
     split_server_name,
@@ -145,3 +147,14 @@ def test_labels_are_found_in_groups_and_in_the_final_workflow():
     workflow.add_final(final)
     assert labels_of(levels_of(workflow)) == ["end", "inside", "isr", "order"]
     assert [level.name for level, _ in levels_of(workflow)] == ["u_run", "final", "g"]
+
+
+@given(st.text(st.characters(), max_size=30))
+def test_any_text_can_be_printed(text):
+    assert printable(text).isascii()
+    assert printable(text).isprintable()
+    assert not {":", ";"} & set(printable_label(text))
+
+
+def test_letters_lose_their_accents_and_the_rest_is_escaped():
+    assert printable("Jürgen Ærø\n\u2603") == "Jurgen AEro\\n\\u2603"

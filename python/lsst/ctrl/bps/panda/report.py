@@ -28,7 +28,7 @@ from operator import attrgetter
 from lsst.ctrl.bps.wms_service import WmsRunReport, WmsSpecificInfo, WmsStates
 
 from .errors import SettingsError
-from .plan.naming import BUILD_LABEL, printable_label
+from .plan.naming import BUILD_LABEL, printable, printable_label
 from .status.bps_states import Counts, sum_counts
 from .status.evidence import RunEvidence, RunTally
 from .status.failures import ErrorGroup, exit_codes, group_errors, is_memory_error
@@ -82,7 +82,7 @@ def parse_filters(text: str | None) -> dict[str, list[str]]:
 def fits_filters(fields: Mapping[str, str], filters: Mapping[str, Sequence[str]]) -> bool:
     """Whether a run with these values by filter key is wanted: all keys must match, one pattern of each."""
     return all(
-        any(fnmatchcase(fields.get(key, ""), pattern) for pattern in patterns)
+        any(fnmatchcase(fields.get(key, ""), printable(pattern)) for pattern in patterns)
         for key, patterns in filters.items()
     )
 
@@ -115,7 +115,10 @@ def make_run_report(
         report.exit_code_summary = _exit_codes(evidence)
     info = WmsSpecificInfo()
     _add_notes(info, evidence, MonitorLinks(monitor_url))
-    report.specific_info = info
+    report.specific_info = WmsSpecificInfo()
+    context = {key: printable(v) if isinstance(v, str) else v for key, v in info.context.items()}
+    for template in info.templates:
+        report.specific_info.add_message(template, context)
     return report
 
 
@@ -180,13 +183,13 @@ def _bare_report(evidence: RunEvidence) -> WmsRunReport:
     report = WmsRunReport(
         wms_id=request_id,
         global_wms_id=request_id,
-        path=evidence.path,
-        label=attributes.payload,
-        run=attributes.name,
-        project=attributes.project,
-        campaign=attributes.campaign,
-        payload=attributes.payload,
-        operator=attributes.operator,
+        path=evidence.path.encode("ascii", "backslashreplace").decode(),
+        label=printable(attributes.payload),
+        run=printable(attributes.name),
+        project=printable(attributes.project),
+        campaign=printable(attributes.campaign),
+        payload=printable(attributes.payload),
+        operator=printable(attributes.operator),
         run_summary=";".join(
             f"{label}:{sum(counts.values())}" for label, counts in _job_summary(tally).items()
         ),
@@ -197,7 +200,7 @@ def _bare_report(evidence: RunEvidence) -> WmsRunReport:
         job_summary={},
     )
     if _HAS_SITE:
-        report.site = evidence.site
+        report.site = printable(evidence.site)
     return report
 
 
@@ -227,7 +230,7 @@ def _filter_fields(evidence: RunEvidence, report: WmsRunReport) -> Mapping[str, 
         "campaign": report.campaign or "",
         "payload": report.payload or "",
         "state": report.state.name if report.state is not None else "",
-        "site": evidence.site,
+        "site": printable(evidence.site),
     }
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "make_naming",
     "name_of_inputs",
     "ordinal_of_task",
+    "printable",
     "printable_label",
     "restart_name",
     "run_of_task",
@@ -27,6 +28,7 @@ __all__ = [
 import hashlib
 import json
 import re
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -79,6 +81,9 @@ _RESTART_END = re.compile(f"{_pattern(_RESTART)}$")
 # replaced, and then a hash) is recognised by BPS's time stamp at its end.
 _STAMPED_RUN = re.compile(rf".*?\d{{8}}T\d{{6}}Z(?:{_pattern(_RESTART)})?(?:_[0-9a-f]{{8}})?_")
 _SERVER_IDS = re.compile(r"_(?P<request>\d+)_(?P<transform>\d+)$")
+# Letters that Unicode does not take apart.
+_LETTERS = str.maketrans({"ß": "ss", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "ø": "o", "Ø": "O",
+                          "ł": "l", "Ł": "L", "đ": "d", "Đ": "D", "ı": "i"})  # fmt: skip
 _SEPARATORS_OF_BPS = str.maketrans({":": "_", ";": "_"})
 
 
@@ -120,7 +125,20 @@ def label_of_task(name: str, run_name: str) -> str:
 
 def printable_label(label: str) -> str:
     """Return a label as BPS can print it: ``:`` and ``;``, by which BPS separates labels, become ``_``."""
-    return label.translate(_SEPARATORS_OF_BPS)
+    return printable(label).translate(_SEPARATORS_OF_BPS)
+
+
+def printable(text: str) -> str:
+    r"""Return a text as BPS can print it, whose tables are of ASCII: letters lose their accents, and what
+    has no other form is escaped (``\u2603``), control characters as well.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    plain = unicodedata.normalize("NFKD", text.translate(_LETTERS))
+    plain = "".join(letter for letter in plain if not unicodedata.combining(letter))
+    return "".join(
+        letter if letter.isascii() and letter.isprintable() else ascii(letter)[1:-1] for letter in plain
+    )
 
 
 def ordinal_of_task(name: str, run_name: str) -> int:
