@@ -11,7 +11,7 @@ from lsst.ctrl.bps.wms_service import WmsStates
 from panda_servers.activemq import job_message, task_message
 
 from lsst.ctrl.bps import BpsConfig
-from lsst.ctrl.bps.panda.cli.panda_bps_show import connect_for
+from lsst.ctrl.bps.panda.cli.panda_bps_show import find_run
 from lsst.ctrl.bps.panda.errors import ConnectionFailedError, RunNotFoundError, SettingsError, TransportError
 from lsst.ctrl.bps.panda.insight.messages import StatusMessage, find_broker_settings, parse_message
 from lsst.ctrl.bps.panda.insight.progress import LiveCounts, make_progress, watch
@@ -358,10 +358,12 @@ def test_the_broker_of_the_runs_own_configuration(tmp_path, monkeypatch):
     monkeypatch.delenv("PANDA_URL_SSL", raising=False)
     monkeypatch.setenv("XDG_STATE_HOME", str(state))
     for run in ("7", "r7", str(tmp_path / "7")):
-        found = find_broker_settings(connect_for(run, local=False).settings)
+        found = find_broker_settings(find_run(run, local=False).connection.settings)
         assert (found.hosts, found.tls, found.vhost) == ((("mine", 61614),), True, "v")
         assert found.destination == "/topic/panda_idds"
-    assert find_broker_settings(connect_for("8", local=False).settings) is None
+    assert find_broker_settings(find_run("8", local=False).connection.settings) is None
     # One's own environment comes before what somebody else's run says.
     monkeypatch.setenv("PANDA_MESSAGES_URL", "stomp://environment")
-    assert find_broker_settings(connect_for("7", local=False).settings).hosts == (("environment", 61613),)
+    assert find_broker_settings(find_run("7", local=False).connection.settings).hosts == (
+        ("environment", 61613),
+    )

@@ -1,8 +1,8 @@
-"""Local files that appear whole: written under a name of their own, and renamed."""
+"""Local files: what appears whole, written under a name of its own and renamed, and where they are."""
 
 from __future__ import annotations
 
-__all__ = ["OLD_SECONDS", "make_temporary_name", "replacing", "write_text"]
+__all__ = ["OLD_SECONDS", "RECORD_NAME", "make_temporary_name", "replacing", "user_directory", "write_text"]
 
 import contextlib
 import errno
@@ -11,8 +11,11 @@ import re
 import socket
 import threading
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+
+RECORD_NAME = "panda_run.json"
+"""The record of a run in its submit directory."""
 
 OLD_SECONDS = 86_400.0
 """Time since its last change after which a temporary file is one of a process that was killed."""
@@ -72,3 +75,11 @@ def write_text(path: Path, pieces: Iterable[str], *, mode: int = 0o666, durable:
         open(temporary, "w", encoding="utf-8") as stream,
     ):
         stream.writelines(pieces)
+
+
+def user_directory(env: Mapping[str, str]) -> str:
+    """Return the directory for what is remembered between commands (XDG base directories)."""
+    base = env.get("XDG_STATE_HOME") or os.path.join(
+        env.get("HOME") or os.path.expanduser("~"), ".local", "state"
+    )
+    return os.path.join(base, "panda_bps")

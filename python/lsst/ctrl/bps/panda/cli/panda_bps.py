@@ -7,15 +7,20 @@ __all__ = ["main"]
 import click
 
 from . import CommandGroup
-from .panda_bps_campaign import campaign
-from .panda_bps_check import build, check, schema
-from .panda_bps_logs import logs
-from .panda_bps_rucio import rucio
-from .panda_bps_show import errors, html, resources, show
-from .panda_bps_watch import watch
+
+_HOMES = {
+    "panda_bps_campaign": "campaign",
+    "panda_bps_check": "build check schema",
+    "panda_bps_logs": "logs",
+    "panda_bps_rucio": "rucio",
+    "panda_bps_show": "errors html resources show",
+    "panda_bps_watch": "watch",
+}
 
 
-@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    "panda_bps", cls=CommandGroup, homes=_HOMES, context_settings={"help_option_names": ["-h", "--help"]}
+)
 def main() -> None:
     """Look into runs on PanDA, and into configurations before they run.
 
@@ -26,12 +31,8 @@ def main() -> None:
     Was it memory or time?       panda_bps resources 41
     One file to send around?     panda_bps html 41
 
-    Each command has a --help of its own.
+    Without an id they are about your last run: panda_bps errors.  Each command has a --help of its own.
     """  # noqa: D301 (click's mark)
-
-
-for _command in (build, campaign, check, errors, html, logs, resources, rucio, schema, show, watch):
-    main.add_command(_command)
 
 
 if __name__ == "__main__":

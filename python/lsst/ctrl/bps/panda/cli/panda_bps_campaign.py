@@ -27,13 +27,14 @@ from ..settings.bps_command import is_dry_run
 from ..settings.files import check_files
 from ..settings.run import read_service_settings
 from ..status.bps_states import Counts
+from . import CommandGroup
 from .output import STATE_COLUMNS, count_columns, json_option, print_lines, shows_errors, table, write_json
 from .panda_bps_check import make_service, service_class_option
 
 _shows_errors = shows_errors(KeyError, ValueError, OSError)
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def campaign() -> None:
     """Run one configuration at several sites.
 

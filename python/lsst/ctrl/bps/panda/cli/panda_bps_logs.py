@@ -90,7 +90,8 @@ def logs(
     as_json: bool,
     **cloud_options: str,
 ) -> None:
-    """Show the logs of a run's jobs.  RUN is its id, name or submit directory.
+    """Show the logs of a run's jobs.  RUN is its id,
+    a part of its name, or its submit directory; by default your last run.
 
     Without --label, --job or --failed the logs of failed attempts are shown,
     or all logs if none failed.  Each line starts with PanDA's number of the

@@ -33,12 +33,13 @@ from ..rucio.status import (
     make_plain_status,
 )
 from ..rucio.step import Forecast, make_forecast, read_registration
-from ..runs.client import RunClient
+from ..runs.client import FoundRun, RunClient
 from ..runs.files import names_directory
 from ..runs.record import RunRecord, read_record
+from . import CommandGroup
 from .output import json_option, print_lines, print_problems, shows_errors, table, write_json
 from .panda_bps_campaign import campaign_index
-from .panda_bps_show import connect_for, local_option
+from .panda_bps_show import find_run, local_option
 
 _UNKNOWN = (None, None, None)
 """Outputs, registered and missing ones, where the Butler was not asked."""
@@ -51,6 +52,11 @@ def is_campaign(name: str) -> bool:
     return os.path.isfile(name) or os.path.isfile(os.path.join(name, RECORD_NAME))
 
 
+def _look_up(run: str, *, local: bool) -> FoundRun:
+    argument = find_run(run, local=local)
+    return RunClient(argument.connection).find(argument.run)
+
+
 def _find_record(run: str, *, local: bool) -> RunRecord:
     """Find the record of a run by its id, name or submit directory.
 
@@ -61,9 +67,9 @@ def _find_record(run: str, *, local: bool) -> RunRecord:
         if record.waits_for_site:
             # Without the server, it is said that the site has not sent it.
             with contextlib.suppress(PandaBpsError):
-                return RunClient(connect_for(run, local=local)).find(run).record or record
+                return _look_up(run, local=local).record or record
         return record
-    request_id, found = RunClient(connect_for(run, local=local)).find(run)
+    request_id, found = _look_up(run, local=local)
     if found is None:
         raise PandaBpsError(
             f"What run {request_id} registers is written in its submit directory, which is not known on "
@@ -150,7 +156,7 @@ def _wanting(found: CampaignRegistration, *, list_missing: bool) -> Iterator[str
             yield _rule_line(rule)
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=CommandGroup, invoke_without_command=True)
 @click.option("--dry-run", "dry_run", metavar="RUN", help='The same as "register --dry-run RUN".')
 @local_option
 @click.pass_context

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 __all__ = [
     "RunArgument",
-    "connect_for",
     "errors",
+    "find_run",
     "html",
     "local_option",
     "read_rules",
@@ -28,7 +28,7 @@ from typing import Any
 
 import click
 
-from ..errors import PandaBpsError, SettingsError
+from ..errors import PandaBpsError, RunNotFoundError, SettingsError
 from ..files import write_text
 from ..insight.documents import make_document
 from ..insight.logs import LogTransport, TailReader
@@ -38,8 +38,8 @@ from ..insight.task_graph import TaskGraph, make_task_graph
 from ..local import endpoint as local_endpoint
 from ..local import instance
 from ..runs.client import Connection, RunClient, connect
-from ..runs.files import read_plan
-from ..runs.record import RunIndex
+from ..runs.files import names_directory, read_plan
+from ..runs.record import RunEntry, RunIndex
 from ..settings.run import ServiceSettings, read_service_settings, use_run_broker
 from ..status.evidence import RunEvidence
 from ..status.failures import ErrorGroup, add_verdicts, group_errors
@@ -57,6 +57,9 @@ from .output import (
     write_json,
 )
 
+_MOST_RUNS = 10
+"""Runs that an error lists at most."""
+
 local_option = click.option("--local", is_flag=True, help="Ask the embedded PanDA of this machine.")
 
 
@@ -68,49 +71,85 @@ class RunArgument:
     connection: Connection
 
 
-def _settings(local: bool, run: str) -> ServiceSettings:
+def find_run(run: str, *, local: bool) -> RunArgument:
+    """Find the run that a user means, and connect to the server that has it, or to the embedded PanDA if that
+    is asked for.
+
+    A run is given by its id, its name or a part of it, or its submit directory; by nothing, the last one is
+    meant.  Which one was chosen is said on the standard error.
+    """
+    settings, profile = _settings(local)
+    index = RunIndex(settings.state_directory, settings.url)
+    run = _choose_run(run, {entry.request_id: entry for entry in index.entries()}, settings)
+    record = None
+    # Whoever looks the run up will say what is wrong.
+    with contextlib.suppress(PandaBpsError, OSError):
+        record = index.find(run)
+    if record is not None:
+        if record.run.site and profile:
+            settings = read_service_settings(None, settings.environment, site=record.run.site)
+        settings = use_run_broker(settings, record.messages or {})
+    return RunArgument(run, connect(settings))
+
+
+def _settings(local: bool) -> tuple[ServiceSettings, bool]:
     """Find out where PanDA is: the embedded one if it is asked for, by option
     or as BPS's service class, or if it runs and no other is known.
 
-    Monitor and message broker are those of the run's configuration or of
-    the site that it was submitted for, where that is known.
+    The second result tells whether the profile of the run's site counts.
     """
     environment: dict[str, str] = dict(os.environ)
     named = environment.get("BPS_WMS_SERVICE_CLASS", "").endswith("LocalPanDAService")
     settings = read_service_settings(None, environment)
     if settings.url and not (local or named):
-        return _as_submitted(run, settings)
+        return settings, True
     directory = local_endpoint.state_directory(environment)
     found = instance.find(directory)
     if found is None:
         if local or named:
             raise PandaBpsError(f"No embedded PanDA runs with {directory}. Start it: panda_local start.")
-        return settings
+        return settings, True
     merged: Mapping[str, str] = {**environment, **local_endpoint.environment(found)}
-    return _as_submitted(run, read_service_settings(None, merged), profile=False)
+    return read_service_settings(None, merged), False
 
 
-def _as_submitted(run: str, settings: ServiceSettings, *, profile: bool = True) -> ServiceSettings:
-    """Add what the run's record says, if that is on this machine: its site, whose profile is used unless the
-    server is another, and the message broker of its configuration.
+def _choose_run(run: str, own: Mapping[int, RunEntry], settings: ServiceSettings) -> str:
+    """Return the id of the last run if none is named, or of the only one whose name holds what is given;
+    otherwise what is given, of which the server may know more.
     """
-    record = None
-    # Whoever looks the run up will say what is wrong.
-    with contextlib.suppress(PandaBpsError, OSError):
-        record = RunIndex(settings.state_directory, settings.url).find(run)
-    if record is None:
-        return settings
-    if record.run.site and profile:
-        settings = read_service_settings(None, settings.environment, site=record.run.site)
-    return use_run_broker(settings, record.messages or {})
+    if run:
+        if run.isdecimal() or names_directory(run) or any(entry.name == run for entry in own.values()):
+            return run
+        fitting, why = [entry for entry in own.values() if run.lower() in entry.name.lower()], "named so"
+        if len(fitting) > 1:
+            names = "".join(f"\n  {_render_entry(entry)}" for entry in reversed(fitting[-_MOST_RUNS:]))
+            raise RunNotFoundError(
+                f"{run!r} is a part of the names of {len(fitting)} runs; give an id or a longer part:{names}"
+            )
+    else:
+        here = Path.cwd()
+        places = {entry.request_id: Path(entry.submit_path) for entry in own.values()}
+        fitting = [
+            entry
+            for entry in own.values()
+            if places[entry.request_id].is_relative_to(here) or here.is_relative_to(places[entry.request_id])
+        ]
+        why = "the last one submitted from this directory" if fitting else "your last one"
+        fitting = fitting or [*own.values()]
+        if not fitting:
+            raise RunNotFoundError(
+                f"No run is named, and {settings.user} has submitted none to {settings.url or 'PanDA'} from "
+                "this machine. Give the id or the name of a run; bps report lists the runs."
+            )
+    if not fitting:
+        return run
+    click.echo(f"Run {_render_entry(fitting[-1])}: {why}.", err=True)
+    return str(fitting[-1].request_id)
 
 
-def connect_for(run: str, *, local: bool) -> Connection:
-    """Connect to the server that has a run, or to the embedded PanDA if that is asked for.
-
-    A run is given by its id, name or submit directory.
-    """
-    return connect(_settings(local, run))
+def _render_entry(entry: RunEntry) -> str:
+    moment = f", {entry.submitted_at.astimezone():%Y-%m-%d %H:%M}" if entry.submitted_at else ""
+    return f"{entry.request_id} {entry.name}{moment}"
 
 
 def run_command(function: Callable[..., int | None]) -> Callable[..., None]:
@@ -119,12 +158,12 @@ def run_command(function: Callable[..., int | None]) -> Callable[..., None]:
     The function gets an `RunArgument` first.
     """
 
-    @click.argument("run")
+    @click.argument("run", required=False, default="")
     @local_option
     @functools.wraps(function)
     @shows_errors()
     def call(run: str, local: bool, **options: Any) -> int | None:
-        return function(RunArgument(run, connect_for(run, local=local)), **options)
+        return function(find_run(run, local=local), **options)
 
     return call
 
@@ -271,8 +310,8 @@ def errors(
     recovered: bool,
     as_json: bool,
 ) -> None:
-    """Show why jobs of a run failed, and what to do.  RUN is its id, name or
-    submit directory.
+    """Show why jobs of a run failed, and what to do.  RUN is its id,
+    a part of its name, or its submit directory; by default your last run.
 
     Attempts with the same error are one group; the group that cost most jobs
     comes first.  Each gets a verdict, the end of an example's log and advice.
@@ -369,8 +408,8 @@ _RESOURCE_LESS = ("95% s", "95% MB", "attempts", "CPU 50%", "RSS 50% MB", "wall 
 )
 @json_option
 def resources(argument: RunArgument, label: str, plots: Path | None, form: str, as_json: bool) -> None:
-    """Show what jobs used, and suggest what to request.  RUN is the id, name or
-    submit directory of their run.
+    """Show what jobs used, and suggest what to request.  RUN is the
+    id of their run, a part of its name, or its submit directory; by default your last run.
 
     "50%" is the median, "95%" what 95 of 100 jobs do not exceed, RSS the
     largest memory in use.  The last lines can be pasted into the
@@ -459,7 +498,8 @@ _MOST_ERRORS = 30
 @_rules_option
 @json_option
 def html(argument: RunArgument, output: Path | None, rules: str | None, as_json: bool) -> None:
-    """Write a run as one web page.  RUN is its id, name or submit directory.
+    """Write a run as one web page.  RUN is its id,
+    a part of its name, or its submit directory; by default your last run.
 
     The page holds everything and loads nothing, so it can be mailed or kept.
 

@@ -59,7 +59,8 @@ def watch(argument: RunArgument, interval: float, poll: bool, as_json: bool) -> 
     """Watch a run until it has ended.  The exit code is that of 'bps status'.
 
     On a terminal the display is updated in place; into a file goes a line for
-    each change.  RUN is its id, name or submit directory.
+    each change.  RUN is its id,
+    a part of its name, or its submit directory; by default your last run.
 
     Where PanDA's message broker is known (PANDA_MESSAGES_URL), its messages
     are followed and the servers asked ten times less often.

@@ -31,7 +31,7 @@ from ..local import instance
 from ..status.bps_states import ENDED_STATES
 from . import INTERRUPTED
 from .output import LiveDisplay, is_terminal
-from .panda_local import end_process, handled_signals
+from .panda_local_server import end_process, handled_signals
 
 if TYPE_CHECKING:
     from ..demo.workplace import Workplace

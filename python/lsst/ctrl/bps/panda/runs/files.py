@@ -45,7 +45,7 @@ from lsst.ctrl.bps import GenericWorkflow
 
 from ..edgenode import cmd_line_decoder as runner
 from ..errors import PandaBpsError, PlanError, RunNotFoundError
-from ..files import replacing, write_text
+from ..files import RECORD_NAME, replacing, write_text
 from ..plan.document import parse_plan
 from ..plan.model import WorkflowPlan
 from ..rest.credentials import redact
@@ -54,7 +54,6 @@ _LOG = logging.getLogger(__name__)
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
-RECORD_NAME = "panda_run.json"
 PLAN_NAME = "panda_plan.json"
 REGISTRATION_NAME = "panda_rucio.json"
 PARAMETERS_DIRECTORY = "panda_files"

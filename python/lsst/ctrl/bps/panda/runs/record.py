@@ -5,7 +5,7 @@ A record is not changed in place: its methods return a changed copy, and `write`
 
 from __future__ import annotations
 
-__all__ = ["BuildReply", "IndexFile", "RequestPart", "RunIndex", "RunRecord", "read_record"]
+__all__ = ["BuildReply", "IndexFile", "RequestPart", "RunEntry", "RunIndex", "RunRecord", "read_record"]
 
 import fcntl
 import logging

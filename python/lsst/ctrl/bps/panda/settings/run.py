@@ -32,6 +32,7 @@ from lsst.daf.butler import Config
 from lsst.ctrl.bps import BPS_DEFAULTS, BpsConfig, GenericWorkflow
 
 from ..errors import SettingsError
+from ..files import user_directory
 from ..local.endpoint import state_directory
 from ..plan.commands import make_shell_safe
 from ..plan.graph import labels_of, levels_of
@@ -113,7 +114,7 @@ def read_service_settings(
         monitor_url=env.get("PANDA_MONITOR_URL") or ("" if is_local else keys.panda_monitor_url),
         idds_server=keys.idds_server or None,
         token_lifetime=keys.token_lifetime,
-        state_directory=_state_directory(env),
+        state_directory=user_directory(env),
         environment=env,
         messages={
             "pandaMessagesUrl": keys.panda_messages_url,
@@ -151,14 +152,6 @@ def _user(env: Mapping[str, str]) -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return f"uid{os.getuid()}"
-
-
-def _state_directory(env: Mapping[str, str]) -> str:
-    """Directory for what is remembered between commands (XDG base directories)."""
-    base = env.get("XDG_STATE_HOME") or os.path.join(
-        env.get("HOME") or os.path.expanduser("~"), ".local", "state"
-    )
-    return os.path.join(base, "panda_bps")
 
 
 @dataclass(frozen=True, slots=True)
