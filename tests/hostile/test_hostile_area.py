@@ -327,9 +327,12 @@ def test_socket(job):
 
 
 def test_note_of_an_attempt_that_is_a_fifo(job):
-    (job.area / runner.ATTEMPTS_FOLDER).mkdir()
-    make_fifo(job.area / runner.ATTEMPTS_FOLDER / "job")
-    assert job.run(job.area, "--retry-unless-exit=3", "--attempt=1").returncode == 0
+    folder = job.area / runner.ATTEMPTS_FOLDER
+    folder.mkdir()
+    make_fifo(folder / "7=3A")  # of task 7
+    environment = {"PANDAID": "1", "PanDA_TaskID": "7"}
+    result = job.run(job.area, "--retry-unless-exit=3", **environment)
+    assert result.returncode == 0, result.stderr
 
 
 def test_output_that_is_a_fifo(job):

@@ -528,61 +528,147 @@ class TestOutputs:
 
 class TestAttempts:
     OPTIONS = ("--retry-unless-exit=7,8", "--run=r1")
+    NUMBER = "echo <WMS:attemptNum>; exit 9"
 
-    def attempt(self, worker, number, code, *options, task="11", text="isr:3"):
-        environment = {"PanDA_AttemptNr": str(number), "PanDA_TaskID": task, "PATH": ENVIRONMENT["PATH"]}
+    def attempt(self, worker, panda_id, code, *options, task="11", text="isr:3"):
         result = worker.run(
-            f"echo ran; exit {code}", *(options or self.OPTIONS), text=text, environment=environment
+            f"echo ran; exit {code}",
+            *(options or self.OPTIONS),
+            text=text,
+            environment=self.environment(panda_id, task),
         )
         return result.returncode, result.stdout == b"ran\n", result.stderr.decode()
 
+    def environment(self, panda_id, task="11"):
+        """Make what the pilot gives with its plugin for Rubin."""
+        return {"PANDAID": str(panda_id), "PanDA_TaskID": task}
+
+    def number(self, worker, panda_id, *, task="11", text="isr:3", command=NUMBER):
+        result = worker.run(command, "--run=r1", text=text, environment=self.environment(panda_id, task))
+        assert result.returncode == 9, result.stderr
+        return int(result.stdout)
+
     def test_later_attempt_ends_at_once(self, worker):
-        assert self.attempt(worker, 1, 7)[:2] == (7, True)
-        code, ran, message = self.attempt(worker, 2, 0)
+        assert self.attempt(worker, 101, 7)[:2] == (7, True)
+        code, ran, message = self.attempt(worker, 105, 0)
         assert (code, ran) == (7, False)
         assert "exit code 7" in message
 
     def test_other_codes_are_retried(self, worker):
-        assert self.attempt(worker, 1, 9)[:2] == (9, True)
-        assert self.attempt(worker, 2, 0)[:2] == (0, True)
+        assert self.attempt(worker, 101, 9)[:2] == (9, True)
+        assert self.attempt(worker, 105, 0)[:2] == (0, True)
 
     def test_another_job_runs(self, worker):
-        self.attempt(worker, 1, 7)
-        assert self.attempt(worker, 2, 0, text="isr:4")[:2] == (0, True)
+        self.attempt(worker, 101, 7)
+        assert self.attempt(worker, 105, 0, text="isr:4")[:2] == (0, True)
 
     def test_another_task_of_a_restart_runs(self, worker):
-        self.attempt(worker, 1, 7)
-        assert self.attempt(worker, 2, 0, task="12")[:2] == (0, True)
+        self.attempt(worker, 101, 7)
+        assert self.attempt(worker, 105, 0, task="12")[:2] == (0, True)
 
     def test_another_run_runs(self, worker):
-        self.attempt(worker, 1, 7)
-        assert self.attempt(worker, 2, 0, "--retry-unless-exit=7", "--run=r2")[:2] == (0, True)
+        self.attempt(worker, 101, 7)
+        assert self.attempt(worker, 105, 0, "--retry-unless-exit=7", "--run=r2")[:2] == (0, True)
 
-    def test_same_attempt_by_hand_runs(self, worker):
-        self.attempt(worker, 1, 7)
-        assert self.attempt(worker, 1, 0)[:2] == (0, True)
+    def test_same_attempt_started_again_runs(self, worker):
+        self.attempt(worker, 101, 7)
+        assert self.attempt(worker, 101, 0)[:2] == (0, True)
+
+    def test_an_attempt_that_comes_late_does_not_end_for_a_newer_one(self, worker):
+        self.attempt(worker, 105, 7)
+        assert self.attempt(worker, 101, 0)[:2] == (0, True)
 
     def test_without_the_option_nothing_is_kept(self, worker):
-        self.attempt(worker, 1, 7, "--run=r1")
+        self.attempt(worker, 101, 7, "--run=r1")
+        assert list(worker.area.iterdir()) == []
+
+    def test_an_ordinary_first_attempt_writes_nothing(self, worker):
+        self.attempt(worker, 101, 0)
         assert list(worker.area.iterdir()) == []
 
     def test_long_pseudo_input(self, worker):
         text = "isr+qgraphNodeId:" + ",".join(["0190a6b4-7d3e-7c4f-9a1b-000000000000"] * 50)
-        assert self.attempt(worker, 1, 8, text=text)[:2] == (8, True)
-        assert self.attempt(worker, 2, 0, text=text)[:2] == (8, False)
+        assert self.attempt(worker, 101, 8, text=text)[:2] == (8, True)
+        assert self.attempt(worker, 105, 0, text=text)[:2] == (8, False)
 
-    def test_remote_area_is_said_once(self, worker, httpd):
+    def test_numbers(self, worker):
+        assert [self.number(worker, panda_id) for panda_id in (101, 105, 105, 230)] == [0, 1, 1, 2]
+        assert self.number(worker, 231, text="isr:4") == 0
+        assert self.number(worker, 232, task="12") == 0
+
+    def test_an_attempt_that_was_killed_counts(self, worker):
+        result = worker.run("echo <WMS:attemptNum>; kill -9 $PPID", environment=self.environment(101))
+        assert result.returncode == -signal.SIGKILL
+        result = worker.run(self.NUMBER, environment=self.environment(105))
+        assert result.stdout == b"1\n"
+
+    def test_an_attempt_that_failed_before_its_payload_counts(self, worker):
+        options = {"files": [("a", "missing")], "text": "isr:3", "environment": self.environment(101)}
+        result = worker.run(self.NUMBER, "--run=r1", "--tries=1", **options)
+        assert result.returncode == runner.EXIT_MISSING
+        assert self.number(worker, 105) == 1
+
+    def test_many_at_once(self, worker):
+        """Each of 24 workers, two for each attempt, gets a number that fits what was there before."""
+        assert self.number(worker, 100) == 0
+        processes = [
+            subprocess.Popen(
+                worker.argv(self.NUMBER, "--run=r1", text="isr:3"),
+                cwd=worker.work,
+                env={**ENVIRONMENT, **self.environment(panda_id)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+            for panda_id in [*range(101, 113)] * 2
+        ]
+        numbers = [int(process.communicate(timeout=60)[0]) for process in processes]
+        assert all(1 <= number <= 1 + index % 12 for index, number in enumerate(numbers))
+        assert [self.number(worker, panda_id) for panda_id in range(100, 113)] == list(range(13))
+
+    def test_code_and_number_together(self, worker):
+        command = "echo <WMS:attemptNum>; exit $((7 + <WMS:attemptNum>))"
+        options = ("--retry-unless-exit=8", "--run=r1")
+        results = [
+            worker.run(command, *options, text="isr:3", environment=self.environment(panda_id))
+            for panda_id in (101, 102, 103)
+        ]
+        assert [(result.returncode, result.stdout) for result in results] == [
+            (7, b"0\n"),
+            (8, b"1\n"),
+            (8, b""),
+        ]
+
+    def test_without_a_pilot_the_number_is_0_and_said_to_be(self, worker):
+        result = worker.run(self.NUMBER)
+        assert result.stdout == b"0\n"
+        assert result.stderr.count(b"cannot be counted: the environment has no PANDAID") == 1
+        assert list(worker.area.iterdir()) == []
+
+    def test_web_server_that_takes_nothing_is_said_once(self, worker, httpd):
         url = httpd(worker.area)
         worker.area = url
-        code, ran, message = self.attempt(worker, 1, 7)
+        code, ran, message = self.attempt(worker, 101, 7)
+        assert (code, ran) == (7, True)
+        assert message.count("may be tried again") == 1
+        result = worker.run(self.NUMBER, environment=self.environment(105))
+        assert result.stdout == b"0\n"
+        assert result.stderr.count(b"cannot be counted: the server answered 501") == 1
+
+    @pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("/tmp")])
+    def test_area_that_has_something_in_the_way(self, worker, make):
+        make(worker.area / ".attempts")
+        code, ran, message = self.attempt(worker, 101, 7)
         assert (code, ran) == (7, True)
         assert message.count("may be tried again") == 1
 
-    def test_area_that_has_a_file_in_the_way(self, worker):
-        (worker.area / ".attempts").write_text("")
-        code, ran, message = self.attempt(worker, 1, 7)
-        assert (code, ran) == (7, True)
-        assert message.count("may be tried again") == 1
+    def test_notes_that_are_none(self, worker):
+        self.number(worker, 101)
+        (folder,) = (worker.area / ".attempts").glob("*/*")
+        for name in ("x", "1=x", "2=", "=3", "-5", "\u00b2", "1 2", "9" * 40):
+            (folder / name).touch()
+        os.mkfifo(folder / "105=7")
+        assert self.attempt(worker, 107, 0)[:2] == (7, False)
+        assert self.number(worker, 107) == 2
 
 
 class TestFinalJob:

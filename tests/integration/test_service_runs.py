@@ -317,19 +317,21 @@ def test_attempts_and_retry_unless_exit(site):
     log = f'"{site.directory}/order"'
 
     def build(workflow):
-        retries = {"number_of_retries": 2}
-        third = f"echo third<WMS:attemptNum> >> {log}; test <WMS:attemptNum> -eq 2"
+        retries = {"number_of_retries": 3, "retry_unless_exit": [1, 2]}
+        third = f"echo third<WMS:attemptNum> >> {log}; test <WMS:attemptNum> -eq 2 || exit 9"
+        late = f"echo late<WMS:attemptNum> >> {log}; exit $((<WMS:attemptNum> ? 2 : 9))"
+        killed = f"echo killed<WMS:attemptNum> >> {log}; test <WMS:attemptNum> -gt 0 || kill -9 $PPID"
         add(workflow, "often", "often", f"echo often >> {log}; exit 9", **retries)
-        add(workflow, "once", "once", f"echo once >> {log}; exit 2", retry_unless_exit=[1, 2], **retries)
-        add(workflow, "third", "third", third, **retries)
+        add(workflow, "once", "once", f"echo once >> {log}; exit 2", **retries)
+        for name, command in {"third": third, "late": late, "killed": killed}.items():
+            add(workflow, name, name, command, **retries)
 
     run_id, _ = site.submit(build)
     report = site.wait(run_id)
-    lines = sorted(site.lines("order"))
-    assert lines.count("often") == 3
-    assert lines.count("once") == 1
-    assert [line for line in lines if line.startswith("third")] == ["third0", "third1", "third2"]
-    assert report.exit_code_summary == {"often": [9], "once": [2], "third": []}
+    ran = ["killed0", "killed1", "late0", "late1", *["often"] * 4, "once", "third0", "third1", "third2"]
+    assert sorted(site.lines("order")) == ran
+    codes = {"often": [9], "once": [2], "third": [], "late": [2], "killed": []}
+    assert report.exit_code_summary == codes
 
 
 def test_the_same_run_is_not_submitted_twice(site):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from lsst.ctrl.bps.panda.edgenode import cmd_line_decoder as runner
 from lsst.ctrl.bps.panda.plan.model import StagedFile
 from lsst.ctrl.bps.panda.staging import (
     StagingSettings,
@@ -95,6 +96,28 @@ def exercise(area: str, folder: Path, *, names=HOSTILE_NAMES, **options) -> None
     assert remove_marker(area, ".cancelled")
     assert remove_marker(area, ".cancelled")
     assert store.read(".cancelled") is None
+    exercise_attempts(area.rstrip("/") + "_attempts/")
+
+
+def exercise_attempts(area: str) -> None:
+    """Let attempts of jobs leave notes for later ones, as the runner does on a worker."""
+
+    def attempt(panda_id: int, job: str) -> runner.Attempts:
+        words = ["", job, runner.encode_area(area), "-", "-", "--retry-unless-exit=2", "--run=u_me_1"]
+        environment = {b"PANDAID": b"%d" % panda_id, b"PanDA_TaskID": b"7"}
+        return runner.Attempts(runner.Arguments(words), environment)
+
+    assert write_marker(area, ".run.json", "{}")
+    assert [attempt(panda_id, "isr:1").number() for panda_id in (11, 15, 15, 19)] == [0, 1, 1, 2]
+    assert attempt(11, "isr:2").number() == 0
+    assert [attempt(20, job).find_code() for job in ("isr:1", "isr:3")] == [None, None]
+    attempt(20, "isr:1").note(2)
+    attempt(20, "isr:3").note(2)
+    attempt(20, "isr:2").note(3)
+    found = [attempt(21, job).find_code() for job in ("isr:1", "isr:2", "isr:3")]
+    assert found == [2, None, 2]
+    assert attempt(20, "isr:1").find_code() is None
+    assert attempt(21, "isr:1").number() == 4
 
 
 def assert_area_holds(area: str, folder: Path, files: list[StagedFile]) -> None:

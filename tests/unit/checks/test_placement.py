@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from lsst.ctrl.bps import BPS_SEARCH_ORDER, BpsConfig
-from lsst.ctrl.bps.panda.checks.plan import find_labels_elsewhere
+from lsst.ctrl.bps.panda.checks.plan import find_attempts_on_server, find_labels_elsewhere
+from lsst.ctrl.bps.panda.edgenode.cmd_line_decoder import encode_command, encode_option
 from lsst.ctrl.bps.panda.findings import Severity
 from lsst.ctrl.bps.panda.plan.model import Placement
 from lsst.ctrl.bps.panda.settings.search import KeyLookup
@@ -105,3 +106,21 @@ def test_a_label_gets_the_profile_of_its_site():
     assert lookup.get("queue", "visits") == "LANCS_Rubin"
     assert "export SHELL" in lookup.get("runnerCommand", "visits")
     assert "export SHELL" not in lookup.get("runnerCommand", "isr")
+
+
+@pytest.mark.parametrize(
+    ("command", "codes", "area", "told"),
+    [
+        ("try <WMS:attemptNum>", "1,2", "https://dav/run/", "<WMS:attemptNum> need"),
+        ("try", "3", "s3://bucket/run/", "retryUnlessExit need"),
+        ("try <WMS:attemptNum>", "3", "dav://host/run/", "<WMS:attemptNum> and retryUnlessExit need"),
+        ("try", "1,2", "https://dav/run/", ""),
+        ("try <WMS:attemptNum>", "3", AREA, ""),
+        ("try <WMS:attemptNum>", "3", f"file://{AREA}", ""),
+    ],
+)
+def test_attempts_on_a_server_are_told_where_a_run_counts_on_them(command, codes, area, told):
+    line = f"runner {encode_command(command)} {encode_option('retry-unless-exit', codes)}"
+    found = find_attempts_on_server([SimpleNamespace(command=line)], area)
+    assert [finding.severity for finding in found] == [Severity.HINT] * bool(told)
+    assert all(finding.text.startswith(told) and area in finding.text for finding in found)

@@ -155,16 +155,17 @@ def test_sane_names_look_as_the_previous_plugin_writes_them():
 
 
 @pytest.mark.parametrize(
-    ("option", "environment", "attempt"),
+    ("options", "environment", "number"),
     [
-        (None, {}, 0),
-        (None, {b"PanDA_AttemptNr": b"1"}, 0),
-        (None, {b"PanDA_AttemptNr": b"3", b"PANDA_ATTEMPTNR": b"9"}, 2),
-        (None, {b"PANDA_ATTEMPTNR": b"2"}, 1),
-        (None, {b"PANDA_ATTEMPTNR": b"0"}, 0),
-        (None, {b"PanDA_AttemptNr": b"unknown", b"PANDA_ATTEMPTNR": b"2"}, 1),
-        (4, {b"PANDA_ATTEMPTNR": b"2"}, 4),
+        ((), {}, 0),
+        ((), {b"PanDA_AttemptNr": b"1"}, 0),
+        ((), {b"PanDA_AttemptNr": b"3", b"PANDAID": b"7"}, 2),
+        ((), {b"PanDA_AttemptNr": b"0"}, 0),
+        ((), {b"PanDA_AttemptNr": b"unknown", b"PANDAID": b"unknown"}, 0),
+        (("--attempt=4",), {b"PanDA_AttemptNr": b"2"}, 4),
     ],
 )
-def test_attempt(option, environment, attempt):
-    assert runner.find_attempt(option, environment) == attempt
+def test_attempt_that_is_told(options, environment, number, tmp_path):
+    arguments = runner.Arguments(["", "isr:1", runner.encode_area(str(tmp_path)), "-", "-", *options])
+    assert runner.Attempts(arguments, environment).number() == number
+    assert not list(tmp_path.iterdir())

@@ -59,7 +59,7 @@ def test_the_command_line_that_is_taken_apart(tmp_path):
     job = runner.parse_input(arguments.input, short=True)
     assert runner.shard_name("isr", job.order_id // 1000) in PAGE
     values = {"qgraphNodeId": "0190a6b4-7d3e-7c4f-9a1b-3c5f3b1e9d02"}
-    command = runner.make_command(arguments, values, dict(arguments.files), 0, {})
+    command = runner.make_command(arguments, values, dict(arguments.files), lambda: 0, {})
     assert f"      {command}\n" in PAGE
 
 

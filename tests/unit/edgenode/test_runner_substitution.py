@@ -147,14 +147,14 @@ def test_values_are_text(command, expected):
 def test_missing_value_is_named(command, part):
     arguments = runner.Arguments([runner.encode_command(command), "j", "/a", "-", "-"])
     with pytest.raises(runner.FailureError, match=part) as caught:
-        runner.make_command(arguments, {}, {"k": "v"}, 0, {})
+        runner.make_command(arguments, {}, {"k": "v"}, lambda: 0, {})
     assert caught.value.code == runner.EXIT_PLACEHOLDER
     assert command in str(caught.value)
 
 
 def test_values_may_hold_placeholders():
     arguments = runner.Arguments([runner.encode_command("run {q}"), "j", "/a", "-", "-"])
-    command = runner.make_command(arguments, {"q": "<ENV:A>/<FILE:k>"}, {"k": "n"}, 3, {b"A": b"a b"})
+    command = runner.make_command(arguments, {"q": "<ENV:A>/<FILE:k>"}, {"k": "n"}, lambda: 3, {b"A": b"a b"})
     assert command == "run ${A}/n"
 
 
@@ -173,7 +173,7 @@ def test_values_may_hold_placeholders():
 def test_a_variable_means_what_it_means_in_a_shell(command, printed):
     environment = {b"TWO": b"a b", b"ODD": b"$(date)`x`;'"}
     arguments = runner.Arguments([runner.encode_command(f"printf '%s|' {command}"), "j", "/a", "-", "-"])
-    made = runner.make_command(arguments, {}, {}, 0, environment)
+    made = runner.make_command(arguments, {}, {}, lambda: 0, environment)
     variables = {name.decode(): value.decode() for name, value in environment.items()}
     output = subprocess.run(
         ["/bin/bash", "-c", made], env=variables, stdout=subprocess.PIPE, check=True

@@ -11,6 +11,7 @@ __all__ = [
     "check_plan",
     "check_run_name",
     "find_advice",
+    "find_attempts_on_server",
     "find_labels_without_queue",
     "find_later_attempts_without_queue",
     "find_labels_elsewhere",
@@ -25,6 +26,7 @@ from functools import partial
 from lsst.ctrl.bps import BpsConfig
 
 from .. import staging
+from ..edgenode import cmd_line_decoder as runner
 from ..errors import SettingsError
 from ..findings import Finding, Severity, did_you_mean
 from ..plan.model import TaskPlan, WorkflowPlan
@@ -55,6 +57,7 @@ def check_plan(plan: WorkflowPlan, settings: RunSettings, config: BpsConfig) -> 
     except SettingsError as error:
         findings.append(Finding.from_error(error))
     findings += find_labels_elsewhere(plan, config, share_files=settings.sites_share_files)
+    findings += find_attempts_on_server(tasks, plan.run.staging_area)
     return findings + check_area(settings.staging)
 
 
@@ -244,6 +247,28 @@ def find_labels_elsewhere(plan: WorkflowPlan, config: BpsConfig, *, share_files:
         severity = Severity.ERROR if apart else Severity.WARNING
         findings.append(Finding(severity, text, key="computeSite", label=listed))
     return findings
+
+
+def find_attempts_on_server(tasks: Iterable[TaskPlan], area: str) -> list[Finding]:
+    """Find what the runner does by notes in the staging area, if that is a server that workers might only
+    read; what BPS asks for by default is no reason to say so.
+    """
+    if _is_path(area):
+        return []
+    words = {word for task in tasks for word in task.command.split()}
+    number = runner.encode_command(f"<WMS:{runner.ATTEMPT_NUMBER}>")
+    used = ["<WMS:attemptNum>"] if any(number in word for word in words) else []
+    codes = {word.partition("=")[2] for word in words if word.startswith("--retry-unless-exit=")}
+    if codes - {"1,2", "2"}:
+        used.append("retryUnlessExit")
+    if not used:
+        return []
+    text = (
+        f"{' and '.join(used)} need workers that may write to the staging area {area}: PanDA's pilot "
+        "does not tell which attempt it is, so the runner leaves notes there. Where it may only read, the "
+        "number is 0 and every exit code is retried; the job's standard error says so."
+    )
+    return [_hint(text, "fileDistributionEndPoint")]
 
 
 def _elsewhere(tasks: tuple[TaskPlan, ...], run_site: str) -> dict[str, list[str]]:

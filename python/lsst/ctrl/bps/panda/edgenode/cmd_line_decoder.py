@@ -23,8 +23,9 @@ Files: what the job needs is copied from the area to the work directory, verifie
 ``.staged.json`` if it has one; parameters are read from ``job_parameters/``; ``.attempts/`` and
 ``.cancelled`` are notes of other jobs and of the submit side.
 
-Environment: PanDA's ``PanDA_TaskID`` and ``PanDA_AttemptNr`` (or ``PANDA_ATTEMPTNR``) are read, and for areas
-on web servers the variables of ``lsst.resources`` and ``BEARER_TOKEN``; the payload gets all but `TOKENS`.
+Environment: the pilot's ``PANDAID`` and ``PanDA_TaskID`` (and ``PanDA_AttemptNr``, which few pilots set) are
+read, and for areas on web servers the variables of ``lsst.resources`` and ``BEARER_TOKEN``; the payload gets
+all but `TOKENS`.
 
 Standard output belongs to the payload; the runner writes one line at the start and one for each problem to
 standard error.
@@ -36,7 +37,7 @@ option ``--success=N`` it is N instead of 0, and 1 for a payload that ends with 
 __all__ = [
     "ATTEMPTS_FOLDER",
     "Arguments",
-    "AttemptMemory",
+    "Attempts",
     "CANCELLED",
     "DamagedError",
     "EXECUTABLE",
@@ -92,7 +93,6 @@ __all__ = [
     "encode_files",
     "encode_option",
     "encode_outputs",
-    "find_attempt",
     "find_monitor",
     "find_values",
     "insert_quoted",
@@ -1069,6 +1069,26 @@ class LocalArea:
         """Whether there is such a file."""
         return os.path.lexists(self.path(name))
 
+    def notes(self, folder: str) -> "list[str]":
+        """Names of the notes in a folder; none if it is not there."""
+        try:
+            return [_text(name) for name in os.listdir(self.path(folder))]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def add_note(self, folder: str, name: str) -> None:
+        """Add a note, which its name alone says; adding it twice is adding it
+        once.
+        """
+        os.stat(self.root)  # an area that is not here must not be made
+        path = self.root
+        for part in folder.split("/"):
+            path = os.path.join(path, _bytes(part))
+            if os.path.islink(path):
+                raise _unsafe(f"{_text(path)!r} is a symbolic link")
+        os.makedirs(path, exist_ok=True)
+        os.close(os.open(os.path.join(path, _bytes(name)), os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o666))
+
     def tree(self, name: str) -> "list[str]":
         """Names of the files and (with ``/`` at the end) directories below a
         directory.
@@ -1114,6 +1134,37 @@ class HttpArea:
         except FileNotFoundError:
             return False
         return True
+
+    def notes(self, folder: str) -> "list[str]":
+        """Names of the notes in a folder, asked for as WebDAV does."""
+        import re
+
+        url = f"{self.root}{_escape(folder, _PLAIN_IN_PATH, '%')}/"
+        try:
+            reply = b"".join(_read_url(url, self.timeout, _LARGEST_NOTE, method="PROPFIND"))
+        except FileNotFoundError:
+            return []
+        paths = re.findall(r"<(?:\w+:)?href[^>]*>\s*([^<]*?)\s*<", _text(reply))
+        return [unquote(path.rpartition("/")[2]) for path in paths]
+
+    def add_note(self, folder: str, name: str) -> None:
+        """Add a note, and the folders above it if the server wants them."""
+        url = self.root + _escape(f"{folder}/{name}", _PLAIN_IN_PATH, "%")
+        try:
+            self._send(url, "PUT")
+        except (FileNotFoundError, ConnectionError):
+            parts = folder.split("/")
+            for count in range(1, len(parts) + 1):
+                above = self.root + _escape("/".join(parts[:count]), _PLAIN_IN_PATH, "%") + "/"
+                try:
+                    self._send(above, "MKCOL")
+                except ConnectionError:  # it is there, or the next request tells
+                    pass
+            self._send(url, "PUT")
+
+    def _send(self, url: str, method: str) -> None:
+        for _ in _read_url(url, self.timeout, _LARGEST_NOTE, method=method):
+            pass
 
     def tree(self, name: str) -> "list[str]":
         """Web servers do not list directories."""
@@ -1166,14 +1217,32 @@ class ResourceArea:
 
     def put(self, name: str) -> None:
         """Write a file of the work directory to the area."""
+        with open(_bytes(name), "rb") as stream:
+            self._write(name, stream.read())
+
+    def _write(self, name: str, data: bytes) -> None:
         uri = self._uri(name)
         try:
-            with open(_bytes(name), "rb") as stream:
-                uri.write(stream.read(), overwrite=True)
+            uri.write(data, overwrite=True)
         except OSError:
             raise
         except Exception as error:  # each store has errors of its own
             raise ConnectionError(f"{type(error).__name__}: {error}") from None
+
+    def notes(self, folder: str) -> "list[str]":
+        """Names of the notes in a folder; none if it is not there."""
+        try:
+            return [name.rpartition("/")[2] for name in self.tree(folder + "/")]
+        except FileNotFoundError:
+            return []
+        except (OSError, FailureError):
+            raise
+        except Exception as error:  # each store has errors of its own
+            raise ConnectionError(f"{type(error).__name__}: {error}") from None
+
+    def add_note(self, folder: str, name: str) -> None:
+        """Add a note, which its name alone says."""
+        self._write(f"{folder}/{name}", b"\n")
 
     def tree(self, name: str) -> "list[str]":
         """Names of the files below a directory."""
@@ -1215,15 +1284,15 @@ def _without_password(uri: str) -> str:
     return scheme + slashes + host.rpartition("@")[2] + slash + path if slashes else uri
 
 
-def _read_url(url: str, timeout: float, limit: int) -> "Iterator[bytes]":
-    """Read from a web server, with failures as the operating system has them
-    for files.
+def _read_url(url: str, timeout: float, limit: int, *, method: str = "GET") -> "Iterator[bytes]":
+    """Read what a web server answers, with failures as the operating system
+    has them for files.
     """
     import http.client
     import urllib.error
 
     try:
-        with _open_url(url, timeout) as reply:
+        with _open_url(url, timeout, method) as reply:
             expected = reply.headers.get("Content-Length")
             if expected is not None and int(expected) > limit:
                 raise DamagedError(f"the server announces {int(expected)} bytes, and there may be {limit}")
@@ -1243,7 +1312,7 @@ def _read_url(url: str, timeout: float, limit: int) -> "Iterator[bytes]":
         raise ConnectionError(f"{type(error).__name__}: {error}") from None
 
 
-def _open_url(url: str, timeout: float) -> "Any":
+def _open_url(url: str, timeout: float, method: str = "GET") -> "Any":
     """Send a request, and follow where the server redirects to: by http and
     https only, never from https to http, and without our credentials.
     """
@@ -1262,7 +1331,10 @@ def _open_url(url: str, timeout: float) -> "Any":
             urllib.request.HTTPErrorProcessor(),
         ):
             opener.add_handler(handler)
-        request = urllib.request.Request(here)
+        data = b"\n" if method == "PUT" else None
+        request = urllib.request.Request(here, data, method=method)
+        if method == "PROPFIND":
+            request.add_header("Depth", "1")
         if token and here == url:
             request.add_unredirected_header("Authorization", "Bearer " + token)
         try:
@@ -1821,7 +1893,7 @@ def return_outputs(arguments: Arguments, code: int) -> int:
             with _Limit(arguments["patience"] * 12):
                 _put(name, destination)
         except (OSError, FailureError) as error:
-            reason = (isinstance(error, OSError) and error.strerror) or error
+            reason = _reason(error)
             shown = _without_password(destination)
             text = f"output {name!r} (<FILE:{key}>) cannot be put to {shown}: {reason}"
             if _leave(arguments, left_output(key, destination), name):
@@ -2049,26 +2121,11 @@ def _read_map(key: str, usual: str, arguments: Arguments, fetcher: Fetcher) -> "
         raise ShardError(f"map {name!r}: {error}") from None
 
 
-def find_attempt(option: "int | None", environment: "Mapping[bytes, bytes]") -> int:
-    """Find out which attempt this is, counted from 0 as BPS does.
-
-    PanDA counts from 1; its pilot sets ``PanDA_AttemptNr``, others
-    ``PANDA_ATTEMPTNR``.  Without either it is 0.
-    """
-    if option is not None:
-        return option
-    for name in (b"PanDA_AttemptNr", b"PANDA_ATTEMPTNR"):
-        value = environment.get(name, b"")
-        if value.isdigit():
-            return max(0, int(value) - 1)
-    return 0
-
-
 def make_command(
     arguments: Arguments,
     values: "Mapping[str, str]",
     names: "Mapping[str, str]",
-    attempt: int,
+    attempt: "Callable[[], int]",
     environment: "Mapping[bytes, bytes]",
 ) -> str:
     """Fill the placeholders of the task's command line."""
@@ -2078,87 +2135,138 @@ def make_command(
             return names[name]
         if kind == "ENV":
             return _text(environment.get(_bytes(name), b""))
-        if kind == "WMS" and name == "attemptNum":
-            return str(attempt)
+        if kind == "WMS" and name == ATTEMPT_NUMBER:
+            return str(attempt())
         raise FailureError(
             EXIT_PLACEHOLDER, f"no value for <{kind}:{name}> of the command line: {reasons[kind]}"
         )
 
     reasons = {
         "FILE": f"the job's files are {', '.join(sorted(names)) or 'none'}",
-        "WMS": "only attemptNum is known",
+        "WMS": f"only {ATTEMPT_NUMBER} is known",
     }
     return insert_quoted(insert_values(arguments.command, values), find)
 
 
 # -----------------------------------------------------------------------------------------------------------
-# Memory between attempts, and of a cancelled run: small files in a staging area that is a directory
+# What attempts of a job know of each other, and of a cancelled run: small files in the staging area
 # -----------------------------------------------------------------------------------------------------------
 
 ATTEMPTS_FOLDER = ".attempts"
-"""Folder of the staging area with a file for each job that ended with a code
-of retryUnlessExit."""
+"""Folder of the staging area with a folder for each job whose attempts left notes."""
 
 CANCELLED = ".cancelled"
 """File of the staging area that says that the run was cancelled: empty, or
 with a line for the name of each run that was."""
 
+ATTEMPT_NUMBER = "attemptNum"
+"""Name of the attempt's number in a command line, ``<WMS:attemptNum>``."""
 
-class AttemptMemory:
-    """Lets a later attempt of a job know how an earlier one ended.
+
+class Attempts:
+    """What earlier attempts of a job left for later ones.
+
+    PanDA's pilot tells a job the id of its PanDA job, ``PANDAID``, which is
+    another, and a larger one, in each attempt; it does not tell which attempt
+    it is.  So an attempt that wants to know leaves a note that says its id,
+    and counts those with smaller ids.  One that ends with a code of
+    ``retryUnlessExit`` leaves a note that says its id and that code.
+
+    A note is an empty file whose name is all that it says: it is there or
+    not, however many workers write at once.
 
     Parameters
     ----------
     arguments : `Arguments`
         The runner's arguments.
-    attempt : `int`
-        Number of this attempt, from 0.
-    task : `str`
-        PanDA's task id; what another task, hence another run, left does not
-        count.
+    environment : `~collections.abc.Mapping` [`bytes`, `bytes`]
+        What the pilot gives.
     """
 
-    def __init__(self, arguments: Arguments, attempt: int, task: str) -> None:
-        self._area = open_area(arguments.area)
+    def __init__(self, arguments: Arguments, environment: "Mapping[bytes, bytes]") -> None:
+        self._area = open_area(arguments.area, timeout=arguments["timeout"])
+        self._patience: float = arguments["patience"]
         self._codes: "Sequence[int]" = arguments["retry-unless-exit"]
-        self._attempt = attempt
-        self._owner = (quote(task) or "-", quote(arguments["run"]) or "-")
-        name = safe_label(arguments.input)
-        if len(name) > 150:
-            import hashlib
+        panda_id = environment.get(b"PANDAID", b"")
+        self._id = int(panda_id) if panda_id.isdigit() else 0
+        # What another task, hence another run, left does not count.
+        owner = _text(environment.get(b"PanDA_TaskID", b"")) + ":" + arguments["run"]
+        self._folder = "/".join((ATTEMPTS_FOLDER, _short_name(owner), _short_name(arguments.input)))
+        self._number: "int | None" = arguments["attempt"]
+        told = environment.get(b"PanDA_AttemptNr", b"")  # from 1; pilots of some experiments set it
+        if self._number is None and told.isdigit():
+            self._number = max(0, int(told) - 1)
 
-            name = hashlib.sha256(_bytes(arguments.input)).hexdigest()
-        self._name = f"{ATTEMPTS_FOLDER}/{name}"
+    def number(self) -> int:
+        """Number of this attempt, from 0 as BPS counts."""
+        if self._number is None:
+            self._number = 0
+            try:
+                if not self._id:
+                    raise FailureError(0, "the environment has no PANDAID")
+                with _Limit(self._patience):
+                    self._area.add_note(self._folder, str(self._id))
+                    self._number = len({panda_id for panda_id, _ in self._earlier()})
+            except (OSError, FailureError) as error:
+                reason = f"attempts of this job cannot be counted: {_reason(error)}"
+                say(f"<WMS:{ATTEMPT_NUMBER}> is 0, as {reason}")
+        return self._number
 
-    def find(self) -> "int | None":
+    @property
+    def shown(self) -> str:
+        """Which attempt this is, as far as it is known."""
+        number = "" if self._number is None else f" attempt {self._number},"
+        return number + (f" PanDA job {self._id}," if self._id else "")
+
+    def _earlier(self) -> "list[tuple[int, int | None]]":
+        """Ids of attempts before this one, with the exit codes that they
+        left.
+        """
+        earlier: "list[tuple[int, int | None]]" = []
+        for name in self._area.notes(self._folder):
+            panda_id, _, code = name.partition("=")
+            if panda_id.isdecimal() and (code.isdecimal() or panda_id == name) and int(panda_id) < self._id:
+                earlier.append((int(panda_id), int(code) if code else None))
+        return earlier
+
+    def find_code(self) -> "int | None":
         """Exit code for which this attempt need not run, if there is one."""
-        if not self._codes or not self._attempt or not isinstance(self._area, LocalArea):
+        if not self._codes or not self._id:
             return None
         try:
-            fields = b"".join(self._area.chunks(self._name, _LARGEST_NOTE)).decode("ascii").split()
-            attempt, code = int(fields[0]), int(fields[1])
-        except (OSError, ValueError, IndexError, FailureError):
+            with _Limit(self._patience):
+                return next((code for _, code in self._earlier() if code in self._codes), None)
+        except (OSError, FailureError):  # a server that keeps no notes, or fails: note() tells
             return None
-        mine = tuple(fields[2:]) == self._owner and attempt < self._attempt
-        return code if mine and code in self._codes else None
 
     def note(self, code: int) -> None:
         """Remember how this attempt ended, if that ends the job."""
         if code not in self._codes:
             return
         try:
-            if not isinstance(self._area, LocalArea):
-                raise FailureError(0, "it is not a directory here")
-            target = self._area.path(self._name)
-            _make_folder(os.path.dirname(target))
-            if os.path.islink(os.path.dirname(target)):
-                raise _unsafe(f"{ATTEMPTS_FOLDER!r} is a symbolic link")
-            part = _Part(target)
-            part.open()
-            part.write(" ".join((str(self._attempt), str(code)) + self._owner).encode("ascii"))
-            part.complete(0)
-        except FailureError as error:
-            say(f"this job may be tried again after exit code {code}, as the area keeps no note: {error}")
+            if not self._id:
+                raise FailureError(0, "the environment has no PANDAID")
+            with _Limit(self._patience):
+                self._area.add_note(self._folder, f"{self._id}={code}")
+        except (OSError, FailureError) as error:
+            say(
+                f"this job may be tried again after exit code {code}, as the area keeps no note:"
+                f" {_reason(error)}"
+            )
+
+
+def _short_name(text: str) -> str:
+    """Write a text such that it is a name for a file, however long it is."""
+    name = safe_label(text)
+    if len(name) > 150:
+        import hashlib
+
+        name = hashlib.sha256(_bytes(text)).hexdigest()
+    return name
+
+
+def _reason(error: "OSError | FailureError") -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def is_cancelled(arguments: Arguments) -> bool:
@@ -2485,9 +2593,10 @@ def run(arguments: Arguments, environment: "Mapping[bytes, bytes]", signals: Sig
     code : `int`
         Exit code of the payload, or one of `EXIT_CODES`.
     """
-    attempt = find_attempt(arguments["attempt"], environment)
-    memory = AttemptMemory(arguments, attempt, _text(environment.get(b"PanDA_TaskID", b"")))
-    code = memory.find()
+    attempts = Attempts(arguments, environment)
+    if f"<WMS:{ATTEMPT_NUMBER}>" in arguments.command:  # also counts an attempt that fails before its payload
+        attempts.number()
+    code = attempts.find_code()
     if code is not None:
         say(f"an earlier attempt of {arguments.input} ended with exit code {code}, which is not retried")
         return code
@@ -2497,12 +2606,12 @@ def run(arguments: Arguments, environment: "Mapping[bytes, bytes]", signals: Sig
     fetcher = Fetcher(arguments)
     names = deliver(arguments, fetcher)
     values = find_values(arguments, fetcher)
-    command = make_command(arguments, values, names, attempt, environment)
+    command = make_command(arguments, values, names, attempts.number, environment)
     shown = insert_values(arguments.command, values)
     if len(shown) > LONGEST_SHOWN:
         shown = f"{shown[:LONGEST_SHOWN]}... ({len(shown)} characters)"
     say(
-        f"{VERSION}, Python {sys.version.split()[0]}, {arguments.input[:200]}, attempt {attempt},"
+        f"{VERSION}, Python {sys.version.split()[0]}, {arguments.input[:200]},{attempts.shown}"
         f" {fetcher.shown}, command (variables not shown): {shown}"
     )
     passed_on = dict(environment)
@@ -2510,7 +2619,7 @@ def run(arguments: Arguments, environment: "Mapping[bytes, bytes]", signals: Sig
         for token in TOKENS:
             passed_on.pop(token.encode(), None)
     code = run_payload(command, passed_on, signals, monitor=arguments["prmon"] == "yes")
-    memory.note(code)
+    attempts.note(code)
     return return_outputs(arguments, code)
 
 

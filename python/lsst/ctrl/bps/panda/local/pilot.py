@@ -238,7 +238,8 @@ def job_environment(
     path: str,
     extra: Mapping[str, str],
 ) -> dict[str, str]:
-    """Make the environment of a job: a clean one, with a pilot's variables.
+    """Make the environment of a job: a clean one, with the two variables that
+    pilot 3 sets with its plugin for Rubin (``pilot/control/job.py``).
 
     Of ``base``, the server's environment, only user, language and time zone
     are passed on; ``path`` is the first directory of ``PATH``; ``extra`` has
@@ -251,14 +252,6 @@ def job_environment(
         PWD=str(work),
         PANDAID=str(job.panda_id),
         PanDA_TaskID=str(job.task_id),
-        PANDA_ATTEMPTNR=str(job.attempt),
-        PANDA_JSID="panda_local",
-        PANDA_RESOURCE=job.queue,
-        PILOT_SITENAME=job.queue,
-        GTAG="unknown",
-        ATHENA_PROC_NUMBER=str(job.cores),
-        ATHENA_CORE_NUMBER=str(job.cores),
-        CORE_COUNT=str(job.cores),
     )
     variables.update(extra)
     return variables
