@@ -11,14 +11,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-CAPTURES = Path(__file__).resolve().parents[1] / "data" / "captures" / "real"
+CAPTURES = Path(__file__).resolve().parents[1] / "data" / "captures"
 RUN = "u_tester_big_20261120T095125Z"
 REQUEST_ID = 4711
 
 
-def recorded(name):
+def recorded(name, place="real"):
     """Return what a server replied, without its envelope."""
-    content = json.loads((CAPTURES / f"{name}.json").read_text(encoding="utf-8"))
+    content = json.loads((CAPTURES / place / f"{name}.json").read_text(encoding="utf-8"))
     return content["reply"]["data"] if isinstance(content, dict) else content[1][1]
 
 
@@ -119,6 +119,37 @@ class RecordedRun:
         raise LookupError(method)
 
 
+class RecordedList:
+    """What bob gets of a server with 16 runs of alice and his own: iDDS lists everybody's requests, PanDA
+    only his tasks, whatever the filter says.
+
+    ``idds`` may be ``up``, ``down`` (its relay tries in vain until ``tried`` is set, and says so) or
+    ``endless`` (its list does not end).
+    """
+
+    def __init__(self, idds="up"):
+        self.idds = idds
+        self.tried = threading.Event()
+        self.requests = recorded("everybody_as_bob_get_requests", "whole")
+
+    def command(self, name, keywords):
+        if self.idds == "down":
+            self.tried.wait(60)
+            return recorded("idds_down_ping_reply", "whole")
+        if name == "ping":
+            return {"Status": "OK"}
+        if name != "get_requests":
+            raise LookupError(name)
+        if "request_id" in keywords:
+            return [row for row in self.requests if row["request_id"] == keywords["request_id"]]
+        return " " * (65 * 1024**2) if self.idds == "endless" else self.requests
+
+    def api(self, method, parameters):
+        if method != "task/get_tasks_detailed_info_since":
+            raise LookupError(method)
+        return recorded("global_as_bob_v1_get_tasks_detailed_info_since", "whole")
+
+
 class RecordedPanda:
     """Use as a context manager; ``url`` is for ``PANDA_URL_SSL``.
 
@@ -161,6 +192,8 @@ class RecordedPanda:
             name = request["command_name"]
             return name, [True, self.run.command(name, keywords)]
         method = parts.path.removeprefix("/api/v1/")
+        if method == "system/is_alive":
+            return method, {"success": True, "message": "alive=yes", "data": None}
         return method, {"success": True, "message": "", "data": self.run.api(method, parse_qs(parts.query))}
 
     def _handler(self):

@@ -168,7 +168,7 @@ def test_the_list_of_runs_completes_what_it_finds(hosts):
     )
     hosts.cache.tasks_since = lambda *given, **options: []
     send_reply(hosts.cache, hosts.site, ARCHIVE)
-    (run,), problems = RunClient(hosts.connection).recent(days=1)
+    (run,), problems, _ = RunClient(hosts.connection).recent(days=1)
     assert problems == []
     assert run.plan.labels == (("buildTask", 1), ("isr", 2))
     assert hosts.plan.exists()

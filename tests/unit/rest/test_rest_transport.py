@@ -118,7 +118,7 @@ OUTCOMES = {
     "reset after": (ConnectionFailedError, "connection-lost", True),
     "relay refuses": (RefusedError, "relay", False),
     "idds refuses": (RefusedError, "idds", False),
-    "idds lost": (RefusedError, "idds", True),
+    "idds lost": (ServerError, "idds-down", True),
     "command refused": (RefusedError, "permission", False),
     "echo": (ServerError, "server", True),
 }
@@ -303,13 +303,11 @@ def test_a_relay_without_idds_is_told_from_one_that_refuses(server):
     error = catch(lambda: Relay(make_transport(), server.url).submit(RUN))
     assert (type(error), error.fault, error.maybe_sent) == (ServerError, "idds-down", True)
     assert "iDDS behind it does not" in str(error)
-    assert diagnose(error).startswith("PanDA's relay at 127.0.0.1")
-    with pytest.raises(RefusedError) as caught:
+    assert diagnose(error).startswith("PanDA at 127.0.0.1")
+    with pytest.raises(ServerError) as caught:
         unwrap_relay([False, "HTTPConnectionPool: Max retries exceeded"], endpoint="http://h/p", what="ping")
     assert (caught.value.fault, caught.value.maybe_sent) == ("idds-down", True)
-    assert diagnose(caught.value) == (
-        "PanDA's relay at h works, but iDDS behind it is down. [HTTPConnectionPool: Max retries exceeded]"
-    )
+    assert diagnose(caught.value) == ("PanDA at h answers, but iDDS behind it is down. [no connection]")
 
 
 def test_diagnosis_ends_with_the_cause_and_not_with_the_message(server):

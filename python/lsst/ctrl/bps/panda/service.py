@@ -205,12 +205,12 @@ class PanDAService(BaseWmsService):
                 report = make_run_report(evidence, monitor_url=monitor, return_exit_codes=return_exit_codes)
                 return [report], "\n".join(found.collect_outputs(report.state))
             days = hist or DEFAULT_DAYS
-            runs, problems = client.recent(days=days, user=user, everybody=is_global)
-            notes = [*problems]
+            runs, problems, notes = client.recent(days=days, user=user, everybody=is_global)
             if problems and not runs:
                 fail_command(TransportError("\n".join(problems)))
             else:
                 notes += list_notes(runs, days=days, user=user)
+            notes = [*problems, *notes]
             return make_run_list(runs, filters=filters), "\n".join(dict.fromkeys(notes))
         except PandaBpsError as error:
             return [], _tell(error)
@@ -251,7 +251,7 @@ class PanDAService(BaseWmsService):
             except TransportError as error:
                 fail_command(error)
                 raise
-        runs, problems = client.recent(days=DEFAULT_DAYS, user=user)
+        runs, problems, _ = client.recent(days=DEFAULT_DAYS, user=user)
         if problems and not runs:
             fail_command(TransportError("\n".join(problems)))
         for problem in problems:

@@ -530,18 +530,16 @@ class Views:
         """Make the detailed records of tasks that have changed since a time, UTC, ``%Y-%m-%d %H:%M:%S``.
 
         ``filters`` has fields and values; a value with ``|`` is a regular
-        expression. Only tasks of ``user`` are returned, unless that is empty
-        or the filters have ``userName``.
+        expression. Only tasks of ``user`` are returned, unless that is empty: a filter does not widen that.
         """
-        wanted = {"userName": user, **filters} if user else dict(filters)
-        query = sa.select(tasks)
+        query = sa.select(tasks).where(tasks.c.user_name == user) if user else sa.select(tasks)
         if since:
             start = datetime.datetime.fromisoformat(since).replace(tzinfo=datetime.UTC)
             query = query.where(tasks.c.modified >= start.timestamp())
         columns = {"reqID": tasks.c.req_id, "jediTaskID": tasks.c.task_id}
         for name, column in columns.items():
-            if name in wanted and wanted[name].isdigit():
-                query = query.where(column == int(wanted[name]))
+            if name in filters and filters[name].isdigit():
+                query = query.where(column == int(filters[name]))
         answer: list[dict[str, Any]] = []
         with self._database.reading() as connection:
             for row in connection.execute(query.order_by(tasks.c.task_id)).mappings():
@@ -553,7 +551,7 @@ class Views:
                     record = task_record(self._task(dict(row)), counts)
                 except _UNREADABLE as error:
                     record = _marked_task(dict(row), error)
-                if all(_matches(record.get(name), value) for name, value in wanted.items()):
+                if all(_matches(record.get(name), value) for name, value in filters.items()):
                     answer.append(record)
                 if len(answer) >= limit:
                     break

@@ -15,6 +15,7 @@ __all__ = [
     "diagnose",
     "looks_like_web_page",
     "make_error",
+    "make_idds_down",
     "make_refusal",
     "make_reply_error",
 ]
@@ -74,7 +75,7 @@ class _Row:
 
 
 _OTHER_PROTOCOL = "The URL is probably wrong: what answers at {endpoint} does not speak PanDA's protocol"
-_IDDS_IS_DOWN = "PanDA's relay at {host} works, but iDDS behind it is down"
+_IDDS_IS_DOWN = "PanDA at {host} answers, but iDDS behind it is down"
 
 
 class Fault(enum.StrEnum):
@@ -228,7 +229,7 @@ class Fault(enum.StrEnum):
     IDDS_DOWN = _Row(
         "idds-down",
         error=ServerError,
-        message="PanDA's relay answers, iDDS behind it does not.",
+        message="PanDA answers, but iDDS behind it does not.",
         broken=_IDDS_IS_DOWN,
     )
     GATEWAY = _Row(
@@ -307,14 +308,15 @@ _HANDSHAKE_REASONS = frozenset(
 )
 
 # Words of iDDS's client, which runs inside the relay, when it gets no answer
-# from iDDS: the relay's failure is one of iDDS then.
-_NO_ANSWER_OF_IDDS = (
-    "connection refused",
-    "max retries exceeded",
-    "timed out",
-    "cannot connect",
-    "failed to connect",
-)
+# from iDDS, the precise ones first, and what is said of them.
+_NO_ANSWER_OF_IDDS = {
+    "connection refused": "connection refused",
+    "timed out": "timed out",
+    "failed to connect": "no connection",
+    "cannot connect": "no connection",
+    "max retries exceeded": "no connection",
+    "connection exception": "no connection",
+}
 
 # Refusals that come before anything is stored: by the relay's client of iDDS
 # while it prepares the request, or by the database.  What else a relay says
@@ -462,26 +464,34 @@ def make_error(
     )
 
 
-def make_refusal(fault: Fault, said: Any, *, endpoint: str, what: str, who: str = "") -> RefusedError:
+def make_idds_down(cause: str, *, endpoint: str, what: str) -> TransportError:
+    """Make the error for PanDA that answers while iDDS behind it does not."""
+    failure = FailedAttempt(Fault.IDDS_DOWN, cause)
+    return make_error(failure, endpoint=endpoint, what=what, attempts=1, maybe_sent=True)
+
+
+def make_refusal(fault: Fault, said: Any, *, endpoint: str, what: str, who: str = "") -> TransportError:
     """Make the error for a refusal inside a reply, in the server's words.
 
-    Words about permission, about an unknown request or about iDDS that does not answer make the fault more
-    precise.  ``maybe_sent`` is set unless the words are known for a refusal before anything is stored, since
-    a relay that lost its own connection to iDDS answers in the same way.
+    Words about permission or about an unknown request make the fault more precise; those of a library that
+    could not reach iDDS are a fault of their own, and are not shown.  ``maybe_sent`` is set unless the words
+    are known for a refusal before anything is stored, since a relay that lost its own connection to iDDS
+    answers in the same way.
     """
     message = said.get("message") if isinstance(said, dict) else None
     words = shorten(redact(str(message or said)), 1000)
     lowered = words.lower()
-    who = who or fault.row.message
     if "no match" in lowered:
         fault = Fault.NO_MATCH
     elif any(word in lowered for word in _PERMISSION_WORDS):
         fault = Fault.PERMISSION
-    elif fault is Fault.RELAY and any(word in lowered for word in _NO_ANSWER_OF_IDDS):
-        fault = Fault.IDDS_DOWN
+    elif fault is not Fault.API and not who:
+        for word, brief in _NO_ANSWER_OF_IDDS.items():
+            if word in lowered:
+                return make_idds_down(brief, endpoint=endpoint, what=what)
     definite = fault.not_executed or any(word in lowered for word in _DEFINITE_WORDS)
     return RefusedError(
-        f"{who}: {words}",
+        f"{who or fault.row.message}: {words}",
         endpoint=redact(endpoint),
         request=redact(what),
         fault=fault,

@@ -77,6 +77,10 @@ class PandaApi:
         """Make a copy with connections of its own, for another thread."""
         return PandaApi(self._transport.clone(), self._base, cache_base=self._cache_base)
 
+    def is_alive(self) -> None:
+        """Ask whether PanDA answers, which it does without iDDS; return if so."""
+        self._transport.get(f"{self._base}/system/is_alive", headers=_HEADERS, what="is_alive")
+
     def tasks_since(
         self, since: datetime | None = None, *, filters: Mapping[str, str] | None = None, limit: int = 500
     ) -> list[dict[str, Any]]:

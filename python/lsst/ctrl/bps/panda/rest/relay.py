@@ -6,15 +6,35 @@ Protocol of ``relay_idds_command`` as panda-client 2.2.0 speaks it to ``/server/
 never sent: it wraps each reply once more, and a created request then looks like a failure.
 """
 
-__all__ = ["Relay", "render_command", "unwrap_relay"]
+__all__ = ["MAX_LIST", "Relay", "render_command", "unwrap_relay"]
 
 import gzip
 import json
+import logging
+import threading
+import time
+from collections.abc import Callable
 from typing import Any, NoReturn
 
-from ..errors import SettingsError
-from .faults import Fault, make_refusal, make_reply_error
+from ..errors import SettingsError, TransportError
+from .faults import Fault, make_idds_down, make_refusal, make_reply_error
+from .panda_api import PandaApi, api_base
 from .transport import Transport
+
+_LOG = logging.getLogger(__name__)
+
+MAX_LIST = 64 * 1024**2
+"""Longest list of everybody's requests that is read, bytes: some 30,000 requests."""
+
+DOUBT_AFTER = 1.0
+"""Seconds that a question waits before PanDA and iDDS are asked, beside it, whether they answer at all."""
+
+PROBE_SECONDS = 3.0
+"""How long iDDS has for that, s.  With iDDS down, PanDA's relay itself tries for 12 to 45 s (seen with
+panda-server 1.0.4) before it says so."""
+
+DOWN_SECONDS = 30.0
+"""For so long nothing more is asked of an iDDS that was found to be down, s."""
 
 # iDDS puts the name into a URL without quoting it.
 _UNSAFE_IN_NAMES = frozenset("/?#%")
@@ -60,6 +80,50 @@ def _is_pair(value: Any, first: type) -> bool:
     return isinstance(value, list) and len(value) == 2 and isinstance(value[0], first)
 
 
+class _Doubt:
+    """Finds out, beside a question that is not answered at once, whether it is iDDS that does not answer."""
+
+    def __init__(self, transport: Transport, endpoint: str, suffix: str, what: str) -> None:
+        self._transport = transport.clone(seconds=PROBE_SECONDS)
+        self._endpoint, self._what = endpoint, what
+        self._ping = render_command("ping" + suffix, None, None)
+        self._answered: dict[str, bool] = {}
+        self._begin = 0.0
+
+    def check(self, seconds: float) -> None:
+        """Raise an error if PanDA answers, and iDDS behind it does not."""
+        if not self._begin and seconds >= DOUBT_AFTER:
+            self._begin = time.monotonic()
+            for name, ask in (("PanDA", self._ask_panda), ("iDDS", self._ask_idds)):
+                threading.Thread(target=self._probe, args=(name, ask), daemon=True).start()
+        if self._answered.get("PanDA") and self._answered.get("iDDS") is False:
+            words = f"no answer to a ping within {PROBE_SECONDS:.0f} s"
+            raise make_idds_down(words, endpoint=self._endpoint, what=self._what)
+
+    def _probe(self, name: str, ask: Callable[[], object]) -> None:
+        try:
+            ask()
+            answered = True
+        except TransportError as error:
+            if name == "PanDA":
+                # An answer that says no is one.
+                answered = error.status is not None and error.status < 500
+            else:
+                answered = error.fault not in (Fault.READ_TIMEOUT, Fault.IDDS_DOWN)
+        # Where PanDA itself is slow, nothing follows from a ping that is.
+        slow = name == "PanDA" and time.monotonic() - self._begin > PROBE_SECONDS / 3
+        self._answered[name] = answered and not slow
+
+    def _ask_panda(self) -> None:
+        PandaApi(self._transport.clone(), api_base(self._endpoint)).is_alive()
+
+    def _ask_idds(self) -> None:
+        reply = self._transport.post(
+            self._endpoint, body=self._ping, content_type="application/json", safe=True, what="ping"
+        )
+        reply.unwrap(unwrap_relay, "ping")
+
+
 class Relay:
     """iDDS as seen through PanDA.
 
@@ -72,6 +136,7 @@ class Relay:
         self._transport = transport
         self.endpoint = url.rstrip("/") + "/relay_idds_command"
         self._suffix = f"+{idds_server}" if idds_server else ""
+        self._down: tuple[float, str] = (-DOWN_SECONDS, "")
 
     def call(
         self,
@@ -82,23 +147,36 @@ class Relay:
         safe: bool = False,
         patient: bool = False,
         what: str = "",
+        longest: int | None = None,
     ) -> Any:
         """Have a method of iDDS's ``ClientManager`` executed, and return its value out of all envelopes.
 
         Arguments and keywords are JSON texts as iDDS's ``json_dumps`` makes them.  What is safe may be sent
         again when the outcome is not known: doing it twice is the same as doing it once.
-        What is not safe, or ``patient``, is waited for as long as the relay waits for iDDS.
+        What is not safe, or ``patient``, is waited for as long as the relay waits for iDDS; else an iDDS that
+        is down is told within seconds, and not asked again for `DOWN_SECONDS`.  ``longest`` is the longest
+        reply that is read, bytes.
         """
         what = what or command
-        reply = self._transport.post(
-            self.endpoint,
-            body=render_command(command + self._suffix, arguments, keywords),
-            content_type="application/json",
-            safe=safe,
-            patient=patient,
-            what=what,
-        )
-        return reply.unwrap(unwrap_relay, what)
+        question = safe and not patient
+        if question and time.monotonic() - self._down[0] < DOWN_SECONDS:
+            raise make_idds_down(self._down[1], endpoint=self.endpoint, what=what)
+        try:
+            reply = self._transport.post(
+                self.endpoint,
+                body=render_command(command + self._suffix, arguments, keywords),
+                content_type="application/json",
+                safe=safe,
+                patient=patient,
+                what=what,
+                longest=longest,
+                watch=_Doubt(self._transport, self.endpoint, self._suffix, what).check if question else None,
+            )
+            return reply.unwrap(unwrap_relay, what)
+        except TransportError as error:
+            if error.fault == Fault.IDDS_DOWN:
+                self._down = (time.monotonic(), error.cause)
+            raise
 
     def ping(self) -> None:
         """Ask whether relay and iDDS are alive; return if so."""
@@ -133,9 +211,21 @@ class Relay:
         value = self._ask(
             "get_requests", what, request_id=request_id, with_detail=with_detail, with_metadata=False
         )
+        return self._rows(value, what)
+
+    def _rows(self, value: Any, what: str) -> list[dict[str, Any]]:
         if not (isinstance(value, list) and all(isinstance(row, dict) for row in value)):
-            self._misunderstood("Rows of a request were expected.", value, what)
+            self._misunderstood("Rows of requests were expected.", value, what)
         return value
+
+    def get_all_requests(self) -> list[dict[str, Any]]:
+        """Get the requests of everybody in a row each, 2 kB: iDDS cannot be asked for those of a user or of a
+        time, so a reply of more than `MAX_LIST` is left.
+        """
+        what = "get_requests of everybody"
+        keywords = json.dumps({"with_detail": False, "with_metadata": False})
+        value = self.call("get_requests", None, keywords, safe=True, what=what, longest=MAX_LIST)
+        return self._rows(value, what)
 
     def get_contents(self, request_id: int, transform_id: int | None = None) -> dict[str, Any]:
         """Get the outputs of a request, or of one transform, with what became of their jobs.

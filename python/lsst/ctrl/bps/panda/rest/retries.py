@@ -85,9 +85,9 @@ class Timeouts:
 SUBMISSION_TIMEOUTS = Timeouts(silence=620.0)
 """For what changes something."""
 
-PING_TIMEOUTS = Timeouts(silence=20.0, total=20.0)
-"""For a ping, which is answered at once: with `PING_RETRY` it never takes more
-than 40 seconds to find out that a server hangs."""
+PING_TIMEOUTS = Timeouts(connect=5.0, silence=5.0, total=5.0)
+"""For a ping, which is answered at once: with `PING_RETRY` a server that hangs is found out within five
+seconds."""
 
 
 class Patience:
@@ -154,7 +154,7 @@ class RetryPolicy:
     """Seconds after the start of the first attempt beyond which no further one is started."""
 
 
-PING_RETRY = RetryPolicy(attempts=3, budget=15.0)
+PING_RETRY = RetryPolicy(attempts=3, budget=4.0)
 """For a ping, which is answered at once."""
 
 LOGIN_RETRY = RetryPolicy(attempts=3, base=1.0, cap=5.0, budget=15.0)

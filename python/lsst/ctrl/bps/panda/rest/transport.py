@@ -15,6 +15,7 @@ import contextlib
 import copy
 import json
 import logging
+import math
 import random
 import socket
 import sys
@@ -137,6 +138,8 @@ class _Request:
     safe: bool
     patient: bool
     accept: Collection[int]
+    watch: Callable[[float], object] | None = None
+    longest: int | None = None
 
 
 class _Attempt(threading.Thread):
@@ -329,10 +332,15 @@ class Transport:
     def __repr__(self) -> str:
         return f"Transport({self._credentials!r})"
 
-    def clone(self) -> "Transport":
-        """Make a copy with connections of its own, for another thread."""
+    def clone(self, *, seconds: float | None = None) -> "Transport":
+        """Make a copy with connections of its own, for another thread; one with a limit of so many seconds
+        asks once and says nothing.
+        """
         clone = copy.copy(self)
         clone._session = _make_session()
+        if seconds is not None:
+            clone._timeouts = Timeouts(connect=seconds, silence=seconds, total=seconds)
+            clone._retry, clone._budget, clone._first_notice = RetryPolicy(attempts=1), None, math.inf
         return clone
 
     def get(
@@ -361,17 +369,22 @@ class Transport:
         patient: bool = False,
         what: str = "",
         accept: Collection[int] = (),
+        watch: Callable[[float], object] | None = None,
+        longest: int | None = None,
     ) -> Reply:
         """Send a POST request, otherwise like `get`.
 
         It is safe if doing it twice is the same as doing it once.  What is not safe, or belongs to a
         submission (``patient``), is waited for longer.  Replies with the statuses in ``accept``
-        are returned, too.  The attribute ``maybe_sent`` of an error tells whether the request may have had
-        its effect all the same.
+        are returned, too.  While a reply is waited for, ``watch`` is called with the seconds so far, and may
+        raise to end that; ``longest`` is as of the class.  The attribute ``maybe_sent`` of an error tells
+        whether the request may have had its effect all the same.
         """
         every = {"Content-Type": content_type, **(headers or {})}
         return self._exchange(
-            _Request("POST", url, what or url, None, body, every, safe, patient or not safe, accept)
+            _Request(
+                "POST", url, what or url, None, body, every, safe, patient or not safe, accept, watch, longest
+            )
         )
 
     def _exchange(self, request: _Request) -> Reply:
@@ -429,7 +442,7 @@ class Transport:
         session = self._session
         attempt = _Attempt(lambda attempt: self._try(attempt, session, request, own, certificate, timeouts))
         try:
-            if not self._await(attempt, notice, timeouts):
+            if not self._await(attempt, request, notice, timeouts):
                 self._session = _make_session()
                 return _describe_silence(attempt, timeouts)
         except BaseException:
@@ -443,7 +456,7 @@ class Transport:
             raise attempt.problem
         return attempt.outcome
 
-    def _await(self, attempt: _Attempt, notice: _Notice, timeouts: Timeouts) -> bool:
+    def _await(self, attempt: _Attempt, request: _Request, notice: _Notice, timeouts: Timeouts) -> bool:
         """Wait for the end of an attempt; return whether it came in time."""
         start = self._clock()
         patience = Patience(timeouts.silence, start)
@@ -454,6 +467,8 @@ class Transport:
                 attempt.abandon()
                 return False
             notice.tell(now, attempt)
+            if request.watch is not None:
+                request.watch(now - start)
         return True
 
     def _try(
@@ -488,7 +503,7 @@ class Transport:
                 allow_redirects=False,
                 stream=True,
             ) as response:
-                body = _read(response, attempt, self._longest)
+                body = _read(response, attempt, request.longest or self._longest)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             failed = describe_exception(error, secrets)
             if failed.fault is Fault.READ_TIMEOUT and attempt.sent is False:

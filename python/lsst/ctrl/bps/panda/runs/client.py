@@ -5,9 +5,12 @@ from __future__ import annotations
 __all__ = ["PLAN_SUFFIX", "RECORD_SUFFIX", "Connection", "FoundRun", "RunClient", "connect"]
 
 import gzip
+import hashlib
 import logging
 import os
+import re
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,10 +18,13 @@ from typing import NamedTuple
 
 from lsst.ctrl.bps.wms_service import WmsStates
 from lsst.resources import ResourcePath
+from pydantic import AwareDatetime, BaseModel
 
-from ..errors import PandaBpsError, RunNotFoundError, TransportError
+from ..errors import ConnectionFailedError, PandaBpsError, RunNotFoundError, TransportError
 from ..files import write_text
+from ..plan.naming import printable
 from ..rest.credentials import Credentials, checks_certificates, find_credentials
+from ..rest.faults import Fault
 from ..rest.panda_api import PandaApi, api_base
 from ..rest.relay import Relay
 from ..rest.retries import PING_RETRY, PING_TIMEOUTS, WaitingBudget
@@ -34,7 +40,7 @@ from ..status.evidence import (
 )
 from ..status.records import ContentRecord, JobRecord, RequestRecord, TaskRecord
 from ..status.replies import parse_contents, parse_jobs, parse_requests, parse_tasks, parse_transforms
-from ..status.vocabulary import ACTIVE_TASKS
+from ..status.vocabulary import ACTIVE_TASKS, TERMINAL_STATUSES
 from .files import PLAN_NAME, REGISTRATION_NAME, collect_outputs, names_directory
 from .intention import describe_unsent, settle
 from .record import BuildReply, RunIndex, RunRecord
@@ -58,6 +64,9 @@ MAX_TASKS_WITH_JOBS = 10
 
 MAX_TASKS = 5000
 """Most tasks that a list of runs asks PanDA for."""
+
+MAX_LISTED = 200
+"""Most runs that a list asks iDDS for; each is a question."""
 
 MAX_CONTENTS = 20_000
 """Most rows of contents a report fetches."""
@@ -122,6 +131,27 @@ class FoundRun(NamedTuple):
         if record is None or state not in (WmsStates.SUCCEEDED, WmsStates.FAILED):
             return ()
         return collect_outputs(record.outputs, record.staging_area, run=record.name)
+
+
+class RecentRuns(NamedTuple):
+    """A list of runs, oldest first."""
+
+    runs: list[RunEvidence]
+    problems: list[str]
+    """What could not be fetched."""
+
+    notes: list[str]
+    """What else is to be known of the list."""
+
+
+class RequestList(BaseModel):
+    """Everybody's requests, as they are kept between commands."""
+
+    asked_at: AwareDatetime
+    seconds: float
+    """How long the server took."""
+
+    requests: tuple[RequestRecord, ...]
 
 
 class RunClient:
@@ -302,65 +332,120 @@ class RunClient:
         filters = {"reqID": str(evidence.request.request_id)}
         try:
             tasks = parse_tasks(self._api.tasks_since(None, filters=filters, limit=MAX_TASKS))
-            going = [task for task in tasks if task.status in ACTIVE_TASKS][:MAX_TASKS_WITH_JOBS]
+            active = [task.task_id for task in tasks if task.status in ACTIVE_TASKS]
+            # PanDA lists own tasks only; jobs of others can be asked for.
+            known = {task.task_id for task in tasks}
+            active += [
+                item.workload_id
+                for item in evidence.transforms or ()
+                if item.workload_id and item.workload_id not in known and item.status not in TERMINAL_STATUSES
+            ]
             jobs: list[JobRecord] = []
-            for task in going:
-                jobs += parse_jobs(self._api.job_descriptions(task.task_id, unsuccessful_only=False))
+            for task_id in active[:MAX_TASKS_WITH_JOBS]:
+                jobs += parse_jobs(self._api.job_descriptions(task_id, unsuccessful_only=False))
         except TransportError as error:
             problems.append(f"PanDA could not be asked for its tasks and jobs: {error.message}")
             return (), None
-        complete = len(going) == sum(task.status in ACTIVE_TASKS for task in tasks)
-        return tasks, tuple(jobs) if complete else None
+        return tasks, tuple(jobs) if len(active) <= MAX_TASKS_WITH_JOBS else None
 
     def running(self, evidence: RunEvidence) -> int:
         """Count the PanDA jobs of a run that are running now, as far as PanDA knows."""
         _, jobs = self._panda_side(evidence, [])
         return replace(evidence, jobs=jobs).running_jobs
 
-    def recent(
-        self, *, days: float, user: str | None = None, everybody: bool = False
-    ) -> tuple[list[RunEvidence], list[str]]:
-        """Fetch the states of the runs of the last ``days`` days: the user's own, those of ``user``, or
-        everybody's.  The second result lists what could not be fetched.
+    def recent(self, *, days: float, user: str | None = None, everybody: bool = False) -> RecentRuns:
+        """Fetch the states of the runs of the last ``days`` days: the user's own, those of ``user`` (an
+        account, or a name or words of it), or everybody's.
         """
         since = datetime.now(UTC) - timedelta(days=days)
         problems: list[str] = []
+        notes: list[str] = []
         tasks: dict[int, tuple[TaskRecord, ...]] = {}
-        try:
-            tasks = self._recent_tasks(since, user=user, everybody=everybody)
-        except TransportError as error:
-            problems.append(f"PanDA could not be asked for recent tasks: {error}")
-        known = set(tasks)
-        if user in (None, self._user) or everybody:
-            known |= {
+        known: set[int] = set()
+        if everybody or user in (None, self._user):
+            try:
+                # PanDA lists the user's own tasks only, whatever a filter says.
+                tasks = tasks_by_request(parse_tasks(self._api.tasks_since(since, limit=MAX_TASKS)))
+            except TransportError as error:
+                problems.append(f"PanDA could not be asked for recent tasks: {error.message}")
+            known = set(tasks) | {
                 entry.request_id
                 for entry in self._index.entries()
                 if entry.submitted_at is not None and entry.submitted_at >= since
             }
-        runs = []
-        for request_id in sorted(known):
+        if everybody or user is not None:
+            try:
+                requests = self._fetch_everybody(notes)
+            except TransportError as error:
+                problems.append(
+                    "Runs of others cannot be listed, since the list of everybody's runs cannot be had: "
+                    f"{error.message} One of them can be looked at: bps report --id ID."
+                )
+                requests = ()
+            dated = [item for item in requests if (item.updated_at or item.created_at or since) >= since]
+            known |= {item.request_id for item in (dated if everybody else _of_user(dated, user or ""))}
+        return self._look_up(sorted(known, reverse=True), tasks, problems, notes)
+
+    def _look_up(
+        self,
+        request_ids: Sequence[int],
+        tasks: Mapping[int, tuple[TaskRecord, ...]],
+        problems: list[str],
+        notes: list[str],
+    ) -> RecentRuns:
+        """Ask iDDS about runs, the newest first, until it is found not to answer."""
+        if len(request_ids) > MAX_LISTED:
+            notes.append(
+                f"These are the newest {MAX_LISTED} of {len(request_ids)} runs; --hist DAYS gives fewer."
+            )
+        runs: list[RunEvidence] = []
+        left = list(request_ids[:MAX_LISTED])
+        while left:
+            request_id = left[0]
             try:
                 runs.append(self._listed(request_id, tasks.get(request_id, ())))
             except RunNotFoundError:
-                continue
+                pass
             except TransportError as error:
+                if isinstance(error, ConnectionFailedError) or error.fault == Fault.IDDS_DOWN:
+                    shown = [number for number in left if number in tasks]
+                    runs += [self._from_tasks(number, tasks[number]) for number in shown]
+                    problems.append(
+                        f"{len(left)} runs were not looked up: {error.message} {len(shown)} of these are "
+                        "shown as PanDA's tasks tell, with state UNKNOWN."
+                    )
+                    break
                 problems.append(f"Run {request_id} could not be looked up: {error}")
-        return runs, problems
+            del left[0]
+        return RecentRuns(runs[::-1], problems, notes)
 
-    def _recent_tasks(
-        self, since: datetime, *, user: str | None, everybody: bool
-    ) -> dict[int, tuple[TaskRecord, ...]]:
-        """Fetch the tasks that changed recently from PanDA, by request.
+    def _fetch_everybody(self, notes: list[str]) -> tuple[RequestRecord, ...]:
+        """Fetch everybody's requests.
 
-        PanDA lists the user's own tasks unless a filter names somebody.
+        iDDS has no way to ask for what is new, so the list is kept: it is asked for so rarely that it takes
+        no more than a hundredth of the server's time, or every ten minutes.
         """
-        filters = {}
-        if everybody:
-            # A value with a bar is taken as a regular expression.
-            filters["userName"] = ".*|.*"
-        elif user:
-            filters["userName"] = user
-        return tasks_by_request(parse_tasks(self._api.tasks_since(since, filters=filters, limit=MAX_TASKS)))
+        settings = self.connection.settings
+        digest = hashlib.sha256(settings.url.encode()).hexdigest()[:12]
+        path = Path(settings.state_directory, f"requests-{digest}.json")
+        try:
+            kept = RequestList.model_validate_json(path.read_bytes())
+        except (OSError, ValueError):
+            kept = None
+        begin = datetime.now(UTC)
+        if kept is not None and timedelta() <= begin - kept.asked_at < timedelta(
+            seconds=min(600.0, max(10.0, 100 * kept.seconds))
+        ):
+            notes.append(f"The runs of others are those that there were at {kept.asked_at:%H:%M:%S} UTC.")
+            return kept.requests
+        requests = parse_requests(self._relay.get_all_requests())
+        seconds = (datetime.now(UTC) - begin).total_seconds()
+        kept = RequestList(asked_at=begin, seconds=seconds, requests=requests)
+        try:
+            write_text(path, [kept.model_dump_json()], mode=0o600)
+        except OSError as error:
+            _LOG.debug("The list of requests cannot be kept in %s: %s", path, error)
+        return requests
 
     def _listed(self, request_id: int, tasks: tuple[TaskRecord, ...]) -> RunEvidence:
         """Fetch what the list of runs shows of a run."""
@@ -370,8 +455,32 @@ class RunClient:
         except RunNotFoundError:
             if not tasks:
                 raise
-            request, transforms = request_from_tasks(tasks), transforms_from_tasks(tasks)
-            return RunEvidence(request, transforms, plan=_summary(record), asked_at=datetime.now(UTC))
+            return self._from_tasks(request_id, tasks)
+
+    def _from_tasks(self, request_id: int, tasks: tuple[TaskRecord, ...]) -> RunEvidence:
+        """Make what the list shows of a run of PanDA's tasks alone."""
+        record = self._index.find(request_id)
+        request, transforms = request_from_tasks(tasks), transforms_from_tasks(tasks)
+        return RunEvidence(request, transforms, plan=_summary(record), asked_at=datetime.now(UTC))
+
+
+def _of_user(requests: Sequence[RequestRecord], user: str) -> list[RequestRecord]:
+    """Choose the requests of a user, whose account or name it is; if it is nobody's, a part of either counts.
+
+    The account is what the run's own attributes say, the name is the user whom PanDA knows; iDDS keeps 20
+    characters of that.
+    """
+    names = [(item, (RunEvidence(item).attributes.operator, item.username)) for item in requests]
+    wanted = printable(user).casefold()
+    exact = [
+        item for item, texts in names if {wanted, wanted[:20]} & {printable(t).casefold() for t in texts}
+    ]
+    words = {*re.findall(r"\w+", wanted)}
+    return exact or [
+        item
+        for item, texts in names
+        if words and any(words <= {*re.findall(r"\w+", printable(t).casefold())} for t in texts)
+    ]
 
 
 def _summary(record: RunRecord | None) -> PlanSummary | None:
