@@ -15,8 +15,9 @@ from lsst.ctrl.bps.bps_reports import compile_code_summary, compile_job_summary
 from lsst.ctrl.bps.report import display_report
 from lsst.ctrl.bps.wms_service import WmsStates
 
+from lsst.ctrl.bps.panda.insight.overview import make_overview
 from lsst.ctrl.bps.panda.plan.document import RunAttributes
-from lsst.ctrl.bps.panda.plan.naming import printable
+from lsst.ctrl.bps.panda.plan.naming import collection_name, printable
 from lsst.ctrl.bps.panda.report import get_status_of, make_run_list, make_run_report
 from lsst.ctrl.bps.panda.status.evidence import (
     PlanSummary,
@@ -25,6 +26,9 @@ from lsst.ctrl.bps.panda.status.evidence import (
     tasks_by_request,
     transforms_from_tasks,
 )
+from lsst.ctrl.bps.panda.status.failures import add_verdicts, group_errors
+from lsst.ctrl.bps.panda.status.job_errors import sort_errors
+from lsst.ctrl.bps.panda.status.records import TaskRecord
 from lsst.ctrl.bps.panda.status.replies import (
     parse_contents,
     parse_jobs,
@@ -32,6 +36,7 @@ from lsst.ctrl.bps.panda.status.replies import (
     parse_tasks,
     parse_transforms,
 )
+from lsst.ctrl.bps.panda.status.verdicts import PACKAGED_RULES
 
 CAPTURES = Path(__file__).resolve().parents[1] / "data" / "captures"
 LATER = datetime(2026, 11, 21, tzinfo=UTC)
@@ -436,3 +441,139 @@ def test_quiet_time_ends_a_run_without_a_plan():
     late = dataclasses.replace(evidence, asked_at=last + timedelta(seconds=500))
     assert get_status_of(soon)[0] is WmsStates.RUNNING
     assert get_status_of(late)[0] is WmsStates.SUCCEEDED
+
+
+# --- a whole PanDA with real pilots -----------------------------------------
+
+
+def whole_evidence_of(capture: str, **changes: Any) -> RunEvidence:
+    """Give what is known of a run of the whole PanDA without its plan."""
+    rows = load(f"whole/{capture}_get_requests_detail")
+    later = datetime(2026, 11, 30, tzinfo=UTC)
+    evidence = RunEvidence(parse_requests(rows)[0], parse_transforms(rows), asked_at=later)
+    return dataclasses.replace(evidence, **changes)
+
+
+def test_an_exit_code_that_the_pilot_translates_is_the_payloads():
+    jobs = parse_jobs(load("whole/payload_exits_v1_task97_get_job_descriptions"))
+    jobs += parse_jobs(load("whole/payload_exit3_v1_task51_get_job_descriptions"))
+    (contents,) = (
+        rows
+        for rows in parse_contents(load("whole/payload_exits_get_contents_output_ext_all")).values()
+        if rows[0].name.startswith("exitl")
+    )
+    told = {job.errors[0].code: [error.title for error in job.errors] for job in jobs}
+    assert told == {
+        1: ["payload 1", "pilot 1305"],
+        2: ["payload 2"],
+        3: ["payload 3"],
+        64: ["payload 64", "pilot 1305"],
+        137: ["payload 137", "pilot 1305"],
+    }
+    texts = {job.errors[0].code: job.errors[0].text for job in jobs}
+    assert texts[2] == "payload says no (2)"
+    assert texts[3] == "PanDA shows it as pilot 1368"
+    verdicts = {job.errors[0].code: PACKAGED_RULES.find_verdict(job.errors).name for job in jobs}
+    assert verdicts == {1: "payload", 2: "payload", 3: "payload", 64: "payload", 137: "out of memory"}
+    # iDDS has the same.
+    assert {sort_errors(content.errors) for content in contents} == {job.errors for job in jobs[:4]}
+
+
+NEVER = "iDDS could not hand task {} to PanDA: it never ran"
+
+
+@pytest.mark.parametrize("planned", [True, False])
+def test_a_task_that_idds_could_not_hand_to_panda_is_named(planned):
+    evidence = whole_evidence_of(
+        "task_never_submitted",
+        contents=parse_contents(load("whole/task_never_submitted_get_contents_output_ext_all")),
+        tasks=parse_tasks(load("whole/task_never_submitted_v1_get_tasks_detailed_info_since")),
+        jobs=(),
+    )
+    assert evidence.unexplained_transforms == (74,)
+    if planned:
+        plan = plan_of("u_alice_mem3", (("meml", 1), ("finalJob", 1)))
+        evidence = dataclasses.replace(evidence, plan=plan)
+    report = make_run_report(evidence)
+    assert nonzero(report.job_summary) == {"meml": {"FAILED": 1}, "finalJob": {"SUCCEEDED": 1}}
+    assert report.state is WmsStates.FAILED
+    text = str(report.specific_info)
+    task = "u_alice_mem3_01_meml_01"
+    assert NEVER.format(f"{task} (meml, 1 job)") + "; bps restart --id 19 runs it." in text
+    assert "exit codes" not in text
+    assert NEVER.format(f"{task} (meml, 1 job)") in get_status_of(evidence)[1]
+    (group,) = add_verdicts(group_errors(evidence), PACKAGED_RULES)
+    assert (group.jobs, group.error.text) == (1, NEVER.format(task))
+    assert group.verdict.name == "not submitted"
+    (line,) = [line for line in make_overview(evidence, server="").tasks if line.remark]
+    assert (line.label, line.remark) == ("meml", NEVER.format(task))
+
+
+def test_the_final_job_that_was_never_made_is_named():
+    evidence = whole_evidence_of("final_never_made")
+    report = make_run_report(evidence)
+    assert NEVER.format("fl_2_02_finalJob_01 (finalJob)") in str(report.specific_info)
+    planned = dataclasses.replace(evidence, plan=plan_of("fl_2", (("flat", 1), ("finalJob", 1))))
+    report = make_run_report(planned)
+    assert nonzero(report.job_summary) == {"flat": {"SUCCEEDED": 1}, "finalJob": {"FAILED": 1}}
+    assert NEVER.format("fl_2_02_finalJob_01 (finalJob, 1 job)") in str(report.specific_info)
+
+
+def test_a_task_that_was_submitted_again_is_the_same_task():
+    tasks = parse_tasks(load("whole/task_never_submitted_v1_get_tasks_detailed_info_since"))
+    (transform,) = transforms_from_tasks(tasks)
+    assert (transform.transform_id, transform.name) == (75, "u_alice_mem3_02_finalJob_01")
+
+
+def test_of_a_work_that_was_submitted_twice_one_task_counts_and_the_other_is_named():
+    tasks = parse_tasks(load("whole/submitted_twice_v1_get_tasks_detailed_info_since"))
+    transforms = transforms_from_tasks(tasks)
+    assert {item.transform_id: item.workload_id for item in transforms}[198] == 198
+    request = dataclasses.replace(request_from_tasks(tasks), status="Finished")
+    evidence = RunEvidence(request, transforms, tasks=tasks, asked_at=LATER + timedelta(days=30))
+    report = make_run_report(evidence)
+    assert {state.name for state, number in report.job_state_counts.items() if number} == {"SUCCEEDED"}
+    text = str(report.specific_info)
+    assert "submitted task u_alice_ot1_06_char_02 more than once: PanDA task 198 counts" in text
+    assert "task 196 (pending)" in text
+    # It waits for inputs as many tasks do: nothing is said of queues.
+    assert "No queue" not in text
+
+
+@pytest.mark.parametrize(
+    ("dialog", "status", "age", "lower"),
+    [
+        ("no candidates. brokerage failed for 1 input datasets when trying 1 datasets.", "ready", 90,
+         "what the label asks for (requestMemory, requestCpus, requestWalltime)"),
+        ("skip site=Q due to low memory 2000 < 9000 criteria=-lowmemory", "pending", 90, "requestMemory"),
+        ("skip site=Q due to core count", "running", 90, "requestCpus"),
+        ("no candidates.", "ready", 30, ""),
+        ("insufficient inputs are ready. inputs are staging from a tape. 0 files", "pending", 999, ""),
+        ("kill by Iddssv1 Robot", "toabort", 999, ""),
+        ("", "ready", 999, ""),
+    ],
+)  # fmt: skip
+def test_a_job_that_no_queue_takes_is_told_with_brokerages_words(dialog, status, age, lower):
+    rows = load("real/run7_slash_get_requests_detail")
+    evidence = RunEvidence(parse_requests(rows)[0], parse_transforms(rows), asked_at=LATER, jobs=())
+    name, made = f"{evidence.transforms[0].name}_7_24", LATER - timedelta(seconds=age)
+    task = TaskRecord(24, name, status, 7, files=2, finished=1, dialog=dialog, created_at=made)
+    report = make_run_report(dataclasses.replace(evidence, tasks=(task,)))
+    text = str(report.specific_info)
+    assert ("No queue has taken 1 job of par (PanDA task 24) yet: " in text) == bool(lower)
+    assert f"lower {lower}, or name another queue" in text if lower else "lower" not in text
+
+
+def test_labels_and_runs_with_unusual_names_are_read_without_the_plan():
+    evidence = whole_evidence_of("name_with_plus")
+    assert list(evidence.tally.by_label) == ["l1", "finalJob"]
+    rows = load("whole/labels_plus_umlaut_get_requests_detail")
+    # A run of an earlier version shows the form that the tasks' names have.
+    old = RunEvidence(parse_requests(rows)[0], parse_transforms(rows), asked_at=LATER)
+    assert list(old.tally.by_label) == ["lab_el_d41bf4ac", "lab-el.x", "l_b_cc0d39cd", "finalJob"]
+    labels = ("lab+el", "lab-el.x", "l\u00fcb", "finalJob")
+    for row in rows:
+        number = int(row["input_coll_name"].rpartition("#")[2])
+        row["input_coll_name"] = collection_name(number, labels[number - 1])
+    new = RunEvidence(parse_requests(rows)[0], parse_transforms(rows), asked_at=LATER)
+    assert list(new.tally.by_label) == list(labels)

@@ -25,9 +25,11 @@ from lsst.ctrl.bps.panda.status.records import (
     FileCounts,
     JobRecord,
     RequestRecord,
+    TaskRecord,
     TransformRecord,
 )
 from lsst.ctrl.bps.panda.status.vocabulary import (
+    ACTIVE_TASKS,
     CONTENT_STATUSES,
     PROCESSING_STATUSES,
     REQUEST_STATUSES,
@@ -308,3 +310,102 @@ def test_panda_only_tells_which_waiting_jobs_run(transform, planned, aborted, en
         assert with_panda[state] == without[state] or not with_panda[WmsStates.PENDING]
     for state in set(WmsStates) - set(open_states):
         assert without[state] == with_panda[state]
+
+
+# What PanDA knows of a task with one job, step by step: status, finished and failed jobs, status of the job.
+GOOD = (
+    ("pending", 0, 0, ""),
+    ("running", 0, 0, "activated"),
+    ("running", 0, 0, "running"),
+    ("running", 0, 0, "transferring"),
+    ("running", 0, 0, "finished"),
+    ("running", 1, 0, "finished"),
+    ("done", 1, 0, "finished"),
+)
+BAD = (*GOOD[:3], ("running", 0, 0, "failed"), ("running", 0, 1, "failed"), ("failed", 0, 1, "failed"))
+ONE = FileCounts(total=1)
+# What iDDS knows of it and of a job that needs it, and the first step of PanDA at which it can: status of the
+# transform, status of its processing, outputs; status, outputs and inputs of the second one.
+IDDS_BEGINS = (
+    (0, "Transforming", "Submitted", {"new": 1}, "Transforming", {"new": 1}, {"new": 1}),
+    (1, "Transforming", "Submitted", {"activated": 1}, "Transforming", {"new": 1}, {"new": 1}),
+    (2, "Transforming", "Running", {"activated": 1}, "Transforming", {"new": 1}, {"new": 1}),
+)
+IDDS_GOOD = (
+    (4, "Transforming", "Running", {"processed": 1}, "Transforming", {"new": 1}, {"new": 1}),
+    (6, "Finished", "Finished", {"processed": 1}, "Transforming", {"new": 1}, {"processed": 1}),
+)
+IDDS_LAGS = (
+    (6, "Finished", "Finished", {"activated": 1}, "Transforming", {"new": 1}, {"new": 1}),
+    IDDS_GOOD[1],
+)
+IDDS_BAD = (
+    (3, "Transforming", "Running", {"failed": 1}, "Transforming", {"new": 1}, {"new": 1}),
+    (5, "Failed", "Failed", {"failed": 1}, "Transforming", {"new": 1}, {"new": 1}),
+    (5, "Failed", "Failed", {"failed": 1}, "Transforming", {"new": 1}, {"missing": 1}),
+    (5, "Failed", "Failed", {"failed": 1}, "Transforming", {"missing": 1}, {"missing": 1}),
+    (5, "Failed", "Failed", {"failed": 1}, "Failed", {"missing": 1}, {"missing": 1}),
+)
+RANKS = ("UNREADY", "READY", "PENDING", "RUNNING", "SUCCEEDED FAILED PRUNED")
+
+
+def rank_of(counts: dict[WmsStates, int]) -> int:
+    """Give the rank of the state of the only job."""
+    (state,) = [state.name for state, number in counts.items() if number]
+    return next(rank for rank, names in enumerate(RANKS) if state in names.split())
+
+
+def seen(idds: tuple[object, ...], tasks: tuple[object, ...], job: str) -> RunEvidence:
+    """Give what was found out when iDDS, PanDA's tasks and PanDA's jobs were asked one after the other."""
+    _, status, processing, outputs, child, child_outputs, child_inputs = idds
+    transforms = (
+        TransformRecord(7, 1, f"{RUN}_01_isr_01", status, processing, 11, FileCounts(1, **outputs), ONE),
+        TransformRecord(
+            7, 2, f"{RUN}_02_coadd_3_01", child, "Submitted", 12, FileCounts(1, **child_outputs),
+            FileCounts(1, **child_inputs),
+        ),
+    )  # fmt: skip
+    task, finished, failed, _ = tasks
+    found = (JobRecord(5, 11, job, name="isr:0"),) if job and task in ACTIVE_TASKS else ()
+    over = child in TERMINAL_STATUSES
+    return RunEvidence(
+        RequestRecord(7, RUN, "SubFinished" if over else "Transforming", "New"),
+        transforms,
+        PlanSummary(
+            (("isr", 1), ("coadd_3", 1)),
+            ((f"{RUN}_01_isr_01", "isr", 1), (f"{RUN}_02_coadd_3_01", "coadd_3", 1)),
+        ),
+        tasks=(TaskRecord(11, f"{RUN}_01_isr_01_7_1", task, 7, files=1, finished=finished, failed=failed),),
+        jobs=found,
+        asked_at=START,
+    )
+
+
+step = st.integers(0, 3)
+
+
+@given(
+    st.lists(st.tuples(step, step, step), max_size=15),
+    st.sampled_from([(GOOD, IDDS_GOOD), (GOOD, IDDS_LAGS), (BAD, IDDS_BAD)]),
+)
+def test_no_job_goes_backwards_whoever_of_the_servers_is_behind(steps, history):
+    """Each server's knowledge only grows, iDDS is asked first, and it learns of jobs from PanDA."""
+    panda, ends = history
+    idds = (*IDDS_BEGINS, *ends)
+    at_idds = at_tasks = at_jobs = 0
+    before = {"isr": 0, "coadd_3": 0}
+    last = len(panda) - 1
+    # In the end everybody knows everything.
+    for to_idds, to_tasks, to_jobs in [*steps, (0, 9, 9), (9, 9, 9)]:
+        known = max(number for number, row in enumerate(idds) if row[0] <= at_jobs)
+        at_idds = min(at_idds + to_idds, known)
+        at_tasks = min(max(at_tasks + to_tasks, idds[at_idds][0]), last)
+        at_jobs = min(max(at_jobs + to_jobs, at_tasks), last)
+        evidence = seen(idds[at_idds], panda[at_tasks], panda[at_jobs][3])
+        tally = evidence.tally
+        assert tally.job_count == 2
+        assert evidence.ended == (idds[at_idds][4] in TERMINAL_STATUSES)
+        now = {label: rank_of(counts) for label, counts in tally.by_label.items()}
+        assert all(now[label] >= before[label] for label in before), (before, now, evidence)
+        before = now
+    assert tally.by_label["isr"][WmsStates.SUCCEEDED if panda is GOOD else WmsStates.FAILED] == 1

@@ -18,6 +18,8 @@ from lsst.ctrl.bps.panda.plan.naming import (
     MAX_TASK_NAME,
     SHARD_SIZE,
     NamedJobs,
+    collection_name,
+    label_of_collection,
     label_of_task,
     make_naming,
     ordinal_of_task,
@@ -51,6 +53,31 @@ def test_the_run_of_a_task_is_found_in_its_name(label):
     assert run_of_task(task_name(RUN, 3, label, 12)) == RUN
     assert run_of_task(f"{RUN}_{BUILD_TASK}") == RUN
     assert run_of_task("something else") == "something else"
+
+
+@given(st.text(min_size=1, max_size=30), st.integers(1, 20000))
+def test_a_label_that_a_task_name_cannot_hold_travels_in_its_collection(label, number):
+    carried = label_of_collection(collection_name(number, label))
+    assert (carried or label_of_task(task_name(RUN, number, label, 1), RUN)) == label
+    assert carried == "" or carried != label_of_task(task_name(RUN, number, label, 1), RUN)
+
+
+def test_a_collection_that_carries_no_label_or_one_that_is_too_long():
+    assert collection_name(4, "isr") == "pseudo_input_collection#4"
+    assert collection_name(4, "l+1") == "pseudo_input_collection#4#l%2B1"
+    assert collection_name(4, "\u00fc" * 90) == "pseudo_input_collection#4"
+    assert label_of_collection("some#other#name") == label_of_collection("") == ""
+
+
+@pytest.mark.parametrize("run", ["u_ann_plus+a", "name: with \u00fc", "r" * 300])
+def test_a_run_name_that_a_task_name_cannot_hold_is_found_in_it(run):
+    name = task_name(run, 3, "isr", 12)
+    assert (label_of_task(name, run), ordinal_of_task(name, run)) == ("isr", 3)
+
+
+def test_a_task_that_idds_submitted_again_has_one_number_more():
+    assert split_server_name("run_02_isr_01_19_75", 19) == ("run_02_isr_01", 75)
+    assert split_server_name("run_02_isr_01_19_75_1", 19) == ("run_02_isr_01", 75)
 
 
 def test_a_name_without_the_ids_of_idds_has_no_transform():

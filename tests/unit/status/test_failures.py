@@ -260,7 +260,7 @@ def test_a_complete_task_has_finished_without_a_failure(status, outputs, expecte
     ],
 )
 def test_contents_are_wanted_of_tasks_with_failures_and_of_ended_ones_with_jobs_left(status, outputs, asked):
-    task = TransformRecord(4, 1, "run_01_isr_01", status, outputs=outputs)
+    task = TransformRecord(4, 1, "run_01_isr_01", status, workload_id=9, outputs=outputs)
     evidence = RunEvidence(RequestRecord(4, "run", "Transforming"), (task,))
     assert evidence.unexplained_transforms == ((1,) if asked else ())
 

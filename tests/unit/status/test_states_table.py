@@ -10,6 +10,7 @@ from lsst.ctrl.bps.wms_service import WmsStates
 
 from lsst.ctrl.bps.panda.report import get_status_of, make_run_report
 from lsst.ctrl.bps.panda.status.bps_states import (
+    catch_up,
     count_task,
     is_aborted,
     is_ended,
@@ -26,8 +27,10 @@ from lsst.ctrl.bps.panda.status.records import (
     FileCounts,
     JobRecord,
     RequestRecord,
+    TaskRecord,
     TransformRecord,
 )
+from lsst.ctrl.bps.panda.status.vocabulary import JobPhase
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 OPEN = FileCounts(total=12, processed=1, failed=1, missing=1, new=3, activated=4, processing=2)
@@ -198,13 +201,52 @@ def test_a_job_killed_by_others_than_an_abort_has_failed():
     assert named(counts) == {"FAILED": 1}
 
 
-def test_running_jobs_are_counted_by_task():
-    jobs = [JobRecord(number, task, status) for number, (task, status) in enumerate(
-        [(1, "running"), (1, "holding"), (1, "activated"), (2, "finished")]
+def test_jobs_are_counted_by_task_and_latest_attempt():
+    jobs = [JobRecord(number, task, status, name=name) for number, (task, status, name) in enumerate(
+        [(1, "running", ""), (1, "holding", ""), (1, "activated", ""), (2, "finished", "a"),
+         (2, "failed", "a"), (2, "failed", "b"), (2, "running", "b")]
     )]  # fmt: skip
     evidence = RunEvidence(request(), jobs=tuple(jobs))
-    assert evidence.running_by_task == {1: 2, 2: 0}
-    assert evidence.running_jobs == 2
+    assert evidence.jobs_by_phase == {
+        1: {JobPhase.RUNNING: 2, JobPhase.WAITING: 1},
+        2: {JobPhase.FINISHED: 1, JobPhase.RUNNING: 1},
+    }
+    assert evidence.running_jobs == 3
+
+
+def test_a_job_in_vain_is_pruned_before_idds_gives_its_output_up():
+    inputs, outputs = FileCounts(total=3, processed=1, missing=2), FileCounts(total=3, new=2, missing=1)
+    for status, expected in (
+        ("Transforming", {"READY": 1, "PRUNED": 2}),
+        ("SubFinished", {"FAILED": 1, "PRUNED": 2}),
+    ):
+        task = dataclasses.replace(transform(status, outputs), inputs=inputs)
+        assert named(count_task(task, 3, aborted=False, ended=False)) == expected
+
+
+def test_what_panda_has_not_given_up_is_tried_again_and_a_failure_is_booked_before_it_counts():
+    outputs = FileCounts(total=3, activated=2, failed=1)
+    isr = TransformRecord(4, 1, "run_01_isr_01", "Transforming", "Running", 9, outputs, FileCounts(total=3))
+    task = TaskRecord(9, "run_01_isr_01_4_1", "running", 4, files=3)
+    jobs = (JobRecord(1, 9, "failed", name="a"), JobRecord(2, 9, "activated", name="b"))
+    evidence = RunEvidence(request(), (isr,), tasks=(task,), jobs=jobs)
+    assert named(evidence.tally.total) == {"PENDING": 2, "RUNNING": 1}
+    again = dataclasses.replace(evidence, jobs=(*jobs, JobRecord(3, 9, "activated", name="a")))
+    assert named(again.tally.total) == {"PENDING": 3}
+    given_up = dataclasses.replace(evidence, tasks=(dataclasses.replace(task, failed=1),))
+    assert named(given_up.tally.total) == {"PENDING": 2, "FAILED": 1}
+    # The contents of iDDS say which is which.
+    final = ContentRecord(1, "a", "FinalFailed", 1)
+    assert named(dataclasses.replace(evidence, contents={1: (final,)}).tally.total) == {
+        "PENDING": 2,
+        "FAILED": 1,
+    }
+
+
+def test_pandas_counts_are_ahead_of_those_of_idds():
+    counts = zero_counts() | {WmsStates.RUNNING: 1, WmsStates.PENDING: 3, WmsStates.FAILED: 1}
+    catch_up(counts, finished=2, failed=2)
+    assert named(counts) == {"PENDING": 1, "SUCCEEDED": 2, "FAILED": 2}
 
 
 DONE = FileCounts(total=1, processed=1)

@@ -7,6 +7,7 @@ from lsst.ctrl.bps.panda.errors import SettingsError
 from lsst.ctrl.bps.panda.status.failures import signature_of
 from lsst.ctrl.bps.panda.status.job_errors import JobError
 from lsst.ctrl.bps.panda.status.verdicts import PACKAGED_RULES, Verdict, parse_rulebook
+from lsst.ctrl.bps.panda.status.vocabulary import NEVER_RAN
 
 CASES = [
     ([("payload", 1)], "", "payload"),
@@ -39,6 +40,8 @@ CASES = [
     ([("pilot", 1305)], "", "site"),
     ([("brokerage", 102)], "", "scheduling"),
     ([("task", -1)], "", "pruned"),
+    ([("task", -1, NEVER_RAN.format("run_01_isr_01"))], "", "not submitted"),
+    ([("payload", 2)], "", "payload"),
     ([("unknown", -1)], "", "unknown"),
 ]
 

@@ -31,7 +31,7 @@ from .errors import SettingsError
 from .plan.naming import BUILD_LABEL, printable, printable_label
 from .status.bps_states import Counts, sum_counts
 from .status.evidence import RunEvidence, RunTally
-from .status.failures import ErrorGroup, exit_codes, group_errors, is_memory_error
+from .status.failures import ErrorGroup, exit_codes, find_remarks, group_errors, is_memory_error
 from .status.job_errors import signal_name
 from .status.vocabulary import (
     CANCELLING_TASKS,
@@ -165,7 +165,7 @@ def get_status_of(evidence: RunEvidence) -> tuple[WmsStates, str]:
         lines.append("It was cancelled and is not over yet.")
     elif not evidence.ended and evidence.request.status in TERMINAL_STATUSES:
         lines.append(f"The server calls it {evidence.request.status} already, but it is not over yet.")
-    lines += evidence.problems
+    lines += [*find_remarks(evidence), *evidence.problems]
     return evidence.tally.state, "\n".join(lines)
 
 
@@ -284,6 +284,9 @@ def _add_notes(info: WmsSpecificInfo, evidence: RunEvidence, links: MonitorLinks
             "This run completes run {origin}: it holds only what was not done there.", origin=origin
         )
     _add_server_state(info, evidence)
+    for number, remark in enumerate(find_remarks(evidence), start=1):
+        key = f"remark_{number}"
+        info.add_message(f"{{{key}}}", {key: remark})
     for number, problem in enumerate(evidence.problems, start=1):
         key = f"problem_{number}"
         info.add_message(f"Not known: {{{key}}}", {key: problem})
@@ -338,6 +341,8 @@ def _add_errors(info: WmsSpecificInfo, evidence: RunEvidence, links: MonitorLink
     for number, group in enumerate(groups[:_ERROR_LIMIT], start=1):
         _add_group(info, number, group, links)
     untold = failed - sum(failure.errors[0].code != UNKNOWN_EXIT_CODE for failure in evidence.failures)
+    by_transform = evidence.tally.by_transform
+    untold -= sum(by_transform[item.transform_id][WmsStates.FAILED] for item in evidence.never_submitted)
     if untold > 0:
         info.add_message(
             "The exit codes of {untold} failed jobs are not known; they are given as {unknown_code}.",

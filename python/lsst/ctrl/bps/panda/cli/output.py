@@ -40,6 +40,7 @@ from ..errors import PandaBpsError
 from ..insight.documents import make_document
 from ..status.bps_states import Counts
 from ..status.evidence import RunEvidence
+from ..status.failures import find_remarks
 
 STATE_COLUMNS = {
     "done": (WmsStates.SUCCEEDED,),
@@ -188,7 +189,14 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON, 
 def write_document(found: Any, run: RunEvidence, kind: str = "", *, line: bool = False) -> None:
     """Write what was found out about a run as a document."""
     write_json(
-        make_document(found, request_id=run.request_id, name=run.name, kind=kind, problems=run.problems),
+        make_document(
+            found,
+            request_id=run.request_id,
+            name=run.name,
+            kind=kind,
+            problems=run.problems,
+            remarks=find_remarks(run),
+        ),
         line=line,
     )
 

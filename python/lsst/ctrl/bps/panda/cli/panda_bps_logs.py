@@ -33,6 +33,7 @@ from ..insight.logs import (
 )
 from ..insight.overview import JobScope, fetch_evidence
 from ..status.evidence import RunEvidence
+from ..status.failures import find_remarks
 from ..status.records import JobRecord, render_count
 from .output import json_option, print_problems, write_document
 from .panda_bps_show import RunArgument, run_command
@@ -127,6 +128,8 @@ def logs(
         click.echo(_render(line))
     if evidence.attempts and not found:
         click.echo("No line was found that matches --level, --grep and --file.", err=True)
+    for remark in find_remarks(evidence):
+        click.echo(remark, err=True)
     print_problems(evidence.problems)
 
 

@@ -42,7 +42,7 @@ from ..runs.files import names_directory, read_plan
 from ..runs.record import RunEntry, RunIndex
 from ..settings.run import ServiceSettings, read_service_settings, use_run_broker
 from ..status.evidence import RunEvidence
-from ..status.failures import ErrorGroup, add_verdicts, group_errors
+from ..status.failures import ErrorGroup, add_verdicts, find_remarks, group_errors
 from ..status.records import JobRecord, render_count
 from ..status.verdicts import PACKAGED_RULES, Rulebook, parse_rulebook
 from ..version import __version__
@@ -271,8 +271,9 @@ def _overview_lines(found: Overview) -> Iterator[str]:
     ]  # fmt: skip
     yield from table(head if deleted else head[:-1], rows, left=3) if rows else ["There is no task yet."]
     for task in found.tasks:
-        if task.remark:
+        if task.remark and task.task_id:
             yield f"  task {task.task_id}: {task.remark}"
+    yield from (f"  {remark}" for remark in found.remarks)
     if found.files:
         yield ""
         yield "Files:"
@@ -328,7 +329,8 @@ def errors(
     if as_json:
         write_document(groups, run, "errors")
         return
-    print_lines([_title(run), *([] if groups else ["No failed job is known."])])
+    remarks = find_remarks(run)
+    print_lines([_title(run), *remarks, *([] if groups or remarks else ["No failed job is known."])])
     for number, group in enumerate(groups, 1):
         print_lines(_error_lines(number, group))
     if left_out:

@@ -147,7 +147,7 @@ def screen_lines(progress: Progress, columns: int, height: int) -> list[str]:
     head = [f"Run {progress.request_id}  {progress.name}"]
     head.append(f"{progress.state.name}{' (over)' if progress.ended else ''}  {_estimate(progress)}".rstrip())
     foot = [f"  {error}" for error in progress.errors]
-    foot += [text for text in (progress.note, progress.messages) if text]
+    foot += [*progress.note.splitlines(), *progress.messages.splitlines()]
     looked = f"looked at {progress.moment.astimezone():%H:%M:%S}"
     foot.append(looked if progress.ended else f"{looked}; Ctrl-C stops watching, not the run")
     longest = max(_SHORT_LABEL, columns - _FIGURES)

@@ -33,7 +33,7 @@ from typing import Any
 from ..plan.document import RunAttributes, render_attributes
 from ..plan.graph import pause_garbage_collection
 from ..plan.model import ConditionPlan, Resources, TaskPlan, WorkflowPlan
-from ..plan.naming import BUILD_TASK, label_of_input
+from ..plan.naming import BUILD_LABEL, BUILD_TASK, collection_name, label_of_input
 from ..settings.remote import BuildSettings
 
 _COMPRESSION = 4
@@ -233,10 +233,10 @@ def _new_workflow(attributes: RunAttributes) -> Any:
     return workflow
 
 
-def _new_work(number: int, **settings: Any) -> Any:
-    """Make the work of the task of this number with what all works have in common."""
+def _new_work(number: int, label: str, **settings: Any) -> Any:
+    """Make the work of the task of this number, of a label, with what all works have in common."""
     return _idds().DomaPanDAWork(
-        primary_input_collection={"scope": "pseudo_dataset", "name": f"pseudo_input_collection#{number}"},
+        primary_input_collection={"scope": "pseudo_dataset", "name": collection_name(number, label)},
         output_collections=[{"scope": "pseudo_dataset", "name": f"pseudo_output_collection#{number}"}],
         log_collections=[],
         task_log=dict(_TASK_LOG),
@@ -254,6 +254,7 @@ def _make_work(task: TaskPlan, number: int, plan: WorkflowPlan, packed: _Depende
     label = label_of_input(task.jobs[0].pseudo_input) if event_service else None
     work = _new_work(
         number,
+        task.label,
         executable=task.command,
         task_name=task.name,
         dependency_map=_list_dependencies(task, plan) if packed is None else [],
@@ -376,6 +377,7 @@ def make_build_submission(settings: BuildSettings, command: str, attributes: Run
     workflow.add_work(
         _new_work(
             1,
+            BUILD_LABEL,
             executable=command,
             task_type="lsst_build",
             dependency_map=None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 __all__ = ["make_document", "make_plain", "read_schema"]
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from enum import Enum
 from importlib.resources import files as package_files
@@ -37,6 +37,7 @@ def make_document(
     name: str = "",
     kind: str = "",
     problems: tuple[str, ...] = (),
+    remarks: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Put a record, or records, into the envelope; a mapping holds the document's own keys.
 
@@ -50,10 +51,11 @@ def make_document(
         "request_id": request_id,
         "run": name,
         "problems": list(problems),
+        "remarks": list(remarks),
     }
     if isinstance(value, Overview | Progress):
         head["kind"] = "show" if isinstance(value, Overview) else "watch"
-        return {**make_plain(value), **head, "problems": list(getattr(value, "problems", problems))}
+        return {**head, **make_plain(value), "kind": head["kind"]}
     if isinstance(value, Mapping):
         return {**head, **make_plain(value)}
     return {**head, _LISTS[kind]: [make_plain(item) for item in value]}

@@ -25,8 +25,10 @@ from ..runs.client import Connection, FoundRun, RunClient
 from ..runs.files import PLAN_NAME, RECORD_NAME
 from ..status.bps_states import Counts
 from ..status.evidence import RunEvidence
+from ..status.failures import find_remarks
 from ..status.records import FileCounts, JobRecord, TransformRecord
 from ..status.replies import parse_jobs
+from ..status.vocabulary import NEVER_RAN, WAITS_FOR_PARENTS
 
 _AT_ONCE = 4
 # While one reply is read, the server makes the next ones; few, since each may be 30 MB.
@@ -141,7 +143,6 @@ _KNOWN_SUFFIXES = {
     "_config.yaml": "BPS configuration as it was used",
     "_generic_workflow.pickle": "generic workflow",
 }
-_WAITING = "inputs are staging from a tape"
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +211,9 @@ class Overview:
     links: tuple[tuple[str, str], ...]
     """What and where, in the PanDA monitor."""
 
+    remarks: tuple[str, ...] = ()
+    """Which tasks do not run, or run twice, and what to do."""
+
     problems: tuple[str, ...] = ()
 
     @property
@@ -263,12 +267,14 @@ def make_overview(
         tasks=tuple(_task_lines(evidence, links)),
         files=tuple(_files_of(evidence.path)),
         links=tuple(_links_of(evidence.request_id, links)),
+        remarks=tuple(find_remarks(evidence)),
         problems=evidence.problems,
     )
 
 
 def _task_lines(evidence: RunEvidence, links: MonitorLinks) -> Iterator[TaskLine]:
-    panda = {task.task_id: task for task in evidence.tasks}
+    panda = evidence.tasks_by_id
+    never = {item.transform_id: NEVER_RAN.format(item.name) for item in evidence.never_submitted}
     run_name = evidence.name
     for item in sorted(evidence.transforms or (), key=lambda t: (ordinal_of_task(t.name, run_name), t.name)):
         task = panda.get(item.workload_id)
@@ -286,7 +292,7 @@ def _task_lines(evidence: RunEvidence, links: MonitorLinks) -> Iterator[TaskLine
             finished=outputs.processed,
             failed=failed,
             deleted=counts.get(WmsStates.DELETED, 0),
-            remark=_explained(task.dialog) if task is not None else "",
+            remark=_explained(task.dialog) if task is not None else never.get(item.transform_id, ""),
             link=links.task(item.workload_id) if item.workload_id else "",
             failed_link=links.failed_jobs(item.workload_id) if failed and item.workload_id else "",
         )
@@ -296,7 +302,7 @@ def _explained(dialog: str) -> str:
     """Explain what JEDI says of a task whose inputs other tasks are to make: to
     PanDA they look like files on tape.
     """
-    if _WAITING in dialog:
+    if WAITS_FOR_PARENTS in dialog:
         return f"waits for jobs of other tasks (PanDA: {dialog.strip()})"
     return dialog
 

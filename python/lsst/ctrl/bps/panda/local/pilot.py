@@ -110,6 +110,13 @@ class PilotError:
 
 
 PAYLOAD_FAILED = PilotError(1305, "Failed to execute payload")
+_TRANSLATED = {
+    2: PilotError(1378, "Lsetup command timed out during remote file open"),
+    3: PilotError(1368, "Remote file open timed out"),
+    251: PilotError(1315, "Unknown transform failure"),
+}
+"""What pilot 3 makes of some exit codes of payloads, whatever they mean."""
+
 OUT_OF_MEMORY = PilotError(1212, "Payload ran out of memory")
 OUT_OF_TIME = PilotError(1213, "Reached batch system time limit")
 KILLED_BY_SERVER = PilotError(1144, "This job was killed by panda server")
@@ -172,7 +179,7 @@ def make_result(
     good = [event for event in events if event.exit_code == 0]
     if error is None and exit_code == 0:
         return JobResult("finished", "fg_done" if events else None, fields, events)
-    reported = error or PAYLOAD_FAILED
+    reported = error or _TRANSLATED.get(exit_code, PAYLOAD_FAILED)
     fields["pilotErrorCode"] = reported.code
     fields["pilotErrorDiag"] = reported.text
     if good:

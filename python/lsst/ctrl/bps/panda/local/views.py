@@ -592,7 +592,7 @@ class RunSummary:
     failed: int
     pruned: int
     running: int
-    """Inputs whose job is ready or running."""
+    """PanDA jobs that run now."""
 
 
 def list_runs(
@@ -612,6 +612,7 @@ def list_runs(
             ids = [row.task_id for row in rows]
             query = sa.select(files.c.status, sa.func.count()).where(files.c.task_id.in_(ids))
             counts = {item[0]: int(item[1]) for item in connection.execute(query.group_by(files.c.status))}
+            running = sa.select(sa.func.count()).where(jobs.c.task_id.in_(ids), jobs.c.status == "running")
             answer.append(
                 RunSummary(
                     run=int(run),
@@ -623,7 +624,7 @@ def list_runs(
                     done=counts.get("finished", 0),
                     failed=counts.get("failed", 0) + counts.get("cancelled", 0),
                     pruned=counts.get("missing", 0),
-                    running=counts.get("running", 0),
+                    running=int(connection.execute(running).scalar_one()),
                 )
             )
     return answer

@@ -12,6 +12,8 @@ __all__ = [
     "MAX_NAME",
     "NamedJobs",
     "Naming",
+    "collection_name",
+    "label_of_collection",
     "label_of_input",
     "label_of_task",
     "make_naming",
@@ -33,6 +35,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from urllib.parse import quote, unquote
 
 from ..edgenode import cmd_line_decoder as runner
 from ..errors import PlanError
@@ -43,6 +46,12 @@ MAX_NAME = 4000
 
 MAX_SHORT_LABEL = 48
 """Longest form of a label within a short name."""
+
+MAX_LABEL = 100
+"""Longest form of a label within the name of a task."""
+
+MAX_CARRIED = 200
+"""Longest encoded label that travels in the name of a collection, for which iDDS has 255 characters."""
 
 MAX_TASK_NAME = 225
 """Longest task name: PanDA has 256 and iDDS appends two numbers."""
@@ -66,6 +75,8 @@ _TASK = "{ordinal:02d}_{label}_{chunk:02d}"
 
 _RESTART = "_r{number:d}"
 """End of the name of a restart."""
+
+_COLLECTION = "pseudo_input_collection#"
 
 
 def _pattern(form: str) -> str:
@@ -94,15 +105,34 @@ def restart_name(name: str, number: int) -> str:
 
 def task_name(run: str, ordinal: int, label: str, chunk: int) -> str:
     """Return the name of a task: ``<run>_<ordinal>_<label>_<chunk>``, both numbers from 1."""
-    tail = "_" + _TASK.format(ordinal=ordinal, label=_safe(label, 100), chunk=chunk)
+    tail = "_" + _TASK.format(ordinal=ordinal, label=_safe(label, MAX_LABEL), chunk=chunk)
     return _safe(run, MAX_TASK_NAME - len(tail)) + tail
 
 
-def split_server_name(name: str) -> tuple[str, int]:
+def collection_name(number: int, label: str) -> str:
+    """Return the name of the input collection of a run's work of this number.
+
+    iDDS shows it to everybody, so a label that the name of the task cannot hold travels there, encoded.
+    """
+    carried = "" if _safe(label, MAX_LABEL) == label else "#" + quote(label, safe="")
+    return f"{_COLLECTION}{number}{carried if len(carried) < MAX_CARRIED else ''}"
+
+
+def label_of_collection(name: str) -> str:
+    """Find the label that the name of a work's input collection carries; empty if it carries none."""
+    numbers = name.removeprefix(_COLLECTION)
+    return "" if numbers == name else unquote(numbers.partition("#")[2])
+
+
+def split_server_name(name: str, request_id: int = 0) -> tuple[str, int]:
     """Split the name of a task in PanDA, to which iDDS appends ``_<request>_<transform>``, into its name in
     iDDS and the transform id, which is 0 for a task that is not of iDDS.
+
+    iDDS appends another number when it submits a task again, which is seen where the request is known.
     """
     match = _SERVER_IDS.search(name)
+    if request_id and (match is None or int(match["request"]) != request_id):
+        match = re.search(rf"_(?P<request>{request_id})_(?P<transform>\d+)_\d+$", name) or match
     return (name[: match.start()], int(match["transform"])) if match else (name, 0)
 
 
@@ -158,6 +188,8 @@ def _without_run(name: str, run_name: str) -> str:
     """Return a task's name without the run's."""
     if run_name and name.startswith(f"{run_name}_"):
         return name[len(run_name) + 1 :]
+    if rest := name.partition(f"_{_digest(run_name)}_")[2]:
+        return rest
     stamped = _STAMPED_RUN.match(name)
     return name[stamped.end() :] if stamped else name
 
@@ -167,8 +199,12 @@ def _safe(text: str, most: int) -> str:
     clean = re.sub(r"[^A-Za-z0-9_.-]", "_", text, flags=re.ASCII)
     if clean == text and len(clean) <= most:
         return clean
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return f"{clean[: most - 9]}_{digest}"
+    return f"{clean[: most - 9]}_{_digest(text)}"
+
+
+def _digest(text: str) -> str:
+    """Return the hash that marks a name that was changed."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 # --- names of jobs ---------------------------------------------------------

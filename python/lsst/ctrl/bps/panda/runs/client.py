@@ -281,10 +281,11 @@ class RunClient:
         return found.get(transform_id, ())
 
     def status(self, run: str | int | FoundRun) -> RunEvidence:
-        """Fetch what the states of a run and of its jobs are made from: one request
-        to iDDS, and for a cancelled run one more for each task with failed jobs.
+        """Fetch what the states of a run and of its jobs are made from: one request to iDDS, for a cancelled
+        run one more for each task with failed jobs, and until the run has ended PanDA's tasks and jobs.
         """
-        return self.distinguish_killed(self.summary(run))
+        evidence = self.distinguish_killed(self.summary(run))
+        return evidence if evidence.ended else self._with_panda(evidence)
 
     def distinguish_killed(self, evidence: RunEvidence) -> RunEvidence:
         """Fetch the contents of a cancelled run, which show whether a job was killed or failed by itself.
@@ -318,7 +319,12 @@ class RunClient:
         always is.  What cannot be fetched is listed in the evidence's problems.
         """
         evidence = self.summary(run)
-        evidence = self._with_contents(evidence) if errors else self.distinguish_killed(evidence)
+        return self._with_panda(
+            self._with_contents(evidence) if errors else self.distinguish_killed(evidence)
+        )
+
+    def _with_panda(self, evidence: RunEvidence) -> RunEvidence:
+        """Fetch what PanDA knows."""
         problems = [*evidence.problems]
         tasks, jobs = self._panda_side(evidence, problems)
         return replace(evidence, tasks=tasks, jobs=jobs, problems=tuple(problems))
@@ -346,7 +352,12 @@ class RunClient:
         except TransportError as error:
             problems.append(f"PanDA could not be asked for its tasks and jobs: {error.message}")
             return (), None
-        return tasks, tuple(jobs) if len(active) <= MAX_TASKS_WITH_JOBS else None
+        if more := len(active[MAX_TASKS_WITH_JOBS:]):
+            problems.append(
+                f"PanDA was not asked for the jobs of {more} more tasks; all that it has count as RUNNING."
+            )
+            return tasks, None
+        return tasks, tuple(jobs)
 
     def running(self, evidence: RunEvidence) -> int:
         """Count the PanDA jobs of a run that are running now, as far as PanDA knows."""
@@ -451,7 +462,7 @@ class RunClient:
         """Fetch what the list of runs shows of a run."""
         record = self._find_record(request_id)
         try:
-            return self.status(FoundRun(request_id, record))
+            return self.distinguish_killed(self.summary(FoundRun(request_id, record)))
         except RunNotFoundError:
             if not tasks:
                 raise

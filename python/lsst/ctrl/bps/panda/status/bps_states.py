@@ -13,6 +13,7 @@ __all__ = [
     "Counts",
     "ENDED_STATES",
     "add_counts",
+    "catch_up",
     "count_task",
     "has_kill_code",
     "is_aborted",
@@ -163,6 +164,7 @@ class OpenPhase(Enum):
 
     UNMAPPED = "planned, but iDDS has not mapped it"
     UNREADY = "its input is not there"
+    IN_VAIN = "its input is missing, since a parent failed; iDDS gives the output up some seconds later"
     READY = "its input is there"
     QUEUED = "in PanDA's hands"
     STARTED = "iDDS saw it run"
@@ -174,6 +176,7 @@ _LEFTOVERS: dict[TransformPhase, dict[OpenPhase, WmsStates]] = {
     TransformPhase.OPEN: {
         OpenPhase.UNMAPPED: WmsStates.UNREADY,
         OpenPhase.UNREADY: WmsStates.UNREADY,
+        OpenPhase.IN_VAIN: WmsStates.PRUNED,
         OpenPhase.READY: WmsStates.READY,
         OpenPhase.QUEUED: WmsStates.PENDING,
         OpenPhase.STARTED: WmsStates.RUNNING,
@@ -181,6 +184,7 @@ _LEFTOVERS: dict[TransformPhase, dict[OpenPhase, WmsStates]] = {
     TransformPhase.OVER: {
         OpenPhase.UNMAPPED: WmsStates.FAILED,
         OpenPhase.UNREADY: WmsStates.PRUNED,
+        OpenPhase.IN_VAIN: WmsStates.PRUNED,
         OpenPhase.READY: WmsStates.FAILED,
         OpenPhase.QUEUED: WmsStates.FAILED,
         OpenPhase.STARTED: WmsStates.FAILED,
@@ -260,7 +264,9 @@ def _open_jobs(transform: TransformRecord, planned: int) -> dict[OpenPhase, int]
     outputs = transform.outputs or FileCounts()
     new = max(0, outputs.new)
     # Where inputs are not known nothing says that a job is ready.
-    unready = new if transform.inputs is None else min(new, max(0, transform.inputs.new))
+    inputs = transform.inputs or FileCounts(new=new)
+    unready = min(new, max(0, inputs.new))
+    in_vain = min(new - unready, max(0, inputs.missing - max(0, outputs.missing)))
     queued = max(0, outputs.activated) + max(0, outputs.preprocessing)
     started = max(0, outputs.processing)
     done = max(0, outputs.processed) + max(0, outputs.failed) + max(0, outputs.missing)
@@ -268,7 +274,8 @@ def _open_jobs(transform: TransformRecord, planned: int) -> dict[OpenPhase, int]
     return {
         OpenPhase.UNMAPPED: max(0, unmapped),
         OpenPhase.UNREADY: unready,
-        OpenPhase.READY: new - unready,
+        OpenPhase.IN_VAIN: in_vain,
+        OpenPhase.READY: new - unready - in_vain,
         OpenPhase.QUEUED: queued,
         OpenPhase.STARTED: started,
     }
@@ -310,6 +317,15 @@ def refine_by_contents(
     killed = min(killed, counts[WmsStates.FAILED] - failed)
     move_jobs(counts, killed, WmsStates.DELETED, WmsStates.FAILED)
     move_jobs(counts, retried, WmsStates.PENDING, WmsStates.FAILED)
+
+
+def catch_up(counts: Counts, finished: int, failed: int) -> None:
+    """Move jobs of a task that goes on, in place, that PanDA knows to have finished or failed for good: iDDS
+    counts them some seconds later.
+    """
+    before = (WmsStates.RUNNING, *BEFORE_RUNNING)
+    move_jobs(counts, finished - counts[WmsStates.SUCCEEDED], WmsStates.SUCCEEDED, *before, WmsStates.UNKNOWN)
+    move_jobs(counts, failed - counts[WmsStates.FAILED], WmsStates.FAILED, *before)
 
 
 def was_killed(content: ContentRecord) -> bool:

@@ -32,6 +32,7 @@ from ..plan.naming import BUILD_TASK, label_of_task, ordinal_of_task, run_of_tas
 from .bps_states import (
     Counts,
     add_counts,
+    catch_up,
     count_task,
     is_aborted,
     is_ended,
@@ -55,11 +56,15 @@ from .records import (
 )
 from .vocabulary import (
     CONTENT_STATUSES,
+    ENDED_TASKS,
+    JOB_STATUSES,
+    NEVER_RAN,
     RUNNING_TASKS,
     TASK_STATUSES,
     TERMINAL_STATUSES,
     UNKNOWN_EXIT_CODE,
     ContentPhase,
+    JobPhase,
     TransformPhase,
     is_running,
 )
@@ -190,19 +195,35 @@ class RunEvidence:
         )
 
     @cached_property
-    def running_by_task(self) -> dict[int, int]:
-        """Number of PanDA jobs that run now by task, as far as is known; a task
-        of which no job runs is there with 0.
+    def jobs_by_phase(self) -> dict[int, Counter[JobPhase]]:
+        """Number of jobs by task and by what PanDA calls the latest attempt, as far as is known; a job that
+        has finished once has finished.
         """
-        running: Counter[int] = Counter()
+        latest: dict[tuple[int, str], JobRecord] = {}
         for job in self.jobs or ():
-            running[job.task_id] += is_running(job.status)
-        return dict(running)
+            key = (job.task_id, job.name or str(job.panda_id))
+            other = latest.setdefault(key, job)
+            if (job.finished, job.panda_id) > (other.finished, other.panda_id):
+                latest[key] = job
+        counts: dict[int, Counter[JobPhase]] = {}
+        for job in latest.values():
+            counts.setdefault(job.task_id, Counter())[JOB_STATUSES.get(job.status, JobPhase.WAITING)] += 1
+        return counts
+
+    @cached_property
+    def never_submitted(self) -> tuple[TransformRecord, ...]:
+        """Transforms that ended without a task: iDDS could not hand them to PanDA."""
+        return tuple(item for item in self.transforms or () if _never_ran(item, self.aborted))
 
     @property
     def running_jobs(self) -> int:
         """Number of PanDA jobs that run now, 0 if it is not known."""
-        return sum(self.running_by_task.values())
+        return sum(is_running(job.status) for job in self.jobs or ())
+
+    @cached_property
+    def tasks_by_id(self) -> dict[int, TaskRecord]:
+        """PanDA's tasks by their number."""
+        return {task.task_id: task for task in self.tasks}
 
     @property
     def task_labels(self) -> dict[int, str]:
@@ -230,6 +251,9 @@ class RunEvidence:
         """
         found = []
         for transform in self.transforms or ():
+            if _never_ran(transform, self.aborted):
+                found.append((-1, transform.transform_id))
+                continue
             outputs = transform.outputs
             if outputs is None:
                 continue
@@ -286,7 +310,7 @@ def _tally_run(evidence: RunEvidence) -> RunTally:
     """
     ended, aborted = evidence.ended, evidence.aborted
     labels, expected = _expected_tasks(evidence)
-    plain = evidence.jobs is None and not evidence.contents
+    plain = evidence.jobs is None and not evidence.contents and not evidence.tasks
     coarse: dict[str, Counts] = {label: zero_counts() for label in labels}
     fine = coarse if plain else {label: zero_counts() for label in labels}
     by_transform: dict[int, Counts] = {}
@@ -339,7 +363,7 @@ def _expected_tasks(evidence: RunEvidence) -> tuple[list[str], list[tuple[str, T
             expected.append((label, left.pop(ids.get(name, -1), None), jobs))
     # A transform that no plan names is still work that runs.
     others = sorted(left.values(), key=lambda item: (ordinal_of_task(item.name, run_name), item.transform_id))
-    expected += [(label_of_task(item.name, run_name), item, 0) for item in others]
+    expected += [(item.label or label_of_task(item.name, run_name), item, 0) for item in others]
     labels += [label for label, _, _ in expected]
     return list(dict.fromkeys(labels)), expected
 
@@ -348,14 +372,43 @@ def _refine(evidence: RunEvidence, transform: TransformRecord | None, planned: i
     """Count a task again with contents and PanDA's jobs, where known."""
     if transform is None:
         return counts
-    aborted = evidence.aborted
+    aborted, ended = evidence.aborted, evidence.ended
+    contents = evidence.contents.get(transform.transform_id, ())
+    task = evidence.tasks_by_id.get(transform.workload_id)
+    phases = evidence.jobs_by_phase.get(transform.workload_id, Counter())
+    if task is not None and not contents and not aborted and task.status not in ENDED_TASKS:
+        transform = _without_retried(transform, task.failed)
+    running = None
     if evidence.jobs is not None:
-        running = evidence.running_by_task.get(transform.workload_id, 0)
-        counts = count_task(transform, planned, aborted=aborted, ended=evidence.ended, running=running)
-    if contents := evidence.contents.get(transform.transform_id):
-        counts = dict(counts)
-        refine_by_contents(counts, transform, contents, aborted=aborted)
+        counted = max(task.failed if task else 0, transform.outputs.failed if transform.outputs else 0)
+        # PanDA books the end of a job that failed until it has counted it or made another attempt.
+        running = phases[JobPhase.RUNNING] + max(0, phases[JobPhase.FAILED] - counted)
+    if _never_ran(transform, aborted):
+        # iDDS has mapped the jobs without counting them.
+        planned = max(planned, len(contents))
+    counts = count_task(transform, planned, aborted=aborted, ended=ended, running=running)
+    refine_by_contents(counts, transform, contents, aborted=aborted)
+    going = phase_of(transform.status, aborted) in (TransformPhase.OPEN, TransformPhase.COMPLETE)
+    if task is not None and going and not aborted and not ended:
+        catch_up(counts, max(task.finished, phases[JobPhase.FINISHED]), task.failed)
     return counts
+
+
+def _without_retried(transform: TransformRecord, failed: int) -> TransformRecord:
+    """Count what iDDS calls failed beyond what PanDA has given up as released: it may be tried again."""
+    outputs = transform.outputs
+    if outputs is None or outputs.failed <= failed or transform.status in TERMINAL_STATUSES:
+        return transform
+    released = outputs.activated + outputs.failed - failed
+    return replace(transform, outputs=replace(outputs, failed=failed, activated=released))
+
+
+def _never_ran(transform: TransformRecord, aborted: bool) -> bool:
+    if transform.workload_id or phase_of(transform.status, aborted) is not TransformPhase.OVER:
+        return False
+    outputs = transform.outputs or FileCounts()
+    seen = (outputs.processed, outputs.failed, outputs.activated, outputs.preprocessing, outputs.processing)
+    return not any(seen) and (not outputs.total or outputs.total > outputs.missing)
 
 
 def _add_missing(evidence: RunEvidence, by_label: dict[str, Counts]) -> None:
@@ -395,6 +448,8 @@ def failures_of(
             failed.append(_failure_from(content, transform, label, sort_errors(content.errors)))
         elif over and phase is ContentPhase.UNFINISHED:
             text = f"its task ended as {transform.status} before the job did"
+            if _never_ran(transform, aborted):
+                text = NEVER_RAN.format(transform.name)
             error = JobError("task", UNKNOWN_EXIT_CODE, text)
             left.append(_failure_from(content, transform, label, (error,)))
     return failed + left
@@ -443,12 +498,12 @@ def transforms_from_tasks(tasks: Iterable[TaskRecord]) -> tuple[TransformRecord,
     """Make transforms of the tasks of one run, by id: one call to PanDA gives the tasks of many runs with
     their counts, where iDDS would be asked for each run with 4 kB a task.
 
-    Tasks whose names do not end in ``_<request>_<transform>`` are left out.  Of several tasks with one name
-    the first counts, the one that iDDS knows.
+    Tasks whose names do not end in ``_<request>_<transform>`` are left out.  iDDS may submit one work twice;
+    of several tasks of a transform the one with most jobs done counts, then the first.
     """
     found: dict[int, TransformRecord] = {}
-    for task in sorted(tasks, key=lambda task: task.task_id):
-        name, transform_id = split_server_name(task.name)
+    for task in sorted(tasks, key=lambda task: (-task.finished, task.task_id)):
+        name, transform_id = split_server_name(task.name, task.request_id)
         if transform_id and transform_id not in found:
             found[transform_id] = _transform_from(task, transform_id, name)
     return tuple(found[transform_id] for transform_id in sorted(found))
@@ -484,7 +539,7 @@ def request_from_tasks(tasks: Sequence[TaskRecord]) -> RequestRecord:
     first = tasks[0]
     return RequestRecord(
         request_id=first.request_id,
-        name=run_of_task(split_server_name(first.name)[0]),
+        name=run_of_task(split_server_name(first.name, first.request_id)[0]),
         status="",
         username=first.username,
         site=first.site,

@@ -4,24 +4,45 @@ happened.  How a single error is worded is in `~.job_errors`.
 
 from __future__ import annotations
 
-__all__ = ["ErrorGroup", "group_errors", "exit_codes", "is_memory_error", "add_verdicts", "signature_of"]
+__all__ = [
+    "ErrorGroup",
+    "add_verdicts",
+    "exit_codes",
+    "find_remarks",
+    "group_errors",
+    "is_memory_error",
+    "signature_of",
+]
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from lsst.ctrl.bps.wms_service import WmsStates
+
+from ..plan.naming import BUILD_TASK, split_server_name
 from .bps_states import has_kill_code
 from .evidence import RunEvidence
 from .job_errors import JobError, choose_error
-from .records import JobRecord
+from .records import JobRecord, TaskRecord, render_count
 from .verdicts import Rulebook, Verdict
-from .vocabulary import OUT_OF_MEMORY, RULES, UNKNOWN_EXIT_CODE
+from .vocabulary import (
+    NEVER_RAN,
+    OUT_OF_MEMORY,
+    REQUESTED,
+    RULES,
+    TASK_STATUSES,
+    UNKNOWN_EXIT_CODE,
+    WAITS_FOR_PARENTS,
+)
 
 _TEXT_LIMIT = 300
 _LINE_LIMIT = 160
 _PLACES = 5
+_PATIENCE = 60.0
+"""What PanDA says of a task that is so young, s, may pass."""
 # No run is so large; a counter that is must not eat the memory.
 _CODE_LIMIT = 10_000_000
 _RUNNER = re.compile(r"runner: \d")
@@ -228,3 +249,60 @@ def add_verdicts(
         verdict = rulebook.find_verdict(group.errors or (group.error,), log=log, one_node=group.one_node)
         judged.append(replace(group, log_tail=tail, verdict=verdict))
     return judged
+
+
+def find_remarks(evidence: RunEvidence) -> list[str]:
+    """Say which tasks of a run do not run, or run twice, and what to do: a sentence or two each."""
+    return [*_never_submitted(evidence), *_submitted_twice(evidence), *_waiting_in_vain(evidence)]
+
+
+def _never_submitted(evidence: RunEvidence) -> Iterator[str]:
+    when = "" if evidence.ended else "when the run has ended, "
+    restart = f"{when}bps restart --id {evidence.request_id} runs it"
+    for item in evidence.never_submitted:
+        jobs = evidence.tally.by_transform[item.transform_id][WmsStates.FAILED]
+        label = evidence.tally.labels[item.transform_id]
+        which = f"{item.name} ({label}, {render_count(jobs, 'job')})" if jobs else f"{item.name} ({label})"
+        yield f"{NEVER_RAN.format(which)}; {'submit it once more' if item.name == BUILD_TASK else restart}."
+
+
+def _submitted_twice(evidence: RunEvidence) -> Iterator[str]:
+    """Name tasks that PanDA has besides the one that iDDS knows."""
+    known = {item.transform_id: item for item in evidence.transforms or ()}
+    for task in evidence.tasks:
+        item = known.get(split_server_name(task.name, evidence.request_id)[1])
+        if item is not None and item.workload_id not in (0, task.task_id):
+            yield (
+                f"iDDS submitted task {item.name} more than once: PanDA task {item.workload_id} counts, and "
+                f"nothing of the run depends on task {task.task_id} ({task.status})."
+            )
+
+
+def _waiting_in_vain(evidence: RunEvidence) -> Iterator[str]:
+    """Repeat why PanDA's brokerage has given tasks to no queue for a while."""
+    going = {item.workload_id: item for item in evidence.transforms or () if not evidence.aborted}
+    for task in evidence.tasks:
+        item = going.get(task.task_id)
+        if item is None or not _is_refused(task, evidence.asked_at):
+            continue
+        counts = evidence.tally.by_transform[item.transform_id]
+        waiting = counts[WmsStates.READY] + counts[WmsStates.PENDING]
+        if not waiting or counts[WmsStates.RUNNING]:
+            continue
+        keys = [key for key, words in REQUESTED.items() if re.search(words, task.dialog, re.IGNORECASE)]
+        label = evidence.tally.labels[item.transform_id]
+        asked = " or ".join(keys) or "what the label asks for (requestMemory, requestCpus, requestWalltime)"
+        yield (
+            f"No queue has taken {render_count(waiting, 'job')} of {label} (PanDA task {task.task_id}) yet: "
+            f"{' '.join(task.dialog.split()).rstrip('.')}. If it stays so, cancel the run and lower {asked}, "
+            "or name another queue; panda_bps check compares a configuration with the queues."
+        )
+
+
+def _is_refused(task: TaskRecord, asked_at: datetime | None) -> bool:
+    """Whether PanDA says for longer than a passing moment why a task that goes on does not."""
+    if task.status in TASK_STATUSES or not task.dialog or WAITS_FOR_PARENTS in task.dialog:
+        return False
+    if asked_at is None or task.created_at is None:
+        return True
+    return (asked_at - task.created_at).total_seconds() > _PATIENCE

@@ -92,6 +92,8 @@ class TransformRecord:
     """Counts of the jobs' inputs: new as long as parents are not done."""
 
     updated_at: datetime | None = None
+    label: str = ""
+    """Label as the request carries it; empty where the name of the work holds it."""
 
     @property
     def complete(self) -> bool:

@@ -27,7 +27,7 @@ from functools import partial
 from typing import Any
 
 from ..errors import ReplyError
-from ..plan.naming import name_of_inputs
+from ..plan.naming import label_of_collection, name_of_inputs
 from .job_errors import JobError, sort_errors
 from .records import (
     ContentRecord,
@@ -45,6 +45,7 @@ from .vocabulary import (
     REQUEST_STATUSES,
     SOURCES,
     TRANSFORM_STATUSES,
+    TRANSLATED_CODES,
     JobPhase,
     panda_field,
 )
@@ -130,6 +131,7 @@ def _transform_from(row: Mapping[str, Any], transform_id: int) -> TransformRecor
         outputs=_counts_from(row, "output"),
         inputs=_counts_from(row, "input"),
         updated_at=date_of(row.get("transform_updated_at")),
+        label=label_of_collection(text_of(row.get("input_coll_name"))),
     )
 
 
@@ -177,7 +179,20 @@ def _errors_of(row: Mapping[str, Any], sources: tuple[tuple[str, str, str], ...]
         for source, code_key, text_key in sources
         if (code := row.get(code_key)) and code != "0"
     ]
-    return tuple(error for error in errors if error.code) if errors else ()
+    return _without_translation(tuple(error for error in errors if error.code)) if errors else ()
+
+
+def _without_translation(errors: tuple[JobError, ...]) -> tuple[JobError, ...]:
+    """Leave out a pilot's error that only stands for the payload's exit code; what the pilot quotes of the
+    payload's own words, behind a colon, is the text of the payload's error.
+    """
+    if len(errors) < 2 or errors[0].source != "payload" or errors[1].source != "pilot":
+        return errors
+    payload, pilot, *others = errors
+    if TRANSLATED_CODES.get(payload.code) != pilot.code:
+        return errors
+    words = payload.text or pilot.text.partition(":")[2].strip() or f"PanDA shows it as pilot {pilot.code}"
+    return (JobError(payload.source, payload.code, words), *others)
 
 
 def _error_from(source: str, code: Any, text: str) -> JobError:

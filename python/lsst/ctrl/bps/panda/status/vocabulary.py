@@ -14,10 +14,12 @@ __all__ = [
     "JOB_STATUSES",
     "KILL_CODES",
     "MEMORY_ADVICE",
+    "NEVER_RAN",
     "OUT_OF_MEMORY",
     "OUT_OF_TIME",
     "PAUSED_TASKS",
     "PROCESSING_STATUSES",
+    "REQUESTED",
     "REQUEST_STATUSES",
     "RULES",
     "RUNNING_PROCESSINGS",
@@ -26,8 +28,10 @@ __all__ = [
     "TASK_STATUSES",
     "TERMINAL_STATUSES",
     "TRANSFORM_STATUSES",
+    "TRANSLATED_CODES",
     "UNKNOWN_EXIT_CODE",
     "VERDICTS",
+    "WAITS_FOR_PARENTS",
     "ContentPhase",
     "JobPhase",
     "TransformPhase",
@@ -174,6 +178,17 @@ CANCELLING_TASKS = frozenset(task for task, status in TASK_STATUSES.items() if s
 ACTIVE_TASKS = RUNNING_TASKS | CANCELLING_TASKS
 """Statuses of PanDA tasks that may have running jobs."""
 
+WAITS_FOR_PARENTS = "inputs are staging from a tape"
+"""What JEDI says of a task whose inputs other tasks are to make: to it they look like files on tape."""
+
+REQUESTED = {
+    "requestMemory": "memory|ram",
+    "requestCpus": "core|cpu",
+    "requestWalltime": "walltime|time limit",
+    "requestDisk": "disk|space",
+}
+"""What a label can ask for, and a regular expression that finds it in brokerage's words."""
+
 ENDED_TASKS = frozenset(task for task, status in TASK_STATUSES.items() if status in TERMINAL_STATUSES)
 PAUSED_TASKS = frozenset(task for task, status in TASK_STATUSES.items() if status == "Suspended")
 
@@ -225,18 +240,31 @@ iDDS's ``contents_ext``: a payload's error is told before the pilot's, whose
 Besides them ``task`` stands for a job that its ended task left undone, and
 ``unknown`` for one of which no server knows an error."""
 
+TRANSLATED_CODES = {2: 1378, 3: 1368, 251: 1315}
+"""Exit codes of payloads of which pilot 3 makes codes of its own (``ErrorCodes.resolve_transform_error``);
+what its texts say then did not happen."""
+
+NEVER_RAN = "iDDS could not hand task {} to PanDA: it never ran"
+"""The error of jobs whose transform ended without a task."""
+
 UNKNOWN_EXIT_CODE = -1
 """Stands for a failed job whose code no server could tell."""
 
 OUT_OF_MEMORY = "out of memory"
 OUT_OF_TIME = "out of time"
+NOT_SUBMITTED = "not submitted"
 
-MEMORY_ADVICE = "ask for more memory (requestMemory, memoryMultiplier)"
+MEMORY_ADVICE = (
+    "ask for more memory (requestMemory); whether retries get more (memoryMultiplier) depends on the "
+    "server's retry rules, of which none covers exit code 137"
+)
 
 VERDICTS = {
     OUT_OF_MEMORY: (
         "The job needed more memory than it had. Raise requestMemory for the label (panda_bps resources "
-        "suggests a value), or let retries grow it with memoryMultiplier and numberOfRetries."
+        "suggests a value). Retries (numberOfRetries) get more only if the server has a rule for the error: "
+        "with increase_memory_xtimes memoryMultiplier counts, with increase_memory a fixed ladder of sizes; "
+        "for exit code 137 alone (pilot 1305) PanDA has no rule, and the next attempt gets no more."
     ),
     OUT_OF_TIME: (
         "The job ran longer than it may. Raise requestWalltime for the label, or split its work; "
@@ -307,6 +335,10 @@ VERDICTS = {
     "scheduling": (
         "PanDA gave the job up before it ran. Look at the task in the monitor; check that a queue fits "
         "the memory, cores and walltime that are asked for."
+    ),
+    NOT_SUBMITTED: (
+        "iDDS could not hand the task to PanDA, for instance because the PanDA server was down: none of its "
+        "jobs ran. bps restart runs them."
     ),
     "pruned": "It ended with its task and has no error of its own: the other errors are the cause.",
     "unknown": "No server knows why. Look at the log (panda_bps logs), and at the job in the monitor.",
@@ -405,6 +437,7 @@ RULES = (
     _rule("payload", "payload"),
     _rule("site", "pilot|supervisor"),
     _rule("scheduling", "brokerage|task buffer|executor"),
+    _rule(NOT_SUBMITTED, "task", text="^iDDS could not hand task "),
     _rule("pruned", "task"),
 )  # fmt: skip
 """How a failure is judged: the first rule that holds decides."""
