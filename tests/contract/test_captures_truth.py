@@ -547,7 +547,7 @@ def test_of_a_work_that_was_submitted_twice_one_task_counts_and_the_other_is_nam
          "what the label asks for (requestMemory, requestCpus, requestWalltime)"),
         ("skip site=Q due to low memory 2000 < 9000 criteria=-lowmemory", "pending", 90, "requestMemory"),
         ("skip site=Q due to core count", "running", 90, "requestCpus"),
-        ("no candidates.", "ready", 30, ""),
+        ("no candidates.", "ready", 20, ""),
         ("insufficient inputs are ready. inputs are staging from a tape. 0 files", "pending", 999, ""),
         ("kill by Iddssv1 Robot", "toabort", 999, ""),
         ("", "ready", 999, ""),

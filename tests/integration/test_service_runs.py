@@ -18,6 +18,7 @@ from lsst.ctrl.bps import (
     GenericWorkflowJob,
 )
 from lsst.ctrl.bps.panda.local import instance
+from lsst.ctrl.bps.panda.runs.client import RunClient, connect
 
 pytestmark = pytest.mark.slow
 
@@ -43,6 +44,7 @@ class Site:
     """A user's place: submit directories, a staging area, files of jobs."""
 
     def __init__(self, endpoint, directory, user="ann"):
+        self.endpoint = endpoint
         self.directory = directory
         state = directory / f"state of {user}"
         env = {"USER": user, "PATH": os.environ["PATH"], "XDG_STATE_HOME": str(state)}
@@ -81,12 +83,22 @@ class Site:
         service.submit(wms_workflow)
         return wms_workflow.run_id, submit_path
 
-    def wait(self, run_id, states=ENDED):
-        """Wait until a run has a state; no count may ever be wrong."""
+    def wait(self, run_id, states=ENDED, *, words=""):
+        """Wait until a run has a state and its report holds words; no count may ever be wrong, and no job may
+        go back, except from RUNNING to PENDING.
+        """
         end = time.monotonic() + LIMIT
+        reached = {}
         while True:
             report = self.report(run_id)
-            if report.state in states:
+            now = {
+                (label, rank): sum(number for state, number in found.items() if rank_of(state) >= rank)
+                for label, found in report.job_summary.items()
+                for rank in (1, 2, 3)
+            }
+            assert all(now.get(key, 0) >= number for key, number in reached.items()), (reached, now)
+            reached = now
+            if report.state in states and words in str(report.specific_info):
                 return report
             assert time.monotonic() < end, (report.state, report.job_state_counts)
             time.sleep(0.5)
@@ -115,6 +127,12 @@ class Site:
         """Lines that jobs have written."""
         path = self.directory / name
         return path.read_text().split() if path.exists() else []
+
+
+def rank_of(state):
+    """How far a job is: 3 if it has ended."""
+    before = {WmsStates.UNREADY: 0, WmsStates.UNKNOWN: 0, WmsStates.READY: 1}
+    return before.get(state, 2 if state in (WmsStates.PENDING, WmsStates.RUNNING, WmsStates.HELD) else 3)
 
 
 def add(workflow, name, label, script, parents=(), **attributes):
@@ -327,6 +345,89 @@ def test_attempts_and_retry_unless_exit(site):
     assert sorted(site.lines("order")) == ran
     codes = {"often": [9], "once": [2], "third": [], "late": [2], "killed": []}
     assert report.exit_code_summary == codes
+
+
+def test_exit_codes_that_the_pilot_translates_are_the_payloads(site):
+    def build(workflow):
+        for code in (1, 2, 3, 251):
+            add(workflow, f"exits{code}", "exits", f"exit {code}")
+
+    run_id, _ = site.submit(build)
+    report = site.wait(run_id)
+    assert report.exit_code_summary == {"exits": [1, 2, 3, 251]}
+    text = str(report.specific_info)
+    assert "payload 2 (PanDA shows it as pilot 1378)" in text
+    assert "payload 3 (PanDA shows it as pilot 1368)" in text
+    assert "timed out" not in text
+    assert "not the payload's" not in text
+
+
+@pytest.fixture
+def faults(panda):
+    yield lambda *rules: instance.set_faults(panda, rules)
+    instance.set_faults(panda, [])
+
+
+def test_a_task_that_cannot_be_handed_to_panda_is_named_and_restarted(site, faults):
+    def build(workflow):
+        add(workflow, "one", "lab+el", "true")
+        add(workflow, "two", "other", "true")
+        final(workflow, "true")
+
+    faults({"action": "refuse", "target": "task", "match": "_lab_el_"})
+    run_id, _ = site.submit(build)
+    report = site.wait(run_id)
+    assert report.state is WmsStates.FAILED
+    assert counts(report, "lab+el") == {"FAILED": 1}
+    assert counts(report, "other") == counts(report, "finalJob") == {"SUCCEEDED": 1}
+    text = str(report.specific_info)
+    assert "iDDS could not hand task" in text
+    assert f"(lab+el, 1 job) to PanDA: it never ran; bps restart --id {run_id} runs it." in text
+    # Whoever has no submit directory reads the label from the request.
+    other = Site(site.endpoint, site.directory, user="bob")
+    assert counts(other.report(run_id), "lab+el") == {"FAILED": 1}
+    faults()
+    new_id, _, message = site.service.restart(run_id)
+    assert new_id is not None, message
+    assert site.wait(new_id).state is WmsStates.SUCCEEDED
+
+
+def test_of_a_task_that_is_submitted_twice_one_counts(site, faults):
+    faults({"action": "duplicate", "target": "task", "match": "_middle_", "times": 1})
+    run_id, _ = site.submit(three_levels(site, middle=lambda i: ""))
+    report = site.wait(run_id)
+    assert report.state is WmsStates.SUCCEEDED
+    assert counts(report, "middle") == {"SUCCEEDED": 3}
+    assert "more than once: PanDA task" in str(report.specific_info)
+
+
+def test_a_job_that_no_queue_takes_is_told_with_brokerages_words(site, faults):
+    faults({"action": "hold", "target": "task", "match": "_only_"})
+    run_id, _ = site.submit(lambda workflow: add(workflow, "one", "only", "true"))
+    report = site.wait(run_id, (WmsStates.RUNNING,), words="No queue has taken 1 job of only")
+    assert "no candidates. brokerage failed" in str(report.specific_info)
+    assert "lower what the label asks for" in str(report.specific_info)
+    accepted, message = site.service.cancel(run_id)
+    assert accepted, message
+    assert site.wait(run_id).state is WmsStates.DELETED
+
+
+def test_running_is_one_number_everywhere(site, panda):
+    def build(workflow):
+        for number in range(9):
+            add(workflow, f"wait{number}", "wait", f'until test -e "{site.directory}/go"; do sleep 0.1; done')
+
+    run_id, _ = site.submit(build)
+    client = RunClient(connect(site.service.settings()))
+    end = time.monotonic() + LIMIT
+    while counts(site.report(run_id), "wait") != {"RUNNING": 4, "PENDING": 5}:
+        assert time.monotonic() < end, counts(site.report(run_id), "wait")
+        time.sleep(0.3)
+    assert client.status(run_id).tally.total[WmsStates.RUNNING] == 4
+    (run,) = [run for run in instance.status(panda)["runs"] if run["run"] == run_id]
+    assert run["running"] == 4
+    (site.directory / "go").touch()
+    assert site.wait(run_id).state is WmsStates.SUCCEEDED
 
 
 def test_the_same_run_is_not_submitted_twice(site):

@@ -47,7 +47,7 @@ def parts(database, jedi, tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("web")
     faults = Faults()
     return WebParts(
-        api=Api(jedi, Views(database), queues=Queues(), timing=TIMINGS["quick"]),
+        api=Api(jedi, Views(database), queues=Queues(), timing=TIMINGS["quick"], faults=Faults()),
         relay=IddsRelay(None, faults),
         cache=FileCache(tmp_path / "cache"),
         logs=tmp_path / "logs",

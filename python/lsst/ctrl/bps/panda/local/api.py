@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .endpoint import make_private_folder
+from .faults import Faults
 from .identity import Identity
 from .jedi import Jedi
 from .request_bodies import parse_json
@@ -127,11 +128,12 @@ class Api:
     asks, and returns data and message of the reply.
     """
 
-    def __init__(self, jedi: Jedi, views: Views, *, queues: Queues, timing: Timing) -> None:
+    def __init__(self, jedi: Jedi, views: Views, *, queues: Queues, timing: Timing, faults: Faults) -> None:
         self._jedi = jedi
         self._views = views
         self._queues = queues
         self._timing = timing
+        self._faults = faults
 
     def call(self, method: ApiCall, parameters: _Parameters, identity: Identity) -> _Reply:
         """Make a call; wrong parameters are an `ApiError`, too."""
@@ -167,7 +169,14 @@ class Api:
         queue = str(task.get("site") or task.get("PandaSite") or "")
         if queue and not self._queues.accepts(queue):
             raise ApiError(f"queue {queue!r} is not known; known: {', '.join(self._queues.known)}", 4)
-        task_id = self._jedi.submit(task, who.user)
+        actions = self._faults.for_task(str(task.get("taskName")))
+        if "refuse" in actions:
+            raise ApiError("the task is refused on purpose, by a rule for faults")
+        if "duplicate" in actions:
+            self._jedi.submit(task, who.user)
+        task_id = self._jedi.submit(
+            task, who.user, again="duplicate" in actions, unbrokered="hold" in actions
+        )
         # iDDS reads the id from this text.
         return task_id, f"succeeded. new jediTaskID={task_id}"
 

@@ -1,5 +1,5 @@
-"""Faults on purpose, for tests: jobs that fail, get lost or start late, and messages or commands that are
-dropped or duplicated, by rules.
+"""Faults on purpose, for tests: jobs that fail, get lost or start late, tasks that are refused, doubled or
+not brokered, and messages or commands that are dropped or duplicated, by rules.
 """
 
 from __future__ import annotations
@@ -71,6 +71,15 @@ class Faults:
                 else:
                     delay += rule.seconds
         return JobFault(exit_code, lose, delay)
+
+    def for_task(self, name: str) -> frozenset[str]:
+        """Choose the actions for a task that is submitted, and count the rules as used."""
+        with self._lock:
+            return frozenset(
+                rule.action
+                for number, rule in enumerate(self._rules)
+                if self._applies(number, rule, "task", name)
+            )
 
     def flow(self, target: str, name: str, item: _T) -> list[_T]:
         """Pass a message or command on: not at all, once, or twice.

@@ -28,6 +28,7 @@ FINAL_STATES = ("done", "finished", "failed", "aborted", "broken", "exhausted")
 """States that a task leaves only by a command."""
 
 _CACHED_TASKS = 200
+_NO_QUEUE = "no candidates. brokerage failed for 1 input datasets when trying 1 datasets."
 _TOUCH = (
     tasks.update().where(tasks.c.task_id == sa.bindparam("_task_id")).values(modified=sa.bindparam("_now"))
 )
@@ -197,27 +198,35 @@ class Jedi:
 
     # -- Submission and release ---------------------------------------------
 
-    def submit(self, params: Mapping[str, Any], user: str) -> int:
+    def submit(
+        self, params: Mapping[str, Any], user: str, *, again: bool = False, unbrokered: bool = False
+    ) -> int:
         """Take a new task of a user, unless its parameters name another, and return its id.
 
         A task that was submitted before (same name, same iDDS request) is not
         made a second time: iDDS submits again when it was killed between the
         submission and storing the id.  `ValueError` names a parameter that
         cannot be used, `StorageError` says why nothing can be stored now.
+        With ``again`` it is made a second time all the same, and an ``unbrokered`` one waits for a queue for
+        ever.
         """
         parsed = parse_task(params)
         self._database.require_room()
         with self._database.change() as connection:
             request = parsed.request_id
-            if request is not None and (known := self.submitted(request, parsed.name)):
+            if request is not None and not again and (known := self.submitted(request, parsed.name)):
                 return known
             task = self._tasks.add(connection, parsed, params, user)
             self._store.add_files(connection, task["task_id"], parsed)
+            if unbrokered:
+                self._tasks.set(connection, task, "pending", error_dialog=_NO_QUEUE)
             self._activate(connection, task)
             return int(task["task_id"])
 
     def _activate(self, connection: sa.Connection, task: dict[str, Any]) -> None:
         """Make jobs of inputs that are ready, and update the task's status."""
+        if task.get("error_dialog") == _NO_QUEUE:
+            return
         count = self._store.activate_ready(connection, task, self._timing.activation)
         if count and self._timing.activation > 0:
             self._database.after_commit(self._wake)

@@ -283,7 +283,7 @@ class Server:
     def _make_web(self) -> None:
         views = Views(self._database, self._storage)
         parts = WebParts(
-            api=Api(self._jedi, views, queues=self._queues, timing=self._timing),
+            api=Api(self._jedi, views, queues=self._queues, timing=self._timing, faults=self._faults),
             relay=IddsRelay(self._host, self._faults, self._storage),
             cache=FileCache(self._directory / "cache"),
             logs=self._job_directories.logs,

@@ -43,6 +43,7 @@ _NO_OTHER_KEYS = {"extra": "forbid"}
 
 _JOB_ACTIONS = ("fail", "lose", "delay")
 _FLOW_ACTIONS = ("drop", "duplicate")
+_TASK_ACTIONS = ("refuse", "duplicate", "hold")
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,17 +212,18 @@ def read_queues(path: str | Path) -> Queues:
 class FaultRule:
     """A rule by which faults are injected, see `~.faults.Faults`."""
 
-    action: Literal["fail", "lose", "delay", "drop", "duplicate"]
+    action: Literal["fail", "lose", "delay", "drop", "duplicate", "refuse", "hold"]
     """``fail``, ``lose`` or ``delay`` of a job; ``drop`` or ``duplicate`` of
-    a message or command."""
+    a message or command; ``refuse`` or ``duplicate`` of a task that iDDS
+    submits, or ``hold``, as if no queue could take its jobs."""
 
-    target: Literal["job", "to_idds", "to_panda", "command"] = "job"
-    """``job``; ``to_idds`` or ``to_panda`` (messages); ``command`` (abort,
-    retry and the like through the relay)."""
+    target: Literal["job", "task", "to_idds", "to_panda", "command"] = "job"
+    """``job``; ``task``; ``to_idds`` or ``to_panda`` (messages); ``command``
+    (abort, retry and the like through the relay)."""
 
     match: str = ".*"
     """Regular expression, found anywhere in ``<task name> <pseudo-input>`` of
-    a job, the type of a message, the name of a command."""
+    a job, the name of a task, the type of a message, the name of a command."""
 
     exit_code: int = 1
     """Exit code of a job that is to fail."""
@@ -240,7 +242,7 @@ class FaultRule:
     __pydantic_config__: ClassVar = _NO_OTHER_KEYS
 
     def __post_init__(self) -> None:
-        possible = _JOB_ACTIONS if self.target == "job" else _FLOW_ACTIONS
+        possible = {"job": _JOB_ACTIONS, "task": _TASK_ACTIONS}.get(self.target, _FLOW_ACTIONS)
         if self.action not in possible:
             raise ValueError(
                 f"action {self.action!r} does not go with target {self.target}; "

@@ -41,7 +41,7 @@ from .vocabulary import (
 _TEXT_LIMIT = 300
 _LINE_LIMIT = 160
 _PLACES = 5
-_PATIENCE = 60.0
+_PATIENCE = 30.0
 """What PanDA says of a task that is so young, s, may pass."""
 # No run is so large; a counter that is must not eat the memory.
 _CODE_LIMIT = 10_000_000
