@@ -547,6 +547,7 @@ def test_of_a_work_that_was_submitted_twice_one_task_counts_and_the_other_is_nam
          "what the label asks for (requestMemory, requestCpus, requestWalltime)"),
         ("skip site=Q due to low memory 2000 < 9000 criteria=-lowmemory", "pending", 90, "requestMemory"),
         ("skip site=Q due to core count", "running", 90, "requestCpus"),
+        ("throttled since transferring is large", "ready", 90, ""),
         ("no candidates.", "ready", 20, ""),
         ("insufficient inputs are ready. inputs are staging from a tape. 0 files", "pending", 999, ""),
         ("kill by Iddssv1 Robot", "toabort", 999, ""),
@@ -561,6 +562,9 @@ def test_a_job_that_no_queue_takes_is_told_with_brokerages_words(dialog, status,
     report = make_run_report(dataclasses.replace(evidence, tasks=(task,)))
     text = str(report.specific_info)
     assert ("No queue has taken 1 job of par (PanDA task 24) yet: " in text) == bool(lower)
+    assert ("PanDA has not started 1 job of par (PanDA task 24): throttled" in text) == (
+        "throttled" in dialog
+    )
     assert f"lower {lower}, or name another queue" in text if lower else "lower" not in text
 
 

@@ -29,6 +29,7 @@ from .job_errors import JobError, choose_error
 from .records import JobRecord, TaskRecord, render_count
 from .verdicts import Rulebook, Verdict
 from .vocabulary import (
+    BROKERAGE_WORDS,
     NEVER_RAN,
     OUT_OF_MEMORY,
     REQUESTED,
@@ -289,13 +290,17 @@ def _waiting_in_vain(evidence: RunEvidence) -> Iterator[str]:
         waiting = counts[WmsStates.READY] + counts[WmsStates.PENDING]
         if not waiting or counts[WmsStates.RUNNING]:
             continue
-        keys = [key for key, words in REQUESTED.items() if re.search(words, task.dialog, re.IGNORECASE)]
-        label = evidence.tally.labels[item.transform_id]
+        jobs = f"{render_count(waiting, 'job')} of {evidence.tally.labels[item.transform_id]}"
+        words = " ".join(task.dialog.split()).rstrip(".")
+        if not re.search(BROKERAGE_WORDS, words, re.IGNORECASE):
+            yield f"PanDA has not started {jobs} (PanDA task {task.task_id}): {words}."
+            continue
+        keys = [key for key, pattern in REQUESTED.items() if re.search(pattern, words, re.IGNORECASE)]
         asked = " or ".join(keys) or "what the label asks for (requestMemory, requestCpus, requestWalltime)"
         yield (
-            f"No queue has taken {render_count(waiting, 'job')} of {label} (PanDA task {task.task_id}) yet: "
-            f"{' '.join(task.dialog.split()).rstrip('.')}. If it stays so, cancel the run and lower {asked}, "
-            "or name another queue; panda_bps check compares a configuration with the queues."
+            f"No queue has taken {jobs} (PanDA task {task.task_id}) yet: {words}. If it stays so, cancel the "
+            f"run and lower {asked}, or name another queue; panda_bps check compares a configuration with "
+            "the queues."
         )
 
 

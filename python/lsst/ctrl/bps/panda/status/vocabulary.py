@@ -11,6 +11,7 @@ __all__ = [
     "CANCELLING_TASKS",
     "ENDED_TASKS",
     "ACTIVE_TASKS",
+    "BROKERAGE_WORDS",
     "JOB_STATUSES",
     "KILL_CODES",
     "MEMORY_ADVICE",
@@ -182,12 +183,15 @@ WAITS_FOR_PARENTS = "inputs are staging from a tape"
 """What JEDI says of a task whose inputs other tasks are to make: to it they look like files on tape."""
 
 REQUESTED = {
-    "requestMemory": "memory|ram",
-    "requestCpus": "core|cpu",
+    "requestMemory": r"memory|\bram\b",
+    "requestCpus": r"\bcore|\bcpu",
     "requestWalltime": "walltime|time limit",
-    "requestDisk": "disk|space",
+    "requestDisk": r"\bdisk|\bspace",
 }
 """What a label can ask for, and a regular expression that finds it in brokerage's words."""
+
+BROKERAGE_WORDS = r"brokerage|\bcandidates|\bskip site"
+"""What JEDI's remark about a task holds while no queue takes its jobs."""
 
 ENDED_TASKS = frozenset(task for task, status in TASK_STATUSES.items() if status in TERMINAL_STATUSES)
 PAUSED_TASKS = frozenset(task for task, status in TASK_STATUSES.items() if status == "Suspended")
