@@ -389,8 +389,9 @@ def _refine(evidence: RunEvidence, transform: TransformRecord | None, planned: i
     counts = count_task(transform, planned, aborted=aborted, ended=ended, running=running)
     refine_by_contents(counts, transform, contents, aborted=aborted)
     going = phase_of(transform.status, aborted) in (TransformPhase.OPEN, TransformPhase.COMPLETE)
-    if task is not None and going and not aborted and not ended:
-        catch_up(counts, max(task.finished, phases[JobPhase.FINISHED]), task.failed)
+    if going and not aborted and not ended:
+        finished = max(task.finished if task else 0, phases[JobPhase.FINISHED])
+        catch_up(counts, finished, task.failed if task else 0)
     return counts
 
 
