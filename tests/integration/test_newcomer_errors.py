@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from panda_servers.local import small_disk
 
 import lsst.ctrl.bps
 from lsst.ctrl.bps.panda.demo.repository import create_repo
@@ -252,6 +253,65 @@ def test_hints_are_no_silence(newcomer):
     assert said.count("did you mean") == len(names)
     assert f"{len(names)} hints in {config}." in said
     assert "Not checked, as that needs the Butler" in said
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize(
+    ("key", "value", "cause"),
+    [
+        (
+            "inCollection",
+            "StarCam/nosuch",
+            "MissingCollectionError: No collection with name 'StarCam/no",
+        ),
+        (
+            "dataQuery",
+            "skymap='starcam_sky' AND tract=99",
+            "Initial data ID query returned no rows",
+        ),
+        ("dataQuery", "skymap='starcam_sky' ANDD tract=0", "InvalidQueryError: Failed to parse expression"),
+    ],
+)
+def test_a_quantum_graph_that_cannot_be_made(newcomer, key, value, cause):
+    """The cause, the key and the log come last, and nothing about timed code."""
+    payload = {
+        "payloadName": "first",
+        "butlerConfig": str(newcomer.repo),
+        "inCollection": "StarCam/defaults",
+        "dataQuery": "skymap='starcam_sky' AND tract=0",
+    }
+    config = newcomer.write(payload={**payload, key: value})
+    line = next(n for n, text in enumerate(Path(config).read_text().splitlines(), 1) if f"  {key}: " in text)
+    said = newcomer.run("bps", "prepare", config, code=1)
+    *before, sentence, last = said.splitlines()
+    assert sentence.startswith(f"Error: The quantum graph could not be made: {cause}")
+    assert sentence.endswith(f" It comes from {key}: {value} ({config}, line {line}).")
+    log = Path(last.removeprefix("What was printed: "))
+    assert cause.partition(": ")[2][:20] in log.read_text()
+    assert "timed code" not in said
+    assert len(before) < 10
+    assert "timed code triggered" in (log.parent / "bps.log").read_text()
+
+
+def test_all_is_printed_if_a_level_is_asked_for(newcomer):
+    said = newcomer.run("bps", "--log-level", "lsst.ctrl.bps=INFO", "prepare", newcomer.write(), code=0)
+    assert "Acquire stage completed: Took" in said
+    assert "Acquire stage completed" not in newcomer.run("bps", "prepare", newcomer.write(), code=0)
+
+
+@pytest.mark.parametrize("fault", ["No space left on device", "Read-only file system"])
+def test_a_disk_that_takes_no_more(newcomer, tmp_path, fault):
+    with small_disk(tmp_path / "disk", 1) as disk:
+        config = newcomer.write(submitPath=f"{disk}/{{outputRun}}")
+        if fault.startswith("Read"):
+            subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        else:
+            (disk / "filler").write_bytes(bytes(1_040_000))
+        said = newcomer.run("bps", "prepare", config, code=1)
+    assert re.search(
+        rf"{disk}\S* cannot be written: {fault}\. Its file system {disk} has \d+ MB free\.", said
+    )
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("name", ["it's", "a b"])

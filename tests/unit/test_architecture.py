@@ -56,7 +56,7 @@ FOREIGN = {
     "lsst.rucio": {"edgenode.rucio_program"},
     "stomp": {"insight.messages"},
     # settings.bps_command asks click which command of BPS is running.
-    "click": {"cli", "demo", "settings.bps_command"},
+    "click": {"cli", "demo", "errors", "settings.bps_command"},
     "oauthlib": {"auth"},
     "jwt": {"auth", "rest.tokens", "local.identity"},
     "networkx": {"plan"},

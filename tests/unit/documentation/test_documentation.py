@@ -23,6 +23,7 @@ from lsst.ctrl.bps.panda.campaign.record import RECORD_NAME as CAMPAIGN_NAME
 from lsst.ctrl.bps.panda.edgenode.cmd_line_decoder import ATTEMPTS_FOLDER
 from lsst.ctrl.bps.panda.runs.files import PARAMETERS_DIRECTORY, PLAN_NAME, RECORD_NAME, REGISTRATION_NAME
 from lsst.ctrl.bps.panda.runs.record import RunRecord
+from lsst.ctrl.bps.panda.settings.bps_command import LOG_NAME
 from lsst.ctrl.bps.panda.settings.keys import KEYS
 from lsst.ctrl.bps.panda.settings.sites import site_names
 from lsst.ctrl.bps.panda.staging.sources import CANCELLED, MANIFEST_NAME, PARTIAL_NAME, TEMPORARY_FOLDER
@@ -175,7 +176,7 @@ def test_the_page_of_files_has_each_name():
     text = (PAGES / "files.rst").read_text(encoding="utf-8")
     staged = (MANIFEST_NAME, PARTIAL_NAME, TEMPORARY_FOLDER, CANCELLED, f"{ATTEMPTS_FOLDER}/")
     own = (PLAN_NAME, RECORD_NAME, CAMPAIGN_NAME, REGISTRATION_NAME, f"{PARAMETERS_DIRECTORY}/")
-    names = (*own, *staged, KEYS["orderIdMapFilename"].default)
+    names = (*own, LOG_NAME, *staged, KEYS["orderIdMapFilename"].default)
     assert [name for name in names if f"``{name}``" not in text] == []
 
 

@@ -26,9 +26,14 @@ __all__ = [
     "TransportError",
 ]
 
+import click
 
-class PandaBpsError(RuntimeError):
-    """Parent of all errors that this plugin raises on purpose."""
+
+class PandaBpsError(click.ClickException, RuntimeError):
+    """Parent of all errors that this plugin raises on purpose.
+
+    BPS's commands show click's errors as their text, and all others with a traceback.
+    """
 
 
 class SettingsError(PandaBpsError, ValueError):
@@ -107,8 +112,8 @@ class TransportError(PandaBpsError, OSError):
         maybe_sent: bool = False,
     ) -> None:
         details = {"endpoint": endpoint, "request": request, "reply": reply}
-        super().__init__("; ".join([message, *(f"{name}: {text}" for name, text in details.items() if text)]))
-        self.message = message
+        super().__init__(message)
+        self._text = "; ".join([message, *(f"{name}: {text}" for name, text in details.items() if text)])
         self.endpoint = endpoint
         self.request = request
         self.reply = reply
@@ -116,6 +121,13 @@ class TransportError(PandaBpsError, OSError):
         self.cause = cause
         self.status = status
         self.maybe_sent = maybe_sent
+
+    def __str__(self) -> str:
+        return self._text
+
+    def format_message(self) -> str:
+        """Return the text for the terminal."""
+        return self._text
 
 
 class ConnectionFailedError(TransportError, ConnectionError):

@@ -29,6 +29,7 @@ from .checks.configuration import (
 )
 from .errors import PandaBpsError, RunNotFoundError, SettingsError, TransportError
 from .findings import Finding, report_findings
+from .plan.document import describe_plan
 from .remote.request import is_control_workflow, submit_build, submit_control_workflow
 from .report import (
     describe_counts,
@@ -46,13 +47,15 @@ from .runs.restart import restart_run
 from .runs.submit import submit_run, tell_how_to_follow
 from .settings import sites
 from .settings.bps_command import (
-    accept_service_names,
+    DETAIL,
     configuration_file,
     fail_command,
     is_check,
     is_dry_run,
+    log_into,
+    shape_output,
 )
-from .settings.configuration import RunConfiguration, find_broken_names
+from .settings.configuration import RunConfiguration, explain_graph_failure, find_broken_names
 from .settings.remote import is_remote_build
 from .settings.run import ServiceSettings, complete_area, default_configuration, read_service_settings
 from .settings.variables import find_broken_texts
@@ -73,6 +76,14 @@ class PanDAService(BaseWmsService):
     config : `~lsst.ctrl.bps.BpsConfig` or mapping
         Configuration of a run; empty for commands about submitted runs.
     """
+
+    def __init__(self, config: BpsConfig | Mapping[str, Any]) -> None:
+        super().__init__(config)
+        shape_output(
+            lambda config, message: explain_graph_failure(
+                config, message, read_service_settings(None).environment
+            )
+        )
 
     @property
     def defaults(self) -> Config:
@@ -134,7 +145,7 @@ class PanDAService(BaseWmsService):
         self, config: BpsConfig, generic_workflow: GenericWorkflow, out_prefix: str | None = None
     ) -> PandaBpsWmsWorkflow:
         # Docstring inherited.
-        accept_service_names()
+        log_into(out_prefix or RunConfiguration(config).submit_path)
         protect_environment_dumps(out_prefix or RunConfiguration(config).submit_path)
         if is_control_workflow(config, generic_workflow):
             return PandaBpsWmsWorkflow.without_plan(config)
@@ -149,7 +160,10 @@ class PanDAService(BaseWmsService):
             findings += check_service(self.settings())
         report_findings(findings, is_dry_run=is_dry_run())
         workflow.write(out_prefix or "")
-        _LOG.info("Plan of run %s:\n%s", workflow.name, workflow.table)
+        detail = {} if is_dry_run() else DETAIL
+        _LOG.info("Plan of run %s:\n%s", workflow.name, workflow.table, extra=detail)
+        if detail:
+            _LOG.info("%s", describe_plan(workflow.plan))
         report_findings(workflow.advise(), is_dry_run=is_dry_run())
         return workflow
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = [
     "RunAttributes",
+    "describe_plan",
     "parse_attributes",
     "parse_plan",
     "render_attributes",
@@ -162,6 +163,13 @@ def render_table(plan: WorkflowPlan, *, request_size: int | None = None) -> str:
         lines.append(f"request: {request_size} bytes, {request_size / max(1, plan.job_count):.1f} a job")
     lines.append(f"staging area: {plan.run.staging_area}")
     return "\n".join(lines)
+
+
+def describe_plan(plan: WorkflowPlan) -> str:
+    """Say in a line or two what will run."""
+    labels = ", ".join(f"{label} {jobs}" for label, jobs in plan.labels)
+    tasks = len(plan.tasks) + len(plan.final)
+    return f"Planned {plan.job_count} jobs in {tasks} tasks for {plan.run.site or 'no site'}: {labels}"
 
 
 def _row(label: str, tasks: list[TaskPlan]) -> tuple[str, ...]:

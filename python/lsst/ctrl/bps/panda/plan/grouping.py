@@ -127,6 +127,8 @@ def list_ignored(jobs: Iterable[GenericWorkflowJob]) -> Iterator[str]:
 
 def _asks_for_something(name: str, value: Any) -> bool:
     """Whether the value of an ignored attribute is a wish that is not met."""
+    if name == "concurrency_limit" and value == "db_limit":  # BPS's default for every final job
+        return False
     if name == "preemptible":  # PanDA preempts anyway, so that only a refusal is not honoured
         return value is False
     return value is not None and value != "" and value != {} and value != []

@@ -23,15 +23,15 @@ LOOK_UP_SECONDS = 120.0
 
 
 def tell_how_to_follow(connection: Connection, run_id: str, service_class: str) -> None:
-    """Log the command that follows a run if ``bps report`` would not find it:
-    it reads no configuration, and takes another plugin's class by default.
+    """Log the commands that follow a run; ``bps report`` reads no configuration, and takes another plugin's
+    class by default.
     """
     name, known = (
         text.replace(".service.", ".")
         for text in (service_class, connection.settings.environment.get("BPS_WMS_SERVICE_CLASS", ""))
     )
-    if known != name:
-        _LOG.info("To follow the run: export BPS_WMS_SERVICE_CLASS=%s; bps report --id %s", name, run_id)
+    export = f"export BPS_WMS_SERVICE_CLASS={name}; " if known != name else ""
+    _LOG.info("Next: %sbps report --id %s, or panda_bps watch %s", export, run_id, run_id)
 
 
 def submit_run(

@@ -6,14 +6,17 @@ __all__ = [
     "GraphCommand",
     "RunConfiguration",
     "complete_configuration",
+    "explain_graph_failure",
     "find_broken_names",
     "find_broken_sections",
     "missing_service_class",
 ]
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lsst.daf.butler import Config
@@ -21,12 +24,25 @@ from lsst.daf.butler import Config
 from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig
 
 from ..errors import SettingsError
-from .files import check_files
+from .bps_command import configuration_file
+from .files import check_files, find_origin
 from .keys import PLAIN_SECTIONS, SECTIONS_BY_NAME
 from .sites import QueueLimits, read_queues
 from .variables import find_broken_texts
 
 _READ_FIRST = ("submitPath", "outputRun", "outCollection", "operator", "uniqProcName", "remoteBuild")
+
+_BLAMED = {
+    "collection": "inCollection",
+    "quer|rows|quanta|expression|data ID|where": "dataQuery",
+    "pipeline|label|task": "pipelineYaml",
+    "config|field|option": "extraQgraphOptions",
+    "butler|repo": "butlerConfig",
+}
+"""What the command for the quantum graph speaks of, and the key that it is then about."""
+
+_ERROR_LINE = re.compile(r"(?:\w+\.)*([A-Z]\w+): (.+)")
+_LOGGED = re.compile(r"ERROR .*? - (.+)|\S+ ERROR: (.+)|Error: (.+)")
 
 _AS_WRITTEN = {"replaceVars": False, "expandEnvVars": False, "replaceEnvVars": False, "default": ""}
 
@@ -314,3 +330,41 @@ def find_broken_sections(config: Mapping[str, Any]) -> list[str]:
     if content.get("computeSite") == "":
         problems.append("computeSite is ''. Give the name of a site, or remove the key.")
     return problems
+
+
+def explain_graph_failure(config: BpsConfig, message: str, env: Mapping[str, str]) -> str:
+    """Say why there is no quantum graph: the last exception, the key that it comes from, and the log.
+
+    BPS's message names the file with what the command printed.
+    """
+    path = message.rpartition("Check ")[2].removesuffix(" for more details.")
+    try:
+        said = _find_cause(Path(path).read_text(encoding="utf-8", errors="replace"))
+    except OSError as error:
+        return f"{message} (which cannot be read: {error})"
+    run = RunConfiguration(config)
+    keys = [key for key in dict.fromkeys(_BLAMED.values()) if run.text(key)]
+    named = [text for pair in re.findall(r"'([^']+)'|\"([^\"]+)\"", said) for text in pair if len(text) > 1]
+    about = [key for key in keys if any(text in run.text(key) for text in named)]
+    about += [
+        key
+        for words, key in _BLAMED.items()
+        if key in keys and re.search(rf"\b({words})", said, re.IGNORECASE)
+    ]
+    where = ""
+    if about:
+        origin = find_origin(configuration_file(), about[0], run.written(about[0]), env)
+        where = f" It comes from {about[0]}: {run.text(about[0])} ({origin})."
+    return f"The quantum graph could not be made: {said.rstrip('.')}.{where}\nWhat was printed: {path}"
+
+
+def _find_cause(text: str) -> str:
+    """Find the last exception in what a command has printed, or the last error."""
+    lines = text.splitlines()
+    traces = [number for number, line in enumerate(lines) if line.startswith("Traceback (most recent")]
+    for line in lines[traces[-1] + 1 :] if traces else ():
+        if match := _ERROR_LINE.match(line):
+            return f"{match[1]}: {match[2]}"
+    errors = [next(filter(None, match.groups())) for match in map(_LOGGED.match, lines) if match]
+    # What click says in the end is about the errors that were logged before.
+    return next(iter([*errors, *filter(str.strip, reversed(lines))]), "no reason is given")

@@ -1,0 +1,60 @@
+"""Why there is no quantum graph: what a log says, and the key that it is about."""
+
+from __future__ import annotations
+
+import pytest
+
+from lsst.ctrl.bps import BpsConfig
+from lsst.ctrl.bps.panda.settings.configuration import explain_graph_failure
+
+CONFIG = {
+    "inCollection": "HSC/raw",
+    "dataQuery": "tract = 9813",
+    "pipelineYaml": "eups://drp_pipe/DRP.yaml#isrr",
+    "butlerConfig": "/repo/main",
+    "extraQgraphOptions": "-c isr:doBias=maybe",
+}
+CHAINED = """\
+INFO 2026-11-30 x ()(a.py:1) - Starting.
+Traceback (most recent call last):
+  File "a.py", line 1, in a
+lsst.daf.butler.queries.ParseError: Syntax error at 'x'
+
+The above exception was the direct cause of the following exception:
+
+Traceback (most recent call last):
+  File "a.py", line 2, in b
+    raise
+lsst.daf.butler._exceptions.InvalidQueryError: Failed to parse expression 'tract = 9813'
+and more
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "cause", "key"),
+    [
+        (CHAINED, "InvalidQueryError: Failed to parse expression 'tract = 9813'", "dataQuery"),
+        (
+            "ERROR 2026-11-30 x ()(a.py:1) - No rows were found.\nError: was empty",
+            "No rows were found",
+            "dataQuery",
+        ),
+        ("x.y ERROR: No label 'isrr' in it.\n", "No label 'isrr' in it", "pipelineYaml"),
+        ("Error: Invalid value 'isr:doBias=maybe'", "Invalid value 'isr:doBias=maybe'", "extraQgraphOptions"),
+        ("bash: pipetask: not found\n\n", "bash: pipetask: not found", ""),
+        ("", "no reason is given", ""),
+    ],
+)
+def test_the_cause_and_its_key(tmp_path, log, cause, key):
+    path = tmp_path / "quantumGraphGeneration.out"
+    path.write_text(log)
+    message = f"Generating quantum graph failed with non-zero exit code (1)\nCheck {path} for more details."
+    first, last = explain_graph_failure(BpsConfig(CONFIG), message, {}).splitlines()
+    where = f" It comes from {key}: {CONFIG[key]} (BPS configuration)." if key else ""
+    assert first == f"The quantum graph could not be made: {cause}.{where}"
+    assert last == f"What was printed: {path}"
+
+
+def test_a_log_that_is_not_there(tmp_path):
+    message = f"It failed\nCheck {tmp_path}/no.out for more details."
+    assert explain_graph_failure(BpsConfig({}), message, {}).startswith(message)
