@@ -702,3 +702,18 @@ def test_programs_of_jobs_on_the_machine_that_runs_them(make_config, env):
     assert not any(text.startswith("runQuantumCommand") for text in texts)
     found = configuration.check_payloads(make_config(pipetask=commands, setupLSSTEnv="source x;"), env)
     assert [finding.key for finding in found] == keys[:1]
+
+
+def test_names_in_the_arguments_of_a_command_that_are_passed_on(make_config):
+    job = {
+        "inputs": {"table": "t.txt"},
+        "outputs": {"plot": "p.png"},
+        "arguments": "{tabel} {table} {plot} ${HOME} {{table}} '{print $1}' {outputRun} {tabel}",
+    }
+    found = [*configuration.check_arguments(make_config(customJob=job))]
+    assert {finding.severity for finding in found} == {Severity.WARNING}
+    why = "which is no key of customJob.inputs or outputs, so the command gets it as it stands"
+    assert [finding.text for finding in found] == [
+        f"customJob.arguments holds {{tabel}}, {why}; did you mean table?",
+        f"customJob.arguments holds {{outputRun}}, {why}.",
+    ]

@@ -118,6 +118,16 @@ def test_the_run_that_is_meant(home, monkeypatch, words, place, told):
         ]
 
 
+def test_a_page_goes_into_a_directory_that_is_there(home, monkeypatch):
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("PANDA_URL", SERVER)
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    result = CliRunner().invoke(panda_bps.main, ["html", "41", "-o", str(home / "no/run.html")])
+    assert result.exit_code == 1
+    assert f"there is no directory {home / 'no'}. Make it first." in result.output
+    assert not (home / "no").exists()
+
+
 def test_without_any_run(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("PANDA_URL", SERVER)

@@ -21,6 +21,7 @@ from lsst.resources import ResourcePath
 from lsst.ctrl.bps import BaseWmsService, BaseWmsWorkflow, BpsConfig, GenericWorkflow
 
 from .checks.configuration import (
+    check_arguments,
     check_configuration,
     check_payloads,
     check_service,
@@ -157,7 +158,7 @@ class PanDAService(BaseWmsService):
         findings = workflow.check()
         if workflow.is_command:
             # BPS has the server checked for other runs only.
-            findings += check_service(self.settings())
+            findings += [*check_service(self.settings()), *check_arguments(config)]
         report_findings(findings, is_dry_run=is_dry_run())
         workflow.write(out_prefix or "")
         detail = {} if is_dry_run() else DETAIL

@@ -5,6 +5,7 @@ graph and before anything is staged or sent.
 from __future__ import annotations
 
 __all__ = [
+    "check_arguments",
     "check_configuration",
     "check_payloads",
     "check_service",
@@ -145,7 +146,7 @@ def check_configuration(config: BpsConfig, environment: Mapping[str, str]) -> li
         found += _catch(lambda: read_build_settings(config, environment))
         found += _catch(lambda: check_area_form(lookup))
     elif run.is_command:
-        found += [*_check_variables(run, lookup, None), *_check_command(run)]
+        found += [*_check_variables(run, lookup, None), *_check_command(run), *check_arguments(config)]
         found += _check_staging_area(lookup, environment)
     else:
         graph = run.graph_command()
@@ -253,6 +254,22 @@ def _check_command(run: RunConfiguration) -> Iterator[Finding]:
     for key, file in run.command_files:
         if not Path(file).is_file():
             yield _missing(key, file)
+
+
+def check_arguments(config: BpsConfig) -> Iterator[Finding]:
+    """Tell of ``{names}`` in the arguments of a run of ``bps submitcmd`` that BPS passes on as they stand."""
+    section = RunConfiguration(config).section("customJob")
+    files = [*(section.get("inputs") or ()), *(section.get("outputs") or ())]
+    for name in dict.fromkeys(
+        re.findall(r"(?<![{$])\{([A-Za-z_]\w*)\}", str(section.get("arguments") or ""))
+    ):
+        if name not in files:
+            yield Finding(
+                Severity.WARNING,
+                f"customJob.arguments holds {{{name}}}, which is no key of customJob.inputs or outputs, so "
+                f"the command gets it as it stands{did_you_mean(name, files, likeness=0.6) or '.'}",
+                "customJob.arguments",
+            )
 
 
 def _check_clustering(run: RunConfiguration) -> Iterator[Finding]:

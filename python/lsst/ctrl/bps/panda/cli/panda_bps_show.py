@@ -511,6 +511,10 @@ def html(argument: RunArgument, output: Path | None, rules: str | None, as_json:
     from ..web.page import RunPage, render_page
 
     rulebook = read_rules(rules) if rules else PACKAGED_RULES
+    if output is not None and not output.absolute().parent.is_dir():
+        raise PandaBpsError(
+            f"{output} cannot be written: there is no directory {output.parent}. Make it first."
+        )
     run, overview = _overview(argument)
     groups, left_out = _errors(argument, run, rulebook, limit=_MOST_ERRORS)
     page = RunPage(

@@ -136,6 +136,10 @@ def _run(place: Workplace, *, slots: int | None, timeout: float) -> int:
         well = _tell(place, submission, report)
     except KeyboardInterrupt:
         click.echo("\nInterrupted: stopping the run and the embedded PanDA", err=True)
+        if run_id:
+            click.echo(
+                f"To go on with it: . {shlex.quote(str(place.script))}; bps restart --id {run_id}", err=True
+            )
         raise
     finally:
         if not well:
@@ -301,11 +305,14 @@ The embedded PanDA goes on running. To use it by hand, in this or another shell,
 
     . {script}
 
-and then try: the report again; a run in which a quantum fails; the end of the embedded PanDA
-(any bps command starts it again)
+and then try: the report again, and the run as a web page; a run in which a quantum fails, live, and why it
+fails; the end of the embedded PanDA (any bps command starts it again)
 
     bps report --id {submission.run_id}
+    panda_bps html {submission.run_id}
     bps submit {failing}
+    panda_bps watch
+    panda_bps errors
     panda_local stop"""
     )
 

@@ -171,6 +171,10 @@ def check_owner(path: Path) -> None:
     """
     try:
         owner = path.stat().st_uid
+    except PermissionError as error:
+        raise LocalPandaError(
+            f"the state directory {path} cannot be looked into: {error.strerror}"
+        ) from error
     except OSError:
         return
     if owner != os.getuid():

@@ -590,6 +590,7 @@ class RunSummary:
 
     done: int
     failed: int
+    cancelled: int
     pruned: int
     running: int
     """PanDA jobs that run now."""
@@ -622,7 +623,8 @@ def list_runs(
                     ended=sum(row.status in FINAL_STATES for row in rows),
                     jobs=sum(counts.values()),
                     done=counts.get("finished", 0),
-                    failed=counts.get("failed", 0) + counts.get("cancelled", 0),
+                    failed=counts.get("failed", 0),
+                    cancelled=counts.get("cancelled", 0),
                     pruned=counts.get("missing", 0),
                     running=int(connection.execute(running).scalar_one()),
                 )
