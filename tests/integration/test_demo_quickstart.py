@@ -45,7 +45,7 @@ def test_it_ends_well_and_tells_what_came_out(
 ) -> None:
     assert finished.returncode == 0, finished.stdout + finished.stderr
     lines = finished.stdout.splitlines()
-    assert any("39/39 jobs" in line for line in lines)
+    assert any("SUCCEEDED: 39 done" in line for line in lines)
     assert any(line.startswith("TOTAL") for line in lines)
     assert any(line.startswith("All jobs succeeded") for line in lines)
     assert [line.split()[0] for line in lines if line[:2] in ("g ", "r ")] == ["g", "r"]
@@ -57,19 +57,22 @@ def test_the_panda_stays_and_the_commands_told_work(
     place: Workplace, finished: subprocess.CompletedProcess[str]
 ) -> None:
     assert instance.find(place.panda) is not None
-    told = [line.strip() for line in finished.stdout.splitlines() if line.startswith("    ")][-4:]
-    script, report, submit, stop = told
+    told = [line.strip() for line in finished.stdout.splitlines() if line.startswith("    ")][-7:]
+    script, report, page, submit, watch, errors, stop = told
     assert submit.startswith("bps submit ")
+    # The failing run takes long: here is the one that succeeded.
     done = subprocess.run(
-        ["sh", "-euc", f"{script}\n{report}\n{stop}"],
-        env=_ENVIRONMENT,
-        cwd="/",
+        ["sh", "-euc", "\n".join((script, report, page, watch, errors, stop))],
+        env=_ENVIRONMENT | {"HOME": str(place.directory)},
+        cwd=place.directory,
         capture_output=True,
         text=True,
         timeout=_LIMIT,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "TOTAL" in done.stdout
+    assert "No failed job is known" in done.stdout
+    assert (place.directory / "run_1.html").is_file()
     assert instance.find(place.panda) is None
 
 
@@ -108,6 +111,7 @@ def test_an_interruption_leaves_nothing_running(
         process.kill()
         process.wait()
     assert "The Butler repository is there" in log.read_text()
+    assert "; bps restart --id 2" in log.read_text()
     assert instance.find(place.panda) is None
     assert _processes_of(place.directory) == []
 

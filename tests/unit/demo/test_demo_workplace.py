@@ -1,18 +1,14 @@
 """The directory to try things in, and the pieces of the quickstart."""
 
-import io
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
-from lsst.ctrl.bps.wms_service import WmsStates
 
-from lsst.ctrl.bps.panda.cli.quickstart import ProgressLine, QuickstartError, read_submission, render_progress
+from lsst.ctrl.bps.panda.cli.quickstart import QuickstartError, read_submission
 from lsst.ctrl.bps.panda.demo.workplace import LOCAL_SERVICE, Workplace
 
 
@@ -83,44 +79,3 @@ def test_the_run_is_found_in_what_bps_submit_says() -> None:
 def test_a_submission_without_a_run_is_an_error(said: str) -> None:
     with pytest.raises(QuickstartError, match="did not say"):
         read_submission(said)
-
-
-def _report(**labels: dict[WmsStates, int]) -> SimpleNamespace:
-    totals = {state: sum(states.get(state, 0) for states in labels.values()) for state in WmsStates}
-    return SimpleNamespace(
-        job_state_counts=totals,
-        job_summary=labels,
-        total_number_jobs=sum(map(sum, map(dict.values, labels.values()))),
-    )
-
-
-def test_progress_counts_what_has_ended_and_names_what_goes_on() -> None:
-    report = _report(
-        isr={WmsStates.SUCCEEDED: 6},
-        characterize={WmsStates.SUCCEEDED: 2, WmsStates.RUNNING: 2, WmsStates.FAILED: 1, WmsStates.READY: 1},
-        makeWarp={WmsStates.UNREADY: 5, WmsStates.PRUNED: 1},
-        finalJob={WmsStates.UNREADY: 1},
-    )
-    assert render_progress(report, 75.4) == (
-        "1:15  10/19 jobs, 2 running, 1 failed  (characterize 3/6, makeWarp 1/6)"
-    )
-
-
-def test_lines_are_shown_once_where_they_stay() -> None:
-    stream = io.StringIO()
-    progress = ProgressLine(stream, live=False)
-    for line in ("0:01  0/3 jobs", "0:02  0/3 jobs", "0:03  1/3 jobs"):
-        progress.show(line)
-    progress.close()
-    assert stream.getvalue() == "0:01  0/3 jobs\n0:03  1/3 jobs\n"
-
-
-def test_on_a_terminal_lines_replace_each_other() -> None:
-    stream = io.StringIO()
-    progress = ProgressLine(stream, live=True)
-    progress.show("0:01  0/3 jobs")
-    progress.show("0:02  0/3 jobs")
-    progress.close()
-    frames = re.sub(r"\x1b\[\?25[hl]|\x1b\[[\d;]*m", "", stream.getvalue()).split("\r\x1b[2K")
-    # The last one stays.
-    assert frames == ["0:01  0/3 jobs", "0:02  0/3 jobs", "0:02  0/3 jobs\n"]

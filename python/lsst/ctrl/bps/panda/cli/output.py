@@ -144,9 +144,9 @@ def print_problems(problems: Iterable[str]) -> None:
         click.echo(f"Not known: {problem}", err=True)
 
 
-def _console(stream: TextIO | None = None) -> Console:
+def _console() -> Console:
     """Return a terminal; rich respects NO_COLOR, TERM, COLUMNS and LINES."""
-    return Console(file=stream, force_terminal=True, markup=False, emoji=False, highlighter=highlight)
+    return Console(force_terminal=True, markup=False, emoji=False, highlighter=highlight)
 
 
 def highlight(line: str | Text) -> Text:
@@ -160,8 +160,8 @@ def highlight(line: str | Text) -> Text:
 class LiveDisplay:
     """Lines on a terminal that take the place of those shown before."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._console = _console(stream)
+    def __init__(self) -> None:
+        self._console = _console()
         self._live = Live(console=self._console, auto_refresh=False)
 
     @property

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["screen_lines", "watch"]
+__all__ = ["screen_lines", "show_progress", "watch"]
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any
@@ -76,17 +76,23 @@ def watch(argument: RunArgument, interval: float, poll: bool, as_json: bool) -> 
     fetch, fetch_details = partial(client.status, request_id), partial(client.detail, request_id)
     broker = None if poll else find_broker_settings(argument.connection.settings)
     subscribe, name = (None, "") if broker is None else (partial(Subscription, broker), broker.name)
-    polls = watch_run(fetch, fetch_details, subscribe=subscribe, name=name, interval=interval)
     state = WmsStates.UNKNOWN
+    polls = watch_run(fetch, fetch_details, subscribe=subscribe, name=name, interval=interval)
     try:
-        with _open_display(as_json) as show:
-            for progress in polls:
-                state = progress.state
-                show(progress)
+        for progress in show_progress(polls, as_json=as_json):
+            state = progress.state
     except KeyboardInterrupt:
         click.echo("Not watched any more; the run goes on.", err=True)
         return INTERRUPTED
     return int(state.value)
+
+
+def show_progress(polls: Iterable[Progress], *, as_json: bool = False) -> Iterator[Progress]:
+    """Show the progress of a run as it comes, and pass it on."""
+    with _open_display(as_json) as show:
+        for progress in polls:
+            show(progress)
+            yield progress
 
 
 @contextmanager

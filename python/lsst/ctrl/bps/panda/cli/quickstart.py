@@ -7,7 +7,7 @@ by hand; after Ctrl-C or a failure nothing keeps running.
 
 from __future__ import annotations
 
-__all__ = ["ProgressLine", "main", "read_submission", "render_progress"]
+__all__ = ["main", "read_submission"]
 
 import contextlib
 import fcntl
@@ -18,8 +18,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -27,10 +29,10 @@ import click
 from lsst.ctrl.bps.wms_service import WmsRunReport, WmsStates
 
 from ..errors import PandaBpsError
+from ..insight.progress import watch
 from ..local import instance
-from ..status.bps_states import ENDED_STATES
 from . import INTERRUPTED
-from .output import LiveDisplay, is_terminal
+from .panda_bps_watch import show_progress
 from .panda_local_server import end_process, handled_signals
 
 if TYPE_CHECKING:
@@ -39,9 +41,6 @@ if TYPE_CHECKING:
 _EXIT_FAILED, _EXIT_BUSY = 1, 75
 _POLL = 1.0
 """Seconds between looks at the run."""
-
-_PATIENCE = 60.0
-"""Seconds for which the server may not know the run."""
 
 
 class QuickstartError(PandaBpsError):
@@ -205,66 +204,26 @@ def _call_bps(arguments: list[str], place: Workplace, *, output: TextIO | None =
 # --- progress -----------------------------------------------------------
 
 
-def render_progress(report: WmsRunReport, seconds: float) -> str:
-    """Return the state of a run as one line, with the seconds since it was submitted."""
-    counts: Mapping[WmsStates, int] = report.job_state_counts or {}
-    done = sum(counts.get(state, 0) for state in ENDED_STATES)
-    parts = [f"{int(seconds) // 60}:{int(seconds) % 60:02d}  {done}/{report.total_number_jobs} jobs"]
-    for state, word in ((WmsStates.RUNNING, "running"), (WmsStates.FAILED, "failed")):
-        if counts.get(state):
-            parts.append(f"{counts[state]} {word}")
-    labels = []
-    for label, states in (report.job_summary or {}).items():
-        total = sum(states.values())
-        ended = sum(states.get(state, 0) for state in ENDED_STATES)
-        if ended < total and ended + states.get(WmsStates.RUNNING, 0) > 0:
-            labels.append(f"{label} {ended}/{total}")
-    return ", ".join(parts) + (f"  ({', '.join(labels)})" if labels else "")
-
-
-class ProgressLine:
-    """Shows the progress of a run, in one line of a terminal or in a line for each change."""
-
-    def __init__(self, stream: TextIO, *, live: bool) -> None:
-        self._stream = stream
-        self._display = LiveDisplay(stream) if live else None
-        self._shown = ""
-
-    def show(self, line: str) -> None:
-        """Show a line; into a file, unless nothing but the time has changed."""
-        if self._display is not None:
-            self._display.show([line])
-        elif line.partition("  ")[2] != self._shown:
-            self._shown = line.partition("  ")[2]
-            self._stream.write(line + "\n")
-            self._stream.flush()
-
-    def close(self) -> None:
-        """Go on below the line."""
-        if self._display is not None:
-            self._display.close()
-
-
 def _watch(run_id: str, *, timeout: float) -> WmsRunReport:
-    """Follow a run until it has ended."""
+    """Follow a run until it has ended, as ``panda_bps watch`` does."""
+    from ..runs.client import RunClient, connect
     from ..service import LocalPanDAService
 
     service = LocalPanDAService({})
-    start = seen = time.monotonic()
-    with contextlib.closing(ProgressLine(sys.stdout, live=is_terminal(sys.stdout))) as progress:
-        while True:
-            reports, message = service.report(wms_workflow_id=run_id)
-            now = time.monotonic()
-            if reports:
-                seen = now
-                progress.show(render_progress(reports[0], now - start))
-                if reports[0].state in ENDED_STATES:
-                    return reports[0]
-            elif now - seen > _PATIENCE:
-                raise QuickstartError(f"run {run_id} cannot be found: {message}")
-            if now - start > timeout:
-                raise QuickstartError(f"run {run_id} has not ended within {timeout:g} s")
-            time.sleep(_POLL)
+    client = RunClient(connect(service.settings()))
+    end = time.monotonic() + timeout
+
+    def sleep(seconds: float) -> None:
+        if time.monotonic() > end:
+            raise QuickstartError(f"run {run_id} has not ended within {timeout:g} s")
+        time.sleep(seconds)
+
+    fetch, fetch_details = (partial(look, run_id) for look in (client.status, client.detail))
+    deque(show_progress(watch(fetch, fetch_details, interval=_POLL, least=_POLL, sleep=sleep)), maxlen=0)
+    reports, message = service.report(wms_workflow_id=run_id)
+    if not reports:
+        raise QuickstartError(f"run {run_id} cannot be found: {message}")
+    return reports[0]
 
 
 # --- results ------------------------------------------------------------

@@ -349,6 +349,7 @@ def watch(
     subscribe: Callable[[], Subscription] | None = None,
     name: str = "the broker",
     interval: float = 30.0,
+    least: float = LEAST_INTERVAL,
     sleep: Callable[[float], None] = sleep_for,
     clock: Callable[[], float] = monotonic,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -357,12 +358,12 @@ def watch(
 
     ``fetch`` asks the servers for the run's state, ``fetch_details`` for errors and for running jobs, too;
     it is called when the number of failed jobs has changed, and for a state that messages are added to.
-    Between two polls are ``interval`` seconds, at least 5, more after a failed poll.
+    Between two polls are ``interval`` seconds, at least ``least``, more after a failed poll.
 
     With ``subscribe`` PanDA's messages are followed: there is a progress, one a second at most, after those
     that change something, and a poll in ten times the interval, or sooner when a job failed or a task ended.
     """
-    interval = max(LEAST_INTERVAL, interval)
+    interval = max(least, interval)
     watcher = _Watcher(
         RunPoller(fetch, fetch_details, now),
         _Broker(subscribe, name, interval, retry_at=math.inf if subscribe is None else 0.0),
