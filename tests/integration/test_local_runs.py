@@ -21,7 +21,7 @@ _TIMEOUT = 240.0
 def shared(tmp_path_factory):
     directory = tmp_path_factory.mktemp("panda") / "state"
     # It ends with the tests, however these end.
-    yield instance.start(directory, slots=4, parent=os.getpid())
+    yield instance.start(directory, slots=4, parent=os.getpid(), pace="quick,task_walltime=true")
     instance.stop(directory)
 
 

@@ -10,6 +10,7 @@ from lsst.ctrl.bps.panda.checks.plan import (
     find_advice,
     find_labels_without_queue,
     find_later_attempts_without_queue,
+    find_unhonoured,
     find_unknown_queues,
 )
 from lsst.ctrl.bps.panda.errors import SettingsError
@@ -23,6 +24,7 @@ from lsst.ctrl.bps.panda.plan.model import (
     TaskPlan,
     WorkflowPlan,
 )
+from lsst.ctrl.bps.panda.plan.tasks import DEFAULT_WALLTIME
 from lsst.ctrl.bps.panda.settings import sites
 from lsst.ctrl.bps.panda.settings.sites import QueueLimits, read_queues
 
@@ -237,3 +239,12 @@ def test_a_large_task():
 def test_a_final_job_without_a_queue():
     (hint,) = hints(plan(final=[make_task("finalJob")]))
     assert "S_Rubin_Merge" in hint
+
+
+def test_what_panda_does_not_honour_is_told_once():
+    tasks = [make_task(label, walltime=600, cores=4) for label in ("isr", "coadd")]
+    (found,) = find_unhonoured(tasks)
+    assert (found.severity, found.label) == (Severity.HINT, "")
+    assert "requestWalltime does not limit a job" in found.text
+    assert "requestCpus counts only" in found.text
+    assert find_unhonoured([make_task(walltime=DEFAULT_WALLTIME)]) == []

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from lsst.ctrl.bps.panda.insight.resources import Quantiles, measure_resources, render_suggestions
+from lsst.ctrl.bps.panda.plan.model import Resources
 from lsst.ctrl.bps.panda.plan.naming import name_of_inputs
 from lsst.ctrl.bps.panda.status.evidence import PlanSummary, RunEvidence
 from lsst.ctrl.bps.panda.status.job_errors import JobError
@@ -60,6 +61,17 @@ def test_figures():
     assert found.cpu.half == pytest.approx(0.55)
     assert found.wall.half == 100
     assert found.near_count == 0
+
+
+def test_what_was_asked_for_is_what_the_plan_says():
+    """PanDA stores 0.9 of the memory, and the wall time of the queue."""
+    jobs = [job(1, asked=450, walltime_limit=864000), job(2, asked=900, walltime_limit=864000, attempt=2)]
+    asked = Resources(500, 4000, 2.0, 2, 0, 1800, 3)
+    (found,) = measure_resources(evidence(jobs, plan=PlanSummary((("isr", 1),), (), asked={"isr": asked})))
+    assert (found.requested_memory, found.largest_request, found.retried_with_more) == (500, 1000, 1)
+    assert (found.requested_walltime, found.cores) == (1800, 2)
+    found = measure(jobs)
+    assert (found.requested_memory, found.largest_request, found.requested_walltime) == (450, 900, 864000)
 
 
 def test_cpu_efficiency_is_by_core():

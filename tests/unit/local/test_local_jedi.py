@@ -386,7 +386,7 @@ def test_queues_limit_cores_memory_and_time(tmp_path):
     queues = Queues({"small": Queue(cores=1, memory=500, walltime=60), "big": Queue()})
     panda = Panda(tmp_path / "panda.db", queues=queues)
     panda.submit(["a", "b"], taskName="small", site="small", maxWalltime=90000)
-    panda.submit(["c"], taskName="big", site="big")
+    panda.submit(["c"], taskName="big", site="big", maxWalltime=30)  # not read, as in JEDI 1.0.4
     first, other = panda.take()
     assert (first.pseudo_input, first.memory, first.walltime) == ("a", 500, 60)
     assert (other.pseudo_input, other.memory, other.walltime) == ("c", 1000, 0)

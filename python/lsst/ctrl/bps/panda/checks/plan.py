@@ -15,6 +15,7 @@ __all__ = [
     "find_labels_without_queue",
     "find_later_attempts_without_queue",
     "find_labels_elsewhere",
+    "find_unhonoured",
     "find_unknown_queues",
 ]
 
@@ -58,6 +59,7 @@ def check_plan(plan: WorkflowPlan, settings: RunSettings, config: BpsConfig) -> 
         findings.append(Finding.from_error(error))
     findings += find_labels_elsewhere(plan, config, share_files=settings.sites_share_files)
     findings += find_attempts_on_server(tasks, plan.run.staging_area)
+    findings += find_unhonoured(tasks)
     return findings + check_area(settings.staging)
 
 
@@ -269,6 +271,16 @@ def find_attempts_on_server(tasks: Iterable[TaskPlan], area: str) -> list[Findin
         "number is 0 and every exit code is retried; the job's standard error says so."
     )
     return [_hint(text, "fileDistributionEndPoint")]
+
+
+def find_unhonoured(tasks: Iterable[TaskPlan]) -> list[Finding]:
+    """Find what a run asks for and PanDA (JEDI 1.0.4) does not honour, in one hint for all labels."""
+    tasks = tuple(tasks)
+    walltime = any(task.resources.walltime != DEFAULT_WALLTIME for task in tasks)
+    parts = ["requestWalltime does not limit a job, its queue's limit does"] if walltime else []
+    if any(task.resources.cores > 1 for task in tasks):
+        parts.append("requestCpus counts only in queues that take any number of cores")
+    return [_hint(f"PanDA may not honour what is asked for: {'; '.join(parts)}.")] if parts else []
 
 
 def _elsewhere(tasks: tuple[TaskPlan, ...], run_site: str) -> dict[str, list[str]]:

@@ -33,7 +33,8 @@ from lsst.ctrl.bps.wms_service import WmsStates
 
 from ..errors import PandaBpsError
 from ..files import replacing
-from ..status.evidence import RunEvidence
+from ..plan.model import Resources
+from ..status.evidence import PlanSummary, RunEvidence
 from ..status.records import JobRecord, render_count
 from ..status.verdicts import PACKAGED_RULES, Rulebook
 from ..status.vocabulary import OUT_OF_MEMORY, OUT_OF_TIME
@@ -112,13 +113,13 @@ class LabelResources:
     """Largest resident memory of all attempts that ended, MB."""
 
     requested_memory: int
-    """Of first attempts, whole job, MB; 0 if not known."""
+    """Of first attempts, whole job, MB; 0 if not known.  From the plan, if it is known: PanDA stores 0.9."""
 
     largest_request: int
     """Of any attempt, MB: more than ``requested_memory`` after retries with more memory."""
 
     requested_walltime: int
-    """Seconds; 0 if not known."""
+    """Seconds; 0 if not known.  From the plan, if there is one: PanDA stores the queue's limit."""
 
     cores: int
     near_limit: tuple[JobRecord, ...] = ()
@@ -145,9 +146,9 @@ def measure_resources(evidence: RunEvidence, *, rulebook: Rulebook = PACKAGED_RU
     groups: dict[str, list[JobRecord]] = {label: [] for label in evidence.tally.by_label}
     for job in evidence.attempts:
         groups.setdefault(job.label, []).append(job)
-    clusters = evidence.plan.clusters if evidence.plan is not None else ()
+    plan = evidence.plan or PlanSummary((), ())
     return [
-        _measure(label, group, rulebook, _section_of(label, clusters))
+        _measure(label, group, rulebook, _section_of(label, plan.clusters), plan.asked.get(label))
         for label, group in groups.items()
         if group
     ]
@@ -159,7 +160,9 @@ def _section_of(label: str, clusters: Collection[str]) -> str:
     return label if label in _ALONE else "pipetask"
 
 
-def _measure(label: str, jobs: Sequence[JobRecord], rulebook: Rulebook, section: str) -> LabelResources:
+def _measure(
+    label: str, jobs: Sequence[JobRecord], rulebook: Rulebook, section: str, asked: Resources | None
+) -> LabelResources:
     finished = [job for job in jobs if job.finished]
     # Many attempts fail in the same way; each way is judged once.
     ways = Counter(job.errors for job in jobs if job.failed)
@@ -173,6 +176,8 @@ def _measure(label: str, jobs: Sequence[JobRecord], rulebook: Rulebook, section:
     known = [job.memory for job in jobs if job.memory]
     lowest = min((job.attempt for job in jobs), default=0)
     first = min((job.memory for job in jobs if job.memory and job.attempt == lowest), default=0)
+    stored = {"memory": first, "walltime": max((job.walltime_limit for job in jobs), default=0)}
+    requested = stored if asked is None else {"memory": asked.memory, "walltime": asked.walltime}
     measured = LabelResources(
         label=label,
         section=section,
@@ -181,10 +186,10 @@ def _measure(label: str, jobs: Sequence[JobRecord], rulebook: Rulebook, section:
         wall=Quantiles.of(job.wall_seconds for job in finished if job.wall_seconds is not None),
         cpu=Quantiles.of(job.cpu_efficiency for job in finished if job.cpu_efficiency is not None),
         memory=Quantiles.of(job.max_rss / _KB for job in jobs if job.max_rss),
-        requested_memory=first,
-        largest_request=max(known, default=0),
-        requested_walltime=max((job.walltime_limit for job in jobs), default=0),
-        cores=max((job.cores for job in jobs), default=1),
+        requested_memory=requested["memory"],
+        largest_request=round(max(known) * requested["memory"] / first) if known else 0,
+        requested_walltime=requested["walltime"],
+        cores=max((job.cores for job in jobs), default=1) if asked is None else asked.cores,
         near_limit=tuple(near[:_NEAR_SHOWN]),
         near_count=len(near),
         out_of_memory=verdicts[OUT_OF_MEMORY],

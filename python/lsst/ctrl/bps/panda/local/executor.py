@@ -71,11 +71,20 @@ _STARTS = (
 class Dispatcher:
     """PanDA's job dispatcher: gives out jobs that are ready, and takes reports of their ends."""
 
-    def __init__(self, database: Database, jedi: Jedi, *, queues: Queues, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        jedi: Jedi,
+        *,
+        queues: Queues,
+        clock: Callable[[], float],
+        task_walltime: bool = False,
+    ) -> None:
         self._database = database
         self._jedi = jedi
         self._queues = queues
         self._clock = clock
+        self._task_walltime = task_walltime
 
     def take(self, free: int, slots: int) -> list[PilotJob]:
         """Take the jobs that may run now on ``free`` of all slots, by priority and age.
@@ -140,7 +149,7 @@ class Dispatcher:
             cores=min(int(job["cores"]), slots, queue.cores or slots),
             # The unit of the task is MBPerCoreFixed.
             memory=_lower(int(job["ram"]) * int(task["cores"]), queue.memory),
-            walltime=_lower(params.walltime, queue.walltime),
+            walltime=_lower(params.walltime if self._task_walltime else 0, queue.walltime),
         )
 
     def report(self, panda_id: int, result: JobResult) -> bool:

@@ -234,7 +234,13 @@ class Server:
             clock=time.time,
             wake=self._due_changed.set,
         )
-        self._dispatcher = Dispatcher(self._database, self._jedi, queues=self._queues, clock=time.time)
+        self._dispatcher = Dispatcher(
+            self._database,
+            self._jedi,
+            queues=self._queues,
+            clock=time.time,
+            task_walltime=self._timing.task_walltime,
+        )
         self._job_directories = JobDirectories(
             directory / LOGS_FOLDER, directory / "work", f"{self._base}/logs"
         )

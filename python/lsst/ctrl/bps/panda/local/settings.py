@@ -85,6 +85,10 @@ class Timing:
     panda-client 2.2.0 they cannot: the client sends a form that the server
     does not read, and iDDS takes all payloads of a failed job as failed."""
 
+    task_walltime: bool = False
+    """Whether a job that runs longer than its task's wall time is ended.  JEDI
+    1.0.4 does not read that; the limit of a queue always holds."""
+
 
 TIMINGS = {
     "quick": Timing(

@@ -22,7 +22,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, PlainSerializer, Vali
 from ..errors import PandaBpsError
 from ..files import write_text
 from ..plan.document import RunAttributes
-from ..plan.model import WorkflowPlan
+from ..plan.model import Resources, WorkflowPlan
 from ..plan.naming import BUILD_LABEL, BUILD_TASK
 from ..settings.run import StagingSettings
 from ..status.evidence import PlanSummary
@@ -125,6 +125,9 @@ class RunRecord(_Section):
     final_labels: tuple[str, ...] = ()
     clusters: tuple[str, ...] = ()
     """Labels with settings in the section ``cluster`` of the configuration."""
+
+    asked: dict[str, Resources] = {}
+    """What the jobs of each label ask for; servers store other figures."""
 
     staging: Staging = Staging()
     outputs: tuple[tuple[str, str], ...] = ()
@@ -232,6 +235,7 @@ class RunRecord(_Section):
             site=run.site,
             path=run.submit_path,
             clusters=self.clusters,
+            asked=self.asked,
         )
 
     def submitted(self, request_id: int, *, server: str, request_bytes: int | None = None) -> RunRecord:
@@ -314,6 +318,7 @@ def _plan_fields(plan: WorkflowPlan) -> dict[str, Any]:
         "labels": plan.labels,
         "tasks": tuple(PlannedTask(t.name, t.label, len(t.jobs)) for t in (*plan.tasks, *plan.final)),
         "final_labels": tuple(sorted({task.label for task in plan.final})),
+        "asked": {task.label: task.resources for task in (*plan.tasks, *plan.final)},
         "prepared_at": _now(),
         "request_id": None,
     }

@@ -28,6 +28,7 @@ from functools import cached_property
 from lsst.ctrl.bps.wms_service import WmsStates
 
 from ..plan.document import RunAttributes, parse_attributes
+from ..plan.model import Resources
 from ..plan.naming import BUILD_TASK, label_of_task, ordinal_of_task, run_of_task, split_server_name
 from .bps_states import (
     Counts,
@@ -93,6 +94,9 @@ class PlanSummary:
 
     clusters: tuple[str, ...] = ()
     """Labels that BPS's configuration has in its section ``cluster``."""
+
+    asked: Mapping[str, Resources] = field(default_factory=dict)
+    """What the jobs of each label ask for; PanDA stores other figures."""
 
 
 @dataclass(frozen=True)
