@@ -33,7 +33,8 @@ LAYERS = (
 
 APART = {
     "edgenode": set(),
-    "local": {"errors", "version"},
+    "local": {"errors", "version", "warm"},
+    "warm": set(),
     "demo": {"errors", "version"},
 }
 """Folders beside the order, and what they may import; the order may import from them."""
@@ -79,7 +80,7 @@ IMPURE_MODULES = {
 }  # fmt: skip
 IMPURE_CALLS = {"open", "input", "now", "utcnow", "today", "uuid4", "urlopen", "read_text", "write_text"}
 
-ENVIRONMENT_READERS = ("settings", "cli", "edgenode", "local", "demo")
+ENVIRONMENT_READERS = ("settings", "cli", "edgenode", "local", "demo", "warm")
 PRINTERS = ("cli", "demo.__main__")
 OLD_PATHS = {"panda_service", "utils"}
 """Modules that keep what others import from the previous plugin."""
@@ -89,6 +90,7 @@ MAX_LINES = 700
 # Module -> why it may be longer.
 LONG_MODULES = {
     "edgenode.cmd_line_decoder": "one file that has to run alone on a worker",
+    "warm.template": "one file that the interpreter of a job's scripts runs alone",
 }
 MAX_FUNCTION_LINES = 70
 
@@ -105,6 +107,7 @@ BOUNDARIES = {
     "settings.schema": "for editors; nothing of a run needs it",
     "staging.area": "what `staging` offers to others",
     "staging.stores": "the places where an area lies: file system, lsst.resources",
+    "warm.template": "a program, of which the pool shares what both have to agree on",
     "web.page": "the only user of templates, and the positions of what they draw",
 }
 """Modules that one other module imports, and why they are not part of it."""

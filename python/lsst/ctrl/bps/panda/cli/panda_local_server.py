@@ -157,6 +157,12 @@ def _settings_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--issuer", help="URL of an OpenID issuer: its users are let in, too, to try logging in."
         ),
+        click.option(
+            "--warm-workers/--no-warm-workers",
+            default=None,
+            help="Answer pipetask in jobs by processes that are ready [default: no].",
+        ),
+        click.option("--warm-scripts", help="Scripts that they answer [default: pipetask,butler]."),
         click.option("--loglevel", help="Level of iDDS's own logs [default: WARNING]."),
     )
     for option in reversed(options):
@@ -229,6 +235,7 @@ def status(directory: Path) -> None:
     click.echo(f"slots: {value['slots_used']} of {value['slots']} in use")
     jobs = ", ".join(f"{count} {name}" for name, count in sorted(value["jobs"].items()))
     click.echo(f"jobs: {jobs or 'none'}")
+    _show_warm(value["warm"])
     if trouble := value["trouble"]:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(trouble["since"]))
         click.echo(f"in trouble since {since} UTC: {trouble['text']}")
@@ -244,6 +251,22 @@ def status(directory: Path) -> None:
     click.echo("")
     for line, name in zip(lines, ["name", *(str(run["name"]) for run in runs)], strict=True):
         click.echo(f"{line}  {name}")
+
+
+def _show_warm(warm: dict[str, Any] | None) -> None:
+    """Show the warm workers of a server."""
+    if warm is None:
+        click.echo("warm workers: off")
+        return
+    cold = sum(warm["cold"].values())
+    click.echo(f"warm workers: {warm['hits']} calls answered, {cold} cold starts")
+    for reason, count in warm["cold"].items():
+        click.echo(f"  {count} cold: {reason}")
+    for template in warm["templates"]:
+        click.echo(
+            f"  template {template['pid']} for {template['folder']}: {template['state']}, "
+            f"{template['jobs']} jobs, {template['memory']} MB"
+        )
 
 
 @click.command()

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
+from ..warm.pool import Pool
 from .database import Database, events, files, jobs, tasks
 from .faults import Faults
 from .jedi import Jedi
@@ -272,6 +273,9 @@ class ExecutorSettings:
 
     version: str = ""
 
+    pool: Pool | None = None
+    """Templates for scripts that jobs call, if there are to be any."""
+
 
 class Executor:
     """Runs PanDA jobs on this machine, each in a thread, and watches their limits."""
@@ -313,6 +317,11 @@ class Executor:
         return self._cores_used
 
     @property
+    def warm(self) -> dict[str, Any] | None:
+        """Templates, hits and cold starts, if there are warm workers."""
+        return None if self._settings.pool is None else self._settings.pool.status()
+
+    @property
     def reports_waiting(self) -> int:
         """Jobs that have ended and whose end is not stored yet."""
         return len(self._reports)
@@ -343,6 +352,8 @@ class Executor:
             ender.start()
         for ender in enders:
             ender.join()
+        if self._settings.pool is not None:
+            self._settings.pool.stop()
         self._reports.wake()
         self._reports.send()
 
@@ -432,7 +443,8 @@ class Executor:
             path=self._settings.path,
             extra=self._settings.extra,
         )
-        payload = PayloadRun(job, directories, environment, umask=self._settings.umask)
+        settings = self._settings
+        payload = PayloadRun(job, directories, environment, umask=settings.umask, pool=settings.pool)
         with self._lock:
             self._running[job.panda_id] = payload
         self._patiently(payload, payload.prepare, None)
@@ -522,6 +534,8 @@ class Executor:
             with self._lock:
                 running = {payload.session: payload for payload in self._running.values() if payload.session}
                 waiting = dict(self._running)
+            if self._settings.pool is not None:
+                self._settings.pool.keep()
             if not waiting:
                 # Nothing runs: look less often.
                 self._stopping.wait(_WATCH_PERIOD)
@@ -533,7 +547,8 @@ class Executor:
                     _LOG.exception("could not watch the jobs")
 
     def _check(self, running: Mapping[int, PayloadRun], waiting: Mapping[int, PayloadRun]) -> None:
-        for session, use in measure_sessions(running.keys()).items():
+        roots = {payload.root for payload in running.values()}
+        for session, use in measure_sessions(running.keys(), apart=roots).items():
             payload = running[session]
             payload.sample(use)
             limit = payload.job.memory

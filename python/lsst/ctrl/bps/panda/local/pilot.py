@@ -35,6 +35,7 @@ __all__ = [
 import json
 import os
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -43,6 +44,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ..warm.pool import JobEnd, Pool
 from .endpoint import job_folder
 from .guard import end_marked
 from .processes import JOB_MARKER, SessionUse, end_job, end_session
@@ -322,8 +324,10 @@ class PayloadRun:
         environment: Mapping[str, str],
         *,
         umask: int = 0o022,
+        pool: Pool | None = None,
     ) -> None:
         self.job = job
+        self._pool = pool
         self._umask = umask
         self.work = directories.work_directory(job.panda_id)
         self.logs = directories.log_directory(job.panda_id)
@@ -332,6 +336,7 @@ class PayloadRun:
         self._lock = threading.Lock()
         self._begun = time.monotonic()
         self._session = 0
+        self._root = 0
         self._error: PilotError | None = None
         self._samples = 0
         self._rss_sum = 0
@@ -342,6 +347,11 @@ class PayloadRun:
     def session(self) -> int:
         """Session id of the process that runs now, 0 if none."""
         return self._session
+
+    @property
+    def root(self) -> int:
+        """Process that leads the session and is no part of the payload, 0 if none."""
+        return self._root
 
     @property
     def error(self) -> PilotError | None:
@@ -369,38 +379,65 @@ class PayloadRun:
             (self.logs / "payload.stdout").open("ab") as stdout,
             (self.logs / "payload.stderr").open("ab") as stderr,
         ):
-            with self._lock:
-                if self._error is not None:
-                    return 143
-                process = self._spawn(command, stdout, stderr)
-                self._session = process.pid
-            _, status, usage = os.wait4(process.pid, 0)
-        code = os.waitstatus_to_exitcode(status)
-        process.returncode = code
-        self._cpu += usage.ru_utime + usage.ru_stime
+            end = self._run_warm(command, stdout, stderr) or self._run_cold(command, stdout, stderr)
+        code = os.waitstatus_to_exitcode(end.status)
+        self._cpu += end.cpu
         self._sweep()
         return 128 - code if code < 0 else code
 
-    def _spawn(self, command: str, stdout: BinaryIO, stderr: BinaryIO) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            ["bash", "-c", command],
-            cwd=self.work,
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=stderr,
-            start_new_session=True,
-            umask=self._umask,
-        )
+    def _run_warm(self, command: str, stdout: BinaryIO, stderr: BinaryIO) -> JobEnd | None:
+        """Run a command below a root that is forked from a template; `None` if that cannot be done."""
+        task = str(self.job.task_id)
+        run = self.job.request_id
+        template = self._pool and self._pool.choose(task, command, self._environment, run=run)
+        if not self._pool or not template:
+            return None
+        with self._lock:
+            if self._error is not None:
+                return JobEnd(signal.SIGTERM, 0.0)
+            root = self._pool.start(
+                template,
+                task,
+                ["bash", "-c", command],
+                directory=self.work,
+                environment=self._environment,
+                umask=self._umask,
+                stdout=stdout,
+                stderr=stderr,
+            )
+            if root is None:
+                return None
+            self._session = self._root = root.pid
+        return root.wait()
+
+    def _run_cold(self, command: str, stdout: BinaryIO, stderr: BinaryIO) -> JobEnd:
+        with self._lock:
+            if self._error is not None:
+                return JobEnd(signal.SIGTERM, 0.0)
+            process = subprocess.Popen(
+                ["bash", "-c", command],
+                cwd=self.work,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+                umask=self._umask,
+            )
+            self._session = process.pid
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        return JobEnd(status, usage.ru_utime + usage.ru_stime)
 
     def _sweep(self) -> None:
         """End processes that the command left running, in its session or not."""
-        session, self._session = self._session, 0
+        session, self._session, self._root = self._session, 0, 0
         try:
-            os.killpg(session, 0)
+            if session:
+                os.killpg(session, 0)
         except (ProcessLookupError, PermissionError):
-            pass
-        else:
+            session = 0
+        if session:
             end_session(session, grace=0.0)
         end_marked(self._mark)
 

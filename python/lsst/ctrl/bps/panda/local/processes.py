@@ -75,14 +75,16 @@ def _session_members(sessions: Collection[int]) -> Iterator[tuple[int, psutil.Pr
             continue
 
 
-def measure_sessions(sessions: Collection[int]) -> dict[int, SessionUse]:
-    """Measure what the processes of some sessions use.
+def measure_sessions(sessions: Collection[int], *, apart: Collection[int] = ()) -> dict[int, SessionUse]:
+    """Measure what the processes of some sessions use, but for some pids.
 
     Sessions, named by the pids of their leaders, are left out if they have no
     living process.
     """
     found: dict[int, SessionUse] = {}
     for session, process in _session_members(sessions):
+        if process.pid in apart:
+            continue
         try:
             memory = process.memory_info()
         except psutil.Error:

@@ -27,6 +27,7 @@ from typing import Any
 import psutil
 
 from ..version import __version__
+from ..warm.pool import Pool
 from . import idds_repairs
 from .api import Api, FileCache
 from .backups import DATABASE_FILES, IDDS_FILE, PANDA_FILE, back_up, check_files, find_backups
@@ -54,7 +55,7 @@ from .identity import IssuerKeys, Role, Tokens
 from .jedi import Jedi
 from .job_store import JobStore
 from .pilot import JobDirectories
-from .processes import MARKER, end_leftovers, is_running
+from .processes import JOB_MARKER, MARKER, end_leftovers, is_running
 from .settings import (
     Queues,
     ServerSettings,
@@ -281,9 +282,20 @@ class Server:
             keep_work=self._settings.keep_work,
             umask=self._umask,
             version=__version__,
+            pool=self._make_pool() if self._settings.warm_workers else None,
         )
         return Executor(
             self._dispatcher, settings, timing=self._timing, faults=self._faults, storage=self._storage
+        )
+
+    def _make_pool(self) -> Pool:
+        marks = {MARKER: str(self._directory), SERVER_MARKER: self.endpoint.mark}
+        return Pool(
+            self._directory / "warm",
+            [name.strip() for name in self._settings.warm_scripts.split(",") if name.strip()],
+            folder=str(Path(sys.executable).parent),
+            marks=marks,
+            mark_names=[*marks, JOB_MARKER],
         )
 
     def _make_web(self) -> None:
@@ -312,6 +324,7 @@ class Server:
             "slots": self._executor.slots,
             "slots_used": self._executor.slots_used,
             "reports_waiting": self._executor.reports_waiting,
+            "warm": self._executor.warm,
             "dead_agents": self._host.dead_agents(),
             "pace": self._settings.pace,
             "database": "PostgreSQL" if self._settings.database else "SQLite",

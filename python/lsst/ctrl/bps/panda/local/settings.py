@@ -347,6 +347,12 @@ class ServerSettings:
     loglevel: str = "WARNING"
     """Level of iDDS's logs."""
 
+    warm_workers: bool = False
+    """Whether scripts that jobs call are answered by processes that are ready."""
+
+    warm_scripts: str = "pipetask,butler"
+    """Names of these scripts, separated by commas."""
+
     parent: int = 0
     """Process to end with; 0 means none."""
 
