@@ -11,17 +11,15 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from panda_servers.local import wait_for
+from panda_servers.warm import JOB, MARK, WarmJobs
 
 from lsst.ctrl.bps.panda.local.guard import end_marked, marked_processes
-from lsst.ctrl.bps.panda.warm.pool import JobEnd, Pool, Root
-
-MARK = "PANDA_TEST_WARM"
-JOB = "PANDA_TEST_JOB"
+from lsst.ctrl.bps.panda.warm.pool import JobEnd, Pool
 
 SCRIPT = """\
 #!{python}
@@ -106,113 +104,37 @@ def do_random():
 '''
 
 
-def wait_for(condition: Callable[[], object], what: str, timeout: float = 60) -> None:
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end, f"no {what} within {timeout} s"
-        time.sleep(0.01)
+class Site(WarmJobs):
+    """A folder with a script and the modules it needs."""
 
-
-@dataclass
-class Site:
-    """A folder with a script, the modules it needs, and a pool."""
-
-    place: Path
-    variables: dict[str, str] = field(default_factory=dict)
-    number: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("scripts", "modules", "jobs"):
-            (self.place / name).mkdir(parents=True)
-        self.script = self.place / "scripts" / "hello"
+    def __init__(self, place: Path) -> None:
+        super().__init__(place, ["hello"], place / "scripts", {"PYTHONPATH": str(place / "modules")})
+        for name in ("scripts", "modules"):
+            (place / name).mkdir()
+        self.script = place / "scripts" / "hello"
         self.script.write_text(SCRIPT.format(python=sys.executable))
         self.script.chmod(0o755)
         self.module("greeting", GREETING)
-        self.pool = Pool(
-            self.place / "warm",
-            ["hello"],
-            folder=str(self.script.parent),
-            marks={MARK: str(self.place)},
-            mark_names=[MARK, JOB],
-        )
 
-    def module(self, name: str, text: str) -> Path:
+    def module(self, name: str, text: str) -> None:
+        """Write a module, and wait until it is old enough to be trusted."""
         path = self.place / "modules" / f"{name}.py"
         path.write_text(text)
-        # A file that is younger than a template is never trusted.
-        time.sleep(0.06)
-        return path
-
-    def environment(self, job: str) -> dict[str, str]:
-        return {
-            "PATH": f"{self.script.parent}:/usr/local/bin:/usr/bin:/bin",
-            "HOME": str(self.place),
-            "PYTHONPATH": str(self.place / "modules"),
-            MARK: str(self.place),
-            JOB: job,
-            **self.variables,
-        }
-
-    def begin(self, command: str, *, task: str = "1", umask: int = 0o022) -> tuple[Root | None, Path]:
-        self.number += 1
-        job = self.place / "jobs" / str(self.number)
-        job.mkdir()
-        environment = self.environment(str(job))
-        template = self.pool.choose(task, command, environment)
-        if template is None:
-            return None, job
-        with (job / "out").open("wb") as out, (job / "err").open("wb") as err:
-            root = self.pool.start(
-                template,
-                task,
-                ["bash", "-c", command],
-                directory=job,
-                environment=environment,
-                umask=umask,
-                stdout=out,
-                stderr=err,
-            )
-        return root, job
-
-    def warm(self, command: str, **options: object) -> tuple[int, str, str]:
-        """Run a job below a root; exit code, output, errors."""
-        root, job = self.begin(command, **options)  # type: ignore[arg-type]
-        assert root is not None, self.pool.status()
-        end = root.wait()
-        assert end is not None
-        return os.waitstatus_to_exitcode(end.status), (job / "out").read_text(), (job / "err").read_text()
-
-    def cold(self, command: str) -> tuple[int, str, str]:
-        self.number += 1
-        job = self.place / "jobs" / str(self.number)
-        job.mkdir()
-        done = subprocess.run(
-            ["bash", "-c", command], cwd=job, env=self.environment(str(job)), stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, start_new_session=True, umask=0o022,
-        )  # fmt: skip
-        return done.returncode, done.stdout, done.stderr
-
-    def hits(self) -> int:
-        return int(self.pool.status()["hits"])
-
-    def reasons(self) -> str:
-        return "; ".join(self.pool.status()["cold"])
+        wait_for(lambda: time.time_ns() > path.stat().st_ctime_ns + 60_000_000, "an older file")
 
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
     site = Site(tmp_path / "a place's folder")
     yield site
-    site.pool.stop()
-    wait_for(lambda: not marked_processes(f"{MARK}={site.place}"), "end of all processes", timeout=10)
+    site.stop()
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     site = Site(tmp_path_factory.mktemp("warm") / "folder")
     yield site
-    site.pool.stop()
-    wait_for(lambda: not marked_processes(f"{MARK}={site.place}"), "end of all processes", timeout=10)
+    site.stop()
 
 
 COMMANDS = {
@@ -262,15 +184,15 @@ def test_a_warm_job_is_like_a_cold_one(shared: Site, name: str) -> None:
 
 
 def test_calls_are_answered(shared: Site) -> None:
-    before = shared.hits()
+    before = shared.hits
     assert shared.warm("hello && hello exit 0 && hello")[0] == 0
-    assert shared.hits() == before + 3
+    assert shared.hits == before + 3
 
 
 def test_reasons_of_cold_starts_are_told(shared: Site) -> None:
     shared.warm("hello 5>five; setsid -w hello; hello --enable-implicit-threading; hello <&-")
     for reason in ("a further file is open", "a session of its own", "may need threads", "stream is closed"):
-        assert reason in shared.reasons()
+        assert reason in shared.reasons
 
 
 def test_random_numbers_and_temporary_folders_are_fresh(shared: Site) -> None:
@@ -374,17 +296,12 @@ def test_cpu_of_all_processes_is_counted(shared: Site) -> None:
 # -- Templates ------------------------------------------------------------------------------------------
 
 
-def _template(site: Site) -> int:
-    templates = site.pool.status()["templates"]
-    return int(next(template["pid"] for template in templates if template["state"] == "ready"))
-
-
 def test_a_killed_template_is_replaced_and_its_jobs_go_on(site: Site) -> None:
     root, job = site.begin(
         "hello wait pid & hello handle pid2 & while ! test -s pid2; do sleep 0.02; done; hello"
     )
     assert root is not None
-    before = _template(site)
+    before = site.template()
     os.kill(before, signal.SIGKILL)
     end = root.wait()
     assert end is not None
@@ -394,18 +311,18 @@ def test_a_killed_template_is_replaced_and_its_jobs_go_on(site: Site) -> None:
     if second is not None:
         second.wait()
     assert site.warm("hello exit 0")[0] == 0
-    assert _template(site) != before
+    assert site.template() != before
 
 
 def test_a_template_that_hangs_costs_seconds(site: Site) -> None:
     assert site.warm("hello")[0] == 0
-    pid = _template(site)
+    pid = site.template()
     os.kill(pid, signal.SIGSTOP)
     before = time.monotonic()
     root, job = site.begin("hello; echo again >> ran")
     assert root is None
     assert time.monotonic() - before < 10
-    assert "did not answer" in site.reasons()
+    assert "did not answer" in site.reasons
     assert site.warm("hello")[0] == 0
     assert not (job / "ran").exists()
 
@@ -413,7 +330,7 @@ def test_a_template_that_hangs_costs_seconds(site: Site) -> None:
 def test_a_script_that_cannot_be_imported_starts_cold(site: Site) -> None:
     site.module("greeting", "import not_there\n")
     assert site.begin("hello")[0] is None
-    assert "No module named 'not_there'" in site.reasons()
+    assert "No module named 'not_there'" in site.reasons
     # Not tried again at once.
     assert site.begin("hello")[0] is None
 
@@ -422,11 +339,11 @@ def test_an_edited_source_is_noticed(site: Site) -> None:
     assert site.warm("hello import textual")[0] == 1
     site.module("textual", "TEXT = 'first'\n")
     assert site.warm("hello import textual")[1] == "first\n"
-    assert "modules has changed" in site.reasons()
+    assert "modules has changed" in site.reasons
     assert site.warm("hello text")[2] == "a text as exit code\n"
     site.module("greeting", GREETING.replace("a text as exit code", "another text"))
     assert site.warm("hello text")[2] == "another text\n"
-    assert "greeting.py has changed" in site.reasons()
+    assert "greeting.py has changed" in site.reasons
     assert site.warm("hello text")[2] == "another text\n"
 
 
@@ -442,14 +359,13 @@ def test_a_new_module_in_front_of_another_is_noticed(site: Site) -> None:
 def test_another_environment_gets_another_template(site: Site) -> None:
     other = site.place / "other"
     other.mkdir()
-    (other / "greeting.py").write_text(GREETING.replace("a text as exit code", "another text"))
-    time.sleep(0.06)
+    site.module("../other/greeting", GREETING.replace("a text as exit code", "another text"))
     command = f"export PYTHONPATH={shlex.quote(str(other))}; hello text"
     assert site.warm(command)[2] == "another text\n"
-    assert "PYTHONPATH has another value" in site.reasons()
-    assert site.hits() == 0
+    assert "PYTHONPATH has another value" in site.reasons
+    assert site.hits == 0
     assert site.warm(command)[2] == "another text\n"
-    assert site.hits() == 1
+    assert site.hits == 1
     assert site.warm("hello text", task="2")[2] == "a text as exit code\n"
     assert len(site.pool.status()["templates"]) == 2
 
@@ -457,7 +373,7 @@ def test_another_environment_gets_another_template(site: Site) -> None:
 def test_variables_that_are_read_at_import_matter(site: Site) -> None:
     site.module("greeting", GREETING + "VALUE = os.environ.get('MY_VALUE')\ndef do_value(): print(VALUE)\n")
     assert site.warm("MY_VALUE=1 hello value")[1] == "1\n"
-    assert "MY_VALUE has another value" in site.reasons()
+    assert "MY_VALUE has another value" in site.reasons
     assert site.warm("MY_VALUE=1 hello value")[1] == "1\n"
     assert site.warm("MY_VALUE=2 hello value; hello value")[1] == "2\nNone\n"
 
@@ -472,7 +388,7 @@ def test_a_secret_is_in_no_template_and_in_no_other_job(site: Site) -> None:
     second, other = site.begin("hello wait pid", task="2")
     assert second is not None
     pid = _wait_for_pid(other / "pid")
-    for process in (_template(site), second.pid, pid):
+    for process in (site.template(), second.pid, pid):
         assert b"hidden" not in Path(f"/proc/{process}/environ").read_bytes()
         with open(f"/proc/{process}/maps") as maps, open(f"/proc/{process}/mem", "rb", 0) as memory:
             for line in maps:
@@ -494,7 +410,7 @@ def test_templates_are_bounded(site: Site) -> None:
         if root is not None:
             root.wait()
         assert len(site.pool.status()["templates"]) <= 3
-    assert "started too often" in site.reasons()
+    assert "started too often" in site.reasons
 
 
 def test_another_user_cannot_use_the_socket(site: Site) -> None:
@@ -573,9 +489,9 @@ def test_what_processes_import_is_learnt(site: Site) -> None:
     for number in range(10):
         site.module(f"large_{number}", f"import large_{number + 1}" if number < 9 else "TEXT = 1")
     assert site.warm("hello import large_0")[0] == 0
-    before = _template(site)
+    before = site.template()
     wait_for(
-        lambda: len(site.pool.status()["templates"]) == 1 and _template(site) != before, "another template"
+        lambda: len(site.pool.status()["templates"]) == 1 and site.template() != before, "another template"
     )
     assert site.warm("hello import large_0")[0] == 0
     known = json.loads((site.place / "warm" / "modules.json").read_text())
