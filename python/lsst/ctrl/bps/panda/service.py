@@ -330,9 +330,18 @@ class LocalPanDAService(PanDAService):
         """Return the settings, with the address of the embedded PanDA."""
         from .local.endpoint import environment, state_directory
         from .local.instance import start
+        from .local.settings import read_settings
 
         settings = super().settings()
-        endpoint = start(state_directory(settings.environment))
+        directory, warm = state_directory(settings.environment), settings.warm_workers
+        endpoint = start(directory, warm_workers=warm)
+        if warm is not None and read_settings(directory).warm_workers != warm:
+            _LOG.warning(
+                "warmWorkers is %s, but the embedded PanDA that runs with %s was started otherwise; stop it "
+                "for the key to have an effect: panda_local stop",
+                warm,
+                directory,
+            )
         merged: Mapping[str, str] = {**settings.environment, **environment(endpoint)}
         return replace(
             read_service_settings(self.config, merged),

@@ -502,6 +502,11 @@ class ServiceKeys(Section):
     )
     panda_messages_vhost: Text = key("", "Virtual host of the message broker; its name if empty.")
     token_lifetime: Hours = key(1.0, "How long the log-in must still be valid at submission.", least=0)
+    warm_workers: YesOrNo = key(
+        None,
+        "Whether the embedded PanDA, when `LocalPanDAService` starts it, answers `pipetask` in jobs by "
+        "processes that are ready; as at its last start if not set, and no at the first.",
+    )
 
 
 class CoreKeys(Section):

@@ -76,6 +76,9 @@ class ServiceSettings:
     environment: Mapping[str, str]
     """The environment as it was when the settings were read."""
 
+    warm_workers: bool | None = None
+    """Whether an embedded PanDA that is started is to have warm workers; `None` leaves it as it was."""
+
     messages: Mapping[str, str] = field(default_factory=dict)
     """Keys of the configuration about PanDA's message broker."""
 
@@ -116,6 +119,7 @@ def read_service_settings(
         token_lifetime=keys.token_lifetime,
         state_directory=user_directory(env),
         environment=env,
+        warm_workers=keys.warm_workers,
         messages={
             "pandaMessagesUrl": keys.panda_messages_url,
             "pandaMessagesDestination": keys.panda_messages_destination,

@@ -447,7 +447,7 @@ class Template:
 
     def serve(self) -> JobRoot | None:
         """Fork for each job; returns in a forked process, or at the owner's end."""
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, _collect)
         while True:
             try:
                 _, descriptors = receive_bytes(self._owner)
@@ -469,6 +469,15 @@ _GRAIN = 50_000_000
 def _stamp(path: str) -> tuple[int, int, int]:
     status = os.stat(path)
     return status.st_ctime_ns, status.st_ino, status.st_size
+
+
+def _collect(*_: object) -> None:
+    """Collect the roots that have ended, and so their CPU."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
 
 
 def _importable(folder: str) -> frozenset[str]:
