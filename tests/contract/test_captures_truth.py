@@ -28,7 +28,7 @@ from lsst.ctrl.bps.panda.status.evidence import (
 )
 from lsst.ctrl.bps.panda.status.failures import add_verdicts, group_errors
 from lsst.ctrl.bps.panda.status.job_errors import sort_errors
-from lsst.ctrl.bps.panda.status.records import TaskRecord
+from lsst.ctrl.bps.panda.status.records import JobRecord, TaskRecord
 from lsst.ctrl.bps.panda.status.replies import (
     parse_contents,
     parse_jobs,
@@ -280,6 +280,38 @@ def test_jobs_that_outlive_an_abort_are_named():
     text = str(report.specific_info)
     assert "PanDA is still ending task 10" in text
     assert "wait until the last job has ended" in text
+
+
+def test_a_cancelled_run_names_the_payloads_that_go_on_and_the_final_job():
+    """iDDS calls the jobs deleted at once, while PanDA has the task aborting and its jobs running."""
+    rows = load("whole/cancel_running_get_requests_detail")
+    tasks = parse_tasks(load("whole/cancel_running_v1_get_tasks_detailed_info_since"))
+    contents = parse_contents(load("whole/cancel_running_get_contents_output_ext_all"))
+    ids = [content.panda_id for content in contents[69]]
+    jobs = tuple(JobRecord(number, 69, "running") for number in ids[:3])
+    final = JobRecord(999, 76, "running")
+    request = parse_requests(rows)[0]
+    evidence = RunEvidence(request, parse_transforms(rows), tasks=tasks, jobs=(*jobs, final), asked_at=LATER)
+    assert evidence.outliving_jobs == {69: 3}
+    report = make_run_report(evidence)
+    assert nonzero(report.job_summary)["isr"] == {"DELETED": 4}
+    text = str(report.specific_info)
+    assert "3 PanDA jobs still run (task 69)" in text
+    assert "The final job finalJob (PanDA task 76) runs although the run was cancelled" in text
+    assert "bps restart" not in text
+
+
+def test_a_run_that_was_restarted_names_the_new_one_and_its_state():
+    old = planned_evidence_of("real/run2_failed_before_end", DIAMOND)
+    new = planned_evidence_of("real/run3_before_abort", DIAMOND)
+    assert "bps restart --id 2" in str(make_run_report(old).specific_info)
+    restarted = dataclasses.replace(old, successor=new)
+    words = f"Run 2 was restarted: run 3 ({new.name}) completes it, and is RUNNING."
+    text = str(make_run_report(restarted).specific_info)
+    assert words in text
+    assert "bps restart" not in text
+    assert "bps report --id 3" in text
+    assert words in get_status_of(restarted)[1]
 
 
 def test_running_comes_from_panda_where_it_was_asked():

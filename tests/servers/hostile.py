@@ -32,6 +32,7 @@ class Run:
     name: str
     aborts: int = 0
     retries: int = 0
+    user: str = "ann"
 
 
 @dataclass(frozen=True)
@@ -199,8 +200,12 @@ class HostileServer:
         }
 
     def _do_get_requests(self, arguments: object, keywords: dict) -> object:
-        run = self.runs.get(keywords["request_id"])
-        return [] if run is None else [{"request_id": run.request_id, "name": run.name}]
+        wanted = keywords.get("request_id")
+        return [
+            {"request_id": run.request_id, "name": run.name, "status": "New", "username": run.user}
+            for run in self.runs.values()
+            if wanted in (None, run.request_id)
+        ]
 
     def _do_get_contents_output_ext(self, arguments: object, keywords: dict) -> object:
         return {}

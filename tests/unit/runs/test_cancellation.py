@@ -4,11 +4,10 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from lsst.ctrl.bps.wms_service import WmsStates
 
 from lsst.ctrl.bps.panda.edgenode.cmd_line_decoder import CANCELLED
 from lsst.ctrl.bps.panda.errors import RefusedError
-from lsst.ctrl.bps.panda.runs.cancel import SETTLED_AFTER, _describe, cancel_run
+from lsst.ctrl.bps.panda.runs.cancel import SETTLED_AFTER, cancel_run
 from lsst.ctrl.bps.panda.runs.client import FoundRun
 from lsst.ctrl.bps.panda.runs.record import RunRecord
 from lsst.ctrl.bps.panda.status.evidence import PlanSummary, RunEvidence
@@ -16,6 +15,7 @@ from lsst.ctrl.bps.panda.status.job_errors import JobError
 from lsst.ctrl.bps.panda.status.records import (
     ContentRecord,
     FileCounts,
+    JobRecord,
     RequestRecord,
     TransformRecord,
 )
@@ -47,6 +47,7 @@ class Server:
         self._lose, self._delay, self._refuse = lose, delay, refuse
         self._ended, self._running = ended, running
         self.failed, self.contents = 0, {}
+        self.outliving, self.looks = 0.0, []
 
     # time
     def sleep(self, seconds):
@@ -71,7 +72,8 @@ class Server:
     def connection(self):
         return SimpleNamespace(relay=self)
 
-    def find(self, run):
+    def find(self, run, *, unique):
+        assert unique, "a name that several runs have is not cancelled"
         return FoundRun(5, getattr(self, "record", None))
 
     def summary(self, run):
@@ -96,6 +98,14 @@ class Server:
 
     def distinguish_killed(self, evidence):
         return replace(evidence, contents=self.contents)
+
+    def with_panda(self, evidence):
+        if self.outliving is None:
+            return replace(evidence, problems=("PanDA could not be asked",))
+        self.looks.append(self.now)
+        count = self._running if self.now < self.accepted_at + self.outliving else 0
+        status = lambda number: "running" if number < count else "closed"  # noqa: E731
+        return replace(evidence, jobs=tuple(JobRecord(number, 11, status(number)) for number in range(2)))
 
 
 def cancel(server, **kwargs):
@@ -177,9 +187,12 @@ def test_an_ended_run_is_left_alone():
 
 def test_jobs_that_still_run_are_named():
     server = Server(delay=1.0, running=2)
-    accepted, message = cancel(server, patience=2)
+    server.outliving = 1800.0
+    accepted, message = cancel(server)
     assert accepted
-    assert "Up to 2 jobs may still run" in message
+    assert "2 PanDA jobs of it still run on (task 11)" in message
+    assert 60 <= server.now < 62
+    assert len(server.looks) < 10, "PanDA is asked more and more rarely"
     assert "for ever" not in message, "no task of this run waits for its final job"
     assert "next heartbeat" in message
 
@@ -236,10 +249,21 @@ def test_final_tasks_that_wait_for_killed_jobs_are_ended_too():
     assert len(server.commands) == 2
 
 
-def test_jobs_that_run_and_jobs_that_pilots_have_are_added_up():
-    counts = {WmsStates.RUNNING: 1, WmsStates.PENDING: 2, WmsStates.SUCCEEDED: 4}
-    evidence = SimpleNamespace(tally=SimpleNamespace(total=counts), ended=True, problems=())
-    assert "Up to 3 jobs may still run" in _describe(5, evidence, marked=True)
+def test_payloads_that_end_at_a_heartbeat_are_waited_for():
+    server = Server()
+    server.outliving = 20.0
+    accepted, message = cancel(server)
+    assert accepted
+    assert "No other job of it runs." in message
+    assert 22 <= server.now < 40
+
+
+def test_a_panda_that_cannot_be_asked_is_said():
+    server = Server()
+    server.outliving = None
+    _, message = cancel(server)
+    assert "Whether jobs of it still run is not known. " in message
+    assert message.endswith("PanDA could not be asked")
 
 
 def test_that_final_tasks_may_hang_is_said_where_it_is_not_known():
@@ -255,4 +279,4 @@ def test_the_doubles_have_what_the_code_asks_for():
     from lsst.ctrl.bps.panda.runs.client import RunClient
 
     assert hasattr(Relay, "abort")
-    assert [getattr(RunClient, name) for name in ("find", "summary", "distinguish_killed")]
+    assert [getattr(RunClient, name) for name in ("find", "summary", "distinguish_killed", "with_panda")]

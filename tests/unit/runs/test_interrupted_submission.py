@@ -88,6 +88,9 @@ def test_what_is_sent_is_on_disk_before(server, connection, record):
         def get_request_ids_by_name(self, name):
             return {}
 
+        def get_requests(self, request_id):
+            return []
+
         def submit_step(self, arguments, keywords):
             seen.append(read_record(record.submit_path).intention)
 
@@ -248,6 +251,7 @@ def test_a_record_that_cannot_be_written_afterwards_is_mended_later(server, tmp_
     class Relay:
         endpoint = "here"
         get_request_ids_by_name = connection.relay.get_request_ids_by_name
+        get_requests = connection.relay.get_requests
 
         def submit(self, *rest, **more):
             os.rename(path, path.with_suffix(".kept"))
@@ -324,7 +328,7 @@ def test_a_cancellation_that_was_not_sent_lets_the_run_publish(server, tmp_path,
             self.connection = self
             self.relay = self
 
-        def find(self, run):
+        def find(self, run, *, unique):
             return FoundRun(7, done)
 
         def summary(self, run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import stat
 from pathlib import Path
@@ -20,7 +21,13 @@ from lsst.ctrl.bps.panda.runs.restart import restart_run
 from lsst.ctrl.bps.panda.settings.run import read_service_settings
 from lsst.ctrl.bps.panda.staging import CANCELLED, StagingSettings
 from lsst.ctrl.bps.panda.status.evidence import RunEvidence
-from lsst.ctrl.bps.panda.status.records import ContentRecord, FileCounts, RequestRecord, TransformRecord
+from lsst.ctrl.bps.panda.status.records import (
+    ContentRecord,
+    FileCounts,
+    JobRecord,
+    RequestRecord,
+    TransformRecord,
+)
 from lsst.ctrl.bps.panda.status.vocabulary import CONTENT_STATUSES
 
 NAME = "u_ann_pay_20261120T120000Z"
@@ -58,7 +65,7 @@ class Server:
         self.sent: list[str] = []
         self.asked: list[int] = []
 
-    def find(self, run):
+    def find(self, run, *, unique):
         return FoundRun(7, self.record)
 
     def status(self, run):
@@ -75,8 +82,9 @@ class Server:
         )
         return RunEvidence(request, tuple(transforms), plan=self.record.plan_summary())
 
-    def running(self, evidence):
-        return self.living
+    def with_panda(self, evidence):
+        jobs = tuple(JobRecord(number, 1, "running") for number in range(self.living))
+        return dataclasses.replace(evidence, jobs=jobs)
 
     def contents(self, request_id, transform_id):
         self.asked.append(transform_id)
@@ -87,6 +95,9 @@ class Server:
     # relay
     def get_request_ids_by_name(self, name):
         return {}
+
+    def get_requests(self, request_id):
+        return []
 
     def submit(self, arguments, keywords, *, build):
         assert not build

@@ -11,6 +11,7 @@ __all__ = [
     "FILTER_KEYS",
     "MonitorLinks",
     "describe_counts",
+    "describe_successor",
     "fits_filters",
     "get_status_of",
     "list_notes",
@@ -165,8 +166,18 @@ def get_status_of(evidence: RunEvidence) -> tuple[WmsStates, str]:
         lines.append("It was cancelled and is not over yet.")
     elif not evidence.ended and evidence.request.status in TERMINAL_STATUSES:
         lines.append(f"The server calls it {evidence.request.status} already, but it is not over yet.")
-    lines += [*find_remarks(evidence), *evidence.problems]
+    lines += filter(None, (describe_successor(evidence), *find_remarks(evidence), *evidence.problems))
     return evidence.tally.state, "\n".join(lines)
+
+
+def describe_successor(evidence: RunEvidence) -> str:
+    """Say which run completes a run that was restarted, and its state; empty for others."""
+    new = evidence.successor
+    if new is None:
+        return ""
+    state = new.tally.state.name
+    old, number = evidence.request_id, new.request_id
+    return f"Run {old} was restarted: run {number} ({new.name}) completes it, and is {state}."
 
 
 def describe_counts(evidence: RunEvidence) -> str:
@@ -283,6 +294,8 @@ def _add_notes(info: WmsSpecificInfo, evidence: RunEvidence, links: MonitorLinks
         info.add_message(
             "This run completes run {origin}: it holds only what was not done there.", origin=origin
         )
+    if restarted := describe_successor(evidence):
+        info.add_message("{successor}", successor=restarted)
     _add_server_state(info, evidence)
     for number, remark in enumerate(find_remarks(evidence), start=1):
         key = f"remark_{number}"
@@ -292,10 +305,11 @@ def _add_notes(info: WmsSpecificInfo, evidence: RunEvidence, links: MonitorLinks
         info.add_message(f"Not known: {{{key}}}", {key: problem})
     _add_errors(info, evidence, links)
     _add_links(info, evidence, links)
+    new_id = evidence.successor.request_id if evidence.successor else 0
     applies = [text for condition, text in _ADVICE if condition(evidence)]
     for number, text in enumerate(applies, start=1):
         key = f"advice_{number}"
-        info.add_message(f"Next: {{{key}}}", {key: text.format(id=evidence.request_id)})
+        info.add_message(f"Next: {{{key}}}", {key: text.format(id=evidence.request_id, new_id=new_id)})
 
 
 def _add_server_state(info: WmsSpecificInfo, evidence: RunEvidence) -> None:
@@ -310,12 +324,20 @@ def _add_server_state(info: WmsSpecificInfo, evidence: RunEvidence) -> None:
         )
     if evidence.aborted:
         info.add_message("The run was cancelled.")
-        if still := evidence.running_jobs:
+        if outliving := evidence.outliving_jobs:
             info.add_message(
-                "{still_running} PanDA jobs still run: a pilot hears of it at its next heartbeat, up to 30"
-                " minutes later.",
-                still_running=still,
+                "{still_running} PanDA jobs still run (task {still_running_tasks}): a pilot hears of it at "
+                "its next heartbeat, up to 30 minutes later.",
+                still_running=sum(outliving.values()),
+                still_running_tasks=", ".join(map(str, outliving)),
             )
+        for task, label in evidence.task_labels.items():
+            if label in evidence.final_labels and not evidence.ended:
+                info.add_message(
+                    f"The final job {{final_job_{task}}} runs although the run was cancelled: iDDS starts it "
+                    "all the same.",
+                    {f"final_job_{task}": f"{label} (PanDA task {task})"},
+                )
         _add_tasks(info, evidence, "PanDA is still ending task", CANCELLING_TASKS)
     if request.errors:
         info.add_message("iDDS says: {idds_errors}", idds_errors=request.errors)
@@ -388,7 +410,7 @@ def _add_links(info: WmsSpecificInfo, evidence: RunEvidence, links: MonitorLinks
 
 def _can_restart(evidence: RunEvidence) -> bool:
     can = evidence.ended and evidence.tally.state is not WmsStates.SUCCEEDED
-    return can and not (_is_dying(evidence) or _has_no_plan(evidence))
+    return can and not (_is_dying(evidence) or _has_no_plan(evidence) or evidence.successor)
 
 
 def _has_no_plan(evidence: RunEvidence) -> bool:
@@ -444,6 +466,7 @@ _ADVICE: tuple[tuple[Callable[[RunEvidence], bool], str], ...] = (
         "let the run end; then bps restart --id {id} runs again what failed.",
     ),
     (_is_dying, "wait until the last job has ended; then bps restart --id {id} runs again what was deleted."),
+    (attrgetter("successor"), "bps report --id {new_id} shows the run that completes this one."),
     (
         _has_no_plan,
         "the task that makes the plan of the run did not succeed, so there is nothing to restart: fix the "

@@ -253,19 +253,19 @@ class PanDAService(BaseWmsService):
         is_global: bool = False,
     ) -> list[str]:
         # Docstring inherited.  Without an id: one's own runs that have not ended, never everybody's.
-        filters = parse_filters(pass_thru)
-        client = RunClient(self._connect())
-        if wms_id:
-            try:
-                request_id, _ = client.find(wms_id)
+        try:
+            filters = parse_filters(pass_thru)
+            client = RunClient(self._connect())
+            if wms_id:
+                request_id, _ = client.find(wms_id, unique=True)
                 return [str(client.request(request_id).request_id)]
-            except RunNotFoundError as error:
-                # BPS says that no job matches; this says why.
-                _LOG.error("%s", error)
-                return []
-            except TransportError as error:
-                fail_command(error)
-                raise
+        except RunNotFoundError as error:
+            # BPS says that no job matches; this says why.
+            _LOG.error("%s", error)
+            return []
+        except PandaBpsError as error:
+            fail_command(error)
+            raise
         runs, problems, _ = client.recent(days=DEFAULT_DAYS, user=user)
         if problems and not runs:
             fail_command(TransportError("\n".join(problems)))

@@ -174,7 +174,7 @@ class Relay:
             )
             return reply.unwrap(unwrap_relay, what)
         except TransportError as error:
-            if error.fault == Fault.IDDS_DOWN:
+            if question and error.fault == Fault.IDDS_DOWN:
                 self._down = (time.monotonic(), error.cause)
             raise
 

@@ -14,6 +14,7 @@ from lsst.ctrl.bps.wms_service import WmsStates
 from ..errors import RefusedError, TransportError
 from ..staging import CANCELLED, remove_marker, write_marker
 from ..status.evidence import RunEvidence
+from ..status.records import render_count
 from .client import FoundRun, RunClient
 from .record import RunRecord
 
@@ -47,7 +48,7 @@ def cancel_run(
 
     The effect is waited for up to ``patience`` seconds.
     """
-    found = client.find(run)
+    found = client.find(run, unique=True)
     request_id, record = found
     evidence = client.summary(found)
     if evidence.ended:
@@ -103,19 +104,25 @@ def _watch(
     told = False
     sent = 1
     quiet_since = None
+    look_at, pause = begin, 1.0
     while True:
         evidence = client.summary(run)
         quiet = evidence.aborted and _is_quiet(evidence)
         now = clock()
         quiet_since = (now if quiet_since is None else quiet_since) if quiet else None
         settled = quiet_since is not None and now - quiet_since >= SETTLED_AFTER
-        if evidence.ended or (settled and not _may_wait_in_vain(evidence)):
+        if not evidence.aborted and (evidence.ended or now >= end):
             return evidence, sent
-        if now >= end:
-            return evidence, sent
+        over = now >= end or evidence.ended or (settled and not _may_wait_in_vain(evidence))
+        if over and (now >= look_at or now >= end):
+            # iDDS calls all jobs deleted at once; only PanDA knows which payloads run on.
+            evidence = client.with_panda(evidence)
+            if now >= end or not evidence.outliving_jobs:
+                return evidence, sent
+            look_at, pause = now + pause, min(2 * pause, 15.0)
         if not told and now - begin >= NOTICE_AFTER:
             told = True
-            _LOG.info("Waiting up to %.0f s for run %d to show the command", end - now, run.request_id)
+            _LOG.info("Waiting up to %.0f s for the jobs of run %d to end", end - now, run.request_id)
         # The first command was lost, or the final tasks, which iDDS starts after it, hang.
         if now - last_sent >= RESEND_AFTER and (not quiet or evidence.is_stuck):
             last_sent = now
@@ -128,13 +135,12 @@ def _watch(
 
 def _is_quiet(evidence: RunEvidence) -> bool:
     """Tell whether no task but the final ones is going on."""
-    finals = set(evidence.plan.final_labels) if evidence.plan is not None else {"finalJob"}
     going = (WmsStates.READY, WmsStates.PENDING, WmsStates.RUNNING, WmsStates.UNREADY)
     transforms = evidence.transforms or ()
     return bool(transforms) and all(
         not sum(counts[state] for state in going)
         for label, counts in evidence.tally.by_label.items()
-        if label not in finals
+        if label not in evidence.final_labels
     )
 
 
@@ -146,25 +152,35 @@ def _may_wait_in_vain(evidence: RunEvidence) -> bool:
 def _describe(request_id: int, evidence: RunEvidence, *, marked: bool) -> str:
     """Describe how far the cancellation has come."""
     total = evidence.tally.total
-    running = total[WmsStates.RUNNING] + total[WmsStates.PENDING]
     counts = ", ".join(f"{number} {state.name}" for state, number in total.items() if number)
     parts = [f"Run {request_id} is cancelled: {counts}."]
-    if running:
+    if outliving := evidence.outliving_jobs:
         parts.append(
-            f"Up to {running} jobs may still run: pilots hear of it at their next heartbeat (up to 30 "
-            "minutes)."
+            f"{render_count(sum(outliving.values()), 'PanDA job')} of it still run on (task "
+            f"{', '.join(map(str, outliving))}): pilots hear of it at their next heartbeat, up to 30 minutes "
+            f"later. See bps report --id {request_id}."
         )
+    elif evidence.jobs is None:
+        parts.append("Whether jobs of it still run is not known.")
+    else:
+        parts.append("No other job of it runs." if not evidence.ended else "No job of it runs any more.")
     if not evidence.ended and _may_wait_in_vain(evidence):
         parts.append(
             "The tasks after its final job may wait for jobs that were killed, for ever; if bps report shows "
             f"so, end them: bps cancel --id {request_id}."
         )
     if not evidence.ended:
+        started = [
+            f"The final job ({label}, PanDA task {task}) has started all the same"
+            for task, label in evidence.task_labels.items()
+            if label in evidence.final_labels
+        ]
+        starts = "; ".join(started) or "The final job still starts"
         parts.append(
-            "The final job still starts; it finds out and publishes nothing."
+            f"{starts}; it finds out and publishes nothing."
             if marked
-            else "The final job still starts and publishes what is there: its staging area could not be "
-            "reached from here to tell it."
+            else f"{starts}, and publishes what is there: its staging area could not be reached from here to "
+            "tell it."
         )
     parts += evidence.problems
     return " ".join(parts)

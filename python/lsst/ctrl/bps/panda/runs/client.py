@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["PLAN_SUFFIX", "RECORD_SUFFIX", "Connection", "FoundRun", "RunClient", "connect"]
+__all__ = [
+    "PLAN_SUFFIX",
+    "RECORD_SUFFIX",
+    "Connection",
+    "FoundRun",
+    "RunClient",
+    "connect",
+    "describe_request",
+]
 
+import contextlib
 import gzip
 import hashlib
 import logging
@@ -169,8 +178,11 @@ class RunClient:
         self._user = connection.settings.user
         self._index = RunIndex(connection.settings.state_directory, connection.settings.url)
 
-    def find(self, run: str | int | FoundRun) -> FoundRun:
+    def find(self, run: str | int | FoundRun, *, unique: bool = False) -> FoundRun:
         """Find a run, and its record if it is on this machine.
+
+        Of several runs of one name it is the own one; a warning lists all.  A name that must be ``unique``
+        is refused then.
 
         The record of a remote build is completed with what the site has sent, and that of an
         interrupted submission with what the server knows.  `RunNotFoundError` lists where the run was
@@ -182,7 +194,7 @@ class RunClient:
         if not text:
             raise RunNotFoundError("No run was named; give its id, its name or its submit directory.")
         if not (text.isdecimal() or names_directory(text)):
-            text = str(self._find_name(text))
+            text = str(self._find_name(text, unique=unique))
         record = self._find_record(text)
         if record is None:
             return FoundRun(int(text), None)
@@ -191,15 +203,32 @@ class RunClient:
             raise RunNotFoundError(describe_unsent(record))
         return FoundRun(record.request_id, record)
 
-    def _find_name(self, name: str) -> int:
-        """Ask the server for the request of a name."""
-        found = self._relay.get_request_ids_by_name(name)
-        if not found:
+    def _find_name(self, name: str, *, unique: bool) -> int:
+        """Find the request of a name: one with a record here, else an own one, else that of somebody else.
+
+        iDDS gives one number for a name, however many requests have it.
+        """
+        own = self._index.find(name)
+        numbers = set(self._relay.get_request_ids_by_name(name).values())
+        numbers |= {own.request_id} if own is not None and own.request_id is not None else set()
+        if not numbers:
             raise RunNotFoundError(
                 f"No run is named {name!r}, and there is no such directory. Give the run's id, its name or "
                 "its submit directory; bps report lists the runs."
             )
-        return next(iter(found.values()))
+        if unique or own is None or len(numbers) > 1:
+            with contextlib.suppress(TransportError):
+                numbers |= {item.request_id for item in self._fetch_everybody([]) if item.name == name}
+        if len(numbers) == 1:
+            return numbers.pop()
+        requests = [self.request(number) for number in sorted(numbers)]
+        several = f"{len(requests)} runs are named {name!r}: {'; '.join(map(describe_request, requests))}."
+        if unique:
+            raise PandaBpsError(f"{several} Say which one is meant: give its id instead of the name.")
+        mine = _of_user(requests, self._user) or requests
+        chosen = own.request_id if own is not None and own.request_id else mine[-1].request_id
+        _LOG.warning("%s This is about run %d; give the id to ask about another one.", several, chosen)
+        return chosen
 
     def _find_record(self, run: str | int) -> RunRecord | None:
         """Find the record of a run by its id or its directory.
@@ -281,11 +310,12 @@ class RunClient:
         return found.get(transform_id, ())
 
     def status(self, run: str | int | FoundRun) -> RunEvidence:
-        """Fetch what the states of a run and of its jobs are made from: one request to iDDS, for a cancelled
-        run one more for each task with failed jobs, and until the run has ended PanDA's tasks and jobs.
+        """Fetch what the states of a run and of its jobs are made from: one request to iDDS, one more for the
+        run that completes it, for a cancelled run one for each task with failed jobs, and until the run has
+        ended PanDA's tasks and jobs.
         """
-        evidence = self.distinguish_killed(self.summary(run))
-        return evidence if evidence.ended else self._with_panda(evidence)
+        evidence = self._with_successor(self.distinguish_killed(self.summary(run)))
+        return evidence if evidence.ended else self.with_panda(evidence)
 
     def distinguish_killed(self, evidence: RunEvidence) -> RunEvidence:
         """Fetch the contents of a cancelled run, which show whether a job was killed or failed by itself.
@@ -319,21 +349,25 @@ class RunClient:
         always is.  What cannot be fetched is listed in the evidence's problems.
         """
         evidence = self.summary(run)
-        return self._with_panda(
-            self._with_contents(evidence) if errors else self.distinguish_killed(evidence)
-        )
+        evidence = self._with_contents(evidence) if errors else self.distinguish_killed(evidence)
+        return self.with_panda(self._with_successor(evidence))
 
-    def _with_panda(self, evidence: RunEvidence) -> RunEvidence:
-        """Fetch what PanDA knows."""
-        problems = [*evidence.problems]
-        tasks, jobs = self._panda_side(evidence, problems)
-        return replace(evidence, tasks=tasks, jobs=jobs, problems=tuple(problems))
+    def _with_successor(self, evidence: RunEvidence) -> RunEvidence:
+        """Add the last run that completes this one, as far as the records on this machine tell."""
+        number = evidence.request_id
+        while (record := self._index.find(number)) is not None and (record.restarted_as or 0) > number:
+            number = record.restarted_as or 0
+        if number == evidence.request_id:
+            return evidence
+        try:
+            return replace(evidence, successor=self.summary(FoundRun(number, record)))
+        except PandaBpsError as error:
+            problem = f"Run {number}, which completes this one, could not be looked up: {error}"
+            return replace(evidence, problems=(*evidence.problems, problem))
 
-    def _panda_side(
-        self, evidence: RunEvidence, problems: list[str]
-    ) -> tuple[tuple[TaskRecord, ...], tuple[JobRecord, ...] | None]:
-        """Fetch the tasks of a run from PanDA and, while it goes on, the jobs:
-        iDDS does not know which of them run.
+    def with_panda(self, evidence: RunEvidence) -> RunEvidence:
+        """Add the tasks of a run in PanDA and, while it goes on or its jobs are killed, the jobs: iDDS does
+        not know which of them run.
         """
         filters = {"reqID": str(evidence.request.request_id)}
         try:
@@ -350,19 +384,12 @@ class RunClient:
             for task_id in active[:MAX_TASKS_WITH_JOBS]:
                 jobs += parse_jobs(self._api.job_descriptions(task_id, unsuccessful_only=False))
         except TransportError as error:
-            problems.append(f"PanDA could not be asked for its tasks and jobs: {error.message}")
-            return (), None
+            problem = f"PanDA could not be asked for its tasks and jobs: {error.message}"
+            return replace(evidence, tasks=(), jobs=None, problems=(*evidence.problems, problem))
         if more := len(active[MAX_TASKS_WITH_JOBS:]):
-            problems.append(
-                f"PanDA was not asked for the jobs of {more} more tasks; all that it has count as RUNNING."
-            )
-            return tasks, None
-        return tasks, tuple(jobs)
-
-    def running(self, evidence: RunEvidence) -> int:
-        """Count the PanDA jobs of a run that are running now, as far as PanDA knows."""
-        _, jobs = self._panda_side(evidence, [])
-        return replace(evidence, jobs=jobs).running_jobs
+            problem = f"PanDA was not asked for the jobs of {more} more tasks; all that it has count as RUNNING."
+            return replace(evidence, tasks=tasks, jobs=None, problems=(*evidence.problems, problem))
+        return replace(evidence, tasks=tasks, jobs=tuple(jobs))
 
     def recent(self, *, days: float, user: str | None = None, everybody: bool = False) -> RecentRuns:
         """Fetch the states of the runs of the last ``days`` days: the user's own, those of ``user`` (an
@@ -473,6 +500,12 @@ class RunClient:
         record = self._index.find(request_id)
         request, transforms = request_from_tasks(tasks), transforms_from_tasks(tasks)
         return RunEvidence(request, transforms, plan=_summary(record), asked_at=datetime.now(UTC))
+
+
+def describe_request(request: RequestRecord) -> str:
+    """Say which request it is, whose, and of when."""
+    when = f", {request.created_at:%Y-%m-%d %H:%M:%S} UTC" if request.created_at else ""
+    return f"{request.request_id} ({RunEvidence(request).attributes.operator or request.username}{when})"
 
 
 def _of_user(requests: Sequence[RequestRecord], user: str) -> list[RequestRecord]:

@@ -38,7 +38,7 @@ def restart_run(client: RunClient, run: str) -> tuple[str | None, str | None, st
     Return the id and name of the new run, or `None` if there is none, and a message:
     what was queued again, or why nothing was.
     """
-    found = client.find(run)
+    found = client.find(run, unique=True)
     request_id, record = found
     if record is None:
         raise PandaBpsError(
@@ -118,7 +118,7 @@ def _why_not(client: RunClient, record: RunRecord, evidence: RunEvidence) -> str
         return f"Run {request_id} is still going ({going}); wait for its end or cancel it first."
     if tally.state is WmsStates.SUCCEEDED:
         return f"Run {request_id} has succeeded; there is nothing to run again."
-    if evidence.aborted and (living := client.running(evidence)):
+    if evidence.aborted and (living := client.with_panda(evidence).running_jobs):
         return (
             f"Run {request_id} was cancelled, but {living} of its jobs still run: pilots hear of it at "
             "their next heartbeat (up to 30 minutes). Restart it when they have ended, so that no job runs "

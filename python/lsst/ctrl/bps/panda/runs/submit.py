@@ -8,15 +8,24 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 from ..errors import PandaBpsError, RefusedError, ReplyError, SubmissionUncertainError, TransportError
 from ..idds.workflow import Submission
 from ..rest.relay import Relay
-from .client import Connection
+from ..status.records import RequestRecord
+from ..status.replies import parse_requests
+from .client import Connection, describe_request
 from .intention import lock_submission, look_up, record_submission
 from .record import RequestPart, RunRecord
 
 _LOG = logging.getLogger(__name__)
+
+TWIN_MARGIN = 10.0
+"""Seconds before a submission within which another one of its name may have gone unseen."""
+
+TWIN_DISTANCE = 20
+"""Most requests before its own that a submission looks at."""
 
 LOOK_UP_SECONDS = 120.0
 """How long a run that may have been created is looked for by its name."""
@@ -69,6 +78,7 @@ def submit_run(
         try:
             place = record.submit_path
             request_id = send(relay, submission, record.name, build=build, note=note, place=place)
+            _settle_twins(relay, record, request_id)
         except PandaBpsError as error:
             if record.intention is not None and not getattr(error, "maybe_sent", False):
                 with contextlib.suppress(OSError):
@@ -93,6 +103,68 @@ def refuse_known(relay: Relay, name: str) -> None:
             "everything twice; use another outputRun, or bps restart for what is left of it. To extend its "
             "collection (--extend-run), set uniqProcName to a name that no run has."
         )
+
+
+def _settle_twins(relay: Relay, record: RunRecord, request_id: int) -> None:
+    """Look once more whether a run of this name was submitted at the same moment: iDDS takes both.
+
+    The later request is cancelled by whoever sent it, and that is a `RefusedError`; the earlier one goes on.
+    """
+    name = record.name
+    begun_at = record.intention.begun_at if record.intention else datetime.now(UTC)
+    seconds = (datetime.now(UTC) - begun_at).total_seconds() + TWIN_MARGIN
+    try:
+        twins = _find_twins(relay, name, request_id, seconds=seconds)
+    except TransportError as error:
+        _LOG.warning("Whether another run is named %s as well could not be looked up: %s", name, error)
+        return
+    if not twins:
+        return
+    first, words = twins[0], "; ".join(map(describe_request, twins))
+    if first.request_id > request_id:
+        _LOG.warning(
+            "Run %s was submitted twice at the same moment: yours is request %d, and goes on; the other is "
+            "%s. It should be cancelled by whoever submitted it: bps cancel --id %d",
+            name, request_id, words, first.request_id,
+        )  # fmt: skip
+        return
+    try:
+        # Without the marker for the final job: the staging area may be that of the other run.
+        relay.abort(request_id)
+        outcome = f"this one, request {request_id}, was cancelled"
+    except TransportError as error:
+        outcome = (
+            f"this one, request {request_id}, could not be cancelled ({error.message}): cancel it with bps "
+            f"cancel --id {request_id}"
+        )
+    raise RefusedError(
+        f"Run {name!r} was submitted twice at the same moment. The first is request {words}; {outcome}, so "
+        "that nothing runs twice. Use another outputRun if both are wanted."
+    )
+
+
+def _find_twins(relay: Relay, name: str, request_id: int, *, seconds: float) -> list[RequestRecord]:
+    """Find the other requests of a name, those of the last seconds and a later one; the first one first.
+
+    iDDS gives one number for a name.  So the requests just before are looked at one by one.
+    """
+
+    def look(number: int) -> RequestRecord | None:
+        return next(iter(parse_requests(relay.get_requests(number))), None)
+
+    last = relay.get_request_ids_by_name(name).get(name, request_id)
+    found = [look(last)] if last != request_id else []
+    own = look(request_id)
+    for number in range(request_id - 1, max(0, request_id - 1 - TWIN_DISTANCE), -1):
+        before = look(number)
+        if before is None:
+            continue
+        found.append(before)
+        dates = (own.created_at if own else None, before.created_at)
+        if dates[0] and dates[1] and (dates[0] - dates[1]).total_seconds() > seconds:
+            break
+    twins = {item.request_id: item for item in found if item is not None and item.name == name}
+    return [twins[number] for number in sorted(twins)]
 
 
 def send(

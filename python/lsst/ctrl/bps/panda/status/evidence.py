@@ -128,6 +128,9 @@ class RunEvidence:
     problems: tuple[str, ...] = ()
     """What could not be fetched or was not understood, one text each."""
 
+    successor: RunEvidence | None = None
+    """The run that was submitted to complete this one, the last such."""
+
     @property
     def request_id(self) -> int:
         """Number of the run."""
@@ -230,6 +233,17 @@ class RunEvidence:
         return {task.task_id: task for task in self.tasks}
 
     @property
+    def final_labels(self) -> frozenset[str]:
+        """Labels of the final job and of what comes after it, which a cancelled run still starts."""
+        return frozenset(self.plan.final_labels if self.plan is not None else ("finalJob",))
+
+    @property
+    def outliving_jobs(self) -> dict[int, int]:
+        """Number of PanDA jobs that run now by task, without tasks of final labels and without zeros."""
+        finals = {task for task, label in self.task_labels.items() if label in self.final_labels}
+        return {task: count for task, count in self.running_by_task.items() if count and task not in finals}
+
+    @property
     def task_labels(self) -> dict[int, str]:
         """Label of each PanDA task."""
         return {
@@ -278,12 +292,11 @@ class RunEvidence:
         """
         if self.ended or not self.aborted:
             return False
-        finals = set(self.plan.final_labels) if self.plan is not None else set()
         going = (WmsStates.READY, WmsStates.PENDING, WmsStates.RUNNING, WmsStates.HELD)
         by_label = self.tally.by_label
         waiting = {label for label, counts in by_label.items() if counts[WmsStates.UNREADY]}
         under_way = any(counts[state] for counts in by_label.values() for state in going)
-        return not under_way and bool(waiting) and waiting < finals
+        return not under_way and bool(waiting) and waiting < self.final_labels
 
 
 @dataclass(frozen=True, slots=True)
