@@ -3,7 +3,9 @@ the embedded PanDA with the real iDDS.
 """
 
 import os
+import threading
 import time
+from pathlib import Path
 
 import pytest
 from lsst.ctrl.bps.wms_service import WmsStates
@@ -17,7 +19,9 @@ from lsst.ctrl.bps import (
     GenericWorkflowExec,
     GenericWorkflowJob,
 )
+from lsst.ctrl.bps.panda.errors import RefusedError
 from lsst.ctrl.bps.panda.local import instance
+from lsst.ctrl.bps.panda.runs.cancel import cancel_run
 from lsst.ctrl.bps.panda.runs.client import RunClient, connect
 
 pytestmark = pytest.mark.slow
@@ -55,8 +59,14 @@ class Site:
 
     def submit(self, build, **values):
         """Prepare and submit a workflow that ``build`` fills."""
+        service, workflow = self.prepare(build, **values)
+        service.submit(workflow)
+        return workflow.run_id, Path(workflow.submit_path)
+
+    def prepare(self, build, name="", **values):
+        """Prepare a workflow that ``build`` fills."""
         self.count += 1
-        name = f"u_{self.user}_{self.directory.name}_{self.count}"
+        name = name or f"u_{self.user}_{self.directory.name}_{self.count}"
         submit_path = self.directory / f"submit {self.user} {self.count}"
         config = BpsConfig(
             {
@@ -79,9 +89,7 @@ class Site:
         workflow.run_attrs.update(bps_isjob="True", bps_operator=self.user, bps_payload="pay")
         build(workflow)
         service = self.service_class(config)
-        wms_workflow = service.prepare(config, workflow, str(submit_path))
-        service.submit(wms_workflow)
-        return wms_workflow.run_id, submit_path
+        return service, service.prepare(config, workflow, str(submit_path))
 
     def wait(self, run_id, states=ENDED, *, words=""):
         """Wait until a run has a state and its report holds words; no count may ever be wrong, and no job may
@@ -278,6 +286,54 @@ def test_a_cancelled_run_publishes_nothing_and_can_be_restarted(site):
     order = site.lines("order")
     assert sorted(order) == ["a0", "a1", "a2", "final", "g", "m0", "m1", "m2"]
     assert order[-2:] == ["g", "final"]
+
+
+def test_payloads_of_a_cancelled_run_run_on_until_the_heartbeat(tmp_path):
+    """As with real pilots: iDDS calls the jobs deleted at once, and cancel says what PanDA knows."""
+    panda = tmp_path / "panda"
+    try:
+        site = Site(instance.start(panda, slots=3, pace="quick,heartbeat=600"), tmp_path)
+        run_id, _ = site.submit(three_levels(site, middle=lambda i: f"touch on{i}; sleep 300;"))
+        end = time.monotonic() + LIMIT
+        while counts(site.report(run_id), "middle") != {"RUNNING": 3}:
+            assert time.monotonic() < end
+            time.sleep(0.3)
+        client = RunClient(connect(site.service.settings()))
+        accepted, message = cancel_run(client, run_id, patience=8)
+        assert accepted, message
+        assert "3 PanDA jobs of it still run on (task " in message
+        site.wait(run_id)
+        report = site.report(run_id)
+        assert counts(report, "middle") == {"DELETED": 3}
+        assert "3 PanDA jobs still run (task " in str(report.specific_info)
+        assert "but 3 of its jobs still run" in site.service.restart(run_id)[2]
+    finally:
+        instance.stop(panda)
+
+
+def test_of_two_submissions_at_once_one_runs(site):
+    areas = [f"{site.directory}/area of {who}/" for who in ("one", "other")]
+    build, name = three_levels(site, middle=lambda i: ""), f"u_ann_{site.directory.name}_twin"
+    prepared = [site.prepare(build, name, fileDistributionEndPoint=area) for area in areas]
+    outcomes = []
+
+    def submit(service, workflow):
+        try:
+            service.submit(workflow)
+            outcomes.append(workflow.run_id)
+        except RefusedError as error:
+            outcomes.append(str(error))
+
+    threads = [threading.Thread(target=submit, args=pair) for pair in prepared]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (run_id,) = [outcome for outcome in outcomes if outcome.isdecimal()]
+    (refusal,) = [outcome for outcome in outcomes if not outcome.isdecimal()]
+    assert "exists already" in refusal or "submitted twice at the same moment" in refusal
+    assert site.wait(run_id).state is WmsStates.SUCCEEDED
+    assert site.lines("order")[-2:] == ["g", "final"]
 
 
 def test_cancelled_right_after_submission(site):
