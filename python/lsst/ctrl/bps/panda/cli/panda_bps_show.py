@@ -37,6 +37,7 @@ from ..insight.resources import LabelResources, measure_resources, render_sugges
 from ..insight.task_graph import TaskGraph, make_task_graph
 from ..local import endpoint as local_endpoint
 from ..local import instance
+from ..report import describe_successor
 from ..runs.client import Connection, RunClient, connect
 from ..runs.files import names_directory, read_plan
 from ..runs.record import RunEntry, RunIndex
@@ -218,7 +219,7 @@ def show(argument: RunArgument, with_jobs: bool, label: str, as_json: bool) -> N
     if as_json:
         write_json(make_document(overview, request_id=run.request_id, name=run.name))
         return
-    print_lines(_overview_lines(overview))
+    print_lines([*_overview_lines(overview), *filter(None, [describe_successor(run)])])
     print_problems(overview.problems)
 
 
@@ -329,7 +330,7 @@ def errors(
     if as_json:
         write_document(groups, run, "errors")
         return
-    remarks = find_remarks(run)
+    remarks = [*filter(None, [describe_successor(run)]), *find_remarks(run)]
     print_lines([_title(run), *remarks, *([] if groups or remarks else ["No failed job is known."])])
     for number, group in enumerate(groups, 1):
         print_lines(_error_lines(number, group))

@@ -84,9 +84,7 @@ class _Doubt:
     """Finds out, beside a question that is not answered at once, whether it is iDDS that does not answer."""
 
     def __init__(self, transport: Transport, endpoint: str, suffix: str, what: str) -> None:
-        self._transport = transport.clone(seconds=PROBE_SECONDS)
-        self._endpoint, self._what = endpoint, what
-        self._ping = render_command("ping" + suffix, None, None)
+        self._transport, self._endpoint, self._suffix, self._what = transport, endpoint, suffix, what
         self._answered: dict[str, bool] = {}
         self._begin = 0.0
 
@@ -115,11 +113,13 @@ class _Doubt:
         self._answered[name] = answered and not slow
 
     def _ask_panda(self) -> None:
-        PandaApi(self._transport.clone(), api_base(self._endpoint)).is_alive()
+        PandaApi(self._transport.clone(seconds=PROBE_SECONDS), api_base(self._endpoint)).is_alive()
 
     def _ask_idds(self) -> None:
-        reply = self._transport.post(
-            self._endpoint, body=self._ping, content_type="application/json", safe=True, what="ping"
+        transport = self._transport.clone(seconds=PROBE_SECONDS)
+        ping = render_command("ping" + self._suffix, None, None)
+        reply = transport.post(
+            self._endpoint, body=ping, content_type="application/json", safe=True, what="ping"
         )
         reply.unwrap(unwrap_relay, "ping")
 

@@ -387,7 +387,9 @@ class RunClient:
             problem = f"PanDA could not be asked for its tasks and jobs: {error.message}"
             return replace(evidence, tasks=(), jobs=None, problems=(*evidence.problems, problem))
         if more := len(active[MAX_TASKS_WITH_JOBS:]):
-            problem = f"PanDA was not asked for the jobs of {more} more tasks; all that it has count as RUNNING."
+            problem = (
+                f"PanDA was not asked for the jobs of {more} more tasks; all that it has count as RUNNING."
+            )
             return replace(evidence, tasks=tasks, jobs=None, problems=(*evidence.problems, problem))
         return replace(evidence, tasks=tasks, jobs=tuple(jobs))
 

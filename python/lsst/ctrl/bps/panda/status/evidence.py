@@ -239,9 +239,10 @@ class RunEvidence:
 
     @property
     def outliving_jobs(self) -> dict[int, int]:
-        """Number of PanDA jobs that run now by task, without tasks of final labels and without zeros."""
+        """Number of PanDA jobs that run now by task, without those of final labels."""
         finals = {task for task, label in self.task_labels.items() if label in self.final_labels}
-        return {task: count for task, count in self.running_by_task.items() if count and task not in finals}
+        running = (job.task_id for job in self.jobs or () if is_running(job.status))
+        return dict(Counter(task for task in running if task not in finals))
 
     @property
     def task_labels(self) -> dict[int, str]:
