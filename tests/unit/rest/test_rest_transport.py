@@ -240,7 +240,9 @@ def test_commands_and_lookups(server):
     assert relay.get_request_ids_by_name("run_2") == {}
     with pytest.raises(ValueError, match="cannot look such a name up"):
         relay.get_request_ids_by_name("u/me/run")
-    assert relay.get_requests(number, with_detail=True) == [{"request_id": number, "name": "run_1"}]
+    (row,) = relay.get_requests(number, with_detail=True)
+    assert (row["request_id"], row["name"]) == (number, "run_1")
+    assert [item["name"] for item in relay.get_all_requests()] == ["run_1", "runx1"]
     assert relay.get_contents(number, 4) == {}
     assert server.seen[-1].keywords == {"request_id": number, "transform_id": 4}
     assert relay.abort(number) == "Command registered successfully"
