@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import pickle
+import re
+import subprocess
+import sys
+from configparser import ConfigParser
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,6 +19,7 @@ from hypothesis import strategies as st
 from panda_plans.settings import LABEL, RUN, SETTINGS
 
 from lsst.ctrl.bps import GenericWorkflow, GenericWorkflowExec, GenericWorkflowJob
+from lsst.ctrl.bps.panda.idds import workflow
 from lsst.ctrl.bps.panda.idds.workflow import client_mode, make_submission, make_workflow
 from lsst.ctrl.bps.panda.plan.planner import make_plan
 from lsst.ctrl.bps.panda.status.evidence import RunEvidence
@@ -120,6 +129,80 @@ def test_tasks_dependencies_and_conditions_arrive(shape: str) -> None:
     assert len(plan.conditions) == (3 if shape == "groups" else 0)
     labels = [task.label for task in plan.tasks]
     assert labels == sorted(labels, key=["isr", "warp", "coadd", "visitsBarrier"].index)
+
+
+REQUESTS_OF_ANOTHER_CLIENT = """
+import json, pickle, sys
+import idds
+idds.__path__ = [sys.argv[1]]
+from lsst.ctrl.bps.panda.idds.workflow import make_submission
+for plan in pickle.load(sys.stdin.buffer):
+    for length in (10**9, 20000):
+        made = make_submission(plan, max_length=length)
+        print(json.dumps([made.steps, made.request, made.keywords]))
+"""
+
+
+def requests_of(folder: Path, plans: list) -> subprocess.CompletedProcess[bytes]:
+    """Make requests with the client of iDDS in a folder."""
+    return subprocess.run(
+        [sys.executable, "-c", REQUESTS_OF_ANOTHER_CLIENT, str(folder / "idds")],
+        input=pickle.dumps(plans),
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": f"{folder}:{os.environ.get('PYTHONPATH', '')}"},
+        timeout=300,
+    )
+
+
+def without_chance(request: str) -> str:
+    """Replace times, and ids in the order in which they appear."""
+    ids: dict[str, str] = {}
+    text = re.sub(r"\w{3}, \d\d \w{3} \d{4} [\d:]{8} UTC", "TIME", request)
+    return re.sub(r"\b[0-9a-f]{8}\b", lambda match: ids.setdefault(match[0], f"id {len(ids)}"), text)
+
+
+@pytest.mark.slow
+def test_the_oldest_client_makes_the_same_requests(request: pytest.FixtureRequest) -> None:
+    """Both ends of the range of ``setup.cfg`` are kept: the tests' own client is the newest."""
+    oldest = ".".join(map(str, workflow._OLDEST))
+    folder = request.config.cache.mkdir(f"idds-{oldest}")
+    if not (folder / "complete").exists():
+        packages = [f"idds-{part}=={oldest}" for part in ("common", "workflow", "doma")]
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--upgrade", "--no-deps"]
+        subprocess.run([*pip, "--target", str(folder), *packages], check=True, timeout=300)
+        (folder / "complete").touch()
+    plans = [make_it() for make_it in PLANS.values()]
+    made = requests_of(folder, plans)
+    assert made.returncode == 0, made.stderr.decode()
+    expected = [
+        json.dumps([submission.steps, submission.request, submission.keywords])
+        for plan in plans
+        for length in (10**9, 20000)
+        for submission in [make_submission(plan, max_length=length)]
+    ]
+    assert list(map(without_chance, made.stdout.decode().splitlines())) == list(map(without_chance, expected))
+
+
+@pytest.mark.parametrize("version", ["2.3.10", "2.5.5", "2.7.0"])
+def test_a_client_of_another_version_is_refused(version: str, tmp_path: Path) -> None:
+    metadata = tmp_path / f"idds_workflow-{version}.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: idds-workflow\nVersion: {version}\n")
+    made = requests_of(tmp_path, [make(1)])
+    assert made.returncode == 1
+    assert f"idds-workflow is {version}, and requests to iDDS can be made with".encode() in made.stderr
+    assert b"pip install 'idds-common>=2.4.0" in made.stderr
+
+
+def test_the_range_is_that_of_the_distribution() -> None:
+    parser = ConfigParser()
+    parser.read(Path(__file__).parents[2] / "setup.cfg")
+    required = parser["options"]["install_requires"].split()
+    range_ = ">={},!={},<{}".format(
+        *(".".join(map(str, some)) for some in (workflow._OLDEST, workflow._BROKEN, workflow._TOO_NEW))
+    )
+    idds = sorted(f"idds-{part}{range_}" for part in ("client", "common", "doma", "workflow"))
+    assert sorted(name for name in required if name.startswith("idds")) == idds
 
 
 def test_needs_of_a_task_arrive() -> None:

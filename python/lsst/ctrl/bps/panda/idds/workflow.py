@@ -2,7 +2,8 @@
 task.
 
 The only place with iDDS's classes: its server reads these objects back.  What
-is set here follows iDDS 2.6.21 (``idds.doma.workflowv2.domapandawork``).
+is set here follows iDDS 2.6.21 (``idds.doma.workflowv2.domapandawork``); the
+requests of all clients in the range of ``setup.cfg`` are the same.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ __all__ = [
 ]
 
 import base64
+import importlib.metadata
 import json
 import math
 import os
+import re
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,6 +33,7 @@ from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
+from ..errors import SettingsError
 from ..plan.document import RunAttributes, render_attributes
 from ..plan.graph import pause_garbage_collection
 from ..plan.model import ConditionPlan, Resources, TaskPlan, WorkflowPlan
@@ -38,6 +42,10 @@ from ..settings.remote import BuildSettings
 
 _COMPRESSION = 4
 """Level of zlib: level 6 takes a third longer for a tenth less."""
+
+_OLDEST, _BROKEN, _TOO_NEW = (2, 4, 0), (2, 5, 5), (2, 7)
+"""Versions of iDDS's client: the first that can send a request in steps, one that lacks a package, and the
+first that nobody has tried.  ``setup.cfg`` has the same range."""
 
 _JOBS_PER_PIECE = 2000
 """Jobs whose dependencies are compressed at a time."""
@@ -149,7 +157,21 @@ def client_mode() -> Iterator[None]:
 
 @lru_cache(maxsize=1)
 def _idds() -> SimpleNamespace:
-    """Import iDDS's client classes."""
+    """Import iDDS's client classes; a `SettingsError` if they are not there, or not of a version whose
+    requests are known to be right.
+    """
+    for name in ("idds-common", "idds-workflow", "idds-doma"):
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            version = "not installed"
+        numbers = tuple(map(int, re.findall(r"\d+", version)[:3]))
+        if not _OLDEST <= numbers < _TOO_NEW or numbers == _BROKEN:
+            raise SettingsError(
+                f"{name} is {version}, and requests to iDDS can be made with versions 2.4.0 to 2.6, except "
+                "2.5.5. Install one that fits: pip install "
+                + " ".join(f"'idds-{part}>=2.4.0,!=2.5.5,<2.7'" for part in ("common", "workflow", "doma"))
+            )
     with client_mode():
         from idds.common.utils import json_dumps
         from idds.doma.workflowv2.domapandawork import DomaPanDAWork
