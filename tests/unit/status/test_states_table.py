@@ -247,6 +247,9 @@ def test_pandas_counts_are_ahead_of_those_of_idds():
     counts = zero_counts() | {WmsStates.RUNNING: 1, WmsStates.PENDING: 3, WmsStates.FAILED: 1}
     catch_up(counts, finished=2, failed=2)
     assert named(counts) == {"PENDING": 1, "SUCCEEDED": 2, "FAILED": 2}
+    counts = zero_counts() | {WmsStates.READY: 2, WmsStates.PENDING: 1, WmsStates.RUNNING: 1}
+    catch_up(counts, finished=0, failed=0, waiting=2)
+    assert named(counts) == {"READY": 1, "PENDING": 2, "RUNNING": 1}
 
 
 DONE = FileCounts(total=1, processed=1)
