@@ -1,10 +1,15 @@
-"""Why there is no quantum graph: what a log says, and the key that it is about."""
+"""Failures that the ``bps`` command tells in a sentence: no quantum graph, and why; a full disk."""
 
 from __future__ import annotations
+
+import logging
+import re
+import sys
 
 import pytest
 
 from lsst.ctrl.bps import BpsConfig
+from lsst.ctrl.bps.panda.settings.bps_command import _shorten_full_disk
 from lsst.ctrl.bps.panda.settings.configuration import explain_graph_failure
 
 CONFIG = {
@@ -58,3 +63,38 @@ def test_the_cause_and_its_key(tmp_path, log, cause, key):
 def test_a_log_that_is_not_there(tmp_path):
     message = f"It failed\nCheck {tmp_path}/no.out for more details."
     assert explain_graph_failure(BpsConfig({}), message, {}).startswith(message)
+
+
+def log_failure(write):
+    """Return what BPS's handler of exceptions logs of a function, and whether with a traceback."""
+    try:
+        write()
+    except Exception:
+        record = logging.LogRecord("x", logging.ERROR, "", 0, "Caught it", None, sys.exc_info())
+    assert _shorten_full_disk(record)
+    return record.getMessage(), record.exc_info is not None
+
+
+def fill():
+    with open("/dev/full", "w") as stream:
+        stream.write("x")
+        stream.flush()
+
+
+def fill_later():
+    try:
+        fill()
+    except OSError as error:
+        raise RuntimeError("it failed") from error
+
+
+@pytest.mark.parametrize("write", [fill, fill_later])
+def test_a_full_disk_is_a_sentence(write):
+    text, has_traceback = log_failure(write)
+    told = r"/dev/full cannot be written: No space left on device. Its file system /\S* has \d+ MB free. "
+    assert re.match(told, text)
+    assert not has_traceback
+
+
+def test_other_failures_keep_their_traceback():
+    assert log_failure(lambda: 1 / 0) == ("Caught it", True)
