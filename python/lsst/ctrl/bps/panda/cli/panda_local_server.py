@@ -247,7 +247,7 @@ def status(directory: Path) -> None:
     if not runs:
         return
     columns = ("run", "user", "tasks", "ended", "jobs", "done", "failed", "cancelled", "pruned", "running")
-    lines = table(columns, ([run[column] for column in columns] for run in runs), left=0)
+    lines = table(columns, ([run.get(column) for column in columns] for run in runs), left=0)
     click.echo("")
     for line, name in zip(lines, ["name", *(str(run["name"]) for run in runs)], strict=True):
         click.echo(f"{line}  {name}")
