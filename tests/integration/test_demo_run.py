@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -263,6 +265,50 @@ def test_what_failed_and_what_was_pruned_is_told_by_label(failing: Run) -> None:
     assert failing.report.state == WmsStates.FAILED
     totals = {state.name: number for state, number in failing.report.job_state_counts.items() if number}
     assert totals == {"SUCCEEDED": 16, "FAILED": 1, "PRUNED": 5}
+
+
+@pytest.mark.long
+def test_each_job_has_its_name_and_state(failing: Run) -> None:
+    states = {job.name: job.state.name for job in failing.report.jobs}
+    assert len(states) == len(failing.report.jobs) == 22
+    assert (states["pipetaskInit"], states["finalJob"]) == ("SUCCEEDED", "SUCCEEDED")
+    failed = [name for name, state in states.items() if state == "FAILED"]
+    assert failed == ["characterize_260315002"]
+    assert (states["makeWarp_260315001"], states["makeWarp_260315002"]) == ("SUCCEEDED", "PRUNED")
+
+
+@pytest.mark.long
+def test_jobs_are_named_by_their_data(site: Site, failing: Run) -> None:
+    title = "characterize_260315002 (characterize:1; detector=0|1|2|3, visit=260315002, band=g)"
+    assert f"for instance {title}, PanDA job" in site.call("bps", "report", "--id", failing.run_id)
+
+    def ask(*words: str) -> dict[str, Any]:
+        return json.loads(site.call("panda_bps", words[0], failing.run_id, *words[1:], "--json"))
+
+    (group,) = ask("errors", "--data", "visit=260315002, detector=1")["groups"]
+    assert group["example"]["bps_name"] == "characterize_260315002"
+    detectors = [data["detector"] for data in group["example"]["data"]]
+    assert sorted(detectors) == [0, 1, 2, 3]
+    assert ask("errors", "--data", "visit=260315001")["groups"] == []
+    jobs = ask("show", "--data", "visit=260315001|260315003")["jobs"]
+    assert {job["label"] for job in jobs} == {"characterize", "visitSummary", "makeWarp"}
+    assert {data["visit"] for job in jobs for data in job["data"]} == {260315001, 260315003}
+    assert len(ask("show", "--data", "exposure=260315003")["jobs"]) == 2, "its first attempt failed"
+    found = ask("logs", "--job", "characterize_260315002", "--level", "ERROR")
+    assert found["lines"]
+    assert {job["bps_name"] for job in found["jobs"]} == {"characterize_260315002"}
+    told = site.run("panda_bps", "logs", failing.run_id, "--job", "characterize_260315002").stderr
+    assert f"== characterize {title}, attempt 1, failed:" in told
+    page = site.place.directory / "run.html"
+    site.call("panda_bps", "html", failing.run_id, "-o", str(page))
+    assert f"for instance {title}, PanDA job" in page.read_text()
+    for words, text in (
+        (("logs", "--job", "characterise_260315002"), "did you mean characterize_260315002?"),
+        (("show", "--data", "visit=1"), "There is visit=260315001|260315002|260315003|260315004."),
+        (("errors", "--data", "visti=1"), "has a visti; did you mean visit?"),
+    ):
+        done = site.run("panda_bps", words[0], failing.run_id, *words[1:])
+        assert (done.returncode, text in done.stderr) == (1, True), done.stderr
 
 
 @pytest.mark.long

@@ -225,6 +225,16 @@ def test_logs(place, good_run, bad_run):
     one = place.json("logs", good_run, "--job", panda_id, "--file", "payload.stdout")["lines"]
     assert [line["message"][:16] for line in one] == ["INFO hello from "]
     assert "exit code 0" in place.call("logs", good_run, "--job", panda_id, "--file", "pilotlog.txt")[0]
+    by_name = place.json("logs", good_run, "--job", "b2", "--file", "payload.stdout")
+    assert [line["message"] for line in by_name["lines"]] == ["done"]
+    assert [(job["name"], job["bps_name"], job["data"]) for job in by_name["jobs"]] == [
+        ("calib_2:2", "b2", [])
+    ]
+    assert "'b9'; did you mean b" in place.call("logs", good_run, "--job", "b9", code=1)[1]
+    assert (
+        "The jobs of the run have no quantum graph"
+        in place.call("logs", good_run, "--data", "a=1", code=1)[1]
+    )
     failed = place.json("logs", bad_run, "--failed", "--grep", "not found")["lines"]
     assert failed
     # With --follow nothing is left out because something failed.

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import itertools
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 from hypothesis import given, settings
@@ -16,7 +17,8 @@ from lsst.ctrl.bps.report import display_report
 from lsst.ctrl.bps.wms_service import WmsStates
 
 from lsst.ctrl.bps.panda.plan.document import RunAttributes, render_attributes
-from lsst.ctrl.bps.panda.report import get_status_of, make_run_list, make_run_report
+from lsst.ctrl.bps.panda.plan.model import Accounting, JobPlan, Placement, Resources, TaskPlan
+from lsst.ctrl.bps.panda.report import LISTED_JOBS, get_status_of, make_run_list, make_run_report
 from lsst.ctrl.bps.panda.status.bps_states import count_task
 from lsst.ctrl.bps.panda.status.evidence import UNRELEASED_LABEL, PlanSummary, RunEvidence
 from lsst.ctrl.bps.panda.status.job_errors import JobError
@@ -189,6 +191,52 @@ def test_no_finished_job_is_lost_and_none_invented(evidence):
     finished = sum(item.outputs.processed for item in evidence.transforms or () if item.outputs)
     if evidence.transforms is not None:
         assert tally.total[WmsStates.SUCCEEDED] == finished
+
+
+class Planned:
+    """The files of a run, which have every planned job."""
+
+    def __init__(self, evidence: RunEvidence) -> None:
+        planned = evidence.plan.tasks if evidence.plan else ()
+        self.names = {name: [f"job {name} {n}" for n in range(jobs)] for name, _, jobs in planned}
+
+    def tasks(self, names):
+        return {name: make_task(name, self.names[name]) for name in names if name in self.names}
+
+    def identify(self, jobs):
+        return jobs
+
+
+def make_task(name: str, names: list[str]) -> TaskPlan:
+    jobs = tuple(JobPlan(job, n, f"{name}:{n}") for n, job in enumerate(names))
+    accounting, resources = Accounting("", 0, "", "", "", ""), Resources(1, 1, 1.0, 1, 0, 1, 1)
+    return TaskPlan(name, "", 1, 0, "", Placement("", "", ""), resources, accounting, 1, jobs)
+
+
+@given(evidences())
+def test_as_many_jobs_are_listed_in_each_state_as_are_counted(evidence):
+    planned = Planned(evidence)
+    for report in (make_run_report(evidence), make_run_report(evidence, known=planned)):
+        by_label: dict[str, Counter[WmsStates]] = {label: Counter() for label in report.job_summary}
+        for job in report.jobs:
+            by_label[job.label][job.state] += 1
+        assert by_label == {label: +Counter(counts) for label, counts in report.job_summary.items()}
+        assert Counter(job.state for job in report.jobs) == +Counter(report.job_state_counts)
+    assert {name for names in planned.names.values() for name in names} <= {job.name for job in report.jobs}
+
+
+@given(evidences(counts_strategy(any_number)))
+@settings(max_examples=min(40, settings().max_examples))
+def test_of_a_large_run_some_jobs_are_listed(evidence):
+    report = make_run_report(evidence)
+    listed = Counter(job.state for job in report.jobs)
+    if report.total_number_jobs <= LISTED_JOBS:
+        assert listed == +Counter(report.job_state_counts)
+        return
+    assert len(report.jobs) <= LISTED_JOBS
+    assert listed <= Counter(report.job_state_counts)
+    others = {job.state for job in report.jobs if job.label != "finalJob"}
+    assert others <= {WmsStates.FAILED, WmsStates.HELD}
 
 
 @given(evidences(), evidences())

@@ -12,6 +12,7 @@ from lsst.ctrl.bps.wms_service import WmsRunReport, WmsStates
 
 from lsst.ctrl.bps.panda.errors import SettingsError
 from lsst.ctrl.bps.panda.plan.document import RunAttributes, render_attributes
+from lsst.ctrl.bps.panda.plan.model import Accounting, JobPlan, Placement, Resources, TaskPlan
 from lsst.ctrl.bps.panda.plan.naming import (
     BUILD_LABEL,
     BUILD_TASK,
@@ -21,6 +22,7 @@ from lsst.ctrl.bps.panda.plan.naming import (
 )
 from lsst.ctrl.bps.panda.report import (
     FILTER_KEYS,
+    LISTED_JOBS,
     MonitorLinks,
     describe_counts,
     fits_filters,
@@ -119,6 +121,91 @@ def test_a_report_has_everything_bps_prints():
         "bps restart --id 41",
     ):
         assert part in text
+
+
+ROWS = {1: (ContentRecord(1, "isr:0", "Available", 899, "finished"), *FAILED_ROWS)}
+
+
+class Files:
+    """The files of the run, as `EVIDENCE` has it."""
+
+    def tasks(self, names):
+        found = {}
+        for name, label, number in PLAN.tasks:
+            jobs = tuple(JobPlan(f"{label}_{n}", n, f"{label}:{n}") for n in range(number))
+            accounting, resources = Accounting("", 0, "", "", "", ""), Resources(1, 1, 1.0, 1, 0, 1, 1)
+            place = Placement("", "", "")
+            found[name] = TaskPlan(name, label, 1, 0, "", place, resources, accounting, 1, jobs)
+        return {name: found[name] for name in names if name in found}
+
+    def identify(self, jobs):
+        return [dataclasses.replace(job, bps_name=f"job of {job.name}", data=({"visit": 8},)) for job in jobs]
+
+
+def listed(evidence: RunEvidence, **known: Files) -> list[tuple[str, str, str, str]]:
+    report = make_run_report(evidence, **known)
+    return [(job.wms_id, job.label, job.name, job.state.name) for job in report.jobs]
+
+
+def test_jobs_are_listed_with_names_of_the_plan_and_states_of_the_contents():
+    evidence = dataclasses.replace(EVIDENCE, contents=ROWS)
+    assert listed(evidence, known=Files()) == [
+        ("899", "isr", "isr_0", "SUCCEEDED"),
+        ("900", "isr", "isr_1", "FAILED"),
+        ("901", "isr", "isr_2", "FAILED"),
+        ("", "coadd", "coadd_0", "PRUNED"),
+        ("", "finalJob", "finalJob_0", "SUCCEEDED"),
+    ]
+
+
+def test_without_the_plan_jobs_are_called_as_in_panda():
+    rows = {1: ROWS[1][:2]}
+    evidence = RunEvidence(request(), TRANSFORMS, None, rows, asked_at=NOW)
+    assert listed(evidence) == [
+        ("899", "isr", "isr:0", "SUCCEEDED"),
+        ("900", "isr", "isr:1", "FAILED"),
+        ("", "isr", "isr (3)", "FAILED"),
+        ("", "coadd", "coadd", "PRUNED"),
+        ("", "finalJob", "finalJob", "SUCCEEDED"),
+    ]
+
+
+def test_a_job_that_panda_runs_is_the_one_that_runs():
+    going = transform(1, "isr", FileCounts(total=3, processed=1, activated=2), "Transforming")
+    rows = {1: (ContentRecord(1, "isr:1", "Available", 5), ContentRecord(1, "isr:0", "Activated", 4))}
+    jobs = (JobRecord(6, 101, "running", name="isr:2"), JobRecord(4, 101, "activated", name="isr:0"))
+    evidence = RunEvidence(request(status="Transforming"), (going,), PLAN, rows, jobs=jobs, asked_at=NOW)
+    assert [(job[0], job[3]) for job in listed(evidence, known=Files())[:3]] == [
+        ("4", "PENDING"), ("5", "SUCCEEDED"), ("6", "RUNNING"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_of_a_large_run_the_special_the_failed_and_the_held_jobs_are_listed(told):
+    size = LISTED_JOBS + 1
+    tasks = (
+        transform(1, "pipetaskInit", FileCounts(total=1, processed=1), "Finished"),
+        transform(2, "isr", FileCounts(total=size, processed=size - 1, failed=1), "SubFinished"),
+        transform(3, "held", FileCounts(total=2, new=2), "Suspended"),
+        transform(4, "finalJob", FileCounts(total=1, failed=1), "Failed"),
+    )
+    rows = (ContentRecord(2, "isr:9", "FinalFailed", 77), ContentRecord(2, "isr:8", "Available", 76))
+    evidence = RunEvidence(request(), tasks, None, {2: rows} if told else {}, asked_at=NOW)
+    failed = [("77", "isr", "isr:9", "FAILED")] if told else []
+    assert listed(evidence) == [
+        ("", "pipetaskInit", "pipetaskInit", "SUCCEEDED"),
+        ("", "finalJob", "finalJob", "FAILED"),
+        *failed,
+        ("", "held", "held (1)", "HELD"),
+        ("", "held", "held (2)", "HELD"),
+    ]
+
+
+def test_the_errors_say_which_job_and_which_data():
+    info = make_run_report(EVIDENCE, known=Files()).specific_info
+    assert "for instance job of isr:1 (isr:1; visit=8), PanDA job 900" in str(info)
+    told = {key: info.context[f"error_1_{key}"] for key in ("name", "bps_name", "data")}
+    assert told == {"name": "isr:1", "bps_name": "job of isr:1", "data": "visit=8"}
 
 
 def test_the_site_is_told_where_bps_has_a_column_for_it():

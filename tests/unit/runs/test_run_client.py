@@ -95,6 +95,17 @@ def test_contents_are_asked_for_where_there_are_failures(tmp_path):
     assert sum(len(rows) for rows in evidence.contents.values()) > 0
 
 
+@pytest.mark.parametrize(("most", "mixed"), [(1000, True), (1, False), (0, False)])
+def test_contents_tell_which_job_is_in_which_state_where_jobs_are_in_several(tmp_path, most, mixed):
+    name = "run3_before_abort_get_requests_detail"
+    server = Server(reply(name))
+    evidence = make_client(server, tmp_path).detail(3, jobs_listed=most)
+    asked = {text for text in server.asked if text.startswith("contents")}
+    several = {f"contents {number}" for number in evidence.mixed_transforms(all_states=True)}
+    assert several and len(several) < len(evidence.transforms)
+    assert asked == (several if mixed else set())
+
+
 def test_contents_that_cannot_be_had_are_said_to_be_missing(tmp_path):
     server = Server(reply("run2_failed_before_end_get_requests_detail"), contents=RefusedError("no"))
     evidence = make_client(server, tmp_path).detail(2)

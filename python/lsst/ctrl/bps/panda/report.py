@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = [
     "FILTER_KEYS",
+    "LISTED_JOBS",
     "MonitorLinks",
     "describe_counts",
     "describe_successor",
@@ -22,24 +23,38 @@ __all__ = [
 
 import dataclasses
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from itertools import islice
 from operator import attrgetter
+from typing import Protocol
 
-from lsst.ctrl.bps.wms_service import WmsRunReport, WmsSpecificInfo, WmsStates
+from lsst.ctrl.bps.wms_service import WmsJobReport, WmsRunReport, WmsSpecificInfo, WmsStates
 
 from .errors import SettingsError
+from .plan.model import TaskPlan
 from .plan.naming import BUILD_LABEL, printable, printable_label
-from .status.bps_states import Counts, sum_counts
+from .status.bps_states import Counts, sum_counts, was_killed
 from .status.evidence import RunEvidence, RunTally
-from .status.failures import ErrorGroup, exit_codes, find_remarks, group_errors, is_memory_error
+from .status.failures import (
+    ErrorGroup,
+    exit_codes,
+    find_remarks,
+    group_errors,
+    is_memory_error,
+    name_examples,
+)
 from .status.job_errors import signal_name
+from .status.records import ContentRecord, JobRecord, TransformRecord, describe_data
 from .status.vocabulary import (
     CANCELLING_TASKS,
+    CONTENT_STATUSES,
     MEMORY_ADVICE,
     PAUSED_TASKS,
     TERMINAL_STATUSES,
     UNKNOWN_EXIT_CODE,
+    ContentPhase,
+    is_running,
 )
 
 FILTER_KEYS = {
@@ -102,25 +117,188 @@ def _usage() -> str:
     return f"Filters are key=value pairs, values may hold * and ?: {keys}."
 
 
+LISTED_JOBS = 3000
+"""Most jobs that a report lists: of a larger run the special, failed and held ones."""
+
+
+class KnownJobs(Protocol):
+    """What the files of a run know of its jobs."""
+
+    def tasks(self, names: Collection[str]) -> Mapping[str, TaskPlan]:
+        """Return tasks of the plan by their names, as far as they are known."""
+
+    def identify(self, jobs: Sequence[JobRecord]) -> Sequence[JobRecord]:
+        """Add names and data IDs to jobs, as far as they are known."""
+
+
+class _UnknownJobs:
+    """A run whose files are not at hand."""
+
+    def tasks(self, names: Collection[str]) -> Mapping[str, TaskPlan]:
+        return {}
+
+    def identify(self, jobs: Sequence[JobRecord]) -> Sequence[JobRecord]:
+        return jobs
+
+
 def make_run_report(
-    evidence: RunEvidence, *, monitor_url: str = "", return_exit_codes: bool = True
+    evidence: RunEvidence,
+    *,
+    monitor_url: str = "",
+    return_exit_codes: bool = True,
+    known: KnownJobs = _UnknownJobs(),  # noqa: B008, nothing is in it
 ) -> WmsRunReport:
     """Make the report of one run: all 11 states for each label, labels in
-    pipeline order, and in ``specific_info`` errors, links and what to do next.
+    pipeline order, the jobs, and in ``specific_info`` errors, links and what to do next.
 
     Failed jobs whose exit code no server could tell have `UNKNOWN_EXIT_CODE`.
     """
     report = _bare_report(evidence)
+    report.jobs = list(_list_jobs(evidence, known))
     report.job_summary = _job_summary(evidence.tally)
     if return_exit_codes:
         report.exit_code_summary = _exit_codes(evidence)
     info = WmsSpecificInfo()
-    _add_notes(info, evidence, MonitorLinks(monitor_url))
+    _add_notes(info, evidence, MonitorLinks(monitor_url), known)
     report.specific_info = WmsSpecificInfo()
     context = {key: printable(v) if isinstance(v, str) else v for key, v in info.context.items()}
     for template in info.templates:
         report.specific_info.add_message(template, context)
     return report
+
+
+_LIKELY: dict[ContentPhase, tuple[WmsStates, ...]] = {
+    ContentPhase.DONE: (WmsStates.SUCCEEDED,),
+    ContentPhase.FAILED: (WmsStates.FAILED,),
+    ContentPhase.RETRIED: (WmsStates.PENDING, WmsStates.FAILED, WmsStates.RUNNING),
+    ContentPhase.OTHER: (WmsStates.PRUNED, WmsStates.DELETED),
+}
+"""States of a job by what the status of its content says, the likeliest first."""
+
+_OPEN = (WmsStates.RUNNING, WmsStates.PENDING, WmsStates.READY, WmsStates.UNREADY)
+_LIKELY_OPEN: dict[str, tuple[WmsStates, ...]] = {"Processing": _OPEN, "New": _OPEN[::-1]}
+"""The same for jobs that wait or run, by the status of the content."""
+
+
+_LISTED_STATES = (WmsStates.FAILED, WmsStates.HELD)
+
+
+def _list_jobs(evidence: RunEvidence, known: KnownJobs) -> Iterable[WmsJobReport]:
+    """List the jobs of a run, each with a state such that there are as many in each state as are counted;
+    of a large run the special ones, and the failed and held ones as far as contents tell them.
+    """
+    tasks = list(_count_tasks(evidence))
+    special = {
+        "pipetaskInit",
+        "finalJob",
+        BUILD_LABEL,
+        *(evidence.plan.final_labels if evidence.plan else ()),
+    }
+    everything = evidence.tally.job_count <= LISTED_JOBS
+    if not everything:
+        tasks = [task for task in tasks if task.label in special or task.is_told(evidence)]
+        tasks.sort(key=lambda task: task.label not in special)
+    plans = known.tasks({task.name for task in tasks if task.name})
+    jobs = (
+        job
+        for task in tasks
+        for job in _jobs_of(evidence, task, plans.get(task.name))
+        if everything or task.label in special or job.state in _LISTED_STATES
+    )
+    return islice(jobs, LISTED_JOBS)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _TaskCounts:
+    """The jobs of a task, or those of a label that are in none."""
+
+    label: str
+    name: str
+    counts: Counts
+    transform: TransformRecord | None = None
+
+    def is_told(self, evidence: RunEvidence) -> bool:
+        """Whether it has failed or held jobs, and it is known which these are."""
+        told = self.transform is not None and self.transform.transform_id in evidence.contents
+        told |= sum(number > 0 for number in self.counts.values()) == 1
+        return told and any(self.counts[state] for state in _LISTED_STATES)
+
+
+def _count_tasks(evidence: RunEvidence) -> Iterator[_TaskCounts]:
+    """Yield the counts of tasks, label by label, which add up to those of the run."""
+    tally = evidence.tally
+    transforms: dict[str, list[TransformRecord]] = {}
+    for transform in evidence.transforms or ():
+        transforms.setdefault(tally.labels[transform.transform_id], []).append(transform)
+    planned: dict[str, list[tuple[str, int]]] = {}
+    for name, label, jobs in evidence.plan.tasks if evidence.plan else ():
+        planned.setdefault(label, []).append((name, jobs))
+    for label, counts in tally.by_label.items():
+        rest = dict(counts)
+        made = set()
+        for transform in transforms.get(label, ()):
+            own = tally.by_transform[transform.transform_id]
+            rest = {state: number - own[state] for state, number in rest.items()}
+            made.add(transform.name)
+            yield _TaskCounts(label, transform.name, own, transform)
+        for name, jobs in planned.get(label, ()):
+            if name not in made:
+                own = _take(rest, jobs)
+                yield _TaskCounts(label, name, own)
+        yield _TaskCounts(label, "", rest)
+
+
+def _take(counts: Counts, number: int) -> Counts:
+    """Take so many jobs out of counts, in place; return them by their states."""
+    taken = {}
+    for state in counts:
+        taken[state] = max(0, min(number, counts[state]))
+        counts[state] -= taken[state]
+        number -= taken[state]
+    return taken
+
+
+def _jobs_of(evidence: RunEvidence, task: _TaskCounts, plan: TaskPlan | None) -> Iterator[WmsJobReport]:
+    """List the jobs of a task: contents and PanDA say which is in which state, as far as counts allow."""
+    transform = task.transform
+    contents = {c.name: c for c in evidence.contents.get(transform.transform_id, ())} if transform else {}
+    running = {
+        job.name: str(job.panda_id)
+        for job in evidence.jobs or ()
+        if transform and job.task_id == transform.workload_id and is_running(job.status)
+    }
+    names = {job.pseudo_input: job.name for job in plan.jobs} if plan else {name: name for name in contents}
+    total = sum(task.counts.values())
+    inputs = [*names][:total]
+    left = dict(task.counts)
+    states: dict[str, WmsStates] = {}
+    for certain in (True, False):
+        for name in inputs:
+            likely = (WmsStates.RUNNING,) if name in running else _likely_states(evidence, contents.get(name))
+            for state in likely[:1] if certain else likely:
+                if name not in states and left.get(state):
+                    states[name] = state
+                    left[state] -= 1
+    others = (state for state, number in left.items() for _ in range(number))
+    for name in inputs:
+        content = contents.get(name)
+        panda_id = running.get(name) or (str(content.panda_id) if content and content.panda_id else "")
+        state = states.get(name) or next(others)
+        yield WmsJobReport(panda_id, names[name], printable_label(task.label), state)
+    for number, state in enumerate(others, len(inputs) + 1):
+        # A job that only counts tell of; the special ones are called like their labels.
+        name = task.label if total == 1 else f"{task.label} ({number})"
+        yield WmsJobReport("", name, printable_label(task.label), state)
+
+
+def _likely_states(evidence: RunEvidence, content: ContentRecord | None) -> tuple[WmsStates, ...]:
+    """Return the states that a job may be in by its content, the likeliest first."""
+    if content is None:
+        return ()
+    if evidence.aborted and was_killed(content):
+        return (WmsStates.DELETED, WmsStates.FAILED)
+    phase = CONTENT_STATUSES.get(content.status, ContentPhase.OTHER)
+    return _LIKELY.get(phase) or _LIKELY_OPEN.get(content.status, (WmsStates.PENDING, *_OPEN))
 
 
 def make_run_list(
@@ -285,10 +463,10 @@ class MonitorLinks:
 
 _ERROR_LIMIT = 10
 _TASK_LIMIT = 5
-_DIGEST_TEMPLATE = "  {count} x {error} ({text}) in {labels}; for instance {name}, PanDA job {job}, {log}"
+_DIGEST_TEMPLATE = "  {count} x {error} ({text}) in {labels}; for instance {title}, PanDA job {job}, {log}"
 
 
-def _add_notes(info: WmsSpecificInfo, evidence: RunEvidence, links: MonitorLinks) -> None:
+def _add_notes(info: WmsSpecificInfo, evidence: RunEvidence, links: MonitorLinks, known: KnownJobs) -> None:
     """Add to a report what a user wants to know besides counts: lines, and their values in its context."""
     if origin := evidence.attributes.origin:
         info.add_message(
@@ -303,7 +481,7 @@ def _add_notes(info: WmsSpecificInfo, evidence: RunEvidence, links: MonitorLinks
     for number, problem in enumerate(evidence.problems, start=1):
         key = f"problem_{number}"
         info.add_message(f"Not known: {{{key}}}", {key: problem})
-    _add_errors(info, evidence, links)
+    _add_errors(info, evidence, links, known)
     _add_links(info, evidence, links)
     new_id = evidence.successor.request_id if evidence.successor else 0
     applies = [text for condition, text in _ADVICE if condition(evidence)]
@@ -353,14 +531,14 @@ def _add_tasks(info: WmsSpecificInfo, evidence: RunEvidence, words: str, statuse
         info.add_message(f"{words} {{{key}}}.", {key: ", ".join(found[:_TASK_LIMIT]) + more})
 
 
-def _add_errors(info: WmsSpecificInfo, evidence: RunEvidence, links: MonitorLinks) -> None:
+def _add_errors(info: WmsSpecificInfo, evidence: RunEvidence, links: MonitorLinks, known: KnownJobs) -> None:
     failed = evidence.tally.total[WmsStates.FAILED]
     if not failed:
         return
     if evidence.failures:
         info.add_message("Errors of {failed_jobs} failed jobs, most frequent first:", failed_jobs=failed)
-    groups = group_errors(evidence, by_label=False)
-    for number, group in enumerate(groups[:_ERROR_LIMIT], start=1):
+    groups = name_examples(group_errors(evidence, by_label=False)[:_ERROR_LIMIT], known.identify)
+    for number, group in enumerate(groups, start=1):
         _add_group(info, number, group, links)
     untold = failed - sum(failure.errors[0].code != UNKNOWN_EXIT_CODE for failure in evidence.failures)
     by_transform = evidence.tally.by_transform
@@ -385,6 +563,9 @@ def _add_group(info: WmsSpecificInfo, number: int, group: ErrorGroup, links: Mon
         "text": group.text or "no text",
         "labels": printable_label(group.label),
         "name": example.name,
+        "bps_name": example.bps_name,
+        "data": describe_data(example.data),
+        "title": example.title,
         "job": example.panda_id or "none",
         "log": log or "no log known",
     }

@@ -33,6 +33,7 @@ from .findings import Finding, report_findings
 from .plan.document import describe_plan
 from .remote.request import is_control_workflow, submit_build, submit_control_workflow
 from .report import (
+    LISTED_JOBS,
     describe_counts,
     get_status_of,
     list_notes,
@@ -44,6 +45,7 @@ from .rest.faults import diagnose
 from .runs.cancel import cancel_run
 from .runs.client import Connection, RunClient, connect
 from .runs.files import protect_environment_dumps
+from .runs.jobs import RunJobs
 from .runs.restart import restart_run
 from .runs.submit import submit_run, tell_how_to_follow
 from .settings import sites
@@ -215,9 +217,13 @@ class PanDAService(BaseWmsService):
             client = RunClient(self._connect())
             if wms_workflow_id:
                 found = client.find(wms_workflow_id)
-                evidence = client.detail(found)
-                monitor = client.connection.settings.monitor_url
-                report = make_run_report(evidence, monitor_url=monitor, return_exit_codes=return_exit_codes)
+                evidence = client.detail(found, jobs_listed=LISTED_JOBS)
+                report = make_run_report(
+                    evidence,
+                    monitor_url=client.connection.settings.monitor_url,
+                    return_exit_codes=return_exit_codes,
+                    known=RunJobs(evidence, far=False),
+                )
                 return [report], "\n".join(found.collect_outputs(report.state))
             days = hist or DEFAULT_DAYS
             runs, problems, notes = client.recent(days=days, user=user, everybody=is_global)

@@ -32,11 +32,12 @@ from ..insight.logs import (
     find_log_urls,
 )
 from ..insight.overview import JobScope, fetch_evidence
+from ..runs.jobs import JobQuery, RunJobs
 from ..status.evidence import RunEvidence
 from ..status.failures import find_remarks
 from ..status.records import JobRecord, render_count
 from .output import json_option, print_problems, write_document
-from .panda_bps_show import RunArgument, run_command
+from .panda_bps_show import RunArgument, job_options, run_command
 
 _INTERVAL = 5.0
 
@@ -54,8 +55,7 @@ class _Selection:
 
 @click.command()
 @run_command
-@click.option("-l", "--label", default="", help="Jobs of this label only.")
-@click.option("-j", "--job", default="", help="One job: PanDA's number or its name.")
+@job_options
 @click.option("--failed", is_flag=True, help="Failed attempts only (the default if some failed).")
 @click.option("--level", default="", help="Lines of this level or above, such as ERROR.")
 @click.option("--grep", default="", metavar="RE", help="Lines that match this regular expression.")
@@ -78,8 +78,6 @@ class _Selection:
 @json_option
 def logs(
     argument: RunArgument,
-    label: str,
-    job: str,
     failed: bool,
     level: str,
     grep: str,
@@ -89,27 +87,29 @@ def logs(
     files: tuple[str, ...],
     limit: int,
     as_json: bool,
-    **cloud_options: str,
+    **others: str,
 ) -> None:
     """Show the logs of a run's jobs.  RUN is its id,
     a part of its name, or its submit directory; by default your last run.
 
-    Without --label, --job or --failed the logs of failed attempts are shown,
-    or all logs if none failed.  Each line starts with PanDA's number of the
+    Without --label, --job, --data or --failed the logs of failed attempts are
+    shown, or all logs if none failed.  Each line starts with PanDA's number of the
     job; the standard error names the source.
 
     \b
     panda_bps logs 41 --failed --level ERROR
     panda_bps logs 41 --job isr:12 --file pilotlog.txt
+    panda_bps logs 41 --data "visit=260315001, detector=1"
     panda_bps logs 41 --label isr --grep "detector 12" --follow
     panda_bps logs 41 --query --level ERROR     for Google's console
     """  # noqa: D301 (click's mark)
-    given = {key: value for key, value in cloud_options.items() if value}
+    which = JobQuery(**{key: others.pop(key) for key in JobQuery._fields})
+    cloud = {key: value for key, value in others.items() if value}
     selection = _Selection(
-        choice=JobChoice(label, job, failed, everything=follow, limit=limit),
+        choice=JobChoice(which, failed, everything=follow, limit=limit),
         filter=LineFilter.from_options(level=level, grep=grep),
         files=files,
-        cloud=replace(find_cloud_settings(argument.connection.settings.environment), **given),
+        cloud=replace(find_cloud_settings(argument.connection.settings.environment), **cloud),
         follow=follow,
     )
     evidence = _look(argument, selection)
@@ -120,7 +120,9 @@ def logs(
     if as_json:
         # All lines as one document, or each as a document when it comes.
         for some in ([line] for line in lines) if follow else [list(lines)]:
-            write_document(some, evidence, "logs", line=follow)
+            numbers = {line.panda_id for line in some}
+            jobs = RunJobs(evidence).identify([job for job in evidence.attempts if job.panda_id in numbers])
+            write_document({"lines": some, "jobs": jobs}, evidence, "logs", line=follow)
         return
     found = False
     for line in lines:
@@ -149,10 +151,9 @@ def _print_query(evidence: RunEvidence, selection: _Selection, grep: str, as_jso
 
 
 def _look(argument: RunArgument, selection: _Selection) -> RunEvidence:
-    scope = JobScope.UNSUCCESSFUL if selection.choice.failed and not selection.follow else JobScope.ALL
-    return fetch_evidence(
-        argument.connection, argument.run, scope=scope, label=selection.choice.label, errors=False
-    )
+    choice = selection.choice
+    scope = JobScope.UNSUCCESSFUL if choice.failed and not selection.follow else JobScope.ALL
+    return fetch_evidence(argument.connection, argument.run, scope=scope, which=choice.which, errors=False)
 
 
 def _read_source(
@@ -179,8 +180,8 @@ def _from_areas(argument: RunArgument, evidence: RunEvidence, selection: _Select
     reader = LogReader(LogTransport(argument.connection), files=selection.files)
     told: set[int] = set()
     while True:
-        jobs, left_out = choose_jobs(evidence, selection.choice) if evidence.attempts else ([], 0)
-        yield from _read_jobs(reader, jobs, selection.filter, told)
+        jobs, left_out = choose_jobs(evidence, selection.choice)
+        yield from _read_jobs(reader, RunJobs(evidence).identify(jobs), selection.filter, told)
         if not selection.follow or evidence.ended:
             break
         time.sleep(_INTERVAL)
@@ -190,7 +191,8 @@ def _from_areas(argument: RunArgument, evidence: RunEvidence, selection: _Select
         if not jobs and selection.choice.failed:
             why = "No attempt has failed."
         elif not evidence.attempts:
-            why = "PanDA has no job of this run yet."
+            which = "of these jobs" if evidence.chosen is not None else "of any job"
+            why = f"PanDA has no attempt {which} yet."
         click.echo(why, err=True)
     _tell_left_out(left_out)
 
@@ -213,7 +215,7 @@ def _read_jobs(
             told.add(job.panda_id)
             directory = place.rpartition("/")[0]
             click.echo(
-                f"== {job.label} {job.name}, attempt {job.attempt}, {job.status}: {directory}/", err=True
+                f"== {job.label} {job.title}, attempt {job.attempt}, {job.status}: {directory}/", err=True
             )
         try:
             yield from reader.lines(job, wanted)
@@ -230,12 +232,13 @@ def _read_jobs(
 def _cloud_query(evidence: RunEvidence, selection: _Selection) -> CloudQuery:
     choice = selection.choice
     jobs: list[JobRecord] = []
-    if choice.job or choice.failed:
+    if choice.which.job or choice.which.data or choice.failed:
         jobs, left_out = choose_jobs(evidence, choice)
         _tell_left_out(left_out)
         if not jobs:
-            raise RunNotFoundError("No attempt has failed, so there is nothing to ask for.")
-    tasks = [task for task, name in evidence.task_labels.items() if choice.label == name]
+            what = "failed" if evidence.attempts else "begun"
+            raise RunNotFoundError(f"No attempt has {what}, so there is nothing to ask for.")
+    tasks = [task for task, name in evidence.task_labels.items() if choice.which.label == name]
     return CloudQuery(
         since=choose_log_start(evidence.request.created_at, datetime.now(UTC)),
         request_id=evidence.request_id,

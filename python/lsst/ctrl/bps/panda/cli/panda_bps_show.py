@@ -9,6 +9,7 @@ __all__ = [
     "errors",
     "find_run",
     "html",
+    "job_options",
     "local_option",
     "read_rules",
     "resources",
@@ -21,7 +22,7 @@ import functools
 import os
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,12 @@ from ..local import instance
 from ..report import describe_successor
 from ..runs.client import Connection, RunClient, connect
 from ..runs.files import names_directory, read_plan
+from ..runs.jobs import JobQuery, RunJobs
 from ..runs.record import RunEntry, RunIndex
 from ..settings.run import ServiceSettings, read_service_settings, use_run_broker
 from ..status.evidence import RunEvidence
-from ..status.failures import ErrorGroup, add_verdicts, find_remarks, group_errors
-from ..status.records import JobRecord, render_count
+from ..status.failures import ErrorGroup, add_verdicts, find_remarks, group_errors, name_examples
+from ..status.records import JobRecord, describe_data, render_count
 from ..status.verdicts import PACKAGED_RULES, Rulebook, parse_rulebook
 from ..version import __version__
 from .output import (
@@ -169,7 +171,27 @@ def run_command(function: Callable[..., int | None]) -> Callable[..., None]:
     return call
 
 
-_label_option = click.option("-l", "--label", default="", help="Jobs of this label only.")
+label_option = click.option("-l", "--label", default="", help="Jobs of this label only.")
+
+
+def job_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options ``--label``, ``--job`` and ``--data``, which say which jobs are meant."""
+    for option in (
+        click.option(
+            "--data", default="", metavar="ID", help='Jobs of this data ID, as "visit=260315001, detector=1".'
+        ),
+        click.option(
+            "-j",
+            "--job",
+            default="",
+            help="One job: its name in BPS, its pseudo-input, or PanDA's number or name.",
+        ),
+        label_option,
+    ):
+        function = option(function)
+    return function
+
+
 _rules_option = click.option(
     "--rules",
     envvar="PANDA_BPS_VERDICTS",
@@ -193,27 +215,33 @@ def _title(run: RunEvidence) -> str:
 
 # --- show -------------------------------------------------------------------
 
-_JOB_HEAD = ("label", "job", "state", "queue", "PanDA job", "attempt", "started", "wall s", "RSS MB", "error")
+_JOB_HEAD = (
+    "label", "job", "name in BPS", "data", "state", "queue", "PanDA job", "attempt", "started", "wall s",
+    "RSS MB", "error",
+)  # fmt: skip
 # Left out one after the other on a narrow terminal.
-_JOB_LESS = ("started", "queue", "RSS MB", "wall s", "attempt")
+_JOB_LESS = ("started", "queue", "RSS MB", "wall s", "attempt", "name in BPS", "data")
 
 
 @click.command()
 @run_command
 @click.option("--jobs", "with_jobs", is_flag=True, help="List the PanDA jobs instead, all attempts.")
-@click.option("-l", "--label", default="", help="List the PanDA jobs of this label only.")
+@job_options
 @json_option
-def show(argument: RunArgument, with_jobs: bool, label: str, as_json: bool) -> None:
+def show(argument: RunArgument, with_jobs: bool, as_json: bool, **which: str) -> None:
     """Show a run: its tasks, files, links.  RUN is its id, name or submit
     directory.
+
+    With --label, --job or --data the PanDA jobs are listed as with --jobs.
 
     \b
     panda_bps show 41
     panda_bps show 41 --jobs               each attempt of each job
     panda_bps show u_ann_isr --label isr   those of one label
+    panda_bps show 41 --data "visit=260315001, detector=1"
     """  # noqa: D301 (click's mark)
-    if with_jobs or label:
-        _show_jobs(argument, label, as_json)
+    if with_jobs or any(which.values()):
+        _show_jobs(argument, JobQuery(**which), as_json)
         return
     run, overview = _overview(argument, scope=JobScope.NONE, tasks=True, errors=False)
     if as_json:
@@ -233,12 +261,13 @@ def _overview(
     return run, make_overview(run, server=settings.url, monitor_url=settings.monitor_url, staging_area=area)
 
 
-def _show_jobs(argument: RunArgument, label: str, as_json: bool) -> None:
-    run = fetch_evidence(argument.connection, argument.run, label=label, errors=False)
+def _show_jobs(argument: RunArgument, which: JobQuery, as_json: bool) -> None:
+    run = fetch_evidence(argument.connection, argument.run, which=which, errors=False)
+    jobs = RunJobs(run).identify(run.attempts)
     if as_json:
-        write_document(run.attempts, run, "jobs")
+        write_document(jobs, run, "jobs")
         return
-    print_lines(table(_JOB_HEAD, map(_job_row, run.attempts), left=4, drop=_JOB_LESS, width=terminal_width()))
+    print_lines(table(_JOB_HEAD, map(_job_row, jobs), left=6, drop=_JOB_LESS, width=terminal_width()))
     print_problems(run.problems)
 
 
@@ -246,6 +275,8 @@ def _job_row(job: JobRecord) -> tuple[object, ...]:
     return (
         job.label,
         job.name,
+        job.bps_name or None,
+        describe_data(job.data) or None,
         job.status,
         job.site,
         job.panda_id,
@@ -293,7 +324,7 @@ _ADVICE_WIDTH = 100
 
 @click.command()
 @run_command
-@_label_option
+@job_options
 @click.option(
     "--limit", default=20, show_default=True, type=click.IntRange(1), help="Kinds of errors at most."
 )
@@ -305,12 +336,12 @@ _ADVICE_WIDTH = 100
 @json_option
 def errors(
     argument: RunArgument,
-    label: str,
     limit: int,
     tail: int,
     rules: str | None,
     recovered: bool,
     as_json: bool,
+    **which: str,
 ) -> None:
     """Show why jobs of a run failed, and what to do.  RUN is its id,
     a part of its name, or its submit directory; by default your last run.
@@ -322,11 +353,12 @@ def errors(
     panda_bps errors 41
     panda_bps errors 41 --label isr --tail 40   one label, more of the log
     panda_bps errors 41 --recovered             also where a retry worked
+    panda_bps errors 41 --data visit=260315001  one visit
     """  # noqa: D301 (click's mark)
     rulebook = read_rules(rules) if rules else PACKAGED_RULES
     scope = JobScope.UNSUCCESSFUL if recovered else JobScope.FAILED
-    run = fetch_evidence(argument.connection, argument.run, scope=scope, label=label)
-    groups, left_out = _errors(argument, run, rulebook, label=label, limit=limit, tail=tail)
+    run = fetch_evidence(argument.connection, argument.run, scope=scope, which=JobQuery(**which))
+    groups, left_out = _errors(argument, run, rulebook, label=which["label"], limit=limit, tail=tail)
     if as_json:
         write_document(groups, run, "errors")
         return
@@ -350,8 +382,10 @@ def _errors(
 ) -> tuple[list[ErrorGroup], int]:
     """Return so many kinds of errors with verdicts and logs, and how many there are besides."""
     groups = group_errors(run, label=label)
+    left_out = max(0, len(groups) - limit)
+    groups = name_examples(groups[:limit], RunJobs(run).identify)
     reader = TailReader(LogTransport(argument.connection), count=tail) if tail else None
-    return add_verdicts(groups[:limit], rulebook, read_tail=reader), max(0, len(groups) - limit)
+    return add_verdicts(groups, rulebook, read_tail=reader), left_out
 
 
 def _error_lines(number: int, group: ErrorGroup) -> Iterator[str]:
@@ -371,7 +405,7 @@ def _error_lines(number: int, group: ErrorGroup) -> Iterator[str]:
         first, last = (f"{moment:%Y-%m-%d %H:%M:%S}" for moment in (group.first, group.last))
         yield f"   when: {first}{f' to {last}' if last != first else ''} UTC"
     if group.example is not None:
-        yield f"   for instance: {group.example.name}, PanDA job {group.example.panda_id or 'none'}"
+        yield f"   for instance: {group.example.title}, PanDA job {group.example.panda_id or 'none'}"
         yield f"   log: {group.example.log_url or 'none known'}"
     yield from (f"     | {line}" for line in group.log_tail)
     yield from textwrap.wrap(
@@ -395,7 +429,7 @@ _RESOURCE_LESS = ("95% s", "95% MB", "attempts", "CPU 50%", "RSS 50% MB", "wall 
 
 @click.command()
 @run_command
-@_label_option
+@label_option
 @click.option(
     "--plots",
     type=click.Path(file_okay=False, path_type=Path),
@@ -422,8 +456,9 @@ def resources(argument: RunArgument, label: str, plots: Path | None, form: str, 
     panda_bps resources 41
     panda_bps resources 41 --plots plots --format svg
     """  # noqa: D301 (click's mark)
-    run = fetch_evidence(argument.connection, argument.run, label=label, errors=False)
-    labels = measure_resources(run)
+    run = fetch_evidence(argument.connection, argument.run, which=JobQuery(label), errors=False)
+    jobs = RunJobs(run)
+    labels = [replace(found, near_limit=jobs.identify(found.near_limit)) for found in measure_resources(run)]
     written: list[Path] = []
     if plots is not None:
         written = write_plots(run, labels, plots, form=form)
@@ -445,7 +480,7 @@ def _resource_lines(labels: list[LabelResources], *, planned: bool) -> Iterator[
         for job in found.near_limit[:1]:
             yield (
                 f"  {found.label}: {render_count(found.near_count, 'attempt')} near the limit or over it; "
-                f"most: {job.name}, PanDA job {job.panda_id}, {job.max_rss / 1024:.0f} of {job.memory} MB"
+                f"most: {job.title}, PanDA job {job.panda_id}, {job.max_rss / 1024:.0f} of {job.memory} MB"
             )
         if found.retried_with_more:
             yield (

@@ -23,7 +23,7 @@ from .progress import Progress
 SCHEMA_VERSION = 1
 """Version of the documents."""
 
-_LISTS = {"errors": "groups", "resources": "labels", "logs": "lines", "jobs": "jobs"}
+_LISTS = {"errors": "groups", "resources": "labels", "jobs": "jobs"}
 """Key that holds the records of a document, by its kind."""
 
 # Tuples of pairs that read better as an object.

@@ -35,13 +35,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from ..errors import ConnectionFailedError, ReplyError, RunNotFoundError, SettingsError, TransportError
+from ..errors import ConnectionFailedError, ReplyError, SettingsError, TransportError
 from ..rest.credentials import Anonymous, Credentials, checks_certificates
 from ..rest.faults import Fault
 from ..rest.panda_api import server_root
 from ..rest.retries import LOG_RETRY, Timeouts
 from ..rest.transport import Reply, Transport
 from ..runs.client import Connection
+from ..runs.jobs import JobQuery
 from ..staging.transfers import describe_cause
 from ..status.evidence import RunEvidence
 from ..status.records import JobRecord
@@ -298,9 +299,8 @@ _EXCEPTION = re.compile(r"(?!(\w+\.)*MPGraphExecutorError\b)[A-Za-z_][\w.]*(:|$)
 class JobChoice:
     """Which jobs' logs are wanted."""
 
-    label: str = ""
-    job: str = ""
-    """PanDA's number of the job, its pseudo-input or its PanDA name."""
+    which: JobQuery = JobQuery()
+    """Those that the attempts were asked for with."""
 
     failed: bool = False
     """Failed attempts only."""
@@ -315,20 +315,11 @@ class JobChoice:
 def choose_jobs(evidence: RunEvidence, choice: JobChoice) -> tuple[list[JobRecord], int]:
     """Choose the attempts whose logs are read, in PanDA's order, and count those that are left out.
 
-    If the choice says nothing, that is the failed attempts, or all if none failed. A job that the run does
-    not have is a `RunNotFoundError`.
+    If the choice says nothing, that is the failed attempts, or all if none failed.
     """
-    jobs = [job for job in evidence.attempts if choice.label in ("", job.label)]
-    if choice.job:
-        jobs = [job for job in jobs if choice.job in (str(job.panda_id), job.name, job.job_name)]
-        if not jobs:
-            raise RunNotFoundError(
-                f"The run has no job {choice.job!r} that PanDA knows. Give PanDA's number, or the name that "
-                "panda_bps errors or panda_bps show --jobs shows."
-            )
+    jobs = list(evidence.attempts)
     failed = [job for job in jobs if job.failed]
-    said = choice.job or choice.label or choice.everything
-    if choice.failed or (failed and not said):
+    if choice.failed or (failed and not (choice.everything or any(choice.which))):
         jobs = failed
     jobs.sort(key=lambda job: job.panda_id)
     return jobs[-choice.limit :], max(0, len(jobs) - choice.limit)

@@ -9,7 +9,7 @@ __all__ = ["JobScope", "Overview", "make_overview", "fetch_evidence"]
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
@@ -23,6 +23,7 @@ from ..report import MonitorLinks
 from ..rest.panda_api import JOBS_A_TASK, PandaApi
 from ..runs.client import Connection, FoundRun, RunClient
 from ..runs.files import PLAN_NAME, RECORD_NAME
+from ..runs.jobs import JobQuery, RunJobs
 from ..status.bps_states import Counts
 from ..status.evidence import RunEvidence
 from ..status.failures import find_remarks
@@ -52,7 +53,7 @@ def fetch_evidence(
     run: str | int | FoundRun,
     *,
     scope: JobScope = JobScope.ALL,
-    label: str = "",
+    which: JobQuery = JobQuery(),  # noqa: B008, a tuple
     tasks: bool = False,
     errors: bool = True,
 ) -> RunEvidence:
@@ -66,8 +67,8 @@ def fetch_evidence(
         Request id, submit directory or name of the run, or the run itself.
     scope : `JobScope`, optional
         Which jobs PanDA is asked for; a task costs a request.
-    label : `str`, optional
-        Ask for the jobs of this label only.
+    which : `JobQuery`, optional
+        Ask for these jobs only.
     tasks : `bool`, optional
         Ask PanDA for its tasks even where no jobs are asked for.
     errors : `bool`, optional
@@ -76,23 +77,53 @@ def fetch_evidence(
     Raises
     ------
     RunNotFoundError
-        Raised if there is no such run, or it has no such label.
+        Raised if there is no such run, or it has no such label or job.
+    SettingsError
+        Raised if the data ID is not understood.
     """
     client = RunClient(connection)
     if tasks or scope is not JobScope.NONE:
         evidence = client.detail(run, errors=errors)
     else:
         evidence = client.status(run)
+    label, any_job = which.label, not (which.job or which.data)
     if label and label not in evidence.tally.by_label:
         known = ", ".join(evidence.tally.by_label) or "none yet"
         raise RunNotFoundError(f"The run has no label {label!r}. Labels of the run: {known}.")
     labels = evidence.task_labels
+    planned = {} if any_job else RunJobs(evidence).find(which)
     wanted = [
         task.workload_id
         for task in evidence.transforms or ()
-        if task.workload_id and label in ("", labels[task.workload_id]) and _is_asked(task, scope)
+        if task.workload_id
+        and label in ("", labels[task.workload_id])
+        and _is_asked(task, scope)
+        # Without a plan, any task may have the job.
+        and (not planned or task.name in planned)
     ]
-    return evidence.with_attempts(*_ask_for_jobs(connection.api, wanted, labels, scope))
+    evidence = evidence.with_attempts(*_ask_for_jobs(connection.api, wanted, labels, scope))
+    return evidence if any_job else _choose_job(evidence, which.job, planned, scope)
+
+
+def _choose_job(
+    evidence: RunEvidence, job: str, planned: Mapping[str, frozenset[str]], scope: JobScope
+) -> RunEvidence:
+    """Keep the attempts and failures of the jobs that are asked for; an error if there is no such job."""
+    inputs = frozenset().union(*planned.values())
+    attempts = tuple(
+        attempt
+        for attempt in evidence.attempts
+        if attempt.name in inputs or (job and job in (str(attempt.panda_id), attempt.name, attempt.job_name))
+    )
+    failures = {each.name for each in evidence.failures if job in (str(each.panda_id), each.name)}
+    chosen = inputs | failures | {attempt.name for attempt in attempts}
+    if not chosen:
+        raise RunNotFoundError(
+            f"The run has no job {job!r}{'' if scope is JobScope.ALL else ' that failed'}"
+            f"{RunJobs(evidence).suggest(job)} Give its name in BPS, its pseudo-input, or PanDA's number or "
+            "name, as panda_bps show --jobs lists them."
+        )
+    return replace(evidence, attempts=attempts, chosen=chosen)
 
 
 def _ask_for_jobs(

@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = [
     "RunAttributes",
     "describe_plan",
+    "find_tasks",
     "parse_attributes",
     "parse_plan",
     "render_attributes",
@@ -18,7 +19,7 @@ __all__ = [
 ]
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 from urllib.parse import quote, unquote
@@ -115,6 +116,31 @@ def parse_plan(text: str, *, source: str) -> WorkflowPlan:
         if isinstance(error, PlanError):
             raise
         raise PlanError(f"The plan {source} is damaged or of another kind: {error!r}.") from error
+
+
+_TASK_LINE = b'{"name": "'
+
+
+def find_tasks(
+    lines: Iterable[bytes], names: Collection[str] | None = None, *, holding: str = ""
+) -> Iterator[TaskPlan]:
+    """Read some tasks from the lines of the document of a plan, which may be long, without reading the rest.
+
+    ``names`` are those of the tasks, all by default; ``holding`` is the name or pseudo-input of a job that
+    they have.  A damaged line is a `ValueError`, `KeyError` or `TypeError`.
+    """
+    left = None if names is None else {name.encode() for name in names}
+    text = json.dumps(holding).encode() if holding else b""
+    for line in lines:
+        if left is not None and not left:
+            return
+        if not line.startswith(_TASK_LINE):
+            continue
+        name = line[len(_TASK_LINE) : line.index(b'"', len(_TASK_LINE))]
+        if (left is None or name in left) and text in line:
+            yield _parse_task(json.loads(line.rstrip().rstrip(b",")))
+        if left is not None:
+            left.discard(name)
 
 
 def _parse_task(entry: Mapping[str, Any]) -> TaskPlan:

@@ -325,31 +325,39 @@ class RunClient:
         """
         return self._with_contents(evidence) if evidence.aborted else evidence
 
-    def _with_contents(self, evidence: RunEvidence) -> RunEvidence:
-        """Fetch the contents of tasks with jobs that failed."""
+    def _with_contents(self, evidence: RunEvidence, others: Sequence[int] = ()) -> RunEvidence:
+        """Fetch the contents of tasks with jobs that failed, and then of others."""
         contents: dict[int, tuple[ContentRecord, ...]] = {}
         problems: list[str] = []
         wanted = evidence.unexplained_transforms
         rows = 0
-        for number, transform_id in enumerate(wanted):
+        for number, transform_id in enumerate(dict.fromkeys((*wanted, *others))):
             if number >= MAX_TRANSFORMS_WITH_CONTENTS or rows > MAX_CONTENTS:
-                problems.append(_NOT_FETCHED[evidence.aborted].format(len(wanted) - number))
+                if number < len(wanted):
+                    problems.append(_NOT_FETCHED[evidence.aborted].format(len(wanted) - number))
                 break
             try:
                 contents[transform_id] = self.contents(evidence.request.request_id, transform_id)
                 rows += len(contents[transform_id])
             except TransportError as error:
-                problems.append(f"Errors of transform {transform_id} could not be fetched: {error}")
+                what = "Errors" if number < len(wanted) else "States of jobs"
+                problems.append(f"{what} of transform {transform_id} could not be fetched: {error}")
         return replace(evidence, contents=contents, problems=(*evidence.problems, *problems))
 
-    def detail(self, run: str | int | FoundRun, *, errors: bool = True) -> RunEvidence:
+    def detail(self, run: str | int | FoundRun, *, errors: bool = True, jobs_listed: int = 0) -> RunEvidence:
         """Fetch everything that a report of a run shows.
 
         With ``errors``, iDDS is asked about failed jobs; for a cancelled run it
-        always is.  What cannot be fetched is listed in the evidence's problems.
+        always is.  With ``jobs_listed`` it is also asked which job is in which state: of a run with that many
+        jobs at most, else of tasks with held jobs.  What cannot be fetched is listed in the evidence's
+        problems.
         """
         evidence = self.summary(run)
-        evidence = self._with_contents(evidence) if errors else self.distinguish_killed(evidence)
+        if errors:
+            mixed = evidence.mixed_transforms(all_states=evidence.tally.job_count <= jobs_listed)
+            evidence = self._with_contents(evidence, mixed if jobs_listed else ())
+        else:
+            evidence = self.distinguish_killed(evidence)
         return self.with_panda(self._with_successor(evidence))
 
     def _with_successor(self, evidence: RunEvidence) -> RunEvidence:

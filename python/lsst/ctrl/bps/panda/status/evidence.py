@@ -131,6 +131,9 @@ class RunEvidence:
     successor: RunEvidence | None = None
     """The run that was submitted to complete this one, the last such."""
 
+    chosen: frozenset[str] | None = None
+    """Pseudo-inputs of the jobs that were asked for; `None` for all."""
+
     @property
     def request_id(self) -> int:
         """Number of the run."""
@@ -189,7 +192,7 @@ class RunEvidence:
 
     @cached_property
     def failures(self) -> tuple[JobRecord, ...]:
-        """Failed jobs as far as contents tell, in the order of transforms."""
+        """Failed jobs of those asked for, as far as contents tell, in the order of transforms."""
         return tuple(
             failure
             for transform in self.transforms or ()
@@ -199,6 +202,7 @@ class RunEvidence:
                 self.contents.get(transform.transform_id, ()),
                 aborted=self.aborted,
             )
+            if self.chosen is None or failure.name in self.chosen
         )
 
     @cached_property
@@ -252,6 +256,23 @@ class RunEvidence:
             for transform in self.transforms or ()
             if transform.workload_id
         }
+
+    def mixed_transforms(self, *, all_states: bool) -> list[int]:
+        """List the transforms whose jobs are in several states, with ``all_states`` whichever they are, else
+        with held ones: only their contents tell which job is in which.
+
+        Contents do not tell a job that waits for its parents from one that need not.
+        """
+        found = []
+        for transform_id, counts in self.tally.by_transform.items():
+            states = {
+                WmsStates.READY if state is WmsStates.UNREADY else state
+                for state, number in counts.items()
+                if number
+            }
+            if len(states) > 1 and (all_states or WmsStates.HELD in states):
+                found.append(transform_id)
+        return found
 
     def with_attempts(self, attempts: tuple[JobRecord, ...], problems: Iterable[str]) -> RunEvidence:
         """Add attempts, and what could not be found out about them; what has been

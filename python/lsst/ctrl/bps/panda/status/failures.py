@@ -11,6 +11,7 @@ __all__ = [
     "find_remarks",
     "group_errors",
     "is_memory_error",
+    "name_examples",
     "signature_of",
 ]
 
@@ -221,6 +222,14 @@ def _group_of(
 
 def _places(names: Iterable[str]) -> tuple[tuple[str, int], ...]:
     return tuple(Counter(name for name in names if name).most_common(_PLACES))
+
+
+def name_examples(
+    groups: Sequence[ErrorGroup], identify: Callable[[Sequence[JobRecord]], Sequence[JobRecord]]
+) -> list[ErrorGroup]:
+    """Say of each example which job of the run it is: ``identify`` adds names and data IDs to jobs."""
+    named = iter(identify([group.example for group in groups if group.example is not None]))
+    return [replace(group, example=group.example and next(named)) for group in groups]
 
 
 def add_verdicts(

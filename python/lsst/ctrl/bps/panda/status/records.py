@@ -7,20 +7,30 @@ from __future__ import annotations
 
 __all__ = [
     "ContentRecord",
+    "DataId",
     "FileCounts",
     "JobRecord",
     "RequestRecord",
     "TaskRecord",
     "TransformRecord",
+    "describe_data",
     "log_url",
     "render_count",
 ]
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from .job_errors import JobError
 from .vocabulary import CONTENT_STATUSES, JOB_STATUSES, ContentPhase, JobPhase
+
+DataId = Mapping[str, str | int]
+"""Values of the dimensions of a quantum, the required ones first."""
+
+# Dimensions that tell nothing to people who know the others.
+_IMPLIED = frozenset({"instrument", "skymap", "physical_filter", "day_obs", "group"})
+_MOST_VALUES = 4
 
 _LOG_NAMES = (("pilotlog.txt", "payload.stderr"), (".out", ".err"))
 
@@ -204,6 +214,18 @@ class JobRecord:
     job_name: str = ""
     """Name that PanDA gave it."""
 
+    bps_name: str = ""
+    """Name of the job in BPS; empty unless the plan of the run is at hand."""
+
+    data: tuple[DataId, ...] = ()
+    """Data IDs of its quanta; empty if they are not known."""
+
+    @property
+    def title(self) -> str:
+        """The job for people: its name in BPS, pseudo-input and data IDs, as far as they are known."""
+        more = "; ".join(filter(None, (self.name if self.bps_name else "", describe_data(self.data))))
+        return f"{self.bps_name or self.name}{f' ({more})' if more else ''}"
+
     @property
     def error(self) -> JobError | None:
         """The error that is told of it; `None` if it has not failed."""
@@ -238,6 +260,27 @@ class JobRecord:
         if not wall or not self.cpu_seconds:
             return None
         return self.cpu_seconds / wall / max(1, self.cores)
+
+
+def describe_data(data: Sequence[DataId]) -> str:
+    """Describe data IDs in one line, such as ``detector=0|1, visit=260315001, band=r``.
+
+    Several values of a dimension have bars between them, of many the first and the last are given.
+    Dimensions that tell little, such as the instrument, are left out unless there is no other.
+    """
+    values: dict[str, dict[str | int, None]] = {}
+    for data_id in data:
+        for dimension, value in data_id.items():
+            values.setdefault(dimension, {})[value] = None
+    told = [dimension for dimension in values if dimension not in _IMPLIED] or [*values]
+    return ", ".join(f"{dimension}={_describe_values([*values[dimension]])}" for dimension in told)
+
+
+def _describe_values(values: list[str | int]) -> str:
+    values.sort(key=lambda value: (isinstance(value, str), value))
+    if len(values) > _MOST_VALUES:
+        return f"{values[0]} to {values[-1]} ({len(values)} values)"
+    return "|".join(map(str, values))
 
 
 def log_url(pilot_id: str) -> str:
