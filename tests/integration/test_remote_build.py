@@ -132,6 +132,10 @@ def test_a_run_that_is_planned_at_the_site(place):
     assert re.search(r"^buildTask( +0){8} +1 +0 +0 +1$", report, re.MULTILINE), report
     assert re.search(r"^isr( +0){8} +4 +0 +0 +4$", report, re.MULTILINE), report
     assert re.search(r"^makeWarp( +0){8} +0 +4 +0 +4$", report, re.MULTILINE), report
+    # Its quantum graph and parameters are in the staging area only.
+    assert re.search(r"makeWarp_\d+ \(makeWarp:\d; tract=0, patch=0, visit=\d+, band=[gr]\)", report), report
+    said = place.call("panda_bps", "show", run_id, "--data", "visit=260315001, patch=0")
+    assert re.search(r"^makeWarp +makeWarp:\d +makeWarp_260315001 ", said, re.MULTILINE), said
     # Both sides speak of the same run, and the submit host knows its plan.
     record = json.loads((submit_path / "panda_run.json").read_text())
     assert record["remote"]["complete"]

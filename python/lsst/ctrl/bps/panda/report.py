@@ -198,7 +198,10 @@ def _list_jobs(evidence: RunEvidence, known: KnownJobs) -> Iterable[WmsJobReport
     if not everything:
         tasks = [task for task in tasks if task.label in special or task.is_told(evidence)]
         tasks.sort(key=lambda task: task.label not in special)
-    plans = known.tasks({task.name for task in tasks if task.name})
+    # In a large run nobody should wait for the plan because of jobs that are called like their labels.
+    plans = known.tasks(
+        {task.name for task in tasks if task.name and (everything or task.label not in special)}
+    )
     jobs = (
         job
         for task in tasks
