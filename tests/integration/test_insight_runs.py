@@ -232,7 +232,7 @@ def test_logs(place, good_run, bad_run):
     ]
     assert "'b9'; did you mean b" in place.call("logs", good_run, "--job", "b9", code=1)[1]
     assert (
-        "The jobs of the run have no quantum graph"
+        "names no quantum graph, so there are no data IDs"
         in place.call("logs", good_run, "--data", "a=1", code=1)[1]
     )
     failed = place.json("logs", bad_run, "--failed", "--grep", "not found")["lines"]

@@ -102,13 +102,14 @@ def fetch_evidence(
         and (not planned or task.name in planned)
     ]
     evidence = evidence.with_attempts(*_ask_for_jobs(connection.api, wanted, labels, scope))
-    return evidence if any_job else _choose_job(evidence, which.job, planned, scope)
+    return evidence if any_job else _choose_jobs(evidence, which, planned, scope)
 
 
-def _choose_job(
-    evidence: RunEvidence, job: str, planned: Mapping[str, frozenset[str]], scope: JobScope
+def _choose_jobs(
+    evidence: RunEvidence, which: JobQuery, planned: Mapping[str, frozenset[str]], scope: JobScope
 ) -> RunEvidence:
     """Keep the attempts and failures of the jobs that are asked for; an error if there is no such job."""
+    label, job, data = which
     inputs = frozenset().union(*planned.values())
     attempts = tuple(
         attempt
@@ -119,7 +120,8 @@ def _choose_job(
     chosen = inputs | failures | {attempt.name for attempt in attempts}
     if not chosen:
         raise RunNotFoundError(
-            f"The run has no job {job!r}{'' if scope is JobScope.ALL else ' that failed'}"
+            f"The run has no job {job!r}{label and f' of label {label!r}'}{data and f' with {data}'}"
+            f"{'' if scope is JobScope.ALL else ' that failed'}"
             f"{RunJobs(evidence).suggest(job)} Give its name in BPS, its pseudo-input, or PanDA's number or "
             "name, as panda_bps show --jobs lists them."
         )

@@ -117,6 +117,11 @@ class RunJobs:
         `RunNotFoundError` says what there is; a data ID that is not understood is a `SettingsError`.
         """
         label, job, data = which
+        if data and not self._evidence.path:
+            raise RunNotFoundError(
+                f"Data IDs of run {self._evidence.request_id} are in its submit directory, which is not known"
+                " on this machine to this user. Give the submit directory instead of the id."
+            )
         wanted = self._quanta_with(_parse_data(data)) if data else None
         found: dict[str, set[str]] = {}
         for task in self._read_tasks(holding=job):
@@ -163,11 +168,6 @@ class RunJobs:
 
     @cached_property
     def _record(self) -> RunRecord:
-        if not self._evidence.path:
-            raise RunNotFoundError(
-                f"Data IDs of run {self._evidence.request_id} are in its submit directory, which is not known"
-                " on this machine to this user. Give the submit directory instead of the id."
-            )
         return read_record(self._evidence.path)
 
     def _call(self, task: TaskPlan) -> runner.Arguments | None:
@@ -237,7 +237,9 @@ class RunJobs:
         calls = filter(None, map(self._call, tasks))
         name = next((files[_GRAPH] for call in calls if _GRAPH in (files := dict(call.files))), "")
         if not name:
-            raise RunNotFoundError("The jobs of the run have no quantum graph.")
+            raise RunNotFoundError(
+                f"The plan in {self._evidence.path} names no quantum graph, so there are no data IDs."
+            )
         place = self._place(name, self._record.origin_directory / name)
         try:
             read = _read_quanta if place.getExtension() == ".qg" else _read_old_quanta
@@ -249,7 +251,7 @@ class RunJobs:
 
     def _quanta_with(self, wanted: Mapping[str, frozenset[str]]) -> set[UUID]:
         """Find the quanta with a data ID; if there are none, an error says what there is."""
-        data = self._read_graph(self._read_tasks() if self._record else ())
+        data = self._read_graph(self._read_tasks())
         found = {
             quantum
             for quantum, data_id in data.items()
