@@ -202,10 +202,13 @@ def _list_jobs(evidence: RunEvidence, known: KnownJobs) -> Iterable[WmsJobReport
     plans = known.tasks(
         {task.name for task in tasks if task.name and (everything or task.label not in special)}
     )
+    running = {
+        (job.task_id, job.name): str(job.panda_id) for job in evidence.jobs or () if is_running(job.status)
+    }
     jobs = (
         job
         for task in tasks
-        for job in _jobs_of(evidence, task, plans.get(task.name))
+        for job in _jobs_of(evidence, task, plans.get(task.name), running)
         if everything or task.label in special or job.state in _LISTED_STATES
     )
     return islice(jobs, LISTED_JOBS)
@@ -261,15 +264,13 @@ def _take(counts: Counts, number: int) -> Counts:
     return taken
 
 
-def _jobs_of(evidence: RunEvidence, task: _TaskCounts, plan: TaskPlan | None) -> Iterator[WmsJobReport]:
+def _jobs_of(
+    evidence: RunEvidence, task: _TaskCounts, plan: TaskPlan | None, running: Mapping[tuple[int, str], str]
+) -> Iterator[WmsJobReport]:
     """List the jobs of a task: contents and PanDA say which is in which state, as far as counts allow."""
     transform = task.transform
     contents = {c.name: c for c in evidence.contents.get(transform.transform_id, ())} if transform else {}
-    running = {
-        job.name: str(job.panda_id)
-        for job in evidence.jobs or ()
-        if transform and job.task_id == transform.workload_id and is_running(job.status)
-    }
+    task_id = transform.workload_id if transform else 0
     names = {job.pseudo_input: job.name for job in plan.jobs} if plan else {name: name for name in contents}
     total = sum(task.counts.values())
     inputs = [*names][:total]
@@ -277,7 +278,8 @@ def _jobs_of(evidence: RunEvidence, task: _TaskCounts, plan: TaskPlan | None) ->
     states: dict[str, WmsStates] = {}
     for certain in (True, False):
         for name in inputs:
-            likely = (WmsStates.RUNNING,) if name in running else _likely_states(evidence, contents.get(name))
+            runs = (task_id, name) in running
+            likely = (WmsStates.RUNNING,) if runs else _likely_states(evidence, contents.get(name))
             for state in likely[:1] if certain else likely:
                 if name not in states and left.get(state):
                     states[name] = state
@@ -285,7 +287,7 @@ def _jobs_of(evidence: RunEvidence, task: _TaskCounts, plan: TaskPlan | None) ->
     others = (state for state, number in left.items() for _ in range(number))
     for name in inputs:
         content = contents.get(name)
-        panda_id = running.get(name) or (str(content.panda_id) if content and content.panda_id else "")
+        panda_id = running.get((task_id, name)) or (str(content.panda_id or "") if content else "")
         state = states.get(name) or next(others)
         yield WmsJobReport(panda_id, names[name], printable_label(task.label), state)
     for number, state in enumerate(others, len(inputs) + 1):
