@@ -167,7 +167,7 @@ def test_jobs(place, bad_run):
     assert [(job["attempt"], job["status"]) for job in jobs] == [(1, "failed"), (2, "finished")]
     assert jobs[0]["errors"][0]["code"] == 5
     text, _ = place.call("show", bad_run, "--jobs")
-    assert re.search(r"^crashes +crashes:0 +failed +LOCAL .* payload 139$", text, re.MULTILINE)
+    assert re.search(r"^crashes +crashes:0 +s +- +failed +LOCAL .* payload 139$", text, re.MULTILINE)
 
 
 def test_errors_of_a_run_without_any(place, good_run):
@@ -230,7 +230,7 @@ def test_logs(place, good_run, bad_run):
     assert [(job["name"], job["bps_name"], job["data"]) for job in by_name["jobs"]] == [
         ("calib_2:2", "b2", [])
     ]
-    assert "'b9'; did you mean b" in place.call("logs", good_run, "--job", "b9", code=1)[1]
+    assert "The run has no job 'b9'. Give" in place.call("logs", good_run, "--job", "b9", code=1)[1]
     assert (
         "names no quantum graph, so there are no data IDs"
         in place.call("logs", good_run, "--data", "a=1", code=1)[1]

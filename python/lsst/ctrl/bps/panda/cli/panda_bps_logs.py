@@ -236,7 +236,7 @@ def _cloud_query(evidence: RunEvidence, selection: _Selection) -> CloudQuery:
         jobs, left_out = choose_jobs(evidence, choice)
         _tell_left_out(left_out)
         if not jobs:
-            what = "failed" if evidence.attempts else "begun"
+            what = "failed" if choice.failed else "begun"
             raise RunNotFoundError(f"No attempt has {what}, so there is nothing to ask for.")
     tasks = [task for task, name in evidence.task_labels.items() if choice.which.label == name]
     return CloudQuery(
