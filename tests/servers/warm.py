@@ -74,6 +74,9 @@ class WarmJobs:
     def warm(self, command: str, *, task: str = "1") -> tuple[int, str, str]:
         """Run a job warm; returns exit code, output and errors."""
         root, job = self.begin(command, task=task)
+        if root is None:
+            self.settle()
+            root, job = self.begin(command, task=task)
         assert root is not None, self.pool.status()
         end = root.wait()
         assert end is not None
@@ -97,6 +100,12 @@ class WarmJobs:
     def reasons(self) -> str:
         """Reasons of cold starts."""
         return "; ".join(self.pool.status()["cold"])
+
+    def settle(self) -> None:
+        """Wait until no template is loading."""
+        wait_for(
+            lambda: all(item["state"] == "ready" for item in self.pool.status()["templates"]), "templates"
+        )
 
     def template(self) -> int:
         """Return the process of the template that is ready."""

@@ -480,9 +480,7 @@ def test_modules_that_do_things_at_import_have_the_same_result(site: Site, name:
     for _ in range(3):
         warm = site.warm(command)
         assert warm[:2] == cold[:2]
-        wait_for(
-            lambda: all(item["state"] == "ready" for item in site.pool.status()["templates"]), "templates"
-        )
+        site.settle()
 
 
 def test_what_processes_import_is_learnt(site: Site) -> None:

@@ -262,6 +262,10 @@ class Pool:
             ours.settimeout(_ANSWER)
             send(ours, order)
             answer = json.loads(receive_bytes(ours)[0])
+            if "refused" in answer:
+                ours.close()
+                self.count(str(answer["refused"]))
+                return None
             pid = int(answer["pid"])
             ours.settimeout(None)
             ours.send(b"G")
