@@ -64,7 +64,7 @@ def staged(server):
 def test_the_double_itself_serves_as_staging_area(server, tmp_path):
     from panda_servers.staging_exercise import exercise
 
-    exercise(server.url + "u/run/", tmp_path)
+    exercise(server.url + "u/run/", tmp_path, keeps_notes=False)
     server.gives_adler32 = True
     assert not any("/.staging-" in path for path in server.files)
 
@@ -73,7 +73,7 @@ def test_plain_http_server_that_takes_files_serves_as_staging_area(server, tmp_p
     from panda_servers.staging_exercise import exercise
 
     server.is_webdav = False
-    exercise(server.url + "run/", tmp_path)
+    exercise(server.url + "run/", tmp_path, keeps_notes=False)
     assert not {method for method, _ in server.requests} & {"MOVE", "MKCOL"}
 
 
