@@ -88,17 +88,26 @@ def test_the_display_is_renewed_until_the_run_has_ended(tmp_path, colours):
     assert bool(COLOUR.findall(text)) == colours
     assert text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l"), "the cursor is there again"
     text = re.sub(r"\x1b\[\?25[hl]", "", COLOUR.sub("", text))
-    first, ups, *others = RENEW.split(text)
+    text, _, why = text.rpartition("Why it failed: ")
+    assert why.strip() == f"panda_bps errors {REQUEST_ID}"
+    first, *others = RENEW.split(text)
+    displays = [first, *others[1::2]]
     # At its end the last display is written once more.
-    assert [display.strip() for display in others[::2]] == [others[0].strip()] * 2
+    *going, last, again = displays
+    assert last.strip() == again.strip()
     assert f"Run {REQUEST_ID}  {RUN}" in first
-    assert re.search(r"label_1 +#{12}\S* +40 +20 ", first), first
-    assert "FAILED (over)" in others[0]
-    assert re.search(r"total +#{22}x{2} +80 +72 .* 8\s", others[0]), others[0]
-    assert "jobs/min" in others[0]
-    assert "payload 17 in label_1, label_2" in others[0]
-    # The cursor goes up as many lines as were written, so nothing of the first display is left.
-    assert ups.count("\x1b[1A") == first.count("\n")
+    assert re.search(r"label_1 +#{15,}\S* +40 +20 ", first), first
+    # The display is renewed each second.
+    times = [int(seconds) for shown in going for seconds in re.findall(r"next query in (\d)", shown)]
+    assert times == sorted(times, reverse=True)
+    assert len({*times}) >= 3, times
+    assert "FAILED (over)" in last
+    assert re.search(r"total +#{22,}x{2,} +80 +72 .* 8\s", last), last
+    assert "jobs/min" in last
+    assert "First failure: label_1 job:0, PanDA job 1000001: payload 17" in last
+    assert "payload 17 in label_1, label_2" in last
+    # The cursor goes up as many lines as were written, so nothing of a display is left.
+    assert [ups.count("\x1b[1A") for ups in others[::2]] == [shown.count("\n") for shown in displays[:-1]]
     assert text.endswith("\n")
 
 

@@ -79,7 +79,7 @@ def test_the_list_of_commands_is_that_of_the_modules():
         ("campaign sumbit x", "There is no command 'sumbit'; did you mean submit?"),
         (
             "campaign x",
-            "there are cancel, prepare, report, restart, status, submit.",
+            "there are cancel, errors, html, list, prepare, report, restart, status, submit, watch.",
         ),
     ],
 )
@@ -181,6 +181,7 @@ def home(tmp_path):
         ("panda_bps err", ["errors"]),
         ("panda_bps errors --rec", ["--recovered"]),
         ("panda_bps errors 4", ["41"]),
+        ("panda_bps watch 41 1", ["107"]),
         ("panda_bps show u_ann_c", ["u_ann_coadd"]),
         ("panda_bps logs --label m", ["makeWarp"]),
         ("panda_bps logs --label only", ["only107"]),

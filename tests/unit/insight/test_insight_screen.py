@@ -2,18 +2,25 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 from lsst.ctrl.bps.wms_service import WmsStates
 
+from lsst.ctrl.bps.panda.cli import panda_bps_watch
 from lsst.ctrl.bps.panda.cli.output import highlight, table
 from lsst.ctrl.bps.panda.cli.panda_bps import main
-from lsst.ctrl.bps.panda.cli.panda_bps_watch import screen_lines
 from lsst.ctrl.bps.panda.insight.progress import Progress
+from lsst.ctrl.bps.panda.status.bps_states import sum_counts
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
+SCREENS = Path(__file__).resolve().parents[2] / "data" / "screens"
+
+
+def screen_lines(run, columns, height):
+    return panda_bps_watch.screen_lines([run], columns, height, NOW)
 
 
 def counts(**numbers):
@@ -21,8 +28,9 @@ def counts(**numbers):
 
 
 def a_run(labels, **values):
-    total = {state: sum(found[state] for found in labels.values()) for state in WmsStates}
-    return Progress(NOW, 41, "u_ann_drp", WmsStates.RUNNING, False, labels, total, **values)
+    total = sum_counts(labels.values())
+    facts = {"moment": NOW, "request_id": 41, "name": "u_ann_drp", "state": WmsStates.RUNNING, "ended": False}
+    return Progress(**facts | {"labels": labels, "total": total} | values)
 
 
 def many():
@@ -53,7 +61,7 @@ def test_the_display_fits_and_shows_what_matters(size):
     (total,) = [line for line in lines if line.startswith("total")]
     assert total.split()[-1] == "2"
     assert len(total) < columns
-    assert lines[-1].endswith("Ctrl-C stops watching, not the run")
+    assert " ".join(text.split()).endswith("Ctrl-C stops watching, not the run")
     shown = sum(line.startswith("label_") for line in lines)
     assert shown == 100 or f"({100 - shown} more)" in text
 
@@ -74,7 +82,7 @@ def test_there_is_nothing_to_stop_when_the_run_has_ended():
 
 def test_one_failed_job_of_many_is_seen_in_the_bar():
     lines = screen_lines(a_run({"isr": counts(SUCCEEDED=9999, FAILED=1)}), 120, 24)
-    assert "#######################x" in lines[3]
+    assert "####x  10000" in lines[3]
 
 
 def test_columns_of_what_does_not_happen_are_left_out():
@@ -109,9 +117,66 @@ def test_states_and_bars_are_in_colour():
     labels = {"isr": counts(SUCCEEDED=50, FAILED=25, RUNNING=25), "not_failed": counts(UNREADY=1)}
     lines = screen_lines(a_run(labels), 120, 24)
     assert coloured(lines[1]) == [("RUNNING", "blue")]
-    assert coloured(lines[3]) == [("#" * 12, "green"), ("x" * 6, "red"), (">" * 6, "blue")]
+    assert coloured(lines[3]) == [("#" * 20, "green"), ("x" * 10, "red"), (">" * 10, "blue")]
     assert coloured(lines[4]) == []
     assert coloured("label_1  job:0  failed  failed job") == [("failed", "red")]
+    first, second = "First failure: isr isr:3: ValueError: no", "    stars"
+    assert coloured(f"{first}\n{second}\n  2 x other") == [(f"{first}\n{second}", "red")]
+
+
+LABELS = {
+    "isr": counts(SUCCEEDED=120),
+    "characterizeImageOfTheWholeFocalPlane": counts(SUCCEEDED=60, RUNNING=24, FAILED=4, READY=32),
+    "makeWarp": counts(UNREADY=16, PRUNED=2),
+}
+FAILURE = (
+    "characterizeImageOfTheWholeFocalPlane characterize:17, PanDA job 4711: "
+    "lsst.meas.algorithms.NoStarsError: only 3 of the 12 stars that the PSF model needs were found"
+)
+GOING = a_run(
+    LABELS,
+    begun=NOW - timedelta(hours=2, minutes=3, seconds=4),
+    rate=12.3,
+    end=NOW + timedelta(minutes=40),
+    first_failure=FAILURE,
+    errors=("4 x payload 1 in characterizeImageOfTheWholeFocalPlane",),
+    next_query=NOW + timedelta(seconds=24),
+)
+OVER = a_run(
+    {"isr": counts(SUCCEEDED=9)},
+    request_id=7,
+    name="u_ann_test",
+    state=WmsStates.SUCCEEDED,
+    ended=True,
+    begun=NOW - timedelta(hours=3),
+    over=NOW - timedelta(hours=2),
+)
+
+
+@pytest.mark.parametrize("columns", [60, 80, 160])
+def test_the_display_is_the_stored_one(columns):
+    """One run that goes on, one that is over, and both."""
+    shown = []
+    for runs in ([GOING], [OVER], [GOING, OVER]):
+        lines = panda_bps_watch.screen_lines(runs, columns - 1, 23, NOW, {7: "SLAC"})
+        assert max(map(len, lines)) < columns
+        shown += [*lines, "-" * (columns - 1)]
+    assert "".join(f"{line}\n" for line in shown) == (SCREENS / f"watch_{columns}.txt").read_text()
+
+
+@pytest.mark.parametrize("columns", range(60, 161, 7))
+def test_there_are_bars_from_60_columns_on(columns):
+    rows = screen_lines(a_run({"label": counts(SUCCEEDED=123456, FAILED=1234, DELETED=5)}), columns - 1, 24)
+    assert "######x" in rows[3] or "#####x" in rows[3]
+    assert len(rows[3]) < columns
+
+
+def test_the_time_goes_on_between_two_queries():
+    later = panda_bps_watch.screen_lines([GOING], 100, 24, NOW + timedelta(seconds=10))
+    assert "2:03:14 since submission" in later[1]
+    assert later[-1].startswith("00:00:10 UTC, next query in 14 s; Ctrl-C")
+    late = panda_bps_watch.screen_lines([GOING], 100, 24, NOW + timedelta(seconds=70))
+    assert "looked at 70 s ago" in late[-1]
 
 
 def test_ctrl_c_ends_any_command_with_its_exit_code():

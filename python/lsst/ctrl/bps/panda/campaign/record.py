@@ -140,9 +140,13 @@ class CampaignIndex:
             CampaignEntry(config=record.config, directory=record.directory, prepared_at=record.prepared_at)
         )
 
+    def entries(self) -> list[CampaignEntry]:
+        """Return the campaigns, oldest first."""
+        return list(self._list.entries())
+
     def latest(self, config: str) -> CampaignRecord | None:
         """Return the latest campaign that was made from a file (absolute path) and still exists."""
-        for entry in reversed(list(self._list.entries())):
+        for entry in reversed(self.entries()):
             if entry.config != config:
                 continue
             try:

@@ -109,9 +109,11 @@ def _parameter(text: str) -> click.Parameter:
     if flags.startswith("-"):
         complete = _complete_label if value == "LABEL" else None
         return click.Option(flags.split(","), is_flag=not value, type=kind, shell_complete=complete)
-    complete = _complete_run if flags == "RUN" else None
-    kind = click.File() if flags in ("CONFIG", "CAMPAIGN") else None
-    return click.Argument([flags.lower()], required=False, type=kind, shell_complete=complete)
+    name = flags.strip("[].")
+    complete = _complete_run if name == "RUN" else None
+    kind = click.File() if name in ("CONFIG", "CAMPAIGN") else None
+    nargs = -1 if flags.endswith("...") else 1
+    return click.Argument([name.lower()], required=False, type=kind, shell_complete=complete, nargs=nargs)
 
 
 def _own_runs() -> Iterable[dict[str, Any]]:

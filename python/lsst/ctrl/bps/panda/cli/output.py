@@ -7,6 +7,7 @@ goes the same text at its full width, without escape sequences.
 from __future__ import annotations
 
 __all__ = [
+    "LEAST_BAR",
     "STATE_COLUMNS",
     "LiveDisplay",
     "bar",
@@ -53,9 +54,12 @@ STATE_COLUMNS = {
 }
 """The columns of tables that count jobs: title and the states it holds."""
 
-_BAR_LENGTH = 24
+LEAST_BAR = 6
+"""Characters of the shortest bar."""
+
 _COLOURS = (
-    rf"(?<= )(?=[#x>.]{{{_BAR_LENGTH}}}( |$))(?P<green>#*)(?P<red>x*)(?P<blue>>*)",
+    rf"(?<= )(?=[#x>.]{{{LEAST_BAR},}}( |$))(?P<green>#*)(?P<red>x*)(?P<blue>>*)",
+    r"(?m)^(?P<red>First failure.*(?:\n    .*)*)",
     r"\b(?:(?P<green>SUCCEEDED)|(?P<red>FAILED)|(?P<magenta>DELETED)|(?P<yellow>PRUNED)|(?P<blue>RUNNING))\b",
     r"(?m)(?<=  )(?:(?P<green>finished)|(?P<red>failed)|(?P<blue>running))(?=  |$)",
 )
@@ -67,18 +71,18 @@ def count_columns(counts: Counts) -> dict[str, int]:
     return {title: sum(counts[state] for state in states) for title, states in STATE_COLUMNS.items()}
 
 
-def bar(counts: Counts) -> str:
+def bar(counts: Counts, length: int) -> str:
     """Draw done jobs as ``#``, failed ones as ``x``, running ones as ``>``."""
     total = sum(counts.values())
     if not total:
-        return "." * _BAR_LENGTH
+        return "." * length
     numbers = count_columns(counts)
     bad = numbers["failed"] + numbers["pruned"] + numbers["deleted"]
     # A single failed job of thousands is seen as well.
-    failed = max(1, round(_BAR_LENGTH * bad / total)) if bad else 0
-    done = min(round(_BAR_LENGTH * numbers["done"] / total), _BAR_LENGTH - failed)
-    running = max(0, min(round(_BAR_LENGTH * numbers["running"] / total), _BAR_LENGTH - failed - done))
-    return ("#" * done + "x" * failed + ">" * running).ljust(_BAR_LENGTH, ".")
+    failed = max(1, round(length * bad / total)) if bad else 0
+    done = min(round(length * numbers["done"] / total), length - failed)
+    running = max(0, min(round(length * numbers["running"] / total), length - failed - done))
+    return ("#" * done + "x" * failed + ">" * running).ljust(length, ".")
 
 
 def table(
@@ -158,25 +162,28 @@ def highlight(line: str | Text) -> Text:
 
 
 class LiveDisplay:
-    """Lines on a terminal that take the place of those shown before."""
+    """Lines on a terminal that take the place of those shown before, and are made anew each second."""
 
     def __init__(self) -> None:
         self._console = _console()
-        self._live = Live(console=self._console, auto_refresh=False)
+        self._live = Live(console=self._console, get_renderable=self._draw, refresh_per_second=1)
+        self._make: Callable[[int, int], Iterable[str]] = lambda columns, height: ()
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Columns and lines that can be used now."""
-        return self._console.width - 1, self._console.height - 1
+    def _draw(self) -> Text:
+        lines = self._make(self._console.width - 1, self._console.height - 1)
+        return highlight(Text("\n".join(lines), no_wrap=True, overflow="crop"))
 
-    def show(self, lines: Iterable[str]) -> None:
-        """Show lines, cut where they are too long."""
-        if not self._live.is_started:
-            self._live.start()
-            # rich hides the cursor, and a process that is killed could not bring it back.
-            self._console.show_cursor()
-        text = Text("\n".join(lines), no_wrap=True, overflow="crop")
-        self._live.update(highlight(text), refresh=True)
+    def show(self, make: Callable[[int, int], Iterable[str]]) -> None:
+        """Show the lines that a function makes for columns and lines of the terminal, cut where they are too
+        long.
+        """
+        self._make = make
+        if self._live.is_started:
+            self._live.refresh()
+            return
+        self._live.start(refresh=True)
+        # rich hides the cursor, and a process that is killed could not bring it back.
+        self._console.show_cursor()
 
     def close(self) -> None:
         """Leave the last lines and go on below them."""

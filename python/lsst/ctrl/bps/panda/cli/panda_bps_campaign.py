@@ -4,11 +4,17 @@ from __future__ import annotations
 
 __all__ = ["campaign", "campaign_index"]
 
+import contextlib
+import inspect
+import io
+import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import click
+from lsst.ctrl.bps.wms_service import WmsStates
 
 from ..campaign.parts import prepare_campaign, read_configuration
 from ..campaign.record import CampaignIndex, find_campaign, read_campaign
@@ -30,6 +36,8 @@ from ..status.bps_states import Counts
 from . import CommandGroup
 from .output import STATE_COLUMNS, count_columns, json_option, print_lines, shows_errors, table, write_json
 from .panda_bps_check import make_service, service_class_option
+from .panda_bps_show import RunArgument, errors, html
+from .panda_bps_watch import watch_options, watch_runs
 
 _shows_errors = shows_errors(KeyError, ValueError, OSError)
 
@@ -104,19 +112,35 @@ def submit(campaign_or_config: str, new: bool, wms_service_class: str | None) ->
     """Submit a run to each site.
 
     Repeat the command if it was interrupted: it continues, and no site gets
-    its run twice.  The exit code is 1 if a site has no run.
+    its run twice.  The exit code is 1 if a site has no run.  What BPS logs is
+    in bps.log of each site's submit directory.
     """
-    from lsst.ctrl.bps.drivers import submit_driver
-
     # As bps submit does: a quantum graph may take hours.
     _log("INFO")
     record = _find_or_begin(campaign_or_config, new, wms_service_class)
-    complete = submit_campaign(
-        record, connect(make_service(record.service_class).settings()), submit=submit_driver, tell=click.echo
-    )
-    if not complete:
+    connection = connect(make_service(record.service_class).settings())
+    complete = submit_campaign(record, connection, submit=_submit, tell=click.echo)
+    if complete:
+        click.echo(f"Next: panda_bps campaign watch {record.directory}")
+    else:
         click.echo(f"Some sites have no run; try again: panda_bps campaign submit {record.directory}")
     return 0 if complete else 1
+
+
+def _submit(file: str) -> None:
+    """Submit as ``bps submit`` does, but without what BPS prints, and with a log of its own."""
+    from lsst.ctrl.bps.drivers import submit_driver
+
+    click.echo(f"Making a run from {file}")
+    root = logging.getLogger()
+    before = root.handlers[:]
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            submit_driver(file)
+    finally:
+        for handler in set(root.handlers).difference(before):
+            root.removeHandler(handler)
+            handler.close()
 
 
 def _log(level: str) -> None:
@@ -203,6 +227,94 @@ def status(name: str) -> int:
     for problem in found.problems:
         click.echo(problem, err=True)
     return int(found.state.value)
+
+
+@campaign.command("list")
+@_shows_errors
+def list_campaigns() -> None:
+    """List your campaigns, the newest first, without asking a server."""
+    rows = []
+    for entry in reversed(campaign_index().entries()):
+        try:
+            parts = read_campaign(entry.directory).parts
+            runs = f"{sum(part.request_id is not None for part in parts)} of {len(parts)}"
+        except (PandaBpsError, OSError):
+            runs = "gone"
+        rows.append((entry.prepared_at, runs, entry.directory, entry.config))
+    if rows:
+        print_lines(table(("prepared", "runs", "directory", "configuration"), rows, left=4))
+    else:
+        click.echo("No campaign was prepared by this user on this machine: panda_bps campaign prepare.")
+
+
+def _of_each_run(command: click.Command, *own: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command of the campaign the options of a command about one run, but those that it has itself."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(command.params):
+            if option.name not in ("run", "local", "as_json", *own):
+                function.__dict__.setdefault("__click_params__", []).append(option)
+        return function
+
+    return decorate
+
+
+def _runs(name: str) -> tuple[Any, list[tuple[Any, RunArgument]]]:
+    """Find a campaign and its runs, and say which sites have none."""
+    service, found = _look(name)
+    for problem in found.problems:
+        click.echo(problem, err=True)
+    settings = service.settings()
+    sites = [site for site in found.sites if site.request_id is not None]
+    return found, [(site, RunArgument(str(site.request_id), connect(settings))) for site in sites]
+
+
+@campaign.command("errors")
+@click.argument("name", metavar="CAMPAIGN")
+@_of_each_run(errors)
+@_shows_errors
+def errors_of_runs(name: str, **options: Any) -> None:
+    """Show why jobs of the runs failed, site by site, as panda_bps errors does."""
+    for site, argument in _runs(name)[1]:
+        print_lines([f"== {site.site}"])
+        inspect.unwrap(errors.callback)(argument, as_json=False, **options)  # type: ignore[arg-type]
+
+
+@campaign.command("html")
+@click.argument("name", metavar="CAMPAIGN")
+@click.option(
+    "-o",
+    "--output",
+    default=".",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Directory to write the pages to  [default: the current one].",
+)
+@_of_each_run(html, "output")
+@_shows_errors
+def pages_of_runs(name: str, output: Path, **options: Any) -> None:
+    """Write the run of each site as one web page, run_<id>.html."""
+    for site, argument in _runs(name)[1]:
+        path = output / f"run_{site.request_id}.html"
+        inspect.unwrap(html.callback)(argument, output=path, as_json=False, **options)  # type: ignore[arg-type]
+
+
+@campaign.command("watch")
+@click.argument("name", metavar="CAMPAIGN")
+@watch_options
+@_shows_errors
+def watch_of_runs(name: str, **options: Any) -> int:
+    """Watch the runs of all sites until they have ended, as panda_bps watch does.
+
+    The exit code is that of 'bps status', of several runs the worst; 15
+    (RUNNING) if they have succeeded and a site has no run yet.
+    """
+    found, runs = _runs(name)
+    if not runs:
+        raise PandaBpsError(f"Campaign {name} has no run yet. Submit it: panda_bps campaign submit {name}.")
+    names = {site.request_id: site.site for site, _ in runs}
+    connections = {site.request_id: argument.connection for site, argument in runs}
+    code = watch_runs(connections, lambda _: f"panda_bps campaign errors {name}", names=names, **options)
+    return int(WmsStates.RUNNING.value) if not code and len(runs) < len(found.sites) else code
 
 
 @campaign.command()

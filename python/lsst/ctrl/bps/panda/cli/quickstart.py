@@ -18,10 +18,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -29,18 +27,15 @@ import click
 from lsst.ctrl.bps.wms_service import WmsRunReport, WmsStates
 
 from ..errors import PandaBpsError
-from ..insight.progress import watch
 from ..local import instance
 from . import INTERRUPTED
-from .panda_bps_watch import show_progress
+from .panda_bps_watch import follow_run, show_progress
 from .panda_local_server import end_process, handled_signals
 
 if TYPE_CHECKING:
     from ..demo.workplace import Workplace
 
 _EXIT_FAILED, _EXIT_BUSY = 1, 75
-_POLL = 1.0
-"""Seconds between looks at the run."""
 
 
 class QuickstartError(PandaBpsError):
@@ -206,11 +201,10 @@ def _call_bps(arguments: list[str], place: Workplace, *, output: TextIO | None =
 
 def _watch(run_id: str, *, timeout: float) -> WmsRunReport:
     """Follow a run until it has ended, as ``panda_bps watch`` does."""
-    from ..runs.client import RunClient, connect
+    from ..runs.client import connect
     from ..service import LocalPanDAService
 
     service = LocalPanDAService({})
-    client = RunClient(connect(service.settings()))
     end = time.monotonic() + timeout
 
     def sleep(seconds: float) -> None:
@@ -218,8 +212,8 @@ def _watch(run_id: str, *, timeout: float) -> WmsRunReport:
             raise QuickstartError(f"run {run_id} has not ended within {timeout:g} s")
         time.sleep(seconds)
 
-    fetch, fetch_details = (partial(look, run_id) for look in (client.status, client.detail))
-    deque(show_progress(watch(fetch, fetch_details, interval=_POLL, least=_POLL, sleep=sleep)), maxlen=0)
+    number = int(run_id)
+    show_progress({number: follow_run(connect(service.settings()), number, sleep=sleep)})
     reports, message = service.report(wms_workflow_id=run_id)
     if not reports:
         raise QuickstartError(f"run {run_id} cannot be found: {message}")

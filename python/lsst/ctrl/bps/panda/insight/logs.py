@@ -21,6 +21,7 @@ __all__ = [
     "TailReader",
     "find_log_urls",
     "choose_jobs",
+    "find_exception",
     "from_record",
     "parse_json_line",
     "parse_line",
@@ -426,13 +427,22 @@ def _up_to_cause(lines: list[str]) -> list[str]:
     """Leave out what follows the last exception of a quantum: pipetask may have
     run several, and says in the end only that some failed.
     """
-    if not any(_EPILOGUE.match(line) for line in lines[-5:]):
+    number = _last_exception(lines)
+    if not number or not any(_EPILOGUE.match(line) for line in lines[-5:]):
         return lines
-    for number in range(len(lines) - 1, 0, -1):
-        # The last line of a traceback follows an indented one.
-        if _EXCEPTION.match(lines[number]) and lines[number - 1].startswith("  "):
-            end = number + 1
-            while end < len(lines) and not parse_line(lines[end]).level:
-                end += 1
-            return lines[:end]
-    return lines
+    end = number + 1
+    while end < len(lines) and not parse_line(lines[end]).level:
+        end += 1
+    return lines[:end]
+
+
+def find_exception(lines: Sequence[str]) -> str:
+    """Return the line of a log's last traceback that names the exception; empty if there is none."""
+    number = _last_exception(lines)
+    return lines[number] if number else ""
+
+
+def _last_exception(lines: Sequence[str]) -> int:
+    """Return the number of that line, or 0: the last line of a traceback follows an indented one."""
+    numbers = range(len(lines) - 1, 0, -1)
+    return next((n for n in numbers if _EXCEPTION.match(lines[n]) and lines[n - 1].startswith("  ")), 0)

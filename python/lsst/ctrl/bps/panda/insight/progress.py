@@ -9,12 +9,21 @@ they are asked as often as without one.
 
 from __future__ import annotations
 
-__all__ = ["LEAST_INTERVAL", "LiveCounts", "Progress", "error_lines", "make_progress", "watch"]
+__all__ = [
+    "LEAST_INTERVAL",
+    "LiveCounts",
+    "Progress",
+    "describe_first_failure",
+    "error_lines",
+    "make_progress",
+    "watch",
+]
 
 import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from time import monotonic
@@ -22,19 +31,25 @@ from time import sleep as sleep_for
 
 from lsst.ctrl.bps.wms_service import WmsStates
 
-from ..errors import PandaBpsError, RunNotFoundError
+from ..errors import PandaBpsError, RunNotFoundError, TransportError
 from ..report import get_status_of
+from ..runs.client import Connection
 from ..status.bps_states import BEFORE_RUNNING, ENDED_STATES, Counts, move_jobs, sum_counts
 from ..status.evidence import RunEvidence
 from ..status.failures import group_errors
 from ..status.records import FileCounts
+from ..status.replies import parse_jobs
 from ..status.vocabulary import ENDED_TASKS, JOB_STATUSES, JobPhase, is_running
+from .logs import LogTransport, TailReader, find_exception
 from .messages import StatusMessage, Subscription, parse_message
 
 _LOG = logging.getLogger(__name__)
 
 LEAST_INTERVAL = 5.0
 """Seconds between two polls at a run, at least; a real PanDA's figures change every minute."""
+
+_TAIL = 200
+"""Lines of a log that are searched for an exception."""
 
 _HISTORY = 60
 _ERRORS = 5
@@ -70,6 +85,18 @@ class Progress:
     errors: tuple[str, ...] = ()
     """Most frequent errors, a line each."""
 
+    first_failure: str = ""
+    """Which job failed first, and its exception."""
+
+    begun: datetime | None = None
+    """When the run was submitted."""
+
+    over: datetime | None = None
+    """When it last changed, once it has ended."""
+
+    next_query: datetime | None = None
+    """When the servers are asked again; `None` when it has ended."""
+
     note: str = ""
     """What is out of the ordinary."""
 
@@ -99,7 +126,34 @@ def make_progress(evidence: RunEvidence, moment: datetime) -> Progress:
         labels=evidence.tally.by_label,
         total=evidence.tally.total,
         note=note,
+        begun=evidence.request.created_at,
+        over=(evidence.request.updated_at or moment) if evidence.ended else None,
     )
+
+
+def describe_first_failure(connection: Connection, evidence: RunEvidence) -> str:
+    """Say which job failed first, and why: the exception of the first attempt whose log has one, or PanDA's
+    error.
+
+    An attempt after it may have been refused by the runner, and tells nothing then.
+    """
+    if not evidence.failures:
+        return ""
+    first = min(evidence.failures, key=lambda job: (not job.panda_id, job.panda_id))
+    attempts = []
+    if first.task_id:
+        with suppress(TransportError):
+            rows = connection.api.job_descriptions(first.task_id, unsuccessful_only=True)
+            attempts = [job for job in parse_jobs(rows) if job.failed and job.name == first.name]
+    attempts = sorted(attempts, key=lambda job: job.panda_id) or [first]
+    reader = TailReader(LogTransport(connection), count=_TAIL)
+    found = ((job, find_exception(reader(job))) for job in attempts)
+    job, why = next((pair for pair in found if pair[1]), (attempts[0], ""))
+    error = job.error or first.error
+    if not why and error is not None:
+        why = f"{error.title}{': ' if error.text else ''}{error.text}"
+    number = f", PanDA job {job.panda_id}" if job.panda_id else ""
+    return f"{first.label} {first.name}{number}: {why or 'no reason is known'}"
 
 
 def error_lines(evidence: RunEvidence) -> list[str]:
@@ -122,12 +176,15 @@ class RunPoller:
         fetch: Callable[[], RunEvidence],
         fetch_details: Callable[[], RunEvidence] | None,
         now: Callable[[], datetime],
+        find_failure: Callable[[RunEvidence], str] | None = None,
     ) -> None:
         self._fetch = fetch
         self._fetch_details = fetch_details
+        self._find_failure = find_failure
         self._now = now
         self._history: deque[tuple[datetime, int]] = deque(maxlen=_HISTORY)
         self._errors: tuple[str, ...] = ()
+        self._first_failure = ""
         self._failed = 0
         self.failures = 0
         """Polls in a row that failed."""
@@ -147,7 +204,10 @@ class RunPoller:
             progress = make_progress(self.evidence, self._now())
             failed = progress.total[WmsStates.FAILED]
             if self._fetch_details is not None and failed != self._failed:
-                self._errors = tuple(error_lines(self.evidence if details else self._fetch_details()))
+                evidence = self.evidence if details else self._fetch_details()
+                self._errors = tuple(error_lines(evidence))
+                if self._find_failure is not None and not self._first_failure:
+                    self._first_failure = self._find_failure(evidence)
                 self._failed = failed
         except RunNotFoundError:
             raise
@@ -158,7 +218,8 @@ class RunPoller:
             _LOG.warning("The run could not be looked at; looking again: %s", error)
             return None
         self.failures = 0
-        return self.with_estimate(replace(progress, errors=self._errors))
+        progress = replace(progress, errors=self._errors, first_failure=self._first_failure)
+        return self.with_estimate(progress)
 
     def delay(self, interval: float) -> float:
         """Return the seconds to the next poll: more after failed ones."""
@@ -346,6 +407,7 @@ def watch(
     fetch: Callable[[], RunEvidence],
     fetch_details: Callable[[], RunEvidence] | None = None,
     *,
+    find_failure: Callable[[RunEvidence], str] | None = None,
     subscribe: Callable[[], Subscription] | None = None,
     name: str = "the broker",
     interval: float = 30.0,
@@ -358,6 +420,7 @@ def watch(
 
     ``fetch`` asks the servers for the run's state, ``fetch_details`` for errors and for running jobs, too;
     it is called when the number of failed jobs has changed, and for a state that messages are added to.
+    ``find_failure`` says of such a reply which job failed first, until it has said something.
     Between two polls are ``interval`` seconds, at least ``least``, more after a failed poll.
 
     With ``subscribe`` PanDA's messages are followed: there is a progress, one a second at most, after those
@@ -365,7 +428,7 @@ def watch(
     """
     interval = max(least, interval)
     watcher = _Watcher(
-        RunPoller(fetch, fetch_details, now),
+        RunPoller(fetch, fetch_details, now, find_failure),
         _Broker(subscribe, name, interval, retry_at=math.inf if subscribe is None else 0.0),
         sleep=sleep,
         clock=clock,
@@ -408,7 +471,11 @@ class _Watcher:
 
     def _told(self, progress: Progress) -> Progress:
         progress = replace(progress, messages=self.broker.words)
-        if progress.ended or self.broker.source is None:
+        if progress.ended:
+            return progress
+        rest = timedelta(seconds=self._next_look() - self.clock())
+        progress = replace(progress, next_query=self.now() + rest)
+        if self.broker.source is None:
             return progress
         return self.poller.with_estimate(self.counts.apply(progress))
 

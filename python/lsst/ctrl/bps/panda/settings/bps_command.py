@@ -42,7 +42,10 @@ _MOST_KEPT = 10_000
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 _BPS = "lsst.ctrl.bps.cli.bps"
-"""Where the command ``bps`` is; those of this plugin show errors themselves."""
+"""Where the command ``bps`` is; those of this plugin show errors themselves ..."""
+
+_CAMPAIGN = "panda_bps campaign submit"
+"""... but this one, which submits as ``bps submit`` does."""
 
 
 def is_dry_run() -> bool:
@@ -102,7 +105,9 @@ def shape_output(explain: Callable[[Any, str], str]) -> None:
 
 def _is_bps() -> bool:
     context = click.get_current_context(silent=True)
-    return context is not None and type(context.find_root().command).__module__ == _BPS
+    if context is None:
+        return False
+    return type(context.find_root().command).__module__ == _BPS or context.command_path == _CAMPAIGN
 
 
 def _is_for_terminal(record: logging.LogRecord) -> bool:
