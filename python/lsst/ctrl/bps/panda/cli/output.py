@@ -166,8 +166,8 @@ class LiveDisplay:
 
     def __init__(self) -> None:
         self._console = _console()
-        self._live = Live(console=self._console, get_renderable=self._draw, refresh_per_second=1)
         self._make: Callable[[int, int], Iterable[str]] = lambda columns, height: ()
+        self._live = Live(console=self._console, get_renderable=self._draw, refresh_per_second=1)
 
     def _draw(self) -> Text:
         lines = self._make(self._console.width - 1, self._console.height - 1)
