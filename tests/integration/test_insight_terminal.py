@@ -33,6 +33,10 @@ class GoingRun(RecordedRun):
             }
             yield row | (going if self.looks < 2 else {})
 
+    def job_rows(self, task_id, unsuccessful_only):
+        """Return none before the run is over: PanDA's word would count."""
+        return super().job_rows(task_id, unsuccessful_only) if self.looks > 2 else ()
+
     def command(self, name, keywords):
         rows = super().command(name, keywords)
         self.looks += name == "get_requests"

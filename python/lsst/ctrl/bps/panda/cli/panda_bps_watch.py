@@ -290,7 +290,7 @@ class _Log:
         rest = ", ".join(filter(None, (_estimate(progress.rate or 0.0, progress.end), ended)))
         head = f"{progress.moment:%Y-%m-%dT%H:%M:%SZ} run {progress.request_id}"
         click.echo(f"{head} {progress.state.name}: {counts}{'; ' + rest if rest else ''}")
-        if progress.first_failure != before[4]:
+        if progress.first_failure and progress.first_failure != before[4]:
             click.echo(f"{head} first failure: {progress.first_failure}")
         for error in progress.errors if progress.errors != before[3] else ():
             click.echo(f"{head} error: {error}")
