@@ -372,7 +372,7 @@ def _messages(run: Progress, columns: int, several: bool) -> Iterator[str]:
 
 
 def _body(counts: Mapping[str, Counts], columns: int, room: int) -> list[str]:
-    """Return the table of counts; labels may take two thirds of the room that figures leave, bars the rest."""
+    """Return the table of counts; of the room that figures leave, labels may take two thirds."""
     shown, left_out = _rows_to_show(counts, room)
     total = sum_counts(counts.values())
     numbers = count_columns(total)
