@@ -9,7 +9,7 @@ import inspect
 import io
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -247,16 +247,9 @@ def list_campaigns() -> None:
         click.echo("No campaign was prepared by this user on this machine: panda_bps campaign prepare.")
 
 
-def _of_each_run(command: click.Command, *own: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command of the campaign the options of a command about one run, but those that it has itself."""
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(command.params):
-            if option.name not in ("run", "local", "as_json", *own):
-                function.__dict__.setdefault("__click_params__", []).append(option)
-        return function
-
-    return decorate
+def _options(command: click.Command) -> list[click.Parameter]:
+    """Return the options that a command about one run and its counterpart for a campaign share."""
+    return [each for each in command.params if each.name not in ("run", "local", "output", "as_json")]
 
 
 def _runs(name: str) -> tuple[Any, list[tuple[Any, RunArgument]]]:
@@ -269,9 +262,8 @@ def _runs(name: str) -> tuple[Any, list[tuple[Any, RunArgument]]]:
     return found, [(site, RunArgument(str(site.request_id), connect(settings))) for site in sites]
 
 
-@campaign.command("errors")
+@campaign.command("errors", params=_options(errors))
 @click.argument("name", metavar="CAMPAIGN")
-@_of_each_run(errors)
 @_shows_errors
 def errors_of_runs(name: str, **options: Any) -> None:
     """Show why jobs of the runs failed, site by site, as panda_bps errors does."""
@@ -280,7 +272,7 @@ def errors_of_runs(name: str, **options: Any) -> None:
         inspect.unwrap(errors.callback)(argument, as_json=False, **options)  # type: ignore[arg-type]
 
 
-@campaign.command("html")
+@campaign.command("html", params=_options(html))
 @click.argument("name", metavar="CAMPAIGN")
 @click.option(
     "-o",
@@ -289,7 +281,6 @@ def errors_of_runs(name: str, **options: Any) -> None:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Directory to write the pages to  [default: the current one].",
 )
-@_of_each_run(html, "output")
 @_shows_errors
 def pages_of_runs(name: str, output: Path, **options: Any) -> None:
     """Write the run of each site as one web page, run_<id>.html."""

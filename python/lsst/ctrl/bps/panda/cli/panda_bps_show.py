@@ -151,7 +151,7 @@ def _choose_run(run: str, own: Mapping[int, RunEntry], settings: ServiceSettings
 
 
 def _render_entry(entry: RunEntry) -> str:
-    moment = f", {entry.submitted_at.astimezone():%Y-%m-%d %H:%M}" if entry.submitted_at else ""
+    moment = f", {entry.submitted_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if entry.submitted_at else ""
     return f"{entry.request_id} {entry.name}{moment}"
 
 

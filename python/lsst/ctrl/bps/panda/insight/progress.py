@@ -34,6 +34,7 @@ from lsst.ctrl.bps.wms_service import WmsStates
 from ..errors import PandaBpsError, RunNotFoundError, TransportError
 from ..report import get_status_of
 from ..runs.client import Connection
+from ..runs.jobs import RunJobs
 from ..status.bps_states import BEFORE_RUNNING, ENDED_STATES, Counts, move_jobs, sum_counts
 from ..status.evidence import RunEvidence
 from ..status.failures import group_errors
@@ -149,11 +150,12 @@ def describe_first_failure(connection: Connection, evidence: RunEvidence) -> str
     reader = TailReader(LogTransport(connection), count=_TAIL)
     found = ((job, find_exception(reader(job))) for job in attempts)
     job, why = next((pair for pair in found if pair[1]), (attempts[0], ""))
+    (job,) = RunJobs(evidence).identify([replace(job, label=first.label)])
     error = job.error or first.error
     if not why and error is not None:
         why = f"{error.title}{': ' if error.text else ''}{error.text}"
     number = f", PanDA job {job.panda_id}" if job.panda_id else ""
-    return f"{first.label} {first.name}{number}: {why or 'no reason is known'}"
+    return f"{job.label} {job.title}{number}: {why or 'no reason is known'}"
 
 
 def error_lines(evidence: RunEvidence) -> list[str]:
