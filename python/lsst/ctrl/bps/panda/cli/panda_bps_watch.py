@@ -127,18 +127,8 @@ def watch_runs(
     as_json: bool,
     names: Mapping[int, str] | None = None,
 ) -> int:
-    """Watch runs until they have ended, and return the exit code.
-
-    Parameters
-    ----------
-    connections : `~collections.abc.Mapping` [`int`, `Connection`]
-        The server of each run, a connection of its own for each.
-    why : `~collections.abc.Callable`
-        Returns the command that shows why a run failed.
-    interval, poll, bell, then, as_json
-        The options of `watch_options`.
-    names : `~collections.abc.Mapping` [`int`, `str`], optional
-        What runs are called on the display; by default their own names.
+    """Watch runs, each through a connection of its own, and return the exit code; ``why`` returns the command
+    that shows why a run failed, ``names`` are for the display.
     """
     watches = {}
     for number, connection in connections.items():
@@ -237,13 +227,11 @@ def _merge(watches: Sequence[Iterable[Progress]]) -> Iterator[Progress]:
             yield item
 
 
-_Show = Callable[[Progress, Sequence[Progress]], None]
-"""Shows the newest progress, or that of all runs."""
-
-
 @contextmanager
-def _open_display(as_json: bool, names: Mapping[int, str]) -> Iterator[_Show]:
-    """Choose how progress is shown: as JSON, as lines for a file, or on a terminal."""
+def _open_display(
+    as_json: bool, names: Mapping[int, str]
+) -> Iterator[Callable[[Progress, Sequence[Progress]], None]]:
+    """Choose how progress, the newest or that of all runs, is shown: as JSON, as lines, or on a terminal."""
     if as_json:
         yield _write_json
     elif not is_terminal(sys.stdout):
@@ -354,7 +342,8 @@ def _clock(runs: Sequence[Progress], now: datetime) -> str:
         return f"looked at {max(run.moment for run in runs):%Y-%m-%d %H:%M:%S} UTC"
     rest = (min(queries) - now).total_seconds() if queries else 0.0
     oldest = min(run.moment for run in runs if not run.ended)
-    soon = f"next query in {rest:.0f} s" if rest >= 1 else f"looked at {(now - oldest).seconds} s ago"
+    age = max(0.0, (now - oldest).total_seconds())
+    soon = f"next query in {rest:.0f} s" if rest >= 1 else f"looked at {age:.0f} s ago"
     goes = "the runs" if len(runs) > 1 else "the run"
     return f"{now:%H:%M:%S} UTC, {soon}; Ctrl-C stops watching, not {goes}"
 
