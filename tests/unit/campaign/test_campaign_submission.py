@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
+import click
 import pytest
 from jsonschema import Draft202012Validator
 from lsst.ctrl.bps.wms_service import WmsStates
@@ -26,6 +29,7 @@ from lsst.ctrl.bps.panda.campaign.runs import (
 from lsst.ctrl.bps.panda.errors import PandaBpsError, SubmissionUncertainError, TransportError
 from lsst.ctrl.bps.panda.insight.documents import read_schema
 from lsst.ctrl.bps.panda.runs.record import RunIndex, RunRecord
+from lsst.ctrl.bps.panda.settings.bps_command import LOG_NAME, end_log, log_into, shape_output
 from lsst.ctrl.bps.panda.status.bps_states import zero_counts
 
 SERVER = "http://127.0.0.1:1/server/panda"
@@ -216,6 +220,34 @@ def test_bps_that_submits_nothing_without_an_error_is_an_error(record, panda):
     found = read_campaign(record.directory)
     assert not submit_campaign(found, panda, submit=nothing)
     assert "names no request" in found.parts[0].error
+
+
+def test_what_is_logged_for_a_site_is_in_its_directory_and_the_terminal_gets_our_own(tmp_path):
+    context = None
+    for name in ("panda_bps", "campaign", "submit"):
+        context = click.Context(click.Command(name), info_name=name, parent=context)
+    shown = io.StringIO()
+    root = logging.getLogger()
+    handler, level = logging.StreamHandler(shown), root.level
+    root.addHandler(handler)
+    root.setLevel("INFO")
+    try:
+        with context:
+            for site in ("A", "B"):
+                shape_output(lambda config, message: message)
+                logging.getLogger("lsst.ctrl.bps").info("how much memory %s takes", site)
+                logging.getLogger("lsst.ctrl.bps.panda").info("what is planned for %s", site)
+                (tmp_path / site).mkdir()
+                log_into(str(tmp_path / site))
+                end_log()
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+    assert shown.getvalue() == "what is planned for A\nwhat is planned for B\n"
+    for site in ("A", "B"):
+        first, second = (tmp_path / site / LOG_NAME).read_text().splitlines()
+        assert first.endswith(f"how much memory {site} takes")
+        assert second.endswith(f"what is planned for {site}")
 
 
 # --- looking ------------------------------------------------------------------

@@ -7,7 +7,6 @@ __all__ = ["campaign", "campaign_index"]
 import contextlib
 import inspect
 import io
-import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,7 +28,7 @@ from ..checks.configuration import check_service
 from ..errors import PandaBpsError
 from ..findings import report_findings
 from ..runs.client import connect
-from ..settings.bps_command import is_dry_run
+from ..settings.bps_command import end_log, is_dry_run
 from ..settings.files import check_files
 from ..settings.run import read_service_settings
 from ..status.bps_states import Counts
@@ -132,15 +131,11 @@ def _submit(file: str) -> None:
     from lsst.ctrl.bps.drivers import submit_driver
 
     click.echo(f"Making a run from {file}")
-    root = logging.getLogger()
-    before = root.handlers[:]
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             submit_driver(file)
     finally:
-        for handler in set(root.handlers).difference(before):
-            root.removeHandler(handler)
-            handler.close()
+        end_log()
 
 
 def _log(level: str) -> None:

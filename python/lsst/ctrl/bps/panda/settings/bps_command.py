@@ -6,6 +6,7 @@ __all__ = [
     "DETAIL",
     "LOG_NAME",
     "configuration_file",
+    "end_log",
     "fail_command",
     "is_check",
     "is_dry_run",
@@ -44,7 +45,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _BPS = "lsst.ctrl.bps.cli.bps"
 """Where the command ``bps`` is; those of this plugin show errors themselves ..."""
 
-_CAMPAIGN = "panda_bps campaign submit"
+_CAMPAIGN = " campaign submit"
 """... but this one, which submits as ``bps submit`` does."""
 
 
@@ -107,7 +108,7 @@ def _is_bps() -> bool:
     context = click.get_current_context(silent=True)
     if context is None:
         return False
-    return type(context.find_root().command).__module__ == _BPS or context.command_path == _CAMPAIGN
+    return type(context.find_root().command).__module__ == _BPS or context.command_path.endswith(_CAMPAIGN)
 
 
 def _is_for_terminal(record: logging.LogRecord) -> bool:
@@ -128,6 +129,13 @@ class _SubmitLog(MemoryHandler):
         """Keep all that fits, until it can be written."""
         return self.target is not None or len(self.buffer) >= self.capacity
 
+    def close(self) -> None:
+        """Close the file, too."""
+        target = self.target
+        super().close()
+        if target is not None:
+            target.close()
+
 
 def log_into(directory: str) -> None:
     """Write what the ``bps`` command logs into a submit directory."""
@@ -138,6 +146,14 @@ def log_into(directory: str) -> None:
                 target.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
                 handler.setTarget(target)
                 handler.flush()
+
+
+def end_log() -> None:
+    """End the log of a submission, so that the next one of the same command has its own."""
+    root = logging.getLogger()
+    for handler in [each for each in root.handlers if isinstance(each, _SubmitLog)]:
+        root.removeHandler(handler)
+        handler.close()
 
 
 def _shorten_full_disk(record: logging.LogRecord) -> bool:
