@@ -1,6 +1,7 @@
 """Tasks, inputs and jobs of the embedded PanDA, without processes and iDDS."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -169,6 +170,28 @@ def test_failure_is_tried_again_under_a_new_id(panda):
     assert attempts[0]["jobName"] == attempts[1]["jobName"]
     # PanDA shows an input that used up its attempts as ready.
     assert panda.views.datasets(task)[0]["files"][0]["status"] == "ready"
+
+
+REFUSING = {"maxAttempt": 3, "jobParameters": [{"value": "runner ${IN/L} --retry-unless-exit=1,2 --run=r"}]}
+
+
+@pytest.mark.parametrize(
+    ("pace", "result", "status"),
+    [
+        ("quick", make_result(1), "failed"),
+        ("quick", BAD, "running"),
+        ("quick", replace(make_result(1), forced=True), "running"),
+        # As a real PanDA, which knows nothing of it.
+        ("quick,refused_attempts=true", make_result(1), "running"),
+    ],
+)
+def test_an_attempt_that_the_runner_would_refuse_is_not_made(tmp_path, pace, result, status):
+    panda = Panda(tmp_path / "panda.db", pace=pace)
+    task = panda.submit(["a:0"], **REFUSING)
+    (job,) = panda.take()
+    panda.dispatcher.report(job.panda_id, result)
+    assert panda.status(task) == status
+    panda.database.close()
 
 
 def test_report_counts_once(panda):

@@ -19,6 +19,7 @@ from lsst.ctrl.bps.panda.runs.jobs import JobQuery, RunJobs
 from lsst.ctrl.bps.panda.runs.record import RunRecord
 from lsst.ctrl.bps.panda.staging import StagingSettings
 from lsst.ctrl.bps.panda.status.evidence import RunEvidence
+from lsst.ctrl.bps.panda.status.job_errors import JobError
 from lsst.ctrl.bps.panda.status.records import JobRecord, RequestRecord, TransformRecord, describe_data
 
 NAME = "u_ann_pay_20261120T120000Z"
@@ -48,7 +49,7 @@ def graphs(tmp_path_factory):
 class Run:
     """A run with clusters of two quanta, jobs of one, and one that is alone with its label."""
 
-    def __init__(self, directory: Path, graphs, *, naming=NamingKind.SHORT, suffix=".qg", chunk=10):
+    def __init__(self, directory: Path, graphs, *, naming=NamingKind.SHORT, suffix=".qg", chunk=10, **more):
         graph_directory, quanta = graphs
         self.submit, self.area = directory / "submit", directory / "area #1"
         self.submit.mkdir()
@@ -59,7 +60,7 @@ class Run:
         file = GenericWorkflowFile("runQgraphFile", str(graph), wms_transfer=True, job_shared=True)
 
         def add(name: str, label: str, *keys: tuple[str, int]) -> None:
-            job = GenericWorkflowJob(name, label, executable=EXECUTABLE)
+            job = GenericWorkflowJob(name, label, executable=EXECUTABLE, **more)
             job.arguments = "run-qbb <FILE:runQgraphFile> --qgraph-node-id {qgraphNodeId}"
             job.cmdvals = {"qgraphNodeId": ",".join(quanta[key] for key in keys)}
             workflow.add_job(job)
@@ -127,6 +128,24 @@ def test_names_and_data_ids_with_each_way_of_naming(tmp_path, graphs, naming):
     (pair,) = (job for job in jobs if job.bps_name == "pair_3")
     assert pair.title == f"pair_3 ({pair.name}; detector=3|4)"
     assert pair.data[0] == {"instrument": "Cam1", "detector": 3}
+
+
+def test_attempts_that_the_runner_refused_are_known_from_the_plan(tmp_path, graphs):
+    run = Run(tmp_path, graphs, retry_unless_exit=[1, 2])
+    evidence = run.evidence()
+    task_id = next(item.workload_id for item in evidence.transforms if "_one_" in item.name)
+
+    def refused(job: str, *codes: int) -> list[int]:
+        attempts = tuple(
+            JobRecord(number, task_id, "failed", "one", job, errors=(JobError("payload", code),))
+            for number, code in enumerate(codes)
+        )
+        return sorted(RunJobs(evidence.with_attempts(attempts, ())).find_refused())
+
+    assert refused("one:0", 1, 1, 1) == [1, 2]
+    assert refused("one:0", 9, 2, 2) == [2]
+    assert refused("one:0", 9, 9, 1) == []
+    assert refused("one:0", 137, 137) == []
 
 
 def test_a_graph_in_the_format_before(tmp_path, graphs):

@@ -102,7 +102,15 @@ def fetch_evidence(
         and (not planned or task.name in planned)
     ]
     evidence = evidence.with_attempts(*_ask_for_jobs(connection.api, wanted, labels, scope))
-    return evidence if any_job else _choose_jobs(evidence, which, planned, scope)
+    evidence = evidence if any_job else _choose_jobs(evidence, which, planned, scope)
+    refused = RunJobs(evidence).find_refused()
+    ran = tuple(
+        job
+        for job in evidence.attempts
+        # Who asks for such an attempt gets it.
+        if job.panda_id not in refused or which.job in (str(job.panda_id), job.job_name)
+    )
+    return replace(evidence, attempts=ran, refused=refused)
 
 
 def _choose_jobs(

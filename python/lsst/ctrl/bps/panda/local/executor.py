@@ -462,6 +462,7 @@ class Executor:
         if code and error is None and (trouble := self._storage.look()):
             error = PilotError(NO_LOCAL_SPACE.code, f"{NO_LOCAL_SPACE.text}: {trouble.text}"[:250])
         result = make_result(code, error=error, events=event_results, detail=payload.figures())
+        result = replace(result, forced=fault.exit_code is not None)
         if result.status == "failed" and self._timing.failed_attempt > 0:
             self._stopping.wait(self._timing.failed_attempt)
         self._reports.put(lambda: self._finish(job, payload, code, result))

@@ -294,7 +294,12 @@ class Jedi:
             connection, job, status=result.status, detail=result.detail, sub_status=result.sub_status
         )
         self._store.settle_file(
-            connection, task, job, result, lambda: self._tasks.parameters(connection, task["task_id"])
+            connection,
+            task,
+            job,
+            result,
+            lambda: self._tasks.parameters(connection, task["task_id"]),
+            refused_too=self._timing.refused_attempts,
         )
         self._tasks.touch(connection, task)
         self._check_end(connection, task)

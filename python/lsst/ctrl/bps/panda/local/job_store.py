@@ -265,8 +265,13 @@ class JobStore:
         job: Mapping[str, Any],
         result: JobResult,
         params: Callable[[], TaskParameters],
+        *,
+        refused_too: bool,
     ) -> None:
-        """Update the input of a job that has ended: finished, tried again, cancelled or failed."""
+        """Update the input of a job that has ended: finished, tried again, cancelled or failed.
+
+        With ``refused_too`` it is tried again even if the runner will refuse that.
+        """
         file = _input_of(job)
         complete = result.status == "finished" and result.sub_status != "fg_partial"
         if complete:
@@ -276,7 +281,9 @@ class JobStore:
         if closing:
             self._set_file(connection, file, "cancelled")
             return
-        if file["attempt"] >= file["max_attempt"]:
+        codes = result.exit_codes
+        refused = not refused_too and codes and codes <= params().final_codes
+        if refused or file["attempt"] >= file["max_attempt"]:
             self._set_file(connection, file, "failed")
             return
         if result.pilot_error_code in MEMORY_CODES:

@@ -156,6 +156,14 @@ class JobResult:
     """Fields of PanDA's job record."""
 
     events: tuple[EventResult, ...] = ()
+    forced: bool = False
+    """Whether a rule for faults gave the exit code, and no payload ran."""
+
+    @property
+    def exit_codes(self) -> set[int]:
+        """Exit codes of the payloads that ran and failed."""
+        codes = [event.exit_code for event in self.events] or [int(self.detail.get("transExitCode") or 0)]
+        return set() if self.forced else {code for code in codes if code}
 
     @property
     def pilot_error_code(self) -> int:

@@ -85,6 +85,10 @@ class Timing:
     panda-client 2.2.0 they cannot: the client sends a form that the server
     does not read, and iDDS takes all payloads of a failed job as failed."""
 
+    refused_attempts: bool
+    """Whether attempts are made that the runner refuses because of ``retryUnlessExit``, of which PanDA knows
+    nothing."""
+
     task_walltime: bool = False
     """Whether a job that runs longer than its task's wall time is ended.  JEDI
     1.0.4 does not read that; the limit of a queue always holds."""
@@ -103,6 +107,7 @@ TIMINGS = {
         timer=1.0,
         message_age=0.0,
         event_states=True,
+        refused_attempts=False,
     ),
     "production": Timing(
         name="production",
@@ -116,6 +121,7 @@ TIMINGS = {
         timer=10.0,
         message_age=60.0,
         event_states=False,
+        refused_attempts=True,
     ),
 }
 """The presets by name.

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["TaskInput", "TaskParameters", "parse_task"]
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ _LONGEST_COMMAND = 128 * 1024 - 2 * 4000
 _MOST_EVENTS = 1_000_000
 _LARGEST = 2**31 - 1
 _LARGEST_ID = 2**63 - 1
+_RETRY_UNLESS_EXIT = re.compile(r" --retry-unless-exit=([0-9,]+)(?!\S)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,12 @@ class TaskParameters:
     event_service: bool
     staged: bool
     """Whether the inputs are ready at once, without a release by iDDS."""
+
+    @property
+    def final_codes(self) -> frozenset[int]:
+        """Exit codes after which the runner in the command refuses another attempt."""
+        found = _RETRY_UNLESS_EXIT.search(self.command)
+        return frozenset(int(code) for code in found[1].split(",") if code) if found else frozenset()
 
 
 def _wrong(key: str, value: object, expected: str) -> ValueError:

@@ -135,6 +135,27 @@ class RunJobs:
             raise RunNotFoundError(f"No job{of_label} has a quantum with {data}.")
         return {name: frozenset(inputs) for name, inputs in found.items()}
 
+    def find_refused(self) -> frozenset[int]:
+        """Find the PanDA jobs in which nothing ran: an earlier attempt had ended with a code of
+        ``retryUnlessExit``, and the runner gave it back.
+        """
+        ends: dict[tuple[int, str], list[tuple[int, int]]] = {}
+        for job in sorted(self._evidence.attempts, key=lambda job: job.panda_id):
+            for error in job.errors:
+                if error.source == "payload":
+                    ends.setdefault((job.task_id, job.name), []).append((error.code, job.panda_id))
+        again = {key: found for key, found in ends.items() if len(found) > 1}
+        names = {item.workload_id: item.name for item in self._evidence.transforms or ()}
+        tasks = self.tasks({names[task_id] for task_id, _ in again if task_id in names}) if again else {}
+        refused: set[int] = set()
+        for (task_id, _), found in again.items():
+            task = tasks.get(names.get(task_id, ""))
+            call = self._call(task) if task is not None else None
+            codes = call["retry-unless-exit"] if call is not None else ()
+            ran = next((end for end in found if end[0] in codes), None)
+            refused.update(number for code, number in found if ran and code == ran[0] and number > ran[1])
+        return frozenset(refused)
+
     def suggest(self, job: str) -> str:
         """Return the end of a sentence that says that there is no such job: it asks for the one that is
         probably meant, if any.

@@ -120,7 +120,12 @@ class RunEvidence:
     """PanDA's jobs that may be running; `None` if it was not asked."""
 
     attempts: tuple[JobRecord, ...] = ()
-    """PanDA's jobs by task and number, all or those that did not succeed, if they were asked for."""
+    """PanDA's jobs by task and number, all or those that did not succeed, if they were asked for; without
+    ``refused``."""
+
+    refused: frozenset[int] = frozenset()
+    """PanDA jobs in which nothing ran, because an earlier attempt had ended with a code of
+    ``retryUnlessExit``."""
 
     asked_at: datetime | None = None
     """When the servers were asked, with time zone."""

@@ -82,7 +82,8 @@ class ErrorGroup:
 
     last: datetime | None = None
     example: JobRecord | None = None
-    """The latest attempt that has a log, if there is one."""
+    """Of the latest job with a log, if there is one, the first of these attempts: a later one may have been
+    refused because of ``retryUnlessExit``."""
 
     errors: tuple[JobError, ...] = ()
     """All errors of the example."""
@@ -152,7 +153,7 @@ def group_errors(evidence: RunEvidence, *, label: str = "", by_label: bool = Tru
     finished |= _finished_in_idds(evidence)
     complete = {item.workload_id for item in evidence.transforms or () if item.complete}
     finished |= {(job.task_id, job.name) for job in bad if job.task_id in complete}
-    known = {job.panda_id for job in bad}
+    known = {job.panda_id for job in bad} | evidence.refused
     bad += [
         failure
         for failure in evidence.failures
@@ -198,7 +199,11 @@ def _finished_in_idds(evidence: RunEvidence) -> set[tuple[int, str]]:
 def _group_of(
     signature: str, jobs: Sequence[JobRecord], finished: set[tuple[int, str]], several: bool
 ) -> ErrorGroup:
-    example = max(jobs, key=lambda job: (bool(job.log_url), job.panda_id))
+    latest = max(jobs, key=lambda job: (bool(job.log_url), job.panda_id))
+    example = min(
+        (job for job in jobs if (job.task_id, job.name) == (latest.task_id, latest.name)),
+        key=lambda job: (not job.log_url, job.panda_id),
+    )
     error = _error_of(example)
     names = {(job.task_id, job.name) for job in jobs}
     ends = sorted(job.ended for job in jobs if job.ended is not None)
