@@ -185,6 +185,12 @@ def test_errors_give_verdicts(place, bad_run):
         "nocommand": "environment",
         "hungry": "out of memory",
     }
+    assert [groups[label]["exception"] for label in ("missing", "crashes", "nocommand")] == [
+        "DatasetNotFoundError: no dataset of kind /bin/sh",
+        "crash, without an exception: payload 139, ended by SIGSEGV; Failed to execute payload",
+        "/bin/sh: 1: there_is_no_such_command: not found",
+    ]
+    assert groups["hungry"]["exception"].startswith("out of memory, without an exception: pilot 1212")
     missing = groups["missing"]
     assert (missing["attempts"], missing["jobs"], missing["unfinished"]) == (3, 3, 3)
     assert missing["error"]["source"] == "payload"
@@ -367,8 +373,8 @@ def test_how_to_1_what_went_wrong(place, bad_run, act):
     (command,) = commands(text)
     said = act(command)[0]
     # The example is what the command prints, line by line, but for numbers, times and places.
-    (example,) = re.findall(r"^   1\. missing(?:.*\n)+?   +=> .*\n   .*\n", text, re.MULTILINE)
-    shown = said[said.index("1. missing") :]
+    (example,) = re.findall(r"^   1\. Dataset(?:.*\n)+?     +\| .*\n", text, re.MULTILINE)
+    shown = said[said.index("1. Dataset") :]
     for line, wanted in zip(shown.splitlines(), _known(example).splitlines(), strict=False):
         if "| runner:" not in line:
             assert _without_numbers(line) == _without_numbers(wanted)
@@ -380,14 +386,14 @@ def test_how_to_1_what_went_wrong(place, bad_run, act):
     # What the end of the section says of labels and of attempts whose job finished in a retry.
     assert "missing" not in place.call("errors", bad_run, "--label", "hungry")[0]
     assert "again:" not in said
-    assert "again: payload" in place.call("errors", bad_run, "--recovered")[0]
+    assert "again: 1 attempt" in place.call("errors", bad_run, "--recovered")[0]
 
 
 def _known(example):
     """The example of the page, as it stands for this run."""
     example = re.sub("^   ", "", example, flags=re.MULTILINE)
     first, log, rest = re.split(r"^(     \| .*\n)", example, flags=re.MULTILINE)
-    return f"{first}     | runner:\n{log.replace('kind flat', 'kind /bin/sh')}{rest}"
+    return f"{first}     | runner:\n{log}{rest}".replace("kind flat", "kind /bin/sh")
 
 
 def _without_numbers(line):

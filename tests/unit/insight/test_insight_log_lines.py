@@ -13,15 +13,18 @@ from lsst.ctrl.bps.panda.errors import SettingsError
 from lsst.ctrl.bps.panda.insight.logs import (
     LineFilter,
     LogArea,
+    LogEnd,
     LogReader,
     LogTransport,
     TailReader,
     find_log_urls,
+    fold_lines,
     parse_json_line,
     parse_line,
 )
 from lsst.ctrl.bps.panda.runs.client import connect
 from lsst.ctrl.bps.panda.settings.run import read_service_settings
+from lsst.ctrl.bps.panda.status.job_errors import JobError
 from lsst.ctrl.bps.panda.status.records import JobRecord
 
 
@@ -106,7 +109,7 @@ def test_files_are_read_in_every_way(files, way):
     assert b"".join(area.blocks("payload.stderr", start=7)).startswith(b"line 1\n")
     assert area.tail("absent", 9) == b""
     job = a_job(address + "payload.stderr")
-    assert TailReader(LogTransport(), count=2)(job) == ["line 28", "line 29"]
+    assert TailReader(LogTransport(), count=2)(job) == LogEnd("", ("line 28", "line 29"))
 
 
 PIPETASK = """\
@@ -143,7 +146,49 @@ def test_the_end_of_a_log_is_the_cause_and_not_what_pipetask_says_of_it(tmp_path
     area.mkdir()
     (area / "payload.stderr").write_text(text)
     job = a_job(f"{area.as_uri()}/payload.stderr")
-    assert TailReader(LogTransport(), count=2)(job) == end
+    assert list(TailReader(LogTransport(), count=2)(job).lines) == end
+
+
+CPP = "terminate called after throwing an instance of 'std::bad_alloc'\n  what():  std::bad_alloc\n"
+TRACE = 'Traceback (most recent call last):\n  File "a.py", line 1, in f\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "exception"),
+    [
+        (PIPETASK, 1, "lsst.daf.butler.DatasetNotFoundError: no flat"),
+        # Far before the end: so much more is read.
+        (
+            PIPETASK.replace("INFO", "INFO 2026 x\n" * 9000 + "INFO"),
+            1,
+            "lsst.daf.butler.DatasetNotFoundError: no flat",
+        ),
+        # As the pipeline's end and the start of Python have it: chained, without a message, over two lines.
+        (f"{TRACE}    x\nKeyError: 1\n\nThe above ...\n{TRACE}    y\nValueError: 2\n", 1, "ValueError: 2"),
+        (f"{TRACE}    x\nMemoryError\n", 1, "MemoryError"),
+        (f"{TRACE}    x\nmy.Error:\n  a: b\n", 1, "my.Error: a: b"),
+        ("Usage: pipetask run\n\nError: No such option: --nope\n", 2, "Error: No such option: --nope"),
+        ("/bin/sh: 1: pipetusk: not found\n", 127, "/bin/sh: 1: pipetusk: not found"),
+        ("bash: line 1: x: command not found\nINFO end\n", 127, "bash: line 1: x: command not found"),
+        (CPP, 134, "std::bad_alloc: std::bad_alloc"),
+        ("Fatal Python error: Segmentation fault\n\nrest", 139, "Fatal Python error: Segmentation fault"),
+        ("runner: a is damaged (exit code 86)\n", 86, "a is damaged (exit code 86)"),
+        ("INFO a\nERROR x (f.py:1) - no such thing\nINFO b\n", 5, "ERROR x (f.py:1) - no such thing"),
+        # What was logged, and dealt with, before a signal is not why.
+        (f"{TRACE}    x\nKeyError: 1\nERROR but I go on\nINFO ha\n", 137, ""),
+        ("INFO a\nb\n", 3, ""),
+    ],
+)
+def test_the_exception_of_a_log(tmp_path, text, code, exception):
+    (tmp_path / "payload.stderr").write_text(text)
+    job = a_job(f"{tmp_path}/payload.stderr", errors=(JobError("payload", code),))
+    assert TailReader(LogTransport(), count=0)(job) == LogEnd(exception, ())
+
+
+def test_lines_of_level_info_are_folded():
+    lines = ["a", "INFO b", "DEBUG c", "ERROR d", "  e", "INFO f"]
+    folded = ["a", "(2 lines of level INFO or below)", "ERROR d", "  e", "(1 line of level INFO or below)"]
+    assert [line for _, line in fold_lines(lines)] == folded
 
 
 def test_a_long_file_is_read_in_pieces_and_lines_stay_whole(tmp_path):
@@ -189,14 +234,15 @@ def test_a_place_that_cannot_be_asked_is_told(tmp_path):
         port = server.server_port
     transport = LogTransport()
     reader = TailReader(transport)
-    (line,) = reader(a_job(f"http://127.0.0.1:{port}/payload.stderr"))
+    exception, (line,) = reader(a_job(f"http://127.0.0.1:{port}/payload.stderr"))
+    assert exception is None
     assert line.startswith("(the log could not be read: Nothing listens there")
     # The host is not asked again: it would answer now, but for this reader it is gone.
     with http.server.ThreadingHTTPServer(("127.0.0.1", port), http.server.BaseHTTPRequestHandler):
-        assert reader(a_job(f"http://127.0.0.1:{port}/other/payload.stderr")) == [line]
+        assert reader(a_job(f"http://127.0.0.1:{port}/other/payload.stderr")).lines == (line,)
     if os.getuid():
         (tmp_path / "payload.stderr").touch(0o000)
-        assert "could not be read" in reader(a_job(f"{tmp_path}/payload.stderr"))[0]
+        assert "could not be read" in reader(a_job(f"{tmp_path}/payload.stderr")).lines[0]
 
 
 class _Noting(http.server.BaseHTTPRequestHandler):
@@ -236,7 +282,8 @@ def test_a_token_goes_to_the_configured_panda_only():
             f"http://127.0.0.1:{own.server_port}",
         ):
             reader = TailReader(transport)
-            assert reader(a_job(f"{place}/logs/PandaJob_1/payload.stderr")) == ["line"]
-    assert other.heard == [None, other.heard[1]]
+            assert reader(a_job(f"{place}/logs/PandaJob_1/payload.stderr")).lines == ("line",)
+    # Without an exception in the standard error, the standard output is read, too.
+    assert other.heard == [None, None, *other.heard[2:]]
     assert "geheim" not in str(other.heard)
-    assert own.heard == [None, "Bearer geheim"]
+    assert own.heard == [None, None, "Bearer geheim", "Bearer geheim"]

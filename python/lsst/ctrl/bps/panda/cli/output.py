@@ -130,7 +130,7 @@ def terminal_width() -> int:
     return _console().width if is_terminal(sys.stdout) else 0
 
 
-def print_lines(lines: Iterable[str]) -> None:
+def print_lines(lines: Iterable[str | Text]) -> None:
     """Print lines as they come; on a terminal, states are coloured."""
     if not is_terminal(sys.stdout):
         for line in lines:

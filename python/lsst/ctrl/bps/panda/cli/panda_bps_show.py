@@ -28,11 +28,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.text import Text
 
 from ..errors import PandaBpsError, RunNotFoundError, SettingsError
 from ..files import write_text
 from ..insight.documents import make_document
-from ..insight.logs import LogTransport, TailReader
+from ..insight.logs import LogTransport, TailReader, fold_lines
 from ..insight.overview import JobScope, Overview, fetch_evidence, make_overview
 from ..insight.resources import LabelResources, measure_resources, render_suggestions, write_plots
 from ..insight.task_graph import TaskGraph, make_task_graph
@@ -384,33 +385,39 @@ def _errors(
     groups = group_errors(run, label=label)
     left_out = max(0, len(groups) - limit)
     groups = name_examples(groups[:limit], RunJobs(run).identify)
-    reader = TailReader(LogTransport(argument.connection), count=tail) if tail else None
+    reader = TailReader(LogTransport(argument.connection), count=tail)
     return add_verdicts(groups, rulebook, read_tail=reader), left_out
 
 
-def _error_lines(number: int, group: ErrorGroup) -> Iterator[str]:
+def _error_lines(number: int, group: ErrorGroup) -> Iterator[str | Text]:
     error = group.error
     yield ""
-    yield f"{number}. {group.label}: {group.verdict.name}"
+    yield Text(f"{number}. {group.exception}", "bold red")
+    recovered = group.jobs - group.unfinished
+    rest = f"; {recovered} of them finished in another attempt" if recovered else ""
+    counts = f"{render_count(group.attempts, 'attempt')} of {render_count(group.jobs, 'job')}"
+    yield f"   {group.label}: {counts}{rest}"
+    if group.example is not None:
+        yield f"   for instance: {group.example.title}, PanDA job {group.example.panda_id or 'none'}"
+    yield from textwrap.wrap(
+        f"{group.verdict.name}: {group.verdict.advice}",
+        _ADVICE_WIDTH,
+        initial_indent="   => ",
+        subsequent_indent="      ",
+    )
     yield f"   {error.title}: {error.text or 'no text'}"
     for other in group.errors[1:]:
         text = "" if other.text in error.text else f": {other.text}"
         yield f"   {other.title}{text}"
-    recovered = group.jobs - group.unfinished
-    rest = f"; {recovered} of them finished in another attempt" if recovered else ""
-    yield f"   {render_count(group.attempts, 'attempt')} of {render_count(group.jobs, 'job')}{rest}"
     if group.sites or group.nodes:
         yield f"   where: {_places(group.sites)}; nodes {_places(group.nodes) or 'not known'}"
     if group.first and group.last:
         first, last = (f"{moment:%Y-%m-%d %H:%M:%S}" for moment in (group.first, group.last))
         yield f"   when: {first}{f' to {last}' if last != first else ''} UTC"
     if group.example is not None:
-        yield f"   for instance: {group.example.title}, PanDA job {group.example.panda_id or 'none'}"
         yield f"   log: {group.example.log_url or 'none known'}"
-    yield from (f"     | {line}" for line in group.log_tail)
-    yield from textwrap.wrap(
-        group.verdict.advice, _ADVICE_WIDTH, initial_indent="   => ", subsequent_indent="      "
-    )
+    for level, line in fold_lines(group.log_tail):
+        yield Text(f"     | {line}", "red" if level in ("ERROR", "CRITICAL") else "")
 
 
 def _places(places: tuple[tuple[str, int], ...]) -> str:

@@ -15,13 +15,14 @@ __all__ = [
     "JobChoice",
     "LineFilter",
     "LogArea",
+    "LogEnd",
     "LogLine",
     "LogReader",
     "LogTransport",
     "TailReader",
     "find_log_urls",
     "choose_jobs",
-    "find_exception",
+    "fold_lines",
     "from_record",
     "parse_json_line",
     "parse_line",
@@ -29,11 +30,11 @@ __all__ = [
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from ..errors import ConnectionFailedError, ReplyError, SettingsError, TransportError
@@ -46,7 +47,8 @@ from ..runs.client import Connection
 from ..runs.jobs import JobQuery
 from ..staging.transfers import describe_cause
 from ..status.evidence import RunEvidence
-from ..status.records import JobRecord
+from ..status.job_errors import is_killed
+from ..status.records import JobRecord, render_count
 from ..status.replies import render_short, text_of
 
 LEVELS = {"TRACE": 5, "DEBUG": 10, "VERBOSE": 15, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
@@ -291,9 +293,24 @@ def _read_resource(address: str, start: int) -> bytes:
 TAIL_BYTES = 32768
 """How much of a log is read for its last lines."""
 
+_LONG_TAIL_BYTES = 32 * TAIL_BYTES
+"""How much is read if the exception is not in that."""
+
+_LONGEST_CAUSE = 500
+
 # What pipetask ends with when a quantum has failed: not why it did.
 _EPILOGUE = re.compile(r"(\w+\.)*MPGraphExecutorError: ")
 _EXCEPTION = re.compile(r"(?!(\w+\.)*MPGraphExecutorError\b)[A-Za-z_][\w.]*(:|$)")
+_THROWN = re.compile("terminate called after throwing an instance of '(.+)'")
+_CRASH = re.compile(
+    f"^{_THROWN.pattern}|^terminate called|^Fatal Python error: |: Assertion .* failed\\.$"
+    r"|[Ss]egmentation fault|\bBus error\b"
+)
+_SAID = re.compile(
+    # The shell, or the program that was to find another; click; the runner.
+    r"(\S*(sh|env): .*(not found|No such file or directory|Permission denied|[Ss]yntax error.*)"
+    r"|Error: .+|runner: .*\(exit code \d+\))$"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,6 +405,17 @@ class LogReader:
         return replace(line, level=self._levels.get(key, ""))
 
 
+class LogEnd(NamedTuple):
+    """Why a job ended, as its log has it."""
+
+    exception: str | None
+    """Type and message of the exception in one line, or what else stands for one; empty if there is none,
+    `None` if the log could not be read."""
+
+    lines: tuple[str, ...] = ()
+    """Last lines, up to the exception where what follows only repeats that there was one."""
+
+
 class TailReader:
     """Reads the ends of logs, so many lines at most.
 
@@ -400,30 +428,65 @@ class TailReader:
         self._count = count
         self._unreachable: dict[str, str] = {}
 
-    def __call__(self, job: JobRecord) -> list[str]:
-        """Read the last lines of a job's standard error, or of its standard output
-        if that is empty; if they cannot be read, the reason in brackets.
+    def __call__(self, job: JobRecord) -> LogEnd:
+        """Find the exception and the last lines in a job's standard error, or in its standard output if there
+        is none; if they cannot be read, the only line is the reason in brackets.
         """
         host = urlsplit(job.log_url).netloc
         if host in self._unreachable:
-            return [self._unreachable[host]]
+            return LogEnd(None, (self._unreachable[host],))
         try:
-            return self._lines(LogArea(job, self._transport))
+            return self._read(LogArea(job, self._transport), killed=is_killed(job.errors))
         except TransportError as error:
             words = f"(the log could not be read: {error.message})"
             if isinstance(error, ConnectionFailedError):
                 self._unreachable[host] = words
-            return [words]
+            return LogEnd(None, (words,))
 
-    def _lines(self, area: LogArea) -> list[str]:
+    def _read(self, area: LogArea, *, killed: bool) -> LogEnd:
+        best: list[str] = []
         for name in LOG_FILES[1:]:
-            text = area.tail(name, TAIL_BYTES).decode("utf-8", "replace")
-            if lines := [line.rstrip() for line in text.splitlines() if line.strip()]:
-                return _up_to_cause(lines)[-self._count :]
-        return []
+            for size in (TAIL_BYTES, _LONG_TAIL_BYTES):
+                data = area.tail(name, size)
+                lines = [line.rstrip() for line in data.decode("utf-8", "replace").splitlines()]
+                lines = [line for line in lines if line]
+                if (found := _find_cause(lines, killed=killed)) >= 0:
+                    return self._cut(_up_to_cause(lines, found), _render_cause(lines, found))
+                if len(data) < size:
+                    break
+            best = best or lines
+        errors = [] if killed else [line for line in best if parse_line(line).level in ("ERROR", "CRITICAL")]
+        return self._cut(best, errors[-1] if errors else "")
+
+    def _cut(self, lines: list[str], exception: str) -> LogEnd:
+        return LogEnd(exception[:_LONGEST_CAUSE], tuple(lines[-self._count :] if self._count else ()))
 
 
-def _up_to_cause(lines: list[str]) -> list[str]:
+def _find_cause(lines: Sequence[str], *, killed: bool) -> int:
+    """Find the line with the last exception, or with what stands for one; -1 if there is none.
+
+    What a payload logged before a signal ended it is not why, unless it tells of a crash.
+    """
+    for number in range(len(lines) - 1, -1, -1):
+        line = lines[number]
+        if _CRASH.search(line) or (not killed and _SAID.match(line)):
+            return number
+        # The last line of a traceback follows an indented one.
+        if not killed and number and _EXCEPTION.match(line) and lines[number - 1].startswith("  "):
+            return number
+    return -1
+
+
+def _render_cause(lines: Sequence[str], number: int) -> str:
+    line = lines[number].removeprefix("runner: ")
+    more = lines[number + 1].strip() if number + 1 < len(lines) else ""
+    if thrown := _THROWN.match(line):
+        said = more.removeprefix("what():").strip() if more.startswith("what():") else ""
+        return f"{thrown[1]}: {said}" if said else thrown[1]
+    return f"{line} {more}" if line.endswith(":") and more else line
+
+
+def _up_to_cause(lines: list[str], number: int) -> list[str]:
     """Leave out what follows the last exception of a quantum: pipetask may have
     run several, and says in the end only that some failed.
     """
@@ -436,13 +499,16 @@ def _up_to_cause(lines: list[str]) -> list[str]:
     return lines[:end]
 
 
-def find_exception(lines: Sequence[str]) -> str:
-    """Return the line of a log's last traceback that names the exception; empty if there is none."""
-    number = _last_exception(lines)
-    return lines[number] if number else ""
-
-
-def _last_exception(lines: Sequence[str]) -> int:
-    """Return the number of that line, or 0: the last line of a traceback follows an indented one."""
-    numbers = range(len(lines) - 1, 0, -1)
-    return next((n for n in numbers if _EXCEPTION.match(lines[n]) and lines[n - 1].startswith("  ")), 0)
+def fold_lines(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield the level and the text of lines, and how many of level INFO and below are left out where."""
+    folded = 0
+    for line in (*lines, ""):
+        level = parse_line(line).level
+        if 0 < LEVELS.get(level, 0) <= LEVELS["INFO"]:
+            folded += 1
+            continue
+        if folded:
+            yield "", f"({render_count(folded, 'line')} of level INFO or below)"
+            folded = 0
+        if line:
+            yield level, line

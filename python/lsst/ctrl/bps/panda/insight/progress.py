@@ -41,16 +41,13 @@ from ..status.failures import group_errors
 from ..status.records import FileCounts
 from ..status.replies import parse_jobs
 from ..status.vocabulary import ENDED_TASKS, JOB_STATUSES, JobPhase, is_running
-from .logs import LogTransport, TailReader, find_exception
+from .logs import LogTransport, TailReader
 from .messages import StatusMessage, Subscription, parse_message
 
 _LOG = logging.getLogger(__name__)
 
 LEAST_INTERVAL = 5.0
 """Seconds between two polls at a run, at least; a real PanDA's figures change every minute."""
-
-_TAIL = 200
-"""Lines of a log that are searched for an exception."""
 
 _HISTORY = 60
 _ERRORS = 5
@@ -147,8 +144,8 @@ def describe_first_failure(connection: Connection, evidence: RunEvidence) -> str
             rows = connection.api.job_descriptions(first.task_id, unsuccessful_only=True)
             attempts = [job for job in parse_jobs(rows) if job.failed and job.name == first.name]
     attempts = sorted(attempts, key=lambda job: job.panda_id) or [first]
-    reader = TailReader(LogTransport(connection), count=_TAIL)
-    found = ((job, find_exception(reader(job))) for job in attempts)
+    reader = TailReader(LogTransport(connection), count=0)
+    found = ((job, reader(job).exception) for job in attempts)
     job, why = next((pair for pair in found if pair[1]), (attempts[0], ""))
     (job,) = RunJobs(evidence).identify([replace(job, label=first.label)])
     error = job.error or first.error

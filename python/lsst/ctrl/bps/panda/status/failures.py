@@ -91,6 +91,10 @@ class ErrorGroup:
     one_node: bool = False
     """Whether all attempts were on one node, in a run that uses several."""
 
+    exception: str = ""
+    """Type and message of the exception that ended the example, from its log; in words how it ended where
+    there is none.  `add_verdicts` finds it out."""
+
     log_tail: tuple[str, ...] = ()
     """Last lines of the example's log, if they were fetched."""
 
@@ -241,9 +245,9 @@ def add_verdicts(
     groups: Iterable[ErrorGroup],
     rulebook: Rulebook,
     *,
-    read_tail: Callable[[JobRecord], Sequence[str]] | None = None,
+    read_tail: Callable[[JobRecord], tuple[str | None, tuple[str, ...]]] | None = None,
 ) -> list[ErrorGroup]:
-    """Add verdicts, and the ends of the examples' logs.
+    """Add verdicts, and the exceptions and ends of the examples' logs.
 
     Parameters
     ----------
@@ -252,18 +256,37 @@ def add_verdicts(
     rulebook : `~.verdicts.Rulebook`
         Rules of the verdicts.
     read_tail : `~collections.abc.Callable`, optional
-        Gives the last lines of a job's log; not called for jobs without one.
+        Gives the exception and the last lines of a job's log, `None` for the exception if it could not be
+        read; not called for jobs without one.
     """
     judged = []
     for group in groups:
+        exception: str | None = None
         tail: tuple[str, ...] = ()
         if read_tail is not None and group.example is not None and group.example.log_url:
-            tail = tuple(read_tail(group.example))
+            exception, tail = read_tail(group.example)
         # The runner's first line repeats the command, which may hold any word.
-        log = "\n".join(line for line in tail if not _RUNNER.match(line))
+        log = "\n".join([*(line for line in tail if not _RUNNER.match(line)), exception or ""])
         verdict = rulebook.find_verdict(group.errors or (group.error,), log=log, one_node=group.one_node)
-        judged.append(replace(group, log_tail=tail, verdict=verdict))
+        judged.append(
+            replace(
+                group,
+                exception=exception or _describe_end(group, verdict, silent=exception is not None),
+                log_tail=tail,
+                verdict=verdict,
+            )
+        )
     return judged
+
+
+def _describe_end(group: ErrorGroup, verdict: Verdict, *, silent: bool) -> str:
+    """Say how an attempt ended whose log has no exception, or is not at hand."""
+    example, error = group.example, group.error
+    what = f"{verdict.name}, without an exception" if silent else verdict.name
+    used = ""
+    if verdict.name == OUT_OF_MEMORY and example is not None and example.max_rss and example.memory:
+        used = f", with {example.max_rss / 1024:.0f} of {example.memory} MB in use"
+    return f"{what}: {error.title}{error.text and ', '}{group.text}{used}"
 
 
 def find_remarks(evidence: RunEvidence) -> list[str]:

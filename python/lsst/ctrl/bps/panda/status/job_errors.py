@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["JobError", "choose_error", "signal_name", "sort_errors"]
+__all__ = ["JobError", "choose_error", "is_killed", "signal_name", "sort_errors"]
 
 import signal
 from collections.abc import Sequence
@@ -35,6 +35,11 @@ def signal_name(code: int) -> str:
         return signal.Signals(code - 128).name if code > 128 else ""
     except ValueError:
         return ""
+
+
+def is_killed(errors: Sequence[JobError]) -> bool:
+    """Whether a signal ended the payload, so that it had no chance to say why."""
+    return any(error.source == "payload" and signal_name(error.code) for error in errors)
 
 
 def choose_error(errors: Sequence[JobError]) -> JobError:

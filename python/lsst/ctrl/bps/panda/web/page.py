@@ -23,6 +23,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from lsst.ctrl.bps.wms_service import WmsStates
 from markupsafe import Markup
 
+from ..insight.logs import fold_lines
 from ..insight.overview import Overview
 from ..insight.resources import (
     SERIES_COLOURS,
@@ -259,7 +260,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(render_count=render_count, utc=_format_utc)
+    environment.filters.update(fold_lines=fold_lines, render_count=render_count, utc=_format_utc)
     environment.globals["static"] = _read_static
     environment.tests["web_address"] = _is_web_address
     return environment
