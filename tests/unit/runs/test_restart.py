@@ -12,14 +12,14 @@ import pytest
 from lsst.ctrl.bps import GenericWorkflow, GenericWorkflowExec, GenericWorkflowJob
 from lsst.ctrl.bps.panda.errors import PandaBpsError, RunNotFoundError
 from lsst.ctrl.bps.panda.plan.document import parse_plan, render_plan
-from lsst.ctrl.bps.panda.plan.model import LabelSettings, PlanSettings, RunIdentity, WorkflowPlan
+from lsst.ctrl.bps.panda.plan.model import LabelSettings, PlanSettings, RunIdentity, StagedFile, WorkflowPlan
 from lsst.ctrl.bps.panda.plan.planner import make_plan
 from lsst.ctrl.bps.panda.rest.credentials import Anonymous
 from lsst.ctrl.bps.panda.runs.client import Connection, FoundRun
 from lsst.ctrl.bps.panda.runs.record import RemoteBuild, RunRecord, read_record
 from lsst.ctrl.bps.panda.runs.restart import restart_run
 from lsst.ctrl.bps.panda.settings.run import read_service_settings
-from lsst.ctrl.bps.panda.staging import CANCELLED, StagingSettings
+from lsst.ctrl.bps.panda.staging import CANCELLED, StagingSettings, stage
 from lsst.ctrl.bps.panda.status.evidence import RunEvidence
 from lsst.ctrl.bps.panda.status.records import (
     ContentRecord,
@@ -67,6 +67,11 @@ class Server:
 
     def find(self, run, *, unique):
         return FoundRun(7, self.record)
+
+    def request(self, request_id):
+        if self.status_word == "gone":
+            raise RunNotFoundError(f"There is no run {request_id} on http://here.")
+        return RequestRecord(request_id, NAME, self.status_word)
 
     def status(self, run):
         request = RequestRecord(7, NAME, self.status_word, self.substatus)
@@ -246,6 +251,20 @@ def test_a_run_is_restarted_once(tmp_path, run):
 def test_a_run_whose_directory_is_not_known_cannot_be_restarted(tmp_path):
     with pytest.raises(PandaBpsError, match="its plan lies in its submit directory"):
         restart_run(Server(tmp_path, record=None), "7")
+    server = Server(tmp_path, record=None)
+    server.status_word = "gone"
+    with pytest.raises(RunNotFoundError, match="There is no run 7 on"):
+        restart_run(server, "7")
+
+
+def test_files_that_have_changed_are_used_and_named(tmp_path, run):
+    plan, record = run
+    paths = {shard.name: Path(record.submit_path, "panda_files", shard.name) for shard in plan.shards}
+    stage([StagedFile(name, str(path), name) for name, path in paths.items()], record.staging_settings)
+    changed, *_ = sorted(paths)
+    paths[changed].write_text(paths[changed].read_text() + "\n")
+    _, _, message = restart_run(Server(tmp_path, record=record), "7")
+    assert message.endswith(f". Changed since the run was submitted, and used in their new form: {changed}")
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ def restart_run(client: RunClient, run: str) -> tuple[str | None, str | None, st
     found = client.find(run, unique=True)
     request_id, record = found
     if record is None:
+        client.request(request_id)  # an error if there is no such run at all
         raise PandaBpsError(
             f"Run {request_id} cannot be restarted from here: its plan lies in its submit directory, which "
             "is not known on this machine to this user. Give the submit directory instead of the id: "
@@ -77,13 +78,15 @@ def _restart(client: RunClient, found: FoundRun) -> tuple[str | None, str | None
     done = _done_jobs(client, evidence, plan)
     restart = make_restart_plan(plan, done, name=restart_name(plan.run.name, number), origin=request_id)
     restart = replace(restart, run=replace(restart.run, submit_path=os.fspath(directory)))
-    new = _submit(client, restart, record)
+    new, changed = _submit(client, restart, record)
     _finish(record, new)
     queued = ", ".join(f"{count} {label}" for label, count in restart.labels)
     message = (
         f"Run {new.request_id} ({restart.run.name}) completes run {request_id}: queued {queued}; "
         f"{len(done)} jobs are done already. Submit directory: {directory}"
     )
+    if changed:
+        message += f". Changed since the run was submitted, and used in their new form: {', '.join(changed)}"
     return str(new.request_id), restart.run.name, message
 
 
@@ -174,21 +177,26 @@ def _done_jobs(client: RunClient, evidence: RunEvidence, plan: WorkflowPlan) -> 
     return done
 
 
-def _submit(client: RunClient, plan: WorkflowPlan, record: RunRecord) -> RunRecord:
-    """Stage again what may be missing, submit the plan, and record that."""
+def _submit(client: RunClient, plan: WorkflowPlan, record: RunRecord) -> tuple[RunRecord, tuple[str, ...]]:
+    """Stage again what may be missing, submit the plan, and record that; return the record, and the files
+    that have changed.
+    """
+    changed: list[str] = []
     write_text(Path(plan.run.submit_path) / PLAN_NAME, render_plan(plan))
 
     def stage_again() -> None:
         if record.remote is None:
             # Else only the site has the sources of the files, and has staged them.
             files = [*plan.files, *_parameters(record)]
-            stage(files, record.staging_settings, owner=os.fspath(record.origin_directory))
+            changed.extend(
+                stage(files, record.staging_settings, owner=os.fspath(record.origin_directory)).changed
+            )
         remove_marker(plan.run.staging_area, CANCELLED)
 
     submission = make_submission(plan, max_length=MAX_REQUEST_LENGTH)
     new = record.for_restart(plan)
     request_id = submit_run(client.connection, new, submission, stage=stage_again)
-    return new.submitted(request_id, server="")
+    return new.submitted(request_id, server=""), tuple(changed)
 
 
 def _parameters(record: RunRecord) -> list[StagedFile]:

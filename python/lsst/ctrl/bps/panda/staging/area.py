@@ -79,6 +79,9 @@ class StagingReport:
     files: tuple[str, ...]
     """Names of all files of the run in the area, sorted."""
 
+    changed: tuple[str, ...] = ()
+    """Names of those that took the place of a file with another content."""
+
 
 @dataclass(slots=True)
 class _Staging:
@@ -131,7 +134,12 @@ class _Staging:
             self._finish(whole)
         size = sum(digest.size for digest in copied.values())
         report = StagingReport(
-            self.store.area, len(copied), len(manifest.files), size, tuple(sorted(whole.files))
+            self.store.area,
+            len(copied),
+            len(manifest.files),
+            size,
+            tuple(sorted(whole.files)),
+            tuple(sorted(name for name in copied if known.get(name, copied[name]) != copied[name])),
         )
         _LOG.info(
             "Staged to %s in %.1f s: %d files (%d bytes) copied, %d were there already",

@@ -266,13 +266,15 @@ MEMORY_ADVICE = (
 VERDICTS = {
     OUT_OF_MEMORY: (
         "The job needed more memory than it had. Raise requestMemory for the label (panda_bps resources "
-        "suggests a value). Retries (numberOfRetries) get more only if the server has a rule for the error: "
+        "suggests a value) and submit the run once more: bps restart keeps the old value. Retries "
+        "(numberOfRetries) get more only if the server has a rule for the error: "
         "with increase_memory_xtimes memoryMultiplier counts, with increase_memory a fixed ladder of sizes; "
         "for exit code 137 alone (pilot 1305) PanDA has no rule, and the next attempt gets no more."
     ),
     OUT_OF_TIME: (
-        "The job ran longer than it may. Raise requestWalltime for the label, or split its work; "
-        "panda_bps resources shows how long the others take."
+        "The job ran longer than it may. Raise requestWalltime for the label (panda_bps resources shows how "
+        "long the others take), or split its work, and submit the run once more: bps restart keeps the old "
+        "value."
     ),
     "lost heartbeat": (
         "PanDA heard nothing of the job for too long: its node or its batch job died. bps restart runs it "
@@ -305,7 +307,8 @@ VERDICTS = {
     ),
     "environment": (
         "The payload's command or a module was not found. Check setup and PATH in the payload's command "
-        "(payloadCommand, runnerCommand, LSST_VERSION) and that the release is installed at the site."
+        "(payloadCommand, runnerCommand, LSST_VERSION) and that the release is installed at the site. "
+        "What is installed there later serves bps restart; a changed configuration needs a new submission."
     ),
     "crash": (
         "The payload was ended by a signal such as a segmentation fault. Look at its log; try the command "
@@ -333,8 +336,10 @@ VERDICTS = {
         "rest."
     ),
     "payload": (
-        "The payload itself failed: the last lines of its log say why. Fix it, or its configuration, "
-        "then bps restart."
+        "The payload itself failed: its log says why. bps restart runs the same quantum graph again, with "
+        "the pipeline and the task configuration in it: it helps after a change of the software or the data "
+        "that the workers see, or of a file in the submit directory (a custom job's script is a copy there). "
+        "After any other change submit the run once more."
     ),
     "scheduling": (
         "PanDA gave the job up before it ran. Look at the task in the monitor; check that a queue fits "
