@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,13 +27,15 @@ from lsst.ctrl.bps import (
 )
 from lsst.ctrl.bps.panda.cli.panda_bps import main
 from lsst.ctrl.bps.panda.insight.documents import make_document, read_schema
+from lsst.ctrl.bps.panda.insight.logs import LogTransport, TailReader
 from lsst.ctrl.bps.panda.insight.overview import fetch_evidence
 from lsst.ctrl.bps.panda.insight.resources import measure_resources
 from lsst.ctrl.bps.panda.local import instance
 from lsst.ctrl.bps.panda.local.endpoint import environment
 from lsst.ctrl.bps.panda.runs.client import connect
+from lsst.ctrl.bps.panda.runs.jobs import RunJobs
 from lsst.ctrl.bps.panda.settings.run import read_service_settings
-from lsst.ctrl.bps.panda.status.failures import add_verdicts, group_errors
+from lsst.ctrl.bps.panda.status.failures import add_verdicts, group_errors, name_examples
 from lsst.ctrl.bps.panda.status.verdicts import PACKAGED_RULES
 
 pytestmark = pytest.mark.slow
@@ -190,7 +193,8 @@ def test_errors_give_verdicts(place, bad_run):
         "crash, without an exception: payload 139, ended by SIGSEGV; Failed to execute payload",
         "/bin/sh: 1: there_is_no_such_command: not found",
     ]
-    assert groups["hungry"]["exception"].startswith("out of memory, without an exception: pilot 1212")
+    hungry = r"out of memory, without an exception: .*; Payload ran out of memory, with \d+ of 64 MB in use"
+    assert re.fullmatch(hungry, groups["hungry"]["exception"])
     missing = groups["missing"]
     assert (missing["attempts"], missing["jobs"], missing["unfinished"]) == (3, 3, 3)
     assert missing["error"]["source"] == "payload"
@@ -207,6 +211,73 @@ def test_errors_give_verdicts(place, bad_run):
     assert {(group["attempts"], group["unfinished"]) for group in everything[-2:]} == {(1, 0)}
     text, _ = place.call("errors", bad_run, "--recovered", "--label", "again")
     assert "1 of them finished in another attempt" in text
+
+
+CAUSES = {
+    "failing": (
+        "raise RuntimeError(1)",
+        "RuntimeError: deliberate failure of visit=1",
+        "payload",
+    ),
+    "nodata": (
+        "raise DatasetNotFoundError(1)",
+        "lsst.daf.butler.DatasetNotFoundError: no flat",
+        "missing input",
+    ),
+}
+PIPETASK = """\
+INFO 2026-11-20T18:12:47.040+00:00 lsst.ctrl.mpexec - start
+ERROR 2026-11-20T18:12:47.040+00:00 lsst.pipe.base.single_quantum_executor (x)(y.py:1) - failed
+Traceback (most recent call last):
+  File "star_task.py", line 41, in runQuantum
+    {line}
+{cause}
+Traceback (most recent call last):
+  File "mp_graph_executor.py", line 750, in _execute_quanta_in_process
+    raise MPGraphExecutorError("One or more tasks failed during execution.")
+lsst.pipe.base.mp_graph_executor.MPGraphExecutorError: One or more tasks failed during execution.
+"""
+
+
+def test_the_cause_is_the_same_however_often_it_is_tried(tmp_path):
+    """PanDA makes attempts that the runner refuses, as a real one does; nobody takes them for the failure."""
+    state = tmp_path / "a panda"
+    place = Place(instance.start(state, slots=4, pace="quick,refused_attempts=true"), tmp_path)
+
+    def build(workflow):
+        for retries in (0, 2):
+            more = {"number_of_retries": retries, "retry_unless_exit": [1, 2]}
+            for label, (line, cause, _) in CAUSES.items():
+                text = PIPETASK.format(line=line, cause=cause)
+                add(workflow, f"{label}{retries}", f"{label}{retries}", f"echo '{text}' >&2; exit 1", **more)
+            usage = "echo Error: No such option: --nope >&2; exit 2"
+            add(workflow, f"usage{retries}", f"usage{retries}", usage, **more)
+            add(workflow, f"killed{retries}", f"killed{retries}", "echo INFO a >&2; kill -9 $$", **more)
+
+    try:
+        run_id = place.submit("causes", build)
+        assert place.wait(run_id) is WmsStates.FAILED
+        groups = {group["label"]: group for group in place.json("errors", run_id)["groups"]}
+        for label, (_, cause, verdict) in CAUSES.items():
+            for retries in (0, 2):
+                group = groups[f"{label}{retries}"]
+                assert (group["exception"], group["verdict"]["name"]) == (cause, verdict)
+                assert (group["attempts"], group["jobs"]) == (1, 1)
+                assert place.json("show", run_id, "--label", f"{label}{retries}")["jobs"][0]["attempt"] == 1
+                assert "Traceback" in place.call("logs", run_id, "--label", f"{label}{retries}")[0]
+        assert (
+            groups["usage2"]["exception"] == groups["usage0"]["exception"] == "Error: No such option: --nope"
+        )
+        killed = (
+            "out of memory, without an exception: payload 137, ended by SIGKILL; Failed to execute payload"
+        )
+        assert groups["killed2"]["exception"] == groups["killed0"]["exception"] == killed
+        # That was tried again in earnest.
+        assert (groups["killed0"]["attempts"], groups["killed2"]["attempts"]) == (1, 3)
+        text, _ = place.call("errors", run_id, "--label", "nodata2")
+        assert text.splitlines()[2] == f"1. {CAUSES['nodata'][1]}"
+    finally:
+        instance.stop(state)
 
 
 def test_own_rules_come_first(place, bad_run, tmp_path):
@@ -323,7 +394,7 @@ def test_html(place, bad_run, tmp_path):
     path = tmp_path / "run.html"
     place.call("html", bad_run, "-o", path)
     text = path.read_text()
-    assert "missing: missing input" in text
+    assert "DatasetNotFoundError: no dataset of kind /bin/sh" in text
     assert "DatasetNotFoundError: no dataset of kind" in text
     assert text.count('<path class="edge"') == 2  # isr to both tasks of missing
     assert 'data-state="FAILED"' in text
@@ -393,7 +464,9 @@ def _known(example):
     """The example of the page, as it stands for this run."""
     example = re.sub("^   ", "", example, flags=re.MULTILINE)
     first, log, rest = re.split(r"^(     \| .*\n)", example, flags=re.MULTILINE)
-    return f"{first}     | runner:\n{log}{rest}".replace("kind flat", "kind /bin/sh")
+    return f"{first}     | runner:\n{log}{rest}".replace("kind flat", "kind /bin/sh").replace(
+        "missing_260315003 (missing:2; detector=4, visit=260315003, band=r)", "m2 (missing:2)"
+    )
 
 
 def _without_numbers(line):
@@ -534,17 +607,23 @@ def test_every_document_follows_the_schema(place, good_run, bad_run, tmp_path):
 
 
 def test_from_python(place, bad_run):
-    evidence = fetch_evidence(connect(read_service_settings(None, place.env)), bad_run)
+    connection = connect(read_service_settings(None, place.env))
+    evidence = fetch_evidence(connection, bad_run)
     assert evidence.tally.state is WmsStates.FAILED
     assert {job.label for job in evidence.attempts if job.failed} == {
         "missing", "crashes", "nocommand", "again", "hungry", "grows",
     }  # fmt: skip
     # The commands write the same records.
     head = {"request_id": evidence.request_id, "name": evidence.name}
-    labels = measure_resources(evidence)
-    groups = add_verdicts(group_errors(evidence), PACKAGED_RULES)
+    jobs = RunJobs(evidence)
+    labels = [
+        replace(found, near_limit=jobs.identify(found.near_limit)) for found in measure_resources(evidence)
+    ]
+    reader = TailReader(LogTransport(connection), count=0)
+    groups = name_examples(group_errors(evidence), jobs.identify)
+    groups = add_verdicts(groups, PACKAGED_RULES, read_tail=reader)
     for words, kind, records in (
-        (("show", bad_run, "--jobs"), "jobs", evidence.attempts),
+        (("show", bad_run, "--jobs"), "jobs", jobs.identify(evidence.attempts)),
         (("resources", bad_run), "resources", labels),
         (("errors", bad_run, "--recovered", "--tail", "0"), "errors", groups),
     ):
