@@ -490,8 +490,7 @@ def _up_to_cause(lines: list[str], number: int) -> list[str]:
     """Leave out what follows the last exception of a quantum: pipetask may have
     run several, and says in the end only that some failed.
     """
-    number = _last_exception(lines)
-    if not number or not any(_EPILOGUE.match(line) for line in lines[-5:]):
+    if not any(_EPILOGUE.match(line) for line in lines[-5:]):
         return lines
     end = number + 1
     while end < len(lines) and not parse_line(lines[end]).level:
