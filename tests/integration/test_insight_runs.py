@@ -271,7 +271,9 @@ def test_the_cause_is_the_same_however_often_it_is_tried(tmp_path):
         killed = (
             "out of memory, without an exception: payload 137, ended by SIGKILL; Failed to execute payload"
         )
-        assert groups["killed2"]["exception"] == groups["killed0"]["exception"] == killed
+        for label in ("killed0", "killed2"):
+            # The memory in use comes last, if the job lived long enough to be looked at.
+            assert groups[label]["exception"].startswith(killed)
         # That was tried again in earnest.
         assert (groups["killed0"]["attempts"], groups["killed2"]["attempts"]) == (1, 3)
         text, _ = place.call("errors", run_id, "--label", "nodata2")

@@ -171,7 +171,8 @@ def test_a_build_that_fails_says_why(place):
     assert "bps restart" not in said
     assert "Next: the task that makes the plan of the run did not succeed" in said
     said = place.call("panda_bps", "errors", run_id)
-    assert "1. buildTask: build" in said
+    assert "buildTask: 1 attempt of 1 job" in said
+    assert "=> build: " in said
     assert re.search(r"\| .*no\.such", said), said
     assert "submit the run once more" in " ".join(said.split())
     said = place.call("bps", "restart", "--id", run_id, code=None)
