@@ -480,7 +480,7 @@ def test_running_is_one_number_everywhere(site, panda):
         assert time.monotonic() < end, counts(site.report(run_id), "wait")
         time.sleep(0.3)
     assert client.status(run_id).tally.total[WmsStates.RUNNING] == 4
-    (run,) = [run for run in instance.status(panda)["runs"] if run["run"] == run_id]
+    (run,) = [run for run in instance.status(panda)["runs"] if run["run"] == int(run_id)]
     assert run["running"] == 4
     (site.directory / "go").touch()
     assert site.wait(run_id).state is WmsStates.SUCCEEDED

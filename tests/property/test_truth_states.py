@@ -189,8 +189,9 @@ def test_planned_jobs_are_all_there(evidence):
 def test_no_finished_job_is_lost_and_none_invented(evidence):
     tally = evidence.tally
     finished = sum(item.outputs.processed for item in evidence.transforms or () if item.outputs)
+    ahead = sum(job.finished for job in evidence.jobs or ())
     if evidence.transforms is not None:
-        assert tally.total[WmsStates.SUCCEEDED] == finished
+        assert finished <= tally.total[WmsStates.SUCCEEDED] <= finished + ahead
 
 
 class Planned:

@@ -124,6 +124,13 @@ def test_contents_tell_killed_from_failed_and_retried_from_failed():
     assert named(counts) == {"PENDING": 2}
 
 
+def test_a_retry_that_has_begun_since_the_counters_were_read_is_no_failure():
+    counts = zero_counts() | {WmsStates.FAILED: 1}
+    open_task = transform(outputs=FileCounts(total=1, failed=1))
+    refine_by_contents(counts, open_task, [content("Activated", "running")], aborted=False)
+    assert named(counts) == {"PENDING": 1}
+
+
 @pytest.mark.parametrize(
     ("status", "contents", "expected"),
     [

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from ..errors import PandaBpsError, RefusedError, ReplyError, SubmissionUncertainError, TransportError
 from ..idds.workflow import Submission
 from ..rest.relay import Relay
+from ..staging import CANCELLED, write_marker
 from ..status.records import RequestRecord
 from ..status.replies import parse_requests
 from .client import Connection, describe_request
@@ -129,7 +130,9 @@ def _settle_twins(relay: Relay, record: RunRecord, request_id: int) -> None:
         )  # fmt: skip
         return
     try:
-        # Without the marker for the final job: the staging area may be that of the other run.
+        if not record.origin_path and record.staging_area:
+            # The final job of a cancelled run still starts.  A restart shares its area with the other one.
+            write_marker(record.staging_area, CANCELLED, name + "\n")
         relay.abort(request_id)
         outcome = f"this one, request {request_id}, was cancelled"
     except TransportError as error:

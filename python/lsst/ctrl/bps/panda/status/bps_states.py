@@ -304,8 +304,9 @@ def refine_by_contents(
     Some contents may be missing.
     """
     phase = phase_of(transform.status, aborted)
-    killed = retried = failed = 0
+    known = killed = retried = failed = 0
     for content in contents:
+        known += 1
         meaning = CONTENT_STATUSES.get(content.status)
         if aborted and was_killed(content):
             killed += 1
@@ -316,6 +317,9 @@ def refine_by_contents(
     # The counters may be older than the contents: what has failed stays.
     killed = min(killed, counts[WmsStates.FAILED] - failed)
     move_jobs(counts, killed, WmsStates.DELETED, WmsStates.FAILED)
+    if phase is TransformPhase.OPEN and known and transform.outputs and known >= transform.outputs.total:
+        # A job whose next attempt has begun is no longer among the contents that have failed.
+        retried = counts[WmsStates.FAILED] - failed
     move_jobs(counts, retried, WmsStates.PENDING, WmsStates.FAILED)
 
 

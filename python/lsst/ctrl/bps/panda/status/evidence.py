@@ -223,7 +223,10 @@ class RunEvidence:
                 latest[key] = job
         counts: dict[int, Counter[JobPhase]] = {}
         for job in latest.values():
-            counts.setdefault(job.task_id, Counter())[JOB_STATUSES.get(job.status, JobPhase.WAITING)] += 1
+            # A transform that has no task yet has number 0.
+            if job.task_id:
+                phase = JOB_STATUSES.get(job.status, JobPhase.WAITING)
+                counts.setdefault(job.task_id, Counter())[phase] += 1
         return counts
 
     @cached_property
