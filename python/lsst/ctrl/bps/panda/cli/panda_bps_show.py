@@ -75,12 +75,13 @@ class RunArgument:
     connection: Connection
 
 
-def find_run(run: str, *, local: bool) -> RunArgument:
+def find_run(run: str | None, *, local: bool) -> RunArgument:
     """Find the run that a user means, and connect to the server that has it, or to the embedded PanDA if that
     is asked for.
 
-    A run is given by its id, its name or a part of it, or its submit directory; by nothing, the last one is
-    meant.  Which one was chosen is said on the standard error.
+    A run is given by its id, its name or a part of it, or its submit directory; `None` means the last one,
+    an empty text (a variable of a script that is not set) none.  Which one was chosen is said on the standard
+    error.
     """
     settings, profile = _settings(local)
     index = RunIndex(settings.state_directory, settings.url)
@@ -117,12 +118,13 @@ def _settings(local: bool) -> tuple[ServiceSettings, bool]:
     return read_service_settings(None, merged), False
 
 
-def _choose_run(run: str, own: Mapping[int, RunEntry], settings: ServiceSettings) -> str:
+def _choose_run(run: str | None, own: Mapping[int, RunEntry], settings: ServiceSettings) -> str:
     """Return the id of the last run if none is named, or of the only one whose name holds what is given;
     otherwise what is given, of which the server may know more.
     """
-    if run:
-        if run.isdecimal() or names_directory(run) or any(entry.name == run for entry in own.values()):
+    if run is not None:
+        exact = not run or run.isdecimal() or names_directory(run)
+        if exact or any(entry.name == run for entry in own.values()):
             return run
         fitting, why = [entry for entry in own.values() if run.lower() in entry.name.lower()], "named so"
         if len(fitting) > 1:
@@ -145,7 +147,7 @@ def _choose_run(run: str, own: Mapping[int, RunEntry], settings: ServiceSettings
                 f"No run is named, and {settings.user} has submitted none to {settings.url or 'PanDA'} from "
                 "this machine. Give the id or the name of a run; bps report lists the runs."
             )
-    if not fitting:
+    if run is not None and not fitting:
         return run
     click.echo(f"Run {_render_entry(fitting[-1])}: {why}.", err=True)
     return str(fitting[-1].request_id)
@@ -162,11 +164,11 @@ def run_command(function: Callable[..., int | None]) -> Callable[..., None]:
     The function gets an `RunArgument` first.
     """
 
-    @click.argument("run", required=False, default="")
+    @click.argument("run", required=False)
     @local_option
     @functools.wraps(function)
     @shows_errors()
-    def call(run: str, local: bool, **options: Any) -> int | None:
+    def call(run: str | None, local: bool, **options: Any) -> int | None:
         return function(find_run(run, local=local), **options)
 
     return call

@@ -109,7 +109,7 @@ def watch(runs: tuple[str, ...], local: bool, **options: Any) -> int:
     panda_bps watch 41 --interval 300 > watch.log &
     """  # noqa: D301 (click's mark)
     connections = {}
-    for argument in [find_run(run, local=local) for run in runs or ("",)]:
+    for argument in [find_run(run, local=local) for run in runs or (None,)]:
         request_id, _ = RunClient(argument.connection).find(argument.run)
         connections[request_id] = argument.connection
     where = " --local" if local else ""
