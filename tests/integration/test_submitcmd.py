@@ -230,6 +230,7 @@ def test_a_store_that_is_gone_when_the_output_is_to_be_fetched(place, tmp_path_f
     said = place.bps("status", "--id", run_id, code=None)
     assert re.search(r"Output result of run cmd_\w+ cannot be fetched from http://127.0.0.1:\d+/", said)
     assert "status: SUCCEEDED" in said
+    assert "Ping successful." in place.bps("ping")
 
 
 def test_files_of_one_name_are_refused(place):

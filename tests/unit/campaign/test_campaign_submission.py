@@ -222,17 +222,16 @@ def test_bps_that_submits_nothing_without_an_error_is_an_error(record, panda):
     assert "names no request" in found.parts[0].error
 
 
-def test_what_is_logged_for_a_site_is_in_its_directory_and_the_terminal_gets_our_own(tmp_path):
+def test_what_is_logged_for_a_site_is_in_its_directory_and_the_terminal_gets_our_own(tmp_path, caplog):
     context = None
     for name in ("panda_bps", "campaign", "submit"):
         context = click.Context(click.Command(name), info_name=name, parent=context)
     shown = io.StringIO()
     root = logging.getLogger()
-    handler, level = logging.StreamHandler(shown), root.level
+    handler = logging.StreamHandler(shown)
     root.addHandler(handler)
-    root.setLevel("INFO")
     try:
-        with context:
+        with context, caplog.at_level("INFO", "lsst.ctrl.bps"):
             for site in ("A", "B"):
                 shape_output(lambda config, message: message)
                 logging.getLogger("lsst.ctrl.bps").info("how much memory %s takes", site)
@@ -242,7 +241,6 @@ def test_what_is_logged_for_a_site_is_in_its_directory_and_the_terminal_gets_our
                 end_log()
     finally:
         root.removeHandler(handler)
-        root.setLevel(level)
     assert shown.getvalue() == "what is planned for A\nwhat is planned for B\n"
     for site in ("A", "B"):
         first, second = (tmp_path / site / LOG_NAME).read_text().splitlines()

@@ -31,7 +31,7 @@ from ..runs.client import Connection
 from ..runs.files import protect_environment_dumps
 from ..runs.record import RunRecord, RunSection
 from ..runs.submit import submit_run
-from ..settings.bps_command import configuration_file
+from ..settings.bps_command import configuration_file, log_into
 from ..settings.configuration import RunConfiguration
 from ..settings.remote import is_batch_submission, read_build_settings
 from ..workflow import PandaBpsWmsWorkflow
@@ -73,6 +73,7 @@ def submit_build(
     """
     run = RunConfiguration(config)
     submit_path = Path(run.submit_path).absolute()
+    log_into(str(submit_path))
     protect_environment_dumps(submit_path)
     settings = read_build_settings(config, connection.settings.environment)
     overlay = _write_overlay(run, Path(config_file), submit_path)
@@ -91,6 +92,7 @@ def submit_build(
     section = RunSection.model_validate(attributes).model_copy(update={**places, "staging_area": ""})
     record = RunRecord.planned_at_site(section, archive=archive.name)
     request_id = submit_run(connection, record, submission, build=True)
+    _LOG.info("A task at the site makes the plan of run %s", run.name)
     workflow = PandaBpsWmsWorkflow(attributes.name, config)
     workflow.run_id = str(request_id)
     workflow.submit_path = os.fspath(submit_path)

@@ -43,10 +43,13 @@ _MOST_KEPT = 10_000
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 _BPS = "lsst.ctrl.bps.cli.bps"
-"""Where the command ``bps`` is; those of this plugin show errors themselves ..."""
+"""Where the command ``bps`` is; those of this plugin show errors themselves."""
+
+_ABOUT_RUNS = ("cancel", "ping", "report", "restart", "status")
+"""Commands of BPS about submitted runs, which log what they have found."""
 
 _CAMPAIGN = " campaign submit"
-"""... but this one, which submits as ``bps submit`` does."""
+"""A command of this plugin that submits as ``bps submit`` does."""
 
 
 def is_dry_run() -> bool:
@@ -86,15 +89,17 @@ def fail_command(error: PandaBpsError) -> None:
 def shape_output(explain: Callable[[Any, str], str]) -> None:
     """Let the running ``bps`` command print what its user needs, and nothing else; do nothing in a program.
 
-    The terminal gets the plugin's own messages and warnings, unless a level is given on the command line.
+    Of a submission, the terminal gets the plugin's own messages and warnings, unless a level is given on the
+    command line.
     What it does not get is in ``bps.log`` of the submit directory.  A quantum graph that could not be made is
     one error, with what ``explain`` makes of BPS's configuration and message; a full disk is another.
     """
     if not _is_bps() or any(isinstance(handler, _SubmitLog) for handler in logging.getLogger().handlers):
         return
     root = logging.getLogger()
-    source = click.get_current_context().find_root().get_parameter_source("log_level")
-    if source in (None, ParameterSource.DEFAULT):
+    command = click.get_current_context()
+    source = command.find_root().get_parameter_source("log_level")
+    if source in (None, ParameterSource.DEFAULT) and command.info_name not in _ABOUT_RUNS:
         for handler in root.handlers:
             if type(handler) is logging.StreamHandler:
                 handler.addFilter(_is_for_terminal)
