@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import pickle
@@ -132,9 +131,10 @@ def test_tasks_dependencies_and_conditions_arrive(shape: str) -> None:
 
 
 REQUESTS_OF_ANOTHER_CLIENT = """
-import json, pickle, sys
+import json, os, pickle, sys
 import idds
-idds.__path__ = [sys.argv[1]]
+if os.path.isdir(sys.argv[1]):
+    idds.__path__ = [sys.argv[1]]
 from lsst.ctrl.bps.panda.idds.workflow import make_submission
 for plan in pickle.load(sys.stdin.buffer):
     for length in (10**9, 20000):
@@ -162,7 +162,7 @@ def without_chance(request: str) -> str:
 
 
 @pytest.mark.slow
-def test_the_oldest_client_makes_the_same_requests(request: pytest.FixtureRequest) -> None:
+def test_the_oldest_client_makes_the_same_requests(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Both ends of the range of ``setup.cfg`` are kept: the tests' own client is the newest."""
     oldest = ".".join(map(str, workflow._OLDEST))
     folder = request.config.cache.mkdir(f"idds-{oldest}")
@@ -172,15 +172,14 @@ def test_the_oldest_client_makes_the_same_requests(request: pytest.FixtureReques
         subprocess.run([*pip, "--target", str(folder), *packages], check=True, timeout=300)
         (folder / "complete").touch()
     plans = [make_it() for make_it in PLANS.values()]
-    made = requests_of(folder, plans)
-    assert made.returncode == 0, made.stderr.decode()
-    expected = [
-        json.dumps([submission.steps, submission.request, submission.keywords])
-        for plan in plans
-        for length in (10**9, 20000)
-        for submission in [make_submission(plan, max_length=length)]
-    ]
-    assert list(map(without_chance, made.stdout.decode().splitlines())) == list(map(without_chance, expected))
+    requests = []
+    # Each in a process of its own: reading a request changes what iDDS writes of an enum afterwards.
+    for place in (folder, tmp_path):
+        made = requests_of(place, plans)
+        assert made.returncode == 0, made.stderr.decode()
+        requests.append([*map(without_chance, made.stdout.decode().splitlines())])
+    assert len(requests[0]) == 2 * len(plans)
+    assert requests[0] == requests[1]
 
 
 @pytest.mark.parametrize("version", ["2.3.10", "2.5.5", "2.7.0"])

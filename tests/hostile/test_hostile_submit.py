@@ -318,7 +318,7 @@ def submit_again(place: Place, name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("seed", "kills"), [(0, 10), *(pytest.param(seed, 10, marks=pytest.mark.long) for seed in range(1, 11))]
+    ("seed", "kills"), [(0, 3), *(pytest.param(seed, 10, marks=pytest.mark.long) for seed in range(1, 11))]
 )
 def test_random_kills(place, seed, kills, record_property):
     luck = random.Random(seed)

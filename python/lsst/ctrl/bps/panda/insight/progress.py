@@ -53,6 +53,9 @@ _HISTORY = 60
 _ERRORS = 5
 _SLOWEST = 8.0
 _PATIENCE = 10
+_REST = 4.0
+"""Between two polls is at least this multiple of what the last one took."""
+
 _SAFETY = 10.0
 _DISPLAY = 1.0
 _FIRST_RETRY = 5.0
@@ -191,12 +194,16 @@ class RunPoller:
         self.evidence: RunEvidence | None = None
         """What the last poll gave."""
 
+        self.cost = 0.0
+        """Seconds that the last poll took."""
+
     def poll(self, *, details: bool = False) -> Progress | None:
         """Fetch the state of the run; `None` if the servers did not answer this time.
 
         With ``details`` it fetches all that is known at once, for a state that messages are added to.  The
         tenth failure in a row is raised, and so is that there is no such run.
         """
+        begun_at = self._now()
         try:
             asks = self._fetch_details if details and self._fetch_details is not None else self._fetch
             self.evidence = asks()
@@ -217,6 +224,7 @@ class RunPoller:
             _LOG.warning("The run could not be looked at; looking again: %s", error)
             return None
         self.failures = 0
+        self.cost = (self._now() - begun_at).total_seconds()
         progress = replace(progress, errors=self._errors, first_failure=self._first_failure)
         return self.with_estimate(progress)
 
@@ -500,7 +508,8 @@ class _Watcher:
 
     def _next_look(self) -> float:
         """Return the time of the next poll of the servers."""
-        interval = self.broker.interval
+        # Whoever looks must not slow down what is looked at.
+        interval = max(self.broker.interval, _REST * self.poller.cost)
         if self.poller.failures:
             return self.looked_at + self.poller.delay(interval)
         if self.broker.source is None or self.last is None:
