@@ -179,4 +179,4 @@ def test_the_command_says_that_the_broker_refuses_and_asks(broker, tmp_path):
         assert "72 done, 8 failed" in result.stdout
         result = CliRunner().invoke(main, ["watch", str(REQUEST_ID), "--poll"], env=env)
         assert result.exit_code == WmsStates.FAILED.value
-        assert result.stderr == ""
+        assert result.stderr == f"Why it failed: panda_bps errors {REQUEST_ID}\n"
