@@ -148,8 +148,9 @@ class PanDAService(BaseWmsService):
         self, config: BpsConfig, generic_workflow: GenericWorkflow, out_prefix: str | None = None
     ) -> PandaBpsWmsWorkflow:
         # Docstring inherited.
-        log_into(out_prefix or RunConfiguration(config).submit_path)
-        protect_environment_dumps(out_prefix or RunConfiguration(config).submit_path)
+        submit_path = out_prefix or RunConfiguration(config).submit_path
+        log_into(submit_path)
+        protect_environment_dumps(submit_path)
         if is_control_workflow(config, generic_workflow):
             return PandaBpsWmsWorkflow.without_plan(config)
         # BPS has generated values (bpsGenerateConfig) since the configuration was checked.
