@@ -222,30 +222,49 @@ def test_bps_that_submits_nothing_without_an_error_is_an_error(record, panda):
     assert "names no request" in found.parts[0].error
 
 
-def test_what_is_logged_for_a_site_is_in_its_directory_and_the_terminal_gets_our_own(tmp_path, caplog):
+@pytest.fixture
+def terminal():
+    """What the terminal gets of what is logged."""
+    shown = io.StringIO()
+    handler = logging.StreamHandler(shown)
+    logging.getLogger().addHandler(handler)
+    yield shown
+    logging.getLogger().removeHandler(handler)
+
+
+def submit_context():
+    """The context of ``panda_bps campaign submit``."""
     context = None
     for name in ("panda_bps", "campaign", "submit"):
         context = click.Context(click.Command(name), info_name=name, parent=context)
-    shown = io.StringIO()
-    root = logging.getLogger()
-    handler = logging.StreamHandler(shown)
-    root.addHandler(handler)
-    try:
-        with context, caplog.at_level("INFO", "lsst.ctrl.bps"):
-            for site in ("A", "B"):
-                shape_output(lambda config, message: message)
-                logging.getLogger("lsst.ctrl.bps").info("how much memory %s takes", site)
-                logging.getLogger("lsst.ctrl.bps.panda").info("what is planned for %s", site)
-                (tmp_path / site).mkdir()
-                log_into(str(tmp_path / site))
-                end_log()
-    finally:
-        root.removeHandler(handler)
-    assert shown.getvalue() == "what is planned for A\nwhat is planned for B\n"
+    return context
+
+
+def test_what_is_logged_for_a_site_is_in_its_directory_and_the_terminal_gets_our_own(
+    tmp_path, caplog, terminal
+):
+    with submit_context(), caplog.at_level("INFO", "lsst.ctrl.bps"):
+        for site in ("A", "B"):
+            shape_output(lambda config, message: message)
+            logging.getLogger("lsst.ctrl.bps").info("how much memory %s takes", site)
+            logging.getLogger("lsst.ctrl.bps.panda").info("what is planned for %s", site)
+            (tmp_path / site).mkdir()
+            log_into(str(tmp_path / site))
+            end_log()
+    assert terminal.getvalue() == "what is planned for A\nwhat is planned for B\n"
     for site in ("A", "B"):
         first, second = (tmp_path / site / LOG_NAME).read_text().splitlines()
         assert first.endswith(f"how much memory {site} takes")
         assert second.endswith(f"what is planned for {site}")
+
+
+def test_the_log_of_a_command_ends_with_it():
+    """Also of one that failed before there was a submit directory: the next one of the process has its own."""
+    before = list(logging.getLogger().handlers)
+    with submit_context():
+        shape_output(lambda config, message: message)
+        assert len(logging.getLogger().handlers) == len(before) + 1
+    assert logging.getLogger().handlers == before
 
 
 # --- looking ------------------------------------------------------------------

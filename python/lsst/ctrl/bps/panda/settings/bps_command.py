@@ -104,6 +104,7 @@ def shape_output(explain: Callable[[Any, str], str]) -> None:
             if type(handler) is logging.StreamHandler:
                 handler.addFilter(_is_for_terminal)
     root.addHandler(_SubmitLog())
+    command.call_on_close(end_log)
     logging.getLogger("lsst.daf.butler.cli.utils").addFilter(_shorten_full_disk)
     _wrap("submit", _without_names)
     _wrap("acquire_quantum_graph", partial(_explained, explain=explain))
@@ -154,7 +155,9 @@ def log_into(directory: str) -> None:
 
 
 def end_log() -> None:
-    """End the log of a submission, so that the next one of the same command has its own."""
+    """End the log of a submission, so that the next one of the same command, or of the same process, has its
+    own.
+    """
     root = logging.getLogger()
     for handler in [each for each in root.handlers if isinstance(each, _SubmitLog)]:
         root.removeHandler(handler)
