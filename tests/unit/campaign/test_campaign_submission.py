@@ -259,7 +259,7 @@ def test_what_is_logged_for_a_site_is_in_its_directory_and_the_terminal_gets_our
 
 
 def test_the_log_of_a_command_ends_with_it():
-    """Also of one that failed before there was a submit directory: the next one of the process has its own."""
+    """Even if it failed before there was a submit directory: the next one of the process has its own."""
     before = list(logging.getLogger().handlers)
     with submit_context():
         shape_output(lambda config, message: message)

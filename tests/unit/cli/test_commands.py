@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
+from panda_servers.bad_web import BadWeb
 
 from lsst.ctrl.bps.panda.cli import panda_bps, panda_local
 from lsst.ctrl.bps.panda.runs.record import RunIndex, RunRecord
@@ -99,12 +100,12 @@ def test_a_misspelt_command_gets_a_suggestion(words, told):
         (["u_ann"], "", "'u_ann' is a part of the names of 2 runs"),
     ],
 )
-def test_the_run_that_is_meant(home, monkeypatch, words, place, told):
-    """The server is not there, so that the commands end after they have said which run they take."""
+def test_the_run_that_is_meant(home, server, monkeypatch, words, place, told):
+    """The server has nothing, so that the commands end after they have said which run they take."""
     (home / "elsewhere").mkdir()
     monkeypatch.chdir(home / (place or "elsewhere"))
     monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("PANDA_URL", SERVER)
+    monkeypatch.setenv("PANDA_URL", server)
     for name in ("PANDA_URL_SSL", "XDG_STATE_HOME", "BPS_WMS_SERVICE_CLASS"):
         monkeypatch.delenv(name, raising=False)
     for command in ("show", "errors", "logs", "html", "resources", "watch"):
@@ -118,9 +119,9 @@ def test_the_run_that_is_meant(home, monkeypatch, words, place, told):
         ]
 
 
-def test_a_page_goes_into_a_directory_that_is_there(home, monkeypatch):
+def test_a_page_goes_into_a_directory_that_is_there(home, server, monkeypatch):
     monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("PANDA_URL", SERVER)
+    monkeypatch.setenv("PANDA_URL", server)
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)
     result = CliRunner().invoke(panda_bps.main, ["html", "41", "-o", str(home / "no/run.html")])
     assert result.exit_code == 1
@@ -160,8 +161,15 @@ def test_help_imports_nothing_of_bps(tmp_path):
     assert "--recovered" in CliRunner().invoke(panda_bps.main, ["errors", "--help"]).output
 
 
+@pytest.fixture(scope="module")
+def server():
+    """The URL of a server that finds nothing."""
+    with BadWeb() as web:
+        yield f"{web.url}server/panda"
+
+
 @pytest.fixture
-def home(tmp_path):
+def home(tmp_path, server):
     """A home with two runs, the last of which has labels."""
     for number, name in ((41, "u_ann_isr"), (107, "u_ann_coadd")):
         directory = tmp_path / "submit" / name
@@ -171,7 +179,7 @@ def home(tmp_path):
         )  # fmt: skip
         directory.mkdir(parents=True)
         record.write(directory)
-        RunIndex(str(tmp_path / ".local/state/panda_bps"), SERVER).add(record)
+        RunIndex(str(tmp_path / ".local/state/panda_bps"), server).add(record)
     return tmp_path
 
 
