@@ -107,6 +107,15 @@ def xrootd_server(tmp_path_factory):
         yield server
 
 
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory):
+    """Commands that start at once; see `panda_servers.commands.Commands`."""
+    from panda_servers.commands import Commands
+
+    with Commands(tmp_path_factory.mktemp("commands")) as started:
+        yield started
+
+
 @pytest.fixture
 def dav_double():
     """A WebDAV server in memory that fails as told; see

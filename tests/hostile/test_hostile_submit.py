@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from panda_servers.commands import Commands
 from panda_servers.hostile import HostileServer
 
 from lsst.ctrl.bps.panda.demo.repository import create_repo
@@ -177,8 +178,9 @@ def test_a_process_that_lives_is_not_disturbed(run):
 class Place:
     """A submit host with a quantum graph that is ready, and an embedded PanDA."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, commands: Commands) -> None:
         self.directory = directory
+        self.commands = commands
         self.panda = directory / "panda"
         self.repo = directory / "repo"
         create_repo(self.repo, visits_per_band=1, detectors=2, patches=1)
@@ -234,7 +236,7 @@ class Place:
 
     def command(self, *words: str) -> tuple[int, str]:
         done = subprocess.run(
-            [BIN / "bps", *words],
+            [self.commands.folder / "bps", *words],
             cwd=self.directory,
             env={**self.env, "BPS_WMS_SERVICE_CLASS": SERVICE},
             stdin=subprocess.DEVNULL,
@@ -247,10 +249,10 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, commands):
     directory = tmp_path_factory.mktemp("kills")
     try:
-        yield Place(directory)
+        yield Place(directory, commands)
     finally:
         instance.stop(directory / "panda")
 

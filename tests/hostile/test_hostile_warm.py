@@ -128,7 +128,7 @@ _KINDS = {"root": 1, "process": 1, "client": 1, "other": 1, "template": 2, "serv
 _FINISHED = "SELECT task_id, lfn FROM files WHERE status = 'finished'"
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(200, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [len(_KINDS), pytest.param(200, marks=pytest.mark.long)])
 def test_kills_lose_and_double_nothing(
     directory: Path, tmp_path: Path, kills: int, record_property: pytest.RecordProperty
 ) -> None:

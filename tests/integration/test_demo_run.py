@@ -6,7 +6,6 @@ import json
 import shlex
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import pytest
 import yaml
 from lsst.ctrl.bps.wms_service import WmsRunReport, WmsStates
 from lsst.daf.butler import Butler
+from panda_servers.commands import Commands
 
 from lsst.ctrl.bps.panda import LocalPanDAService
 from lsst.ctrl.bps.panda.demo.repository import INPUTS, SKYMAP, count_outputs, create_repo, missing_outputs
@@ -27,7 +27,6 @@ from lsst.ctrl.bps.panda.local import instance
 
 pytestmark = pytest.mark.slow
 
-_BIN = Path(sys.executable).parent
 _LIMIT = 1200.0
 _ENDED = (WmsStates.SUCCEEDED, WmsStates.FAILED, WmsStates.DELETED)
 # Jobs of a repository with two visits in two bands and one patch.
@@ -50,7 +49,8 @@ class Run:
 class Site:
     """A workplace whose path has a blank and a quote, with a small repository."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, commands: Commands) -> None:
+        self.commands = commands
         self.place = Workplace(directory)
         directory.mkdir()
         create_repo(self.place.repo, visits_per_band=2, detectors=4, patches=1)
@@ -69,9 +69,9 @@ class Site:
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [str(_BIN / command[0]), *command[1:]],
+            [str(self.commands.folder / command[0]), *command[1:]],
             cwd=self.place.directory,
-            env=self.place.environment(),
+            env=self.commands.first_on_path(self.place.environment()),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -111,11 +111,13 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    site = Site(tmp_path_factory.mktemp("demo") / "it's a place")
+def site(tmp_path_factory: pytest.TempPathFactory, commands: Commands) -> Iterator[Site]:
+    site = Site(tmp_path_factory.mktemp("demo") / "it's a place", commands)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in site.place.environment().items():
             patch.setenv(name, value)
+        # Starts of Python are not what is looked at here; the quickstart's jobs start cold.
+        instance.start(site.place.panda, warm_workers=True)
         try:
             yield site
         finally:

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import yaml
+from panda_servers.commands import Commands
 from panda_servers.local import small_disk
 
 import lsst.ctrl.bps
@@ -20,8 +20,7 @@ from lsst.ctrl.bps.panda.local import instance
 
 pytestmark = pytest.mark.slow
 
-BIN = Path(sys.executable).parent
-CHECK = (sys.executable, str(Path(__file__).parents[2] / "bin" / "panda_bps"), "check")
+CHECK = ("panda_bps", "check")
 SERVICE = "lsst.ctrl.bps.panda.PanDAService"
 NOBODY = "http://127.0.0.1:9/server/panda"
 
@@ -31,9 +30,10 @@ class Newcomer:
     no LSST stack, no variables, no server.
     """
 
-    def __init__(self, directory: Path, repo: Path) -> None:
+    def __init__(self, directory: Path, repo: Path, commands: Commands) -> None:
         self.directory = directory
         self.repo = repo
+        self.commands = commands
 
     def write(self, **values: object) -> str:
         config = {
@@ -57,9 +57,10 @@ class Newcomer:
 
     def run(self, *command: str, code: int, **env: str) -> str:
         """Run a command in an environment that holds next to nothing."""
-        variables = {"PATH": f"{BIN}:/usr/bin:/bin", "HOME": str(self.directory), "LC_ALL": "C.UTF-8", **env}
+        own = self.commands.folder
+        variables = {"PATH": f"{own}:/usr/bin:/bin", "HOME": str(self.directory), "LC_ALL": "C.UTF-8", **env}
         done = subprocess.run(
-            [str(BIN / "bps") if command[0] == "bps" else command[0], *command[1:]],
+            [str(own / command[0]), *command[1:]],
             cwd=self.directory,
             env={name: value for name, value in variables.items() if value},
             stdin=subprocess.DEVNULL,
@@ -84,8 +85,8 @@ def repo(tmp_path_factory):
 
 
 @pytest.fixture
-def newcomer(repo, tmp_path):
-    return Newcomer(tmp_path, repo)
+def newcomer(repo, tmp_path, commands):
+    return Newcomer(tmp_path, repo, commands)
 
 
 def test_1_an_include_by_a_variable_of_the_stack(newcomer):
@@ -353,10 +354,10 @@ def test_the_environment_of_a_job_is_what_bps_makes_of_all_sections(newcomer):
 
 
 @pytest.mark.long
-def test_six_lines_run_on_the_embedded_panda(tmp_path):
+def test_six_lines_run_on_the_embedded_panda(tmp_path, commands):
     """Nobody says where, with which software, how much, or under which name."""
     create_repo(tmp_path / "repo", visits_per_band=1, detectors=4, bands=("r",), patches=1)
-    stranger = Newcomer(tmp_path, tmp_path / "repo")
+    stranger = Newcomer(tmp_path, tmp_path / "repo", commands)
     six = [
         "wmsServiceClass: lsst.ctrl.bps.panda.LocalPanDAService",
         "pipelineYaml: resource://lsst.ctrl.bps.panda.demo/pipeline.yaml",
@@ -382,7 +383,7 @@ def test_six_lines_run_on_the_embedded_panda(tmp_path):
             assert time.monotonic() < end, report
             time.sleep(1)
         assert re.search(r"^finalJob( +0){8} +1 +0 +0 +1$", report, re.MULTILINE), report
-        collections = stranger.run(str(BIN / "butler"), "query-collections", f"{tmp_path}/repo", code=0)
+        collections = stranger.run("butler", "query-collections", f"{tmp_path}/repo", code=0)
         assert re.search(r"u/\S+/first/\d{8}T\d{6}Z", collections)
     finally:
         instance.stop(panda)

@@ -8,12 +8,12 @@ import json
 import os
 import re
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import yaml
+from panda_servers.commands import Commands
 from panda_servers.runs import await_end
 
 import lsst.ctrl.bps
@@ -24,8 +24,6 @@ from lsst.ctrl.bps.panda.local.endpoint import environment
 # Some run in the second pass, too: the way to a build is in BPS's drivers.
 pytestmark = pytest.mark.slow
 
-BIN = Path(sys.executable).parent
-CHECKOUT = Path(__file__).parents[2]
 LIMIT = 400.0
 SERVICE = "lsst.ctrl.bps.panda.PanDAService"
 
@@ -35,14 +33,15 @@ class Place:
     the Butler.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, commands: Commands) -> None:
         self.directory = directory
+        self.commands = commands
         self.panda = directory / "panda"
         self.repo = directory / "repo"
         create_repo(self.repo, visits_per_band=2, detectors=4, patches=1)
-        endpoint = instance.start(self.panda, slots=4)
+        endpoint = instance.start(self.panda, slots=4, warm_workers=True)
         self.env = {
-            "PATH": f"{BIN}:/usr/bin:/bin",
+            "PATH": f"{commands.folder}:/usr/bin:/bin",
             "HOME": str(directory),
             "USER": "ann",
             "LC_ALL": "C.UTF-8",
@@ -70,10 +69,8 @@ class Place:
         return str(path)
 
     def call(self, *command: str, code: int | None = 0) -> str:
-        # A script of the checkout is run by this Python.
-        program = [sys.executable, command[0]] if "/" in command[0] else [BIN / command[0]]
         done = subprocess.run(
-            [*program, *command[1:]],
+            [self.commands.folder / command[0], *command[1:]],
             cwd=self.directory,
             env=self.env,
             stdin=subprocess.DEVNULL,
@@ -96,8 +93,8 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    place = Place(tmp_path_factory.mktemp("remote"))
+def place(tmp_path_factory, commands):
+    place = Place(tmp_path_factory.mktemp("remote"), commands)
     yield place
     instance.stop(place.panda)
 
@@ -207,7 +204,7 @@ def test_bps_knows_one_class_only(place):
     said = place.call("bps", "submit", config, code=1)
     # BPS 30.2026.300 trips, 30.2026.4300 hands over nothing.
     assert "UnboundLocalError" in said or "'panda_bps build CONFIG' works with any" in said
-    said = place.call(str(CHECKOUT / "bin" / "panda_bps"), "build", config)
+    said = place.call("panda_bps", "build", config)
     run_id = re.search(r"^Run Id: (\d+)$", said, re.MULTILINE)[1]
     assert re.search(r"^buildTask", place.call("bps", "report", "--id", run_id), re.MULTILINE)
     wait_for_plan(place, run_id)

@@ -1,10 +1,14 @@
 """What the service class says and does about real runs: quick shell jobs on
 the embedded PanDA with the real iDDS.
+
+Most of the time of a run is waiting, and iDDS works no more for many runs than for one: what is marked with
+`together` runs at the same time, each in a thread, and its test waits for that.
 """
 
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -26,7 +30,8 @@ from lsst.ctrl.bps.panda.runs.client import RunClient, connect
 
 pytestmark = pytest.mark.slow
 
-LIMIT = 240.0
+LIMIT = 600.0
+SLOTS = 16
 SH = GenericWorkflowExec("sh", "/bin/sh", False)
 
 
@@ -35,7 +40,7 @@ def panda(request, tmp_path_factory):
     """An embedded PanDA; PostgreSQL enforces lengths that SQLite does not."""
     url = request.getfixturevalue("postgresql_url") if request.param == "postgresql" else None
     directory = tmp_path_factory.mktemp("service") / "a panda"
-    yield instance.start(directory, slots=4, database=url)
+    yield instance.start(directory, slots=SLOTS, database=url)
     instance.stop(directory)
 
 
@@ -44,11 +49,56 @@ def site(panda, tmp_path):
     return Site(panda, tmp_path)
 
 
+def together(scenario):
+    """Make a test that waits for a scenario, which runs beside those of the other selected tests."""
+
+    def test(started):
+        started[scenario].result()
+
+    test.scenario = scenario
+    test.__name__ = test.__qualname__ = scenario.__name__
+    test.__doc__ = scenario.__doc__
+    return test
+
+
+@pytest.fixture(scope="module")
+def started(panda, request, tmp_path_factory):
+    """Scenarios of the selected tests, all running."""
+    functions = {item.function for item in request.session.items if item.path == request.path}
+    scenarios = [function.scenario for function in functions if hasattr(function, "scenario")]
+    faults = Faults(panda)
+    with ThreadPoolExecutor(len(scenarios)) as pool:
+        yield {
+            scenario: pool.submit(scenario, Site(panda, tmp_path_factory.mktemp("site"), faults=faults))
+            for scenario in scenarios
+        }
+
+
+class Faults:
+    """Faults of the embedded PanDA; each scenario has tasks of its own to match."""
+
+    def __init__(self, panda):
+        self._panda = panda
+        self._rules = []
+        self._lock = threading.Lock()
+
+    def add(self, **rule):
+        """Add a rule; gives what removes it."""
+        self._change(self._rules.append, rule)
+        return lambda: self._change(self._rules.remove, rule)
+
+    def _change(self, change, rule):
+        with self._lock:
+            change(rule)
+            instance.set_faults(self._panda, self._rules)
+
+
 class Site:
     """A user's place: submit directories, a staging area, files of jobs."""
 
-    def __init__(self, endpoint, directory, user="ann"):
+    def __init__(self, endpoint, directory, user="ann", faults=None):
         self.endpoint = endpoint
+        self.faults = faults
         self.directory = directory
         state = directory / f"state of {user}"
         env = {"USER": user, "PATH": os.environ["PATH"], "XDG_STATE_HOME": str(state)}
@@ -109,7 +159,7 @@ class Site:
             if report.state in states and words in str(report.specific_info):
                 return report
             assert time.monotonic() < end, (report.state, report.job_state_counts)
-            time.sleep(0.5)
+            time.sleep(1.0)
 
     def restart_when_its_jobs_have_ended(self, run_id):
         """Restart a cancelled run, whose running jobs hear of it a bit later."""
@@ -180,6 +230,7 @@ def three_levels(site, *, middle, last="true"):
     return build
 
 
+@together
 def test_a_run_that_succeeds(site):
     run_id, submit_path = site.submit(three_levels(site, middle=lambda i: ""))
     report = site.wait(run_id)
@@ -199,6 +250,7 @@ def test_a_run_that_succeeds(site):
     assert site.service.cancel(run_id)[0] is False
 
 
+@together
 def test_a_failure_prunes_and_a_restart_completes_with_the_final_job(site):
     flag = site.directory / "mended"
     middle = lambda i: f'test {i} -ne 1 -o -e "{flag}" || exit 17;'  # noqa: E731
@@ -226,6 +278,7 @@ def test_a_failure_prunes_and_a_restart_completes_with_the_final_job(site):
     assert site.service.restart(new_id)[0] is None
 
 
+@together
 def test_registration_waits_for_success_or_does_not(site):
     flag = site.directory / "mended"
     build = three_levels(site, middle=lambda i: f'test {i} -ne 1 -o -e "{flag}" || exit 17;')
@@ -254,6 +307,7 @@ def test_registration_waits_for_success_or_does_not(site):
     assert site.lines("steps") == ["ALWAYS", "SUCCESS"]
 
 
+@together
 def test_a_cancelled_run_publishes_nothing_and_can_be_restarted(site):
     flag = site.directory / "go"
     middle = lambda i: f'while [ ! -e "{flag}" ]; do sleep 0.2; done;'  # noqa: E731
@@ -288,11 +342,12 @@ def test_a_cancelled_run_publishes_nothing_and_can_be_restarted(site):
     assert order[-2:] == ["g", "final"]
 
 
-def test_payloads_of_a_cancelled_run_run_on_until_the_heartbeat(tmp_path):
+@together
+def test_payloads_of_a_cancelled_run_run_on_until_the_heartbeat(site):
     """As with real pilots: iDDS calls the jobs deleted at once, and cancel says what PanDA knows."""
-    panda = tmp_path / "panda"
+    panda = site.directory / "panda"
     try:
-        site = Site(instance.start(panda, slots=3, pace="quick,heartbeat=600"), tmp_path)
+        site = Site(instance.start(panda, slots=4, pace="quick,heartbeat=600"), site.directory)
         run_id, _ = site.submit(three_levels(site, middle=lambda i: f"touch on{i}; sleep 300;"))
         end = time.monotonic() + LIMIT
         while counts(site.report(run_id), "middle") != {"RUNNING": 3}:
@@ -311,6 +366,7 @@ def test_payloads_of_a_cancelled_run_run_on_until_the_heartbeat(tmp_path):
         instance.stop(panda)
 
 
+@together
 def test_of_two_submissions_at_once_one_runs(site):
     areas = [f"{site.directory}/area of {who}/" for who in ("one", "other")]
     build, name = three_levels(site, middle=lambda i: ""), f"u_ann_{site.directory.name}_twin"
@@ -336,6 +392,7 @@ def test_of_two_submissions_at_once_one_runs(site):
     assert site.lines("order")[-2:] == ["g", "final"]
 
 
+@together
 def test_cancelled_right_after_submission(site):
     run_id, _ = site.submit(three_levels(site, middle=lambda i: "sleep 60;"))
     accepted, message = site.service.cancel(run_id)
@@ -344,29 +401,31 @@ def test_cancelled_right_after_submission(site):
     assert "final" not in site.lines("order")
 
 
-def test_two_users_see_and_cancel_their_own(site, panda):
-    bob = Site(panda, site.directory, user="bob")
+@together
+def test_two_users_see_and_cancel_their_own(site):
+    site, bob = (Site(site.endpoint, site.directory, user=user) for user in ("cora", "bob"))
     slow = three_levels(site, middle=lambda i: "sleep 60;")
-    ann_id, _ = site.submit(slow)
+    cora_id, _ = site.submit(slow)
     bob_id, _ = bob.submit(slow)
-    site.wait(ann_id, {WmsStates.RUNNING})
-    assert site.service.list_submitted_jobs() == [ann_id]
+    site.wait(cora_id, {WmsStates.RUNNING})
+    assert site.service.list_submitted_jobs() == [cora_id]
     assert bob.service.list_submitted_jobs() == [bob_id]
     listed = {report.wms_id for report in bob.service.report()[0]}
     assert bob_id in listed
-    assert ann_id not in listed
+    assert cora_id not in listed
     everybody = {report.wms_id: report for report in bob.service.report(is_global=True)[0]}
-    assert everybody[ann_id].operator == "ann"
-    assert everybody[ann_id].payload == "pay"
-    assert {r.wms_id for r in bob.service.report(user="ann")[0]} >= {ann_id}
-    accepted, message = bob.service.cancel(ann_id)
+    assert everybody[cora_id].operator == "cora"
+    assert everybody[cora_id].payload == "pay"
+    assert {r.wms_id for r in bob.service.report(user="cora")[0]} >= {cora_id}
+    accepted, message = bob.service.cancel(cora_id)
     assert not accepted
     assert "permission" in message
-    assert site.service.get_status(ann_id)[0] is not WmsStates.DELETED
-    for place, run_id in ((site, ann_id), (bob, bob_id)):
+    assert site.service.get_status(cora_id)[0] is not WmsStates.DELETED
+    for place, run_id in ((site, cora_id), (bob, bob_id)):
         assert place.service.cancel(run_id)[0]
 
 
+@together
 def test_chunks_of_a_label_are_counted_together(site):
     def build(workflow):
         for i in range(7):
@@ -382,6 +441,7 @@ def test_chunks_of_a_label_are_counted_together(site):
     assert report.exit_code_summary["coadd_3"] == [3]
 
 
+@together
 def test_attempts_and_retry_unless_exit(site):
     log = f'"{site.directory}/order"'
 
@@ -403,6 +463,7 @@ def test_attempts_and_retry_unless_exit(site):
     assert report.exit_code_summary == codes
 
 
+@together
 def test_exit_codes_that_the_pilot_translates_are_the_payloads(site):
     def build(workflow):
         for code in (1, 2, 3, 251):
@@ -418,19 +479,14 @@ def test_exit_codes_that_the_pilot_translates_are_the_payloads(site):
     assert "not the payload's" not in text
 
 
-@pytest.fixture
-def faults(panda):
-    yield lambda *rules: instance.set_faults(panda, rules)
-    instance.set_faults(panda, [])
-
-
-def test_a_task_that_cannot_be_handed_to_panda_is_named_and_restarted(site, faults):
+@together
+def test_a_task_that_cannot_be_handed_to_panda_is_named_and_restarted(site):
     def build(workflow):
         add(workflow, "one", "lab+el", "true")
         add(workflow, "two", "other", "true")
         final(workflow, "true")
 
-    faults({"action": "refuse", "target": "task", "match": "_lab_el_"})
+    mend = site.faults.add(action="refuse", target="task", match="_lab_el_")
     run_id, _ = site.submit(build)
     report = site.wait(run_id)
     assert report.state is WmsStates.FAILED
@@ -442,23 +498,25 @@ def test_a_task_that_cannot_be_handed_to_panda_is_named_and_restarted(site, faul
     # Whoever has no submit directory reads the label from the request.
     other = Site(site.endpoint, site.directory, user="bob")
     assert counts(other.report(run_id), "lab+el") == {"FAILED": 1}
-    faults()
+    mend()
     new_id, _, message = site.service.restart(run_id)
     assert new_id is not None, message
     assert site.wait(new_id).state is WmsStates.SUCCEEDED
 
 
-def test_of_a_task_that_is_submitted_twice_one_counts(site, faults):
-    faults({"action": "duplicate", "target": "task", "match": "_middle_", "times": 1})
-    run_id, _ = site.submit(three_levels(site, middle=lambda i: ""))
+@together
+def test_of_a_task_that_is_submitted_twice_one_counts(site):
+    site.faults.add(action="duplicate", target="task", match="_doubled_middle_", times=1)
+    run_id, _ = site.submit(three_levels(site, middle=lambda i: ""), name="u_ann_doubled")
     report = site.wait(run_id)
     assert report.state is WmsStates.SUCCEEDED
     assert counts(report, "middle") == {"SUCCEEDED": 3}
     assert "more than once: PanDA task" in str(report.specific_info)
 
 
-def test_a_job_that_no_queue_takes_is_told_with_brokerages_words(site, faults):
-    faults({"action": "hold", "target": "task", "match": "_only_"})
+@together
+def test_a_job_that_no_queue_takes_is_told_with_brokerages_words(site):
+    site.faults.add(action="hold", target="task", match="_only_")
     run_id, _ = site.submit(lambda workflow: add(workflow, "one", "only", "true"))
     report = site.wait(run_id, (WmsStates.RUNNING,), words="No queue has taken 1 job of only")
     assert "no candidates. brokerage failed" in str(report.specific_info)
@@ -470,22 +528,23 @@ def test_a_job_that_no_queue_takes_is_told_with_brokerages_words(site, faults):
 
 def test_running_is_one_number_everywhere(site, panda):
     def build(workflow):
-        for number in range(9):
+        for number in range(SLOTS + 5):
             add(workflow, f"wait{number}", "wait", f'until test -e "{site.directory}/go"; do sleep 0.1; done')
 
     run_id, _ = site.submit(build)
     client = RunClient(connect(site.service.settings()))
     end = time.monotonic() + LIMIT
-    while counts(site.report(run_id), "wait") != {"RUNNING": 4, "PENDING": 5}:
+    while counts(site.report(run_id), "wait") != {"RUNNING": SLOTS, "PENDING": 5}:
         assert time.monotonic() < end, counts(site.report(run_id), "wait")
         time.sleep(0.3)
-    assert client.status(run_id).tally.total[WmsStates.RUNNING] == 4
+    assert client.status(run_id).tally.total[WmsStates.RUNNING] == SLOTS
     (run,) = [run for run in instance.status(panda)["runs"] if run["run"] == int(run_id)]
-    assert run["running"] == 4
+    assert run["running"] == SLOTS
     (site.directory / "go").touch()
     assert site.wait(run_id).state is WmsStates.SUCCEEDED
 
 
+@together
 def test_the_same_run_is_not_submitted_twice(site):
     run_id, _ = site.submit(three_levels(site, middle=lambda i: ""))
     site.count -= 1

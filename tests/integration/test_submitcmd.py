@@ -5,19 +5,18 @@ from __future__ import annotations
 import re
 import stat
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import yaml
+from panda_servers.commands import Commands
 from panda_servers.runs import await_end
 
 from lsst.ctrl.bps.panda.local import instance
 
 pytestmark = pytest.mark.slow
 
-BIN = Path(sys.executable).parent
 LIMIT = 240.0
 TOP = {"fileDistributionEndPoint", "submitPath", "custom_lsst_setup"}
 
@@ -35,14 +34,15 @@ echo "$4" >> "$3"
 class Place:
     """A user's directory, with a name that takes care, and a PanDA."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, commands: Commands) -> None:
+        self.commands = commands
         self.home = directory
         # BPS itself takes $, %, # and ? in the path of a YAML file for something else.
         self.work = directory / "it's a+b:c &*;é"
         self.work.mkdir(parents=True)
         self.panda = directory / "panda"
         self.env = {
-            "PATH": f"{BIN}:/usr/bin:/bin",
+            "PATH": f"{commands.folder}:/usr/bin:/bin",
             "HOME": str(directory),
             "USER": "ann",
             "LC_ALL": "C.UTF-8",
@@ -53,7 +53,7 @@ class Place:
     def bps(self, *arguments: str, cwd: Path | None = None, code: int | None = 0, **env: str) -> str:
         """Run ``bps`` and return all it wrote."""
         done = subprocess.run(
-            [BIN / "bps", *arguments],
+            [self.commands.folder / "bps", *arguments],
             cwd=cwd or self.work,
             env=self.env | env,
             stdin=subprocess.DEVNULL,
@@ -74,8 +74,8 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    place = Place(tmp_path_factory.mktemp("cmd"))
+def place(tmp_path_factory, commands):
+    place = Place(tmp_path_factory.mktemp("cmd"), commands)
     yield place
     instance.stop(place.panda)
 

@@ -25,6 +25,7 @@ from click.testing import CliRunner
 from jsonschema import Draft202012Validator
 from lsst.ctrl.bps.wms_service import WmsStates
 from lsst.daf.butler import Butler
+from panda_servers.commands import Commands
 from panda_servers.ingest_daemon import IngestDaemon
 
 from lsst.ctrl.bps.panda import demo
@@ -56,7 +57,8 @@ _BIN = Path(sys.executable).parent
 class Facilities:
     """Two sites, the host that submits, and a site that has all data."""
 
-    def __init__(self, directory: Path, rucio) -> None:
+    def __init__(self, directory: Path, rucio, commands: Commands) -> None:
+        self.commands = commands
         self.rucio = rucio
         self.host = Workplace(directory / "host")
         self.folders = {site: directory / site.lower() for site in VISITS}
@@ -154,9 +156,9 @@ class Facilities:
 
     def call(self, *command: str, code: int = 0) -> str:
         done = subprocess.run(
-            [str(_BIN / command[0]), *command[1:]],
+            [str(self.commands.folder / command[0]), *command[1:]],
             cwd=self.host.directory,
-            env={**self.environment(), "RUCIO_CONFIG": "/nowhere"},
+            env=self.commands.first_on_path({**self.environment(), "RUCIO_CONFIG": "/nowhere"}),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -178,9 +180,9 @@ class Facilities:
 
 
 @pytest.fixture(scope="module")
-def facilities(rucio_server, tmp_path_factory):
-    made = Facilities(tmp_path_factory.mktemp("facilities"), rucio_server)
-    instance.start(made.host.panda, queues=str(made.queues))
+def facilities(rucio_server, tmp_path_factory, commands):
+    made = Facilities(tmp_path_factory.mktemp("facilities"), rucio_server, commands)
+    instance.start(made.host.panda, queues=str(made.queues), warm_workers=True)
     try:
         yield made
     finally:

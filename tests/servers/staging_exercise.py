@@ -99,7 +99,7 @@ def exercise(area: str, folder: Path, *, names=HOSTILE_NAMES, keeps_notes=True, 
     assert remove_marker(area, ".cancelled")
     assert store.read(".cancelled") is None
     if keeps_notes:
-        exercise_attempts(area.rstrip("/") + "_attempts/")
+        exercise_attempts(area.rstrip("/") + "/attempts/")
 
 
 def exercise_attempts(area: str) -> None:
