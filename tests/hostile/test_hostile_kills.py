@@ -196,7 +196,7 @@ class _Victim:
         assert self.rows("idds.db", "SELECT count(*) FROM requests") == [(len(self.runs),)]
 
 
-@pytest.mark.parametrize("kills", [12, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [6, pytest.param(100, marks=pytest.mark.long)])
 def test_server_killed_at_any_moment_loses_and_doubles_nothing(tmp_path, record_property, kills):
     seed = int(os.environ.get("PANDA_LOCAL_SOAK_SEED", random.SystemRandom().randrange(10**6)))
     record_property("PANDA_LOCAL_SOAK_SEED", seed)

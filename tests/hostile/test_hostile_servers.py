@@ -368,7 +368,7 @@ def test_ctrl_c_ends_a_pause_between_attempts():
         assert interrupt(f"http://127.0.0.1:{closed.getsockname()[1]}/server/panda", "refused") == 130
 
 
-def bps(tmp_path, url, *arguments):
+def bps(commands, tmp_path, url, *arguments):
     """Begin a command of somebody whose PanDA is at a URL."""
     env = {
         "PATH": os.environ["PATH"],
@@ -380,7 +380,7 @@ def bps(tmp_path, url, *arguments):
         "BPS_WMS_SERVICE_CLASS": "lsst.ctrl.bps.panda.PanDAService",
     }
     return subprocess.Popen(
-        [Path(sys.executable).parent / arguments[0], *arguments[1:]],
+        [commands.folder / arguments[0], *arguments[1:]],
         env=env,
         cwd=tmp_path,
         stdin=subprocess.DEVNULL,
@@ -402,18 +402,18 @@ COMMANDS = (
 
 
 @pytest.mark.slow
-def test_a_command_ends_within_a_minute_with_an_error(tmp_path):
+def test_a_command_ends_within_a_minute_with_an_error(commands, tmp_path):
     """The only one that waits as a user does: 20 min 44 s and exit code 0, once.
 
     How long each has waited is in its own words; to start takes as long as the machine needs.
     """
     with HangingServer("half an answer") as server, contextlib.ExitStack() as stack:
-        commands = {words: bps(tmp_path, server.url, *words.split()) for words in COMMANDS}
-        for process in commands.values():
+        begun = {words: bps(commands, tmp_path, server.url, *words.split()) for words in COMMANDS}
+        for process in begun.values():
             stack.enter_context(process)
             stack.callback(process.kill)
-        said = {words: process.communicate(timeout=600) for words, process in commands.items()}
-        codes = {words: process.returncode for words, process in commands.items()}
+        said = {words: process.communicate(timeout=600) for words, process in begun.items()}
+        codes = {words: process.returncode for words, process in begun.items()}
     for words, (out, err) in said.items():
         assert codes[words] not in (0, -signal.SIGKILL), (words, out, err)
         if words == "bps ping":
@@ -429,10 +429,12 @@ def test_a_command_ends_within_a_minute_with_an_error(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_server_that_is_not_there_is_an_exit_code(tmp_path):
+def test_a_server_that_is_not_there_is_an_exit_code(commands, tmp_path):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        process = bps(tmp_path, f"http://127.0.0.1:{closed.getsockname()[1]}/server/panda", "bps", "report")
+        process = bps(
+            commands, tmp_path, f"http://127.0.0.1:{closed.getsockname()[1]}/server/panda", "bps", "report"
+        )
         out, err = process.communicate(timeout=300)
     assert process.returncode == 1, (out, err)
     assert "Error: " in err

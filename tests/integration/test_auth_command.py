@@ -3,9 +3,7 @@
 import json
 import os
 import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import jwt
 import pytest
@@ -13,8 +11,6 @@ import pytest
 from lsst.ctrl.bps.panda.rest.tokens import TokenSet, TokenStore
 
 pytestmark = pytest.mark.slow
-
-LAUNCHER = Path(__file__).parents[2] / "bin" / "panda_auth"
 
 NOBODY = {"PANDA_URL_SSL": "http://127.0.0.1:9/x", "PANDA_AUTH_VO": "R"}
 
@@ -27,13 +23,12 @@ def make_token(life):
 
 
 @pytest.fixture
-def panda_auth(tmp_path):
+def panda_auth(tmp_path, commands):
     def run(*arguments, **variables):
         env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PANDA_CONFIG_ROOT": str(tmp_path)}
         env["TZ"] = "UTC"
-        command = [sys.executable, str(LAUNCHER), *arguments]
         done = subprocess.run(
-            command,
+            [commands.folder / "panda_auth", *arguments],
             env=env | variables,
             cwd=tmp_path,
             capture_output=True,

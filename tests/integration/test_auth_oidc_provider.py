@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import urllib.request
+import venv
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -90,9 +91,9 @@ def panda_client_python():
     """An environment that has panda-client and nothing of ours."""
     with made_once(f"panda-client-{sys.version_info.major}.{sys.version_info.minor}") as folder:
         if not (folder / "installed").exists():
-            subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True, timeout=300)
-            pip = [folder / "bin" / "python", "-m", "pip", "install", "-qq", "--no-compile"]
-            subprocess.run([*pip, "panda-client==2.2.0"], check=True, timeout=600)
+            venv.create(folder, clear=True)
+            pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install", "-qq"]
+            subprocess.run([*pip, "--no-compile", "panda-client==2.2.0"], check=True, timeout=600)
             (folder / "installed").touch()
     return folder / "bin" / "python"
 
@@ -103,6 +104,7 @@ class World:
 
     root: str
     process: subprocess.Popen
+    commands: Path
     secrets: set[str] = field(default_factory=lambda: {"the-secret-of-panda-client"})
     heard: list[str] = field(default_factory=list)
 
@@ -125,7 +127,7 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def provider(npm_folder):
+def provider(npm_folder, commands):
     node = subprocess.Popen(
         ["node", str(HERE / "oidc_provider.mjs"), str(npm_folder)],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
@@ -133,7 +135,7 @@ def provider(npm_folder):
     try:
         words = node.stdout.readline().split()
         assert words[:1] == ["PORT"]
-        yield World(f"http://127.0.0.1:{words[1]}", node)
+        yield World(f"http://127.0.0.1:{words[1]}", node, commands.folder)
     finally:
         node.kill()
         node.wait()
@@ -215,7 +217,12 @@ def log_in_quickly(world, store, env):
 def run(world, env, *arguments, expect=0):
     """Run panda_auth; gives its standard output and error."""
     done = subprocess.run(
-        [*PANDA_AUTH, *arguments], env=env, capture_output=True, text=True, timeout=120, check=False
+        [world.commands / "panda_auth", *arguments],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     world.heard += [done.stdout, done.stderr]
     world.remember(TokenStore(Path(env["PANDA_CONFIG_ROOT"])))
@@ -574,7 +581,7 @@ def test_we_accept_the_token_file_of_panda_client(world, env, store, panda_clien
 
 
 def test_the_search_for_leaks_can_fail(world, tmp_path):
-    leaky = World(world.root, world.process, secrets={"abcdef"}, heard=["it is abcdef"])
+    leaky = World(world.root, world.process, world.commands, secrets={"abcdef"}, heard=["it is abcdef"])
     (tmp_path / "log").write_text("abcdef")
     (tmp_path / ".token").write_text("abcdef")
     assert find_leaks(leaky, tmp_path) == ["output 0", str(tmp_path / "log")]

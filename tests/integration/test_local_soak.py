@@ -25,8 +25,6 @@ from lsst.ctrl.bps.panda.local.guard import marked_processes
 
 pytestmark = pytest.mark.slow
 
-_RUNS = 20
-_JOBS = 6 * _RUNS
 _TIMEOUT = 900
 _STALL = 120
 """Seconds in which something has to move, be it slowly."""
@@ -47,7 +45,8 @@ WHERE r.status NOT IN (3, 4, 5) AND (t.status IS NULL OR t.status NOT IN (3, 4, 
 class _Soak:
     """A server that is killed, runs on it, and what their jobs have done."""
 
-    def __init__(self, tmp_path):
+    def __init__(self, tmp_path, runs):
+        self._runs = runs
         self.directory = tmp_path / "state"
         self._ran = tmp_path / "ran"
         self._ran.touch()
@@ -68,7 +67,7 @@ class _Soak:
             2, command=f"echo start {job} >> {self._ran}; sleep 0.1; echo end {job} >> {self._ran}"
         )
         tasks = [type(task)(task.label, task.jobs, task.command, attempts=2) for task in tasks]
-        for number in range(_RUNS):
+        for number in range(self._runs):
             self.trials.append(self._submit(f"u_me_soak_{number:02d}", tasks))
 
     def _submit(self, name, tasks):
@@ -161,18 +160,24 @@ class _Soak:
         again.
         """
         starts, ends = self.executions("start"), self.executions("end")
-        assert len(ends) == _JOBS
+        assert len(ends) == 6 * self._runs
         assert {job: starts[job] for job in self._settled} == self._settled
         return len(self._settled)
 
 
-def test_twenty_runs_survive_random_kills(tmp_path, record_property):
+@pytest.mark.parametrize("runs", [8, pytest.param(20, marks=pytest.mark.long)])
+def test_runs_survive_random_kills(tmp_path, record_property, runs):
+    jobs = 6 * runs
     seed = int(os.environ.get("PANDA_LOCAL_SOAK_SEED", random.SystemRandom().randrange(10**6)))
     record_property("PANDA_LOCAL_SOAK_SEED", seed)
     chance = random.Random(seed)
-    few, some, most = chance.randrange(2, 10), chance.randrange(10, 80), _JOBS - chance.randrange(1, 10)
+    few, some, most = (
+        chance.randrange(2, runs // 2),
+        chance.randrange(10, jobs // 2),
+        jobs - chance.randrange(1, 10),
+    )
     pauses = chance.uniform(0.0, 0.2), chance.uniform(0.0, 0.5), chance.uniform(0.0, 1.0)
-    soak = _Soak(tmp_path)
+    soak = _Soak(tmp_path, runs)
     try:
         submitting = threading.Thread(target=soak.submit_all, daemon=True)
         submitting.start()
@@ -181,7 +186,7 @@ def test_twenty_runs_survive_random_kills(tmp_path, record_property):
         time.sleep(pauses[0])
         soak.kill()
         soak.wait_for(lambda: not submitting.is_alive())
-        assert len(soak.trials) == _RUNS
+        assert len(soak.trials) == runs
         # While jobs of all levels run.
         soak.wait_for(lambda: len(soak.executions("end")) > some)
         time.sleep(pauses[1])
@@ -191,7 +196,7 @@ def test_twenty_runs_survive_random_kills(tmp_path, record_property):
         time.sleep(pauses[2])
         soak.kill()
         client = EndpointClient(soak.endpoint)
-        soak.wait_for(lambda: soak.ended() == _RUNS)
+        soak.wait_for(lambda: soak.ended() == runs)
         for sample in soak.trials:
             status, counts = client.fetch_status(sample)
             assert status == "Finished", (sample, counts)
@@ -205,10 +210,10 @@ def test_twenty_runs_survive_random_kills(tmp_path, record_property):
     assert marked_processes(f"PANDA_LOCAL_INSTANCE={soak.directory}") == []
     connection = sqlite3.connect(soak.directory / "panda.db")
     # One task per label and run, and each input finished by exactly one job.
-    assert connection.execute("SELECT count(*) FROM tasks").fetchone() == (4 * _RUNS,)
+    assert connection.execute("SELECT count(*) FROM tasks").fetchone() == (4 * runs,)
     states = connection.execute("SELECT status, count(*) FROM files GROUP BY status").fetchall()
-    assert states == [("finished", _JOBS)]
+    assert states == [("finished", jobs)]
     finished = "SELECT file_id FROM jobs WHERE status = 'finished'"
-    assert len(connection.execute(finished).fetchall()) == _JOBS
-    assert len(set(connection.execute(finished).fetchall())) == _JOBS
+    assert len(connection.execute(finished).fetchall()) == jobs
+    assert len(set(connection.execute(finished).fetchall())) == jobs
     connection.close()

@@ -7,8 +7,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -20,17 +18,19 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def site(rucio_server, tmp_path_factory):
+def site(rucio_server, tmp_path_factory, commands):
     from panda_servers.rucio_site import RucioSite
 
-    return RucioSite(rucio_server, tmp_path_factory.mktemp("rse"), scope="command", rse="COMMAND_DISK")
+    made = RucioSite(rucio_server, tmp_path_factory.mktemp("rse"), scope="command", rse="COMMAND_DISK")
+    made.commands = commands
+    return made
 
 
 def call(site, *arguments, code=0, **variables):
     """Run the command without any PanDA."""
     base = {n: v for n, v in os.environ.items() if not n.startswith(("RUCIO_", "PANDA", "BPS_"))}
     done = subprocess.run(
-        [str(Path(sys.executable).parent / "panda_bps"), "rucio", *map(str, arguments)],
+        [site.commands.folder / "panda_bps", "rucio", *map(str, arguments)],
         env={**base, **site.server.client_environment(), **variables},
         cwd=site.folder,
         capture_output=True,

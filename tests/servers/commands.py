@@ -18,12 +18,13 @@ import signal
 import socket
 import sys
 
-CLIENTS = ("bps", "butler", "panda_bps", "pipetask")
+CLIENTS = ("bps", "butler", "panda_auth", "panda_bps", "pipetask")
 
 IMPORTED = (
     "lsst.ctrl.bps.cli.bps",
     "lsst.ctrl.bps.cli.cmd",
     "lsst.ctrl.bps.drivers",
+    "lsst.ctrl.bps.panda.cli.panda_auth",
     "lsst.ctrl.bps.panda.cli.panda_bps_check",
     "lsst.ctrl.bps.panda.service",
     "lsst.ctrl.mpexec.cli.cmd",
@@ -147,10 +148,12 @@ def _keep(connection: socket.socket) -> dict[str, object]:
 def become(words: list[str], environment: dict[str, str], mask: int) -> None:
     """Be the command that was asked for."""
     import runpy
+    import time
 
     os.umask(mask)
     os.environ.clear()
     os.environ.update(environment)
+    time.tzset()
     path = [part for part in environment.get("PYTHONPATH", "").split(os.pathsep) if part]
     sys.path[:0] = [os.path.dirname(words[0]), *path]
     sys.argv[:] = words
