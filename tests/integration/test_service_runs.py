@@ -32,6 +32,8 @@ pytestmark = pytest.mark.slow
 
 LIMIT = 600.0
 SLOTS = 16
+AT_ONCE = 6
+"""Scenarios at a time: the server and their questions take a core together."""
 SH = GenericWorkflowExec("sh", "/bin/sh", False)
 
 
@@ -67,7 +69,7 @@ def started(panda, request, tmp_path_factory):
     functions = {item.function for item in request.session.items if item.path == request.path}
     scenarios = [function.scenario for function in functions if hasattr(function, "scenario")]
     faults = Faults(panda)
-    with ThreadPoolExecutor(len(scenarios)) as pool:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         yield {
             scenario: pool.submit(scenario, Site(panda, tmp_path_factory.mktemp("site"), faults=faults))
             for scenario in scenarios
