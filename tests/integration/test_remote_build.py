@@ -187,9 +187,10 @@ def test_files_that_are_too_large_are_refused_before_anything_is_sent(place):
 def test_not_enabled_is_an_ordinary_run(place):
     config = place.write("off", remoteBuild={"enabled": False})
     said = place.call("bps", "submit", config)
-    assert "submitted to the local Data Facility" in said
-    run_id = re.search(r"^Run Id: (\d+)$", said, re.MULTILINE)[1]
-    assert place.call("bps", "cancel", "--id", run_id)
+    assert "A task at the site makes the plan" not in said
+    found = dict(re.findall(r"^(Run Id|Submit dir): (.+)$", said, re.MULTILINE))
+    assert list(Path(found["Submit dir"]).glob("*.qg"))
+    assert place.call("bps", "cancel", "--id", found["Run Id"])
 
 
 @pytest.mark.newest

@@ -96,11 +96,14 @@ def _mask() -> int:
 
 def serve(address: str) -> dict[str, object]:
     """Fork for each command, for ever; returns in the forks only, with what was asked."""
+    import contextlib
     import gc
     import importlib
 
     for name in IMPORTED:
-        importlib.import_module(name)
+        # BPS and the Butler may have moved it.
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module(name)
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listener:
