@@ -513,7 +513,7 @@ def test_a_task_that_cannot_be_handed_to_panda_is_named_and_restarted(site):
 
 @together
 def test_of_a_task_that_is_submitted_twice_one_counts(site):
-    site.faults.add(action="duplicate", target="task", match="_doubled_middle_", times=1)
+    site.faults.add(action="duplicate", target="task", match=r"_doubled_\d+_middle_", times=1)
     run_id, _ = site.submit(three_levels(site, middle=lambda i: ""), name="u_ann_doubled")
     report = site.wait(run_id)
     assert report.state is WmsStates.SUCCEEDED

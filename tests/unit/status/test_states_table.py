@@ -257,6 +257,10 @@ def test_pandas_counts_are_ahead_of_those_of_idds():
     counts = zero_counts() | {WmsStates.READY: 2, WmsStates.PENDING: 1, WmsStates.RUNNING: 1}
     catch_up(counts, finished=0, failed=0, waiting=2)
     assert named(counts) == {"READY": 1, "PENDING": 2, "RUNNING": 1}
+    # Those that run now have taken the place of those that have finished.
+    counts = zero_counts() | {WmsStates.READY: 5, WmsStates.RUNNING: 4}
+    catch_up(counts, finished=4, failed=0, waiting=1, running=4)
+    assert named(counts) == {"SUCCEEDED": 4, "PENDING": 1, "RUNNING": 4}
 
 
 DONE = FileCounts(total=1, processed=1)

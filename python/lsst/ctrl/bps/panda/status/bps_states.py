@@ -323,16 +323,19 @@ def refine_by_contents(
     move_jobs(counts, retried, WmsStates.PENDING, WmsStates.FAILED)
 
 
-def catch_up(counts: Counts, finished: int, failed: int, waiting: int = 0) -> None:
+def catch_up(counts: Counts, finished: int, failed: int, waiting: int = 0, running: int = 0) -> None:
     """Move jobs of a task that goes on, in place, that PanDA knows to have finished, to have failed for good
-    or to wait for a slot: iDDS learns of it some seconds later.
+    or to wait for a slot: iDDS learns of it some seconds later.  Those that it knows to run are others.
     """
     before = (WmsStates.RUNNING, *BEFORE_RUNNING)
+    running = min(running, counts[WmsStates.RUNNING])
+    counts[WmsStates.RUNNING] -= running
     move_jobs(counts, finished - counts[WmsStates.SUCCEEDED], WmsStates.SUCCEEDED, *before, WmsStates.UNKNOWN)
     move_jobs(counts, failed - counts[WmsStates.FAILED], WmsStates.FAILED, *before)
     move_jobs(
         counts, waiting - counts[WmsStates.PENDING], WmsStates.PENDING, WmsStates.READY, WmsStates.UNREADY
     )
+    counts[WmsStates.RUNNING] += running
 
 
 def was_killed(content: ContentRecord) -> bool:

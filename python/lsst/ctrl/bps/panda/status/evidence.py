@@ -438,7 +438,7 @@ def _refine(evidence: RunEvidence, transform: TransformRecord | None, planned: i
     going = phase_of(transform.status, aborted) in (TransformPhase.OPEN, TransformPhase.COMPLETE)
     if going and not aborted and not ended:
         finished = max(task.finished if task else 0, phases[JobPhase.FINISHED])
-        catch_up(counts, finished, task.failed if task else 0, phases[JobPhase.WAITING])
+        catch_up(counts, finished, task.failed if task else 0, phases[JobPhase.WAITING], running or 0)
     return counts
 
 
