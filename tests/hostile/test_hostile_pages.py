@@ -74,7 +74,7 @@ def attacker():
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         found = Attacker(server.server_port)
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield found
         server.shutdown()

@@ -166,7 +166,7 @@ class RecordedPanda:
         self.url = f"http://127.0.0.1:{self._server.server_port}/server/panda"
 
     def __enter__(self):
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
         return self
 

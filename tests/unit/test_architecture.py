@@ -12,7 +12,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -127,25 +127,33 @@ class Module:
     def tree(self) -> ast.Module:
         return ast.parse(self.path.read_text(encoding="utf-8"), str(self.path))
 
+    @cached_property
+    def nodes(self) -> list[ast.AST]:
+        """All nodes of the tree."""
+        return list(ast.walk(self.tree))
+
     @property
     def parent(self) -> str:
         """What a relative import with one dot starts from."""
         full = f"{PACKAGE}.{self.name}".rstrip(".")
         return full if self.is_package else full.rpartition(".")[0]
 
-    def imports(self, *, top_only: bool = False) -> Iterator[tuple[str, int]]:
-        """Yield the full dotted name and line of each import, in functions
-        too unless told not to; of ``from a import b`` it is ``a.b``.
+    @cached_property
+    def imports(self) -> list[tuple[str, int]]:
+        """The full dotted name and line of each import, in functions too; of
+        ``from a import b`` it is ``a.b``.
         """
-        for node in self.tree.body if top_only else ast.walk(self.tree):
+        found: list[tuple[str, int]] = []
+        for node in self.nodes:
             if isinstance(node, ast.Import):
-                yield from ((alias.name, node.lineno) for alias in node.names)
+                found += ((alias.name, node.lineno) for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
                 base = node.module or ""
                 if node.level:
                     start = self.parent.split(".")
                     base = ".".join(start[: len(start) - node.level + 1] + ([base] if base else []))
-                yield from ((f"{base}.{alias.name}", node.lineno) for alias in node.names)
+                found += ((f"{base}.{alias.name}", node.lineno) for alias in node.names)
+        return found
 
 
 def find_modules() -> list[Module]:
@@ -159,12 +167,37 @@ def find_modules() -> list[Module]:
 
 
 MODULES = find_modules()
-EACH = pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name or "package")
+
+
+def each(modules: Sequence[Module] = MODULES) -> Callable[[Callable[[Module], None]], Callable[[], None]]:
+    """Check all modules in one test, which names those that are wrong: thousands of tests of a millisecond
+    cost more to collect than to run.
+    """
+
+    def decorate(check: Callable[[Module], None]) -> Callable[[], None]:
+        def test() -> None:
+            wrong = {}
+            for module in modules:
+                try:
+                    check(module)
+                except AssertionError as error:
+                    wrong[module.name or "package"] = str(error)
+            assert modules
+            assert wrong == {}
+
+        return test
+
+    return decorate
 
 
 def within(name: str, part: str) -> bool:
     """Whether a dotted name is a part or lies in it."""
     return name == part or name.startswith(part + ".")
+
+
+def within_any(name: str, parts: Iterable[str]) -> bool:
+    """Whether a dotted name lies in one of some parts."""
+    return any(within(name, part) for part in parts)
 
 
 def dotted(module: Module) -> str:
@@ -189,7 +222,7 @@ def may_import(importer: str, target: str) -> bool:
 
 def calls(module: Module) -> Iterator[tuple[str, int]]:
     """Yield the last name and the line of each call."""
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if isinstance(node, ast.Call):
             target = node.func
             if isinstance(target, ast.Name):
@@ -202,14 +235,14 @@ def test_the_package_was_found():
     assert {"errors", "plan.model", "edgenode"} <= {module.name for module in MODULES}
 
 
-@EACH
+@each()
 def test_module_is_in_a_known_layer(module):
     assert not module.name or layer_of(module.name) in {*LAYERS, *APART}, (
         f"{module.name} is in no layer of LAYERS: say where it stands in the order"
     )
 
 
-@EACH
+@each()
 def test_imports_go_down(module):
     wrong = []
     for target in own_imports(module):
@@ -223,7 +256,7 @@ def own_imports(module: Module) -> set[str]:
     package; in functions, too.
     """
     found = set()
-    for target, _ in module.imports():
+    for target, _ in module.imports:
         # `from a import b`: b is a module, or a name in module a.
         for name in (target, target.rpartition(".")[0]):
             if name in NAMES:
@@ -256,11 +289,6 @@ def test_a_module_with_one_importer_is_a_boundary():
     assert single == set(BOUNDARIES)
 
 
-def within_any(name: str, parts: Iterable[str]) -> bool:
-    """Whether a dotted name lies in one of some parts."""
-    return any(within(name, part) for part in parts)
-
-
 def test_public_classes_have_names_of_their_own():
     """Two classes with one name are two meanings of one word."""
     homes: dict[str, list[str]] = {}
@@ -271,22 +299,18 @@ def test_public_classes_have_names_of_their_own():
     assert {name: where for name, where in homes.items() if len(where) > 1} == {}
 
 
-@EACH
+@each()
 def test_foreign_libraries_stay_where_they_belong(module):
     wrong = [
         f"line {line}: {library} belongs in {sorted(homes) or 'no module'}"
-        for target, line in module.imports()
+        for target, line in module.imports
         for library, homes in FOREIGN.items()
         if within(target, library) and not any(within(module.name, home) for home in homes)
     ]
     assert not wrong
 
 
-@pytest.mark.parametrize(
-    "module",
-    [module for module in MODULES if within(module.name, "edgenode")],
-    ids=lambda module: module.name,
-)
+@each([module for module in MODULES if within(module.name, "edgenode")])
 def test_edgenode_needs_the_standard_library_only(module):
     """`lsst.resources` may be imported by the function that needs it."""
     lazy = ["lsst.resources"]
@@ -295,35 +319,31 @@ def test_edgenode_needs_the_standard_library_only(module):
     top_lines = {node.lineno for node in module.tree.body if isinstance(node, ast.Import | ast.ImportFrom)}
     wrong = [
         f"line {line}: {target}"
-        for target, line in module.imports()
+        for target, line in module.imports
         if target.split(".")[0] not in sys.stdlib_module_names
         and not (any(within(target, name) for name in lazy) and line not in top_lines)
     ]
     assert not wrong
 
 
-@pytest.mark.parametrize(
-    "module",
-    [module for module in MODULES if module.name not in IMPURE and any(within(module.name, p) for p in PURE)],
-    ids=lambda module: module.name,
-)
+@each([module for module in MODULES if module.name not in IMPURE and within_any(module.name, PURE)])
 def test_pure_modules_touch_nothing(module):
     imported = [
         f"line {line}: imports {target}"
-        for target, line in module.imports()
+        for target, line in module.imports
         if any(within(target, impure) for impure in IMPURE_MODULES)
     ]
     called = [f"line {line}: calls {name}" for name, line in calls(module) if name in IMPURE_CALLS]
     assert imported + called == []
 
 
-@EACH
+@each()
 def test_only_settings_reads_the_environment(module):
     if module.name in IMPURE or any(within(module.name, reader) for reader in ENVIRONMENT_READERS):
         return
     wrong = [
         f"line {node.lineno}"
-        for node in ast.walk(module.tree)
+        for node in module.nodes
         if isinstance(node, ast.Attribute) and node.attr in {"environ", "getenv", "environb"}
     ]
     assert not wrong, "reads the environment; take the value as a parameter"
@@ -335,7 +355,7 @@ CONFIGURATIONS = {"config", "_config", "bps_config"}
 
 def searches(module: Module) -> Iterator[tuple[str, int]]:
     """Yield what looks into a BPS configuration, and its line."""
-    for function in ast.walk(module.tree):
+    for function in module.nodes:
         if not isinstance(function, ast.FunctionDef):
             continue
         # A path, for instance.
@@ -363,9 +383,9 @@ def looked_into(node: ast.AST) -> ast.AST | None:
     return None
 
 
-@EACH
+@each()
 def test_only_settings_searches_the_configuration(module):
-    imports_bps = any(re.match(r"lsst\.ctrl\.bps\.(?!panda)", target) for target, _ in module.imports())
+    imports_bps = any(re.match(r"lsst\.ctrl\.bps\.(?!panda)", target) for target, _ in module.imports)
     if not imports_bps or any(within(module.name, room) for room in ("settings", *APART)):
         return
     wrong = [f"line {line}: {what}" for what, line in searches(module)]
@@ -388,7 +408,7 @@ def test_the_check_of_searches_is_not_blind(tmp_path, text):
     assert list(searches(Module("m", path, False)))
 
 
-@EACH
+@each()
 def test_only_the_command_line_prints(module):
     if any(within(module.name, printer) for printer in PRINTERS):
         return
@@ -396,12 +416,12 @@ def test_only_the_command_line_prints(module):
     assert not wrong
 
 
-@EACH
+@each()
 def test_module_has_a_noun_of_its_own(module):
     assert module.name in OLD_PATHS or not VAGUE_NAMES & set(module.name.split("."))
 
 
-@EACH
+@each()
 def test_module_is_not_too_long(module):
     lines = len(module.path.read_text(encoding="utf-8").splitlines())
     assert lines <= MAX_LINES or module.name in LONG_MODULES
@@ -412,10 +432,10 @@ def test_the_list_of_long_modules_is_not_outdated():
     assert [name for name in LONG_MODULES if name in lengths and lengths[name] <= MAX_LINES] == []
 
 
-@EACH
+@each()
 def test_functions_fit_a_screen(module):
     wrong = []
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0]
             if ast.get_docstring(node) is not None and len(node.body) > 1:
@@ -426,7 +446,7 @@ def test_functions_fit_a_screen(module):
     assert not wrong
 
 
-@EACH
+@each()
 def test_module_says_what_it_is_and_what_it_offers(module):
     tree = module.tree
     assert ast.get_docstring(tree) or module.is_package
@@ -521,12 +541,11 @@ def imported(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", IMPORTABLE, ids=lambda module: module.name or "package")
-def test_importing_has_no_effect(module, imported):
-    told = imported[dotted(module)]
-    assert told["failure"] == ""
-    assert told["effects"] == []
-    assert told["changed"] == []
+def test_importing_has_no_effect(imported):
+    told = {name: imported[name] for name in map(dotted, IMPORTABLE)}
+    assert {
+        name: did for name, did in told.items() if did["failure"] or did["effects"] or did["changed"]
+    } == {}
 
 
 @pytest.mark.slow
@@ -593,21 +612,26 @@ def test_no_file_names_a_place_of_one_machine():
 TESTS = sorted((CHECKOUT / "tests").rglob("test_*.py"))
 
 
-@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
-def test_tests_replace_nothing(path):
+def test_tests_replace_nothing():
     """Time, environment and HTTP sessions are parameters, so no test needs
     to patch a function.
     """
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom):
-            names = {f"{node.module}.{alias.name}" for alias in node.names}
-            assert node.module not in {"unittest.mock", "mock"}
-            assert "unittest.mock" not in names
-        elif isinstance(node, ast.Import):
-            assert not {"unittest.mock", "mock"} & {alias.name for alias in node.names}
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            assert (node.value.id, node.attr) != ("monkeypatch", "setattr"), f"line {node.lineno}"
+    wrong = []
+    for path in TESTS:
+        text = path.read_text(encoding="utf-8")
+        # Reading the syntax of all files takes seconds.
+        if not re.search(r"\bmock\b|monkeypatch\.setattr", text):
+            continue
+        for node in ast.walk(ast.parse(text)):
+            match node:
+                case ast.ImportFrom(module="unittest.mock" | "mock"):
+                    wrong.append(f"{path.name}:{node.lineno}")
+                case ast.ImportFrom(module="unittest") | ast.Import():
+                    if {alias.name for alias in node.names} & {"unittest.mock", "mock"}:
+                        wrong.append(f"{path.name}:{node.lineno}")
+                case ast.Attribute(value=ast.Name(id="monkeypatch"), attr="setattr"):
+                    wrong.append(f"{path.name}:{node.lineno}")
+    assert wrong == []
 
 
 def test_test_files_have_unique_names():

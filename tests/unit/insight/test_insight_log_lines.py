@@ -41,7 +41,7 @@ def files(tmp_path):
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path)))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield tmp_path, f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
@@ -262,7 +262,7 @@ class _Noting(http.server.BaseHTTPRequestHandler):
 def _noting():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Noting) as server:
         server.heard = []
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield server
         server.shutdown()
