@@ -29,10 +29,11 @@ def _offer_package(name: str, folder: Path) -> None:
 
 _offer_package(PACKAGE, Path(__file__).parent / "servers")
 
-# Chosen with --hypothesis-profile; bin/run-tests --quick takes the second.  A test that
-# names a number of examples itself has that number in both.
-hypothesis.settings.register_profile("whole", max_examples=100, deadline=None)
-hypothesis.settings.register_profile("quick", max_examples=10, deadline=None)
+# Chosen with --hypothesis-profile: bin/run-tests takes the first, with --quick the second and with --all the
+# third.  A test that names a number of examples itself has that number in all of them.
+hypothesis.settings.register_profile("whole", max_examples=50, deadline=None)
+hypothesis.settings.register_profile("quick", max_examples=5, deadline=None)
+hypothesis.settings.register_profile("all", max_examples=200, deadline=None)
 hypothesis.settings.load_profile("whole")
 _offer_package("panda_documentation", Path(__file__).parent / "documentation")
 _offer_package("panda_plans", Path(__file__).parent / "plans")

@@ -411,7 +411,8 @@ def main(argv: Sequence[str]) -> int:
     rucio.finish()
     unwanted = [] if options.all else ["not long", *(["not once"] if others else [])]
     chosen = ["-m", " and ".join(unwanted)] if unwanted else []
-    run.pytest("all tests" if options.all else "tests", python, [*parallel, *chosen])
+    many = ["--hypothesis-profile", "all"] if options.all else []
+    run.pytest("all tests" if options.all else "tests", python, [*parallel, *many, *chosen])
     return run.close()
 
 

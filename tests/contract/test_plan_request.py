@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from panda_plans.settings import LABEL, RUN, SETTINGS
 
 from lsst.ctrl.bps import GenericWorkflow, GenericWorkflowExec, GenericWorkflowJob
+from lsst.ctrl.bps.panda.errors import SettingsError
 from lsst.ctrl.bps.panda.idds import workflow
 from lsst.ctrl.bps.panda.idds.workflow import client_mode, make_submission, make_workflow
 from lsst.ctrl.bps.panda.plan.planner import make_plan
@@ -183,14 +184,19 @@ def test_the_oldest_client_makes_the_same_requests(request: pytest.FixtureReques
 
 
 @pytest.mark.parametrize("version", ["2.3.10", "2.5.5", "2.7.0"])
-def test_a_client_of_another_version_is_refused(version: str, tmp_path: Path) -> None:
+def test_a_client_of_another_version_is_refused(
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     metadata = tmp_path / f"idds_workflow-{version}.dist-info" / "METADATA"
     metadata.parent.mkdir()
     metadata.write_text(f"Metadata-Version: 2.1\nName: idds-workflow\nVersion: {version}\n")
-    made = requests_of(tmp_path, [make(1)])
-    assert made.returncode == 1
-    assert f"idds-workflow is {version}, and requests to iDDS can be made with".encode() in made.stderr
-    assert b"pip install 'idds-common>=2.4.0" in made.stderr
+    monkeypatch.syspath_prepend(str(tmp_path))
+    # What was found before is kept in a process; a refusal is not.
+    workflow._idds.cache_clear()
+    with pytest.raises(SettingsError) as refused:
+        make_submission(make(1), max_length=10**9)
+    assert f"idds-workflow is {version}, and requests to iDDS can be made with" in str(refused.value)
+    assert "pip install 'idds-common>=2.4.0" in str(refused.value)
 
 
 def test_the_range_is_that_of_the_distribution() -> None:

@@ -16,6 +16,8 @@ NOBODY = 65534
 
 INTERPRETERS = discover()
 
+pytestmark = [pytest.mark.slow, pytest.mark.newest]
+
 COMMAND = (
     'printf \'%s|\' <FILE:odd> "$(cat <FILE:odd>)" {q} "$VAR" "<ENV:VAR>" <WMS:attemptNum>;'
     " cat <FILE:tree>s/x; exit 5"

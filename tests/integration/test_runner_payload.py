@@ -15,6 +15,8 @@ import pytest
 
 from lsst.ctrl.bps.panda.edgenode import cmd_line_decoder as runner
 
+pytestmark = [pytest.mark.slow, pytest.mark.newest]
+
 ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
 
 

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -84,14 +83,22 @@ def test_the_directory_of_another_user_leads_nowhere(tmp_path, command):
     assert (directory / "lock").is_symlink()
 
 
-@pytest.mark.parametrize("command", ["clean", "reset", "refresh"])
-def test_the_token_of_an_embedded_panda_is_not_that_of_a_login(tmp_path, command):
+def test_the_token_of_an_embedded_panda_is_not_that_of_a_login(tmp_path):
+    """In a process of its own, as the command sets up the log."""
     variables = environment(Endpoint("http://127.0.0.1:9/server/panda", 1, 1, "1", str(tmp_path)))
     write_token(token_folder(tmp_path), "a.b.c")
+    program = (
+        "from click.testing import CliRunner\n"
+        "from lsst.ctrl.bps.panda.cli.panda_auth import main\n"
+        "for command in ('clean', 'reset', 'refresh'):\n"
+        "    done = CliRunner().invoke(main, [command])\n"
+        "    print(command, done.exit_code, done.output)\n"
+    )
     done = subprocess.run(
-        [Path(sys.executable).with_name("panda_auth"), command],
+        [sys.executable, "-c", program],
         env={**os.environ, **variables}, capture_output=True, text=True, timeout=100,
     )  # fmt: skip
-    assert done.returncode == 1
-    assert f"the token of the embedded PanDA in {tmp_path}" in done.stderr
+    for command in ("clean", "reset", "refresh"):
+        assert f"{command} 1 " in done.stdout, done.stderr
+    assert done.stdout.count(f"the token of the embedded PanDA in {tmp_path}") == 3
     assert (token_folder(tmp_path) / ".token").exists()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 from panda_servers.recorded_panda import RecordedList, RecordedPanda
@@ -86,51 +88,53 @@ def test_a_list_that_does_not_end_is_left(make_service):
 
 
 @pytest.fixture
-def down():
-    """A server whose iDDS is down, and says so only after a minute."""
-    run = RecordedList("down")
-    with RecordedPanda(run) as running:
-        yield running
-        run.tried.set()
+def dead_tier():
+    """Make servers whose iDDS is down, and say so only after a minute."""
+    with ExitStack() as stack:
+
+        def make():
+            run = RecordedList("down")
+            server = stack.enter_context(RecordedPanda(run))
+            stack.callback(run.tried.set)
+            return server
+
+        yield make
 
 
-def within(seconds, ask):
+@pytest.mark.slow
+@pytest.mark.newest
+def test_a_dead_tier_is_found_out_within_seconds(dead_tier, make_service):
+    """By each command; all are asked at the same time, as they wait."""
+    servers = [dead_tier() for _ in range(4)]
+    pinged, checked, listed, one = map(make_service, servers)
     begin = time.monotonic()
-    answer = ask()
-    assert time.monotonic() - begin < seconds
-    return answer
-
-
-def test_ping_names_the_tier_that_is_down(down, make_service):
-    code, said = within(7, make_service(down).ping)
+    with ThreadPoolExecutor() as pool:
+        answers = [
+            pool.submit(pinged.ping),
+            pool.submit(check_service, checked.settings()),
+            pool.submit(listed.report, hist=LONG_AGO),
+            pool.submit(one.report, "7"),
+        ]
+        (code, said), (finding,), (runs, note), (found, note_of_one) = [each.result() for each in answers]
+    assert time.monotonic() - begin < 9
     assert code == 1
     assert said.startswith("PanDA at 127.0.0.1")
     assert "answers, but iDDS behind it is down" in said
-
-
-def test_the_checks_of_a_submission_name_it_too(down, make_service):
-    (finding,) = within(7, lambda: check_service(make_service(down).settings()))
     assert "answers, but iDDS behind it is down" in finding.text
-
-
-def test_a_list_asks_a_dead_tier_once_and_shows_what_panda_tells(down, make_service):
-    runs, note = within(7, lambda: make_service(down).report(hist=LONG_AGO))
-    assert down.asked.count("get_requests") <= 1
+    # A list asks a dead tier once, and shows what PanDA tells.
+    assert servers[2].asked.count("get_requests") <= 1
     assert len(runs) > 1
     assert {run.state.name for run in runs} == {"UNKNOWN"}
     assert "PanDA answers, but iDDS behind it does not" in note
     assert "HTTPConnectionPool" not in note
+    assert found == []
+    assert "PanDA answers, but iDDS behind it does not" in note_of_one
 
 
-def test_one_run_of_a_dead_tier(down, make_service):
-    runs, note = within(7, lambda: make_service(down).report("7"))
-    assert runs == []
-    assert "PanDA answers, but iDDS behind it does not" in note
-
-
-def test_the_servers_own_words_of_a_dead_tier(down, make_service):
+def test_the_servers_own_words_of_a_dead_tier(dead_tier, make_service):
     """The relay's reply, when it comes before ours."""
-    down.run.tried.set()
-    code, said = make_service(down).ping()
+    server = dead_tier()
+    server.run.tried.set()
+    code, said = make_service(server).ping()
     assert code == 1
     assert said.endswith("iDDS behind it is down. [connection refused]")
