@@ -129,7 +129,7 @@ class _Panda:
 
     def restart(self):
         self.database.close()
-        return type(self)(self.path)
+        self.__init__(self.path)
 
     def states(self):
         rows = [self.views.job_descriptions(task, unsuccessful_only=False) for task in self.tasks()]
@@ -165,7 +165,7 @@ _DAMAGES = [
 def test_job_of_a_damaged_row_is_failed_alone_and_the_others_run(panda, damage):
     bad, good = panda.submit("bad"), panda.submit("good")
     panda.tick(6)
-    panda = panda.restart()
+    panda.restart()
     panda.execute(damage, bad)
     taken = panda.dispatcher.take(10, 10)
     assert [job.task_id for job in taken] == [good, good]
@@ -212,7 +212,7 @@ def test_damaged_rows_do_not_stop_a_start(panda):
 ])  # fmt: skip
 def test_command_for_a_damaged_task_breaks_it_alone(panda, damage):
     bad, good = panda.submit("bad"), panda.submit("good")
-    panda = panda.restart()
+    panda.restart()
     for task in (bad, good):
         assert panda.jedi.command(task, "kill", "me").code == 0
     panda.execute(damage, bad)

@@ -1,6 +1,7 @@
 """Tasks, inputs and jobs of the embedded PanDA, without processes and iDDS."""
 
 import json
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -73,10 +74,21 @@ class Panda:
 
 
 @pytest.fixture
-def panda(tmp_path):
-    made = Panda(tmp_path / "panda.db")
-    yield made
-    made.database.close()
+def make_panda(tmp_path):
+    """Make the parts on the same file each time; it is closed in the end."""
+    with ExitStack() as stack:
+
+        def make(*pace, **values):
+            made = Panda(tmp_path / "panda.db", *pace, **values)
+            stack.callback(made.database.close)
+            return made
+
+        yield make
+
+
+@pytest.fixture
+def panda(make_panda):
+    return make_panda()
 
 
 def test_task_without_dependencies_runs_at_once(panda):
@@ -185,8 +197,8 @@ REFUSING = {"maxAttempt": 3, "jobParameters": [{"value": "runner ${IN/L} --retry
         ("quick,refused_attempts=true", make_result(1), "running"),
     ],
 )
-def test_an_attempt_that_the_runner_would_refuse_is_not_made(tmp_path, pace, result, status):
-    panda = Panda(tmp_path / "panda.db", pace=pace)
+def test_an_attempt_that_the_runner_would_refuse_is_not_made(make_panda, pace, result, status):
+    panda = make_panda(pace)
     task = panda.submit(["a:0"], **REFUSING)
     (job,) = panda.take()
     panda.dispatcher.report(job.panda_id, result)
@@ -330,8 +342,8 @@ def test_event_service_runs_only_what_is_missing(panda):
     assert (job["jobStatus"], job["jobSubStatus"], job["eventService"]) == ("finished", "fg_partial", 6)
 
 
-def test_delays_of_production(tmp_path):
-    panda = Panda(tmp_path / "panda.db", "production")
+def test_delays_of_production(make_panda):
+    panda = make_panda("production")
     task = panda.submit(["a"])
     assert panda.status(task) == "ready"
     assert panda.jedi.tick() == panda.now + 7
@@ -346,15 +358,14 @@ def test_delays_of_production(tmp_path):
     assert panda.status(task) == "done"
 
 
-def test_lost_jobs_after_a_crash(tmp_path):
-    path = tmp_path / "panda.db"
-    before = Panda(path)
+def test_lost_jobs_after_a_crash(make_panda):
+    before = make_panda()
     twice = before.submit(["a"], taskName="twice")
     once = before.submit(["b"], taskName="once", maxAttempt=1)
     ended = before.submit(["c"], taskName="ended")
     orders = {order.pseudo_input: order for order in before.take()}
     before.dispatcher.report(orders["c"].panda_id, GOOD)
-    after = Panda(path)
+    after = make_panda()
     assert after.jedi.recover("just now") == 2
     again = {order.pseudo_input: order for order in after.take()}
     assert set(again) == {"a", "b"}
@@ -408,9 +419,9 @@ def test_job_wider_than_the_machine_runs_alone(panda):
     assert (order.cores, order.memory) == (2, 64000)
 
 
-def test_queues_limit_cores_memory_and_time(tmp_path):
+def test_queues_limit_cores_memory_and_time(make_panda):
     queues = Queues({"small": Queue(cores=1, memory=500, walltime=60), "big": Queue()})
-    panda = Panda(tmp_path / "panda.db", queues=queues)
+    panda = make_panda(queues=queues)
     panda.submit(["a", "b"], taskName="small", site="small", maxWalltime=90000)
     panda.submit(["c"], taskName="big", site="big", maxWalltime=30)  # not read, as in JEDI 1.0.4
     first, other = panda.take()

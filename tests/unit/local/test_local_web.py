@@ -32,7 +32,9 @@ _ALICE = _bearer(Role.USER, "alice")
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory):
-    return Database(f"sqlite:///{tmp_path_factory.mktemp('web')}/panda.db")
+    made = Database(f"sqlite:///{tmp_path_factory.mktemp('web')}/panda.db")
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="module")
