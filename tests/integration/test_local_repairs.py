@@ -214,3 +214,59 @@ def test_news_of_a_job_do_not_go_back(tmp_path):
         """,
     )
     assert states == ["1Available11", "2Activated22", "3Available13", "2Activated32"]
+
+
+def test_what_has_no_news_is_polled_less_and_less_and_news_end_that(tmp_path):
+    periods = _run(
+        tmp_path,
+        """
+        from datetime import timedelta
+        from lsst.ctrl.bps.panda.local.idds_repairs import tuning
+        from idds.agents.carrier.poller import Poller
+        from idds.orm import processings as orm
+        from idds.core import processings as core_processings
+        from idds.orm.base.session import read_session
+
+        @transactional_session
+        def begin(session=None):
+            for table in (models.Transform, models.Processing):
+                session.query(table).filter(table.transform_id == 1).update({"workload_id": 7})
+            for table in (models.Request, models.Transform, models.Processing):
+                session.query(table).update({"update_poll_period": timedelta(seconds=1)})
+
+        @read_session
+        def rows(number, session=None):
+            found = (session.query(models.Request).filter_by(request_id=number),
+                     session.query(models.Transform).filter_by(transform_id=number),
+                     session.query(models.Processing).filter_by(processing_id=number))
+            return [int(query.one().update_poll_period.total_seconds()) for query in found]
+
+        def poll():
+            row = core_processings.get_processing(processing_id=1)
+            parameters = poller.load_poll_period(row, {})
+            orm.update_processing(processing_id=1, parameters=parameters)
+            print(rows(1)[2])
+
+        begin()
+        poller = Poller()
+        for _ in range(5):
+            poll()
+
+        @transactional_session
+        def rest(session=None):
+            for table in (models.Request, models.Transform, models.Processing):
+                session.query(table).update({"update_poll_period": timedelta(seconds=10)})
+
+        rest()
+        finished = {"msg_type": "job_status", "taskid": 7, "status": "finished"}
+        tuning.NEWS.note([finished])
+        print(*rows(1))
+        tuning.NEWS.note([{**finished, "status": "failed"}])
+        print(*rows(1), *rows(2))
+        # As long as that is news, it stays so.
+        poll()
+        """,
+    )
+    assert periods[:5] == ["2", "4", "8", "10", "10"]
+    assert periods[5:8] == ["10", "10", "10"]
+    assert periods[8:] == ["1", "1", "1", "10", "10", "10", "1"]

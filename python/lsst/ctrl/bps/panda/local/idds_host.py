@@ -29,7 +29,7 @@ from . import idds_repairs
 from .database import MessageQueue, note_errors
 from .faults import Faults
 from .idds_repairs import Repair, idds_module, tuning
-from .idds_repairs.tuning import LOOP_WAKER
+from .idds_repairs.tuning import LOOP_WAKER, NEWS
 from .identity import Identity
 from .jedi import Jedi
 from .request_bodies import parse_json
@@ -211,6 +211,7 @@ class Receiver(_MessagingPlugin):
                 )
         if bodies:
             LOOP_WAKER.wake_all()
+        NEWS.note(bodies)
         # iDDS goes through all inputs of a task for each batch of messages:
         # the larger the task, the larger the batches, up to a second's worth.
         size = _Connections.message_queue.largest_task({int(body["taskid"]) for body in bodies})
@@ -361,6 +362,7 @@ class IddsHost:
     ) -> None:
         self._directory = directory
         self._storage = storage
+        self._looked = 0.0
         self._timing = timing
         self._agents: list[Any] = []
         self._clients = threading.local()
@@ -432,8 +434,11 @@ class IddsHost:
         """
         if self._storage is None or threading.current_thread().name.startswith(_WEB_THREADS):
             return
+        if self._storage.trouble is None and time.monotonic() - self._looked < _WAIT:
+            return
         while self._agents and self._storage.look() is not None:
             time.sleep(_WAIT)
+        self._looked = time.monotonic()
 
     def start(self) -> None:
         """Start the agents."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["LOOP_WAKER", "LoopWaker", "StopEvent", "REPAIRS", "settle_client", "tune"]
+__all__ = ["LOOP_WAKER", "LoopWaker", "NEWS", "News", "StopEvent", "REPAIRS", "settle_client", "tune"]
 
 import threading
 import time
+from collections.abc import Collection, Mapping
+from datetime import timedelta
 from typing import Any
 
 from ..settings import Timing
@@ -99,20 +101,37 @@ def _trigger_dependents(timing: Timing) -> None:
                 self.event_bus.send(event_class(publisher_id=self.id, processing_id=processing_id))
         return answer
 
-    stock_get = trigger.Trigger.get_processing
+    trigger.Trigger.handle_trigger_processing = handle
 
+
+def _wait_for_locks(timing: Timing) -> None:
+    if timing.timer >= _STOCK_TIMER:
+        return
+    for module, agent, name in _READERS:
+        owner = getattr(idds_module(module), agent)
+        setattr(owner, name, _patient(getattr(owner, name)))
+
+
+def _patient(stock: Any) -> Any:
     def get(self: Any, *args: Any, **kwargs: Any) -> Any:
-        # A processing that is locked, for instance by the poller, is not
-        # found, and the event about it would be lost.
-        for attempt in range(10 if kwargs.get("locking") else 1):
+        # With a status, a row is not found in an ordinary way, too.
+        for attempt in range(10 if kwargs.get("locking") and not kwargs.get("status") else 1):
             if attempt:
                 time.sleep(0.05)
-            if found := stock_get(self, *args, **kwargs):
+            if found := stock(self, *args, **kwargs):
                 return found
         return None
 
-    trigger.Trigger.handle_trigger_processing = handle
-    trigger.Trigger.get_processing = get
+    return get
+
+
+_READERS = (
+    ("idds.agents.carrier.poller", "Poller", "get_processing"),
+    ("idds.agents.transformer.transformer", "Transformer", "get_transform"),
+    ("idds.agents.clerk.clerk", "Clerk", "get_request"),
+)
+"""Agents and what they read the subject of an event with.  Submitter, trigger
+and finisher are pollers."""
 
 
 def tune(agent: Any, timing: Timing) -> None:
@@ -149,15 +168,21 @@ _SPEED = (
     Repair(
         "dependents wait for the poller",
         "a processing looks for released inputs when it is polled or has news of its own, not when its "
-        "parents have news; an event about a locked processing is lost",
+        "parents have news",
         "a job starts a second or two later than it could",
         (
             "idds.agents.carrier.trigger:Trigger.handle_trigger_processing",
-            "idds.agents.carrier.trigger:Trigger.get_processing",
             "idds.agents.common.eventbus.event:TriggerProcessingEvent",
             "idds.orm.base.models:Content.content_dep_id",
         ),
         _trigger_dependents,
+    ),
+    Repair(
+        "events about locked rows",
+        "an event about a row that another agent has locked, for instance the poller, is lost",
+        "what the event tells is found at the next poll only",
+        tuple(f"{module}:{agent}.{name}" for module, agent, name in _READERS),
+        _wait_for_locks,
     ),
     Repair(
         "poller's first sleep",
@@ -390,20 +415,116 @@ def _trigger_changed_jobs_only(timing: Timing) -> None:
     contents.get_contents_by_request_transform = get
 
 
-def _poll_large_tasks_less(timing: Timing) -> None:
-    poller = idds_module(f"{_CARRIER}.poller").Poller
-    stock = poller.load_poll_period
+_QUIET_POLL = 10
+"""Longest time between two polls of what has no news, seconds; iDDS's own period."""
 
-    def load(self: Any, processing: Any, parameters: Any, *args: Any, **kwargs: Any) -> Any:
-        answer = stock(self, processing, parameters, *args, **kwargs)
-        inner = (processing.get("processing_metadata") or {}).get("processing")
+_NEWS_FOR = 5.0
+"""Seconds for which news are news: what they change in a processing has then
+reached transform and request."""
+
+
+class News:
+    """Knows what has news in PanDA, so that iDDS polls that often and everything else seldom."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[int, float] = {}
+        self._requests: dict[int, float] = {}
+        self._shortest = 0
+
+    def begin(self, shortest: int) -> None:
+        """Have what has news polled after so many seconds."""
+        self._shortest = shortest
+
+    def note(self, bodies: Collection[Mapping[str, Any]]) -> None:
+        """Note messages, whether they reach iDDS or not, and have their tasks polled soon.
+
+        Of jobs that finish, iDDS needs nothing but the message.
+        """
+        if not self._shortest:
+            return
+        told = [each for each in bodies if each["msg_type"] == "task_status" or each["status"] in _NOT_TOLD]
+        now = time.monotonic()
+        for seen in (self._tasks, self._requests):
+            for key in [key for key, at in seen.items() if now - at > _NEWS_FOR]:
+                del seen[key]
+        new = {int(each["taskid"]) for each in told}
+        self._tasks |= dict.fromkeys(new, now)
+        if new:
+            self._requests |= dict.fromkeys(_poll_soon(new, timedelta(seconds=self._shortest)), now)
+
+    def period(self, row: Mapping[str, Any]) -> int:
+        """Return the seconds until a request, transform or processing is polled again."""
+        now = time.monotonic()
+        latest = max(
+            self._tasks.get(row.get("workload_id") or 0, 0.0),
+            0.0 if "transform_id" in row else self._requests.get(row["request_id"], 0.0),
+        )
+        before = row["update_poll_period"]
+        if now - latest < _NEWS_FOR or row["status"].name not in _AT_WORK or not before:
+            return self._shortest
+        return max(self._shortest, min(2 * int(before.total_seconds()), _QUIET_POLL))
+
+
+NEWS = News()
+"""What has news in this process."""
+
+_NOT_TOLD = ("failed", "closed", "cancelled")
+"""States of jobs that iDDS finds out by a poll only."""
+
+_AT_WORK = ("Transforming", "Submitted", "Running", "Triggering", "Synchronizing")
+"""States of requests, transforms and processings that change by news only."""
+
+
+def _poll_soon(task_ids: Collection[int], period: timedelta) -> list[int]:
+    """Shorten the polling periods of what belongs to tasks; returns the requests."""
+    models = idds_module("idds.orm.base.models")
+
+    @idds_module("idds.orm.base.session").transactional_session  # type: ignore[untyped-decorator]
+    def change(session: Any = None) -> list[int]:
+        processing = models.Processing
+        found = session.query(processing.request_id).filter(processing.workload_id.in_(task_ids)).distinct()
+        requests = [row[0] for row in found]
+        for model, key, ids in (
+            (processing, processing.workload_id, task_ids),
+            (models.Transform, models.Transform.workload_id, task_ids),
+            (models.Request, models.Request.request_id, requests),
+        ):
+            slow = session.query(model).filter(key.in_(ids), model.update_poll_period > period)
+            slow.update({"update_poll_period": period}, synchronize_session=False)
+        return requests
+
+    return list(change())
+
+
+def _poll_by_news(timing: Timing) -> None:
+    quick = timing.timer < _STOCK_TIMER
+    if quick:
+        NEWS.begin(timing.poll)
+    for module, agent in _POLLERS:
+        owner = getattr(idds_module(module), agent)
+        owner.load_poll_period = _make_period(owner.load_poll_period, timing.poll, quick)
+
+
+def _make_period(stock: Any, poll: int, quick: bool) -> Any:
+    def load(self: Any, row: Any, parameters: Any, *args: Any, **kwargs: Any) -> Any:
+        answer = stock(self, row, parameters, *args, **kwargs)
+        period = NEWS.period(row) if quick else poll
+        inner = (row.get("processing_metadata") or {}).get("processing")
         size = getattr(getattr(inner, "work", None), "num_inputs", None) or 0
         if size > _LARGE_TASK:
-            period = max(timing.poll, min(size // _LARGE_TASK, 30))
+            period = max(period, min(size // _LARGE_TASK, 30))
+        if quick or period > poll:
             answer["update_poll_period"] = period
         return answer
 
-    poller.load_poll_period = load
+    return load
+
+
+_POLLERS = (
+    ("idds.agents.carrier.poller", "Poller"),
+    ("idds.agents.transformer.transformer", "Transformer"),
+    ("idds.agents.clerk.clerk", "Clerk"),
+)
 
 
 _VOLUME = (
@@ -442,11 +563,19 @@ _VOLUME = (
         _trigger_changed_jobs_only,
     ),
     Repair(
-        "polls of large tasks",
-        "all jobs of a task are asked for and gone through at every poll; messages tell most of it before",
-        "a task of thousands of jobs takes a whole core for its polls",
-        (f"{_CARRIER}.poller:Poller.load_poll_period",),
-        _poll_large_tasks_less,
+        "polls of what has no news",
+        "requests, transforms and processings are polled at a fixed period, with all jobs of a task; "
+        "messages tell most of it before",
+        "a request of ten tasks takes a quarter of a core and more for polls that find nothing, a task of "
+        "thousands of jobs a whole one",
+        (
+            *(f"{module}:{agent}.load_poll_period" for module, agent in _POLLERS),
+            *(
+                f"idds.orm.base.models:{name}.update_poll_period"
+                for name in ("Request", "Transform", "Processing")
+            ),
+        ),
+        _poll_by_news,
     ),
 )
 
