@@ -140,7 +140,9 @@ def test_attempts_that_the_runner_refused_are_known_from_the_plan(tmp_path, grap
             JobRecord(number, task_id, "failed", "one", job, errors=(JobError("payload", code),))
             for number, code in enumerate(codes)
         )
-        return sorted(RunJobs(evidence.with_attempts(attempts, ())).find_refused())
+        found = RunJobs(evidence).set_refused_aside(evidence.with_attempts(attempts, ()))
+        assert {job.panda_id for job in found.attempts} == set(range(len(codes))) - found.refused
+        return sorted(found.refused)
 
     assert refused("one:0", 1, 1, 1) == [1, 2]
     assert refused("one:0", 9, 2, 2) == [2]

@@ -219,11 +219,12 @@ class PanDAService(BaseWmsService):
             if wms_workflow_id:
                 found = client.find(wms_workflow_id)
                 evidence = client.detail(found, jobs_listed=LISTED_JOBS)
+                jobs = RunJobs(evidence, far=False)
                 report = make_run_report(
-                    evidence,
+                    jobs.set_refused_aside(evidence),
                     monitor_url=client.connection.settings.monitor_url,
                     return_exit_codes=return_exit_codes,
-                    known=RunJobs(evidence, far=False),
+                    known=jobs,
                 )
                 return [report], "\n".join(found.collect_outputs(report.state))
             days = hist or DEFAULT_DAYS

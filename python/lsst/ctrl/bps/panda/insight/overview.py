@@ -91,7 +91,8 @@ def fetch_evidence(
         known = ", ".join(evidence.tally.by_label) or "none yet"
         raise RunNotFoundError(f"The run has no label {label!r}. Labels of the run: {known}.")
     labels = evidence.task_labels
-    planned = {} if any_job else RunJobs(evidence).find(which)
+    jobs = RunJobs(evidence)
+    planned = {} if any_job else jobs.find(which)
     wanted = [
         task.workload_id
         for task in evidence.transforms or ()
@@ -103,14 +104,8 @@ def fetch_evidence(
     ]
     evidence = evidence.with_attempts(*_ask_for_jobs(connection.api, wanted, labels, scope))
     evidence = evidence if any_job else _choose_jobs(evidence, which, planned, scope)
-    refused = RunJobs(evidence).find_refused()
-    ran = tuple(
-        job
-        for job in evidence.attempts
-        # Who asks for such an attempt gets it.
-        if job.panda_id not in refused or which.job in (str(job.panda_id), job.job_name)
-    )
-    return replace(evidence, attempts=ran, refused=refused)
+    # Who asks for an attempt in which nothing ran gets it.
+    return jobs.set_refused_aside(evidence, which.job)
 
 
 def _choose_jobs(

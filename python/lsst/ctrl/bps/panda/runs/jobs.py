@@ -135,12 +135,24 @@ class RunJobs:
             raise RunNotFoundError(f"No job{of_label} has a quantum with {data}.")
         return {name: frozenset(inputs) for name, inputs in found.items()}
 
-    def find_refused(self) -> frozenset[int]:
+    def set_refused_aside(self, evidence: RunEvidence, wanted: str = "") -> RunEvidence:
+        """Return evidence of the run whose attempts are those in which something ran, or which are asked for
+        by PanDA's number or name of the job in BPS.
+        """
+        refused = self._find_refused(evidence.attempts)
+        ran = tuple(
+            job
+            for job in evidence.attempts
+            if job.panda_id not in refused or (wanted and wanted in (str(job.panda_id), job.job_name))
+        )
+        return replace(evidence, attempts=ran, refused=refused)
+
+    def _find_refused(self, attempts: Iterable[JobRecord]) -> frozenset[int]:
         """Find the PanDA jobs in which nothing ran: an earlier attempt had ended with a code of
         ``retryUnlessExit``, and the runner gave it back.
         """
         ends: dict[tuple[int, str], list[tuple[int, int]]] = {}
-        for job in sorted(self._evidence.attempts, key=lambda job: job.panda_id):
+        for job in sorted(attempts, key=lambda job: job.panda_id):
             for error in job.errors:
                 if error.source == "payload":
                     ends.setdefault((job.task_id, job.name), []).append((error.code, job.panda_id))
