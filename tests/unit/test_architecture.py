@@ -570,6 +570,8 @@ def test_the_probe_sees_effects(tmp_path):
     assert "surely_not_there" in told["broken"]["failure"]
 
 
+@pytest.mark.slow
+@pytest.mark.newest
 def test_importing_the_package_is_cheap(tmp_path, record_property):
     """What is loaded is asserted; the seconds are only reported."""
     told = probe([PACKAGE], tmp_path, base="lsst.ctrl.bps")[PACKAGE]

@@ -75,6 +75,8 @@ def test_other_names_are_not_there():
         from lsst.ctrl.bps.panda.utils import nothing  # noqa: F401
 
 
+@pytest.mark.slow
+@pytest.mark.newest
 def test_the_warning_names_the_line_of_the_script(tmp_path):
     script = tmp_path / "script.py"
     script.write_text("from lsst.ctrl.bps.panda.utils import add_idds_work\n")

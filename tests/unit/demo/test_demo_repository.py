@@ -38,6 +38,8 @@ def test_every_visit_joins_with_the_patch(small: Path) -> None:
     assert len(rows) == 4
 
 
+@pytest.mark.slow
+@pytest.mark.newest
 def test_same_seed_same_pixels(small: Path, tmp_path: Path) -> None:
     def first(repo: Path) -> np.ndarray:
         with Butler.from_config(str(repo), collections=INPUTS) as butler:

@@ -247,7 +247,12 @@ def test_lines_as_documents(command):
     document = json.loads(command("--job", 1_000_002, "--json").stdout)
     Draft202012Validator(read_schema()).validate(document)
     assert [line["message"] for line in document["lines"]] == ["CRITICAL of 1000002"]
-    # Followed, each line is a document of its own, as it comes.
+
+
+@pytest.mark.slow
+@pytest.mark.newest
+def test_followed_each_line_is_a_document_of_its_own(command):
+    """As it comes; the log is asked once more some seconds after the run has ended."""
     followed = [
         json.loads(text) for text in command("--follow", "--level", "ERROR", "--json").stdout.splitlines()
     ]

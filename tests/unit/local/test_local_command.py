@@ -83,6 +83,8 @@ def test_the_directory_of_another_user_leads_nowhere(tmp_path, command):
     assert (directory / "lock").is_symlink()
 
 
+@pytest.mark.slow
+@pytest.mark.newest
 def test_the_token_of_an_embedded_panda_is_not_that_of_a_login(tmp_path):
     """In a process of its own, as the command sets up the log."""
     variables = environment(Endpoint("http://127.0.0.1:9/server/panda", 1, 1, "1", str(tmp_path)))

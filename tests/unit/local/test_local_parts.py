@@ -523,6 +523,8 @@ def test_stale_endpoints_are_recognised(tmp_path):
     assert instance.find(tmp_path) == _endpoint(tmp_path)
 
 
+@pytest.mark.slow
+@pytest.mark.newest
 def test_without_the_extra_it_is_said_what_to_install(tmp_path):
     """The plain plugin has no psutil, and imports these modules all the same."""
     code = (

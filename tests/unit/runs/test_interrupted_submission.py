@@ -214,6 +214,8 @@ def test_an_interrupt_while_it_is_sent_says_what_to_do(server, connection, recor
     assert read_record(record.submit_path).intention.part is RequestPart.REQUEST
 
 
+@pytest.mark.slow
+@pytest.mark.newest
 def test_two_processes_do_not_submit_at_once(server, connection, record):
     program = (
         "import sys; from lsst.ctrl.bps.panda.runs.intention import lock_submission\n"

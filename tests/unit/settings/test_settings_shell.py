@@ -89,6 +89,8 @@ def worker(tmp_path):
 ENDS = ["{}", "{};", "{} ; ", "{} # a comment", "\n\n{}\n", "{}\n# the end", "{} &", "{} && true"]
 
 
+@pytest.mark.slow
+@pytest.mark.newest
 @pytest.mark.parametrize("container", ["", CONTAINER])
 @pytest.mark.parametrize("key", ["setupLSSTEnv", "custom_lsst_setup", "jobCleanup"])
 @pytest.mark.parametrize("form", ENDS)

@@ -81,7 +81,7 @@ def test_every_form_of_a_local_area_works(tmp_path, form):
 
     exercise(form.format(tmp_path), tmp_path)
     assert sorted(path.name for path in (tmp_path / "area").iterdir()) == [
-        ".staged.json", "butler.yaml", "graph", "input tree",
+        ".staged.json", "attempts", "butler.yaml", "graph", "input tree",
     ]  # fmt: skip
 
 
