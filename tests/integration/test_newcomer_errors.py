@@ -57,10 +57,9 @@ class Newcomer:
 
     def run(self, *command: str, code: int, **env: str) -> str:
         """Run a command in an environment that holds next to nothing."""
-        own = self.commands.folder
-        variables = {"PATH": f"{own}:/usr/bin:/bin", "HOME": str(self.directory), "LC_ALL": "C.UTF-8", **env}
+        variables = {"PATH": self.commands.path, "HOME": str(self.directory), "LC_ALL": "C.UTF-8", **env}
         done = subprocess.run(
-            [str(own / command[0]), *command[1:]],
+            [str(self.commands.folder / command[0]), *command[1:]],
             cwd=self.directory,
             env={name: value for name, value in variables.items() if value},
             stdin=subprocess.DEVNULL,

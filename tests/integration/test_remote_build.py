@@ -41,7 +41,7 @@ class Place:
         create_repo(self.repo, visits_per_band=2, detectors=4, patches=1)
         endpoint = instance.start(self.panda, slots=4, warm_workers=True)
         self.env = {
-            "PATH": f"{commands.folder}:/usr/bin:/bin",
+            "PATH": commands.path,
             "HOME": str(directory),
             "USER": "ann",
             "LC_ALL": "C.UTF-8",

@@ -42,7 +42,7 @@ class Place:
         self.work.mkdir(parents=True)
         self.panda = directory / "panda"
         self.env = {
-            "PATH": f"{commands.folder}:/usr/bin:/bin",
+            "PATH": commands.path,
             "HOME": str(directory),
             "USER": "ann",
             "LC_ALL": "C.UTF-8",

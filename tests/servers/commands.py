@@ -52,10 +52,12 @@ class Commands:
 
         self.folder = folder / "bin"
         self.folder.mkdir()
+        own = Path(sys.executable).parent
+        self.path = f"{self.folder}{os.pathsep}{own}{os.pathsep}/usr/bin{os.pathsep}/bin"
         address = folder / "socket"
         for name in CLIENTS:
             client = self.folder / name
-            words = f"{sys.executable} -IS {__file__} ask {address} {Path(sys.executable).parent / name}"
+            words = f"{sys.executable} -IS {__file__} ask {address} {own / name}"
             client.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
             client.chmod(0o755)
         self._server = ServerProcess(
