@@ -205,6 +205,8 @@ def test_server_killed_at_any_moment_loses_and_doubles_nothing(tmp_path, record_
         victim.start()
         victim.submit()
         os.kill(victim.endpoint.pid, signal.SIGKILL)
+        # Until it is gone, the next start would find it.
+        wait_for(lambda: not servers(victim.directory), "end of the server")
         for _ in range(kills - 1):
             victim.kill_once()
         victim.check_end()

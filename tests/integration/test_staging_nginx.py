@@ -16,7 +16,7 @@ def test_nginx_serves_as_staging_area(nginx_server, resources_environment, tmp_p
 
     exercise(nginx_server.url + "u/someone/run/", tmp_path)
     left = [path.name for path in (nginx_server.folder / "u/someone/run").iterdir()]
-    assert sorted(left) == [".staged.json", "butler.yaml", "graph", "input tree"]
+    assert sorted(left) == [".staged.json", "attempts", "butler.yaml", "graph", "input tree"]
 
 
 def test_file_that_is_too_large_is_named(resources_environment, tmp_path):

@@ -18,7 +18,7 @@ def test_webdav_serves_as_staging_area(webdav_server, resources_environment, tmp
 
     exercise(webdav_server.url + "u/someone/run1/", tmp_path)
     left = [path.name for path in (webdav_server.folder / "u/someone/run1").iterdir()]
-    assert sorted(left) == [".staged.json", "butler.yaml", "graph", "input tree"]
+    assert sorted(left) == [".staged.json", "attempts", "butler.yaml", "graph", "input tree"]
 
 
 def test_dav_scheme_serves_as_staging_area(webdav_server, resources_environment, tmp_path):
