@@ -107,14 +107,14 @@ def _trigger_dependents(timing: Timing) -> None:
 def _wait_for_locks(timing: Timing) -> None:
     if timing.timer >= _STOCK_TIMER:
         return
-    for module, agent, name in _READERS:
+    for module, agent, name in _AGENTS:
         owner = getattr(idds_module(module), agent)
         setattr(owner, name, _patient(getattr(owner, name)))
 
 
 def _patient(stock: Any) -> Any:
     def get(self: Any, *args: Any, **kwargs: Any) -> Any:
-        # With a status, a row is not found in an ordinary way, too.
+        # A row that is not in the status asked for is not found either, and waiting would not help.
         for attempt in range(10 if kwargs.get("locking") and not kwargs.get("status") else 1):
             if attempt:
                 time.sleep(0.05)
@@ -125,13 +125,13 @@ def _patient(stock: Any) -> Any:
     return get
 
 
-_READERS = (
+_AGENTS = (
     ("idds.agents.carrier.poller", "Poller", "get_processing"),
     ("idds.agents.transformer.transformer", "Transformer", "get_transform"),
     ("idds.agents.clerk.clerk", "Clerk", "get_request"),
 )
-"""Agents and what they read the subject of an event with.  Submitter, trigger
-and finisher are pollers."""
+"""Agents that poll, and with which method each reads the row that an event is
+about.  Submitter, trigger and finisher inherit from the poller."""
 
 
 def tune(agent: Any, timing: Timing) -> None:
@@ -181,7 +181,7 @@ _SPEED = (
         "events about locked rows",
         "an event about a row that another agent has locked, for instance the poller, is lost",
         "what the event tells is found at the next poll only",
-        tuple(f"{module}:{agent}.{name}" for module, agent, name in _READERS),
+        tuple(f"{module}:{agent}.{name}" for module, agent, name in _AGENTS),
         _wait_for_locks,
     ),
     Repair(
@@ -424,7 +424,9 @@ reached transform and request."""
 
 
 class News:
-    """Knows what has news in PanDA, so that iDDS polls that often and everything else seldom."""
+    """Remembers which tasks and requests have news in PanDA, so that iDDS polls those often and all others
+    seldom.
+    """
 
     def __init__(self) -> None:
         self._tasks: dict[int, float] = {}
@@ -438,7 +440,7 @@ class News:
     def note(self, bodies: Collection[Mapping[str, Any]]) -> None:
         """Note messages, whether they reach iDDS or not, and have their tasks polled soon.
 
-        Of jobs that finish, iDDS needs nothing but the message.
+        For a job that finishes, the message alone is enough for iDDS.
         """
         if not self._shortest:
             return
@@ -500,7 +502,7 @@ def _poll_by_news(timing: Timing) -> None:
     quick = timing.timer < _STOCK_TIMER
     if quick:
         NEWS.begin(timing.poll)
-    for module, agent in _POLLERS:
+    for module, agent, _ in _AGENTS:
         owner = getattr(idds_module(module), agent)
         owner.load_poll_period = _make_period(owner.load_poll_period, timing.poll, quick)
 
@@ -518,13 +520,6 @@ def _make_period(stock: Any, poll: int, quick: bool) -> Any:
         return answer
 
     return load
-
-
-_POLLERS = (
-    ("idds.agents.carrier.poller", "Poller"),
-    ("idds.agents.transformer.transformer", "Transformer"),
-    ("idds.agents.clerk.clerk", "Clerk"),
-)
 
 
 _VOLUME = (
@@ -569,7 +564,7 @@ _VOLUME = (
         "a request of ten tasks takes a quarter of a core and more for polls that find nothing, a task of "
         "thousands of jobs a whole one",
         (
-            *(f"{module}:{agent}.load_poll_period" for module, agent in _POLLERS),
+            *(f"{module}:{agent}.load_poll_period" for module, agent, _ in _AGENTS),
             *(
                 f"idds.orm.base.models:{name}.update_poll_period"
                 for name in ("Request", "Transform", "Processing")
