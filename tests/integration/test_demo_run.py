@@ -241,7 +241,7 @@ def failing(site: Site, good: Run) -> Run:
     """A run in which a quantum fails for good, and another only at first."""
     config = yaml.safe_load(site.place.failing_config.read_text())
     config["extraQgraphOptions"] += (
-        ' -c "isr:failIf=exposure is 260315003 and detector is 0" -c isr:exitCode=42 -c isr:failAttempts=1'
+        ' -c "isr:failIf=exposure IN (260315003) AND detector IN (0)" -c isr:exitCode=42 -c isr:failAttempts=1'
     )
     path = site.place.directory / "twice.yaml"
     path.write_text(yaml.safe_dump(config))

@@ -21,7 +21,7 @@ _OPERATOR = "quickstart"
 _FOREIGN = ("PANDA_", "PANDACACHE_", "OIDC_", "X509_", "IDDS_", "BPS_", "CTRL_BPS_PANDA_")
 """Variables that would lead to another PanDA, or take a credential along."""
 
-_FAILURE = "visit is 260315002 and detector is 1"
+_FAILURE = "visit IN (260315002) AND detector IN (1)"
 
 
 @dataclass(frozen=True, slots=True)
