@@ -56,7 +56,7 @@ class Kind:
     """Keys of BPS."""
 
 
-ALWAYS = "detector is 0"
+ALWAYS = "detector IN (0)"
 KINDS = {
     "exception": Kind(
         r"lsst\.ctrl\.bps\.panda\.demo\.star_task\.TroubleError: deliberate failure of .*'detector': 0.*",
@@ -158,11 +158,19 @@ def test_the_cause_comes_first(site: Site, started: dict[tuple[str, int], Future
     for retries in RETRIES:
         run_id = started[name, retries].result()
         assert await_end(site.place.panda, run_id, site.environment, limit=LIMIT) is WmsStates.FAILED
-        (group,) = json.loads(site.call("panda_bps", "errors", run_id, "--json").stdout)["groups"]
+        groups = json.loads(site.call("panda_bps", "errors", run_id, "--json").stdout)["groups"]
+        assert len(groups) == 1, groups
+        (group,) = groups
         assert re.fullmatch(kind.exception, group["exception"])
         assert group["verdict"]["name"] == kind.verdict
         assert (group["attempts"], group["jobs"]) == (kind.attempts if retries else 1, 1)
         _, blank, first, *_ = site.call("panda_bps", "errors", run_id).stdout.splitlines()
         assert (blank, first) == ("", f"1. {group['exception']}")
+        report = re.split(
+            r"^Why 1 job failed.*\n", site.call("bps", "report", "--id", run_id).stdout, flags=re.M
+        )
+        cause, example, *_ = report[1].splitlines()
+        assert cause.strip() == first.removeprefix("1. ")
+        assert example.endswith(f"PanDA job {group['example']['panda_id']}")
         log = site.call("panda_bps", "logs", run_id).stdout
         assert not kind.traceback or "Traceback (most recent call last)" in log

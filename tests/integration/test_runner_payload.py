@@ -50,11 +50,11 @@ class Worker:
             timeout=60,
         )
 
-    def start(self, command, *options):
+    def start(self, command, *options, environment=None, **arguments):
         return subprocess.Popen(
-            self.argv(command, *options),
+            self.argv(command, *options, **arguments),
             cwd=self.work,
-            env=ENVIRONMENT,
+            env=dict(ENVIRONMENT, **(environment or {})),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             # The tests may have been started by nohup, which the runner obeys.
@@ -558,6 +558,20 @@ class TestAttempts:
 
     def test_other_codes_are_retried(self, worker):
         assert self.attempt(worker, 101, 9)[:2] == (9, True)
+        assert self.attempt(worker, 105, 0)[:2] == (0, True)
+
+    def test_an_attempt_that_was_told_to_end_is_retried(self, worker):
+        """As after too much memory; many programs then end with a code of their own."""
+        process = worker.start(
+            "trap 'exit 7' TERM; touch ready; sleep 100 & wait",
+            *self.OPTIONS,
+            text="isr:3",
+            environment=self.environment(101),
+        )
+        with process:
+            worker.wait_for("ready")
+            process.terminate()
+            assert process.wait(30) == 7
         assert self.attempt(worker, 105, 0)[:2] == (0, True)
 
     def test_another_job_runs(self, worker):

@@ -113,8 +113,13 @@ def test_a_report_has_everything_bps_prints():
     assert report.exit_code_summary == {"isr": [137, 1099], "coadd": [], "finalJob": []}
     text = shown(report)
     for part in (
-        "1 x payload 137 (ended by SIGKILL) in isr; for instance isr:1, PanDA job 900, http://l/payload.stderr",
-        "1 x pilot 1099 (no {file}) in isr; for instance isr:2, PanDA job 901, https://mon/job/901/",
+        "Why 2 jobs failed, most frequent first:\n"
+        "  out of memory: payload 137, ended by SIGKILL\n"
+        "    1 x isr (out of memory); for instance isr:1, PanDA job 900\n"
+        "    payload 137 (ended by SIGKILL), http://l/payload.stderr\n"
+        "  storage: pilot 1099, no {file}\n"
+        "    1 x isr (storage); for instance isr:2, PanDA job 901\n"
+        "    pilot 1099 (no {file}), https://mon/job/901/\n",
         "Monitor: https://mon/tasks/?idds_request_id=41",
         "Failed jobs: https://mon/jobs/?jeditaskid=101&jobstatus=failed",
         "requestMemory",
@@ -206,6 +211,26 @@ def test_the_errors_say_which_job_and_which_data():
     assert "for instance job of isr:1 (isr:1; visit=8), PanDA job 900" in str(info)
     told = {key: info.context[f"error_1_{key}"] for key in ("name", "bps_name", "data")}
     assert told == {"name": "isr:1", "bps_name": "job of isr:1", "data": "visit=8"}
+
+
+def test_the_exception_comes_first_and_is_that_of_the_attempt_that_ran():
+    """iDDS has the last attempt, which the runner may have refused."""
+    found = []
+
+    def find_attempts(jobs):
+        return [dataclasses.replace(job, panda_id=job.panda_id - 100, log_url="l") for job in jobs]
+
+    def read_end(job):
+        found.append(job.panda_id)
+        return "ValueError: {0} is no number" if job.panda_id == 800 else None, ()
+
+    report = make_run_report(EVIDENCE, find_attempts=find_attempts, read_end=read_end)
+    first, where, code, second, *_ = str(report.specific_info).splitlines()[1:]
+    assert (first, second) == ("  ValueError: {0} is no number", "  storage: pilot 1099, no {file}")
+    assert where == "    1 x isr (out of memory); for instance isr:1, PanDA job 800"
+    assert code == "    payload 137 (ended by SIGKILL), l"
+    assert found == [800, 801]
+    assert report.specific_info.context["error_1_exception"] == first.strip()
 
 
 def test_the_site_is_told_where_bps_has_a_column_for_it():

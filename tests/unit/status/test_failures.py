@@ -166,7 +166,7 @@ def test_only_the_most_frequent_are_kept():
         run, (TransformRecord(4, 1, "run_01_isr_01", "SubFinished", outputs=outputs),), attempts=failures
     )
     text = str(make_run_report(evidence).specific_info)
-    assert [code for code in range(1, 30) if f" x payload {code} " in text] == list(range(20, 30))
+    assert [code for code in range(1, 30) if f"\n    payload {code} (" in text] == list(range(20, 30))
 
 
 @pytest.mark.parametrize(

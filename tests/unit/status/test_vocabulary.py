@@ -99,14 +99,14 @@ def test_what_differs_from_job_to_job_is_one_error_for_everybody(one, other):
     evidence = failed_run((JobError("pilot", 1099, one),), (JobError("pilot", 1099, other),))
     assert [group.attempts for group in group_errors(evidence)] == [2]
     assert [line[:15] for line in error_lines(evidence)] == ["2 x pilot 1099 "]
-    assert report_text(evidence).count(" x pilot 1099 ") == 1
-    assert "2 x pilot 1099" in report_text(evidence)
+    assert report_text(evidence).count("\n    pilot 1099 (") == 1
+    assert "\n    2 x isr (storage)" in report_text(evidence)
 
 
 def test_errors_that_differ_otherwise_are_two():
     evidence = failed_run((JobError("pilot", 1099, "no file a"),), (JobError("pilot", 1099, "no file b"),))
     assert len(group_errors(evidence)) == len(error_lines(evidence)) == 2
-    assert report_text(evidence).count(" x pilot 1099 ") == 2
+    assert report_text(evidence).count("\n    pilot 1099 (") == 2
 
 
 @pytest.mark.parametrize("status", JOB_STATUSES)

@@ -37,7 +37,9 @@ from .plan.naming import BUILD_LABEL, printable, printable_label
 from .status.bps_states import Counts, sum_counts, was_killed
 from .status.evidence import RunEvidence, RunTally
 from .status.failures import (
+    EndReader,
     ErrorGroup,
+    add_verdicts,
     exit_codes,
     find_remarks,
     group_errors,
@@ -46,6 +48,7 @@ from .status.failures import (
 )
 from .status.job_errors import signal_name
 from .status.records import ContentRecord, JobRecord, TransformRecord, describe_data
+from .status.verdicts import PACKAGED_RULES
 from .status.vocabulary import (
     CANCELLING_TASKS,
     CONTENT_STATUSES,
@@ -147,11 +150,14 @@ def make_run_report(
     monitor_url: str = "",
     return_exit_codes: bool = True,
     known: KnownJobs = _UnknownJobs(),  # noqa: B008, nothing is in it
+    find_attempts: Callable[[Sequence[JobRecord]], Sequence[JobRecord]] = list,
+    read_end: EndReader | None = None,
 ) -> WmsRunReport:
     """Make the report of one run: all 11 states for each label, labels in
     pipeline order, the jobs, and in ``specific_info`` errors, links and what to do next.
 
-    Failed jobs whose exit code no server could tell have `UNKNOWN_EXIT_CODE`.
+    Failed jobs whose exit code no server could tell have `UNKNOWN_EXIT_CODE`.  ``find_attempts`` replaces
+    failed jobs by the attempts that tell why, and ``read_end`` reads the ends of their logs.
     """
     report = _bare_report(evidence)
     report.jobs = list(_list_jobs(evidence, known))
@@ -159,7 +165,10 @@ def make_run_report(
     if return_exit_codes:
         report.exit_code_summary = _exit_codes(evidence)
     info = WmsSpecificInfo()
-    _add_notes(info, evidence, MonitorLinks(monitor_url), known)
+    groups = group_errors(evidence, by_label=False)[:_ERROR_LIMIT] if _has_failed(evidence) else []
+    groups = name_examples(groups, lambda examples: known.identify(find_attempts(examples)))
+    groups = add_verdicts(groups, PACKAGED_RULES, read_tail=read_end)
+    _add_notes(info, evidence, MonitorLinks(monitor_url), groups)
     report.specific_info = WmsSpecificInfo()
     context = {key: printable(v) if isinstance(v, str) else v for key, v in info.context.items()}
     for template in info.templates:
@@ -468,10 +477,16 @@ class MonitorLinks:
 
 _ERROR_LIMIT = 10
 _TASK_LIMIT = 5
-_DIGEST_TEMPLATE = "  {count} x {error} ({text}) in {labels}; for instance {title}, PanDA job {job}, {log}"
+_DIGEST = (
+    "  {exception}",
+    "    {count} x {labels} ({verdict}); for instance {title}, PanDA job {job}",
+    "    {error} ({text}), {log}",
+)
 
 
-def _add_notes(info: WmsSpecificInfo, evidence: RunEvidence, links: MonitorLinks, known: KnownJobs) -> None:
+def _add_notes(
+    info: WmsSpecificInfo, evidence: RunEvidence, links: MonitorLinks, groups: Sequence[ErrorGroup]
+) -> None:
     """Add to a report what a user wants to know besides counts: lines, and their values in its context."""
     if origin := evidence.attributes.origin:
         info.add_message(
@@ -486,7 +501,7 @@ def _add_notes(info: WmsSpecificInfo, evidence: RunEvidence, links: MonitorLinks
     for number, problem in enumerate(evidence.problems, start=1):
         key = f"problem_{number}"
         info.add_message(f"Not known: {{{key}}}", {key: problem})
-    _add_errors(info, evidence, links, known)
+    _add_errors(info, evidence, links, groups)
     _add_links(info, evidence, links)
     new_id = evidence.successor.request_id if evidence.successor else 0
     applies = [text for condition, text in _ADVICE if condition(evidence)]
@@ -536,13 +551,15 @@ def _add_tasks(info: WmsSpecificInfo, evidence: RunEvidence, words: str, statuse
         info.add_message(f"{words} {{{key}}}.", {key: ", ".join(found[:_TASK_LIMIT]) + more})
 
 
-def _add_errors(info: WmsSpecificInfo, evidence: RunEvidence, links: MonitorLinks, known: KnownJobs) -> None:
+def _add_errors(
+    info: WmsSpecificInfo, evidence: RunEvidence, links: MonitorLinks, groups: Sequence[ErrorGroup]
+) -> None:
     failed = evidence.tally.total[WmsStates.FAILED]
     if not failed:
         return
     if evidence.failures:
-        info.add_message("Errors of {failed_jobs} failed jobs, most frequent first:", failed_jobs=failed)
-    groups = name_examples(group_errors(evidence, by_label=False)[:_ERROR_LIMIT], known.identify)
+        jobs = "job" if failed == 1 else "jobs"
+        info.add_message(f"Why {{failed_jobs}} {jobs} failed, most frequent first:", failed_jobs=failed)
     for number, group in enumerate(groups, start=1):
         _add_group(info, number, group, links)
     untold = failed - sum(failure.errors[0].code != UNKNOWN_EXIT_CODE for failure in evidence.failures)
@@ -561,6 +578,8 @@ def _add_group(info: WmsSpecificInfo, number: int, group: ErrorGroup, links: Mon
     assert example is not None
     log = example.log_url or (links.job(example.panda_id) if example.panda_id else "")
     values = {
+        "exception": group.exception,
+        "verdict": group.verdict.name,
         "count": group.attempts,
         "error": error.title,
         "source": error.source,
@@ -575,7 +594,8 @@ def _add_group(info: WmsSpecificInfo, number: int, group: ErrorGroup, links: Mon
         "log": log or "no log known",
     }
     context = {f"error_{number}_{key}": value for key, value in values.items()}
-    info.add_message(_DIGEST_TEMPLATE.replace("{", f"{{error_{number}_"), context)
+    for line in _DIGEST:
+        info.add_message(line.replace("{", f"{{error_{number}_"), context)
 
 
 def _add_links(info: WmsSpecificInfo, evidence: RunEvidence, links: MonitorLinks) -> None:

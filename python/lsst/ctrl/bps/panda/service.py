@@ -30,6 +30,7 @@ from .checks.configuration import (
 )
 from .errors import PandaBpsError, RunNotFoundError, SettingsError, TransportError
 from .findings import Finding, report_findings
+from .insight.logs import LogTransport, TailReader, find_first_attempts
 from .plan.document import describe_plan
 from .remote.request import is_control_workflow, submit_build, submit_control_workflow
 from .report import (
@@ -66,6 +67,9 @@ from .staging import stage_with_progress
 from .workflow import PandaBpsWmsWorkflow
 
 _LOG = logging.getLogger(__name__)
+
+LOG_PATIENCE = 5.0
+"""How long a report waits in vain for logs, s."""
 
 DEFAULT_DAYS = 2.0
 """How far the list of runs looks back if nobody says, days."""
@@ -219,12 +223,13 @@ class PanDAService(BaseWmsService):
             if wms_workflow_id:
                 found = client.find(wms_workflow_id)
                 evidence = client.detail(found, jobs_listed=LISTED_JOBS)
-                jobs = RunJobs(evidence, far=False)
                 report = make_run_report(
-                    jobs.set_refused_aside(evidence),
+                    evidence,
                     monitor_url=client.connection.settings.monitor_url,
                     return_exit_codes=return_exit_codes,
-                    known=jobs,
+                    known=RunJobs(evidence, far=False),
+                    find_attempts=partial(find_first_attempts, client.connection),
+                    read_end=TailReader(LogTransport(client.connection, patience=LOG_PATIENCE)),
                 )
                 return [report], "\n".join(found.collect_outputs(report.state))
             days = hist or DEFAULT_DAYS

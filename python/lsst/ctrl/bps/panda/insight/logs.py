@@ -22,6 +22,7 @@ __all__ = [
     "TailReader",
     "find_log_urls",
     "choose_jobs",
+    "find_first_attempts",
     "fold_lines",
     "from_record",
     "parse_json_line",
@@ -31,6 +32,7 @@ __all__ = [
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
@@ -41,7 +43,7 @@ from ..errors import ConnectionFailedError, ReplyError, SettingsError, Transport
 from ..rest.credentials import Anonymous, Credentials, checks_certificates
 from ..rest.faults import Fault
 from ..rest.panda_api import server_root
-from ..rest.retries import LOG_RETRY, Timeouts
+from ..rest.retries import LOG_RETRY, Timeouts, WaitingBudget
 from ..rest.transport import Reply, Transport
 from ..runs.client import Connection
 from ..runs.jobs import JobQuery
@@ -49,7 +51,7 @@ from ..staging.transfers import describe_cause
 from ..status.evidence import RunEvidence
 from ..status.job_errors import is_killed
 from ..status.records import JobRecord, render_count
-from ..status.replies import render_short, text_of
+from ..status.replies import parse_jobs, render_short, text_of
 
 LEVELS = {"TRACE": 5, "DEBUG": 10, "VERBOSE": 15, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
 """Names of levels and their numbers."""
@@ -157,12 +159,15 @@ _HEADERS = {"Accept-Encoding": "identity"}
 class LogTransport:
     """Reads log areas through HTTP: with the credentials of a connection at its own server, without them
     everywhere else.
+
+    With ``patience``, all reading together waits in vain for so many seconds at most.
     """
 
-    def __init__(self, connection: Connection | None = None) -> None:
+    def __init__(self, connection: Connection | None = None, *, patience: float | None = None) -> None:
         env = connection.settings.environment if connection is not None else {}
-        self._anonymous = _make_transport(Anonymous(), env)
-        self._own = _make_transport(connection.credentials, env) if connection is not None else None
+        budget = None if patience is None else WaitingBudget(patience)
+        self._anonymous = _make_transport(Anonymous(), env, budget)
+        self._own = _make_transport(connection.credentials, env, budget) if connection is not None else None
         self.server = connection.settings.require_url() if connection is not None else ""
 
     def get(self, url: str, *, headers: Mapping[str, str], what: str) -> Reply:
@@ -174,12 +179,15 @@ class LogTransport:
         return transport.get(url, headers=headers, what=what)
 
 
-def _make_transport(credentials: Credentials, env: Mapping[str, str]) -> Transport:
+def _make_transport(
+    credentials: Credentials, env: Mapping[str, str], budget: WaitingBudget | None
+) -> Transport:
     return Transport(
         credentials,
         verify=checks_certificates(env),
         timeouts=Timeouts(connect=10.0, silence=30.0, total=600.0),
         retry=LOG_RETRY,
+        budget=budget,
     )
 
 
@@ -341,6 +349,29 @@ def choose_jobs(evidence: RunEvidence, choice: JobChoice) -> tuple[list[JobRecor
         jobs = failed
     jobs.sort(key=lambda job: job.panda_id)
     return jobs[-choice.limit :], max(0, len(jobs) - choice.limit)
+
+
+def find_first_attempts(connection: Connection, failures: Sequence[JobRecord]) -> list[JobRecord]:
+    """Replace failed jobs by the first attempt of each that ended in the same way, as PanDA has it.
+
+    iDDS knows the last one, which the runner may have refused: it tells nothing then.  What PanDA does not
+    tell of stays as it is.
+    """
+    first: dict[tuple[int, str, tuple[str, int]], JobRecord] = {}
+    for task_id in dict.fromkeys(job.task_id for job in failures if job.task_id):
+        with suppress(TransportError):
+            rows = connection.api.job_descriptions(task_id, unsuccessful_only=True)
+            for job in sorted(parse_jobs(rows), key=lambda job: job.panda_id):
+                first.setdefault((task_id, job.name, _end_of(job)), job)
+    found = (first.get((job.task_id, job.name, _end_of(job))) for job in failures)
+    return [
+        replace(attempt, label=job.label) if attempt else job
+        for job, attempt in zip(failures, found, strict=True)
+    ]
+
+
+def _end_of(job: JobRecord) -> tuple[str, int]:
+    return (job.error.source, job.error.code) if job.error else ("", 0)
 
 
 class LogReader:

@@ -23,7 +23,6 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from time import monotonic
@@ -31,7 +30,7 @@ from time import sleep as sleep_for
 
 from lsst.ctrl.bps.wms_service import WmsStates
 
-from ..errors import PandaBpsError, RunNotFoundError, TransportError
+from ..errors import PandaBpsError, RunNotFoundError
 from ..report import get_status_of
 from ..runs.client import Connection
 from ..runs.jobs import RunJobs
@@ -39,9 +38,8 @@ from ..status.bps_states import BEFORE_RUNNING, ENDED_STATES, Counts, move_jobs,
 from ..status.evidence import RunEvidence
 from ..status.failures import group_errors
 from ..status.records import FileCounts
-from ..status.replies import parse_jobs
 from ..status.vocabulary import ENDED_TASKS, JOB_STATUSES, JobPhase, is_running
-from .logs import LogTransport, TailReader
+from .logs import LogTransport, TailReader, find_first_attempts
 from .messages import StatusMessage, Subscription, parse_message
 
 _LOG = logging.getLogger(__name__)
@@ -133,27 +131,14 @@ def make_progress(evidence: RunEvidence, moment: datetime) -> Progress:
 
 
 def describe_first_failure(connection: Connection, evidence: RunEvidence) -> str:
-    """Say which job failed first, and why: the exception of the first attempt whose log has one, or PanDA's
-    error.
-
-    An attempt after it may have been refused by the runner, and tells nothing then.
-    """
+    """Say which job failed first, and why: the exception of its first attempt, or PanDA's error."""
     if not evidence.failures:
         return ""
     first = min(evidence.failures, key=lambda job: (not job.panda_id, job.panda_id))
-    attempts = []
-    if first.task_id:
-        with suppress(TransportError):
-            rows = connection.api.job_descriptions(first.task_id, unsuccessful_only=True)
-            attempts = [job for job in parse_jobs(rows) if job.failed and job.name == first.name]
-    attempts = sorted(attempts, key=lambda job: job.panda_id) or [first]
-    reader = TailReader(LogTransport(connection), count=0)
-    found = ((job, reader(job).exception) for job in attempts)
-    job, why = next((pair for pair in found if pair[1]), (attempts[0], ""))
-    (job,) = RunJobs(evidence).identify([replace(job, label=first.label)])
-    error = job.error or first.error
-    if not why and error is not None:
-        why = f"{error.title}{': ' if error.text else ''}{error.text}"
+    (job,) = RunJobs(evidence).identify(find_first_attempts(connection, [first]))
+    why = TailReader(LogTransport(connection), count=0)(job).exception
+    if not why and job.error is not None:
+        why = f"{job.error.title}{': ' if job.error.text else ''}{job.error.text}"
     number = f", PanDA job {job.panda_id}" if job.panda_id else ""
     return f"{job.label} {job.title}{number}: {why or 'no reason is known'}"
 

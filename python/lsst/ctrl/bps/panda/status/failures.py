@@ -5,6 +5,7 @@ happened.  How a single error is worded is in `~.job_errors`.
 from __future__ import annotations
 
 __all__ = [
+    "EndReader",
     "ErrorGroup",
     "add_verdicts",
     "exit_codes",
@@ -20,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import TypeAlias
 
 from lsst.ctrl.bps.wms_service import WmsStates
 
@@ -51,6 +53,10 @@ _RUNNER = re.compile(r"runner: \d")
 _NUMBERS = re.compile(r"0x[0-9a-fA-F]+|\d+")
 _IDENTIFIERS = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}")
 _MEMORY_RULES = tuple(rule for rule in RULES if rule.verdict == OUT_OF_MEMORY and rule.codes)
+
+
+EndReader: TypeAlias = Callable[[JobRecord], tuple[str | None, tuple[str, ...]]]
+"""Gives the exception and the last lines of a job's log, `None` for the exception if it could not be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +251,7 @@ def add_verdicts(
     groups: Iterable[ErrorGroup],
     rulebook: Rulebook,
     *,
-    read_tail: Callable[[JobRecord], tuple[str | None, tuple[str, ...]]] | None = None,
+    read_tail: EndReader | None = None,
 ) -> list[ErrorGroup]:
     """Add verdicts, and the exceptions and ends of the examples' logs.
 
@@ -255,9 +261,8 @@ def add_verdicts(
         Groups as `group_errors` gives them.
     rulebook : `~.verdicts.Rulebook`
         Rules of the verdicts.
-    read_tail : `~collections.abc.Callable`, optional
-        Gives the exception and the last lines of a job's log, `None` for the exception if it could not be
-        read; not called for jobs without one.
+    read_tail : `EndReader`, optional
+        Reads the end of a job's log; not called for jobs without one.
     """
     judged = []
     for group in groups:
