@@ -25,6 +25,7 @@ from lsst.ctrl.bps import (
     GenericWorkflowExec,
     GenericWorkflowJob,
 )
+from lsst.ctrl.bps.panda.campaign.record import CampaignIndex, CampaignRecord, PartRecord, PartState
 from lsst.ctrl.bps.panda.cli.panda_bps import main
 from lsst.ctrl.bps.panda.insight.documents import make_document, read_schema
 from lsst.ctrl.bps.panda.insight.logs import LogTransport, TailReader
@@ -280,6 +281,40 @@ def test_the_cause_is_the_same_however_often_it_is_tried(tmp_path):
         assert text.splitlines()[2] == f"1. {CAUSES['nodata'][1]}"
     finally:
         instance.stop(state)
+
+
+def test_a_campaign_has_the_documents_of_its_runs(place, good_run, bad_run, tmp_path):
+    (tmp_path / "pages").mkdir()
+    parts = [
+        PartRecord(
+            site=site, compute_site="local", share=1, values=[1], file="", submit_path=str(tmp_path / site),
+            run=f"u_ann_{site}", output_run="", butler="", request_id=run_id,
+            state=PartState.PREPARED if run_id is None else PartState.SUBMITTED,
+        )
+        for site, run_id in (("A", int(good_run)), ("B", int(bad_run)), ("C", None))
+    ]  # fmt: skip
+    record = CampaignRecord(
+        name="camp", directory=str(tmp_path), config="/run.yaml", digest="", partition="tract",
+        service_class="lsst.ctrl.bps.panda.PanDAService", prepared_at="2026-11-20T12:00:00Z", parts=parts,
+    )  # fmt: skip
+    record.write()
+    document = place.json("campaign", "errors", tmp_path)
+    assert (document["kind"], document["run"]) == ("campaign_errors", "camp")
+    assert document["problems"] == ["C: not submitted yet"]
+    assert [site["site"] for site in document["sites"]] == ["A", "B"]
+    assert document["sites"][0]["groups"] == []
+    assert document["sites"][1]["groups"] == place.json("errors", bad_run)["groups"]
+    text, told = place.call("campaign", "errors", tmp_path, "--label", "missing", code=1)
+    assert "has no label 'missing'" in told
+    written = place.json("campaign", "html", tmp_path, "-o", tmp_path / "pages")["sites"]
+    assert [Path(site["path"]).is_file() for site in written] == [True, True]
+
+    CampaignIndex(read_service_settings(None, place.env).state_directory).add(record)
+    (listed,) = place.json("campaign", "list")["campaigns"]
+    assert (listed["runs"], listed["path"]) == ([int(good_run), int(bad_run), None], str(tmp_path))
+    assert "2 of 3" in place.call("campaign", "list")[0]
+    (tmp_path / "panda_campaign.json").unlink()
+    assert place.json("campaign", "list")["campaigns"][0]["runs"] is None
 
 
 def test_own_rules_come_first(place, bad_run, tmp_path):

@@ -12,7 +12,6 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
-from panda_servers.bad_web import BadWeb
 
 from lsst.ctrl.bps.panda.cli import panda_bps, panda_local
 from lsst.ctrl.bps.panda.runs.record import RunIndex, RunRecord
@@ -164,6 +163,9 @@ def test_help_imports_nothing_of_bps(tmp_path):
 @pytest.fixture(scope="module")
 def server():
     """The URL of a server that finds nothing."""
+    # Not there when this file is run to write the outlines.
+    from panda_servers.bad_web import BadWeb
+
     with BadWeb() as web:
         yield f"{web.url}server/panda"
 

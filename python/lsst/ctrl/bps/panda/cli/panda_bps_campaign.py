@@ -5,10 +5,9 @@ from __future__ import annotations
 __all__ = ["campaign", "campaign_index"]
 
 import contextlib
-import inspect
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from lsst.ctrl.bps.wms_service import WmsStates
 from ..campaign.parts import prepare_campaign, read_configuration
 from ..campaign.record import CampaignIndex, find_campaign, read_campaign
 from ..campaign.runs import (
+    CampaignOverview,
+    SiteOverview,
     cancel_campaign,
     fetch_campaign,
     make_campaign_document,
@@ -27,15 +28,18 @@ from ..campaign.runs import (
 from ..checks.configuration import check_service
 from ..errors import PandaBpsError
 from ..findings import report_findings
+from ..insight.documents import make_document
 from ..runs.client import connect
 from ..settings.bps_command import end_log, is_dry_run
 from ..settings.files import check_files
 from ..settings.run import read_service_settings
 from ..status.bps_states import Counts
+from ..status.evidence import RunEvidence
+from ..status.failures import find_remarks
 from . import CommandGroup
 from .output import STATE_COLUMNS, count_columns, json_option, print_lines, shows_errors, table, write_json
 from .panda_bps_check import make_service, service_class_option
-from .panda_bps_show import RunArgument, errors, html
+from .panda_bps_show import RunArgument, errors, fetch_errors, html, print_errors, write_page
 from .panda_bps_watch import watch_options, watch_runs
 
 _shows_errors = shows_errors(KeyError, ValueError, OSError)
@@ -173,7 +177,7 @@ def _find_or_begin(name: str, new: bool, service_class: str | None) -> Any:
     return latest
 
 
-def _look(name: str) -> tuple[Any, Any]:
+def _look(name: str) -> tuple[Any, CampaignOverview]:
     """Find a campaign and ask about its runs."""
     record = find_campaign(name, campaign_index())
     service = make_service(record.service_class)
@@ -225,19 +229,25 @@ def status(name: str) -> int:
 
 
 @campaign.command("list")
+@json_option
 @_shows_errors
-def list_campaigns() -> None:
+def list_campaigns(as_json: bool) -> None:
     """List your campaigns, the newest first, without asking a server."""
     rows = []
     for entry in reversed(campaign_index().entries()):
-        try:
-            parts = read_campaign(entry.directory).parts
-            runs = f"{sum(part.request_id is not None for part in parts)} of {len(parts)}"
-        except (PandaBpsError, OSError):
-            runs = "gone"
+        runs: list[int | None] | None = None
+        with contextlib.suppress(PandaBpsError, OSError):
+            runs = [part.request_id for part in read_campaign(entry.directory).parts]
         rows.append((entry.prepared_at, runs, entry.directory, entry.config))
-    if rows:
-        print_lines(table(("prepared", "runs", "directory", "configuration"), rows, left=4))
+    if as_json:
+        listed = [dict(zip(("prepared", "runs", "path", "config"), row, strict=True)) for row in rows]
+        write_json(make_document({"campaigns": listed}, kind="campaigns", request_id=0))
+    elif rows:
+        shown = (
+            (prepared, f"{len(runs) - runs.count(None)} of {len(runs)}" if runs else "gone", *places)
+            for prepared, runs, *places in rows
+        )
+        print_lines(table(("prepared", "runs", "directory", "configuration"), shown, left=4))
     else:
         click.echo("No campaign was prepared by this user on this machine: panda_bps campaign prepare.")
 
@@ -247,7 +257,7 @@ def _options(command: click.Command) -> list[click.Parameter]:
     return [each for each in command.params if each.name not in ("run", "local", "output", "as_json")]
 
 
-def _runs(name: str) -> tuple[Any, list[tuple[Any, RunArgument]]]:
+def _runs(name: str) -> tuple[CampaignOverview, list[tuple[SiteOverview, RunArgument]]]:
     """Find a campaign and its runs, and say which sites have none."""
     service, found = _look(name)
     for problem in found.problems:
@@ -257,14 +267,47 @@ def _runs(name: str) -> tuple[Any, list[tuple[Any, RunArgument]]]:
     return found, [(site, RunArgument(str(site.request_id), connect(settings))) for site in sites]
 
 
+def _write_sites(
+    found: CampaignOverview, kind: str, sites: Iterable[tuple[SiteOverview, RunEvidence, Mapping[str, Any]]]
+) -> None:
+    """Write what was found out about the run of each site as a document."""
+    content = [
+        {
+            "site": site.site,
+            "request_id": run.request_id,
+            "run": run.name,
+            "problems": run.problems,
+            "remarks": find_remarks(run),
+            **own,
+        }
+        for site, run, own in sites
+    ]
+    document = make_document(
+        {"path": found.path, "sites": content},
+        kind=kind,
+        request_id=0,
+        name=found.name,
+        problems=found.problems,
+    )
+    write_json(document)
+
+
 @campaign.command("errors", params=_options(errors))
 @click.argument("name", metavar="CAMPAIGN")
+@json_option
 @_shows_errors
-def errors_of_runs(name: str, **options: Any) -> None:
+def errors_of_runs(name: str, as_json: bool, **options: Any) -> None:
     """Show why jobs of the runs failed, site by site, as panda_bps errors does."""
-    for site, argument in _runs(name)[1]:
+    overview, runs = _runs(name)
+    found = ((site, *fetch_errors(argument, **options)) for site, argument in runs)
+    if as_json:
+        _write_sites(
+            overview, "campaign_errors", ((site, run, {"groups": groups}) for site, run, groups, _ in found)
+        )
+        return
+    for site, run, groups, left_out in found:
         print_lines([f"== {site.site}"])
-        inspect.unwrap(errors.callback)(argument, as_json=False, **options)  # type: ignore[arg-type]
+        print_errors(run, groups, left_out)
 
 
 @campaign.command("html", params=_options(html))
@@ -276,12 +319,19 @@ def errors_of_runs(name: str, **options: Any) -> None:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Directory to write the pages to  [default: the current one].",
 )
+@json_option
 @_shows_errors
-def pages_of_runs(name: str, output: Path, **options: Any) -> None:
+def pages_of_runs(name: str, output: Path, as_json: bool, **options: Any) -> None:
     """Write the run of each site as one web page, run_<id>.html."""
-    for site, argument in _runs(name)[1]:
-        path = output / f"run_{site.request_id}.html"
-        inspect.unwrap(html.callback)(argument, output=path, as_json=False, **options)  # type: ignore[arg-type]
+    overview, runs = _runs(name)
+    written = []
+    for site, argument in runs:
+        run, path = write_page(argument, output=output / f"run_{site.request_id}.html", **options)
+        written.append((site, run, {"path": str(path.absolute())}))
+        if not as_json:
+            click.echo(f"Wrote {path}")
+    if as_json:
+        _write_sites(overview, "campaign_pages", written)
 
 
 @campaign.command("watch")
@@ -297,8 +347,8 @@ def watch_of_runs(name: str, **options: Any) -> int:
     found, runs = _runs(name)
     if not runs:
         raise PandaBpsError(f"Campaign {name} has no run yet. Submit it: panda_bps campaign submit {name}.")
-    names = {site.request_id: site.site for site, _ in runs}
-    connections = {site.request_id: argument.connection for site, argument in runs}
+    names = {int(argument.run): site.site for site, argument in runs}
+    connections = {int(argument.run): argument.connection for _, argument in runs}
     code = watch_runs(connections, lambda _: f"panda_bps campaign errors {name}", names=names, **options)
     return int(WmsStates.RUNNING.value) if not code and len(runs) < len(found.sites) else code
 

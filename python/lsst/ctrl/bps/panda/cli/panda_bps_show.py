@@ -7,21 +7,24 @@ from __future__ import annotations
 __all__ = [
     "RunArgument",
     "errors",
+    "fetch_errors",
     "find_run",
     "html",
     "job_options",
     "local_option",
+    "print_errors",
     "read_rules",
     "resources",
     "run_command",
     "show",
+    "write_page",
 ]
 
 import contextlib
 import functools
 import os
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -337,15 +340,7 @@ _ADVICE_WIDTH = 100
 @_rules_option
 @click.option("--recovered", is_flag=True, help="Include failed attempts of jobs that finished later.")
 @json_option
-def errors(
-    argument: RunArgument,
-    limit: int,
-    tail: int,
-    rules: str | None,
-    recovered: bool,
-    as_json: bool,
-    **which: str,
-) -> None:
+def errors(argument: RunArgument, as_json: bool, **options: Any) -> None:
     """Show why jobs of a run failed, and what to do.  RUN is its id,
     a part of its name, or its submit directory; by default your last run.
 
@@ -358,13 +353,27 @@ def errors(
     panda_bps errors 41 --recovered             also where a retry worked
     panda_bps errors 41 --data visit=260315001  one visit
     """  # noqa: D301 (click's mark)
+    run, groups, left_out = fetch_errors(argument, **options)
+    if as_json:
+        write_document(groups, run, "errors")
+    else:
+        print_errors(run, groups, left_out)
+
+
+def fetch_errors(
+    argument: RunArgument, *, limit: int, tail: int, rules: str | None, recovered: bool, **which: str
+) -> tuple[RunEvidence, list[ErrorGroup], int]:
+    """Return a run, why jobs of it failed as the options of ``errors`` want it, and how many kinds of errors
+    there are besides.
+    """
     rulebook = read_rules(rules) if rules else PACKAGED_RULES
     scope = JobScope.UNSUCCESSFUL if recovered else JobScope.FAILED
     run = fetch_evidence(argument.connection, argument.run, scope=scope, which=JobQuery(**which))
-    groups, left_out = _errors(argument, run, rulebook, label=which["label"], limit=limit, tail=tail)
-    if as_json:
-        write_document(groups, run, "errors")
-        return
+    return run, *_errors(argument, run, rulebook, label=which["label"], limit=limit, tail=tail)
+
+
+def print_errors(run: RunEvidence, groups: Sequence[ErrorGroup], left_out: int) -> None:
+    """Print why jobs of a run failed."""
     remarks = [*filter(None, [describe_successor(run)]), *find_remarks(run)]
     print_lines([_title(run), *remarks, *([] if groups or remarks else ["No failed job is known."])])
     for number, group in enumerate(groups, 1):
@@ -553,6 +562,15 @@ def html(argument: RunArgument, output: Path | None, rules: str | None, as_json:
     \b
     panda_bps html 41 -o run41.html
     """  # noqa: D301 (click's mark)
+    run, path = write_page(argument, output=output, rules=rules)
+    if as_json:
+        write_document({"path": str(path.absolute())}, run, "page")
+    else:
+        click.echo(f"Wrote {path}")
+
+
+def write_page(argument: RunArgument, *, output: Path | None, rules: str | None) -> tuple[RunEvidence, Path]:
+    """Write the page of a run; return the run, and where its page is."""
     from ..web.page import RunPage, render_page
 
     rulebook = read_rules(rules) if rules else PACKAGED_RULES
@@ -577,10 +595,7 @@ def html(argument: RunArgument, output: Path | None, rules: str | None, as_json:
         write_text(path.absolute(), [render_page(page)])
     except OSError as error:
         raise PandaBpsError(f"{path} cannot be written: {error}.") from error
-    if as_json:
-        write_document({"path": str(path.absolute())}, run, "page")
-    else:
-        click.echo(f"Wrote {path}")
+    return run, path
 
 
 def _graph(run: RunEvidence) -> TaskGraph:
