@@ -141,6 +141,17 @@ def test_a_command_that_fails(place):
     assert re.search(r"^customJob .*\b7\b", report, re.MULTILINE), report
 
 
+def test_a_script_that_was_mended_is_taken_by_a_restart(place):
+    job = write_job(place.work / "mend", "#!/bin/sh\nexit 7\n", numberOfRetries=0)
+    run_id = submitted(place.bps("submitcmd", str(job)))
+    assert place.wait(run_id) == "FAILED"
+    tool = job.parent / "go.sh"
+    tool.write_text("#!/bin/sh\nexit 0\n")
+    said = place.bps("restart", "--id", run_id)
+    assert f"used in their new form: go.sh. Copied anew into the submit directory: {tool}" in said
+    assert place.wait(submitted(said)) == "SUCCEEDED"
+
+
 def test_outputs_come_back_over_the_staging_area(place):
     """The worker does not have the directory of the output: it is taken away
     while the job waits, as if it were on another machine.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import stat
 from pathlib import Path
@@ -265,6 +266,35 @@ def test_files_that_have_changed_are_used_and_named(tmp_path, run):
     paths[changed].write_text(paths[changed].read_text() + "\n")
     _, _, message = restart_run(Server(tmp_path, record=record), "7")
     assert message.endswith(f". Changed since the run was submitted, and used in their new form: {changed}")
+
+
+def test_a_pipeline_that_has_changed_is_named_since_it_is_not_used(tmp_path, run):
+    plan, record = run
+    paths = [tmp_path / name for name in ("changed.yaml", "old.yaml", "gone.yaml")]
+    for path in paths[:2]:
+        path.touch()
+    planned = Path(record.submit_path, "panda_plan.json").stat().st_mtime
+    for path, when in zip(paths, (planned + 1, planned - 1), strict=False):
+        os.utime(path, (when, when))
+    record = record.model_copy(update={"sources": tuple(map(str, paths))})
+    record.write()
+    _, _, message = restart_run(Server(tmp_path, record=record), "7")
+    unused = f". Changed since the quantum graph was made, and not used: {paths[0]}; submit the run once more"
+    assert message.endswith(f"{unused} for that")
+
+
+@pytest.mark.parametrize("newer", ["original", "copy"])
+def test_what_submitcmd_has_copied_is_copied_again_if_it_is_newer(tmp_path, run, newer):
+    plan, record = run
+    original, copy = tmp_path / "go.sh", Path(record.submit_path, "go.sh")
+    for path, when in ((original, 10 + (newer == "original")), (copy, 10 + (newer == "copy"))):
+        path.write_text(str(path))
+        os.utime(path, (when, when))
+    record = record.model_copy(update={"inputs": (str(original),)})
+    record.write()
+    _, _, message = restart_run(Server(tmp_path, record=record), "7")
+    assert copy.read_text() == str(original if newer == "original" else copy)
+    assert message.endswith(f". Copied anew into the submit directory: {original}") == (newer == "original")
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ and more
         ),
         ("x.y ERROR: No label 'isrr' in it.\n", "No label 'isrr' in it", "pipelineYaml"),
         ("Error: Invalid value 'isr:doBias=maybe'", "Invalid value 'isr:doBias=maybe'", "extraQgraphOptions"),
+        ("Error: Field 'doBias' is 'no', at 'isr'", "Field 'doBias' is 'no', at 'isr'", "extraQgraphOptions"),
         ("bash: pipetask: not found\n\n", "bash: pipetask: not found", ""),
         ("", "no reason is given", ""),
     ],

@@ -151,11 +151,14 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
         write_text(directory / PLAN_NAME, render_plan(self.plan))
         if self._registration is not None:
             write_text(directory / REGISTRATION_NAME, [self._registration.to_json()])
+        run = RunConfiguration(self.config)
         record = RunRecord.from_plan(
             self.plan,
             staging=self.settings.staging,
             clusters=self.settings.clusters,
             outputs=self._outputs,
+            inputs=tuple(os.path.abspath(path) for _, path in run.command_files) if self.is_command else (),
+            sources=() if self.is_command else tuple(map(os.path.abspath, run.graph_sources)),
             messages=find_run_broker(read_service_settings(self.config), self.plan.run.site),
         )
         record.prepared_again(directory).write(directory)

@@ -133,6 +133,12 @@ class RunRecord(_Section):
     outputs: tuple[tuple[str, str], ...] = ()
     """Key and destination of each output of ``bps submitcmd``."""
 
+    inputs: tuple[str, ...] = ()
+    """Files that ``bps submitcmd`` has copied into the submit directory."""
+
+    sources: tuple[str, ...] = ()
+    """Files that the quantum graph was made from."""
+
     messages: dict[str, Any] | None = None
     """The message broker of the run's own configuration."""
 
@@ -162,11 +168,20 @@ class RunRecord(_Section):
         staging: StagingSettings,
         clusters: tuple[str, ...] = (),
         outputs: tuple[tuple[str, str], ...] = (),
+        inputs: tuple[str, ...] = (),
+        sources: tuple[str, ...] = (),
         messages: dict[str, str] | None = None,
     ) -> RunRecord:
         """Make the record of a run that has just been planned."""
         how = Staging(max_workers=staging.max_workers, group_permissions=staging.group_permissions)
-        record = cls(**_plan_fields(plan), staging=how, clusters=clusters, outputs=outputs)
+        record = cls(
+            **_plan_fields(plan),
+            staging=how,
+            clusters=clusters,
+            outputs=outputs,
+            inputs=inputs,
+            sources=sources,
+        )
         return record._with(messages=messages) if messages else record
 
     @classmethod
@@ -280,7 +295,7 @@ class RunRecord(_Section):
 
     def for_restart(self, plan: WorkflowPlan) -> RunRecord:
         """Return the record of the run that completes this one with a new plan."""
-        kept = ("staging", "clusters", "messages", "outputs", "remote")
+        kept = ("staging", "clusters", "messages", "outputs", "inputs", "sources", "remote")
         return RunRecord(
             **_plan_fields(plan),
             origin_path=os.fspath(self.origin_directory),

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 __all__ = ["restart_run"]
 
+import contextlib
+import filecmp
 import logging
 import os
+import shutil
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,6 +82,7 @@ def _restart(client: RunClient, found: FoundRun) -> tuple[str | None, str | None
     done = _done_jobs(client, evidence, plan)
     restart = make_restart_plan(plan, done, name=restart_name(plan.run.name, number), origin=request_id)
     restart = replace(restart, run=replace(restart.run, submit_path=os.fspath(directory)))
+    renewed = _copy_again(record)
     new, changed = _submit(client, restart, record)
     _finish(record, new)
     queued = ", ".join(f"{count} {label}" for label, count in restart.labels)
@@ -87,7 +92,37 @@ def _restart(client: RunClient, found: FoundRun) -> tuple[str | None, str | None
     )
     if changed:
         message += f". Changed since the run was submitted, and used in their new form: {', '.join(changed)}"
+    if renewed:
+        message += f". Copied anew into the submit directory: {', '.join(renewed)}"
+    if unused := _find_newer(record.sources, Path(record.origin_directory, PLAN_NAME)):
+        message += (
+            f". Changed since the quantum graph was made, and not used: {', '.join(unused)}; submit the run "
+            "once more for that"
+        )
     return str(new.request_id), restart.run.name, message
+
+
+def _copy_again(record: RunRecord) -> list[str]:
+    """Replace files of ``bps submitcmd`` in the submit directory by what they were copied from, where that is
+    newer than the copy, and other; return where they are.
+    """
+    renewed = []
+    for path in record.inputs:
+        copy = record.origin_directory / os.path.basename(path)
+        if _find_newer([path], copy) and not filecmp.cmp(path, copy, shallow=False):
+            shutil.copy2(path, copy)
+            renewed.append(path)
+    return renewed
+
+
+def _find_newer(paths: Iterable[str], other: Path) -> list[str]:
+    """Find the files that were changed after another one was; what is gone is not."""
+    found = []
+    for path in paths:
+        with contextlib.suppress(OSError):
+            if os.stat(path).st_mtime_ns > other.stat().st_mtime_ns:
+                found.append(path)
+    return found
 
 
 def _find_interrupted(client: RunClient, directory: Path) -> RunRecord | None:

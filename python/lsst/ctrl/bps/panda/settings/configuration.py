@@ -42,6 +42,7 @@ _BLAMED = {
 """What the command for the quantum graph speaks of, and the key that it is then about."""
 
 _ERROR_LINE = re.compile(r"(?:\w+\.)*([A-Z]\w+): (.+)")
+_CONFIG_FILES = re.compile(r"(?:^|\s)(?:-C|--config-file)[\s=]+[\"']?\w+:([^\s\"']+)")
 _LOGGED = re.compile(r"ERROR .*? - (.+)|\S+ ERROR: (.+)|Error: (.+)")
 
 _AS_WRITTEN = {"replaceVars": False, "expandEnvVars": False, "replaceEnvVars": False, "default": ""}
@@ -199,6 +200,14 @@ class RunConfiguration:
         return tuple(named.items())
 
     @property
+    def graph_sources(self) -> tuple[str, ...]:
+        """Paths of the files on this machine that the quantum graph is made from: this configuration, the
+        pipeline, and configurations of its tasks in ``extraQgraphOptions``.
+        """
+        named = _CONFIG_FILES.findall(self.text("extraQgraphOptions"))
+        return tuple(filter(os.path.isfile, (self.file, self.pipeline.partition("#")[0], *named)))
+
+    @property
     def queues(self) -> tuple[QueueLimits, ...]:
         """Limits of queues that it adds to those of the site's profile, or corrects."""
         own = dict(self._config).get("queues") if "queues" in self._config else None
@@ -345,7 +354,9 @@ def explain_graph_failure(config: BpsConfig, message: str, env: Mapping[str, str
     run = RunConfiguration(config)
     keys = [key for key in dict.fromkeys(_BLAMED.values()) if run.text(key)]
     named = [text for pair in re.findall(r"'([^']+)'|\"([^\"]+)\"", said) for text in pair if len(text) > 1]
-    about = [key for key in keys if any(text in run.text(key) for text in named)]
+    # What is longest is no chance.
+    share = {key: max((len(text) for text in named if text in run.text(key)), default=0) for key in keys}
+    about = sorted(filter(share.get, keys), key=share.__getitem__, reverse=True)
     about += [
         key
         for words, key in _BLAMED.items()

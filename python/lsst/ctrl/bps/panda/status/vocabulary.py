@@ -338,8 +338,8 @@ VERDICTS = {
     "payload": (
         "The payload itself failed: its log says why. bps restart runs the same quantum graph again, with "
         "the pipeline and the task configuration in it: it helps after a change of the software or the data "
-        "that the workers see, or of a file in the submit directory (a custom job's script is a copy there). "
-        "After any other change submit the run once more."
+        "that the workers see, of a file in the submit directory, or of a custom job's script. After any "
+        "other change submit the run once more."
     ),
     "scheduling": (
         "PanDA gave the job up before it ran. Look at the task in the monitor; check that a queue fits "
