@@ -24,7 +24,7 @@ IMPORTED = (
     "lsst.ctrl.bps.cli.bps",
     "lsst.ctrl.bps.cli.cmd",
     "lsst.ctrl.bps.drivers",
-    "lsst.ctrl.bps.panda.cli.panda_auth",
+    "lsst.ctrl.bps.panda.cli.panda_auth_token",
     "lsst.ctrl.bps.panda.cli.panda_bps_check",
     "lsst.ctrl.bps.panda.service",
     "lsst.ctrl.mpexec.cli.cmd",

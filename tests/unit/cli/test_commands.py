@@ -13,13 +13,13 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from lsst.ctrl.bps.panda.cli import panda_bps, panda_local
+from lsst.ctrl.bps.panda.cli import panda_auth, panda_bps, panda_local
 from lsst.ctrl.bps.panda.runs.record import RunIndex, RunRecord
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 OUTLINES = CHECKOUT / "python/lsst/ctrl/bps/panda/cli/commands.json"
 SERVER = "https://127.0.0.1:9/server/panda"
-GROUPS = [panda_bps.main, panda_local.main]
+GROUPS = [panda_auth.main, panda_bps.main, panda_local.main]
 
 
 def outline(command: click.Command) -> dict[str, object]:
@@ -137,12 +137,14 @@ def test_without_any_run(tmp_path, monkeypatch):
     assert f"has submitted none to {SERVER} from this machine" in result.output
 
 
-def run_command(arguments: list[str], home: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the program of the checkout, and note what it imports."""
+def run_command(
+    arguments: list[str], home: Path, *, program: str = "panda_bps", **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a program of the checkout, and note what it imports."""
     start = (
         f"import sys; sys.path.insert(0, {str(CHECKOUT / 'python')!r})\n"
-        "sys.argv[0] = 'panda_bps'\n"
-        "from panda_commands.cli.panda_bps import main\n"
+        f"sys.argv[0] = '{program}'\n"
+        f"from panda_commands.cli.{program} import main\n"
         "try:\n    main()\nfinally:\n    print('lsst.ctrl.bps' in sys.modules, file=sys.stderr)"
     )
     environment = {"PATH": os.environ["PATH"], "HOME": str(home), **variables}
@@ -152,10 +154,21 @@ def run_command(arguments: list[str], home: Path, **variables: str) -> subproces
     )  # fmt: skip
 
 
-def test_help_imports_nothing_of_bps(tmp_path):
-    done = run_command(["--help"], tmp_path)
+@pytest.mark.parametrize(
+    ("program", "line"),
+    [
+        ("panda_bps", "errors +Show why jobs of a run failed"),
+        ("panda_auth", "status +Show the token"),
+        ("panda_local", "status +Show"),
+    ],
+)
+def test_help_imports_nothing_of_bps(tmp_path, program, line):
+    done = run_command(["--help"], tmp_path, program=program)
     assert (done.returncode, done.stderr) == (0, "False\n")
-    assert re.search(r"^  errors +Show why jobs of a run failed", done.stdout, re.M)
+    assert re.search(f"^  {line}", done.stdout, re.M)
+
+
+def test_the_help_of_a_command_is_whole():
     # sphinx, and whoever asks for one command, get the real ones.
     assert "--recovered" in CliRunner().invoke(panda_bps.main, ["errors", "--help"]).output
 

@@ -24,7 +24,7 @@ from panda_documentation.pages import (
     table,
 )
 
-from lsst.ctrl.bps.panda.cli import panda_auth, quickstart
+from lsst.ctrl.bps.panda.cli import panda_auth_token, quickstart
 from lsst.ctrl.bps.panda.status import bps_states
 
 EACH_PAGE = pytest.mark.parametrize("page", [*RST, *MARKDOWN], ids=lambda page: page.name)
@@ -98,7 +98,7 @@ def test_exit_codes_of_bps_status():
 
 def test_exit_codes_of_panda_auth():
     documented = {int(code) for code in exit_codes()["``panda_auth``"]}
-    assert documented == {0, *(code for _, code, _ in panda_auth._EXIT_CODES)}
+    assert documented == {0, *(code for _, code, _ in panda_auth_token._EXIT_CODES)}
     on_its_page = {int(row[0]): row[1] for row in table("login", "exit   meaning")}
     assert documented | {2, 130} == set(on_its_page)
     for code, meaning in exit_codes()["``panda_auth``"].items():

@@ -1,7 +1,8 @@
 """The commands: the only part of the package that prints.
 
-This module, `.panda_bps` and `.panda_local` import neither BPS nor other parts of the package that do: help,
-completion and suggestions have to be there at once.  They are also imported as ``panda_commands.cli``.
+This module, `.panda_auth`, `.panda_bps` and `.panda_local` import neither BPS nor other parts of the package
+that do: help, completion and suggestions have to be there at once.  They are also imported as
+``panda_commands.cli``.
 """
 
 from __future__ import annotations
