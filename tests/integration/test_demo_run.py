@@ -150,8 +150,8 @@ def test_every_job_succeeds(site: Site, good: Run) -> None:
 def test_all_outputs_are_in_the_butler(site: Site, good: Run) -> None:
     assert missing_outputs(site.place.repo, good.collection) == ()
     assert count_outputs(site.place.repo, good.collection) == {
-        "post_isr_image": 16, "calibrated_image": 16, "source_table": 16, "visit_summary": 4, "warp": 4,
-        "coadd": 2, "patch_object_table": 1, "object_table": 1,
+        "starcam_raw": 16, "post_isr_image": 16, "calibrated_image": 16, "source_table": 16,
+        "visit_summary": 4, "warp": 4, "coadd": 2, "patch_object_table": 1, "object_table": 1,
     }  # fmt: skip
     with Butler.from_config(str(site.place.repo), collections=site.place.output) as butler:
         assert butler.find_dataset("object_table", skymap=SKYMAP, tract=0).run == good.collection
@@ -199,7 +199,7 @@ def test_a_configuration_as_people_write_it(site: Site) -> None:
     script.write_text("export MY_SETUP=done\n")
     config = yaml.safe_load(site.place.config.read_text())
     config |= {
-        "pipelineYaml": "resource://lsst.ctrl.bps.panda.demo/pipeline.yaml#isr",
+        "pipelineYaml": "resource://lsst.ctrl.bps.panda.demo/pipeline.yaml#simulate,isr",
         "payload": {**config.get("payload", {}), "outputRun": "u/demo/as_people"},
         "fileDistributionEndPoint": "my area/{uniqProcName}",
         "setupLSSTEnv": "true # nothing to set up",

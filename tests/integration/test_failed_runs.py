@@ -61,21 +61,21 @@ KINDS = {
     "exception": Kind(
         r"lsst\.ctrl\.bps\.panda\.demo\.star_task\.TroubleError: deliberate failure of .*'detector': 0.*",
         "payload",
-        options=f'-c "isr:failIf={ALWAYS}"',
+        options=f'-c "simulate:failIf={ALWAYS}"',
     ),
-    "dataset": Kind(r"FileNotFoundError: .*raw.*", "missing input", exposure=LOST),
+    "dataset": Kind(r"FileNotFoundError: .*pointing.*", "missing input", exposure=LOST),
     "configuration": Kind(
         # Nobody checks the value while the quantum graph is made.
         "ValueError: 999 is not a valid Signals",
         "payload",
-        options=f'-c "isr:failIf={ALWAYS}" -c isr:killSignal=999',
+        options=f'-c "simulate:failIf={ALWAYS}" -c simulate:killSignal=999',
     ),
     "signal": Kind(
         r"crash, without an exception: payload 139, ended by SIGSEGV; .*",
         "crash",
         traceback=False,
         attempts=3,
-        options=f'-c "isr:failIf={ALWAYS}" -c isr:killSignal=11',
+        options=f'-c "simulate:failIf={ALWAYS}" -c simulate:killSignal=11',
     ),
     "memory": Kind(
         # The interpreter alone takes more.
@@ -83,7 +83,7 @@ KINDS = {
         "out of memory",
         traceback=False,
         attempts=3,
-        options="-c isr:sleepSeconds=60",
+        options="-c simulate:sleepSeconds=60",
         keys={"cluster": {"isr": {"requestMemory": 64, "memoryMultiplier": 1}}},
     ),
 }
@@ -97,7 +97,7 @@ class Site:
         self.commands = commands
         create_repo(self.place.repo, visits_per_band=2, detectors=1, bands=("r",), patches=1)
         with Butler.from_config(str(self.place.repo), collections=INPUTS) as butler:
-            lost = butler.getURI("starcam_raw", instrument="StarCam", exposure=LOST, detector=0)
+            lost = butler.getURI("starcam_pointing", instrument="StarCam", exposure=LOST)
         Path(lost.ospath).unlink()
         self.place.write_files()
         self.environment = self.place.environment()
@@ -108,7 +108,7 @@ class Site:
         config = yaml.safe_load(self.place.config.read_text())
         data_query = f"instrument='StarCam' AND exposure={kind.exposure} AND detector=0"
         config |= {
-            "pipelineYaml": "resource://lsst.ctrl.bps.panda.demo/pipeline.yaml#isr",
+            "pipelineYaml": "resource://lsst.ctrl.bps.panda.demo/pipeline.yaml#simulate",
             "payload": {"payloadName": f"{name}{retries}", "dataQuery": data_query},
             "extraQgraphOptions": kind.options,
             "numberOfRetries": retries,

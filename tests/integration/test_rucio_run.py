@@ -43,7 +43,7 @@ class Campaign:
         server.add_rse("DEMO_FAR", self.far)
         self.place.write_files()
         config = yaml.safe_load(self.place.config.read_text())
-        config["pipelineYaml"] = "resource://lsst.ctrl.bps.panda.demo/pipeline.yaml#isr"
+        config["pipelineYaml"] = "resource://lsst.ctrl.bps.panda.demo/pipeline.yaml#simulate,isr"
         config["rucio"] = {
             "enabled": True,
             "datasetTypes": list(_TYPES),

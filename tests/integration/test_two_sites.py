@@ -1,6 +1,6 @@
 """One configuration run at two sites that share no files, into one Butler.
 
-Each site has a folder, a Butler with the raw images of its visits only, a
+Each site has a folder, a Butler with the pointings of its visits only, a
 staging area and a queue of the embedded PanDA; its outputs are registered in
 a real Rucio by the step of its run.  The south makes its quantum graph and
 its plan itself, in a task (a remote build).  What it has made is copied to
@@ -78,12 +78,11 @@ class Facilities:
         self.queues.write_text(yaml.safe_dump(queues))
 
     def _keep(self, site: str) -> None:
-        """Leave a site the raw images of its own visits only."""
+        """Leave a site the pointings of its own visits only."""
         with Butler.from_config(str(self.repos[site]), writeable=True) as butler:
-            for name in ("starcam_raw", "starcam_header"):
-                refs = butler.query_datasets(name, collections=INPUTS, limit=None)
-                others = [ref for ref in refs if ref.dataId["exposure"] not in VISITS[site]]
-                butler.pruneDatasets(others, purge=True, unstore=True, disassociate=True)
+            refs = butler.query_datasets("starcam_pointing", collections=INPUTS, limit=None)
+            others = [ref for ref in refs if ref.dataId["exposure"] not in VISITS[site]]
+            butler.pruneDatasets(others, purge=True, unstore=True, disassociate=True)
 
     def _configuration(self) -> dict[str, object]:
         return {
@@ -91,7 +90,7 @@ class Facilities:
             "cluster": {
                 # A visit is one job.
                 "visits": {
-                    "pipetasks": "isr, characterize, visitSummary",
+                    "pipetasks": "simulate, isr, characterize, visitSummary",
                     "dimensions": "visit",
                     "equalDimensions": "visit:exposure",
                 },

@@ -50,6 +50,7 @@ FOREIGN = {
     "waitress": {"local"},
     "flask": {"local", "web"},
     "astropy": {"demo"},
+    "galsim": {"demo.simulate"},
     "matplotlib": {"demo", "insight.resources"},
     "numpy": {"demo"},
     "google": {"insight.cloud_log"},
@@ -68,7 +69,10 @@ FOREIGN = {
 }
 
 # Loading one of these at `import lsst.ctrl.bps.panda` would make every `bps` command pay for it.
-HEAVY = ("pandaclient", "idds.core", "idds.orm", "idds.rest", "waitress", "flask", "astropy", "matplotlib")
+HEAVY = (
+    "pandaclient", "idds.core", "idds.orm", "idds.rest", "waitress", "flask", "astropy", "galsim",
+    "matplotlib",
+)  # fmt: skip
 
 PURE = ("plan", "report", "status")
 IMPURE = {

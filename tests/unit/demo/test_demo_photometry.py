@@ -9,12 +9,14 @@ from lsst.ctrl.bps.panda.demo.geometry import Affine, FocalPlane, TangentPoint
 from lsst.ctrl.bps.panda.demo.photometry import (
     Psf,
     clipped_median,
+    find_cosmic_rays,
     find_peaks,
+    fit_background,
     fit_fluxes,
     matched_filter,
     measure_sigma,
 )
-from lsst.ctrl.bps.panda.demo.repository import make_stars
+from lsst.ctrl.bps.panda.demo.simulate import make_catalog
 
 _PSF = Psf(((1.0, 1.4),))
 
@@ -73,6 +75,35 @@ def test_significance_is_zero_without_data() -> None:
     assert (significance[:, :50] == 0).all()
 
 
+def test_a_few_pixels_without_data_hide_no_star() -> None:
+    image, variance = _image([60.3, 30.0], [60.1, 80.0], [5000, 3000])
+    image[59:62, 60:62] = np.nan
+    x, y, _ = find_peaks(matched_filter(image, variance, _PSF), 8.0)
+    assert len(x) == 2
+    np.testing.assert_allclose(sorted(x), [30.0, 60.3], atol=0.3)
+
+
+def test_a_sloping_background_is_taken_off() -> None:
+    image, _ = _image([60, 30], [60, 80], [50000, 30000])
+    y, x = np.mgrid[:120, :120] / 119.0 - 0.5
+    image[:5] = np.nan
+    plane = 300.0 + 20.0 * x - 40.0 * y
+    np.testing.assert_allclose(fit_background(image + plane), plane, atol=1.0)
+
+
+def test_cosmic_rays_are_found_and_stars_are_not() -> None:
+    image, variance = _image([60.3, 30.0], [60.1, 80.0], [5000, 90000])
+    variance += np.maximum(image, 0.0)
+    # One along a row, one across, and one in the wing of a star.
+    tracks = np.zeros(image.shape, bool)
+    tracks[20, 10:19] = tracks[np.arange(90, 97), np.arange(70, 77)] = tracks[82:86, 33] = True
+    image[tracks] += 800.0
+    variance[tracks] += 800.0
+    hit = find_cosmic_rays(image, variance, sharpest=0.9, threshold=6.0)
+    assert hit[tracks].all()
+    assert np.count_nonzero(hit & ~tracks) <= 2
+
+
 def test_fluxes_of_blended_stars_are_shared_rightly() -> None:
     x, y, flux = np.array([50.0, 52.5, 90.0]), np.array([50.0, 51.0, 20.0]), np.array([3000.0, 1500.0, 800.0])
     image, variance = _image(x, y, flux)
@@ -123,10 +154,7 @@ def test_pairs_are_mutual_and_near() -> None:
 
 def test_calibration_finds_pointing_and_zero_point() -> None:
     true, recorded = TangentPoint(62.0, -37.0), TangentPoint(62.0005, -36.9996)
-    stars = make_stars(true, 80.0, rng=np.random.default_rng(3))
-    from astropy.table import Table
-
-    reference = Table({"ra": stars.ra, "dec": stars.dec, **stars.magnitudes})
+    reference = make_catalog(true, 80.0, rng=np.random.default_rng(3))
     reference = reference[reference["r"] < 20.0]
     affine = FocalPlane(1).affine(0, 3.0)
     x, y = affine.inverse(*true.project(reference["ra"], reference["dec"]))

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
+from astropy.table import Table
 from lsst.daf.butler import Butler
+from lsst.daf.butler.formatters.parquet import astropy_to_arrow
+from pyarrow import parquet
 
 from lsst.ctrl.bps.panda.demo.repository import BASE_CONFIG, INPUTS, SKYMAP, create_repo, render_run_config
 from lsst.ctrl.bps.panda.errors import SettingsError
@@ -20,13 +22,10 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_holds_what_was_asked_for(small: Path) -> None:
     with Butler.from_config(str(small), collections=INPUTS) as butler:
-        assert len(butler.query_datasets("starcam_raw")) == 4
+        assert len(butler.query_datasets("starcam_pointing")) == 4
         records = butler.query_dimension_records("visit", instrument="StarCam")
         assert sorted(record.physical_filter for record in records) == ["star_r"] * 2 + ["star_z"] * 2
         assert len(butler.query_dimension_records("patch", skymap=SKYMAP)) == 1
-        raw = butler.get("starcam_raw", instrument="StarCam", exposure=260315001, detector=0)
-    assert raw.dtype == np.uint16
-    assert 900 < np.median(raw) < 1500
     assert [path.name for path in small.parent.iterdir()] == [small.name]
 
 
@@ -38,18 +37,58 @@ def test_every_visit_joins_with_the_patch(small: Path) -> None:
     assert len(rows) == 4
 
 
-@pytest.mark.slow
-@pytest.mark.newest
-def test_same_seed_same_pixels(small: Path, tmp_path: Path) -> None:
-    def first(repo: Path) -> np.ndarray:
-        with Butler.from_config(str(repo), collections=INPUTS) as butler:
-            return butler.get("starcam_raw", instrument="StarCam", exposure=260315002, detector=0)
+def test_detectors_have_rafts_that_a_data_query_can_name(tmp_path: Path) -> None:
+    create_repo(tmp_path / "repo", visits_per_band=1, detectors=16, bands=("r",), patches=1)
+    with Butler.from_config(str(tmp_path / "repo"), collections=INPUTS) as butler:
+        records = butler.query_dimension_records("detector", where="detector.raft = 'R01'")
+        assert sorted((record.id, record.full_name) for record in records) == [
+            (2, "R01_S00"), (3, "R01_S01"), (6, "R01_S10"), (7, "R01_S11")
+        ]  # fmt: skip
 
-    options = {"visits_per_band": 2, "detectors": 1, "bands": ("r", "z"), "patches": 1}
-    create_repo(tmp_path / "again", **options, seed=5)
-    create_repo(tmp_path / "other", **options, seed=6)
-    assert (first(tmp_path / "again") == first(small)).all()
-    assert (first(tmp_path / "other") != first(small)).any()
+
+@pytest.mark.parametrize("ending", ["csv", "ecsv", "parquet", "fits"])
+def test_catalogue_and_pointings_of_a_users(ending: str, tmp_path: Path) -> None:
+    catalog = Table({"ra": [359.999, 0.001], "dec": [10.0, 10.001], "r": [18.0, 19.0]})
+    pointings = Table({"ra": [359.9995, 0.0005], "dec": [10.0, 10.0], "band": ["r", "r"], "seeing": [0.8, 2]})
+    for name, table in (("catalog", catalog), ("pointings", pointings)):
+        path = tmp_path / f"{name}.{ending}"
+        if ending == "parquet":
+            parquet.write_table(astropy_to_arrow(table), path)
+        else:
+            table.write(path, format={"csv": "ascii.csv", "ecsv": "ascii.ecsv"}.get(ending, ending))
+    create_repo(
+        tmp_path / "repo", detectors=1, patches=1, exposure_time=45.0,
+        catalog=tmp_path / f"catalog.{ending}", pointings=tmp_path / f"pointings.{ending}",
+    )  # fmt: skip
+    with Butler.from_config(str(tmp_path / "repo"), collections=INPUTS) as butler:
+        read = butler.get("starcam_catalog", instrument="StarCam")
+        assert read["r"].tolist() == [18.0, 19.0]
+        told = butler.get("starcam_pointing", instrument="StarCam", exposure=260315002)
+        assert (told["ra"], told["seeing"], told["exposure_time"]) == (0.0005, 2.0, 45.0)
+        assert len(butler.query_data_ids(("visit", "detector", "patch"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("which", "text", "words"),
+    [
+        ("catalog", "ra,dec,g\n1,2,3\n", "x.csv has no column 'r'; it has ra, dec, g"),
+        ("catalog", "ra,dec,g,r\n1,2,3,bright\n", "column 'r' holds 'bright', which is no number"),
+        ("catalog", "ra,dec,g,r\n1,2,3,\n", "column 'r' has values that are missing"),
+        ("catalog", "ra,dec,g,r\n", "x.csv has no rows"),
+        ("catalog", None, "x.csv cannot be read as CSV"),
+        ("pointings", "ra,dec,band\n1,2,u\n", "band 'u' is unknown; there are g,r,i,z"),
+        ("pointings", "ra,dec\n1,2\n", "no column 'band'"),
+    ],
+)
+def test_a_wrong_table_is_refused(which: str, text: str | None, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SettingsError, match=words):
+        create_repo(tmp_path / "repo", **{which: path})
+    with pytest.raises(SettingsError, match=r"must end in one of .csv, .ecsv, .fits, .parquet"):
+        create_repo(tmp_path / "repo", **{which: tmp_path / "x.doc"})
+    assert not (tmp_path / "repo").exists()
 
 
 def test_it_does_not_write_over_anything(small: Path) -> None:
@@ -63,6 +102,8 @@ def test_it_does_not_write_over_anything(small: Path) -> None:
         ({"visits_per_band": 0}, "visits_per_band is 0"),
         ({"detectors": -1}, "detectors is -1"),
         ({"patches": 0}, "patches is 0"),
+        ({"seeing": 0.0}, "seeing is 0.0; it must be greater than 0"),
+        ({"exposure_time": -1.0}, "exposure_time is -1.0"),
         ({"bands": ("g", "q")}, "g,q"),
         ({"bands": ()}, "choose from g,r,i,z"),
         ({"bands": ("g", "g")}, "each once"),

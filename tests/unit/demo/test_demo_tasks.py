@@ -19,16 +19,21 @@ def _task(task_class):
     return task_class(config=task_class.ConfigClass())
 
 
-def test_isr_takes_bias_and_flat_off_and_tells_the_noise() -> None:
-    flat = np.full((4, 4), 0.5, np.float32)
+def test_isr_takes_bias_and_flat_off_tells_the_noise_and_leaves_bad_pixels_out() -> None:
+    raw = np.full((9, 9), 1100, np.uint16)
+    raw[2, 3] = 51000  # saturated
+    raw[6, 6] = 2000  # hit by a cosmic ray
     result = _task(IsrTask).run(
-        raw=np.full((4, 4), 1100, np.uint16),
-        header={"gain": 2.0, "read_noise": 5.0},
-        bias=np.full((4, 4), 1000, np.float32),
-        flat=flat,
+        raw=raw,
+        header={"gain": 2.0, "read_noise": 5.0, "full_well": 100000.0},
+        bias=np.full((9, 9), 1000, np.float32),
+        flat=np.full((9, 9), 0.5, np.float32),
     )
-    np.testing.assert_allclose(result.image[0], 400.0)
-    np.testing.assert_allclose(result.image[1], (200.0 + 25.0) / 0.25)
+    good = np.ones((9, 9), bool)
+    good[2, 3] = good[6, 6] = False
+    np.testing.assert_array_equal(np.isfinite(result.image), [good, good])
+    np.testing.assert_allclose(result.image[0][good], 400.0)
+    np.testing.assert_allclose(result.image[1][good], (200.0 + 25.0) / 0.25)
 
 
 def test_an_empty_image_is_no_work() -> None:

@@ -8,6 +8,7 @@ __all__ = ["main"]
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -26,24 +27,29 @@ def main() -> None:
 @click.option("--bands", default="g,r", show_default=True, help="Bands, separated by commas.")
 @click.option("--patches", default=2, show_default=True, help="Patches on a side of the tract.")
 @click.option("--seed", default=1, show_default=True, help="Of the random numbers: same seed, same pixels.")
-def create(repo: Path, visits_per_band: int, detectors: int, bands: str, patches: int, seed: int) -> None:
-    """Make the Butler repository REPO with simulated raw images."""
+@click.option("--seeing", type=float, help="Seeing, arcseconds (default: 0.75 to 1.2, by visit).")
+@click.option("--exposure-time", default=30.0, show_default=True, help="Seconds.")
+@click.option("--galaxies", default=0.0, show_default=True, help="Galaxies per square arcsecond, say 0.01.")
+@click.option(
+    "--catalog",
+    type=click.Path(path_type=Path),
+    help="CSV, ECSV, Parquet or FITS table of stars and galaxies: ra, dec, a magnitude named as each band.",
+)
+@click.option(
+    "--pointings",
+    type=click.Path(path_type=Path),
+    help="Table of the visits: ra, dec, band, and any of rotation, seeing, sky, transparency, exposure_time.",
+)
+def create(repo: Path, bands: str, **options: Any) -> None:
+    """Make the Butler repository REPO, ready to simulate and process exposures in."""
     from .repository import RUN_CONFIG, create_repo
 
+    chosen = tuple(band.strip() for band in bands.split(",") if band.strip())
     try:
-        create_repo(
-            repo,
-            visits_per_band=visits_per_band,
-            detectors=detectors,
-            bands=[band.strip() for band in bands.split(",") if band.strip()],
-            patches=patches,
-            seed=seed,
-        )
+        create_repo(repo, bands=chosen, **options)
     except (PandaBpsError, FileExistsError) as error:
         raise click.ClickException(str(error)) from error
-    click.echo(
-        f"{repo}: {visits_per_band} visits in each of {bands}; to run it: bps submit {repo / RUN_CONFIG}"
-    )
+    click.echo(f"{repo} is made; to simulate and process its exposures: bps submit {repo / RUN_CONFIG}")
 
 
 @main.command()

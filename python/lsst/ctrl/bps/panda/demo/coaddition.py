@@ -103,12 +103,15 @@ class MakeWarpTask(StarTask):
         x, y = np.meshgrid(np.arange(box.x0, box.x1), np.arange(box.y0, box.y1))
         ra, dec = sky.sky(x, y)
         used = []
+        pointing, plane = None, (ra, dec)
         for detector in sorted(good & set(images)):
             info = infos[detector]
             psf = Psf(((1.0, info["psf_sigma"]),))
             if psf.fwhm > self.config.worstSeeing:
                 continue
-            plane = TangentPoint(info["ra"], info["dec"]).project(ra, dec)
+            # All detectors of a visit have one pointing in their headers.
+            if pointing != (pointing := TangentPoint(info["ra"], info["dec"])):
+                plane = pointing.project(ra, dec)
             part = resample(images[detector], *Affine(**info["affine"]).inverse(*plane))
             fresh = np.isnan(warp[0]) & np.isfinite(part[0])
             if fresh.any():
@@ -155,20 +158,26 @@ def resample(planes: npt.NDArray[np.floating], x: FloatArray, y: FloatArray) -> 
     left, bottom = low_x[inside], low_y[inside]
     across = _lanczos(x[inside] - left)
     along = _lanczos(y[inside] - bottom)
-    image, variance = planes.astype(float)
+    image, variance = planes.astype(float).reshape(2, -1)
+    first = bottom * columns + left
     total, noise = np.zeros(left.shape), np.zeros(left.shape)
     for j in range(2 * _REACH):
         for i in range(2 * _REACH):
-            weight = across[i] * along[j]
-            total += weight * image[bottom + j, left + i]
-            noise += weight**2 * variance[bottom + j, left + i]
+            weight, pixel = across[i] * along[j], first + (j * columns + i)
+            total += weight * image.take(pixel)
+            noise += weight**2 * variance.take(pixel)
     result[0, inside], result[1, inside] = total, noise
     return result
 
 
 def _lanczos(offset: FloatArray) -> list[FloatArray]:
     """Weights, of sum 1, of the pixels from the first on, ``offset`` away."""
-    raw = [np.sinc(offset - n) * np.sinc((offset - n) / _REACH) for n in range(2 * _REACH)]
+    offset = np.where(offset % 1.0 == 0.0, offset + 1e-9, offset)
+    sine = np.sin(np.pi * offset)
+    raw = []
+    for n in range(2 * _REACH):
+        # sinc(d) sinc(d/3) without the factors that all have.
+        raw.append((-1) ** n * sine * np.sin(np.pi / _REACH * (offset - n)) / (offset - n) ** 2)
     total = np.sum(raw, axis=0)
     return [weight / total for weight in raw]
 

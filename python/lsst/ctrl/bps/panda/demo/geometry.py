@@ -172,6 +172,11 @@ class FocalPlane:
         """Side of the square that holds all detectors, arcseconds."""
         return (self.per_row * (self.size + self.gap) - self.gap) * PIXEL_SCALE
 
+    def names(self, detector: int) -> tuple[str, str]:
+        """Give the names of a detector's raft, of two by two, and of its place there: row and column."""
+        row, column = divmod(detector, self.per_row)
+        return f"R{row // 2}{column // 2}", f"S{row % 2}{column % 2}"
+
     def box(self) -> Box:
         """All pixels of one detector."""
         return Box(0, 0, self.size, self.size)

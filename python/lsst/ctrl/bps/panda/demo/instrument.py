@@ -1,4 +1,4 @@
-"""The instrument: a camera with a square of small detectors."""
+"""The instrument: a camera with a square of small detectors, in rafts of two by two."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 from lsst.daf.butler.formatters.pickle import PickleFormatter
 from lsst.pipe.base import Instrument
+
+from .geometry import FocalPlane
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,9 @@ class StarCam(Instrument):
     read_noise = 5.0
     """Electrons."""
 
+    full_well = 80_000.0
+    """Electrons that a pixel holds."""
+
     @classmethod
     def getName(cls) -> str:  # noqa: D102
         return "StarCam"
@@ -80,15 +85,17 @@ class StarCam(Instrument):
                 },
                 update=update,
             )
+            focal_plane = FocalPlane(detectors)
             for detector in range(detectors):
+                raft, place = focal_plane.names(detector)
                 registry.syncDimensionData(
                     "detector",
                     {
                         "instrument": name,
                         "id": detector,
-                        "full_name": f"S{detector:03d}",
-                        "name_in_raft": f"S{detector:03d}",
-                        "raft": "R0",
+                        "full_name": f"{raft}_{place}",
+                        "name_in_raft": place,
+                        "raft": raft,
                         "purpose": "SCIENCE",
                     },
                     update=update,

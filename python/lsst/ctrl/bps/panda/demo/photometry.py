@@ -10,7 +10,16 @@ runs: tables of two runs can be compared row by row.
 
 from __future__ import annotations
 
-__all__ = ["Psf", "clipped_median", "find_peaks", "fit_fluxes", "matched_filter", "measure_sigma"]
+__all__ = [
+    "Psf",
+    "clipped_median",
+    "find_cosmic_rays",
+    "find_peaks",
+    "fit_background",
+    "fit_fluxes",
+    "matched_filter",
+    "measure_sigma",
+]
 
 import math
 from collections.abc import Iterator, Sequence
@@ -136,6 +145,65 @@ def _median_and_deviation(values: FloatArray) -> tuple[float, float]:
     return median, 1.4826 * float(np.median(np.abs(values - median)))
 
 
+def fit_background(image: FloatArray, *, cells: int = 4) -> FloatArray:
+    """Fit a plane to the sky of an image.
+
+    Parameters
+    ----------
+    image : `numpy.ndarray`
+        Pixels; NaN where there is no data.
+    cells : `int`, optional
+        Cells on a side of the image; the plane goes through the medians of the cells.
+
+    Returns
+    -------
+    background : `numpy.ndarray`
+        Of the shape of the image.
+    """
+    place = (np.arange(cells) - (cells - 1) / 2.0) / cells
+    rows = np.array_split(image, cells)
+    medians = np.array(
+        [[clipped_median(part)[0] for part in np.array_split(row, cells, axis=1)] for row in rows]
+    )
+    level = float(np.nanmedian(medians))
+    medians = np.where(np.isfinite(medians), medians, level)
+    norm = cells * float(np.sum(place**2))
+    up = float(np.sum(medians * place[:, np.newaxis])) / norm
+    across = float(np.sum(medians * place[np.newaxis, :])) / norm
+    y, x = (np.arange(number) / number + 0.5 / number - 0.5 for number in image.shape)
+    plane: FloatArray = float(np.mean(medians)) + up * y[:, np.newaxis] + across * x[np.newaxis, :]
+    return plane
+
+
+def find_cosmic_rays(
+    image: FloatArray, variance: FloatArray, *, sharpest: float, threshold: float
+) -> npt.NDArray[np.bool_]:
+    """Find pixels that stand out from both neighbours on a line more than in any star.
+
+    Parameters
+    ----------
+    image, variance : `numpy.ndarray`
+        Pixels.
+    sharpest : `float`
+        Sigma of the sharpest Gaussian that a star can be, pixels.
+    threshold : `float`
+        Standard deviations by which they stand out more; beside a pixel that does, half of it.
+    """
+    excess, deviation = np.pad(image - np.nanmedian(image), 1, mode="edge"), np.sqrt(variance)
+    rows, columns = image.shape
+    sharpness = np.full(image.shape, -np.inf)
+    for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        # In a Gaussian, the mean of the two is this part of the middle one at least.
+        part = math.exp(-0.5 * (dx**2 + dy**2) / sharpest**2)
+        first = excess[1 + dy : 1 + dy + rows, 1 + dx : 1 + dx + columns]
+        second = excess[1 - dy : 1 - dy + rows, 1 - dx : 1 - dx + columns]
+        middle = excess[1:-1, 1:-1]
+        sharpness = np.maximum(sharpness, (part * middle - 0.5 * (first + second)) / deviation)
+    hit = np.pad(sharpness > threshold, 1)
+    beside = hit[2:, 1:-1] | hit[:-2, 1:-1] | hit[1:-1, 2:] | hit[1:-1, :-2]
+    return hit[1:-1, 1:-1] | (beside & (sharpness > 0.5 * threshold))
+
+
 def matched_filter(image: FloatArray, variance: FloatArray, psf: Psf) -> FloatArray:
     """Give the signal-to-noise ratio that a star at each pixel would have.
 
@@ -150,13 +218,16 @@ def matched_filter(image: FloatArray, variance: FloatArray, psf: Psf) -> FloatAr
     Returns
     -------
     significance : `numpy.ndarray`
-        Zero where there is no data.
+        Zero where less than half of a star's light has data.
     """
     good = np.isfinite(image) & np.isfinite(variance) & (variance > 0)
     weight = np.where(good, 1.0 / np.where(good, variance, 1.0), 0.0)
     kernel = psf.stamp(0.0, 0.0)
     signal = _convolve(np.where(good, image, 0.0) * weight, kernel)
     noise = np.sqrt(np.clip(_convolve(weight, kernel**2), 0.0, None))
+    if not good.all():
+        # A few pixels without data, at the centre of a star even, hide no star.
+        good |= _convolve(good.astype(float), kernel**2) > 0.5 * float(np.sum(kernel**2))
     # The transforms leave rounding errors where there is no data at all.
     floor = 1e-6 * max(float(np.max(noise)), 1e-300)
     return np.where(good & (noise > floor), signal / np.maximum(noise, floor), 0.0)
@@ -234,10 +305,22 @@ def measure_sigma(image: FloatArray, x: FloatArray, y: FloatArray, *, start: flo
     ValueError
         Raised if no star can be measured.
     """
+    reach = 12
+    padded = np.pad(np.nan_to_num(image), reach)
+    axis = np.arange(2 * reach + 1)
+    left, bottom = np.rint(x).astype(int), np.rint(y).astype(int)
+    stamps = padded[
+        (bottom[:, np.newaxis] + axis)[:, :, np.newaxis], (left[:, np.newaxis] + axis)[:, np.newaxis]
+    ]
+    across, along = (left - x)[:, np.newaxis] + axis - reach, (bottom - y)[:, np.newaxis] + axis - reach
+    square = along[:, :, np.newaxis] ** 2 + across[:, np.newaxis] ** 2
     sigma = start
     for _ in range(12):
-        widths = [_weighted_width(image, px, py, sigma) for px, py in zip(x, y, strict=True)]
-        measured = float(np.median([width for width in widths if width > 0.0] or [0.0]))
+        # The second moment along an axis under a Gaussian weight.
+        weighted = stamps * np.exp(-0.5 * square / sigma**2)
+        total, moment = np.sum(weighted, axis=(1, 2)), 0.5 * np.sum(weighted * square, axis=(1, 2))
+        known = (total > 0.0) & (moment > 0.0)
+        measured = float(np.median(moment[known] / total[known])) if known.any() else 0.0
         # A Gaussian of variance s seen through a Gaussian weight w has
         # variance 1 / (1/s + 1/w).
         inverse = 1.0 / measured - 1.0 / sigma**2 if measured else 0.0
@@ -245,18 +328,6 @@ def measure_sigma(image: FloatArray, x: FloatArray, y: FloatArray, *, start: flo
             raise ValueError(f"the width of {len(x)} stars cannot be measured")
         sigma = float(np.clip(inverse**-0.5, 0.5, 5.0))
     return sigma
-
-
-def _weighted_width(image: FloatArray, x: float, y: float, sigma: float) -> float:
-    """Second moment along an axis under a Gaussian weight, 0 if there is none."""
-    (rows, columns, _), *_ = Psf(((1.0, sigma),)).place(
-        (image.shape[0], image.shape[1]), np.array([x]), np.array([y])
-    )
-    dy, dx = np.arange(rows.start, rows.stop) - y, np.arange(columns.start, columns.stop) - x
-    square = dx[np.newaxis, :] ** 2 + dy[:, np.newaxis] ** 2
-    weighted = np.nan_to_num(image[rows, columns]) * np.exp(-0.5 * square / sigma**2)
-    total = float(np.sum(weighted))
-    return 0.5 * float(np.sum(weighted * square)) / total if total > 0.0 else 0.0
 
 
 def fit_fluxes(

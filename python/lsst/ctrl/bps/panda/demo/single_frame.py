@@ -21,7 +21,15 @@ from lsst.pipe.base.connectionTypes import InitOutput, Input, Output, Prerequisi
 
 from .calibration import AB_ZERO_POINT, calibrate, depth
 from .geometry import Affine, TangentPoint
-from .photometry import Psf, clipped_median, find_peaks, fit_fluxes, matched_filter, measure_sigma
+from .photometry import (
+    Psf,
+    find_cosmic_rays,
+    find_peaks,
+    fit_background,
+    fit_fluxes,
+    matched_filter,
+    measure_sigma,
+)
 from .star_task import StarTask, StarTaskConfig
 
 _EXPOSURE = ("instrument", "exposure", "detector")
@@ -56,7 +64,7 @@ class IsrConnections(PipelineTaskConnections, dimensions=_EXPOSURE):
         name="post_isr_image",
         storageClass="NumpyArray",
         dimensions=_EXPOSURE,
-        doc="Two planes: electrons, and their variance",
+        doc="Two planes: electrons, and their variance; NaN where a pixel is no use",
     )
 
 
@@ -64,10 +72,16 @@ class IsrConfig(StarTaskConfig, pipelineConnections=IsrConnections):
     """Options of `IsrTask`."""
 
     doFlat: Field[bool] = Field(dtype=bool, default=True, doc="Whether to divide by the flat.")
+    cosmicRay: Field[float] = Field(
+        dtype=float, default=6.0, doc="Standard deviations by which a cosmic ray is sharper than a star."
+    )
+    sharpest: Field[float] = Field(
+        dtype=float, default=0.9, doc="Sigma of the sharpest stars that there are, pixels."
+    )
 
 
 class IsrTask(StarTask):
-    """Turn counts into electrons, with their variance."""
+    """Turn counts into electrons, with their variance, without saturated pixels and cosmic rays."""
 
     ConfigClass = IsrConfig
     _DefaultName = "isr"
@@ -86,8 +100,16 @@ class IsrTask(StarTask):
         electrons = (raw.astype(float) - bias) * header["gain"]
         variance = np.clip(electrons, 0.0, None) + header["read_noise"] ** 2
         planes = np.stack([electrons / response, variance / response**2]).astype(np.float32)
-        self.metadata["median"] = float(np.median(planes[0]))
-        self.log.info("Median level %.1f electrons", self.metadata["median"])
+        saturated = electrons >= 0.98 * header["full_well"]
+        hit = find_cosmic_rays(*planes, sharpest=self.config.sharpest, threshold=self.config.cosmicRay)
+        planes[:, saturated | hit] = np.nan
+        self.metadata["median"] = float(np.nanmedian(planes[0]))
+        self.metadata["saturated"] = int(np.count_nonzero(saturated))
+        self.metadata["cosmic_rays"] = int(np.count_nonzero(hit))
+        self.log.info(
+            "Median level %.1f electrons; pixels saturated %d, hit by cosmic rays %d",
+            *(self.metadata[name] for name in ("median", "saturated", "cosmic_rays")),
+        )
         return Struct(image=planes)
 
 
@@ -176,7 +198,7 @@ class CharacterizeTask(StarTask):
         """Process a detector of a visit."""
         header = headers[min(headers)]
         image, variance = np.sum([images[key].astype(float) for key in images], axis=0)
-        background, _ = clipped_median(image)
+        background = fit_background(image)
         image = image - background
         x, y, psf = self._find(image, variance)
         flux, error = fit_fluxes(image, variance, psf, x, y)
@@ -197,7 +219,7 @@ class CharacterizeTask(StarTask):
             "affine": fit.affine.to_dict(),
             "psf_sigma": psf.sigma,
             "zero_point": fit.zero_point,
-            "background": background,
+            "background": float(np.median(background)),
             "depth": depth(planes[1], psf),
             "sources": len(sources),
             "matches": fit.matches,

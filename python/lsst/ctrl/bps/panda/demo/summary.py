@@ -86,7 +86,7 @@ def read_summary(repo: str | os.PathLike[str], collections: str | Sequence[str])
     """
     with Butler.from_config(str(repo), collections=collections) as butler:
         objects = butler.get("object_table", skymap=SKYMAP, tract=0)
-        truth = butler.get("starcam_truth", instrument=StarCam.getName())
+        truth = butler.get("starcam_catalog", instrument=StarCam.getName())
         layout = SkyLayout.from_dict(butler.get("sky_layout", skymap=SKYMAP))
     return compare_with_truth(objects, truth, layout)
 
