@@ -277,7 +277,7 @@ def test_the_tutorial_works_as_it_is_written(installation, tmp_path):
     assert re.search(r"^isr 2 of 2$", done.stdout, re.M), "the program of the page on programs"
     assert (tmp_path / "run41.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert "objects" in done.stdout
-    assert (tmp_path / "coadd.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "sky.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_uninstalling_leaves_bps_intact(installation):

@@ -113,7 +113,7 @@ def _run(place: Workplace, *, slots: int | None, timeout: float) -> int:
     # Log messages of the libraries would disturb the display.
     logging.basicConfig(level=logging.ERROR, format="%(name)s %(levelname)s: %(message)s")
     if place.ensure_repo():
-        click.echo(f"Made a Butler repository with simulated images: {place.repo}")
+        click.echo(f"Made a Butler repository to simulate and process exposures in: {place.repo}")
     else:
         click.echo(f"The Butler repository is there: {place.repo}")
     place.write_files()
@@ -245,12 +245,14 @@ def _tell(place: Workplace, submission: _Submission, report: WmsRunReport) -> bo
 
 def _tell_results(place: Workplace, submission: _Submission) -> None:
     from ..demo.repository import INPUTS
-    from ..demo.summary import draw_coadd, read_summary, render_summary
+    from ..demo.summary import draw_run, read_summary, render_summary
 
     collections = [place.output_run(submission.directory), INPUTS]
     click.echo(f"All jobs succeeded, and their outputs are in the Butler: {collections[0]}")
     click.echo(render_summary(read_summary(place.repo, collections)))
-    click.echo(f"A coadd with its objects marked: {draw_coadd(place.repo, collections, place.picture)}")
+    click.echo(
+        f"A picture of the sky with its objects marked: {draw_run(place.repo, collections, place.picture)}"
+    )
     script, failing = shlex.quote(str(place.script)), shlex.quote(str(place.failing_config))
     click.echo(
         f"""

@@ -1,11 +1,11 @@
 """A small instrument, a simulator and a pipeline, to see the plugin at work.
 
-``StarCam`` looks at one field of stars.  `.repository.create_repo` simulates
-its raw images into a new Butler repository; seven tasks in numpy and astropy
-lead from there to a table of objects; `.summary` says how well that table
-recovers the simulated truth, and draws it.  Any quantum can be made
-slow or made to fail (`.star_task`), which is what tests of a workflow system
-want.  Needs the extra ``[demo]`` of the distribution.
+``StarCam`` looks at one field of stars and galaxies.  `.repository.create_repo`
+puts a catalogue and pointings into a new Butler repository; eight tasks in numpy
+and astropy simulate the raw images and lead from there to a table of objects;
+`.summary` says how well that table recovers the simulated truth, and draws it.
+Any quantum can be made slow or made to fail (`.star_task`), which is what tests
+of a workflow system want.  Needs the extra ``[demo]`` of the distribution.
 """
 
 __all__: list[str] = []

@@ -64,20 +64,19 @@ def config(repo: Path) -> None:
 @main.command()
 @click.argument("repo", type=click.Path(path_type=Path, exists=True))
 @click.argument("collection")
-@click.option("--png", type=click.Path(path_type=Path), help="Draw a coadd with its objects to this file.")
-@click.option("--band", default="r", show_default=True, help="Band to draw.")
-def summary(repo: Path, collection: str, png: Path | None, band: str) -> None:
+@click.option("--png", type=click.Path(path_type=Path), help="Draw the sky with its objects to this file.")
+def summary(repo: Path, collection: str, png: Path | None) -> None:
     """Say what came out of the run whose outputs are in COLLECTION."""
     # The Butler warns of each optional package that it does without.
     logging.getLogger("lsst.daf.butler").setLevel(logging.ERROR)
     from lsst.daf.butler import ButlerUserError
 
-    from .summary import draw_coadd, read_summary, render_summary
+    from .summary import draw_run, read_summary, render_summary
 
     try:
         click.echo(render_summary(read_summary(repo, collection)))
         if png is not None:
-            click.echo(str(draw_coadd(repo, collection, png, band=band)))
+            click.echo(str(draw_run(repo, collection, png)))
     except (PandaBpsError, ButlerUserError, OSError) as error:
         raise click.ClickException(str(error)) from error
 

@@ -26,6 +26,12 @@ from .star_task import StarTask, StarTaskConfig
 _COADD = ("skymap", "tract", "patch", "band")
 _PATCH = ("skymap", "tract", "patch")
 _TRACT = ("skymap", "tract")
+_WIDER = 1.5
+"""Sigma, in pixels, of the Gaussian galaxy that an object is more like if it counts as extended."""
+
+_MARGIN = 9.0
+"""By how much the square of the ratio must be greater for that: three standard deviations."""
+
 _OBJECTS_PER_PATCH = 1_000_000
 
 
@@ -89,8 +95,11 @@ class MeasureObjectsTask(StarTask):
         planes = {band: (coadd[0].astype(float), coadd[1].astype(float)) for band, coadd in coadds.items()}
         psfs = {band: Psf(tuple((w, s) for w, s in infos[band]["psf"])) for band in coadds}
         significance = _together([matched_filter(*planes[band], psfs[band]) for band in planes])
+        wide = _together([matched_filter(*planes[band], psfs[band].widen(_WIDER)) for band in planes])
         x, y, height = find_peaks(significance, self.config.threshold)
-        columns: dict[str, Any] = {"snr": height}
+        # Half the square of the ratio is the logarithm of the likelihood of each model.
+        extended = wide[np.rint(y).astype(int), np.rint(x).astype(int)] ** 2 > height**2 + _MARGIN
+        columns: dict[str, Any] = {"snr": height, "extended": extended}
         for band in planes:
             flux, error = fit_fluxes(*planes[band], psfs[band], x, y)
             columns[f"{band}_flux"], columns[f"{band}_flux_err"] = flux, error

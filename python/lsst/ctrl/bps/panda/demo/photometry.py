@@ -57,6 +57,10 @@ class Psf:
             )
         )
 
+    def widen(self, sigma: float) -> Psf:
+        """Make that of a Gaussian object of the given sigma, pixels."""
+        return Psf(tuple((weight, math.hypot(own, sigma)) for weight, own in self.components))
+
     @property
     def sigma(self) -> float:
         """Root mean square width, pixels."""

@@ -46,6 +46,8 @@ from .star_task import StarTask, StarTaskConfig
 _FAINTEST, _BRIGHTEST = 25.0, 16.0
 _SLOPE = 0.22
 """Slope of the logarithm of the number of stars with magnitude."""
+_SEQUENCE = (16.0, 17.6, 18.4, 19.2, 21.0, 23.0, 25.0), (1.15, 0.9, 0.75, 0.35, 0.5, 0.95, 1.5)
+"""Magnitudes in r, and colours g - r, of the stars of a cluster."""
 
 
 # --- what is in the sky, and where the camera looks ---
@@ -78,7 +80,7 @@ def make_catalog(
         As `read_catalog` reads one.
     """
     area = (2.0 * half_width) ** 2
-    stars = _objects(int(density * area), centre, half_width, brightest=_BRIGHTEST, rng=rng)
+    stars = _objects(int(density * area), centre, half_width, brightest=_BRIGHTEST, rng=rng, cluster=True)
     number = int(galaxies * area)
     if not number:
         return stars
@@ -92,7 +94,13 @@ def make_catalog(
 
 
 def _objects(
-    number: int, centre: TangentPoint, half_width: float, *, brightest: float, rng: np.random.Generator
+    number: int,
+    centre: TangentPoint,
+    half_width: float,
+    *,
+    brightest: float,
+    rng: np.random.Generator,
+    cluster: bool = False,
 ) -> Table:
     xi = rng.uniform(-half_width, half_width, number)
     eta = rng.uniform(-half_width, half_width, number)
@@ -101,6 +109,11 @@ def _objects(
     low, high = 10.0 ** (_SLOPE * brightest), 10.0 ** (_SLOPE * _FAINTEST)
     r = np.log10(rng.uniform(low, high, number)) / _SLOPE
     colour = np.clip(rng.normal(0.75, 0.35, number), -0.3, 1.7)
+    if cluster:
+        # Two in three lie on the main sequence, or the giant branch, of a cluster.
+        member = rng.uniform(size=number) < 0.67
+        sequence = np.interp(r, _SEQUENCE[0], _SEQUENCE[1]) + rng.normal(0.0, 0.03, number)
+        colour = np.where(member, sequence, colour)
     i = r - 0.4 * colour
     return Table({"ra": ra, "dec": dec, "g": r + colour, "r": r, "i": i, "z": i - 0.2 * colour})
 

@@ -1,11 +1,20 @@
-"""What came out of a run: how many objects, how deep, how true; and a picture of a coadd with its objects."""
+"""What came out of a run: how many objects, how deep, how true; and a picture of it."""
 
 from __future__ import annotations
 
-__all__ = ["BandSummary", "DemoSummary", "compare_with_truth", "draw_coadd", "read_summary", "render_summary"]
+__all__ = [
+    "BandSummary",
+    "DemoSummary",
+    "colour_picture",
+    "compare_with_truth",
+    "draw_run",
+    "read_summary",
+    "render_summary",
+    "seen_by_all",
+]
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +26,11 @@ from lsst.daf.butler import Butler
 
 from ..errors import SettingsError
 from .calibration import AB_ZERO_POINT, match
-from .geometry import PIXEL_SCALE, FloatArray, SkyLayout
-from .instrument import StarCam
+from .geometry import Box, FloatArray, SkyLayout
+from .instrument import BANDS, StarCam
 from .photometry import clipped_median
 from .repository import SKYMAP
+from .simulate import is_galaxy
 
 IndexArray = npt.NDArray[np.intp]
 
@@ -60,7 +70,16 @@ class DemoSummary:
 
     objects: int
     matched: int
-    """Objects that are a true star."""
+    """Objects that are a true star or galaxy."""
+
+    galaxies: int
+    """Objects that are a true galaxy."""
+
+    galaxies_extended: int
+    """Those of them that are marked as extended."""
+
+    stars_extended: int
+    """True stars that are."""
 
     position_scatter: float
     """Root mean square distance from the true places, bright stars,
@@ -70,7 +89,7 @@ class DemoSummary:
 
 
 def read_summary(repo: str | os.PathLike[str], collections: str | Sequence[str]) -> DemoSummary:
-    """Read the objects of a run and compare them with the simulated stars.
+    """Read the objects of a run and compare them with the simulated sky.
 
     Parameters
     ----------
@@ -92,7 +111,7 @@ def read_summary(repo: str | os.PathLike[str], collections: str | Sequence[str])
 
 
 def compare_with_truth(objects: Table, truth: Table, layout: SkyLayout) -> DemoSummary:
-    """Compare objects with the simulated stars.
+    """Compare objects with the simulated sky.
 
     Parameters
     ----------
@@ -109,13 +128,18 @@ def compare_with_truth(objects: Table, truth: Table, layout: SkyLayout) -> DemoS
     xi, eta = layout.centre.project(objects["ra"], objects["dec"])
     star_xi, star_eta = layout.centre.project(stars["ra"], stars["dec"])
     own, other = match(xi, eta, star_xi, star_eta, radius=_RADIUS)
-    bright = np.asarray(objects["snr"])[own] > _BRIGHT
+    galaxy = is_galaxy(stars)[other]
+    extended = np.asarray(objects["extended"], dtype=bool)[own]
+    bright = (np.asarray(objects["snr"])[own] > _BRIGHT) & ~galaxy
     square = (xi[own] - star_xi[other]) ** 2 + (eta[own] - star_eta[other]) ** 2
     scatter = float(np.sqrt(np.mean(square[bright]))) if bright.any() else float("nan")
     bands = [name.removesuffix("_flux") for name in objects.colnames if name.endswith("_flux")]
     return DemoSummary(
         objects=len(objects),
         matched=len(own),
+        galaxies=int(np.count_nonzero(galaxy)),
+        galaxies_extended=int(np.count_nonzero(galaxy & extended)),
+        stars_extended=int(np.count_nonzero(~galaxy & extended)),
         position_scatter=1000.0 * scatter,
         bands=tuple(_band(band, objects, stars, own, other) for band in bands),
     )
@@ -129,8 +153,9 @@ def _band(band: str, objects: Table, stars: Table, own: IndexArray, other: Index
     depth = AB_ZERO_POINT - 2.5 * np.log10(5.0 * float(np.nanmedian(error[ratio < _BRIGHT])))
     found = np.zeros(len(stars), dtype=bool)
     found[other] = True
-    expected = np.asarray(stars[band]) < depth - 0.5
-    bright = ratio[own] > _BRIGHT
+    galaxy = is_galaxy(stars)
+    expected = (np.asarray(stars[band]) < depth - 0.5) & ~galaxy
+    bright = (ratio[own] > _BRIGHT) & ~galaxy[other]
     difference = np.asarray(objects[f"{band}_mag"])[own][bright] - np.asarray(stars[band])[other][bright]
     offset, scatter = clipped_median(difference)
     return BandSummary(
@@ -146,8 +171,10 @@ def _band(band: str, objects: Table, stars: Table, own: IndexArray, other: Index
 def render_summary(summary: DemoSummary) -> str:
     """Give a summary as text of a few lines."""
     lines = [
-        f"{summary.objects} objects, {summary.matched} of them matched to simulated stars; "
+        f"{summary.objects} objects, {summary.matched} of them matched to the simulated sky; "
         f"positions true to {summary.position_scatter:.0f} mas",
+        f"extended: {summary.galaxies_extended} of {summary.galaxies} galaxies, and "
+        f"{summary.stars_extended} of {summary.matched - summary.galaxies} stars",
         "band  objects   depth (5 sigma)  completeness  magnitude - truth",
     ]
     for band in summary.bands:
@@ -158,14 +185,10 @@ def render_summary(summary: DemoSummary) -> str:
     return "\n".join(lines)
 
 
-def draw_coadd(
-    repo: str | os.PathLike[str],
-    collections: str | Sequence[str],
-    path: str | os.PathLike[str],
-    *,
-    band: str = "r",
+def draw_run(
+    repo: str | os.PathLike[str], collections: str | Sequence[str], path: str | os.PathLike[str]
 ) -> Path:
-    """Draw the coadds of a tract, with a circle around each object.
+    """Draw the sky that a run has seen, in colour with its objects marked, and their colours and magnitudes.
 
     Parameters
     ----------
@@ -175,8 +198,6 @@ def draw_coadd(
         Where the run's outputs and its inputs are.
     path : path-like
         PNG file to write.
-    band : `str`, optional
-        Band to draw.
 
     Returns
     -------
@@ -186,20 +207,23 @@ def draw_coadd(
     Raises
     ------
     .SettingsError
-        Raised if there is no coadd of the band.
+        Raised if there is no coadd.
     lsst.daf.butler.DatasetNotFoundError
         Raised if there is no object table.
     """
     with Butler.from_config(str(repo), collections=collections) as butler:
         layout = SkyLayout.from_dict(butler.get("sky_layout", skymap=SKYMAP))
         objects = butler.get("object_table", skymap=SKYMAP, tract=0)
-        refs = butler.query_datasets("coadd", where=f"band='{band}'", explain=False)
-        coadds = {int(ref.dataId["patch"]): butler.get(ref) for ref in refs}
+        refs = butler.query_datasets("coadd", explain=False, limit=None)
+        coadds: dict[str, dict[int, Any]] = {}
+        for ref in refs:
+            coadds.setdefault(str(ref.dataId["band"]), {})[int(ref.dataId["patch"])] = butler.get(ref)
     if not coadds:
-        raise SettingsError(f"no coadd of band {band!r} in {collections}")
+        raise SettingsError(f"no coadd in {collections}")
+    images = {band: _mosaic(coadds[band], layout) for band in BANDS if band in coadds}
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    _draw(_mosaic(coadds, layout), objects, layout, title=f"StarCam coadd, band {band}", path=target)
+    _draw(images, objects, layout, path=target)
     return target
 
 
@@ -213,48 +237,104 @@ def _mosaic(coadds: dict[int, Any], layout: SkyLayout) -> FloatArray:
     return image
 
 
-def _draw(image: FloatArray, objects: Table, layout: SkyLayout, *, title: str, path: Path) -> None:
+def seen_by_all(images: Iterable[FloatArray]) -> Box:
+    """Give the part that all images have seen, without margins that some have not."""
+    seen = np.sum([~np.isfinite(image) for image in images], axis=0) == 0
+    box = Box(0, 0, seen.shape[1], seen.shape[0])
+    while min(box.shape) > 1:
+        part = seen[box.y0 : box.y1, box.x0 : box.x1]
+        sides = [float(np.mean(side)) for side in (part[:, 0], part[0], part[:, -1], part[-1])]
+        worst = int(np.argmin(sides))
+        if sides[worst] >= 0.95:
+            break
+        edges = [box.x0, box.y0, box.x1, box.y1]
+        edges[worst] += 1 if worst < 2 else -1
+        box = Box(*edges)
+    return box
+
+
+def colour_picture(images: Sequence[FloatArray]) -> npt.NDArray[np.uint8]:
+    """Make a picture in which the longest wave is red, from images in the order of their bands, as bright."""
+    from astropy.visualization import make_lupton_rgb  # type: ignore[import-untyped]
+
+    # What a band lacks, the others show in grey; what all lack is like its neighbours above and below.
+    lacking = np.isnan(images)
+    grey = np.nansum(images, axis=0) / np.maximum(np.sum(~lacking, axis=0), 1)
+    gaps = np.sum(lacking, axis=0) == len(images)
+    for column in np.nonzero(gaps.any(axis=0) & ~gaps.all(axis=0))[0]:
+        gap = gaps[:, column]
+        grey[gap, column] = np.interp(np.nonzero(gap)[0], np.nonzero(~gap)[0], grey[~gap, column])
+    filled = np.where(lacking, grey, images)
+    blue, red = filled[0], filled[-1]
+    green = filled[len(filled) // 2] if len(filled) != 2 else (blue + red) / 2.0
+    noise = clipped_median(green)[1]
+    picture: npt.NDArray[np.uint8] = make_lupton_rgb(
+        red, green, blue, minimum=-noise, stretch=12.0 * noise, Q=8
+    )
+    return picture
+
+
+def _draw(images: dict[str, FloatArray], objects: Table, layout: SkyLayout, *, path: Path) -> None:
     # Figures of our own, not pyplot's: no global state, no display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.0, 8.4), layout="constrained")
+    figure = Figure(figsize=(14.0, 8.8), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    _, noise = clipped_median(image)
-    stretched = np.arcsinh(np.nan_to_num(image, nan=0.0) / (2.0 * noise))
-    width = layout.width / 2.0
-    extent = (-width, width, -width, width)
-    axes.imshow(
-        stretched, origin="lower", cmap="gray_r", extent=extent, vmin=-1.0, vmax=5.5, interpolation="nearest"
+    sky, diagram = figure.subplots(1, 2, width_ratios=(2.0, 1.0))
+    box = seen_by_all(images.values())
+    # An object of the usual colour is white.
+    bright = np.asarray(objects["snr"]) > _BRIGHT
+    levels = [clipped_median(np.asarray(objects[f"{band}_flux"], dtype=float)[bright])[0] for band in images]
+    picture = colour_picture(
+        [
+            image[box.y0 : box.y1, box.x0 : box.x1] / (level if level > 0.0 else 1.0)
+            for image, level in zip(images.values(), levels, strict=True)
+        ]
     )
+    corners_x, corners_y = (box.x0 - 0.5, box.x1 - 0.5), (box.y0 - 0.5, box.y1 - 0.5)
+    (left, right), (bottom, top) = layout.affine().forward(corners_x, corners_y)
+    sky.imshow(picture, origin="lower", extent=(left, right, bottom, top), interpolation="nearest")
+    kinds = _kinds(objects)
     xi, eta = layout.centre.project(objects["ra"], objects["dec"])
-    edges: Any = "tab:red"
-    colours = _colours(objects)
-    if colours is not None:
-        name, values = colours
-        scale = ScalarMappable(norm=Normalize(-0.2, 1.7), cmap="turbo")
-        edges = scale.to_rgba(np.nan_to_num(values, nan=float(np.nanmedian(values))))
-        figure.colorbar(scale, ax=axes, label=name, shrink=0.8)
-    sizes = 35.0 + 90.0 * np.log10(np.maximum(np.asarray(objects["snr"]), 5.0) / 5.0)
-    axes.scatter(xi, eta, s=sizes, facecolors="none", edgecolors=edges, linewidths=1.1)
-    for line in range(1, layout.patches):
-        place = -width + line * layout.inner * PIXEL_SCALE
-        axes.axhline(place, color="0.6", linewidth=0.5)
-        axes.axvline(place, color="0.6", linewidth=0.5)
-    axes.set(xlim=extent[:2], ylim=extent[2:], xlabel="east [arcsec]", ylabel="north [arcsec]")
-    axes.set_title(f"{title}: {len(objects)} objects")
+    for name, (chosen, marker, colour) in kinds.items():
+        sky.scatter(
+            xi[chosen], eta[chosen], s=60, marker=marker, facecolors="none", edgecolors=colour,
+            linewidths=0.6, alpha=0.8, label=f"{np.count_nonzero(chosen)} {name}",
+        )  # fmt: skip
+    sky.set(xlim=(right, left), ylim=(bottom, top), xlabel="east [arcsec]", ylabel="north [arcsec]")
+    sky.set_title(f"StarCam, bands {', '.join(images)}: {len(objects)} objects")
+    sky.legend(loc="upper right", framealpha=0.7)
+    _draw_diagram(diagram, list(images), objects, kinds)
     partial = path.with_name(f".{path.name}.part")
     figure.savefig(partial, format="png", dpi=110)
     partial.replace(path)
 
 
-def _colours(objects: Table) -> tuple[str, FloatArray] | None:
-    """Give the difference of the first two bands, if there are two."""
-    bands = [name.removesuffix("_mag") for name in objects.colnames if name.endswith("_mag")]
-    if len(bands) < 2:
-        return None
-    first, second = (np.asarray(objects[f"{band}_mag"], dtype=float) for band in bands[:2])
-    return f"{bands[0]} - {bands[1]} [mag]", first - second
+def _kinds(objects: Table) -> dict[str, tuple[npt.NDArray[np.bool_], str, str]]:
+    """Give which objects look like stars and which like galaxies, and how they are marked."""
+    extended = np.asarray(objects["extended"], dtype=bool)
+    kinds = {"point-like": (~extended, "o", "deepskyblue"), "extended": (extended, "s", "orange")}
+    return {name: kind for name, kind in kinds.items() if kind[0].any()}
+
+
+def _draw_diagram(axes: Any, bands: list[str], objects: Table, kinds: dict[str, Any]) -> None:
+    """Draw colours and magnitudes, or numbers by magnitude if there is but one band."""
+    last = np.asarray(objects[f"{bands[-1]}_mag"], dtype=float)
+    if len(bands) == 1:
+        axes.hist(last[np.isfinite(last)], bins=30, color="0.5")
+        axes.set(xlabel=f"{bands[0]} [mag]", ylabel="objects", title="Numbers by magnitude")
+        return
+    colour = np.asarray(objects[f"{bands[0]}_mag"], dtype=float) - last
+    good = np.asarray(objects["snr"]) > 10.0
+    for name, (chosen, marker, shade) in kinds.items():
+        axes.scatter(
+            colour[chosen & good], last[chosen & good], s=14, marker=marker, facecolors="none",
+            edgecolors=shade, label=name,
+        )  # fmt: skip
+    low, high = np.nanpercentile(colour[good], (1, 99)) if np.isfinite(colour[good]).any() else (0.0, 1.0)
+    axes.set(xlabel=f"{bands[0]} - {bands[-1]} [mag]", ylabel=f"{bands[-1]} [mag]")
+    axes.set_xlim(low - 0.5, high + 0.5)
+    axes.invert_yaxis()
+    axes.set_title("Colours and magnitudes")
+    axes.legend(loc="upper left")

@@ -58,8 +58,8 @@ class Workplace:
 
     @property
     def picture(self) -> Path:
-        """PNG of a coadd with its objects."""
-        return self.directory / "coadd.png"
+        """PNG of the sky with its objects."""
+        return self.directory / "sky.png"
 
     @property
     def submit_log(self) -> Path:
