@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
+import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,6 +30,7 @@ from lsst.ctrl.bps.panda.local import instance
 
 pytestmark = pytest.mark.slow
 
+CHECKOUT = Path(__file__).resolve().parents[2]
 _LIMIT = 1200.0
 _ENDED = (WmsStates.SUCCEEDED, WmsStates.FAILED, WmsStates.DELETED)
 # Jobs of a repository with two visits in two bands and one patch.
@@ -62,26 +66,35 @@ class Site:
         """Copy of the repository in which nothing has run yet."""
         return self.place.directory / "untouched"
 
-    def call(self, *command: str) -> str:
-        done = self.run(*command)
+    def call(self, *command: str, more: dict[str, str] | None = None) -> str:
+        done = self.run(*command, more=more)
         assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
         return done.stdout
 
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, more: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        environment = self.place.environment()
+        # Commands that start at once have a PYTHONPATH of their own.
+        folder = Path(sys.executable).parent if more else self.commands.folder
         return subprocess.run(
-            [str(self.commands.folder / command[0]), *command[1:]],
+            [str(folder / command[0]), *command[1:]],
             cwd=self.place.directory,
-            env=self.commands.first_on_path(self.place.environment()),
+            env=environment | more if more else self.commands.first_on_path(environment),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=_LIMIT,
         )
 
-    def submit(self, config: Path, *, meanwhile: Callable[[], None] = lambda: None) -> Run:
+    def submit(
+        self,
+        config: Path,
+        *,
+        meanwhile: Callable[[], None] = lambda: None,
+        more: dict[str, str] | None = None,
+    ) -> Run:
         said = dict(
             line.split(": ", 1)
-            for line in self.call("bps", "submit", str(config)).splitlines()
+            for line in self.call("bps", "submit", str(config), more=more).splitlines()
             if ": " in line
         )
         directory = Path(said["Submit dir"])
@@ -234,6 +247,34 @@ def test_a_configuration_as_people_write_it(site: Site) -> None:
         "pipetaskInit": {"SUCCEEDED": 1}, "isr": {"SUCCEEDED": 4}, "finalJob": {"SUCCEEDED": 1}
     }, site.errors()  # fmt: skip
     assert count_outputs(site.place.repo, run.collection)["post_isr_image"] == 16
+
+
+def test_a_task_of_ones_own_as_the_page_says(site: Site) -> None:
+    """Whatever the page on the demo has as a file is written and run, in another folder."""
+    folder = site.place.directory
+    page = (CHECKOUT / "doc" / "lsst.ctrl.bps.panda" / "demo.rst").read_text()
+    for name, text in re.findall(r"   :caption: (\w+\.\w+)\n\n((?:   .*\n|\n)+)", page):
+        text = textwrap.dedent(text).replace("/home/you/sky", str(folder))
+        if name == "counted_run.yaml":
+            # Its repository and settings are those of this place.
+            mine = {"includeConfigs": [str(site.place.config)]}
+            text = yaml.safe_dump(yaml.safe_load(text) | mine)
+        (folder / name).write_text(text)
+    path = {"PYTHONPATH": str(folder)}
+    said = site.call("pipetask", "build", "-p", "counted.yaml", "--show", "task-graph", more=path)
+    assert "starCounts" in said
+    run = site.submit(folder / "counted_run.yaml", more=path)
+    assert _counts(run.report) == {
+        label: {"SUCCEEDED": number} for label, number in (_JOBS | {"starCounts": 4}).items()
+    }, site.errors()
+    read = site.call("python", "read_counts.py", run.collection, more=path)
+    assert "magnitude stars" in re.sub(" +", " ", read)
+    with Butler.from_config(str(site.place.repo), collections=run.collection) as butler:
+        counts = butler.get("star_counts", instrument="StarCam", visit=260315001)
+        sources = sum(
+            len(butler.get(ref)) for ref in butler.query_datasets("source_table", where="visit=260315001")
+        )
+    assert counts["stars"].sum() == sources > 100
 
 
 @pytest.fixture(scope="module")

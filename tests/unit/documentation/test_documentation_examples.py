@@ -128,10 +128,12 @@ def job_keys() -> set[str]:
 
 def configurations(block: str) -> Iterator[Mapping[str, Any]]:
     """Yield the block if it is a configuration of BPS, not a file of another
-    kind: those start with a list, a name of a queue, or ``format``.
+    kind: those start with a list, a name of a queue, or ``format``, or are
+    a pipeline, with ``tasks``.
     """
     content = yaml.safe_load(block)
-    if isinstance(content, Mapping) and "format" not in content and not set(content) & {"SMALL", "LARGE"}:
+    others = {"SMALL", "LARGE", "format", "tasks"}
+    if isinstance(content, Mapping) and not set(content) & others:
         yield content
 
 
@@ -189,7 +191,7 @@ def test_json_examples_are_json(page):
 
 # What a page may use beside our own commands; some are of a facility or an LSST stack.
 PROGRAMS_OF_OTHERS = frozenset(
-    "butler cat cd chmod env eval export mkdir pip python python3 setup source".split()  # noqa: SIM905
+    "butler cat cd chmod env eval export mkdir pip pipetask python python3 setup source".split()  # noqa: SIM905
 )
 
 
