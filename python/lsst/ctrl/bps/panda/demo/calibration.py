@@ -29,17 +29,10 @@ _FEWEST = 6
 class Calibration:
     """The fit of an image."""
 
-    affine: Affine
-    """Pixels to the tangent plane."""
-
-    zero_point: float
-    """Magnitude of one unit of flux."""
-
-    scatter: float
-    """Root mean square distance of the matches, arcseconds."""
-
-    matches: int
-    """Stars that took part."""
+    affine: Affine  # Pixels to the tangent plane.
+    zero_point: float  # Magnitude of one unit of flux.
+    scatter: float  # Root mean square distance of the matches, arcseconds.
+    matches: int  # Stars that took part.
 
 
 def calibrate(
@@ -52,27 +45,10 @@ def calibrate(
     pointing: TangentPoint,
     guess: Affine,
 ) -> Calibration:
-    """Fit an image to a reference catalogue.
+    """Fit an image to a reference catalogue with columns ``ra``, ``dec`` and a magnitude named as each band.
 
-    Parameters
-    ----------
-    x, y : `numpy.ndarray`
-        Positions of stars, pixels.
-    flux : `numpy.ndarray`
-        Their fluxes, any unit.
-    reference : `astropy.table.Table`
-        Columns ``ra``, ``dec`` (degrees) and a magnitude named as each band.
-    band : `str`
-        Band of the image.
-    pointing : `TangentPoint`
-        Where the header says that the camera looked.
-    guess : `Affine`
-        Map from pixels to the tangent plane as designed.
-
-    Raises
-    ------
-    ValueError
-        Raised if fewer stars match than a fit needs.
+    ``pointing`` is where the header says that the camera looked, ``guess`` the map from pixels to the tangent
+    plane as designed.  A `ValueError` says that fewer stars match than a fit needs.
     """
     xi, eta = pointing.project(reference["ra"], reference["dec"])
     bright = np.argsort(-flux, kind="stable")[: 2 * len(reference)]
@@ -115,20 +91,7 @@ def _common_shift(
 def match(
     x: npt.ArrayLike, y: npt.ArrayLike, to_x: npt.ArrayLike, to_y: npt.ArrayLike, *, radius: float
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Pair points that are each other's nearest, and near.
-
-    Parameters
-    ----------
-    x, y, to_x, to_y : array-like
-        Two lists of points in a plane.
-    radius : `float`
-        Farthest that points of a pair may be apart.
-
-    Returns
-    -------
-    own, other : `numpy.ndarray`
-        Indices in the first and the second list.
-    """
+    """Pair points that are each other's nearest, and near."""
     ax, ay = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     bx, by = np.asarray(to_x, dtype=float), np.asarray(to_y, dtype=float)
     if ax.size == 0 or bx.size == 0:
@@ -156,15 +119,7 @@ def _fit_affine(x: FloatArray, y: FloatArray, xi: FloatArray, eta: FloatArray) -
 
 
 def depth(variance: npt.NDArray[np.floating], psf: Psf) -> float:
-    """Tell the magnitude of a star that has five times its error.
-
-    Parameters
-    ----------
-    variance : `numpy.ndarray`
-        Of the pixels, square nanojansky; NaN where there is no data.
-    psf : `Psf`
-        Shape of a star.
-    """
+    """Tell the magnitude of a star that has five times its error."""
     typical, _ = clipped_median(variance)
     if not typical > 0.0:
         return float("nan")

@@ -34,40 +34,22 @@ class MakeWarpConnections(PipelineTaskConnections, dimensions=_WARP):
     """Data of `MakeWarpTask`."""
 
     images = Input(
-        name="calibrated_image",
-        storageClass="NumpyArray",
-        dimensions=_VISIT,
-        multiple=True,
-        doc="Detectors that touch the patch",
+        "calibrated_image", "NumpyArray", "Detectors that touch the patch", dimensions=_VISIT, multiple=True
     )
     infos = Input(
-        name="calibrated_image_info",
-        storageClass="StructuredDataDict",
-        dimensions=_VISIT,
-        multiple=True,
-        doc="Where they lie",
+        "calibrated_image_info", "StructuredDataDict", "Where they lie", dimensions=_VISIT, multiple=True
     )
     summary = Input(
-        name="visit_summary",
-        storageClass="ArrowAstropy",
-        dimensions=("instrument", "visit"),
-        doc="Which of them are good",
+        "visit_summary", "ArrowAstropy", "Which of them are good", dimensions=("instrument", "visit")
     )
-    layout = Input(
-        name="sky_layout",
-        storageClass="StructuredDataDict",
-        dimensions=("skymap",),
-        doc="Where the patches lie",
-    )
+    layout = Input("sky_layout", "StructuredDataDict", "Where the patches lie", dimensions=("skymap",))
     warp = Output(
-        name="warp",
-        storageClass="NumpyArray",
+        "warp",
+        "NumpyArray",
+        "Two planes: nanojansky a pixel, and variance; NaN where there is no data",
         dimensions=_WARP,
-        doc="Two planes: nanojansky a pixel, and variance; NaN where there is no data",
     )
-    info = Output(
-        name="warp_info", storageClass="StructuredDataDict", dimensions=_WARP, doc="Seeing, coverage, weight"
-    )
+    info = Output("warp_info", "StructuredDataDict", "Seeing, coverage, weight", dimensions=_WARP)
 
 
 class MakeWarpConfig(StarTaskConfig, pipelineConnections=MakeWarpConnections):
@@ -133,21 +115,10 @@ class MakeWarpTask(StarTask):
 
 
 def resample(planes: npt.NDArray[np.floating], x: FloatArray, y: FloatArray) -> FloatArray:
-    """Interpolate an image by the Lanczos kernel of order three.
+    """Interpolate image and variance by the Lanczos kernel of order three.
 
-    Parameters
-    ----------
-    planes : `numpy.ndarray`
-        Image and variance.
-    x, y : `numpy.ndarray`
-        Positions on the image, pixels.
-
-    Returns
-    -------
-    resampled : `numpy.ndarray`
-        Both planes at the positions; NaN nearer to the image's edge than the
-        kernel reaches.  The variance is that of each pixel; its neighbours
-        are correlated.
+    Both are NaN nearer to the image's edge than the kernel reaches.  The variance is that of each pixel; its
+    neighbours are correlated.
     """
     rows, columns = planes.shape[1:]
     result = np.full((2, *x.shape), np.nan)
@@ -185,23 +156,15 @@ def _lanczos(offset: FloatArray) -> list[FloatArray]:
 class AssembleCoaddConnections(PipelineTaskConnections, dimensions=_COADD):
     """Data of `AssembleCoaddTask`."""
 
-    warps = Input(name="warp", storageClass="NumpyArray", dimensions=_WARP, multiple=True, doc="What to add")
-    infos = Input(
-        name="warp_info",
-        storageClass="StructuredDataDict",
-        dimensions=_WARP,
-        multiple=True,
-        doc="Their weights",
-    )
+    warps = Input("warp", "NumpyArray", "What to add", dimensions=_WARP, multiple=True)
+    infos = Input("warp_info", "StructuredDataDict", "Their weights", dimensions=_WARP, multiple=True)
     coadd = Output(
-        name="coadd",
-        storageClass="NumpyArray",
+        "coadd",
+        "NumpyArray",
+        "Two planes: nanojansky a pixel, and variance; NaN where there is no data",
         dimensions=_COADD,
-        doc="Two planes: nanojansky a pixel, and variance; NaN where there is no data",
     )
-    info = Output(
-        name="coadd_info", storageClass="StructuredDataDict", dimensions=_COADD, doc="Shape of stars, depth"
-    )
+    info = Output("coadd_info", "StructuredDataDict", "Shape of stars, depth", dimensions=_COADD)
 
 
 class AssembleCoaddConfig(StarTaskConfig, pipelineConnections=AssembleCoaddConnections):

@@ -9,15 +9,7 @@ pixel at (0, 0).
 
 from __future__ import annotations
 
-__all__ = [
-    "PIXEL_SCALE",
-    "Affine",
-    "Box",
-    "FocalPlane",
-    "SkyLayout",
-    "TangentPoint",
-    "polygon",
-]
+__all__ = ["PIXEL_SCALE", "Affine", "Box", "FocalPlane", "SkyLayout", "TangentPoint", "polygon"]
 
 import math
 from collections.abc import Iterable
@@ -40,25 +32,11 @@ _ARCSEC = math.pi / 180.0 / 3600.0
 class TangentPoint:
     """Centre of a gnomonic projection."""
 
-    ra: float
-    """Right ascension, degrees."""
-
-    dec: float
-    """Declination, degrees."""
+    ra: float  # Right ascension, degrees.
+    dec: float  # Declination, degrees.
 
     def project(self, ra: npt.ArrayLike, dec: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
-        """Give the tangent plane positions of points of the sky.
-
-        Parameters
-        ----------
-        ra, dec : array-like
-            Degrees; must be nearer than 90 degrees to the tangent point.
-
-        Returns
-        -------
-        xi, eta : `numpy.ndarray`
-            Arcseconds.
-        """
+        """Give the tangent plane positions of points of the sky, nearer than 90 degrees."""
         lon = np.radians(np.asarray(ra, dtype=float) - self.ra)
         lat = np.radians(np.asarray(dec, dtype=float))
         lat0 = math.radians(self.dec)
@@ -68,18 +46,7 @@ class TangentPoint:
         return xi / _ARCSEC, eta / _ARCSEC
 
     def deproject(self, xi: npt.ArrayLike, eta: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
-        """Give the points of the sky at tangent plane positions.
-
-        Parameters
-        ----------
-        xi, eta : array-like
-            Arcseconds.
-
-        Returns
-        -------
-        ra, dec : `numpy.ndarray`
-            Degrees, right ascension from 0 to 360.
-        """
+        """Give the points of the sky at tangent plane positions."""
         x = np.asarray(xi, dtype=float) * _ARCSEC
         y = np.asarray(eta, dtype=float) * _ARCSEC
         lat0 = math.radians(self.dec)
@@ -153,14 +120,9 @@ class FocalPlane:
     corner, centred on the boresight.
     """
 
-    detectors: int
-    """Number of detectors."""
-
-    size: int = 300
-    """Pixels on a side of a detector."""
-
-    gap: int = 12
-    """Pixels between neighbours."""
+    detectors: int  # Number of detectors.
+    size: int = 300  # Pixels on a side of a detector.
+    gap: int = 12  # Pixels between neighbours.
 
     @property
     def per_row(self) -> int:
@@ -184,13 +146,6 @@ class FocalPlane:
     def affine(self, detector: int, rotation: float) -> Affine:
         """Give the map from a detector's pixels to the tangent plane of the
         boresight.
-
-        Parameters
-        ----------
-        detector : `int`
-            Number of the detector.
-        rotation : `float`
-            Angle by which the camera is turned from north to east, degrees.
         """
         pitch = self.size + self.gap
         start = 0.5 - (self.per_row * pitch - self.gap) / 2.0
@@ -207,34 +162,18 @@ class SkyLayout:
     """
 
     centre: TangentPoint
-    patches: int
-    """Patches on a side of the tract."""
-
-    inner: int = 300
-    """Pixels on a side of the part of a patch that is its own."""
-
-    border: int = 20
-    """Pixels that a patch reaches into its neighbours."""
+    patches: int  # Patches on a side of the tract.
+    inner: int = 300  # Pixels on a side of the part of a patch that is its own.
+    border: int = 20  # Pixels that a patch reaches into its neighbours.
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Make a layout of what `to_dict` gave."""
-        return cls(
-            centre=TangentPoint(values["ra"], values["dec"]),
-            patches=values["patches"],
-            inner=values["inner"],
-            border=values["border"],
-        )
+        return cls(**{**values, "centre": TangentPoint(**values["centre"])})
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain values that YAML can hold."""
-        return {
-            "ra": self.centre.ra,
-            "dec": self.centre.dec,
-            "patches": self.patches,
-            "inner": self.inner,
-            "border": self.border,
-        }
+        return asdict(self)
 
     @property
     def width(self) -> float:
@@ -269,17 +208,7 @@ class SkyLayout:
 
 
 def polygon(corners: Iterable[tuple[float, float]], affine: Affine, tangent: TangentPoint) -> ConvexPolygon:
-    """Make the region of the sky that has the given corners.
-
-    Parameters
-    ----------
-    corners : `~collections.abc.Iterable` [`tuple` [`float`, `float`]]
-        Pixels.
-    affine : `Affine`
-        Map of the pixels to the tangent plane.
-    tangent : `TangentPoint`
-        Centre of the tangent plane.
-    """
+    """Make the region of the sky that has the given corners."""
     points = []
     for x, y in corners:
         ra, dec = tangent.deproject(*affine.forward(x, y))

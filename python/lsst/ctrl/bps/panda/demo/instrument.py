@@ -17,11 +17,8 @@ from .geometry import FocalPlane
 class Band:
     """How the camera sees a band."""
 
-    zero_point: float
-    """Magnitude that gives one electron a second."""
-
-    sky: float
-    """Brightness of the dark sky, magnitudes per square arcsecond."""
+    zero_point: float  # Magnitude that gives one electron a second.
+    sky: float  # Brightness of the dark sky, magnitudes per square arcsecond.
 
 
 BANDS = {
@@ -60,17 +57,7 @@ class StarCam(Instrument):
         return PickleFormatter
 
     def register(self, registry: Any, *, update: bool = False, detectors: int = 4) -> None:
-        """Insert the dimension records of the camera.
-
-        Parameters
-        ----------
-        registry : `lsst.daf.butler.Registry`
-            Where to.
-        update : `bool`, optional
-            Whether to replace records that differ.
-        detectors : `int`, optional
-            Number of detectors.
-        """
+        """Insert the dimension records of the camera."""
         name = self.getName()
         with registry.transaction():
             registry.syncDimensionData(

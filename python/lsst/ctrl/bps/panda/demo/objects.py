@@ -38,29 +38,12 @@ _OBJECTS_PER_PATCH = 1_000_000
 class MeasureObjectsConnections(PipelineTaskConnections, dimensions=_PATCH):
     """Data of `MeasureObjectsTask`."""
 
-    coadds = Input(
-        name="coadd",
-        storageClass="NumpyArray",
-        dimensions=_COADD,
-        multiple=True,
-        doc="The patch in all bands",
-    )
+    coadds = Input("coadd", "NumpyArray", "The patch in all bands", dimensions=_COADD, multiple=True)
     infos = Input(
-        name="coadd_info",
-        storageClass="StructuredDataDict",
-        dimensions=_COADD,
-        multiple=True,
-        doc="Shape of their stars",
+        "coadd_info", "StructuredDataDict", "Shape of their stars", dimensions=_COADD, multiple=True
     )
-    layout = Input(
-        name="sky_layout",
-        storageClass="StructuredDataDict",
-        dimensions=("skymap",),
-        doc="Where the patch lies",
-    )
-    objects = Output(
-        name="patch_object_table", storageClass="ArrowAstropy", dimensions=_PATCH, doc="Objects of the patch"
-    )
+    layout = Input("sky_layout", "StructuredDataDict", "Where the patch lies", dimensions=("skymap",))
+    objects = Output("patch_object_table", "ArrowAstropy", "Objects of the patch", dimensions=_PATCH)
 
 
 class MeasureObjectsConfig(StarTaskConfig, pipelineConnections=MeasureObjectsConnections):
@@ -145,15 +128,9 @@ class ObjectTableConnections(PipelineTaskConnections, dimensions=_TRACT):
     """Data of `ObjectTableTask`."""
 
     patches = Input(
-        name="patch_object_table",
-        storageClass="ArrowAstropy",
-        dimensions=_PATCH,
-        multiple=True,
-        doc="Objects of each patch",
+        "patch_object_table", "ArrowAstropy", "Objects of each patch", dimensions=_PATCH, multiple=True
     )
-    table = Output(
-        name="object_table", storageClass="ArrowAstropy", dimensions=_TRACT, doc="Objects of the tract"
-    )
+    table = Output("object_table", "ArrowAstropy", "Objects of the tract", dimensions=_TRACT)
 
 
 class ObjectTableConfig(StarTaskConfig, pipelineConnections=ObjectTableConnections):
@@ -189,9 +166,8 @@ class ObjectTableTask(StarTask):
         order = np.argsort(x, kind="stable")
         repeated = np.zeros(len(table), dtype=bool)
         for place, n in enumerate(order):
-            for m in order[place + 1 :]:
-                if x[m] - x[n] > self.config.sameRadius:
-                    break
-                if patch[m] != patch[n] and abs(y[m] - y[n]) <= self.config.sameRadius:
-                    repeated[m if patch[m] > patch[n] else n] = True
+            near = order[place + 1 : np.searchsorted(x[order], x[n] + self.config.sameRadius, side="right")]
+            same = near[(patch[near] != patch[n]) & (np.abs(y[near] - y[n]) <= self.config.sameRadius)]
+            repeated[same[patch[same] > patch[n]]] = True
+            repeated[n] |= bool(np.any(patch[same] < patch[n]))
         return repeated

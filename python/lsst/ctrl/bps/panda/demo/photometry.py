@@ -37,8 +37,7 @@ _FWHM = 2.0 * math.sqrt(2.0 * math.log(2.0))
 class Psf:
     """A normalized sum of round Gaussians, sampled at the pixels' centres."""
 
-    components: tuple[tuple[float, float], ...]
-    """Weight (their sum is 1) and sigma in pixels of each."""
+    components: tuple[tuple[float, float], ...]  # Weight (their sum is 1) and sigma in pixels of each.
 
     @classmethod
     def from_fwhm(cls, fwhm: float) -> Psf:
@@ -116,20 +115,9 @@ class Psf:
 
 
 def clipped_median(values: npt.NDArray[np.floating], *, clip: float = 3.0) -> tuple[float, float]:
-    """Give median and standard deviation of values without outliers.
+    """Give median and standard deviation of the finite values without outliers; NaN if there are none.
 
-    Parameters
-    ----------
-    values : `numpy.ndarray`
-        Any shape; what is not finite is left out.
-    clip : `float`, optional
-        Standard deviations from the median beyond which values are left out.
-
-    Returns
-    -------
-    median, deviation : `float`
-        The deviation is from the median absolute one, as of a normal
-        distribution.  Both are NaN if there are no values.
+    The deviation comes from the median absolute one, as of a normal distribution.
     """
     kept = np.asarray(values[np.isfinite(values)], dtype=float)
     if kept.size == 0:
@@ -150,20 +138,7 @@ def _median_and_deviation(values: FloatArray) -> tuple[float, float]:
 
 
 def fit_background(image: FloatArray, *, cells: int = 4) -> FloatArray:
-    """Fit a plane to the sky of an image.
-
-    Parameters
-    ----------
-    image : `numpy.ndarray`
-        Pixels; NaN where there is no data.
-    cells : `int`, optional
-        Cells on a side of the image; the plane goes through the medians of the cells.
-
-    Returns
-    -------
-    background : `numpy.ndarray`
-        Of the shape of the image.
-    """
+    """Fit a plane to the sky of an image, by the medians of its cells."""
     place = (np.arange(cells) - (cells - 1) / 2.0) / cells
     rows = np.array_split(image, cells)
     medians = np.array(
@@ -184,14 +159,8 @@ def find_cosmic_rays(
 ) -> npt.NDArray[np.bool_]:
     """Find pixels that stand out from both neighbours on a line more than in any star.
 
-    Parameters
-    ----------
-    image, variance : `numpy.ndarray`
-        Pixels.
-    sharpest : `float`
-        Sigma of the sharpest Gaussian that a star can be, pixels.
-    threshold : `float`
-        Standard deviations by which they stand out more; beside a pixel that does, half of it.
+    That is by ``threshold`` standard deviations (beside such a pixel, by half of it) more than in a star of
+    ``sharpest`` pixels' sigma.
     """
     excess, deviation = np.pad(image - np.nanmedian(image), 1, mode="edge"), np.sqrt(variance)
     rows, columns = image.shape
@@ -211,18 +180,8 @@ def find_cosmic_rays(
 def matched_filter(image: FloatArray, variance: FloatArray, psf: Psf) -> FloatArray:
     """Give the signal-to-noise ratio that a star at each pixel would have.
 
-    Parameters
-    ----------
-    image, variance : `numpy.ndarray`
-        Pixels without background; NaN, or no or infinite variance, where
-        there is no data.
-    psf : `Psf`
-        Shape of a star.
-
-    Returns
-    -------
-    significance : `numpy.ndarray`
-        Zero where less than half of a star's light has data.
+    Pixels have no background, and NaN, or no or infinite variance, where there is no data.  The ratio is zero
+    where less than half of a star's light has data.
     """
     good = np.isfinite(image) & np.isfinite(variance) & (variance > 0)
     weight = np.where(good, 1.0 / np.where(good, variance, 1.0), 0.0)
@@ -247,21 +206,10 @@ def _convolve(image: FloatArray, kernel: FloatArray) -> FloatArray:
 
 
 def find_peaks(significance: FloatArray, threshold: float) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Find local maxima.
+    """Find local maxima of at least the threshold: their places and heights.
 
-    Parameters
-    ----------
-    significance : `numpy.ndarray`
-        As `matched_filter` gives it.
-    threshold : `float`
-        Least value of a maximum.
-
-    Returns
-    -------
-    x, y, height : `numpy.ndarray`
-        Positions to a fraction of a pixel: the vertex of the parabola through
-        the logarithms of a maximum and its neighbours, which is exact for a
-        Gaussian.
+    The places are those of the vertex of the parabola through the logarithms of a maximum and its neighbours,
+    which is exact for a Gaussian.
     """
     core = significance[1:-1, 1:-1]
     rows, columns = significance.shape
@@ -288,27 +236,7 @@ def _vertex(left: FloatArray, middle: FloatArray, right: FloatArray) -> FloatArr
 
 
 def measure_sigma(image: FloatArray, x: FloatArray, y: FloatArray, *, start: float = 1.5) -> float:
-    """Measure how wide stars are.
-
-    Parameters
-    ----------
-    image : `numpy.ndarray`
-        Pixels without background.
-    x, y : `numpy.ndarray`
-        Positions of bright stars.
-    start : `float`, optional
-        First guess, pixels.
-
-    Returns
-    -------
-    sigma : `float`
-        Of the Gaussian, pixels.
-
-    Raises
-    ------
-    ValueError
-        Raised if no star can be measured.
-    """
+    """Measure the sigma of bright stars on an image without background, from a guess to start with."""
     reach = 12
     padded = np.pad(np.nan_to_num(image), reach)
     axis = np.arange(2 * reach + 1)
@@ -339,26 +267,9 @@ def fit_fluxes(
 ) -> tuple[FloatArray, FloatArray]:
     """Fit the fluxes of all stars at once, at fixed positions.
 
-    The weighted least squares of the image as a sum of stars, solved by
-    Gauss-Seidel iteration; neighbours that overlap share their light.
-
-    Parameters
-    ----------
-    image, variance : `numpy.ndarray`
-        Pixels without background; NaN, or no or infinite variance, where
-        there is no data.
-    psf : `Psf`
-        Shape of a star.
-    x, y : `numpy.ndarray`
-        Positions, pixels.
-    rounds : `int`, optional
-        Most iterations; they end when no flux moves by a thousandth of its
-        error.
-
-    Returns
-    -------
-    fluxes, errors : `numpy.ndarray`
-        In the image's unit; NaN for stars that have no data.
+    The weighted least squares of the image as a sum of stars, solved by Gauss-Seidel iteration until no flux
+    moves by a thousandth of its error; neighbours that overlap share their light.  Fluxes and errors are NaN
+    for stars that have no data.
     """
     good = np.isfinite(image) & np.isfinite(variance) & (variance > 0)
     noise = np.where(good, variance, 1.0)

@@ -21,7 +21,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -251,7 +251,7 @@ def _fill(butler: Any, field: _Field) -> None:
     _put_calibrations(butler, field)
     for pointing in field.pointings:
         data_id = {"instrument": StarCam.getName(), "exposure": pointing.exposure}
-        butler.put(pointing.to_dict(), "starcam_pointing", data_id, run=_POINTING_RUN)
+        butler.put(asdict(pointing), "starcam_pointing", data_id, run=_POINTING_RUN)
     butler.collections.register(INPUTS, CollectionType.CHAINED)
     butler.collections.redefine_chain(INPUTS, [_POINTING_RUN, _CALIB, _SKY_RUN])
 
@@ -378,9 +378,9 @@ def _put_calibrations(butler: Any, field: _Field) -> None:
     name, demo = StarCam.getName(), field.demo
     refs = []
     for detector in range(demo.detectors):
-        made = make_detector(demo.focal_plane.size, field.bands, demo.rng(2, detector))
-        refs.append(butler.put(made.bias, "starcam_bias", instrument=name, detector=detector, run=_CALIB_RUN))
-        for band, flat in made.flats.items():
+        bias, flats = make_detector(demo.focal_plane.size, field.bands, demo.rng(2, detector))
+        refs.append(butler.put(bias, "starcam_bias", instrument=name, detector=detector, run=_CALIB_RUN))
+        for band, flat in flats.items():
             data_id = {"instrument": name, "detector": detector, "physical_filter": filter_name(band)}
             refs.append(butler.put(flat, "starcam_flat", data_id, run=_CALIB_RUN))
     butler.collections.register(_CALIB, CollectionType.CALIBRATION)

@@ -11,7 +11,8 @@ Stars are drawn by numpy, galaxies by GalSim, which is only needed for them
 from __future__ import annotations
 
 __all__ = [
-    "Detector",
+    "EXPOSURE",
+    "CalibrationConnections",
     "Pointing",
     "SimulateTask",
     "is_galaxy",
@@ -24,7 +25,7 @@ __all__ = [
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,23 +62,10 @@ def make_catalog(
     density: float = 0.03,
     galaxies: float = 0.0,
 ) -> Table:
-    """Make up a field of stars and galaxies.
+    """Make up a field of stars and galaxies, as `read_catalog` reads one.
 
-    Parameters
-    ----------
-    centre : `TangentPoint`
-        Middle of the field.
-    half_width : `float`
-        Half the side of the field, arcseconds.
-    rng : `numpy.random.Generator`
-        Source of chance.
-    density, galaxies : `float`, optional
-        Stars and galaxies per square arcsecond.
-
-    Returns
-    -------
-    catalog : `astropy.table.Table`
-        As `read_catalog` reads one.
+    ``half_width`` is half of its side in arcseconds; ``density`` and ``galaxies`` are the numbers of stars
+    and of galaxies in a square arcsecond.
     """
     area = (2.0 * half_width) ** 2
     stars = _objects(int(density * area), centre, half_width, brightest=_BRIGHTEST, rng=rng, cluster=True)
@@ -126,20 +114,7 @@ def is_galaxy(catalog: Table) -> npt.NDArray[np.bool_]:
 
 
 def read_table(path: str | os.PathLike[str], needed: Iterable[str]) -> Table:
-    """Read a table of a user's.
-
-    Parameters
-    ----------
-    path : path-like
-        CSV, ECSV, Parquet or FITS file, by its ending.
-    needed : `~collections.abc.Iterable` [`str`]
-        Columns that it must have.
-
-    Raises
-    ------
-    .SettingsError
-        Raised if it cannot be read, lacks a column or a value, or is empty.
-    """
+    """Read a table of a user's, which must have the needed columns without gaps."""
     formats = {".csv": "ascii.csv", ".ecsv": "ascii.ecsv", ".fits": "fits"}
     ending = Path(path).suffix
     if ending not in (*formats, ".parquet"):
@@ -167,19 +142,9 @@ def read_table(path: str | os.PathLike[str], needed: Iterable[str]) -> Table:
 def read_catalog(path: str | os.PathLike[str], bands: Sequence[str]) -> Table:
     """Read stars and galaxies of a user's.
 
-    Parameters
-    ----------
-    path : path-like
-        Table with ``ra`` and ``dec`` in degrees, and an AB magnitude named as each band.  What has a
-        ``half_light_radius`` (arcseconds) above 0 is a galaxy, of the given ``axis_ratio`` (1) and
-        ``position_angle`` (0, degrees from north to east) if there are these columns.
-    bands : `~collections.abc.Sequence` [`str`]
-        Bands that it must have.
-
-    Raises
-    ------
-    .SettingsError
-        Raised if it cannot be used.
+    There are ``ra`` and ``dec`` in degrees, and an AB magnitude named as each band.  What has a
+    ``half_light_radius`` (arcseconds) above 0 is a galaxy, of the given ``axis_ratio`` (1) and
+    ``position_angle`` (0, degrees from north to east) if there are these columns.
     """
     catalog = read_table(path, ("ra", "dec", *bands))
     for name in ("ra", "dec", *bands):
@@ -196,56 +161,26 @@ class Pointing:
 
     exposure: int
     band: str
-    ra: float
-    """Where it looks, degrees."""
-
+    ra: float  # Where it looks, degrees.
     dec: float
-    recorded_ra: float
-    """Where its headers say it looks: some tenths of arcseconds off."""
-
+    recorded_ra: float  # Where its headers say it looks: some tenths of arcseconds off.
     recorded_dec: float
-    rotation: float
-    """Degrees from north to east."""
-
-    seeing: float
-    """Full width at half maximum of the point spread function, arcseconds."""
-
-    sky: float
-    """Brightness of the sky, magnitudes per square arcsecond."""
-
-    transparency: float
-    """Fraction of the light that comes through."""
-
-    exposure_time: float
-    """Seconds."""
-
-    detectors: int
-    """Number of detectors of the camera."""
-
-    seed: int
-    """Of all chance in the images."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give plain values that YAML can hold."""
-        return asdict(self)
+    rotation: float  # Degrees from north to east.
+    seeing: float  # Full width at half maximum of the point spread function, arcseconds.
+    sky: float  # Magnitudes per square arcsecond.
+    transparency: float  # Fraction of the light that comes through.
+    exposure_time: float  # Seconds.
+    detectors: int  # Number of them in the camera.
+    seed: int  # Of all chance in the images.
 
 
 # --- the camera ---
 
 
-@dataclass(frozen=True, slots=True)
-class Detector:
-    """What a detector adds to and does with the light."""
-
-    bias: npt.NDArray[np.float32]
-    """Counts without light."""
-
-    flats: dict[str, npt.NDArray[np.float32]]
-    """Relative response of the pixels, by band."""
-
-
-def make_detector(size: int, bands: Sequence[str], rng: np.random.Generator) -> Detector:
-    """Make up bias and flats of a detector of ``size`` pixels on a side."""
+def make_detector(
+    size: int, bands: Sequence[str], rng: np.random.Generator
+) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[np.float32]]]:
+    """Make up a detector of ``size`` pixels on a side: its bias, and the relative response by band."""
     columns = rng.normal(0.0, 2.0, size)[np.newaxis, :]
     level = rng.uniform(900.0, 1100.0)
     bias = (level + columns + rng.normal(0.0, 0.5, (size, size))).astype(np.float32)
@@ -257,7 +192,7 @@ def make_detector(size: int, bands: Sequence[str], rng: np.random.Generator) -> 
         vignetting = 0.08 * ((x - centre[0]) ** 2 + (y - centre[1]) ** 2)
         flat = (1.0 - vignetting) * (1.0 + pixels)
         flats[band] = (flat / np.mean(flat)).astype(np.float32)
-    return Detector(bias=bias, flats=flats)
+    return bias, flats
 
 
 def simulate_raw(
@@ -270,27 +205,10 @@ def simulate_raw(
     gradient: float = 0.0,
     cosmic_rays: float = 0.0,
 ) -> npt.NDArray[np.uint16]:
-    """Expose a detector.
+    """Expose a detector, and give its counts.
 
-    Parameters
-    ----------
-    catalog : `astropy.table.Table`
-        What is in the sky.
-    pointing : `Pointing`
-        Where and how it is looked at.
-    detector : `int`
-        Number of the detector.
-    bias, flat : `numpy.ndarray`
-        What the detector adds, and how it responds.
-    gradient : `float`, optional
-        Largest change of the sky's brightness from one side to the other, as a fraction.
-    cosmic_rays : `float`, optional
-        Mean number of them in a second.
-
-    Returns
-    -------
-    raw : `numpy.ndarray`
-        Counts of 16 bits.
+    ``gradient`` is the largest change of the sky's brightness from side to side, as a fraction;
+    ``cosmic_rays`` is their mean number in a second.
     """
     rng = np.random.default_rng([pointing.seed, 5, pointing.exposure, detector])
     band = BANDS[pointing.band]
@@ -366,41 +284,35 @@ def _add_cosmic_rays(electrons: FloatArray, number: int, rng: np.random.Generato
 
 # --- the task ---
 
-_EXPOSURE = ("instrument", "exposure", "detector")
+EXPOSURE = ("instrument", "exposure", "detector")
+DETECTOR = ("instrument", "detector")
+FILTER = ("instrument", "physical_filter", "detector")
 
 
-class SimulateConnections(PipelineTaskConnections, dimensions=_EXPOSURE):
-    """Data of `SimulateTask`."""
+class CalibrationConnections(PipelineTaskConnections, dimensions=EXPOSURE):
+    """What is known of a detector."""
 
-    catalog = PrerequisiteInput(
-        name="starcam_catalog", storageClass="ArrowAstropy", dimensions=("instrument",), doc="Truth"
-    )
-    pointing = Input(
-        name="starcam_pointing",
-        storageClass="StructuredDataDict",
-        dimensions=("instrument", "exposure"),
-        doc="Where the camera looks, and through what",
-    )
     bias = PrerequisiteInput(
-        name="starcam_bias",
-        storageClass="NumpyArray",
-        dimensions=("instrument", "detector"),
-        isCalibration=True,
-        doc="Counts without light",
+        "starcam_bias", "NumpyArray", "Counts without light", dimensions=DETECTOR, isCalibration=True
     )
     flat = PrerequisiteInput(
-        name="starcam_flat",
-        storageClass="NumpyArray",
-        dimensions=("instrument", "physical_filter", "detector"),
-        isCalibration=True,
-        doc="Relative response of the pixels",
+        "starcam_flat", "NumpyArray", "Response of the pixels", dimensions=FILTER, isCalibration=True
     )
-    raw = Output(name="starcam_raw", storageClass="NumpyArray", dimensions=_EXPOSURE, doc="Counts")
+
+
+class SimulateConnections(CalibrationConnections, dimensions=EXPOSURE):
+    """Data of `SimulateTask`."""
+
+    catalog = PrerequisiteInput("starcam_catalog", "ArrowAstropy", "Truth", dimensions=("instrument",))
+    pointing = Input(
+        "starcam_pointing", "StructuredDataDict", "A `Pointing`", dimensions=("instrument", "exposure")
+    )
+    raw = Output("starcam_raw", "NumpyArray", "Counts", dimensions=EXPOSURE)
     header = Output(
-        name="starcam_header",
-        storageClass="StructuredDataDict",
-        dimensions=_EXPOSURE,
-        doc="Its circumstances, as the camera knows them",
+        "starcam_header",
+        "StructuredDataDict",
+        "Its circumstances, as the camera knows them",
+        dimensions=EXPOSURE,
     )
 
 

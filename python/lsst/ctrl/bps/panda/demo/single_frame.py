@@ -30,48 +30,28 @@ from .photometry import (
     matched_filter,
     measure_sigma,
 )
+from .simulate import EXPOSURE, CalibrationConnections
 from .star_task import StarTask, StarTaskConfig
 
-_EXPOSURE = ("instrument", "exposure", "detector")
 _VISIT = ("instrument", "visit", "detector")
 
 
-class IsrConnections(PipelineTaskConnections, dimensions=_EXPOSURE):
+class IsrConnections(CalibrationConnections, dimensions=EXPOSURE):
     """Data of `IsrTask`."""
 
-    raw = Input(name="starcam_raw", storageClass="NumpyArray", dimensions=_EXPOSURE, doc="Counts")
-    header = Input(
-        name="starcam_header",
-        storageClass="StructuredDataDict",
-        dimensions=_EXPOSURE,
-        doc="Its circumstances",
-    )
-    bias = PrerequisiteInput(
-        name="starcam_bias",
-        storageClass="NumpyArray",
-        dimensions=("instrument", "detector"),
-        isCalibration=True,
-        doc="Counts without light",
-    )
-    flat = PrerequisiteInput(
-        name="starcam_flat",
-        storageClass="NumpyArray",
-        dimensions=("instrument", "physical_filter", "detector"),
-        isCalibration=True,
-        doc="Relative response of the pixels",
-    )
+    raw = Input("starcam_raw", "NumpyArray", "Counts", dimensions=EXPOSURE)
+    header = Input("starcam_header", "StructuredDataDict", "Its circumstances", dimensions=EXPOSURE)
     image = Output(
-        name="post_isr_image",
-        storageClass="NumpyArray",
-        dimensions=_EXPOSURE,
-        doc="Two planes: electrons, and their variance; NaN where a pixel is no use",
+        "post_isr_image",
+        "NumpyArray",
+        "Two planes: electrons, and their variance; NaN where a pixel is no use",
+        dimensions=EXPOSURE,
     )
 
 
 class IsrConfig(StarTaskConfig, pipelineConnections=IsrConnections):
     """Options of `IsrTask`."""
 
-    doFlat: Field[bool] = Field(dtype=bool, default=True, doc="Whether to divide by the flat.")
     cosmicRay: Field[float] = Field(
         dtype=float, default=6.0, doc="Standard deviations by which a cosmic ray is sharper than a star."
     )
@@ -96,7 +76,7 @@ class IsrTask(StarTask):
         flat: npt.NDArray[np.float32],
     ) -> Struct:
         """Process a detector of an exposure."""
-        response = flat.astype(float) if self.config.doFlat else np.ones(raw.shape)
+        response = flat.astype(float)
         electrons = (raw.astype(float) - bias) * header["gain"]
         variance = np.clip(electrons, 0.0, None) + header["read_noise"] ** 2
         planes = np.stack([electrons / response, variance / response**2]).astype(np.float32)
@@ -116,42 +96,27 @@ class IsrTask(StarTask):
 class CharacterizeConnections(PipelineTaskConnections, dimensions=_VISIT):
     """Data of `CharacterizeTask`."""
 
-    images = Input(
-        name="post_isr_image", storageClass="NumpyArray", dimensions=_EXPOSURE, multiple=True, doc="Snaps"
-    )
+    images = Input("post_isr_image", "NumpyArray", "Snaps", dimensions=EXPOSURE, multiple=True)
     headers = Input(
-        name="starcam_header",
-        storageClass="StructuredDataDict",
-        dimensions=_EXPOSURE,
-        multiple=True,
-        doc="Their circumstances",
+        "starcam_header", "StructuredDataDict", "Their circumstances", dimensions=EXPOSURE, multiple=True
     )
     reference = PrerequisiteInput(
-        name="starcam_reference",
-        storageClass="ArrowAstropy",
-        dimensions=("instrument",),
-        doc="Stars of known place and brightness",
+        "starcam_reference", "ArrowAstropy", "Stars of known place and brightness", dimensions=("instrument",)
     )
-    schema = InitOutput(
-        name="source_schema",
-        storageClass="StructuredDataDict",
-        doc="Columns of the sources, with their units",
-    )
+    schema = InitOutput("source_schema", "StructuredDataDict", "Columns of the sources, with their units")
     calibrated = Output(
-        name="calibrated_image",
-        storageClass="NumpyArray",
+        "calibrated_image",
+        "NumpyArray",
+        "Two planes: nanojansky a pixel without background, and their variance",
         dimensions=_VISIT,
-        doc="Two planes: nanojansky a pixel without background, and their variance",
     )
     info = Output(
-        name="calibrated_image_info",
-        storageClass="StructuredDataDict",
+        "calibrated_image_info",
+        "StructuredDataDict",
+        "Place on the sky, seeing, zero point, depth",
         dimensions=_VISIT,
-        doc="Place on the sky, seeing, zero point, depth",
     )
-    sources = Output(
-        name="source_table", storageClass="ArrowAstropy", dimensions=_VISIT, doc="Stars found on the image"
-    )
+    sources = Output("source_table", "ArrowAstropy", "Stars found on the image", dimensions=_VISIT)
 
 
 class CharacterizeConfig(StarTaskConfig, pipelineConnections=CharacterizeConnections):
@@ -172,17 +137,8 @@ class CharacterizeTask(StarTask):
 
     def __init__(self, *, initInputs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(initInputs=initInputs, **kwargs)
-        self.schema = {
-            "columns": {
-                "x": "pixel",
-                "y": "pixel",
-                "ra": "deg",
-                "dec": "deg",
-                "flux": "nJy",
-                "flux_err": "nJy",
-                "snr": "",
-            }
-        }
+        units = {"x": "pixel", "y": "pixel", "ra": "deg", "dec": "deg", "flux": "nJy", "flux_err": "nJy"}
+        self.schema = {"columns": units | {"snr": ""}}
 
     def identity(self, data_id: dict[str, int | str]) -> dict[str, Any]:  # noqa: D102
         return {"band": data_id["band"]}
@@ -245,18 +201,13 @@ class VisitSummaryConnections(PipelineTaskConnections, dimensions=("instrument",
     """Data of `VisitSummaryTask`."""
 
     infos = Input(
-        name="calibrated_image_info",
-        storageClass="StructuredDataDict",
+        "calibrated_image_info",
+        "StructuredDataDict",
+        "What is known of each detector",
         dimensions=_VISIT,
         multiple=True,
-        doc="What is known of each detector",
     )
-    summary = Output(
-        name="visit_summary",
-        storageClass="ArrowAstropy",
-        dimensions=("instrument", "visit"),
-        doc="A row a detector",
-    )
+    summary = Output("visit_summary", "ArrowAstropy", "A row a detector", dimensions=("instrument", "visit"))
 
 
 class VisitSummaryConfig(StarTaskConfig, pipelineConnections=VisitSummaryConnections):
@@ -278,16 +229,11 @@ class VisitSummaryTask(StarTask):
 
     def run(self, *, infos: dict[int, dict[str, Any]]) -> Struct:
         """Process a visit."""
-        columns = (
-            "psf_sigma",
-            "zero_point",
-            "background",
-            "depth",
-            "sources",
-            "matches",
-            "astrometric_scatter",
-        )
-        rows = [{"detector": key} | {name: info[name] for name in columns} for key, info in infos.items()]
+        left_out = ("ra", "dec", "affine")
+        rows = [
+            {"detector": key} | {name: value for name, value in info.items() if name not in left_out}
+            for key, info in infos.items()
+        ]
         table = Table(rows=rows)
         distance = np.abs(table["zero_point"] - np.median(table["zero_point"]))
         table["good"] = distance <= self.config.worstZeroPoint

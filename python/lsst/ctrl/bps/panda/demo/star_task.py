@@ -188,22 +188,7 @@ class StarTask(PipelineTask):
 
 
 def datasets(butlerQC: Any, refs: Any, own: Iterable[str]) -> Any:
-    """Read an input of a quantum.
-
-    Parameters
-    ----------
-    butlerQC : `lsst.pipe.base.QuantumContext`
-        Where from.
-    refs : `lsst.daf.butler.DatasetRef` or `list` of them
-        What.
-    own : `~collections.abc.Iterable` [`str`]
-        Names of the quantum's dimensions.
-
-    Returns
-    -------
-    value : `object`
-        The dataset, or a dictionary of datasets in the order of its keys.
-    """
+    """Read an input: a dataset, or a dictionary by the dimension that the quantum lacks, in order."""
     if not isinstance(refs, list | tuple):
         return butlerQC.get(refs)
     known = {*own, "instrument"}

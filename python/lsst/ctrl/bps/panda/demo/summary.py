@@ -47,21 +47,14 @@ class BandSummary:
     """One band of a tract."""
 
     band: str
-    detected: int
-    """Objects of at least five times their error in this band."""
-
-    depth: float
-    """Magnitude of a star of five times its error: the median over objects."""
-
+    detected: int  # Objects of at least five times their error in this band.
+    depth: float  # Magnitude of a star of five times its error: the median over objects.
     completeness: float
     """Fraction found of the true stars that are half a magnitude or more
     brighter than the depth."""
 
-    magnitude_offset: float
-    """Median of measured less true magnitude, bright stars."""
-
-    magnitude_scatter: float
-    """Standard deviation of that."""
+    magnitude_offset: float  # Median of measured less true magnitude, bright stars.
+    magnitude_scatter: float  # Standard deviation of that.
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,18 +62,10 @@ class DemoSummary:
     """A tract."""
 
     objects: int
-    matched: int
-    """Objects that are a true star or galaxy."""
-
-    galaxies: int
-    """Objects that are a true galaxy."""
-
-    galaxies_extended: int
-    """Those of them that are marked as extended."""
-
-    stars_extended: int
-    """True stars that are."""
-
+    matched: int  # Objects that are a true star or galaxy.
+    galaxies: int  # Objects that are a true galaxy.
+    galaxies_extended: int  # Those of them that are marked as extended.
+    stars_extended: int  # True stars that are.
     position_scatter: float
     """Root mean square distance from the true places, bright stars,
     milliarcseconds."""
@@ -111,17 +96,7 @@ def read_summary(repo: str | os.PathLike[str], collections: str | Sequence[str])
 
 
 def compare_with_truth(objects: Table, truth: Table, layout: SkyLayout) -> DemoSummary:
-    """Compare objects with the simulated sky.
-
-    Parameters
-    ----------
-    objects : `astropy.table.Table`
-        An ``object_table``.
-    truth : `astropy.table.Table`
-        All stars.
-    layout : `.SkyLayout`
-        Where the tract lies.
-    """
+    """Compare objects with the simulated sky."""
     star_x, star_y = layout.pixel(truth["ra"], truth["dec"])
     inside = layout.tract_box().contains(star_x, star_y)
     stars = truth[inside]
@@ -188,7 +163,7 @@ def render_summary(summary: DemoSummary) -> str:
 def draw_run(
     repo: str | os.PathLike[str], collections: str | Sequence[str], path: str | os.PathLike[str]
 ) -> Path:
-    """Draw the sky that a run has seen, in colour with its objects marked, and their colours and magnitudes.
+    """Draw the sky that a run has seen, its objects, and their colours and magnitudes.
 
     Parameters
     ----------
@@ -198,11 +173,6 @@ def draw_run(
         Where the run's outputs and its inputs are.
     path : path-like
         PNG file to write.
-
-    Returns
-    -------
-    path : `~pathlib.Path`
-        The file.
 
     Raises
     ------

@@ -10,7 +10,6 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from .repository import BUTLER_CONFIG, create_repo, render_run_config
@@ -24,57 +23,28 @@ _FOREIGN = ("PANDA_", "PANDACACHE_", "OIDC_", "X509_", "IDDS_", "BPS_", "CTRL_BP
 _FAILURE = "visit IN (260315002) AND detector IN (1)"
 
 
-@dataclass(frozen=True, slots=True)
 class Workplace:
-    """The directory, and where things are in it."""
+    """The directory, and where things are in it.
 
-    directory: Path
-    """Absolute."""
+    Parameters
+    ----------
+    directory : `~pathlib.Path`
+        Absolute.
+    """
 
-    @property
-    def repo(self) -> Path:
-        """Butler repository."""
-        return self.directory / "repo"
+    output = f"u/{_OPERATOR}/starcam"
+    """Collection of the outputs of all runs."""
 
-    @property
-    def panda(self) -> Path:
-        """State of the embedded PanDA."""
-        return self.directory / "panda"
-
-    @property
-    def config(self) -> Path:
-        """BPS configuration of the demo."""
-        return self.directory / "demo.yaml"
-
-    @property
-    def failing_config(self) -> Path:
-        """The same with a quantum that fails."""
-        return self.directory / "failing.yaml"
-
-    @property
-    def script(self) -> Path:
-        """Shell script that sets the environment."""
-        return self.directory / "env.sh"
-
-    @property
-    def picture(self) -> Path:
-        """PNG of the sky with its objects."""
-        return self.directory / "sky.png"
-
-    @property
-    def submit_log(self) -> Path:
-        """What ``bps submit`` wrote."""
-        return self.directory / "submit.log"
-
-    @property
-    def lock(self) -> Path:
-        """File to lock while working here."""
-        return self.directory / "lock"
-
-    @property
-    def output(self) -> str:
-        """Collection of the outputs of all runs."""
-        return f"u/{_OPERATOR}/starcam"
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.repo = directory / "repo"  # Butler repository.
+        self.panda = directory / "panda"  # State of the embedded PanDA.
+        self.config = directory / "demo.yaml"  # BPS configuration of the demo.
+        self.failing_config = directory / "failing.yaml"  # The same with a quantum that fails.
+        self.script = directory / "env.sh"  # Shell script that sets the environment.
+        self.picture = directory / "sky.png"  # The sky with its objects.
+        self.submit_log = directory / "submit.log"  # What bps submit wrote.
+        self.lock = directory / "lock"  # To lock while working here.
 
     def output_run(self, submit_directory: Path) -> str:
         """Tell the collection of the outputs of one run."""
