@@ -342,7 +342,7 @@ def test_jobs_are_named_by_their_data(site: Site, failing: Run) -> None:
     assert found["lines"]
     assert {job["bps_name"] for job in found["jobs"]} == {"characterize_260315002"}
     told = site.run("panda_bps", "logs", failing.run_id, "--job", "characterize_260315002").stderr
-    assert f"== characterize {title}, attempt 3, failed:" in told
+    assert f"== characterize {title}, attempt 1, failed:" in told
     page = site.place.directory / "run.html"
     site.call("panda_bps", "html", failing.run_id, "-o", str(page))
     assert f"for instance {title}, PanDA job" in page.read_text()

@@ -203,8 +203,10 @@ def test_an_attempt_that_the_runner_would_refuse_is_not_made(make_panda, pace, r
     (job,) = panda.take()
     panda.dispatcher.report(job.panda_id, result)
     assert panda.status(task) == status
-    # iDDS calls a failure final, and not a job that was pruned, when the attempts are used up.
     (record, *_) = panda.views.job_descriptions(task, unsuccessful_only=True)
+    assert record["attemptNr"] == 1
+    # iDDS calls a failure final, and not a job that was pruned, when the attempts are used up.
+    (record,) = panda.views.jobs([record["PandaID"]], for_idds=True)
     assert record["attemptNr"] == (3 if status == "failed" else 1)
     panda.database.close()
 

@@ -267,7 +267,7 @@ class Api:
 
     def job_records(self, parameters: _Parameters, who: Identity) -> _Reply:
         """Return the records of jobs."""
-        records = self._views.jobs(self._ids(parameters))
+        records = self._views.jobs(self._ids(parameters), for_idds=who.inside)
         if not who.inside:
             return records, ""
         # iDDS asks for all jobs of a task at every poll, and reads what is

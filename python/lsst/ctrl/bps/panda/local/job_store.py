@@ -283,10 +283,6 @@ class JobStore:
             return
         codes = result.exit_codes
         refused = not refused_too and codes and codes <= params().final_codes
-        if refused:
-            # To iDDS, a failure is final when all attempts are used up: those that are not made count.
-            update = jobs.update().where(jobs.c.panda_id == job["panda_id"])
-            connection.execute(update.values(attempt=file["max_attempt"]))
         if refused or file["attempt"] >= file["max_attempt"]:
             self._set_file(connection, file, "failed")
             return

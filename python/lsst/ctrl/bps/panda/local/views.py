@@ -452,12 +452,16 @@ class Views:
         ]
         return [{"dataset": {"name": "pseudo_dataset", "id": task["dataset_id"]}, "files": inputs}]
 
-    def jobs(self, panda_ids: Iterable[int]) -> list[dict[str, Any] | None]:
-        """Make the records of jobs, in the given order."""
+    def jobs(self, panda_ids: Iterable[int], *, for_idds: bool = False) -> list[dict[str, Any] | None]:
+        """Make the records of jobs, in the given order.
+
+        To iDDS, a failure is final when all attempts are used up: those that are not made count.
+        """
         wanted = [int(value) for value in panda_ids]
         found: dict[int, dict[str, Any]] = {}
         for start in range(0, len(wanted), 500):
-            found.update(self._records(jobs.c.panda_id.in_(wanted[start : start + 500])))
+            condition = jobs.c.panda_id.in_(wanted[start : start + 500])
+            found.update(self._records(condition, for_idds=for_idds))
         return [found.get(panda_id) for panda_id in wanted]
 
     def job_descriptions(self, task_id: int, *, unsuccessful_only: bool) -> list[dict[str, Any]]:
@@ -468,9 +472,9 @@ class Views:
         return list(self._records(condition, limit=_MAX_JOBS).values())
 
     def _records(
-        self, condition: sa.ColumnElement[bool], limit: int | None = None
+        self, condition: sa.ColumnElement[bool], limit: int | None = None, *, for_idds: bool = False
     ) -> dict[int, dict[str, Any]]:
-        columns = [files.c.lfn, files.c.events]
+        columns = [files.c.lfn, files.c.events, files.c.max_attempt, files.c.status.label("file_status")]
         query = sa.select(jobs, *columns).join(files, files.c.file_id == jobs.c.file_id).where(condition)
         cache: dict[int, dict[str, Any]] = {}
         records = {}
@@ -484,6 +488,8 @@ class Views:
                 file = {"file_id": row["file_id"], "lfn": row["lfn"]}
                 try:
                     record = job_record(dict(row), cache[task_id], file)
+                    if for_idds and row["status"] == row["file_status"] == "failed":
+                        record["attemptNr"] = int(row["max_attempt"])
                 except _UNREADABLE as error:
                     record = _marked_job(dict(row), error)
                 records[int(row["panda_id"])] = record
