@@ -1,5 +1,6 @@
 """Making the demo's repository."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def test_detectors_have_rafts_that_a_data_query_can_name(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("ending", ["csv", "ecsv", "parquet", "fits"])
 def test_catalogue_and_pointings_of_a_users(ending: str, tmp_path: Path) -> None:
-    catalog = Table({"ra": [359.999, 0.001], "dec": [10.0, 10.001], "r": [18.0, 19.0]})
+    catalog = Table({"ra": [359.999, 0.001], "dec": [10, 10], "r": [18, 19], "name": ["a", "b"]})
     pointings = Table({"ra": [359.9995, 0.0005], "dec": [10.0, 10.0], "band": ["r", "r"], "seeing": [0.8, 2]})
     for name, table in (("catalog", catalog), ("pointings", pointings)):
         path = tmp_path / f"{name}.{ending}"
@@ -72,12 +73,17 @@ def test_catalogue_and_pointings_of_a_users(ending: str, tmp_path: Path) -> None
     ("which", "text", "words"),
     [
         ("catalog", "ra,dec,g\n1,2,3\n", "x.csv has no column 'r'; it has ra, dec, g"),
-        ("catalog", "ra,dec,g,r\n1,2,3,bright\n", "column 'r' holds 'bright', which is no number"),
-        ("catalog", "ra,dec,g,r\n1,2,3,\n", "column 'r' has values that are missing"),
+        ("catalog", "ra,dec,g,r\n1,2,3,bright\n", "row 1: r is 'bright', which is no number"),
+        ("catalog", "ra,dec,g,r\n1,2,3,\n", "row 1: r is --; it must be a number"),
         ("catalog", "ra,dec,g,r\n", "x.csv has no rows"),
         ("catalog", None, "x.csv cannot be read as CSV"),
         ("pointings", "ra,dec,band\n1,2,u\n", "band 'u' is unknown; there are g,r,i,z"),
         ("pointings", "ra,dec\n1,2\n", "no column 'band'"),
+        (
+            "pointings",
+            "ra,dec,band,seeing\n1,2,r,1\n1,2,r,0\n",
+            "row 2: seeing is 0; it must be a number greater",
+        ),
     ],
 )
 def test_a_wrong_table_is_refused(which: str, text: str | None, words: str, tmp_path: Path) -> None:
@@ -89,6 +95,15 @@ def test_a_wrong_table_is_refused(which: str, text: str | None, words: str, tmp_
     with pytest.raises(SettingsError, match=r"must end in one of .csv, .ecsv, .fits, .parquet"):
         create_repo(tmp_path / "repo", **{which: tmp_path / "x.doc"})
     assert not (tmp_path / "repo").exists()
+
+
+def test_galaxies_without_galsim_are_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "galsim", None)  # As if it were not installed.
+    with pytest.raises(SettingsError, match=r"galaxies need GalSim: pip install .*\[galaxies\]"):
+        create_repo(tmp_path / "repo", galaxies=0.01)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_it_does_not_write_over_anything(small: Path) -> None:

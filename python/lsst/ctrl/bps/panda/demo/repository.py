@@ -17,6 +17,7 @@ __all__ = [
     "render_run_config",
 ]
 
+import importlib.util
 import os
 import shutil
 import uuid
@@ -41,7 +42,7 @@ from lsst.sphgeom import ConvexPolygon
 from ..errors import SettingsError
 from .geometry import Box, FocalPlane, SkyLayout, TangentPoint, polygon
 from .instrument import BANDS, StarCam, filter_name
-from .simulate import Pointing, is_galaxy, make_catalog, make_detector, read_catalog, read_table
+from .simulate import NEEDS_GALSIM, Pointing, is_galaxy, make_catalog, make_detector, read_catalog, read_table
 
 INPUTS = "StarCam/defaults"
 """Collection that holds all that the pipeline needs."""
@@ -128,12 +129,15 @@ class DemoRepo:
         return np.random.default_rng([self.seed, *path])
 
 
+_NUMBERS = ("ra", "dec", "rotation", "seeing", "sky", "transparency", "exposure_time")
+
+
 class _Field:
     """The catalogue, the pointings and the sky map of a repository, read or made up."""
 
     def __init__(self, demo: DemoRepo) -> None:
         self.demo = demo
-        table = read_table(demo.pointings, ("ra", "dec", "band")) if demo.pointings else None
+        table = read_table(demo.pointings, ("ra", "dec", "band"), _NUMBERS) if demo.pointings else None
         self.bands = demo.bands if table is None else tuple(dict.fromkeys(map(str, table["band"])))
         if unknown := [band for band in self.bands if band not in BANDS]:
             raise SettingsError(
@@ -146,6 +150,8 @@ class _Field:
         self.pointings = self._make_pointings(table)
         half_width = max(self.layout.width, demo.focal_plane.width) / 2.0 + 2.0 * _DITHER + 10.0
         self.catalog = given or make_catalog(centre, half_width, rng=demo.rng(3), galaxies=demo.galaxies)
+        if is_galaxy(self.catalog).any() and importlib.util.find_spec("galsim") is None:
+            raise SettingsError(f"there are galaxies in the catalogue; {NEEDS_GALSIM}")
 
     def _make_pointings(self, table: Table | None) -> tuple[Pointing, ...]:
         """Make up what the user does not say."""

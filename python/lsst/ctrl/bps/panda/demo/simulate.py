@@ -12,6 +12,7 @@ from __future__ import annotations
 
 __all__ = [
     "EXPOSURE",
+    "NEEDS_GALSIM",
     "CalibrationConnections",
     "Pointing",
     "SimulateTask",
@@ -43,6 +44,8 @@ from .geometry import PIXEL_SCALE, Affine, FloatArray, FocalPlane, TangentPoint
 from .instrument import BANDS, StarCam
 from .photometry import Psf
 from .star_task import StarTask, StarTaskConfig
+
+NEEDS_GALSIM = "galaxies need GalSim: pip install 'lsst-ctrl-bps-panda[galaxies]'"
 
 _FAINTEST, _BRIGHTEST = 25.0, 16.0
 _SLOPE = 0.22
@@ -113,8 +116,8 @@ def is_galaxy(catalog: Table) -> npt.NDArray[np.bool_]:
     return np.asarray(catalog["half_light_radius"], dtype=float) > 0.0
 
 
-def read_table(path: str | os.PathLike[str], needed: Iterable[str]) -> Table:
-    """Read a table of a user's, which must have the needed columns without gaps."""
+def read_table(path: str | os.PathLike[str], needed: Iterable[str], numbers: Iterable[str]) -> Table:
+    """Read a table of a user's: the needed columns, and those of the numbers that it has."""
     formats = {".csv": "ascii.csv", ".ecsv": "ascii.ecsv", ".fits": "fits"}
     ending = Path(path).suffix
     if ending not in (*formats, ".parquet"):
@@ -131,12 +134,26 @@ def read_table(path: str | os.PathLike[str], needed: Iterable[str]) -> Table:
         raise SettingsError(f"{path} has no column {lacking[0]!r}; it has {', '.join(table.colnames)}")
     if not len(table):
         raise SettingsError(f"{path} has no rows")
-    for name in table.colnames:
-        column = table[name]
-        missing = np.ma.getmaskarray(column) | (column.dtype.kind == "f" and ~np.isfinite(column))
-        if column.dtype.kind not in "fiuUSO" or (name in needed and np.any(missing)):
-            raise SettingsError(f"{path}: column {name!r} has values that are missing or no numbers or texts")
-    return table.filled() if table.has_masked_columns else table
+    table = table[[name for name in table.colnames if name in {*needed, *numbers}]]
+    for name in (name for name in table.colnames if name in numbers):
+        table[name] = [
+            _number(value, name, f"{path}: row {n}") for n, value in enumerate(table[name], start=1)
+        ]
+    return table
+
+
+def _number(value: object, name: str, where: str) -> float:
+    try:
+        number = float("nan") if value is np.ma.masked else float(str(value))
+    except ValueError:
+        raise SettingsError(f"{where}: {name} is {str(value)!r}, which is no number") from None
+    if not np.isfinite(number) or (name in _POSITIVE and number <= 0.0):
+        least = " greater than 0" if name in _POSITIVE else ""
+        raise SettingsError(f"{where}: {name} is {value}; it must be a number{least}")
+    return number
+
+
+_POSITIVE = ("seeing", "transparency", "exposure_time", "axis_ratio")
 
 
 def read_catalog(path: str | os.PathLike[str], bands: Sequence[str]) -> Table:
@@ -146,13 +163,8 @@ def read_catalog(path: str | os.PathLike[str], bands: Sequence[str]) -> Table:
     ``half_light_radius`` (arcseconds) above 0 is a galaxy, of the given ``axis_ratio`` (1) and
     ``position_angle`` (0, degrees from north to east) if there are these columns.
     """
-    catalog = read_table(path, ("ra", "dec", *bands))
-    for name in ("ra", "dec", *bands):
-        if catalog[name].dtype.kind not in "fiu":
-            raise SettingsError(
-                f"{path}: column {name!r} holds {str(catalog[name][0])!r}, which is no number"
-            )
-    return catalog
+    needed = ("ra", "dec", *bands)
+    return read_table(path, needed, {*needed, *BANDS, "half_light_radius", "axis_ratio", "position_angle"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +261,7 @@ def _add_galaxies(
     try:
         import galsim  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError as error:
-        raise ImportError("galaxies need GalSim: pip install 'lsst-ctrl-bps-panda[galaxies]'") from error
+        raise ImportError(NEEDS_GALSIM) from error
     ones, zeros = np.ones(len(catalog)), np.zeros(len(catalog))
     ratios = catalog["axis_ratio"] if "axis_ratio" in catalog.colnames else ones
     angles = catalog["position_angle"] if "position_angle" in catalog.colnames else zeros
