@@ -100,7 +100,10 @@ def test_1_an_include_by_a_variable_of_the_stack(newcomer):
 @pytest.mark.newest
 def test_2_3_4_6_10_prepare_works_offline_without_any_variable(newcomer):
     """No checkout, no look-up of a host, no server, no *_DIR, no USER."""
-    said = newcomer.run("bps", "prepare", newcomer.write(), code=0)
+    config = newcomer.write()
+    said = newcomer.run("bps", "prepare", config, code=0)
+    record = yaml.safe_load((newcomer.submit_path() / "panda_run.json").read_text())
+    assert record["sources"] == [config]
     assert "A submission from here would fail; it goes on because nothing is sent now" in said
     assert "- PANDA_URL_SSL and PANDA_URL are not set" in said
     assert re.search(r"^isr +16 ", said, re.MULTILINE)

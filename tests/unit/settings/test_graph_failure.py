@@ -10,7 +10,7 @@ import pytest
 
 from lsst.ctrl.bps import BpsConfig
 from lsst.ctrl.bps.panda.settings.bps_command import _shorten_full_disk
-from lsst.ctrl.bps.panda.settings.configuration import explain_graph_failure
+from lsst.ctrl.bps.panda.settings.configuration import RunConfiguration, explain_graph_failure
 
 CONFIG = {
     "inCollection": "HSC/raw",
@@ -64,6 +64,18 @@ def test_the_cause_and_its_key(tmp_path, log, cause, key):
 def test_a_log_that_is_not_there(tmp_path):
     message = f"It failed\nCheck {tmp_path}/no.out for more details."
     assert explain_graph_failure(BpsConfig({}), message, {}).startswith(message)
+
+
+def test_the_files_that_a_quantum_graph_is_made_from(tmp_path):
+    for name in ("pipe.yaml", "a.py", "b.py", "c.py"):
+        (tmp_path / name).touch()
+    options = (
+        f"-c isr:x={tmp_path}/c.py -C isr:{tmp_path}/a.py --config-file='isr:{tmp_path}/b.py' -C isr:/no"
+    )
+    config = BpsConfig({"pipelineYaml": f"{tmp_path}/pipe.yaml#isr", "extraQgraphOptions": options})
+    names = ("pipe.yaml", "a.py", "b.py")
+    assert RunConfiguration(config).graph_sources == tuple(str(tmp_path / name) for name in names)
+    assert RunConfiguration(BpsConfig({"pipelineYaml": "resource://x/y.yaml"})).graph_sources == ()
 
 
 def log_failure(write):

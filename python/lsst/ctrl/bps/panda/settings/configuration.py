@@ -205,7 +205,8 @@ class RunConfiguration:
         pipeline, and configurations of its tasks in ``extraQgraphOptions``.
         """
         named = _CONFIG_FILES.findall(self.text("extraQgraphOptions"))
-        return tuple(filter(os.path.isfile, (self.file, self.pipeline.partition("#")[0], *named)))
+        file = configuration_file() or self.file
+        return tuple(filter(os.path.isfile, (file, self.pipeline.partition("#")[0], *named)))
 
     @property
     def queues(self) -> tuple[QueueLimits, ...]:
