@@ -267,9 +267,10 @@ def _draw(images: dict[str, FloatArray], objects: Table, layout: SkyLayout, *, p
     sky.imshow(picture, origin="lower", extent=(left, right, bottom, top), interpolation="nearest")
     kinds = _kinds(objects)
     xi, eta = layout.centre.project(objects["ra"], objects["dec"])
+    area = min(60.0, 60.0 * (600.0 / max(box.shape)) ** 2)
     for name, (chosen, marker, colour) in kinds.items():
         sky.scatter(
-            xi[chosen], eta[chosen], s=60, marker=marker, facecolors="none", edgecolors=colour,
+            xi[chosen], eta[chosen], s=area, marker=marker, facecolors="none", edgecolors=colour,
             linewidths=0.6, alpha=0.8, label=f"{np.count_nonzero(chosen)} {name}",
         )  # fmt: skip
     sky.set(xlim=(right, left), ylim=(bottom, top), xlabel="east [arcsec]", ylabel="north [arcsec]")
