@@ -9,11 +9,15 @@ import pytest
 from click.testing import CliRunner
 from lsst.ctrl.bps.wms_service import WmsStates
 
-from lsst.ctrl.bps.panda.cli import panda_bps_watch
+from lsst.ctrl.bps.panda.cli import panda_bps_show, panda_bps_watch
 from lsst.ctrl.bps.panda.cli.output import highlight, table
 from lsst.ctrl.bps.panda.cli.panda_bps import main
 from lsst.ctrl.bps.panda.insight.progress import Progress
 from lsst.ctrl.bps.panda.status.bps_states import sum_counts
+from lsst.ctrl.bps.panda.status.failures import ErrorGroup
+from lsst.ctrl.bps.panda.status.job_errors import JobError
+from lsst.ctrl.bps.panda.status.records import JobRecord
+from lsst.ctrl.bps.panda.status.verdicts import Verdict
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 SCREENS = Path(__file__).resolve().parents[2] / "data" / "screens"
@@ -204,3 +208,45 @@ def test_help_begins_with_questions():
     text = CliRunner().invoke(main, ["--help"]).output
     assert "\\b" not in text
     assert "Why did jobs of it fail?     panda_bps errors 41" in text
+
+
+def a_group():
+    error = JobError("payload", 1, "Failed to execute payload: exit code 1 of the payload")
+    example = JobRecord(
+        4711, 101, "failed", "characterize", "characterize:17", 1, started=NOW, ended=NOW,
+        log_url="http://127.0.0.1:43211/server/panda/logs/PandaJob_4711/payload.stdout",
+    )  # fmt: skip
+    log = (
+        "INFO 2026-11-21T00:00:00 lsst.characterize (characterize.py:41)(characterize:17) - begins",
+        "ERROR 2026-11-21T00:00:01 lsst.ctrl.mpexec (executor.py:12)(characterize:17) - Execution of task "
+        "'characterize' on quantum {instrument: 'StarCam', detector: 17, visit: 260315001} failed",
+        "lsst.meas.algorithms.NoStarsError: only 3 of the 12 stars that the PSF model needs were found",
+    )
+    return ErrorGroup(
+        "characterize", error, error.text, 12, 4, 3, sites=(("SLAC", 10), ("LANCS", 2)),
+        nodes=(("sdfrome012", 12),), first=NOW, last=NOW + timedelta(minutes=3), example=example,
+        errors=(error,), log_tail=log, exception=log[-1],
+        verdict=Verdict(
+            "an error of the payload", "Look at the log of the task; the cause is in the code, its "
+            "configuration or the data. Mend it, and submit the run once more, since a restart uses the "
+            "pipeline as it was."
+        ),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", [60, 80, 160])
+def test_errors_are_shown_as_stored_and_the_exception_first(columns):
+    lines = [*panda_bps_show.error_lines(1, a_group(), columns)]
+    plain = [str(line) for line in lines]
+    assert plain[1].startswith("1. lsst.meas.algorithms.NoStarsError")
+    assert lines[1].style == "bold red"
+    # A URL is not broken, so that it can be copied.
+    assert all(len(line) <= columns or "http://" in line for line in plain)
+    assert "".join(f"{line}\n" for line in plain) == (SCREENS / f"errors_{columns}.txt").read_text()
+
+
+def test_errors_are_whole_lines_where_there_is_no_terminal():
+    plain = [str(line) for line in panda_bps_show.error_lines(1, a_group(), 0)]
+    assert plain[1].endswith("needs were found")
+    assert max(len(line) for line in plain if "=>" in line) <= 100
+    assert any(len(line) > 160 for line in plain)

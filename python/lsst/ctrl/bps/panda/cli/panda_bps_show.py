@@ -8,6 +8,7 @@ __all__ = [
     "RunArgument",
     "errors",
     "fetch_errors",
+    "error_lines",
     "find_run",
     "html",
     "job_options",
@@ -23,6 +24,7 @@ __all__ = [
 import contextlib
 import functools
 import os
+import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -377,7 +379,7 @@ def print_errors(run: RunEvidence, groups: Sequence[ErrorGroup], left_out: int) 
     remarks = [*filter(None, [describe_successor(run)]), *find_remarks(run)]
     print_lines([_title(run), *remarks, *([] if groups or remarks else ["No failed job is known."])])
     for number, group in enumerate(groups, 1):
-        print_lines(_error_lines(number, group))
+        print_lines(error_lines(number, group, terminal_width()))
     if left_out:
         print_lines(["", f"{left_out} more kinds of errors: see --limit."])
     print_problems(run.problems)
@@ -400,7 +402,32 @@ def _errors(
     return add_verdicts(groups, rulebook, read_tail=reader), left_out
 
 
-def _error_lines(number: int, group: ErrorGroup) -> Iterator[str | Text]:
+_MARK = re.compile(r" *(?:\d+\. |=> |\| )?")
+
+
+def error_lines(number: int, group: ErrorGroup, width: int) -> Iterator[str | Text]:
+    """Show a kind of errors, the exception first, in lines that a terminal of this width does not break; 0 is
+    no terminal, for which only the advice is broken.
+    """
+    for line in _whole_error_lines(number, group):
+        advice = isinstance(line, str) and line.startswith("   => ")
+        columns = min(width or _ADVICE_WIDTH, _ADVICE_WIDTH) if advice else width
+        if not columns or len(line) <= columns:
+            yield line
+            continue
+        text = line if isinstance(line, str) else line.plain
+        # URLs and paths stay whole, to be copied.
+        for part in textwrap.wrap(
+            text,
+            columns,
+            subsequent_indent=" " * _MARK.match(text).end(),  # type: ignore[union-attr]
+            break_long_words=False,
+            break_on_hyphens=False,
+        ):
+            yield part if isinstance(line, str) else Text(part, line.style)
+
+
+def _whole_error_lines(number: int, group: ErrorGroup) -> Iterator[str | Text]:
     error = group.error
     yield ""
     yield Text(f"{number}. {group.exception}", "bold red")
@@ -410,12 +437,7 @@ def _error_lines(number: int, group: ErrorGroup) -> Iterator[str | Text]:
     yield f"   {group.label}: {counts}{rest}"
     if group.example is not None:
         yield f"   for instance: {group.example.title}, PanDA job {group.example.panda_id or 'none'}"
-    yield from textwrap.wrap(
-        f"{group.verdict.name}: {group.verdict.advice}",
-        _ADVICE_WIDTH,
-        initial_indent="   => ",
-        subsequent_indent="      ",
-    )
+    yield f"   => {group.verdict.name}: {group.verdict.advice}"
     yield f"   {error.title}: {error.text or 'no text'}"
     for other in group.errors[1:]:
         text = "" if other.text in error.text else f": {other.text}"
