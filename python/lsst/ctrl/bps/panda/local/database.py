@@ -227,6 +227,9 @@ _REPLAY = 120.0
 after a restart: iDDS may have been killed before it stored the effect."""
 
 _KEEP = 600.0
+_LONGEST_PAUSE = 1.5
+_PAUSE_PER_INPUT = 0.001
+_PAUSE_WHEN_BUSY = 0.5
 
 
 def _decode(message_id: int, text: str) -> dict[str, Any] | None:
@@ -301,8 +304,19 @@ class MessageQueue:
             self._database.after_commit(self._added.set)
         return count
 
-    def largest_task(self, task_ids: Collection[int]) -> int:
-        """Return the number of inputs of the largest of some tasks."""
-        query = sa.select(sa.func.count()).where(files.c.task_id.in_(task_ids)).group_by(files.c.task_id)
+    def pause(self, task_ids: Collection[int]) -> float:
+        """Return the seconds after which it is worth the while to take more messages, after some about tasks.
+
+        For each batch iDDS goes through all inputs of a task, and through many statements for each task: the
+        larger the task, the larger the batches; and while each slot has its next job, nobody waits for what
+        iDDS makes of a message.
+        """
+        if not task_ids:
+            return 0.0
+        of_task = sa.select(sa.func.count()).where(files.c.task_id.in_(task_ids)).group_by(files.c.task_id)
+        states = sa.select(jobs.c.status, sa.func.count()).where(jobs.c.status.in_(("activated", "running")))
         with self._database.reading() as connection:
-            return max(connection.execute(query).scalars(), default=0) if task_ids else 0
+            largest = max(connection.execute(of_task).scalars(), default=0)
+            count = {row[0]: row[1] for row in connection.execute(states.group_by(jobs.c.status))}
+        busy = count.get("activated", 0) >= count.get("running", 0) > 0
+        return min(_LONGEST_PAUSE, max(largest * _PAUSE_PER_INPUT, _PAUSE_WHEN_BUSY if busy else 0.0))

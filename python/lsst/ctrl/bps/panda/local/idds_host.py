@@ -38,9 +38,6 @@ from .storage import Storage, StorageError, is_storage_error
 
 _LOG = logging.getLogger(__name__)
 
-_LONGEST_BATCH = 1.5
-_BATCH_PER_INPUT = 0.001
-
 
 IDDS_VERSION = "2.6.21"
 """The version whose private parts are known."""
@@ -212,10 +209,7 @@ class Receiver(_MessagingPlugin):
         if bodies:
             LOOP_WAKER.wake_all()
         NEWS.note(bodies)
-        # iDDS goes through all inputs of a task for each batch of messages:
-        # the larger the task, the larger the batches, up to a second's worth.
-        size = _Connections.message_queue.largest_task({int(body["taskid"]) for body in bodies})
-        self._stopped.wait(min(_LONGEST_BATCH, size * _BATCH_PER_INPUT))
+        self._stopped.wait(_Connections.message_queue.pause({int(body["taskid"]) for body in bodies}))
 
 
 _HOST = "http://idds.invalid"

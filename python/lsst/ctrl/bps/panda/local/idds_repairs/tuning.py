@@ -10,11 +10,15 @@ from collections.abc import Collection, Mapping
 from datetime import timedelta
 from typing import Any
 
+import sqlalchemy as sa
+
 from ..settings import Timing
 from . import Overlay, Repair, idds_module
 
 _STOCK_TIMER = 10
 _STOCK_MESSAGE_AGE = 60
+_MESSAGE_AGE = 0.02
+"""Seconds after which a message is sent, when runs are to go on at once."""
 
 
 def _send_messages_at_once(timing: Timing) -> None:
@@ -24,9 +28,14 @@ def _send_messages_at_once(timing: Timing) -> None:
     added = threading.Event()
     stock_add = orm_messages.add_message
 
-    def add_message(*args: Any, **kwargs: Any) -> Any:
-        added.set()
-        return stock_add(*args, **kwargs)
+    def add_message(*args: Any, session: Any = None, **kwargs: Any) -> Any:
+        answer = stock_add(*args, session=session, **kwargs)
+        if session is None:
+            added.set()
+        else:
+            # A scoped session is called for the session itself.
+            sa.event.listen(session(), "after_commit", lambda _: added.set(), once=True)
+        return answer
 
     def retrieve_messages(*args: Any, **kwargs: Any) -> Any:
         if kwargs.get("delay") == _STOCK_MESSAGE_AGE:
@@ -36,11 +45,11 @@ def _send_messages_at_once(timing: Timing) -> None:
     looks = [0]
 
     def sleep(seconds: float) -> None:
-        # It is set before the message is committed: look a few times.
         if added.wait(0.05 if looks[0] else seconds):
             added.clear()
-            looks[0] = 6
-            time.sleep(0.02)
+            # One look for the message, which has to have its age, and one to note that it was sent.
+            looks[0] = 2
+            time.sleep(1.5 * _MESSAGE_AGE)
         else:
             looks[0] = max(looks[0] - 1, 0)
 
@@ -55,11 +64,17 @@ def _start_poller_at_once(timing: Timing) -> None:
     poller.time = Overlay(time, sleep=lambda seconds: None if seconds == 5 else time.sleep(seconds))
 
 
-def _dependent_processings(request_id: int, transform_id: int) -> list[int]:
-    """List the processings whose inputs wait for outputs of a transform."""
-    import sqlalchemy as sa
+def _send_event(name: str, **ids: int) -> None:
+    """Tell iDDS's agents that something has happened."""
+    event = getattr(idds_module("idds.common.event"), name)(publisher_id="embedded", **ids)
+    idds_module("idds.agents.common.eventbus.eventbus").EventBus().send(event)
 
+
+def _dependent_processings(request_id: int, transform_id: int) -> list[int]:
+    """List the processings with inputs that wait for outputs of a transform which have come."""
     models = idds_module("idds.orm.base.models")
+    status = idds_module("idds.common.constants").ContentStatus
+    final = (status.Available, status.FakeAvailable, status.FinalFailed, status.Missing)
     waiting, output = models.Content, sa.orm.aliased(models.Content)
 
     @idds_module("idds.orm.base.session").read_session  # type: ignore[untyped-decorator]
@@ -67,8 +82,9 @@ def _dependent_processings(request_id: int, transform_id: int) -> list[int]:
         transforms = (
             session.query(waiting.transform_id)
             .join(output, waiting.content_dep_id == output.content_id)
-            .filter(output.transform_id == transform_id, waiting.request_id == request_id)
-            .filter(waiting.transform_id != transform_id)
+            .filter(output.request_id == request_id, output.transform_id == transform_id)
+            .filter(waiting.request_id == request_id, waiting.transform_id != transform_id)
+            .filter(output.substatus.in_(final), waiting.substatus != output.substatus)
             .distinct()
         )
         ids = [row[0] for row in transforms]
@@ -84,24 +100,60 @@ def _trigger_dependents(timing: Timing) -> None:
     if timing.timer >= _STOCK_TIMER:
         return
     trigger = idds_module("idds.agents.carrier.trigger")
-    event_class = idds_module("idds.agents.common.eventbus.event").TriggerProcessingEvent
     stock = trigger.Trigger.handle_trigger_processing
-    known: dict[int, tuple[float, list[int]]] = {}
 
     def handle(self: Any, processing: Any, *args: Any, **kwargs: Any) -> Any:
         answer = stock(self, processing, *args, **kwargs)
         if answer.get("has_updates"):
-            transform_id = processing["transform_id"]
-            until, ids = known.get(transform_id, (0.0, []))
-            if until < time.monotonic():
-                ids = _dependent_processings(processing["request_id"], transform_id)
-                # If there are none, look again: the request may get more transforms.
-                known[transform_id] = (time.monotonic() + (2.0 if ids else 0.0), ids)
-            for processing_id in ids:
-                self.event_bus.send(event_class(publisher_id=self.id, processing_id=processing_id))
+            for each in _dependent_processings(processing["request_id"], processing["transform_id"]):
+                _send_event("TriggerProcessingEvent", processing_id=each)
         return answer
 
     trigger.Trigger.handle_trigger_processing = handle
+
+
+def _start_requests_at_once(timing: Timing) -> None:
+    if timing.timer >= _STOCK_TIMER:
+        return
+    requests = idds_module("idds.rest.v1.requests")
+    stock = requests.add_request
+
+    def add_request(*args: Any, **kwargs: Any) -> Any:
+        request_id = stock(*args, **kwargs)
+        _send_event("NewRequestEvent", request_id=request_id)
+        return request_id
+
+    requests.add_request = add_request
+
+
+def _gather_counts(timing: Timing) -> None:
+    if timing.timer >= _STOCK_TIMER:
+        return
+    bus = idds_module("idds.agents.common.eventbus.eventbus").EventBus
+    stock = bus.publish_event
+    gathered: set[int] = set()
+
+    def publish(self: Any, event: Any) -> Any:
+        if type(event).__name__ != "SyncProcessingEvent":
+            return stock(self, event)
+        if event._processing_id not in gathered:
+            timer = threading.Timer(_COUNT_PERIOD, pass_on, (self, event))
+            timer.daemon = True
+            timer.start()
+            # Not before, since there may be no more threads.
+            gathered.add(event._processing_id)
+        return None
+
+    def pass_on(self: Any, event: Any) -> None:
+        gathered.discard(event._processing_id)
+        stock(self, event)
+
+    bus.publish_event = publish
+
+
+_COUNT_PERIOD = 1.0
+"""Seconds between two counts of the jobs of a task, at the least.  At its end
+they are counted in any case."""
 
 
 def _wait_for_locks(timing: Timing) -> None:
@@ -138,7 +190,7 @@ def tune(agent: Any, timing: Timing) -> None:
     """Set the options of an agent that the configuration cannot set."""
     if timing.message_age < 1 and hasattr(agent, "bulk_message_delay"):
         # The configuration takes whole seconds only.
-        agent.bulk_message_delay = 0.02
+        agent.bulk_message_delay = _MESSAGE_AGE
 
 
 def settle_client(client: Any) -> None:
@@ -172,10 +224,28 @@ _SPEED = (
         "a job starts a second or two later than it could",
         (
             "idds.agents.carrier.trigger:Trigger.handle_trigger_processing",
-            "idds.agents.common.eventbus.event:TriggerProcessingEvent",
+            "idds.common.event:TriggerProcessingEvent",
             "idds.orm.base.models:Content.content_dep_id",
+            "idds.orm.base.models:Content.substatus",
         ),
         _trigger_dependents,
+    ),
+    Repair(
+        "new requests wait for the clerk",
+        "a request that has come is found when the clerk looks for new ones",
+        "a run starts a second later than it could",
+        ("idds.rest.v1.requests:add_request", "idds.common.event:NewRequestEvent"),
+        _start_requests_at_once,
+    ),
+    Repair(
+        "counts after each message",
+        "the jobs of a task are counted after each message about one of them",
+        "a sixth of iDDS's CPU",
+        (
+            "idds.agents.common.eventbus.eventbus:EventBus.publish_event",
+            "idds.common.event:SyncProcessingEvent",
+        ),
+        _gather_counts,
     ),
     Repair(
         "events about locked rows",
@@ -415,17 +485,65 @@ def _trigger_changed_jobs_only(timing: Timing) -> None:
     contents.get_contents_by_request_transform = get
 
 
+def _read_plain_values_at_once(timing: Timing) -> None:
+    owner = idds_module("idds.common.dict_class").DictClass
+    stock = owner.from_dict
+
+    def from_dict(value: Any) -> Any:
+        return value if value is None or type(value) in (str, int, float, bool) else stock(value)
+
+    owner.from_dict = staticmethod(from_dict)
+
+
+def _read_configuration_once(timing: Timing) -> None:
+    work = idds_module("idds.doma.workflowv2.domapandawork").DomaPanDAWork
+    stock = work.load_panda_config
+    found: list[Any] = []
+
+    def load(self: Any) -> Any:
+        if not found:
+            found.append(stock(self))
+        return found[0]
+
+    work.load_panda_config = load
+
+
+def _read_names_only(timing: Timing) -> None:
+    core = idds_module("idds.core.transforms")
+    transform = idds_module("idds.orm.base.models").Transform
+    kinds = idds_module("idds.common.constants").CollectionRelationType
+    keys = ("coll_id", "transform_id", "workload_id", "scope", "name")
+
+    @idds_module("idds.orm.base.session").read_session  # type: ignore[untyped-decorator]
+    def names(request_id: int, session: Any = None) -> dict[int, str]:
+        columns = (transform.transform_id, transform.name)
+        return {row[0]: row[1] for row in session.query(*columns).filter_by(request_id=request_id)}
+
+    def get_work_name_to_coll_map(request_id: int) -> dict[str, dict[str, list[dict[str, Any]]]]:
+        of_transform = {each: name for each, name in names(request_id).items() if name}
+        found: dict[str, dict[str, list[dict[str, Any]]]]
+        found = {name: {"inputs": [], "outputs": []} for name in of_transform.values()}
+        places = {kinds.Input: "inputs", kinds.Output: "outputs"}
+        for each in core.orm_collections.get_collections(request_id=request_id):
+            name, place = of_transform.get(each["transform_id"]), places.get(each["relation_type"])
+            if name and place:
+                found[name][place].append({key: each[key] for key in keys})
+        return found
+
+    core.get_work_name_to_coll_map = get_work_name_to_coll_map
+
+
 _QUIET_POLL = 10
 """Longest time between two polls of what has no news, seconds; iDDS's own period."""
 
-_NEWS_FOR = 5.0
-"""Seconds for which news are news: what they change in a processing has then
-reached transform and request."""
+_NEWS_FOR = 1.5
+"""Seconds for which news are news: events tell what they change to transform and
+request, and polls find what was lost of that."""
 
 
 class News:
-    """Remembers which tasks and requests have news in PanDA, so that iDDS polls those often and all others
-    seldom.
+    """Has iDDS look at tasks that have news in PanDA at once, and remembers them and their requests, which
+    are polled often; all others are polled seldom.
     """
 
     def __init__(self) -> None:
@@ -438,7 +556,7 @@ class News:
         self._shortest = shortest
 
     def note(self, bodies: Collection[Mapping[str, Any]]) -> None:
-        """Note messages, whether they reach iDDS or not, and have their tasks polled soon.
+        """Note messages, whether they reach iDDS or not, and have their tasks looked at.
 
         For a job that finishes, the message alone is enough for iDDS.
         """
@@ -451,8 +569,10 @@ class News:
                 del seen[key]
         new = {int(each["taskid"]) for each in told}
         self._tasks |= dict.fromkeys(new, now)
-        if new:
-            self._requests |= dict.fromkeys(_poll_soon(new, timedelta(seconds=self._shortest)), now)
+        found = _poll_soon(new, timedelta(seconds=self._shortest)) if new else {}
+        self._requests |= dict.fromkeys(found.values(), now)
+        for processing_id in found:
+            _send_event("UpdateProcessingEvent", processing_id=processing_id)
 
     def period(self, row: Mapping[str, Any]) -> int:
         """Return the seconds until a request, transform or processing is polled again."""
@@ -477,25 +597,27 @@ _AT_WORK = ("Transforming", "Submitted", "Running", "Triggering", "Synchronizing
 """States of requests, transforms and processings that change by news only."""
 
 
-def _poll_soon(task_ids: Collection[int], period: timedelta) -> list[int]:
-    """Shorten the polling periods of what belongs to tasks; returns the requests."""
+def _poll_soon(task_ids: Collection[int], period: timedelta) -> dict[int, int]:
+    """Shorten the polling periods of what belongs to tasks; returns their processings with the requests."""
     models = idds_module("idds.orm.base.models")
 
     @idds_module("idds.orm.base.session").transactional_session  # type: ignore[untyped-decorator]
-    def change(session: Any = None) -> list[int]:
+    def change(session: Any = None) -> dict[int, int]:
         processing = models.Processing
-        found = session.query(processing.request_id).filter(processing.workload_id.in_(task_ids)).distinct()
-        requests = [row[0] for row in found]
+        columns = (processing.processing_id, processing.request_id)
+        found = {
+            row[0]: row[1] for row in session.query(*columns).filter(processing.workload_id.in_(task_ids))
+        }
         for model, key, ids in (
             (processing, processing.workload_id, task_ids),
             (models.Transform, models.Transform.workload_id, task_ids),
-            (models.Request, models.Request.request_id, requests),
+            (models.Request, models.Request.request_id, set(found.values())),
         ):
             slow = session.query(model).filter(key.in_(ids), model.update_poll_period > period)
             slow.update({"update_poll_period": period}, synchronize_session=False)
-        return requests
+        return found
 
-    return list(change())
+    return dict(change())
 
 
 def _poll_by_news(timing: Timing) -> None:
@@ -556,6 +678,33 @@ _VOLUME = (
             "idds.orm.base.models:Content.map_id",
         ),
         _trigger_changed_jobs_only,
+    ),
+    Repair(
+        "plain values as objects",
+        "each number and text of what is read from the database goes through five functions that look for "
+        "objects",
+        "a tenth of iDDS's CPU",
+        ("idds.common.dict_class:DictClass.from_dict",),
+        _read_plain_values_at_once,
+    ),
+    Repair(
+        "configuration of works",
+        "the configuration of PanDA's client is read for each work that is read from the database",
+        "a twentieth of iDDS's CPU",
+        ("idds.doma.workflowv2.domapandawork:DomaPanDAWork.load_panda_config",),
+        _read_configuration_once,
+    ),
+    Repair(
+        "works read for their names",
+        "whenever a transform is looked at, all works of its request are read from the database, of which no "
+        "more than the names are used",
+        "a seventh of iDDS's CPU for a request of nine tasks, and more for more",
+        (
+            "idds.core.transforms:get_work_name_to_coll_map",
+            "idds.core.transforms:orm_collections.get_collections",
+            "idds.orm.base.models:Transform.name",
+        ),
+        _read_names_only,
     ),
     Repair(
         "polls of what has no news",
