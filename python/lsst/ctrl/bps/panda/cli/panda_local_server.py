@@ -160,7 +160,7 @@ def _settings_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--warm-workers/--no-warm-workers",
             default=None,
-            help="Answer pipetask in jobs by processes that are ready [default: no].",
+            help="Answer pipetask in jobs by processes that are ready [default: yes].",
         ),
         click.option("--warm-scripts", help="Scripts that they answer [default: pipetask,butler]."),
         click.option("--loglevel", help="Level of iDDS's own logs [default: WARNING]."),

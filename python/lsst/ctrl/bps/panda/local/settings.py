@@ -353,7 +353,7 @@ class ServerSettings:
     loglevel: str = "WARNING"
     """Level of iDDS's logs."""
 
-    warm_workers: bool = False
+    warm_workers: bool = True
     """Whether scripts that jobs call are answered by processes that are ready."""
 
     warm_scripts: str = "pipetask,butler"

@@ -505,7 +505,7 @@ class ServiceKeys(Section):
     warm_workers: YesOrNo = key(
         None,
         "Whether the embedded PanDA, when `LocalPanDAService` starts it, answers `pipetask` in jobs by "
-        "processes that are ready; as at its last start if not set, and no at the first.",
+        "processes that are ready; as at its last start if not set, and yes at the first.",
     )
 
 

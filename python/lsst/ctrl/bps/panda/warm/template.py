@@ -221,13 +221,27 @@ class _Blocker:
             raise Impure(name)
 
 
+_SINGLETONS = ("lsst.daf.butler.StorageClassFactory",)
+"""Classes with one object in each process, which they make of files that come with their module."""
+
+
+def _make(name: str) -> object:
+    """Import a module, or make a singleton if its module is imported."""
+    if name not in _SINGLETONS:
+        return importlib.import_module(name)
+    module, _, kind = name.rpartition(".")
+    return getattr(sys.modules[module], kind)() if module in sys.modules else None
+
+
 def try_import(name: str) -> str:
-    """Import a module; returns what it does that has to be done in each process, if anything."""
+    """Import a module, or make a singleton; returns what it does that has to be done in each process, if
+    anything.
+    """
     before = _state()
     _notes.clear()
     _watch["on"] = True
     try:
-        importlib.import_module(name)
+        _make(name)
     except (Exception, Impure, SystemExit) as error:
         _watch["on"] = False
         return _notes[0] if _notes else f"{type(error).__name__}: {error}"[:200]
@@ -346,8 +360,9 @@ class Template:
             if problem := self._load_script(path):
                 return {"broken": problem}
         impure = {}
-        for name in order["modules"]:
-            if name not in sys.modules and (problem := try_import(name)):
+        for name in (*order["modules"], *_SINGLETONS):
+            known = name in sys.modules or name in order["excluded"]
+            if not known and (problem := try_import(name)):
                 impure[name] = problem
         if impure:
             return {"impure": impure}
