@@ -234,14 +234,15 @@ class Reports:
                 self._waiting.popleft()
         return True
 
-    def send_for_ever(self, stopping: threading.Event) -> None:
-        """Store what could not be stored at once, until ``stopping`` is set."""
+    def send_for_ever(self, stopping: threading.Event, stored: Callable[[], None]) -> None:
+        """Store what could not be stored at once, until ``stopping`` is set, and say so each time."""
         while not stopping.is_set():
             self._failed.wait()
             self._failed.clear()
             tries = 0
             while not stopping.wait(_PAUSES[min(tries, len(_PAUSES) - 1)]) and not self.send():
                 tries += 1
+            stored()
 
     def wake(self) -> None:
         """Have what waits sent again."""
@@ -358,7 +359,8 @@ class Executor:
         self._reports.send()
 
     def _report_again(self) -> None:
-        self._reports.send_for_ever(self._stopping)
+        # The queues of these jobs had no room for others until now.
+        self._reports.send_for_ever(self._stopping, self.wake)
 
     # -- Dispatch -----------------------------------------------------------
 
