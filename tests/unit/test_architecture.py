@@ -104,6 +104,7 @@ BOUNDARIES = {
     "local.connections": "the only part that speaks with the web server's library",
     "local.executor": "jobs on this machine, apart from the server that hands them out",
     "local.idds_repairs.tuning": "repairs that make iDDS faster, apart from those that make it right",
+    "local.idds_repairs.volume": "repairs of what iDDS reads without need, apart from those of its delays",
     "remote.request": "the half of a remote build on the submit host",
     "rucio.checks": "asks Rucio and the Butler before a submission",
     "runs.cancel": "a command of BPS",

@@ -1,5 +1,5 @@
 """Repairs of iDDS's private parts without which it fails in one process or on SQLite, or goes wrong; those
-that make it fast are in `~.tuning`.
+that make it fast are in `~.tuning` and `~.volume`.
 
 Each has its reason and the symptom without it. `before_import` has to be
 called before anything of ``idds.agents`` or ``idds.orm`` is imported.
