@@ -10,7 +10,9 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
+from panda_servers.local import wait_for
 
 from lsst.ctrl.bps.panda.errors import LocalPandaError
 from lsst.ctrl.bps.panda.local import instance
@@ -272,6 +274,37 @@ def test_sessions_are_measured_marked_and_ended():
         end_session(process.pid, grace=5)
         assert process.wait(timeout=10) == -15
     assert start_ticks(process.pid) == 0
+
+
+def test_a_copy_of_a_process_apart_counts_once_it_is_something_else():
+    code = """
+import os, signal, sys
+x = b"x" * 100_000_000
+def start(act):
+    if not (pid := os.fork()):
+        act()
+        signal.pause()
+    return pid
+def take_a_name():
+    open("/proc/self/comm", "w").write("pipetask")
+def execute():
+    os.execvp("sleep", ["sleep", "600"])
+print(start(lambda: None), start(take_a_name), start(execute), flush=True)
+signal.pause()
+"""
+    with _python(code) as process:
+        _, named, other = (int(word) for word in process.stdout.readline().split())
+        wait_for(
+            lambda: [psutil.Process(pid).name() for pid in (named, other)] == ["pipetask", "sleep"], "names"
+        )
+        assert measure_sessions([process.pid])[process.pid].processes == 4
+        use = measure_sessions([process.pid], apart={process.pid})[process.pid]
+        assert use.processes == 2
+        assert use.rss < 2 * 200_000
+        psutil.Process(named).kill()
+        wait_for(lambda: psutil.Process(named).status() == psutil.STATUS_ZOMBIE, "end")
+        assert measure_sessions([process.pid], apart={process.pid})[process.pid].rss < 20_000
+        end_session(process.pid, grace=0)
 
 
 def test_processes_that_clear_their_environment_end_with_those_that_started_them():

@@ -550,7 +550,7 @@ class Executor:
                     _LOG.exception("could not watch the jobs")
 
     def _check(self, running: Mapping[int, PayloadRun], waiting: Mapping[int, PayloadRun]) -> None:
-        roots = {payload.root for payload in running.values()}
+        roots = {payload.root for payload in running.values()} - {0}
         for session, use in measure_sessions(running.keys(), apart=roots).items():
             payload = running[session]
             payload.sample(use)

@@ -358,7 +358,10 @@ class PayloadRun:
 
     @property
     def root(self) -> int:
-        """Process that leads the session and is no part of the payload, 0 if none."""
+        """Process that leads, or has led, the session and is no part of the payload, 0 if none.
+
+        It may live a moment longer than the session is known.
+        """
         return self._root
 
     @property
@@ -415,7 +418,9 @@ class PayloadRun:
             )
             if root is None:
                 return None
-            self._session = self._root = root.pid
+            # Before the session, so that whoever sees that one knows the root.
+            self._root = root.pid
+            self._session = root.pid
         return root.wait()
 
     def _run_cold(self, command: str, stdout: BinaryIO, stderr: BinaryIO) -> JobEnd:
@@ -439,7 +444,7 @@ class PayloadRun:
 
     def _sweep(self) -> None:
         """End processes that the command left running, in its session or not."""
-        session, self._session, self._root = self._session, 0, 0
+        session, self._session = self._session, 0
         try:
             if session:
                 os.killpg(session, 0)

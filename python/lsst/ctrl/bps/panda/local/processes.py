@@ -75,17 +75,26 @@ def _session_members(sessions: Collection[int]) -> Iterator[tuple[int, psutil.Pr
             continue
 
 
+def _is_still_copy(process: psutil.Process, of: Collection[int]) -> bool:
+    """Whether a process was forked by one of some others, whose memory it has until it executes a program or
+    takes a name of its own.
+    """
+    parent = process.ppid() if of else 0
+    return parent in of and process.name() == psutil.Process(parent).name()
+
+
 def measure_sessions(sessions: Collection[int], *, apart: Collection[int] = ()) -> dict[int, SessionUse]:
-    """Measure what the processes of some sessions use, but for some pids.
+    """Measure what the processes of some sessions use, but for some pids, and for what these have forked and
+    is no other program yet.
 
     Sessions, named by the pids of their leaders, are left out if they have no
     living process.
     """
     found: dict[int, SessionUse] = {}
     for session, process in _session_members(sessions):
-        if process.pid in apart:
-            continue
         try:
+            if process.pid in apart or _is_still_copy(process, apart):
+                continue
             memory = process.memory_info()
         except psutil.Error:
             continue
