@@ -81,10 +81,15 @@ def _run_command(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """
     # A terminal sends signals to its whole foreground group, and lets only that read.
     own_group = None if _has_terminal() else 0
-    with handled_signals(_raise):
+    noted: list[int] = []
+    # One that comes while the command is being started must not leave it running.
+    with handled_signals(lambda number, frame: noted.append(number)):
         process = subprocess.Popen(command, env=dict(environment), process_group=own_group)
         try:
-            code = process.wait()
+            with handled_signals(_raise):
+                if noted:
+                    raise _SignalReceived(noted[0])
+                code = process.wait()
         except _SignalReceived as came:
             with handled_signals(signal.SIG_IGN):
                 end_process(process, came.number, grace=(10.0, 3.0), group=own_group is not None)
