@@ -64,9 +64,7 @@ class MakeWarpTask(StarTask):
     ConfigClass = MakeWarpConfig
     _DefaultName = "makeWarp"
     config: MakeWarpConfig
-
-    def identity(self, data_id: dict[str, int | str]) -> dict[str, Any]:  # noqa: D102
-        return {"patch": data_id["patch"]}
+    run_dimensions = ("patch",)
 
     def run(
         self,

@@ -60,9 +60,7 @@ class MeasureObjectsTask(StarTask):
     ConfigClass = MeasureObjectsConfig
     _DefaultName = "measureObjects"
     config: MeasureObjectsConfig
-
-    def identity(self, data_id: dict[str, int | str]) -> dict[str, Any]:  # noqa: D102
-        return {"tract": data_id["tract"], "patch": data_id["patch"]}
+    run_dimensions = ("tract", "patch")
 
     def run(
         self,

@@ -345,9 +345,7 @@ class SimulateTask(StarTask):
     ConfigClass = SimulateConfig
     _DefaultName = "simulate"
     config: SimulateConfig
-
-    def identity(self, data_id: dict[str, int | str]) -> dict[str, Any]:  # noqa: D102
-        return {"detector": data_id["detector"]}
+    run_dimensions = ("detector",)
 
     def run(
         self,

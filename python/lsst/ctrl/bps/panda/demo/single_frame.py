@@ -134,14 +134,12 @@ class CharacterizeTask(StarTask):
     ConfigClass = CharacterizeConfig
     _DefaultName = "characterize"
     config: CharacterizeConfig
+    run_dimensions = ("band",)
 
     def __init__(self, *, initInputs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(initInputs=initInputs, **kwargs)
         units = {"x": "pixel", "y": "pixel", "ra": "deg", "dec": "deg", "flux": "nJy", "flux_err": "nJy"}
         self.schema = {"columns": units | {"snr": ""}}
-
-    def identity(self, data_id: dict[str, int | str]) -> dict[str, Any]:  # noqa: D102
-        return {"band": data_id["band"]}
 
     def run(
         self,

@@ -173,18 +173,17 @@ class StarTask(PipelineTask):
 
     ConfigClass: ClassVar[type[StarTaskConfig]] = StarTaskConfig
     config: StarTaskConfig
+    run_dimensions: ClassVar[tuple[str, ...]] = ()
+    """Dimensions of the quantum whose values ``run`` gets as arguments."""
 
     def runQuantum(self, butlerQC: Any, inputRefs: Any, outputRefs: Any) -> None:  # noqa: D102
         data_id = dict(butlerQC.quantum.dataId.mapping)
         memory = _make_trouble(self.config, data_id)
         own = butlerQC.quantum.dataId.dimensions.names
         inputs = {name: datasets(butlerQC, refs, own) for name, refs in inputRefs}
-        butlerQC.put(self.run(**inputs, **self.identity(data_id)), outputRefs)
+        values = {name: data_id[name] for name in self.run_dimensions}
+        butlerQC.put(self.run(**inputs, **values), outputRefs)
         del memory
-
-    def identity(self, data_id: dict[str, int | str]) -> dict[str, Any]:
-        """Give the parts of the data id that ``run`` needs, as its arguments."""
-        return {}
 
 
 def datasets(butlerQC: Any, refs: Any, own: Iterable[str]) -> Any:
