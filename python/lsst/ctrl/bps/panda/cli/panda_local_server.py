@@ -9,6 +9,7 @@ __all__ = [
     "env",
     "handled_signals",
     "logs",
+    "noted_signals",
     "open_pages",
     "restore",
     "run",
@@ -65,6 +66,14 @@ def handled_signals(handler: Any) -> Iterator[None]:
             signal.signal(number, old)
 
 
+@contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """Collect the signals that come meanwhile and would end the process."""
+    noted: list[int] = []
+    with handled_signals(lambda number, frame: noted.append(number)):
+        yield noted
+
+
 def _has_terminal() -> bool:
     """Whether a terminal sends its signals to this process and its children."""
     try:
@@ -81,9 +90,8 @@ def _run_command(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """
     # A terminal sends signals to its whole foreground group, and lets only that read.
     own_group = None if _has_terminal() else 0
-    noted: list[int] = []
     # One that comes while the command is being started must not leave it running.
-    with handled_signals(lambda number, frame: noted.append(number)):
+    with noted_signals() as noted:
         process = subprocess.Popen(command, env=dict(environment), process_group=own_group)
         try:
             with handled_signals(_raise):

@@ -30,7 +30,7 @@ from ..errors import PandaBpsError
 from ..local import instance
 from . import INTERRUPTED
 from .panda_bps_watch import follow_run, show_progress
-from .panda_local_server import end_process, handled_signals
+from .panda_local_server import end_process, handled_signals, noted_signals
 
 if TYPE_CHECKING:
     from ..demo.workplace import Workplace
@@ -85,8 +85,7 @@ class _BusyError(QuickstartError):
 @contextlib.contextmanager
 def _interrupts_kept() -> Iterator[None]:
     """Postpone an interruption: a server that has half started could not be found and stopped."""
-    noted: list[int] = []
-    with handled_signals(lambda number, frame: noted.append(number)):
+    with noted_signals() as noted:
         yield
     if noted:
         raise KeyboardInterrupt
@@ -180,20 +179,25 @@ def read_submission(text: str) -> _Submission:
 
 def _call_bps(arguments: list[str], place: Workplace, *, output: TextIO | None = None) -> int:
     """Run ``bps`` in the workplace; if we are interrupted, end it and all it started."""
-    process = subprocess.Popen(
-        [Path(sys.executable).parent / "bps", *arguments],
-        cwd=place.directory,
-        env=place.environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=output,
-        start_new_session=True,
-    )
-    try:
-        return process.wait()
-    finally:
-        if process.poll() is None:
-            end_process(process, signal.SIGTERM, grace=(5.0, 0.0))
+    # An interruption that comes while it is being started must not leave it running.
+    with noted_signals() as noted:
+        process = subprocess.Popen(
+            [Path(sys.executable).parent / "bps", *arguments],
+            cwd=place.directory,
+            env=place.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        try:
+            with handled_signals(signal.default_int_handler):
+                if noted:
+                    raise KeyboardInterrupt
+                return process.wait()
+        finally:
+            if process.poll() is None:
+                end_process(process, signal.SIGTERM, grace=(5.0, 0.0))
 
 
 # --- progress -----------------------------------------------------------
