@@ -305,7 +305,7 @@ class MessageQueue:
         return count
 
     def pause(self, task_ids: Collection[int]) -> float:
-        """Return the seconds after which it is worth the while to take more messages, after some about tasks.
+        """Return how many seconds to wait before taking more messages, after some about these tasks.
 
         For each batch iDDS goes through all inputs of a task, and through many statements for each task: the
         larger the task, the larger the batches; and while each slot has its next job, nobody waits for what

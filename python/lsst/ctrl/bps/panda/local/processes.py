@@ -84,8 +84,9 @@ def _is_still_copy(process: psutil.Process, of: Collection[int]) -> bool:
 
 
 def measure_sessions(sessions: Collection[int], *, apart: Collection[int] = ()) -> dict[int, SessionUse]:
-    """Measure what the processes of some sessions use, but for some pids, and for what these have forked and
-    is no other program yet.
+    """Measure what the processes of some sessions use.
+
+    The processes ``apart`` are left out, and what they have forked until it executes another program.
 
     Sessions, named by the pids of their leaders, are left out if they have no
     living process.

@@ -391,8 +391,8 @@ _QUIET_POLL = 10
 """Longest time between two polls of what has no news, seconds; iDDS's own period."""
 
 _NEWS_FOR = 1.5
-"""Seconds for which news are news: events tell what they change to transform and
-request, and polls find what was lost of that."""
+"""Seconds for which a task and its request are polled often after a message about
+them.  Events carry the change on; the polls find it if an event was lost."""
 
 
 class News:
