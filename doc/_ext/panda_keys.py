@@ -1,6 +1,6 @@
 """The directive ``panda-keys``: all keys of the BPS configuration that the
 plugin reads, from the models that it reads them by; with the name of a section
-(``rucio``, ``remoteBuild``, ``queues``), those of that one, with ``bps`` keys of
+(``rucio``, ``remoteBuild``, ``queues``, ``prompt``), those of that one, with ``bps`` keys of
 BPS itself.
 """
 
@@ -12,6 +12,7 @@ from docutils.statemachine import StringList
 from sphinx.util.docutils import SphinxDirective
 
 from lsst.ctrl.bps.panda.settings.keys import CORE_KEYS, KEYS, Key, keys_of
+from lsst.ctrl.bps.panda.settings.prompt import PromptSection
 from lsst.ctrl.bps.panda.settings.remote import RemoteBuildSection
 from lsst.ctrl.bps.panda.settings.rucio import RucioSection, RuleSection
 from lsst.ctrl.bps.panda.settings.sites import QueueLimits
@@ -22,6 +23,7 @@ _TABLES = {
     "": KEYS,
     "bps": CORE_KEYS,
     "queues": keys_of(QueueLimits),
+    "prompt": keys_of(PromptSection),
     "remoteBuild": keys_of(RemoteBuildSection),
     "rucio": {**keys_of(RucioSection), **_RULE},
 }

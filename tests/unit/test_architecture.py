@@ -25,9 +25,9 @@ ROOT = CHECKOUT / "python" / "lsst" / "ctrl" / "bps" / "panda"
 PACKAGE = "lsst.ctrl.bps.panda"
 
 LAYERS = (
-    "panda_service", "utils", "cli", "web", "service", "campaign", "remote", "workflow", "checks", "rucio",
-    "insight", "runs", "report", "status", "idds", "staging", "auth", "rest", "settings", "plan", "findings",
-    "files", "errors", "version",
+    "panda_service", "utils", "cli", "web", "prompt", "service", "campaign", "remote", "workflow", "checks",
+    "rucio", "insight", "runs", "report", "status", "idds", "staging", "auth", "rest", "settings", "plan",
+    "findings", "files", "errors", "version",
 )  # fmt: skip
 """Top to bottom: a layer (a folder, or a module at the top) imports from those below it, never from above."""
 
@@ -51,7 +51,7 @@ FOREIGN = {
     "flask": {"local", "web"},
     "astropy": {"demo"},
     "galsim": {"demo.simulate"},
-    "matplotlib": {"demo", "insight.resources"},
+    "matplotlib": {"demo", "insight.resources", "prompt.report"},
     "numpy": {"demo"},
     "google": {"insight.cloud_log"},
     "rucio": {"rucio", "edgenode.rucio_program"},
@@ -105,6 +105,9 @@ BOUNDARIES = {
     "local.executor": "jobs on this machine, apart from the server that hands them out",
     "local.idds_repairs.tuning": "repairs that make iDDS faster, apart from those that make it right",
     "local.idds_repairs.volume": "repairs of what iDDS reads without need, apart from those of its delays",
+    "prompt.arrivals": "the only part that knows where images come from",
+    "prompt.process": "the process itself; the commands only start, find and stop it",
+    "prompt.report": "reads what the process has written, which itself needs nothing of it",
     "remote.request": "the half of a remote build on the submit host",
     "rucio.checks": "asks Rucio and the Butler before a submission",
     "runs.cancel": "a command of BPS",

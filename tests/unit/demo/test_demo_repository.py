@@ -114,7 +114,7 @@ def test_it_does_not_write_over_anything(small: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"visits_per_band": 0}, "visits_per_band is 0"),
+        ({"visits_per_band": -1}, "visits_per_band is -1"),
         ({"detectors": -1}, "detectors is -1"),
         ({"patches": 0}, "patches is 0"),
         ({"seeing": 0.0}, "seeing is 0.0; it must be greater than 0"),

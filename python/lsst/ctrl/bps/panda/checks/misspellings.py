@@ -36,7 +36,7 @@ _OF_LABELS = {"pipetask": 2, "cluster": 2, "finalJob": 1, "customJob": 1}
 
 # Sections in which all names are the user's or the program's.
 _FREE = frozenset(
-    "bps_cmdline bps_defined environment inputs outputs ordering queues campaignSites".split()  # noqa: SIM905
+    "bps_cmdline bps_defined environment inputs outputs ordering queues campaignSites prompt".split()  # noqa: SIM905
 )
 
 _VARIABLE = re.compile(r"\{(\w+)\}")

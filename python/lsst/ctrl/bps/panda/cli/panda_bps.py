@@ -12,6 +12,7 @@ _HOMES = {
     "panda_bps_campaign": "campaign",
     "panda_bps_check": "build check schema",
     "panda_bps_logs": "logs",
+    "panda_bps_prompt": "prompt",
     "panda_bps_rucio": "rucio",
     "panda_bps_show": "errors html resources show",
     "panda_bps_watch": "watch",
@@ -30,6 +31,7 @@ def main() -> None:
     What did a job print?        panda_bps logs 41 --failed
     Was it memory or time?       panda_bps resources 41
     One file to send around?     panda_bps html 41
+    Process images on arrival?   panda_bps prompt start my.yaml
 
     Without an id they are about your last run: panda_bps errors.  Each command has a --help of its own.
     """  # noqa: D301 (click's mark)

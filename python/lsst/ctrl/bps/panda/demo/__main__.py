@@ -7,6 +7,7 @@ from __future__ import annotations
 __all__ = ["main"]
 
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +53,42 @@ def create(repo: Path, bands: str, **options: Any) -> None:
     click.echo(f"{repo} is made; to simulate and process its exposures: bps submit {repo / RUN_CONFIG}")
 
 
+@main.command("expose")
+@click.argument("repo", type=click.Path(path_type=Path, exists=True))
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--count", type=click.IntRange(min=1), default=10, show_default=True, help="Exposures.")
+@click.option("--every", type=float, default=2.0, show_default=True, help="Seconds from one to the next.")
+@click.option("--first", default=1, show_default=True, help="Number of the first one in its night.")
+def take(repo: Path, directory: Path, count: int, every: float, first: int) -> None:
+    """Take exposures of the sky of REPO, and write their raw images into DIRECTORY.
+
+    The repository is one without visits of its own: create REPO --visits-per-band 0.
+    """
+    from .raws import expose
+
+    begun = time.monotonic()
+    for number, files in enumerate(expose(repo, directory, count, first=first), start=1):
+        click.echo(" ".join(map(str, files)))
+        time.sleep(max(0.0, begun + every * number - time.monotonic()))
+
+
 @main.command()
 @click.argument("repo", type=click.Path(path_type=Path, exists=True))
-def config(repo: Path) -> None:
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="For panda_bps prompt: the directory in which raw images appear.",
+)
+def config(repo: Path, images: Path | None) -> None:
     """Print a BPS configuration for the repository REPO."""
-    from .repository import render_run_config
+    from .repository import PROMPT_CONFIG, render_run_config
+    from .workplace import LOCAL_SERVICE
 
-    click.echo(render_run_config(repo), nl=False)
+    if images is None:
+        click.echo(render_run_config(repo), nl=False)
+        return
+    section = {"wmsServiceClass": LOCAL_SERVICE, "prompt": {"directory": str(images.absolute())}}
+    click.echo(render_run_config(repo, settings=section, base=PROMPT_CONFIG), nl=False)
 
 
 @main.command()

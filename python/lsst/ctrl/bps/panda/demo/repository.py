@@ -8,20 +8,23 @@ __all__ = [
     "BASE_CONFIG",
     "BUTLER_CONFIG",
     "INPUTS",
+    "PROMPT_CONFIG",
     "RUN_CONFIG",
     "SKYMAP",
     "DemoRepo",
     "count_outputs",
     "create_repo",
+    "make_pointing",
     "missing_outputs",
     "render_run_config",
+    "visit_records",
 ]
 
 import importlib.util
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +55,7 @@ SKYMAP = "starcam_sky"
 
 BUTLER_CONFIG = "butler.yaml"
 BASE_CONFIG = "resource://lsst.ctrl.bps.panda.demo/bps_demo.yaml"
+PROMPT_CONFIG = "resource://lsst.ctrl.bps.panda.demo/bps_prompt.yaml"
 RUN_CONFIG = "demo.yaml"
 """File in the repository that `bps submit` takes."""
 
@@ -80,6 +84,8 @@ class DemoRepo:
     """What is simulated."""
 
     visits_per_band: int = 3
+    """0: none; the images come as files, see `.raws`."""
+
     detectors: int = 4
     bands: tuple[str, ...] = ("g", "r")
     """Out of `.instrument.BANDS`."""
@@ -107,9 +113,9 @@ class DemoRepo:
     ``rotation``, ``seeing``, ``sky``, ``transparency`` and ``exposure_time`` as in `.Pointing`."""
 
     def __post_init__(self) -> None:
-        for name in ("visits_per_band", "detectors", "patches"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name, least in (("visits_per_band", 0), ("detectors", 1), ("patches", 1)):
+            if getattr(self, name) < least:
+                raise SettingsError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         for name in ("seeing", "exposure_time"):
             if getattr(self, name) is not None and not getattr(self, name) > 0.0:
                 raise SettingsError(f"{name} is {getattr(self, name)}; it must be greater than 0")
@@ -156,36 +162,40 @@ class _Field:
     def _make_pointings(self, table: Table | None) -> tuple[Pointing, ...]:
         """Make up what the user does not say."""
         demo, rng = self.demo, self.demo.rng(1)
-        reach = max(0.0, (self.layout.width - demo.focal_plane.width) / 2.0) + _DITHER
         rows = [{"band": band} for band in self.bands for _ in range(demo.visits_per_band)]
         if table is not None:
             rows = [dict(zip(table.colnames, row, strict=True)) for row in table]
-        made = []
-        for number, row in enumerate(rows, start=1):
-            place = self.layout.centre.deproject(*rng.uniform(-reach, reach, 2))
-            ra, dec = float(row.get("ra", place[0])), float(row.get("dec", place[1]))
-            recorded = TangentPoint(ra, dec).deproject(*rng.normal(0.0, 0.8, 2))
-            values = {
-                "rotation": rng.uniform(-4.0, 4.0),
-                "seeing": rng.uniform(0.75, 1.2),
-                "sky": BANDS[row["band"]].sky + rng.uniform(-0.3, 0.1),
-                "transparency": rng.uniform(0.85, 1.0),
-                "exposure_time": demo.exposure_time,
-            } | ({} if demo.seeing is None else {"seeing": demo.seeing})
-            made.append(
-                Pointing(
-                    exposure=_DAY % 1_000_000 * 1000 + number,
-                    band=str(row["band"]),
-                    ra=ra,
-                    dec=dec,
-                    recorded_ra=float(recorded[0]),
-                    recorded_dec=float(recorded[1]),
-                    detectors=demo.detectors,
-                    seed=demo.seed,
-                    **{name: float(row.get(name, value)) for name, value in values.items()},
-                )
-            )
-        return tuple(made)
+        return tuple(
+            make_pointing(demo, number, row, self.layout, rng) for number, row in enumerate(rows, start=1)
+        )
+
+
+def make_pointing(
+    demo: DemoRepo, number: int, row: Mapping[str, Any], layout: SkyLayout, rng: np.random.Generator
+) -> Pointing:
+    """Make a pointing of what is known of it, its band at least, and make up the rest."""
+    reach = max(0.0, (layout.width - demo.focal_plane.width) / 2.0) + _DITHER
+    place = layout.centre.deproject(*rng.uniform(-reach, reach, 2))
+    ra, dec = float(row.get("ra", place[0])), float(row.get("dec", place[1]))
+    recorded = TangentPoint(ra, dec).deproject(*rng.normal(0.0, 0.8, 2))
+    values = {
+        "rotation": rng.uniform(-4.0, 4.0),
+        "seeing": rng.uniform(0.75, 1.2),
+        "sky": BANDS[row["band"]].sky + rng.uniform(-0.3, 0.1),
+        "transparency": rng.uniform(0.85, 1.0),
+        "exposure_time": demo.exposure_time,
+    } | ({} if demo.seeing is None else {"seeing": demo.seeing})
+    return Pointing(
+        exposure=_DAY % 1_000_000 * 1000 + number,
+        band=str(row["band"]),
+        ra=ra,
+        dec=dec,
+        recorded_ra=float(recorded[0]),
+        recorded_dec=float(recorded[1]),
+        detectors=demo.detectors,
+        seed=demo.seed,
+        **{name: float(row.get(name, value)) for name, value in values.items()},
+    )
 
 
 def _middle(table: Table) -> TangentPoint:
@@ -299,21 +309,25 @@ def _insert_visits(registry: Any, field: _Field) -> None:
     registry.insertDimensionData("visit_system", {"instrument": name, "id": 0, "name": "one-to-one"})
     night = Timespan(_START - TimeDelta(0.5, format="jd"), _START + TimeDelta(0.5, format="jd"))
     registry.insertDimensionData("day_obs", {"instrument": name, "id": _DAY, "timespan": night})
+    for element, rows in visit_records(field.pointings).items():
+        registry.insertDimensionData(element, *rows)
+
+
+def visit_records(pointings: Sequence[Pointing], *, first: int = 1) -> dict[str, list[dict[str, Any]]]:
+    """Make the dimension records of visits, in an order they can be inserted in; ``first`` is the number of
+    the first one in its night, and tells when it begins.
+    """
     records: dict[str, list[dict[str, Any]]] = {}
-    begin = _START
-    for sequence, pointing in enumerate(field.pointings, start=1):
+    begin = _START + TimeDelta(60.0 * (first - 1), format="sec")
+    for sequence, pointing in enumerate(pointings, start=first):
         end = begin + TimeDelta(pointing.exposure_time, format="sec")
-        for element, rows in _visit_records(field, pointing, sequence, Timespan(begin, end)).items():
-            records.setdefault(element, []).extend(rows)
+        for element, rows in _records_of(pointing, sequence, Timespan(begin, end)).items():
+            records.setdefault(element, []).extend({"instrument": StarCam.getName()} | row for row in rows)
         begin = end + TimeDelta(30.0, format="sec")
-    for element, rows in records.items():
-        registry.insertDimensionData(element, *({"instrument": name} | row for row in rows))
+    return records
 
 
-def _visit_records(
-    field: _Field, pointing: Pointing, sequence: int, timespan: Timespan
-) -> dict[str, list[dict[str, Any]]]:
-    """Make the dimension records of a visit, in an order they can be inserted in."""
+def _records_of(pointing: Pointing, sequence: int, timespan: Timespan) -> dict[str, list[dict[str, Any]]]:
     number, text = pointing.exposure, f"SC_{pointing.exposure}"
     common: dict[str, Any] = {
         "id": number,
@@ -342,7 +356,7 @@ def _visit_records(
         "can_see_sky": True,
     }
     # Regions reach over the edges, as the pointing in the headers is not exact.
-    plane = field.demo.focal_plane
+    plane = FocalPlane(pointing.detectors)
     recorded = TangentPoint(pointing.recorded_ra, pointing.recorded_dec)
     regions = {
         detector: polygon(plane.box().grow(10).corners(), plane.affine(detector, pointing.rotation), recorded)
@@ -393,7 +407,9 @@ def _put_calibrations(butler: Any, field: _Field) -> None:
     butler.registry.certify(_CALIB, refs, Timespan(None, None))
 
 
-def render_run_config(repo: str | os.PathLike[str], *, settings: Mapping[str, object] | None = None) -> str:
+def render_run_config(
+    repo: str | os.PathLike[str], *, settings: Mapping[str, object] | None = None, base: str = BASE_CONFIG
+) -> str:
     """Give a BPS configuration as text.
 
     Parameters
@@ -402,6 +418,8 @@ def render_run_config(repo: str | os.PathLike[str], *, settings: Mapping[str, ob
         Butler repository.
     settings : `~collections.abc.Mapping` [`str`, `object`], optional
         More keys of BPS, with their values.
+    base : `str`, optional
+        Configuration that is included: `BASE_CONFIG`, or `PROMPT_CONFIG`.
 
     Returns
     -------
@@ -410,7 +428,7 @@ def render_run_config(repo: str | os.PathLike[str], *, settings: Mapping[str, ob
         its path can break.
     """
     keys = {
-        "includeConfigs": [BASE_CONFIG],
+        "includeConfigs": [base],
         "butlerConfig": Path(repo).absolute().as_uri(),
         **(settings or {}),
     }

@@ -19,6 +19,7 @@ __all__ = [
     "is_galaxy",
     "make_catalog",
     "make_detector",
+    "make_header",
     "read_catalog",
     "read_table",
     "simulate_raw",
@@ -247,6 +248,20 @@ def simulate_raw(
     return raw
 
 
+def make_header(pointing: Pointing, affine: Affine) -> dict[str, Any]:
+    """Make the header of a raw image: its circumstances, as the camera knows them."""
+    return {
+        "ra": pointing.recorded_ra,
+        "dec": pointing.recorded_dec,
+        "affine": affine.to_dict(),
+        "exposure_time": pointing.exposure_time,
+        "gain": StarCam.gain,
+        "read_noise": StarCam.read_noise,
+        "full_well": StarCam.full_well,
+        "band": pointing.band,
+    }
+
+
 def _add_galaxies(
     light: FloatArray,
     catalog: Table,
@@ -367,14 +382,5 @@ class SimulateTask(StarTask):
             gradient=self.config.gradient,
             cosmic_rays=self.config.cosmicRays,
         )
-        header = {
-            "ra": told.recorded_ra,
-            "dec": told.recorded_dec,
-            "affine": FocalPlane(told.detectors).affine(detector, told.rotation).to_dict(),
-            "exposure_time": told.exposure_time,
-            "gain": StarCam.gain,
-            "read_noise": StarCam.read_noise,
-            "full_well": StarCam.full_well,
-            "band": told.band,
-        }
-        return Struct(raw=raw, header=header)
+        affine = FocalPlane(told.detectors).affine(detector, told.rotation)
+        return Struct(raw=raw, header=make_header(told, affine))

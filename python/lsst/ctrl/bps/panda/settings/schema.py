@@ -22,6 +22,7 @@ from .keys import (
     Section,
     keys_of,
 )
+from .prompt import PromptSection
 from .remote import RemoteBuildSection
 from .rucio import JOB_KEYS, RucioSection
 from .sites import QueueLimits
@@ -44,6 +45,7 @@ def make_schema() -> dict[str, Any]:
         "remoteBuild": _describe(definitions, RemoteBuildSection, BuildKeys, LabelKeys),
         "rucio": _refer("rucio"),
         "campaignSites": _describe(definitions, CampaignSection),
+        "prompt": _describe(definitions, PromptSection),
     }
     described = {name: {"description": meaning} for name, meaning in BPS_KEYS.items() if meaning}
     return {

@@ -1,0 +1,157 @@
+"""The commands ``panda_bps prompt``: images are processed as they arrive."""
+
+from __future__ import annotations
+
+__all__ = ["prompt"]
+
+import logging
+import signal
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from ..insight.documents import make_document, make_plain
+from ..prompt.catalog import Catalog, GroupState
+from ..prompt.process import (
+    CATALOG_NAME,
+    LOG_NAME,
+    find_process,
+    make_processing,
+    only_process,
+    spawn,
+    state_directory,
+    stop_process,
+)
+from ..prompt.report import PromptReport, make_prompt_report, write_plot
+from ..settings.prompt import read_prompt_file
+from . import CommandGroup
+from .output import json_option, print_lines, shows_errors, table, write_json
+
+_shows_errors = shows_errors(OSError)
+
+_config = click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+
+
+@click.group(cls=CommandGroup)
+def prompt() -> None:
+    """Process images as they arrive, from the file to its catalogue within seconds.
+
+    CONFIG is the configuration of an ordinary run with a section prompt.  What has happened is kept in a
+    directory beside it, CONFIG without its suffix and with .prompt.
+    """
+
+
+@prompt.command()
+@_config
+@click.option("--foreground", is_flag=True, help="Stay in the foreground; end with Ctrl-C.")
+@_shows_errors
+def start(config: Path, foreground: bool) -> None:
+    """Start to process what arrives, and go on with what is not finished.
+
+    Images that are there already count as arrived.  With source lines it stays in the foreground and reads
+    the standard input.
+    """
+    directory = state_directory(config)
+    if not foreground and read_prompt_file(str(config)).source != "lines":
+        if (pid := find_process(directory)) is not None:
+            click.echo(f"process {pid} does it already")
+            return
+        click.echo(f"process {spawn(config, directory)} has started; its log is {directory / LOG_NAME}")
+        return
+    _process(config, directory)
+
+
+def _process(config: Path, directory: Path) -> None:
+    from ..prompt.steps import GroupSteps
+
+    stopped: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: stopped.append(number))
+    logging.basicConfig(
+        format="%(asctime)s %(name)s %(levelname)s: %(message)s",
+        level=logging.WARNING,
+        stream=sys.stderr,
+    )
+    with only_process(directory):
+        catalog = Catalog(directory / CATALOG_NAME)
+        steps = GroupSteps(config, directory, catalog)
+        processing = make_processing(steps, catalog, stream=sys.stdin, tell=_say)
+        (directory / "ready").touch()
+        _say(f"waiting for images; what happens is kept in {directory}")
+        try:
+            processing.run(lambda: bool(stopped))
+        finally:
+            steps.close()
+            catalog.close()
+
+
+def _say(text: str) -> None:
+    click.echo(f"{time.strftime('%H:%M:%S')} {text}")
+    sys.stdout.flush()
+
+
+@prompt.command()
+@_config
+@_shows_errors
+def stop(config: Path) -> None:
+    """Stop to process what arrives.
+
+    Runs that go on are not cancelled; the next start registers their outputs.
+    """
+    click.echo("stopped" if stop_process(state_directory(config)) else "it was not running")
+
+
+def _report(config: Path) -> PromptReport:
+    catalog = Catalog(state_directory(config) / CATALOG_NAME, must_exist=True)
+    try:
+        groups, times = catalog.groups(), catalog.times()
+    finally:
+        catalog.close()
+    return make_prompt_report(groups, times, deadline=read_prompt_file(str(config)).deadline, now=time.time())
+
+
+@prompt.command()
+@_config
+@_shows_errors
+def status(config: Path) -> None:
+    """Show whether it runs, and the groups that are not done."""
+    pid = find_process(state_directory(config))
+    click.echo(f"process {pid} runs" if pid is not None else "it does not run")
+    found = _report(config)
+    click.echo(", ".join(f"{number} {state}" for state, number in found.counts.items()))
+    now = time.time()
+    going = [group for group in found.groups if group.state not in (GroupState.DONE, GroupState.FAILED)]
+    rows = [
+        (group.name, group.state, group.attempts, group.run_id, f"{now - group.arrived.timestamp():.1f}")
+        for group in going
+    ]
+    if rows:
+        print_lines(table(("group", "state", "attempt", "run", "age s"), rows, left=2))
+
+
+@prompt.command()
+@_config
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw into a file.")
+@json_option
+@_shows_errors
+def report(config: Path, plot: Path | None, as_json: bool) -> None:
+    """Show how long each stage took, and the groups that missed their deadline, with the cause."""
+    found = _report(config)
+    if plot is not None:
+        write_plot(found, plot)
+    if as_json:
+        write_json(make_document(make_plain(found), request_id=0, name=config.stem, kind="prompt"))
+        return
+    click.echo(", ".join(f"{number} {state}" for state, number in found.counts.items()))
+    rows = [
+        (each.stage, each.count, *(f"{x:.2f}" for x in (each.median, each.p95, each.p99, each.longest)))
+        for each in found.stages
+    ]
+    print_lines(table(("stage, s", "groups", "median", "95 %", "99 %", "longest"), rows))
+    if found.missed:
+        click.echo(f"\n{len(found.missed)} groups failed or missed their deadline:")
+        print_lines(
+            f"{each.name}, {each.state} after {each.seconds:.1f} s: {each.cause}" for each in found.missed
+        )
