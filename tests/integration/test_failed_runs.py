@@ -4,6 +4,7 @@ reads first, on an embedded PanDA that makes attempts in vain as a real one does
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import subprocess
@@ -77,6 +78,13 @@ KINDS = {
         attempts=3,
         options=f'-c "simulate:failIf={ALWAYS}" -c simulate:killSignal=11',
     ),
+    "exit": Kind(
+        r".*deliberate failure.*",
+        "payload",
+        traceback=False,
+        attempts=3,
+        options=f'-c "simulate:failIf={ALWAYS}" -c simulate:exitCode=7',
+    ),
     "memory": Kind(
         # The interpreter alone takes more.
         r"out of memory, without an exception: .*, with \d+ of 64 MB in use",
@@ -119,7 +127,7 @@ class Site:
         (run_id,) = re.findall(r"^Run Id: (\d+)$", self.call("bps", "submit", str(path)).stdout, re.MULTILINE)
         return run_id
 
-    def call(self, *command: str) -> subprocess.CompletedProcess[str]:
+    def call(self, *command: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [str(self.commands.folder / command[0]), *command[1:]],
             cwd=self.place.directory,
@@ -129,7 +137,7 @@ class Site:
             text=True,
             timeout=LIMIT,
         )
-        assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+        assert done.returncode == code, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
         return done
 
 
@@ -147,7 +155,9 @@ def site(tmp_path_factory: pytest.TempPathFactory, commands: Commands) -> Iterat
 def started(site: Site, request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, int], Future[str]]]:
     """Runs of the selected tests, which go on while others are submitted."""
     functions = [item for item in request.session.items if item.path == request.path]
-    names = dict.fromkeys(item.callspec.params["name"] for item in functions)
+    names = dict.fromkeys(
+        item.callspec.params["name"] if hasattr(item, "callspec") else "memory" for item in functions
+    )
     with ThreadPoolExecutor(SUBMISSIONS) as pool:
         yield {(name, n): pool.submit(site.submit, name, n) for name in names for n in RETRIES}
 
@@ -174,3 +184,43 @@ def test_the_cause_comes_first(site: Site, started: dict[tuple[str, int], Future
         assert example.endswith(f"PanDA job {group['example']['panda_id']}")
         log = site.call("panda_bps", "logs", run_id).stdout
         assert not kind.traceback or "Traceback (most recent call last)" in log
+
+
+SAME = [name for name in KINDS if name != "memory"]
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_the_job_fails_in_the_same_way_here(
+    site: Site, started: dict[tuple[str, int], Future[str]], name: str, tmp_path: Path
+) -> None:
+    """What is reproduced ends with the same exit code, and writes nothing into the run's repository."""
+    for runs in started.values():
+        await_end(site.place.panda, runs.result(), site.environment, limit=LIMIT)
+    run_id = started[name, 0].result()
+    (group,) = json.loads(site.call("panda_bps", "errors", run_id, "--json").stdout)["groups"]
+    code = next(error["code"] for error in group["errors"] if error["source"] == "payload")
+    job, made = group["example"]["bps_name"], tmp_path / "made"
+    before = fingerprint(site.place.repo)
+    done = site.call("panda_bps", "reproduce", run_id, job, "-d", str(made), code=code)
+    assert f"Exit code {code} here, {code} on the worker." in done.stderr
+    assert fingerprint(site.place.repo) == before
+    assert not KINDS[name].traceback or re.search(KINDS[name].exception, done.stderr)
+
+
+def test_no_memory_limit_here_is_told(site: Site, started: dict[tuple[str, int], Future[str]]) -> None:
+    run_id = started["memory", 0].result()
+    await_end(site.place.panda, run_id, site.environment, limit=LIMIT)
+    (group,) = json.loads(site.call("panda_bps", "errors", run_id, "--json").stdout)["groups"]
+    job = group["example"]["bps_name"]
+    done = site.call("panda_bps", "reproduce", run_id, job, "--print", "line", "-d", f"memory{run_id}")
+    assert "It ended for lack of memory; here nothing limits it" in done.stderr
+    assert " run-qbb " in done.stdout
+
+
+def fingerprint(directory: Path) -> dict[str, bytes]:
+    """Tell what is in the files of a directory."""
+    return {
+        str(path): hashlib.sha256(path.read_bytes()).digest()
+        for path in directory.rglob("*")
+        if path.is_file()
+    }

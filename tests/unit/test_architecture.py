@@ -111,6 +111,7 @@ BOUNDARIES = {
     "remote.request": "the half of a remote build on the submit host",
     "rucio.checks": "asks Rucio and the Butler before a submission",
     "runs.cancel": "a command of BPS",
+    "runs.reproduction": "a command of panda_bps, and the only part that writes configurations of a Butler",
     "runs.restart": "a command of BPS",
     "settings.schema": "for editors; nothing of a run needs it",
     "staging.area": "what `staging` offers to others",

@@ -95,7 +95,7 @@ def test_event_service_command_per_payload():
 def test_environment_of_a_job_is_clean():
     base = {"HOME": "/home/me", "USER": "me", "LANG": "C", "PYTHONPATH": "/x", "SECRET": "s", "PATH": "/mine"}
     variables = job_environment(
-        _order(attempt=2), Path("/w"), base=base, path="/env/bin", extra={"PANDA_URL": "u"}
+        Path("/w"), panda_id=1000001, task_id=5, base=base, path="/env/bin", extra={"PANDA_URL": "u"}
     )
     assert variables["PATH"] == "/env/bin:/usr/local/bin:/usr/bin:/bin"
     assert (variables["PANDAID"], variables["PanDA_TaskID"]) == ("1000001", "5")

@@ -13,6 +13,7 @@ _HOMES = {
     "panda_bps_check": "build check schema",
     "panda_bps_logs": "logs",
     "panda_bps_prompt": "prompt",
+    "panda_bps_reproduce": "reproduce",
     "panda_bps_rucio": "rucio",
     "panda_bps_show": "errors html resources show",
     "panda_bps_watch": "watch",
@@ -29,6 +30,7 @@ def main() -> None:
     What is run 41 doing?        panda_bps watch 41
     Why did jobs of it fail?     panda_bps errors 41
     What did a job print?        panda_bps logs 41 --failed
+    Does it fail here, too?      panda_bps reproduce 41 JOB
     Was it memory or time?       panda_bps resources 41
     One file to send around?     panda_bps html 41
     Process images on arrival?   panda_bps prompt start my.yaml

@@ -439,8 +439,9 @@ class Executor:
         directories = self._settings.directories
         work = directories.work_directory(job.panda_id)
         environment = job_environment(
-            job,
             work,
+            panda_id=job.panda_id,
+            task_id=job.task_id,
             base=self._settings.environment,
             path=self._settings.path,
             extra=self._settings.extra,

@@ -248,9 +248,10 @@ class JobDirectories:
 
 
 def job_environment(
-    job: PilotJob,
     work: Path,
     *,
+    panda_id: int,
+    task_id: int,
     base: Mapping[str, str],
     path: str,
     extra: Mapping[str, str],
@@ -267,8 +268,8 @@ def job_environment(
         PATH=f"{path}:/usr/local/bin:/usr/bin:/bin",
         TMPDIR=str(work),
         PWD=str(work),
-        PANDAID=str(job.panda_id),
-        PanDA_TaskID=str(job.task_id),
+        PANDAID=str(panda_id),
+        PanDA_TaskID=str(task_id),
     )
     variables.update(extra)
     return variables

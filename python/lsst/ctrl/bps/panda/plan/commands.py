@@ -9,6 +9,7 @@ __all__ = [
     "LINE_END",
     "StagedFileNames",
     "TaskCommands",
+    "locate_runner",
     "make_shell_safe",
     "make_template",
     "render_shell_unit",
@@ -408,13 +409,15 @@ class TaskCommands:
     def _runner_path(self) -> str:
         """Return the staged runner as a shell on the worker takes it."""
         staged = self._settings.runner
-        if staged is None:
-            return ""
-        area = self._settings.run.staging_area
-        if "://" in area and not area.startswith("file://"):
-            return _fetch_expression(area + staged.name)
-        path = runner.decode_area(area) if area.startswith("file://") else area
-        return quote(path.removeprefix("file://") + staged.name)
+        return locate_runner(self._settings.run.staging_area, staged.name) if staged is not None else ""
+
+
+def locate_runner(area: str, name: str) -> str:
+    """Return a runner in a staging area as the shell of a worker takes it, behind ``python3``."""
+    if "://" in area and not area.startswith("file://"):
+        return _fetch_expression(area + name)
+    path = runner.decode_area(area) if area.startswith("file://") else area
+    return quote(path.removeprefix("file://") + name)
 
 
 def _prove_success(call: str) -> str:

@@ -8,7 +8,7 @@ question.
 
 from __future__ import annotations
 
-__all__ = ["JobQuery", "RunJobs"]
+__all__ = ["CALL", "GRAPH_KEY", "JobQuery", "RunJobs", "shard_of"]
 
 import contextlib
 import json
@@ -39,7 +39,7 @@ from .record import RunRecord, read_record
 
 _LOG = logging.getLogger(__name__)
 
-_GRAPH = "runQgraphFile"
+GRAPH_KEY = "runQgraphFile"
 """How BPS calls the quantum graph among the files of a run."""
 
 _MANY_QUANTA = 2000
@@ -49,7 +49,8 @@ _MOST_COMPARED = 20_000
 """Most names among which one that is alike is looked for."""
 
 _QUANTUM = re.compile("[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
-_CALL = re.compile(r"(\S+) \$\{IN/L\} (\S+) (\S+) (\S+)((?: --[\w-]+=\S+)*)")
+CALL = re.compile(r"(\S+) \$\{IN/L\} (\S+) (\S+) (\S+)((?: --[\w-]+=\S+)*)")
+"""The runner's arguments in the command of a task."""
 _MORE = re.compile(r" and \d+ more$")
 
 
@@ -98,7 +99,7 @@ class RunJobs:
             planned = {(task.name, job.pseudo_input): (task, job) for task in tasks for job in task.jobs}
             # A PanDA job with several payloads is called by the first.
             found = [planned.get((names.get(job.task_id, ""), _MORE.sub("", job.name))) for job in jobs]
-            quanta = [self._quanta(*place) if place else [] for place in found]
+            quanta = [self.quanta(*place) if place else [] for place in found]
             if wanted := {quantum for some in quanta for quantum in some}:
                 data = self._read_graph(tasks, wanted)
         except PandaBpsError as error:
@@ -127,7 +128,7 @@ class RunJobs:
         for task in self._read_tasks(holding=job):
             for planned in task.jobs if label in ("", task.label) else ():
                 if job in ("", planned.name, planned.pseudo_input) and (
-                    wanted is None or not wanted.isdisjoint(self._quanta(task, planned))
+                    wanted is None or not wanted.isdisjoint(self.quanta(task, planned))
                 ):
                     found.setdefault(task.name, set()).add(planned.pseudo_input)
         if data and not found and not job:
@@ -162,7 +163,7 @@ class RunJobs:
         refused: set[int] = set()
         for (task_id, _), found in again.items():
             task = tasks.get(names.get(task_id, ""))
-            call = self._call(task) if task is not None else None
+            call = self.call(task) if task is not None else None
             codes = call["retry-unless-exit"] if call is not None else ()
             ran = next((end for end in found if end[0] in codes), None)
             refused.update(number for code, number in found if ran and code == ran[0] and number > ran[1])
@@ -186,6 +187,20 @@ class RunJobs:
 
     # --- the plan and the parameters -----------------------------------------
 
+    def planned(self, name: str) -> tuple[TaskPlan, JobPlan]:
+        """Return a job of the plan by its name or pseudo-input, and its task."""
+        for task in self._read_tasks(holding=name):
+            for job in task.jobs:
+                if name in (job.name, job.pseudo_input):
+                    return task, job
+        run = self._evidence.request_id
+        if not self._evidence.path:
+            raise RunNotFoundError(
+                f"The plan of run {run} is in its submit directory, which is not known on this machine to "
+                "this user. Give the submit directory instead of the id."
+            )
+        raise RunNotFoundError(f"The plan of run {run} has no job {name!r}{self.suggest(name)}")
+
     def _read_tasks(self, names: Collection[str] | None = None, *, holding: str = "") -> Iterator[TaskPlan]:
         """Read tasks of the plan; none if it is not at hand."""
         if not self._evidence.path:
@@ -203,10 +218,10 @@ class RunJobs:
     def _record(self) -> RunRecord:
         return read_record(self._evidence.path)
 
-    def _call(self, task: TaskPlan) -> runner.Arguments | None:
+    def call(self, task: TaskPlan) -> runner.Arguments | None:
         """Read the arguments of the runner in the command of a task; `None` if another program runs there."""
         if task.name not in self._calls:
-            call = _CALL.search(task.command)
+            call = CALL.search(task.command)
             words = [call[1], "", *call.group(2, 3, 4), *call[5].split()] if call else []
             try:
                 self._calls[task.name] = runner.Arguments(words)
@@ -215,9 +230,9 @@ class RunJobs:
                 return None
         return self._calls[task.name]
 
-    def _quanta(self, task: TaskPlan, job: JobPlan) -> list[UUID]:
+    def quanta(self, task: TaskPlan, job: JobPlan) -> list[UUID]:
         """List the quanta of a job: their ids are among its own values, or in the command if it is alone."""
-        if (call := self._call(task)) is None:
+        if (call := self.call(task)) is None:
             return []
         try:
             text = f"{job.pseudo_input} {self._values(call, job)} {call.command}"
@@ -231,8 +246,7 @@ class RunJobs:
         """Return the values of a job that are in a shard or a map."""
         shards, maps = arguments["parameters"], dict(arguments.files)
         if shards is not None and shards[0]:
-            label, count = shards
-            shard = self._parsed(f"{runner.SHARD_FOLDER}/{label}/{job.order_id // count:06d}.json")
+            shard = self._parsed(shard_of(arguments, job))
             return shard["rows"][job.order_id - shard["first"]]
         if shards is None and (name := maps.get(runner.ORDER_ID_MAP)):
             return self._parsed(name)[job.pseudo_input.partition(":")[0]][str(job.order_id)]
@@ -267,8 +281,8 @@ class RunJobs:
         self, tasks: Iterable[TaskPlan], quanta: Collection[UUID] | None = None
     ) -> dict[UUID, DataId]:
         """Read the data IDs of some quanta, or of all, from the quantum graph that tasks name."""
-        calls = filter(None, map(self._call, tasks))
-        name = next((files[_GRAPH] for call in calls if _GRAPH in (files := dict(call.files))), "")
+        calls = filter(None, map(self.call, tasks))
+        name = next((files[GRAPH_KEY] for call in calls if GRAPH_KEY in (files := dict(call.files))), "")
         if not name:
             raise RunNotFoundError(
                 f"The plan in {self._evidence.path} names no quantum graph, so there are no data IDs."
@@ -311,6 +325,12 @@ class RunJobs:
                 )
         each = ", ".join(f"{name}={'|'.join(sorted(values))}" for name, values in wanted.items())
         raise RunNotFoundError(f"There are such values, but no quantum of {run} has all of {each}.")
+
+
+def shard_of(arguments: runner.Arguments, job: JobPlan) -> str:
+    """Return the name in the staging area of the file with the parameters of a job; empty if it has none."""
+    label, count = arguments["parameters"] or ("", 0)
+    return f"{runner.SHARD_FOLDER}/{label}/{job.order_id // count:06d}.json" if label else ""
 
 
 def _parse_data(text: str) -> dict[str, frozenset[str]]:
