@@ -50,12 +50,21 @@ def _run_demo(place: Workplace) -> str:
     said = _call(place, "bps", "submit", str(place.config))
     run_id = next(line.split(": ")[1] for line in said.splitlines() if line.startswith("Run Id"))
     while True:
-        reports, _ = LocalPanDAService({}).report(wms_workflow_id=run_id)
-        if reports and reports[0].state.name in ("SUCCEEDED", "FAILED", "DELETED"):
-            _call(place, "bps", "report", "--id", run_id)
-            return str(reports[0].state.name)
-        # Each look costs the server more CPU than a job.
-        time.sleep(1.0)
+        # A report costs the server more CPU than a job: none while tasks that exist have not ended.
+        if _all_tasks_ended(place, run_id):
+            reports, _ = LocalPanDAService({}).report(wms_workflow_id=run_id)
+            if reports and reports[0].state.name in ("SUCCEEDED", "FAILED", "DELETED"):
+                _call(place, "bps", "report", "--id", run_id)
+                return str(reports[0].state.name)
+        time.sleep(0.3)
+
+
+def _all_tasks_ended(place: Workplace, run_id: str) -> bool:
+    endpoint = instance.find(place.panda)
+    if endpoint is None:
+        sys.exit(f"the embedded PanDA has ended; see {place.panda / 'server.log'}")
+    runs = [run for run in instance.status(endpoint)["runs"] if str(run["run"]) == run_id]
+    return all(run["tasks"] == run["ended"] for run in runs)
 
 
 def _measure_panda(place: Workplace, *, warm: bool, times: int) -> None:

@@ -410,3 +410,53 @@ def test_works_are_read_as_by_idds_itself(tmp_path):
         """,
     )
     assert same == ["DomaPanDAWork", "True", "work_type", "2", "True"]
+
+
+def test_a_text_that_is_read_again_gives_other_objects_with_the_same_content(tmp_path):
+    seen = _run(
+        tmp_path,
+        """
+        from idds.common import utils
+        from idds.common.dict_class import DictClass
+        from idds.doma.workflowv2.domapandawork import DomaPanDAWork
+
+        inputs = [{"name": f"a:{number}", "order_id": number, "dependencies": []} for number in range(9)]
+        work = DomaPanDAWork(task_name="one", dependency_map=inputs)
+
+        @transactional_session
+        def store(value, session=None):
+            session.query(models.Transform).filter_by(transform_id=1).one()._transform_metadata = value
+
+        @transactional_session
+        def load(session=None):
+            return session.query(models.Transform).filter_by(transform_id=1).one()._transform_metadata
+
+        store({"work": work})
+        stored = utils.json_dumps({"work": work})
+
+        made = []
+        stock = DictClass.load_instance
+        DictClass.load_instance = staticmethod(lambda value: made.append(value) or stock(value))
+
+        def read():
+            del made[:]
+            return load()
+
+        def show(value):
+            return utils.json_dumps(value, sort_keys=True)
+
+        expected = show(utils.json_loads(stored))
+        first = read()
+        print(len(made) > 0, show(first) == expected)
+        second = read()
+        print(len(made), second["work"] is not first["work"], show(second) == expected)
+        second["work"].task_name = "two"
+        second["more"] = 1
+        third = read()
+        print(len(made), third["work"].task_name, show(third) == expected)
+        # What is stored next is what is read next.
+        store(second)
+        print(read()["work"].task_name, len(made) > 0)
+        """,
+    )
+    assert seen == ["True", "True", "0", "True", "True", "0", "one", "True", "two", "True"]

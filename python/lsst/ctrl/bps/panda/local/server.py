@@ -347,8 +347,10 @@ class Server:
         for name, target in threads:
             threading.Thread(target=target, name=name, daemon=True).start()
         self._host.start()
-        # What exists now stays: the garbage collector need not search it.
+        # What exists now stays: the garbage collector need not search it.  iDDS makes many objects of each
+        # text that it reads, which end without the collector: Python's 700 means hundreds of searches a run.
         gc.freeze()
+        gc.set_threshold(10_000)
         gc.enable()
         write_token(token_folder(self._directory), self._tokens.issue(Role.OWNER))
         # Before any job starts, so that processes left by a kill can be found.
