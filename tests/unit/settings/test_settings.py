@@ -254,6 +254,15 @@ def test_defaults_need_no_lsst_stack():
     assert "runQuantumCommand" not in stack
 
 
+def test_jobs_of_the_embedded_panda_find_scripts_on_their_path_also_with_eups(monkeypatch):
+    monkeypatch.setenv("CTRL_MPEXEC_DIR", "/stack/m")
+    monkeypatch.setenv("DAF_BUTLER_DIR", "/stack/b")
+    name = "lsst.ctrl.bps.panda.LocalPanDAService"
+    config = BpsConfig({}, defaults=BPS_DEFAULTS, wms_service_class_fqn=name)
+    assert config[".runQuantumCommand"].startswith("pipetask ")
+    assert config[".finalJob.command1"].startswith("butler ")
+
+
 def test_defaults_have_no_remote_build_section():
     # BPS would skip prepare and fail for any other class than PanDAService.
     assert "remoteBuild" not in default_configuration({})

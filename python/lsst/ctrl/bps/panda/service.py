@@ -335,7 +335,9 @@ class LocalPanDAService(PanDAService):
     @property
     def defaults(self) -> Config:
         """Defaults that BPS merges beneath a user's configuration."""
-        defaults = super().defaults
+        # Commands by their names, also with EUPS: jobs of the embedded PanDA do not get its variables, and
+        # warm workers answer what is found on PATH.
+        defaults = default_configuration({})
         defaults.update(Config(sites.local_defaults()))
         return defaults
 
