@@ -23,6 +23,7 @@ from lsst.ctrl.bps.panda.settings.run import (
     default_configuration,
     find_area,
     find_run_broker,
+    is_loopback,
     read_run_settings,
     read_service_settings,
     site_staging_area,
@@ -252,6 +253,15 @@ def test_defaults_need_no_lsst_stack():
         assert command.startswith("pipetask ")
     stack = default_configuration({"CTRL_MPEXEC_DIR": "/stack/m", "DAF_BUTLER_DIR": "/stack/b"})
     assert "runQuantumCommand" not in stack
+
+
+@pytest.mark.parametrize(
+    ("host", "same"),
+    [("localhost", True), ("127.0.0.1", True), ("127.0.0.2", True), ("::1", True), ("::ffff:10.0.0.1", False),
+     ("127.example.org", False), ("127.0.0.1.example.org", False), ("10.0.0.1", False), ("", False)],
+)  # fmt: skip
+def test_a_host_is_this_machine_by_its_address_not_by_how_its_name_begins(host, same):
+    assert is_loopback(host) is same
 
 
 def test_jobs_of_the_embedded_panda_find_scripts_on_their_path_also_with_eups(monkeypatch):

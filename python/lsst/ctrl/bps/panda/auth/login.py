@@ -51,7 +51,8 @@ from ..rest.faults import Fault, make_reply_error, shorten
 from ..rest.panda_api import server_root
 from ..rest.retries import LOGIN_RETRY, Timeouts
 from ..rest.tokens import Claims, TokenSet, TokenStore, claims_from, find_vo, parse_claims
-from ..rest.transport import Reply, Transport, is_loopback, parse_json
+from ..rest.transport import Reply, Transport, parse_json
+from ..settings.run import is_loopback
 
 _LOG = logging.getLogger(__name__)
 

@@ -27,8 +27,8 @@ from ..insight.documents import make_document
 from ..insight.messages import Subscription, find_broker_settings
 from ..insight.progress import LEAST_INTERVAL, Progress, describe_first_failure
 from ..insight.progress import watch as watch_run
-from ..rest.transport import is_loopback
 from ..runs.client import Connection, RunClient
+from ..settings.run import is_loopback
 from ..status.bps_states import Counts, sum_counts
 from . import INTERRUPTED
 from .output import (

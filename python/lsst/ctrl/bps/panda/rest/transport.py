@@ -9,7 +9,7 @@ Clock, sleep and random numbers are parameters; nothing is read from the environ
 ``requests`` itself does about proxies and certificate bundles.
 """
 
-__all__ = ["Reply", "Transport", "is_loopback", "parse_json"]
+__all__ = ["Reply", "Transport", "parse_json"]
 
 import contextlib
 import copy
@@ -31,6 +31,7 @@ import requests
 import urllib3.exceptions
 
 from ..errors import ReplyError, TransportError
+from ..settings.run import is_loopback
 from .credentials import Credentials, redact
 from .faults import (
     FailedAttempt,
@@ -554,8 +555,3 @@ def _describe_silence(attempt: _Attempt, timeouts: Timeouts) -> FailedAttempt:
         return FailedAttempt(Fault.CONNECT_TIMEOUT, f"no connection within {timeouts.silence:.0f} s")
     words = f"the reply was not complete, and too little came for {timeouts.silence:.0f} s"
     return FailedAttempt(Fault.READ_TIMEOUT, words)
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether a host's name is one of the machine itself."""
-    return host in {"localhost", "::1"} or host.startswith("127.")

@@ -13,6 +13,7 @@ __all__ = [
     "complete_area",
     "find_area",
     "find_run_broker",
+    "is_loopback",
     "read_run_settings",
     "read_service_settings",
     "site_staging_area",
@@ -20,6 +21,7 @@ __all__ = [
 ]
 
 import getpass
+import ipaddress
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -43,8 +45,6 @@ from .configuration import RunConfiguration
 from .keys import KEYS, LabelKeys, RunKeys, ServiceKeys
 from .search import KeyLookup
 from .sites import fill_area, site_names, staging_areas_of, variables_in
-
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 AREA_KEY = "fileDistributionEndPoint"
 
@@ -109,7 +109,7 @@ def read_service_settings(
         config = BpsConfig({"computeSite": site}) if site else None
     keys = KeyLookup(config, env).read(ServiceKeys)
     url = next((env[name].rstrip("/") for name in _ENVIRONMENT_KEYS if env.get(name)), "")
-    is_local = urlsplit(url).hostname in _LOOPBACK  # which no site's monitor shows
+    is_local = is_loopback(urlsplit(url).hostname or "")  # which no site's monitor shows
     return ServiceSettings(
         url=url,
         cache_url=env.get("PANDACACHE_URL", "").rstrip("/"),
@@ -410,6 +410,16 @@ def site_staging_area(site: str, folder: str, run: str) -> str:
     filled = text.replace("{payloadFolder}", folder or "payload").replace("{uniqProcName}", run)
     # BPS writes it into the script of the final job as it is.
     return make_shell_safe(fill_area(filled, known))
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a host of a URL is this machine by its name alone: what goes there leaves no trace on a
+    network.
+    """
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def default_configuration(environment: Mapping[str, str] | None = None) -> Config:
