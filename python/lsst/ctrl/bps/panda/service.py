@@ -231,7 +231,8 @@ class PanDAService(BaseWmsService):
                     find_attempts=partial(find_first_attempts, client.connection),
                     read_end=TailReader(LogTransport(client.connection, patience=LOG_PATIENCE)),
                 )
-                return [report], "\n".join(found.collect_outputs(report.state))
+                told = (*found.describe_provenance(), *found.collect_outputs(report.state))
+                return [report], "\n".join(told)
             days = hist or DEFAULT_DAYS
             runs, problems, notes = client.recent(days=days, user=user, everybody=is_global)
             if problems and not runs:

@@ -13,6 +13,7 @@ _HOMES = {
     "panda_bps_check": "build check schema",
     "panda_bps_logs": "logs",
     "panda_bps_prompt": "prompt",
+    "panda_bps_provenance": "provenance",
     "panda_bps_reproduce": "reproduce",
     "panda_bps_rucio": "rucio",
     "panda_bps_show": "errors html resources show",

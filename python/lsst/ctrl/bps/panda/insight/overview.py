@@ -22,7 +22,7 @@ from ..plan.naming import ordinal_of_task
 from ..report import MonitorLinks
 from ..rest.panda_api import JOBS_A_TASK, PandaApi
 from ..runs.client import Connection, FoundRun, RunClient
-from ..runs.files import PLAN_NAME, RECORD_NAME
+from ..runs.files import PLAN_NAME, PROVENANCE_GRAPH_NAME, PROVENANCE_REPORT_NAME, RECORD_NAME
 from ..runs.jobs import JobQuery, RunJobs
 from ..status.bps_states import Counts
 from ..status.evidence import RunEvidence
@@ -171,6 +171,8 @@ def _is_asked(task: TransformRecord, scope: JobScope) -> bool:
 _KNOWN_FILES = {
     RECORD_NAME: "record of the run",
     PLAN_NAME: "plan: tasks, jobs, dependencies",
+    PROVENANCE_GRAPH_NAME: "provenance: quantum graph of what was done",
+    PROVENANCE_REPORT_NAME: "provenance: quanta that failed, with all attempts",
     SHARD_FOLDER: "parameters of jobs, as staged",
 }
 _KNOWN_SUFFIXES = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = [
     "RunAttributes",
     "describe_plan",
+    "find_file",
     "find_tasks",
     "parse_attributes",
     "parse_plan",
@@ -116,6 +117,18 @@ def parse_plan(text: str, *, source: str) -> WorkflowPlan:
         if isinstance(error, PlanError):
             raise
         raise PlanError(f"The plan {source} is damaged or of another kind: {error!r}.") from error
+
+
+_FILES_LINE = b'"files": '
+
+
+def find_file(lines: Iterable[bytes], key: str) -> StagedFile | None:
+    """Read a file of a run from the lines of the document of its plan, without reading the rest."""
+    for line in lines:
+        if line.startswith(_FILES_LINE):
+            entries = json.loads(line[len(_FILES_LINE) :].rstrip().rstrip(b","))
+            return next((StagedFile(**entry) for entry in entries if entry["key"] == key), None)
+    return None
 
 
 _TASK_LINE = b'{"name": "'

@@ -50,7 +50,7 @@ from ..status.evidence import (
 from ..status.records import ContentRecord, JobRecord, RequestRecord, TaskRecord
 from ..status.replies import parse_contents, parse_jobs, parse_requests, parse_tasks, parse_transforms
 from ..status.vocabulary import ACTIVE_TASKS, TERMINAL_STATUSES
-from .files import PLAN_NAME, REGISTRATION_NAME, collect_outputs, names_directory
+from .files import PLAN_NAME, PROVENANCE_REPORT_NAME, REGISTRATION_NAME, collect_outputs, names_directory
 from .intention import describe_unsent, settle
 from .record import BuildReply, RunIndex, RunRecord
 
@@ -140,6 +140,11 @@ class FoundRun(NamedTuple):
         if record is None or state not in (WmsStates.SUCCEEDED, WmsStates.FAILED):
             return ()
         return collect_outputs(record.outputs, record.staging_area, run=record.name)
+
+    def describe_provenance(self) -> tuple[str, ...]:
+        """Say where the report on the run's provenance is, if it has been made."""
+        path = Path(self.record.submit_path, PROVENANCE_REPORT_NAME) if self.record is not None else None
+        return (f"Provenance, with all attempts of what failed: {path}",) if path and path.exists() else ()
 
 
 class RecentRuns(NamedTuple):

@@ -10,6 +10,8 @@ from __future__ import annotations
 __all__ = [
     "PARAMETERS_DIRECTORY",
     "PLAN_NAME",
+    "PROVENANCE_GRAPH_NAME",
+    "PROVENANCE_REPORT_NAME",
     "RECORD_NAME",
     "REGISTRATION_NAME",
     "collect_outputs",
@@ -56,6 +58,8 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 PLAN_NAME = "panda_plan.json"
 REGISTRATION_NAME = "panda_rucio.json"
+PROVENANCE_GRAPH_NAME = "panda_provenance.qg"
+PROVENANCE_REPORT_NAME = "panda_provenance.json"
 PARAMETERS_DIRECTORY = "panda_files"
 
 _DUMP_SUFFIX = ".env.info.yaml"

@@ -27,6 +27,7 @@ from ..status.evidence import RunEvidence
 from .client import FoundRun, RunClient
 from .files import PARAMETERS_DIRECTORY, PLAN_NAME, RECORD_NAME, prepare_environment_dump, read_plan
 from .intention import lock_submission, settle
+from .provenance import find_ingested
 from .record import RunRecord, read_record
 from .submit import submit_run
 
@@ -156,6 +157,11 @@ def _why_not(client: RunClient, record: RunRecord, evidence: RunEvidence) -> str
         return f"Run {request_id} is still going ({going}); wait for its end or cancel it first."
     if tally.state is WmsStates.SUCCEEDED:
         return f"Run {request_id} has succeeded; there is nothing to run again."
+    if find_ingested(record):
+        return (
+            f"Run {request_id} is closed: the provenance of {record.run.output_run} is in its Butler, and "
+            "what runs now would be missing there. Submit the run once more with another outputRun."
+        )
     if evidence.aborted and (living := client.with_panda(evidence).running_jobs):
         return (
             f"Run {request_id} was cancelled, but {living} of its jobs still run: pilots hear of it at "

@@ -128,6 +128,11 @@ class RunConfiguration:
     def __init__(self, config: BpsConfig) -> None:
         self._config = config
 
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> RunConfiguration:
+        """Read the configuration of a run as BPS has left it in the submit directory."""
+        return cls(BpsConfig(os.fspath(path)))
+
     def text(self, key: str) -> str:
         """Return a value with variables replaced; empty without one."""
         return str(self._config.get(key) or "")

@@ -1,0 +1,166 @@
+"""Provenance of a run: one graph of what all its requests have done, put into its Butler as the last step.
+
+A run whose graph is in the Butler is closed: metadata, logs and configurations are in the graph then, and
+what ran afterwards would not be.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Provenance", "find_ingested", "make_provenance"]
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from lsst.ctrl.bps.wms_service import WmsStates
+from lsst.daf.butler import Butler, MissingCollectionError
+from lsst.pipe.base.automatic_connection_constants import PROVENANCE_DATASET_TYPE_NAME
+from lsst.pipe.base.quantum_graph import ProvenanceQuantumGraph
+from lsst.resources import ResourcePath
+
+from ..errors import PandaBpsError, RunNotFoundError
+from ..plan.document import find_file
+from ..settings.configuration import RunConfiguration
+from ..staging.transfers import describe_cause
+from .client import FoundRun, RunClient
+from .files import PLAN_NAME, PROVENANCE_GRAPH_NAME, PROVENANCE_REPORT_NAME
+from .jobs import GRAPH_KEY
+from .record import RunRecord, read_record
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What was made for a run."""
+
+    request_id: int
+    """The last request of the run, the only one unless it was restarted."""
+
+    graph: Path
+    report: Path
+    """JSON: the quanta that failed, with all their attempts."""
+
+    ingested: bool
+    """Whether the graph is in the Butler, so that the run is closed."""
+
+
+def make_provenance(
+    client: RunClient, run: str, *, ingest: bool = True, close: bool = False, processes: int = 1
+) -> Provenance:
+    """Make the provenance graph of a run that has ended, with its report, and put it into the run's Butler.
+
+    Of a restarted run it is that of all its requests.  Without ``ingest`` the run stays open; ``close``
+    closes one, too, in which jobs have failed.  What was interrupted is completed.
+    """
+    # Imported here, since a restart, which asks whether a run is closed, does not need them.
+    from lsst.pipe.base.quantum_graph.aggregator import AggregatorConfig, aggregate_graph
+    from lsst.pipe.base.quantum_graph.ingest_graph import ingest_graph
+
+    found = _find_last(client, client.find(run, unique=True))
+    record = found.record
+    assert record is not None
+    butler = _read_butler(record)
+    output_run = record.run.output_run
+    directory = Path(record.submit_path)
+    made = Provenance(
+        found.request_id,
+        directory / PROVENANCE_GRAPH_NAME,
+        directory / PROVENANCE_REPORT_NAME,
+        ingested=ingest,
+    )
+    if find_ingested(record):
+        _LOG.info("Provenance of %s is in the Butler already; what is missing is completed.", output_run)
+        try:
+            ingest_graph(butler, None, output_run=output_run)
+            _write_report(butler, output_run, made.report)
+        except Exception as error:  # each store has errors of its own
+            raise _failed(output_run, error) from error
+        return Provenance(made.request_id, made.graph, made.report, ingested=True)
+    _check_state(client, found, ingest=ingest, close=close)
+    settings = AggregatorConfig(output_path=os.fspath(made.graph), n_processes=processes)
+    try:
+        aggregate_graph(_find_graph(record), butler, settings)
+        _write_report(os.fspath(made.graph), None, made.report)
+        if ingest:
+            # A copy stays in the submit directory.
+            ingest_graph(butler, os.fspath(made.graph), transfer="copy", output_run=output_run)
+    except Exception as error:  # each store has errors of its own
+        raise _failed(output_run, error) from error
+    return made
+
+
+def _failed(output_run: str, error: Exception) -> PandaBpsError:
+    return PandaBpsError(
+        f"The provenance of {output_run} could not be completed: {describe_cause(error)}. Give the "
+        "command once more when the cause is gone; it goes on from there."
+    )
+
+
+def _find_last(client: RunClient, found: FoundRun) -> FoundRun:
+    """Find the last request of a run, which knows what the ones before have left."""
+    while True:
+        if found.record is None:
+            raise RunNotFoundError(
+                f"The quantum graph of run {found.request_id} is in its submit directory, which is not known "
+                "on this machine to this user. Give the submit directory instead of the id."
+            )
+        if not found.record.restarted_as:
+            return found
+        found = client.find(str(found.record.restarted_as))
+
+
+def _check_state(client: RunClient, found: FoundRun, *, ingest: bool, close: bool) -> None:
+    """Refuse a run that goes on, and one that is not complete unless it is to be closed like that."""
+    evidence = client.status(found)
+    run = found.request_id
+    if not evidence.ended:
+        raise PandaBpsError(f"Run {run} is still going; its provenance is complete when it has ended.")
+    if ingest and not close and evidence.tally.state is not WmsStates.SUCCEEDED:
+        raise PandaBpsError(
+            f"Run {run} has not succeeded (it is {evidence.tally.state.name}), and a run whose provenance is "
+            "in the Butler cannot be restarted any more. Complete it with bps restart first, or give --close "
+            "to close it as it is, or --no-ingest for graph and report only."
+        )
+
+
+def find_ingested(record: RunRecord) -> bool:
+    """Tell whether the provenance graph of a run is in its Butler, as far as that can be read here."""
+    try:
+        with Butler.from_config(_read_butler(record)) as butler:
+            run = record.run.output_run
+            return butler.find_dataset(PROVENANCE_DATASET_TYPE_NAME, collections=[run]) is not None
+    except MissingCollectionError:
+        return False
+    except Exception as error:  # each store has errors of its own
+        _LOG.debug("It is not known whether the provenance of %s is in its Butler: %s", record.name, error)
+        return False
+
+
+def _read_butler(record: RunRecord) -> str:
+    """Return the Butler of a run from the configuration that BPS has left in the submit directory."""
+    directory = record.origin_directory
+    path = directory / f"{read_record(directory).name}_config.yaml"
+    if not path.is_file():
+        raise RunNotFoundError(f"{path} does not exist, so the run's Butler is not known.")
+    return RunConfiguration.read(path).butler
+
+
+def _find_graph(record: RunRecord) -> str:
+    """Return where the run's predicted quantum graph can be read."""
+    path = Path(record.submit_path, PLAN_NAME)
+    with path.open("rb") as lines:
+        graph = find_file(lines, GRAPH_KEY)
+    if graph is None:
+        raise RunNotFoundError(f"The plan {path} names no quantum graph, so there is no provenance.")
+    local = record.origin_directory / graph.name
+    if local.is_file():
+        return os.fspath(local)
+    area = record.staging_area
+    return str(ResourcePath(area, forceDirectory=True, forceAbsolute=True).join(graph.name))
+
+
+def _write_report(graph_or_butler: str, collection: str | None, path: Path) -> None:
+    with ProvenanceQuantumGraph.from_args(graph_or_butler, collection=collection, datasets=()) as (graph, _):
+        graph.make_many_reports(status_report_file=os.fspath(path))
