@@ -32,16 +32,23 @@ _LEARNING = 10
 """Exposures at the beginning that do not count."""
 
 
-def _cpu(pid: int) -> float:
-    """Return the CPU of a process and of its children that have ended, s."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+_TICK = os.sysconf("SC_CLK_TCK")
 
 
-def _all_cpu() -> float:
-    """Return the CPU that all processes of the machine have used, s."""
-    fields = Path("/proc/stat").read_text().split("\n")[0].split()[1:]
-    return sum(int(fields[number]) for number in (0, 1, 2, 5, 6)) / os.sysconf("SC_CLK_TCK")
+def _cpu(prompt: int, server: int) -> dict[str, float]:
+    """Return the CPU that each part has used, s."""
+
+    def fields(pid: int) -> list[int]:
+        return [*map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15])]
+
+    whole = Path("/proc/stat").read_text().split("\n")[0].split()[1:]
+    ticks = {
+        "prompt": sum(fields(prompt)),
+        "server itself": sum(fields(server)[:2]),
+        "jobs": sum(fields(server)[2:]),
+        "whole machine": sum(int(whole[number]) for number in (0, 1, 2, 5, 6)),
+    }
+    return {name: number / _TICK for name, number in ticks.items()}
 
 
 def _configure(place: Workplace, incoming: Path) -> Path:
@@ -112,17 +119,18 @@ def main() -> None:
         assert process is not None
         catalog = Catalog(state_directory(config) / CATALOG_NAME)
         try:
-            begun, before = time.monotonic(), (_cpu(process), _cpu(endpoint.pid), _all_cpu())
+            begun, before = time.monotonic(), _cpu(process, endpoint.pid)
             for number, files in enumerate(exposures):
                 time.sleep(max(0.0, begun + number * options.every - time.monotonic()))
                 for file in files:
                     file.rename(incoming / file.name)
             while len(catalog.groups(GroupState.DONE, GroupState.FAILED)) < len(exposures):
                 time.sleep(1.0)
-            after = (_cpu(process), _cpu(endpoint.pid), _all_cpu())
+            after = _cpu(process, endpoint.pid)
             _show(catalog, options.every)
-            for name, first, last in zip(("prompt", "server", "whole machine"), before, after, strict=True):
-                sys.stdout.write(f"CPU of {name}: {(last - first) / len(exposures):.2f} s an exposure\n")
+            for name, last in after.items():
+                used = (last - before[name]) / len(exposures)
+                sys.stdout.write(f"CPU of {name}: {used:.2f} s an exposure\n")
             sys.stdout.write(f"load {os.getloadavg()[0]:.1f}\n")
         finally:
             catalog.close()

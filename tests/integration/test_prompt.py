@@ -21,7 +21,7 @@ from jsonschema import Draft202012Validator
 from lsst.daf.butler import Butler
 from panda_servers.local import servers, wait_for
 
-from lsst.ctrl.bps.panda.demo.raws import expose
+from lsst.ctrl.bps.panda.demo.raws import expose, ingest_raws
 from lsst.ctrl.bps.panda.demo.repository import create_repo
 from lsst.ctrl.bps.panda.demo.workplace import LOCAL_SERVICE, Workplace
 from lsst.ctrl.bps.panda.insight.documents import read_schema
@@ -41,6 +41,7 @@ class Camera:
 
     def __init__(self, directory: Path, exposures: int, **section: object) -> None:
         self.place = Workplace(directory)
+        self.variables: dict[str, str] = {}
         directory.mkdir()
         create_repo(self.place.repo, visits_per_band=0, detectors=2, patches=1)
         self.exposures = list(expose(self.place.repo, directory / "camera", exposures))
@@ -49,12 +50,13 @@ class Camera:
         self.config = directory / "night.yaml"
         self.write(**section)
 
-    def write(self, **section: object) -> None:
+    def write(self, service: str = LOCAL_SERVICE, **section: object) -> None:
         content = {
             "includeConfigs": ["resource://lsst.ctrl.bps.panda.demo/bps_prompt.yaml"],
             "butlerConfig": self.place.repo.as_uri(),
-            "wmsServiceClass": LOCAL_SERVICE,
+            "wmsServiceClass": service,
             "operator": "quick",
+            "computeSite": "local",
             "submitPath": f"{self.place.directory}/submit/{{outputRun}}",
             "prompt": {"directory": str(self.incoming), "images": 2, "patience": 1000, **section},
         }
@@ -63,7 +65,7 @@ class Camera:
     def call(self, *words: str, given: str | None = None) -> str:
         done = subprocess.run(
             [str(_BIN / words[0]), *words[1:]],
-            env=self.place.environment(),
+            env=self.place.environment() | self.variables,
             cwd=self.place.directory,
             input=given,
             capture_output=True,
@@ -201,6 +203,20 @@ def test_lines_are_processed_to_their_end_and_a_group_that_fails_says_why(camera
     tables = camera.rows(_NIGHT)["source_table"]
     assert {key for key in tables if failing in key} == set()
     assert len(tables) == 2
+
+
+@pytest.mark.parametrize("camera", [1], indirect=True)
+def test_datasets_of_a_collection_are_processed_on_panda_in_the_ordinary_way(camera: Camera) -> None:
+    endpoint = instance.start(camera.place.panda, warm_workers=True)
+    camera.variables = instance.environment(endpoint)
+    camera.write("lsst.ctrl.bps.panda.PanDAService", source="collection", datasetType="starcam_raw")
+    camera.prompt("start")
+    with Butler.from_config(str(camera.place.repo), writeable=True) as butler:
+        (images,) = camera.exposures
+        ingest_raws(butler, [*map(str, images)], run="StarCam/raw/all")
+    found = camera.wait(1)
+    assert found["counts"]["done"] == 1, found["missed"]
+    assert len(camera.rows(_NIGHT)["source_table"]) == 2
 
 
 def _kill_something(camera: Camera, chance: random.Random) -> str:

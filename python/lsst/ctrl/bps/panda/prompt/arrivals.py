@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol, TextIO
 
-from lsst.daf.butler import Butler, MissingDatasetTypeError
+from lsst.daf.butler import Butler, MissingCollectionError, MissingDatasetTypeError
 
 from ..settings.prompt import PromptSection
 
@@ -222,7 +222,9 @@ class CollectionArrivals:
             found = self._butler.query_datasets(
                 section.dataset_type, collections=section.collection, explain=False, limit=None
             )
-        except MissingDatasetTypeError:
+        except (MissingCollectionError, MissingDatasetTypeError):
+            # Whoever makes them is another process.
+            self._butler.registry.refresh()
             return
         for ref in found:
             data_id = dict(ref.dataId.required)

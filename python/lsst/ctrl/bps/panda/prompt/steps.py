@@ -89,7 +89,8 @@ class GroupSteps:
                 "plugin: lsst.ctrl.bps.panda.LocalPanDAService or lsst.ctrl.bps.panda.PanDAService."
             )
         self._service_class: type[PanDAService] = service_class
-        self._ingest = _import("ingest", self.section.ingest) if self.section.ingest else None
+        is_ingested = self.section.source == "collection"
+        self._ingest = None if is_ingested else _import("ingest", self.section.ingest)
         self.opens = _import("opens", self.section.opens) if self.section.opens else None
         self._client: RunClient | None = None
         self._graphs: dict[str, PredictedQuantumGraph] = {}
@@ -171,14 +172,14 @@ class GroupSteps:
         partial = path.with_name(f"partial_{path.name}")
         made.write(str(partial))
         os.replace(partial, path)
-        self._graphs[group.name] = made.assemble()
+        self._graphs[group.run] = made.assemble()
 
     def _graph_of(self, group: Group) -> PredictedQuantumGraph:
-        if group.name not in self._graphs:
+        if group.run not in self._graphs:
             with PredictedQuantumGraph.open(self.submit_path(group) / GRAPH_NAME) as reader:
                 reader.read_all()
-            self._graphs[group.name] = reader.finish()
-        return self._graphs[group.name]
+            self._graphs[group.run] = reader.finish()
+        return self._graphs[group.run]
 
     def submit(self, group: Group, graph_file: Path) -> int:
         """Plan and submit the run of an attempt, unless that was done before a crash; return its request."""
@@ -247,7 +248,7 @@ class GroupSteps:
                 self.butler.transfer_from(backed, new, transfer="auto")
             self._chain(group)
         self._catalog.note([*self._quantum_times(group, refs, ended)])
-        self._graphs.pop(group.name, None)
+        self._graphs.pop(group.run, None)
 
     def _outputs_of(self, graph: PredictedQuantumGraph) -> list[DatasetRef]:
         """Return all outputs of a graph, of the dataset types that the Butler has."""

@@ -75,7 +75,7 @@ class PromptSection(Section):
         "reported as failed (`drop`).",
     )
     attempts: WholeNumber = key(2, "Attempts of a group, the first one included.", least=1)
-    groups_at_once: WholeNumber = key(3, "Groups that are processed at the same time.", least=1)
+    groups_at_once: WholeNumber = key(4, "Groups that are processed at the same time.", least=1)
 
 
 def read_prompt_section(config: BpsConfig, environment: Mapping[str, str]) -> PromptSection:
