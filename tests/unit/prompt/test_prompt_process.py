@@ -89,6 +89,24 @@ class Line:
         return {group.name: group.state for group in self.catalog.groups()}
 
 
+class SlowLine(Line):
+    """Runs take five seconds."""
+
+    def __init__(self, catalog: Catalog, **section: object) -> None:
+        super().__init__(catalog, **section)
+        self.begun: dict[str, float] = {}
+        self.asked: list[tuple[str, float]] = []
+
+    def submit(self, group: Group, graph: Path) -> int:
+        self.begun[group.name] = self.now
+        return super().submit(group, graph)
+
+    def outcome(self, group: Group) -> str | None:
+        age = self.now - self.begun[group.name]
+        self.asked.append((group.name, age))
+        return "" if age > 5.0 else None
+
+
 @pytest.fixture
 def catalog(tmp_path: Path) -> Iterator[Catalog]:
     made = Catalog(tmp_path / "catalog.db")
@@ -134,6 +152,17 @@ def test_no_more_groups_at_once_than_wanted(catalog: Catalog) -> None:
     line.arrive("1", "2", "3")
     line.processing().run(lambda: line.now > 1010.0)
     assert line.states() == {"1": "submitted", "2": "submitted", "3": "waiting"}
+
+
+def test_runs_are_asked_about_when_they_may_have_ended(catalog: Catalog) -> None:
+    line = SlowLine(catalog, groupsAtOnce=1)
+    line.arrive("1", "2")
+    line.process()
+    assert line.states() == {"1": "done", "2": "done"}
+    ages = {name: [age for asked, age in line.asked if asked == name] for name in "12"}
+    assert ages["1"][0] < 1.0
+    assert ages["2"][0] > 3.9
+    assert max(ages["2"]) < 6.0
 
 
 @pytest.mark.parametrize("error", [ConnectionFailedError("refused"), LocalPandaError("did not start")])

@@ -200,7 +200,14 @@ class PanDAService(BaseWmsService):
             )
             length = submission.length
             workflow.run_id = str(
-                submit_run(connection, record, submission, stage=stage, request_bytes=length)
+                submit_run(
+                    connection,
+                    record,
+                    submission,
+                    stage=stage,
+                    request_bytes=length,
+                    alone=kwargs.get("alone", False),
+                )
             )
         tell_how_to_follow(connection, workflow.run_id, self._class_name)
         return None

@@ -192,7 +192,8 @@ class GroupSteps:
             service = self._service_class(generic_config)
             workflow = service.prepare(generic_config, generic, str(path))
         with self._timed(group, "submit"):
-            service.submit(workflow)
+            # The catalogue has one group of a name, and one process.
+            service.submit(workflow, alone=True)
         return int(workflow.run_id)
 
     # --- after that ---

@@ -52,6 +52,7 @@ def submit_run(
     stage: Callable[[], object] | None = None,
     build: bool = False,
     request_bytes: int | None = None,
+    alone: bool = False,
 ) -> int:
     """Submit a run, record it in its submit directory, and return the number of its request.
 
@@ -60,6 +61,9 @@ def submit_run(
     earlier submission was interrupted: the run is looked up first, and nothing is sent if it is there.
     Errors are those of `send`; a `SubmissionUncertainError` is raised also if nobody knows what became of
     the earlier one.
+
+    With ``alone``, the caller knows that nobody else submits a run of this name at the same moment, and it is
+    not looked whether somebody did.
     """
     relay, settings = connection.relay, connection.settings
     with lock_submission(record.submit_path):
@@ -79,7 +83,8 @@ def submit_run(
         try:
             place = record.submit_path
             request_id = send(relay, submission, record.name, build=build, note=note, place=place)
-            _settle_twins(relay, record, request_id)
+            if not alone:
+                _settle_twins(relay, record, request_id)
         except PandaBpsError as error:
             if record.intention is not None and not getattr(error, "maybe_sent", False):
                 with contextlib.suppress(OSError):
