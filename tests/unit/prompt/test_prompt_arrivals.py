@@ -85,6 +85,16 @@ def test_a_file_that_cannot_be_opened_whole_waits_until_it_can(tmp_path: Path) -
     assert names(arrivals) == ["7"]
 
 
+def test_a_directory_may_come_and_go(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    place = tmp_path / "in"
+    arrivals = DirectoryArrivals(section(place, settle=0.0), ImageGroups(1, 10.0), [])
+    assert names(arrivals) == names(arrivals) == []
+    assert len(caplog.records) == 1
+    place.mkdir()
+    (place / "7_0.fits").touch()
+    assert names(arrivals) == ["7"]
+
+
 def test_what_is_in_the_catalogue_does_not_arrive_again(tmp_path: Path) -> None:
     (tmp_path / "7_0.fits").touch()
     arrivals = DirectoryArrivals(

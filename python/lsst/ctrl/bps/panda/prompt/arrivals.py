@@ -116,11 +116,12 @@ class DirectoryArrivals:
         self._clock = clock
         self._known = {os.path.basename(path) for path in known}
         self._seen: dict[str, _Seen] = {}
+        self._is_gone = False
 
     def poll(self) -> list[Arrival]:
         """Return the groups that have arrived since the last call."""
         now = self._clock()
-        for name in os.listdir(self._directory):
+        for name in self._list():
             if name not in self._known and (match := self._pattern.fullmatch(name)):
                 path = os.path.join(self._directory, name)
                 if (at := self._complete_since(name, path, now)) is not None:
@@ -128,6 +129,17 @@ class DirectoryArrivals:
                     self._seen.pop(name, None)
                     self._groups.add(match["group"], path, at)
         return self._groups.take(now)
+
+    def _list(self) -> list[str]:
+        try:
+            names = os.listdir(self._directory)
+        except OSError as error:
+            if not self._is_gone:
+                _LOG.warning("%s cannot be looked into; this goes on when it can: %s", self._directory, error)
+            self._is_gone = True
+            return []
+        self._is_gone = False
+        return names
 
     def _complete_since(self, name: str, path: str, now: float) -> float | None:
         """Return when a file was last changed or renamed, once it is complete."""

@@ -172,7 +172,8 @@ def write_plot(report: PromptReport, path: Path) -> None:
     axes = figure.subplots()
     for name in (TO_END, TO_FIRST):
         _draw(axes, ".", name, [each for each in report.groups if name in each.stages], name)
-    _draw(axes, "x", "failed", [each for each in report.groups if each.state == GroupState.FAILED])
+    if failed := [each for each in report.groups if each.state == GroupState.FAILED]:
+        _draw(axes, "x", "failed", failed)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("arrival of the group, UTC")
     axes.set_ylabel("seconds since then")
