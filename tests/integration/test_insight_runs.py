@@ -179,6 +179,31 @@ def test_errors_of_a_run_without_any(place, good_run):
     assert "No failed job" in place.call("errors", good_run)[0]
 
 
+def test_exceptions_that_share_an_exit_code_are_all_named(place):
+    said = ("KeyError: 1", "KeyError: 2", "RuntimeError: no stars")
+
+    def build(workflow):
+        for number, exception in enumerate(said):
+            add(workflow, f"v{number}", "various", f"echo Traceback; echo {exception} >&2; exit 1")
+
+    run = place.submit("various", build)
+    assert place.wait(run) is WmsStates.FAILED
+    (group,) = place.json("errors", run)["groups"]
+    assert (group["attempts"], group["jobs"]) == (3, 3)
+    named = [group["exception"], *(other["exception"] for other in group["others"])]
+    # One of those that differ by a number only.
+    assert sorted(re.sub(r"\d", "#", exception) for exception in named) == [
+        "KeyError: #",
+        "RuntimeError: no stars",
+    ]
+    (other,) = group["others"]
+    assert other["job"]["panda_id"] != group["example"]["panda_id"]
+    text, _ = place.call("errors", run)
+    assert text.index(group["exception"]) < text.index(f"also: {other['exception']}") < text.index("=>")
+    reported = str(place.service_class({}).report(wms_workflow_id=run)[0][0].specific_info)
+    assert f"also {other['exception']}" in reported
+
+
 def test_errors_give_verdicts(place, bad_run):
     document = place.json("errors", bad_run)
     groups = {group["label"]: group for group in document["groups"]}
@@ -470,7 +495,8 @@ def test_the_how_to_has_these_sections_and_commands():
         "1. What went wrong, and whose turn is it?": 1,
         "2. What does the log say?": 3,
         "3. Was it memory or time?": 1,
-        "4. Fix it, and go on": 1,
+        "4. Does it fail here, too?": 1,
+        "5. Fix it, and go on": 1,
         "Nothing is known of it at all?": 1,
         "Rules of your own": 0,
     }
@@ -537,8 +563,8 @@ def test_how_to_3_memory_or_time(act):
         assert _without_numbers(line[3:]) in [_without_numbers(other) for other in said.splitlines()]
 
 
-def test_how_to_4_go_on(place, bad_run, act, tmp_path):
-    text = sections(PAGE.read_text())["4. Fix it, and go on"]
+def test_how_to_5_go_on(place, bad_run, act, tmp_path):
+    text = sections(PAGE.read_text())["5. Fix it, and go on"]
     assert "bps restart --id 41" in text
     act(*commands(text))
     assert (tmp_path / "run41.html").stat().st_size > 10_000

@@ -9,7 +9,13 @@ import pytest
 
 from lsst.ctrl.bps.panda.report import make_run_report
 from lsst.ctrl.bps.panda.status.evidence import RunEvidence, failures_of
-from lsst.ctrl.bps.panda.status.failures import ErrorGroup, exit_codes, group_errors, is_memory_error
+from lsst.ctrl.bps.panda.status.failures import (
+    ErrorGroup,
+    add_verdicts,
+    exit_codes,
+    group_errors,
+    is_memory_error,
+)
 from lsst.ctrl.bps.panda.status.job_errors import JobError, choose_error, signal_name
 from lsst.ctrl.bps.panda.status.records import (
     ContentRecord,
@@ -19,6 +25,7 @@ from lsst.ctrl.bps.panda.status.records import (
     TransformRecord,
     log_url,
 )
+from lsst.ctrl.bps.panda.status.verdicts import PACKAGED_RULES
 from lsst.ctrl.bps.panda.status.vocabulary import SOURCES, UNKNOWN_EXIT_CODE
 
 
@@ -122,6 +129,31 @@ def failure(
 def digest(failures: list[JobRecord]) -> list[ErrorGroup]:
     evidence = RunEvidence(RequestRecord(4, "run", "SubFinished"), attempts=tuple(failures))
     return group_errors(evidence, by_label=False)
+
+
+def test_few_logs_are_read_for_other_exceptions():
+    said = [
+        "KeyError: 'g'",
+        "KeyError: 'r'",
+        "ValueError: 3 of 7",
+        *["ValueError: 4 of 7"] * 995,
+        "",
+        "Late: x",
+    ]
+    failures = [failure("isr", "payload", 1, name=f"j{n}", log=f"http://h/{n}") for n in range(len(said))]
+    read = []
+
+    def read_end(job):
+        read.append(job.name)
+        return said[int(job.name[1:])], ()
+
+    (group,) = add_verdicts(digest(failures), PACKAGED_RULES, read_tail=read_end)
+    assert group.jobs == len(said)
+    assert len(read) <= 6
+    assert len(set(read)) == len(read)
+    assert len({other.exception.partition(":")[0] for other in group.others} | {group.exception}) == 1 + len(
+        group.others
+    )
 
 
 def test_as_many_codes_as_failures():

@@ -596,6 +596,15 @@ def _add_group(info: WmsSpecificInfo, number: int, group: ErrorGroup, links: Mon
     context = {f"error_{number}_{key}": value for key, value in values.items()}
     for line in _DIGEST:
         info.add_message(line.replace("{", f"{{error_{number}_"), context)
+    for count, other in enumerate(group.others, start=1):
+        key = f"error_{number}_other_{count}"
+        said = {
+            key: other.exception,
+            f"{key}_title": other.job.title,
+            f"{key}_job": other.job.panda_id or "none",
+        }
+        info.add_message(f"  also {{{key}}}", said)
+        info.add_message(f"    for instance {{{key}_title}}, PanDA job {{{key}_job}}", said)
 
 
 def _add_links(info: WmsSpecificInfo, evidence: RunEvidence, links: MonitorLinks) -> None:

@@ -437,6 +437,9 @@ def _whole_error_lines(number: int, group: ErrorGroup) -> Iterator[str | Text]:
     yield f"   {group.label}: {counts}{rest}"
     if group.example is not None:
         yield f"   for instance: {group.example.title}, PanDA job {group.example.panda_id or 'none'}"
+    for also in group.others:
+        yield Text(f"   also: {also.exception}", "red")
+        yield f"   for instance: {also.job.title}, PanDA job {also.job.panda_id or 'none'}"
     yield f"   => {group.verdict.name}: {group.verdict.advice}"
     yield f"   {error.title}: {error.text or 'no text'}"
     for other in group.errors[1:]:

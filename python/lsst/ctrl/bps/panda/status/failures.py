@@ -7,6 +7,7 @@ from __future__ import annotations
 __all__ = [
     "EndReader",
     "ErrorGroup",
+    "OtherFailure",
     "add_verdicts",
     "exit_codes",
     "find_remarks",
@@ -45,18 +46,30 @@ from .vocabulary import (
 _TEXT_LIMIT = 300
 _LINE_LIMIT = 160
 _PLACES = 5
+_SAMPLES = 4
+"""Further logs of a kind of error that are read for other exceptions."""
 _PATIENCE = 30.0
 """What PanDA says of a task that is so young, s, may pass."""
 # No run is so large; a counter that is must not eat the memory.
 _CODE_LIMIT = 10_000_000
 _RUNNER = re.compile(r"runner: \d")
 _NUMBERS = re.compile(r"0x[0-9a-fA-F]+|\d+")
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|\{[^}]*\}")
 _IDENTIFIERS = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}")
 _MEMORY_RULES = tuple(rule for rule in RULES if rule.verdict == OUT_OF_MEMORY and rule.codes)
 
 
 EndReader: TypeAlias = Callable[[JobRecord], tuple[str | None, tuple[str, ...]]]
 """Gives the exception and the last lines of a job's log, `None` for the exception if it could not be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class OtherFailure:
+    """A further attempt with the same error."""
+
+    job: JobRecord
+    exception: str = ""
+    """Type and message, from its log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +107,11 @@ class ErrorGroup:
     errors: tuple[JobError, ...] = ()
     """All errors of the example."""
 
+    others: tuple[OtherFailure, ...] = ()
+    """A few attempts of other jobs; `add_verdicts` leaves those that ended by another exception, since many
+    exceptions share an exit code.
+    """
+
     one_node: bool = False
     """Whether all attempts were on one node, in a run that uses several."""
 
@@ -121,8 +139,11 @@ def signature_of(error: JobError) -> str:
     """Return an error's text without what differs from job to job: numbers,
     addresses and UUIDs are replaced by ``#``.
     """
-    text = " ".join(error.text[:_TEXT_LIMIT].split())
-    return _NUMBERS.sub("#", _IDENTIFIERS.sub("#", text))
+    return _without_numbers(error.text)
+
+
+def _without_numbers(text: str) -> str:
+    return _NUMBERS.sub("#", _IDENTIFIERS.sub("#", " ".join(text[:_TEXT_LIMIT].split())))
 
 
 def exit_codes(failed: Mapping[str, int], failures: Iterable[JobRecord]) -> dict[str, list[int]]:
@@ -215,6 +236,9 @@ def _group_of(
         key=lambda job: (not job.log_url, job.panda_id),
     )
     error = _error_of(example)
+    # Who has no log yet can be asked for it together with the example.
+    others = {(job.task_id, job.name): job for job in jobs if job.log_url or job.task_id == example.task_id}
+    others.pop((example.task_id, example.name), None)
     names = {(job.task_id, job.name) for job in jobs}
     ends = sorted(job.ended for job in jobs if job.ended is not None)
     nodes = _places(job.node for job in jobs)
@@ -231,6 +255,7 @@ def _group_of(
         last=ends[-1] if ends else None,
         example=example,
         errors=example.errors,
+        others=tuple(map(OtherFailure, list(others.values())[:: max(1, -(-len(others) // _SAMPLES))])),
         one_node=several and len(jobs) > 2 and len(nodes) == 1,
     )
 
@@ -243,8 +268,13 @@ def name_examples(
     groups: Sequence[ErrorGroup], identify: Callable[[Sequence[JobRecord]], Sequence[JobRecord]]
 ) -> list[ErrorGroup]:
     """Say of each example which job of the run it is: ``identify`` adds names and data IDs to jobs."""
-    named = iter(identify([group.example for group in groups if group.example is not None]))
-    return [replace(group, example=group.example and next(named)) for group in groups]
+    examples = [group.example for group in groups if group.example is not None]
+    named = iter(identify([*examples, *(other.job for group in groups for other in group.others)]))
+    groups = [replace(group, example=group.example and next(named)) for group in groups]
+    return [
+        replace(group, others=tuple(replace(other, job=next(named)) for other in group.others))
+        for group in groups
+    ]
 
 
 def add_verdicts(
@@ -277,11 +307,30 @@ def add_verdicts(
             replace(
                 group,
                 exception=exception or _describe_end(group, verdict, silent=exception is not None),
+                others=tuple(_find_others(group, exception, read_tail)),
                 log_tail=tail,
                 verdict=verdict,
             )
         )
     return judged
+
+
+def _find_others(
+    group: ErrorGroup, exception: str | None, read_tail: EndReader | None
+) -> Iterator[OtherFailure]:
+    """Find attempts of a group whose exceptions differ by more than values from that of its example."""
+    if read_tail is None or not exception:
+        return
+    known = {_form_of(exception)}
+    for other in group.others:
+        found = read_tail(other.job)[0] if other.job.log_url else None
+        if found and (form := _form_of(found)) not in known:
+            known.add(form)
+            yield replace(other, exception=found)
+
+
+def _form_of(exception: str) -> str:
+    return _without_numbers(_QUOTED.sub("#", exception))
 
 
 def _describe_end(group: ErrorGroup, verdict: Verdict, *, silent: bool) -> str:
