@@ -41,12 +41,13 @@ class Site:
         self.place.write_files()
         self.environment = self.place.environment()
 
-    def submit(self, name: str) -> str:
+    def submit(self, name: str, **keys: object) -> str:
         """Submit a run of one quantum; its id."""
         config = yaml.safe_load(self.place.config.read_text()) | {
             "pipelineYaml": "resource://lsst.ctrl.bps.panda.demo/pipeline.yaml#simulate",
             "payload": {"payloadName": name, "dataQuery": f"instrument='StarCam' AND exposure={EXPOSURE}"},
             "numberOfRetries": 0,
+            **keys,
         }
         path = self.place.directory / f"{name}.yaml"
         path.write_text(yaml.safe_dump(config))
@@ -134,3 +135,31 @@ def test_one_graph_tells_all_attempts_and_closes_the_run(site: Site) -> None:
         logs = butler.query_datasets("simulate_log", **every)
         assert len(logs) == 2
         assert all(butler.get(log) for log in logs)
+
+
+def test_a_run_puts_its_provenance_into_the_butler_by_itself(site: Site) -> None:
+    if site.away.exists():
+        site.away.rename(site.lost)
+    run_id = site.submit("itself", ingestProvenance=True)
+    assert site.wait(run_id) is WmsStates.SUCCEEDED
+    assert re.search(r"^provenance +0 .* 1 ", site.call("bps", "report", "--id", run_id).stdout, re.MULTILINE)
+    with Butler.from_config(str(site.place.repo)) as butler:
+        (run,) = (name for name in butler.collections.query("u/*") if "/itself/" in name)
+        assert len(butler.query_datasets("run_provenance", collections=run)) == 1
+        (log,) = butler.query_datasets("simulate_log", collections=run)
+        assert butler.get(log)
+    done = site.call("panda_bps", "provenance", run_id)
+    assert f"Run {run_id} is closed" in done.stdout
+
+
+def test_a_run_that_failed_is_not_closed_by_itself(site: Site) -> None:
+    if site.lost.exists():
+        site.lost.rename(site.away)
+    run_id = site.submit("open", ingestProvenance=True)
+    assert site.wait(run_id) is WmsStates.FAILED
+    site.away.rename(site.lost)
+    again = site.id_of(site.call("bps", "restart", "--id", run_id).stdout)
+    assert site.wait(again) is WmsStates.SUCCEEDED
+    with Butler.from_config(str(site.place.repo)) as butler:
+        (run,) = (name for name in butler.collections.query("u/*") if "/open/" in name)
+        assert len(butler.query_datasets("run_provenance", collections=run)) == 1

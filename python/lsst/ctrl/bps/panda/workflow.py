@@ -15,7 +15,7 @@ from lsst.ctrl.bps import BaseWmsWorkflow, BpsConfig, GenericWorkflow
 from .checks.misspellings import check_names
 from .checks.plan import check_plan, find_advice
 from .edgenode.rucio_program import Registration
-from .errors import PandaBpsError
+from .errors import PandaBpsError, SettingsError
 from .files import write_text
 from .findings import Finding
 from .idds.workflow import Submission, make_submission, make_workflow
@@ -24,10 +24,18 @@ from .plan.model import StagedFile, WorkflowPlan
 from .plan.planner import make_plan, require_success
 from .rucio.step import add_step, find_graph
 from .runs.files import PARAMETERS_DIRECTORY, PLAN_NAME, REGISTRATION_NAME, find_outputs
+from .runs.provenance import LABEL as PROVENANCE
+from .runs.provenance import add_step as add_provenance
 from .runs.record import RunRecord, read_record
 from .settings.configuration import RunConfiguration
 from .settings.rucio import LABEL, read_registration_settings
-from .settings.run import RunSettings, find_run_broker, read_run_settings, read_service_settings
+from .settings.run import (
+    RunSettings,
+    find_run_broker,
+    read_run_settings,
+    read_service_settings,
+    wants_provenance,
+)
 
 
 class PandaBpsWmsWorkflow(BaseWmsWorkflow):
@@ -72,12 +80,23 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
         environment = read_service_settings(config).environment
         # A command leaves nothing in a Butler.
         registration = None if workflow.is_command else read_registration_settings(config, environment)
+        closes = not workflow.is_command and wants_provenance(config, environment)
+        if closes:
+            if registration is not None and registration.always:
+                raise SettingsError(
+                    "ingestProvenance is yes and rucio.when is ALWAYS: after a failure there is no "
+                    "provenance, after which the outputs are registered. Set one of them otherwise.",
+                    key="ingestProvenance",
+                )
+            add_provenance(generic_workflow, RunConfiguration(config).butler)
         if registration is not None:
             graph = find_graph(generic_workflow) if registration.quantum_graph else ""
             workflow._registration = replace(registration.registration, quantum_graph=graph)
             add_step(generic_workflow, registration, submit_path=submit_path)
         workflow._settings = read_run_settings(config, generic_workflow, submit_path=submit_path)
         workflow._plan = make_plan(generic_workflow, workflow._settings.plan)
+        if closes:
+            workflow._plan = require_success(workflow._plan, PROVENANCE)
         if registration is not None and not registration.always:
             workflow._plan = require_success(workflow._plan, LABEL)
         return workflow

@@ -19,7 +19,7 @@ end without them and a final job that waits for them would never start.
 
 from __future__ import annotations
 
-__all__ = ["JobGraph", "flatten", "labels_of", "levels_of", "pause_garbage_collection"]
+__all__ = ["JobGraph", "append_final", "flatten", "labels_of", "levels_of", "pause_garbage_collection"]
 
 import gc
 from collections import Counter, deque
@@ -509,3 +509,29 @@ def _forget_idle_groups(graph: JobGraph) -> None:
             prefixes = ("/".join(parts[:size]) for size in range(len(parts), 0, -1))
             cut[path] = next((prefix for prefix in prefixes if prefix in awaited), "")
         graph.groups[index] = cut[path]
+
+
+def append_final(
+    workflow: GenericWorkflow, job: GenericWorkflowJob, files: Sequence[GenericWorkflowFile]
+) -> None:
+    """Add a job with files after all final jobs of a workflow, or as its final job if there is none."""
+    final = workflow.get_final()
+    if final is None:
+        workflow.add_final(job)
+        workflow.add_job_inputs(job.name, list(files))
+        return
+    if isinstance(final, GenericWorkflowJob):
+        final = _as_workflow(workflow, final)
+        workflow.add_final(final)
+    ends = [name for name in final if final.out_degree(name) == 0]
+    final.add_job(job, parent_names=ends)
+    final.add_job_inputs(job.name, list(files))
+
+
+def _as_workflow(workflow: GenericWorkflow, job: GenericWorkflowJob) -> GenericWorkflow:
+    """Turn a final job into a final workflow, with its files."""
+    final = GenericWorkflow(f"{workflow.name}_final")
+    final.add_job(job)
+    final.add_job_inputs(job.name, workflow.get_job_inputs(job.name, data=True, transfer_only=False))
+    final.add_job_outputs(job.name, workflow.get_job_outputs(job.name, data=True, transfer_only=False))
+    return final

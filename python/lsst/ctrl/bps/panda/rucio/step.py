@@ -22,6 +22,7 @@ from ..edgenode.rucio_program import (
     find_rule,
 )
 from ..errors import RucioError, RunNotFoundError, SettingsError
+from ..plan.graph import append_final
 from ..runs.files import REGISTRATION_NAME
 from ..runs.record import RunRecord
 from ..settings.rucio import LABEL, RegistrationSettings
@@ -47,25 +48,7 @@ def add_step(
         return
     job = _make_job(settings)
     files = _make_files(workflow, settings, os.path.join(os.path.abspath(submit_path), REGISTRATION_NAME))
-    if final is None:
-        workflow.add_final(job)
-        workflow.add_job_inputs(job.name, files)
-        return
-    if isinstance(final, GenericWorkflowJob):
-        final = _as_workflow(workflow, final)
-        workflow.add_final(final)
-    ends = [name for name in final if final.out_degree(name) == 0]
-    final.add_job(job, parent_names=ends)
-    final.add_job_inputs(job.name, files)
-
-
-def _as_workflow(workflow: GenericWorkflow, job: GenericWorkflowJob) -> GenericWorkflow:
-    """Turn a final job into a final workflow, with its files."""
-    final = GenericWorkflow(f"{workflow.name}_final")
-    final.add_job(job)
-    final.add_job_inputs(job.name, workflow.get_job_inputs(job.name, data=True, transfer_only=False))
-    final.add_job_outputs(job.name, workflow.get_job_outputs(job.name, data=True, transfer_only=False))
-    return final
+    append_final(workflow, job, files)
 
 
 def _make_job(settings: RegistrationSettings) -> GenericWorkflowJob:

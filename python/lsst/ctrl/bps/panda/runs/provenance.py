@@ -6,10 +6,11 @@ what ran afterwards would not be.
 
 from __future__ import annotations
 
-__all__ = ["Provenance", "find_ingested", "make_provenance"]
+__all__ = ["LABEL", "Provenance", "add_step", "find_ingested", "make_provenance"]
 
 import logging
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +20,12 @@ from lsst.pipe.base.automatic_connection_constants import PROVENANCE_DATASET_TYP
 from lsst.pipe.base.quantum_graph import ProvenanceQuantumGraph
 from lsst.resources import ResourcePath
 
-from ..errors import PandaBpsError, RunNotFoundError
+from lsst.ctrl.bps import GenericWorkflow, GenericWorkflowExec, GenericWorkflowFile, GenericWorkflowJob
+
+from ..errors import PandaBpsError, RunNotFoundError, SettingsError
+from ..plan.commands import make_shell_safe
 from ..plan.document import find_file
+from ..plan.graph import append_final
 from ..settings.configuration import RunConfiguration
 from ..staging.transfers import describe_cause
 from .client import FoundRun, RunClient
@@ -29,6 +34,17 @@ from .jobs import GRAPH_KEY
 from .record import RunRecord, read_record
 
 _LOG = logging.getLogger(__name__)
+
+LABEL = "provenance"
+"""Label of the job of a run that wants its provenance at its end."""
+
+_STEP_GRAPH = "provenanceQuantumGraph"
+_STEP_MEMORY = 4096
+_STEP = (
+    "butler --long-log --log-level=INFO aggregate-graph <FILE:{graph}> {butler} -o provenance.qg "
+    "--register-dataset-types && "
+    "butler --long-log --log-level=INFO ingest-graph {butler} provenance.qg"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +60,37 @@ class Provenance:
 
     ingested: bool
     """Whether the graph is in the Butler, so that the run is closed."""
+
+
+def add_step(workflow: GenericWorkflow, butler: str) -> None:
+    """Add a job after all others of a workflow that puts the provenance of its run into its Butler.
+
+    It is tried once, because a second attempt would not see what the first has moved into the graph;
+    `make_provenance` completes what it has left.
+    """
+    final = workflow.get_final()
+    if final is not None and LABEL in ([final.name] if isinstance(final, GenericWorkflowJob) else final):
+        return
+    try:
+        source = str(workflow.get_file(GRAPH_KEY).src_uri)
+    except KeyError:
+        raise SettingsError(
+            "ingestProvenance is yes, but this run has no quantum graph.", key="ingestProvenance"
+        ) from None
+    command = _STEP.format(graph=_STEP_GRAPH, butler=make_shell_safe(butler))
+    job = GenericWorkflowJob(
+        name=LABEL,
+        label=LABEL,
+        executable=GenericWorkflowExec("bash", "/bin/bash", transfer_executable=False),
+        arguments=f"-c {shlex.quote(command)}",
+        environment=dict(getattr(final, "environment", None) or {}),
+        request_memory=getattr(final, "request_memory", None) or _STEP_MEMORY,
+        request_cpus=1,
+        number_of_retries=0,
+    )
+    # BPS's own entry is for jobs that read it in the staging area; this job gets a copy.
+    graph = GenericWorkflowFile(_STEP_GRAPH, src_uri=source, wms_transfer=True, job_shared=True)
+    append_final(workflow, job, [graph])
 
 
 def make_provenance(

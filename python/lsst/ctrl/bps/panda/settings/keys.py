@@ -478,6 +478,11 @@ class RunKeys(Section):
     max_request_length: WholeBytes = key(
         400_000_000, "Largest request; a larger one is sent in steps.", least=10_000
     )
+    ingest_provenance: YesOrNo = key(
+        False,
+        "Whether a last job puts the provenance of the run into its Butler if all jobs have succeeded, which "
+        "closes the run.",
+    )
     remember_exit_codes: YesOrNo = key(
         True, "Whether the runner keeps `retryUnlessExit` between attempts, in the staging area."
     )

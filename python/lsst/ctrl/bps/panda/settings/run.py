@@ -200,6 +200,11 @@ class RunSettings:
     """Labels that are clusters, with settings in the section ``cluster``."""
 
 
+def wants_provenance(config: BpsConfig, environment: Mapping[str, str]) -> bool:
+    """Whether a run gets a job that puts its provenance into its Butler."""
+    return KeyLookup(config, environment).read(RunKeys).ingest_provenance
+
+
 def read_run_settings(
     config: BpsConfig,
     workflow: GenericWorkflow,
