@@ -47,9 +47,9 @@ PAUSE = 0.05
 LEAST_WAIT = 0.15
 """Time between two questions about a run, s; it grows with the age of the run, to a twentieth of that."""
 
-EARLIEST = 0.8
-"""When a run is asked about first, as a share of the shortest of the last runs: a question costs the server
-more CPU than a job.
+KNOWN_RUNS = 3
+"""Runs that must have ended before the shortest of the last ones tells when the next is asked about first: a
+question costs the server more CPU than a job.
 """
 
 _SERVER = (LocalPandaError, TransportError)
@@ -170,7 +170,8 @@ class Processing:
         run_id = self._steps.submit(group, graph)
         self._catalog.update(group.name, state=GroupState.SUBMITTED, run_id=run_id)
         self._begun[group.name] = now = self._clock()
-        self._looks[group.name] = now + EARLIEST * min(self._lengths, default=0.0)
+        is_known = len(self._lengths) >= KNOWN_RUNS
+        self._looks[group.name] = now + (min(self._lengths) if is_known else 0.0)
         self._tell(f"group {group.name}, attempt {group.attempt}: run {run_id}")
 
     def _follow_runs(self) -> bool:
@@ -188,10 +189,11 @@ class Processing:
 
     def _finish(self, group: Group, *, error: str) -> None:
         """Register what a run has made; that of an attempt that failed, if there is no other."""
-        if (begun := self._begun.pop(group.name, None)) is not None and not error:
-            self._lengths.append(self._clock() - begun)
+        begun = self._begun.pop(group.name, None)
         if not error or group.attempt >= self._section.attempts:
-            self._steps.register(group, ended=self._clock())
+            over = self._steps.register(group, ended=self._clock())
+            if begun is not None and over is not None:
+                self._lengths.append(over - begun)
         if error:
             self._fail(group, error)
         else:

@@ -229,9 +229,9 @@ class GroupSteps:
             return f"run {run_id} ended as {evidence.tally.state.name}"
         return f"{found[0].label}: {found[0].exception or found[0].text} (panda_bps errors {run_id})"
 
-    def register(self, group: Group, *, ended: float) -> None:
+    def register(self, group: Group, *, ended: float) -> float | None:
         """Register the outputs of an attempt in the Butler, put its collection first into that of the night,
-        and note when its quanta ran.
+        and note when its quanta ran; return when the last one ended.
         """
         with self._timed(group, "register"):
             refs = self._outputs_of(self._graph_of(group))
@@ -248,8 +248,10 @@ class GroupSteps:
                 new = [ref for ref in refs if not known[ref]]
                 self.butler.transfer_from(backed, new, transfer="auto")
             self._chain(group)
-        self._catalog.note([*self._quantum_times(group, refs, ended)])
+        times = [*self._quantum_times(group, refs, ended)]
+        self._catalog.note(times)
         self._graphs.pop(group.run, None)
+        return next((each.begun for each in times if each.stage == "end"), None)
 
     def _outputs_of(self, graph: PredictedQuantumGraph) -> list[DatasetRef]:
         """Return all outputs of a graph, of the dataset types that the Butler has."""
