@@ -36,7 +36,7 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 
 def _cpu(prompt: int, server: int) -> dict[str, float]:
-    """Return the CPU that each part has used, s."""
+    """Return the CPU that each part has used, s; that of jobs is in none but the whole."""
 
     def fields(pid: int) -> list[int]:
         return [*map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15])]
@@ -44,8 +44,7 @@ def _cpu(prompt: int, server: int) -> dict[str, float]:
     whole = Path("/proc/stat").read_text().split("\n")[0].split()[1:]
     ticks = {
         "prompt": sum(fields(prompt)),
-        "server itself": sum(fields(server)[:2]),
-        "jobs": sum(fields(server)[2:]),
+        "server, without jobs": sum(fields(server)[:2]),
         "whole machine": sum(int(whole[number]) for number in (0, 1, 2, 5, 6)),
     }
     return {name: number / _TICK for name, number in ticks.items()}
