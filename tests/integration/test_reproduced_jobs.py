@@ -82,6 +82,10 @@ KINDS = {
 }
 
 
+REGISTRY = Kind(127, "/no/such/folder/butler --version")
+"""A job that may write to the registry of a Butler."""
+
+
 class Site:
     """A user's place, with a run that has failed in all ways."""
 
@@ -121,7 +125,7 @@ class Site:
         workflow.run_attrs.update(bps_isjob="True", bps_operator="ann", bps_payload="pay")
         shell = GenericWorkflowExec("bash", "/bin/bash", False)
         spoils = [f"cd '{self.area}'"]
-        for label, kind in KINDS.items():
+        for label, kind in {**KINDS, "registry": REGISTRY}.items():
             job = GenericWorkflowJob(label, label, executable=shell)
             text = kind.command.replace("'", "'\\''")
             job.arguments = f"-c '{text}'"
@@ -148,7 +152,7 @@ class Site:
                 )
         first = GenericWorkflowJob(SPOILED, SPOILED, executable=shell)
         first.arguments = "-c '" + "; ".join(spoils).replace("'", "'\\''") + "'"
-        workflow.add_job(first, child_names=list(KINDS))
+        workflow.add_job(first, child_names=[*KINDS, "registry"])
         service = make_service_class(self.environment, endpoint, user="ann")(config)
         prepared = service.prepare(config, workflow, str(self.submit))
         service.submit(prepared)
@@ -234,6 +238,7 @@ def test_without_the_staging_area_the_submit_directory_serves(site: Site, tmp_pa
     ("words", "told"),
     [
         (["on"], "has no job 'on'"),
+        (["registry"], "it may write to the registry of the run's Butler"),
         (["one", "-d", "."], "is not empty; name another directory with --directory"),
     ],
 )

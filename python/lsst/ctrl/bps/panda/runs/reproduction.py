@@ -47,7 +47,7 @@ _PIPETASK = re.compile(
 )
 """The calls of pipetask that use no registry: which one, the Butler and the quantum graph."""
 
-_USES_REGISTRY = re.compile(r"(?<![\w/.-])(?:butler|pipetask)\s")
+_USES_REGISTRY = re.compile(r"(?<![\w.-])(?:butler|pipetask)\s")
 
 _DIFFERENCES = {
     OUT_OF_MEMORY: "It ended for lack of memory; here nothing limits it, unless you do (ulimit -v, in kB).",
