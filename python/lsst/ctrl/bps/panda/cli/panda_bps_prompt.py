@@ -17,6 +17,7 @@ from ..prompt.catalog import Catalog, GroupState
 from ..prompt.process import (
     CATALOG_NAME,
     LOG_NAME,
+    READY_NAME,
     find_process,
     make_processing,
     only_process,
@@ -78,11 +79,12 @@ def _process(config: Path, directory: Path) -> None:
         catalog = Catalog(directory / CATALOG_NAME)
         steps = GroupSteps(config, directory, catalog)
         processing = make_processing(steps, catalog, stream=sys.stdin, tell=_say)
-        (directory / "ready").touch()
+        (directory / READY_NAME).touch()
         _say(f"waiting for images; what happens is kept in {directory}")
         try:
             processing.run(lambda: bool(stopped))
         finally:
+            (directory / READY_NAME).unlink(missing_ok=True)
             steps.close()
             catalog.close()
 

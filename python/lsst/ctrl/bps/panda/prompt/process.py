@@ -7,6 +7,7 @@ from __future__ import annotations
 __all__ = [
     "CATALOG_NAME",
     "LOG_NAME",
+    "READY_NAME",
     "Processing",
     "find_process",
     "make_processing",
@@ -39,6 +40,9 @@ _LOG = logging.getLogger(__name__)
 
 CATALOG_NAME = "catalog.db"
 LOG_NAME = "prompt.log"
+READY_NAME = "ready"
+"""A file that is there while the process looks for images."""
+
 _LOCK = "process.pid"
 
 PAUSE = 0.05
@@ -270,7 +274,7 @@ def find_process(directory: Path) -> int | None:
 def spawn(config: Path, directory: Path, *, timeout: float = 120.0) -> int:
     """Start the processing in the background, and return its process once it looks for images."""
     directory.mkdir(parents=True, exist_ok=True)
-    ready = directory / "ready"
+    ready = directory / READY_NAME
     ready.unlink(missing_ok=True)
     command = [sys.executable, "-P", "-m", "panda_commands.cli.panda_bps", "prompt", "start", "--foreground"]
     with open(directory / LOG_NAME, "ab") as output:
