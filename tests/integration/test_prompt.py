@@ -214,6 +214,12 @@ def test_datasets_of_a_collection_are_processed_on_panda_in_the_ordinary_way(cam
     with Butler.from_config(str(camera.place.repo), writeable=True) as butler:
         (images,) = camera.exposures
         ingest_raws(butler, [*map(str, images)], run="StarCam/raw/all")
+    wait_for(lambda: camera.report()["counts"]["waiting"] == 0 < len(camera.report()["groups"]), "group")
+    # The next process has made no graph when it registers outputs.
+    if (pid := find_process(state_directory(camera.config))) is not None:
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: find_process(state_directory(camera.config)) is None, "end", timeout=30)
+    camera.prompt("start")
     found = camera.wait(1)
     assert found["counts"]["done"] == 1, found["missed"]
     assert len(camera.rows(_NIGHT)["source_table"]) == 2

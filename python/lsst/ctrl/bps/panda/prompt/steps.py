@@ -256,7 +256,8 @@ class GroupSteps:
     def _outputs_of(self, graph: PredictedQuantumGraph) -> list[DatasetRef]:
         """Return all outputs of a graph, of the dataset types that the Butler has."""
         if not self._types:
-            self._pipeline.register_dataset_types(self.butler)
+            # That of the graph is resolved also in a process that has made no graph yet.
+            graph.pipeline_graph.register_dataset_types(self.butler)
             self._types = {each.name: each for each in self.butler.registry.queryDatasetTypes()}
         quanta = graph.build_execution_quanta().values()
         refs = [ref for quantum in quanta for refs in quantum.outputs.values() for ref in refs]
