@@ -27,7 +27,8 @@ from lsst.ctrl.bps.panda.demo.workplace import LOCAL_SERVICE, Workplace
 from lsst.ctrl.bps.panda.insight.documents import read_schema
 from lsst.ctrl.bps.panda.local import instance
 from lsst.ctrl.bps.panda.local.guard import marked_processes
-from lsst.ctrl.bps.panda.prompt.process import find_process, state_directory
+from lsst.ctrl.bps.panda.prompt.catalog import Catalog, GroupState
+from lsst.ctrl.bps.panda.prompt.process import CATALOG_NAME, find_process, state_directory
 
 pytestmark = pytest.mark.slow
 
@@ -214,7 +215,9 @@ def test_datasets_of_a_collection_are_processed_on_panda_in_the_ordinary_way(cam
     with Butler.from_config(str(camera.place.repo), writeable=True) as butler:
         (images,) = camera.exposures
         ingest_raws(butler, [*map(str, images)], run="StarCam/raw/all")
-    wait_for(lambda: camera.report()["counts"]["waiting"] == 0 < len(camera.report()["groups"]), "group")
+    catalog = Catalog(state_directory(camera.config) / CATALOG_NAME)
+    wait_for(lambda: catalog.groups(GroupState.SUBMITTED), "run")
+    catalog.close()
     # The next process has made no graph when it registers outputs.
     if (pid := find_process(state_directory(camera.config))) is not None:
         os.kill(pid, signal.SIGKILL)
