@@ -225,6 +225,7 @@ def test_datasets_of_a_collection_are_processed_on_panda_in_the_ordinary_way(cam
     camera.prompt("start")
     found = camera.wait(1)
     assert found["counts"]["done"] == 1, found["missed"]
+    assert found["groups"][0]["attempts"] == 1, camera.log()
     assert len(camera.rows(_NIGHT)["source_table"]) == 2
 
 
