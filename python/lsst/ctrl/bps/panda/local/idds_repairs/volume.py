@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["REPAIRS"]
 
-import pickle
 import threading
 import time
 from typing import Any
@@ -121,43 +120,6 @@ def _read_plain_values_at_once(timing: Timing) -> None:
     owner.from_dict = staticmethod(from_dict)
 
 
-_LONG = 300
-"""Characters from which on it is worth while to remember what a text holds."""
-
-_TEXTS = 16 << 20
-"""Characters of all texts that are remembered."""
-
-
-def _remember_objects_of_texts(timing: Timing) -> None:
-    types = idds_module("idds.orm.base.types")
-    stock = types.json_loads
-    known: dict[str, bytes] = {}
-    lock = threading.Lock()
-
-    def load(text: Any) -> Any:
-        if not isinstance(text, str) or not _LONG <= len(text) <= _TEXTS // 16:
-            return stock(text)
-        copy = known.get(text)
-        if copy is not None:
-            # Each reader gets its own, as it may change it.
-            return pickle.loads(copy)
-        value = stock(text)
-        try:
-            copy = pickle.dumps(value)
-        except (TypeError, AttributeError, pickle.PicklingError):
-            return value
-        with lock:
-            known[text] = copy
-            size = sum(map(len, known))
-            while size > _TEXTS:
-                oldest = next(iter(known))
-                size -= len(oldest)
-                del known[oldest]
-        return value
-
-    types.json_loads = load
-
-
 def _read_configuration_once(timing: Timing) -> None:
     work = idds_module("idds.doma.workflowv2.domapandawork").DomaPanDAWork
     stock = work.load_panda_config
@@ -238,14 +200,6 @@ REPAIRS = (
         "a tenth of iDDS's CPU",
         ("idds.common.dict_class:DictClass.from_dict",),
         _read_plain_values_at_once,
-    ),
-    Repair(
-        "texts read again",
-        "requests, works and tasks are stored as texts, from which each reader makes all objects anew, "
-        "though the text has seldom changed since the last time",
-        "a tenth of iDDS's CPU",
-        ("idds.orm.base.types:json_loads",),
-        _remember_objects_of_texts,
     ),
     Repair(
         "configuration of works",
