@@ -4,6 +4,7 @@ import http.server
 import json
 import os
 import threading
+import time
 import zlib
 from urllib.parse import unquote
 
@@ -450,3 +451,21 @@ def test_where_a_token_comes_from(work, monkeypatch, environment, token):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert runner._bearer_token() == token
+
+
+@pytest.mark.parametrize("error", [LookupError("unknown encoding: idna"), ImportError("no module")])
+def test_an_import_that_the_end_of_patience_broke_is_a_timeout(error):
+    def fail():
+        raise error
+
+    def import_something():
+        try:
+            time.sleep(30)
+        except OSError:
+            # As importlib does: it takes it for a file that is not there.
+            fail()
+
+    with pytest.raises(TimeoutError, match="not done within 0.05 s"), runner._Limit(0.05):
+        import_something()
+    with pytest.raises(type(error)), runner._Limit(30):
+        fail()

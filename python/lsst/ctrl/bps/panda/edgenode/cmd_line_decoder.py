@@ -1655,6 +1655,7 @@ class _Limit:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
+        self._is_over = False
 
     def __enter__(self) -> None:
         import signal
@@ -1668,16 +1669,23 @@ class _Limit:
         signal.setitimer(signal.ITIMER_REAL, max(self._seconds, 0.001), 5.0)
 
     def _end(self, number: int, frame: object) -> None:
-        raise TimeoutError(
+        self._is_over = True
+        raise self._error()
+
+    def _error(self) -> TimeoutError:
+        return TimeoutError(
             f"not done within {self._seconds:g} s; option --patience, or the profile of the site, allows more"
         )
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: "BaseException | None", traceback: object) -> None:
         import signal
 
         if self._before is not None:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, self._before)
+        if self._is_over and isinstance(error, (ImportError, LookupError)):
+            # The first one came during an import, which takes it for a file that is not there.
+            raise self._error() from error
 
 
 def _refuse_twins(pairs: "list[tuple[str, Any]]") -> "dict[str, Any]":
