@@ -4,7 +4,6 @@ reads first, on an embedded PanDA that makes attempts in vain as a real one does
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import subprocess
@@ -19,7 +18,7 @@ import yaml
 from lsst.ctrl.bps.wms_service import WmsStates
 from lsst.daf.butler import Butler
 from panda_servers.commands import Commands
-from panda_servers.runs import await_end
+from panda_servers.runs import await_end, fingerprint
 
 from lsst.ctrl.bps.panda.demo.repository import INPUTS, create_repo
 from lsst.ctrl.bps.panda.demo.workplace import Workplace
@@ -128,17 +127,9 @@ class Site:
         return run_id
 
     def call(self, *command: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [str(self.commands.folder / command[0]), *command[1:]],
-            cwd=self.place.directory,
-            env=self.commands.first_on_path(self.environment),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=LIMIT,
+        return self.commands.run(
+            *command, directory=self.place.directory, environment=self.environment, limit=LIMIT, code=code
         )
-        assert done.returncode == code, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
-        return done
 
 
 @pytest.fixture(scope="module")
@@ -215,12 +206,3 @@ def test_no_memory_limit_here_is_told(site: Site, started: dict[tuple[str, int],
     done = site.call("panda_bps", "reproduce", run_id, job, "--print", "line", "-d", f"memory{run_id}")
     assert "It ended for lack of memory; here nothing limits it" in done.stderr
     assert " run-qbb " in done.stdout
-
-
-def fingerprint(directory: Path) -> dict[str, bytes]:
-    """Tell what is in the files of a directory."""
-    return {
-        str(path): hashlib.sha256(path.read_bytes()).digest()
-        for path in directory.rglob("*")
-        if path.is_file()
-    }

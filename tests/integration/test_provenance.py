@@ -61,17 +61,9 @@ class Site:
         return await_end(self.place.panda, run_id, self.environment, limit=LIMIT)
 
     def call(self, *command: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [str(self.commands.folder / command[0]), *command[1:]],
-            cwd=self.place.directory,
-            env=self.commands.first_on_path(self.environment),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=LIMIT,
+        return self.commands.run(
+            *command, directory=self.place.directory, environment=self.environment, limit=LIMIT, code=code
         )
-        assert done.returncode == code, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
-        return done
 
     def read_attempts(self, graph: str) -> list[int]:
         """Count the attempts of each quantum in a provenance graph."""

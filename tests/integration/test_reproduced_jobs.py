@@ -4,7 +4,6 @@ when they are run again in a directory of the user's, and change nothing of the 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 from lsst.ctrl.bps.wms_service import WmsStates
 from panda_servers.commands import Commands
-from panda_servers.runs import await_end, make_service_class
+from panda_servers.runs import await_end, fingerprint, make_service_class
 
 from lsst.ctrl.bps import (
     BPS_DEFAULTS,
@@ -160,14 +159,8 @@ class Site:
 
     def call(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run ``panda_bps`` as its user would."""
-        return subprocess.run(
-            [str(self.commands.folder / "panda_bps"), *words],
-            cwd=self.directory,
-            env=self.commands.first_on_path(self.environment),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=300,
+        return self.commands.run(
+            "panda_bps", *words, directory=self.directory, environment=self.environment, limit=300, code=None
         )
 
 
@@ -190,16 +183,6 @@ def codes(site: Site) -> dict[str, int]:
     jobs = json.loads(site.call("show", str(site.submit), "--jobs", "--json").stdout)["jobs"]
     return {
         job["label"]: error["code"] for job in jobs for error in job["errors"] if error["source"] == "payload"
-    }
-
-
-def fingerprint(directory: Path) -> dict[str, str]:
-    """Tell what is in a directory: names, and digests of the contents of files."""
-    return {
-        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
-        if path.is_file()
-        else ""
-        for path in directory.rglob("*")
     }
 
 

@@ -154,17 +154,11 @@ class Facilities:
         return {**self.host.environment(), **found, "BPS_WMS_SERVICE_CLASS": SERVICE}
 
     def call(self, *command: str, code: int = 0) -> str:
-        done = subprocess.run(
-            [str(self.commands.folder / command[0]), *command[1:]],
-            cwd=self.host.directory,
-            env=self.commands.first_on_path({**self.environment(), "RUCIO_CONFIG": "/nowhere"}),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=LIMIT,
+        environment = {**self.environment(), "RUCIO_CONFIG": "/nowhere"}
+        done = self.commands.run(
+            *command, directory=self.host.directory, environment=environment, limit=LIMIT, code=code
         )
-        assert done.returncode == code, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
-        return done.stdout
+        return str(done.stdout)
 
     def ask(self, *words: str) -> str:
         """Call ``panda_bps`` in this process, which is quicker."""

@@ -71,6 +71,26 @@ class Commands:
         """Return an environment in which the clients are found before other commands."""
         return {**environment, "PATH": f"{self.folder}{os.pathsep}{environment['PATH']}"}
 
+    def run(self, *command, directory, environment, limit, code=0):
+        """Run a command to its end, and return it with what it printed.
+
+        The test fails if the exit code is not ``code``, unless that is `None`.
+        """
+        import subprocess
+
+        done = subprocess.run(
+            [str(self.folder / command[0]), *command[1:]],
+            cwd=directory,
+            env=self.first_on_path(environment),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=limit,
+        )
+        said = f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+        assert code is None or done.returncode == code, said
+        return done
+
     def __enter__(self):
         self._server.__enter__()
         return self

@@ -6,6 +6,7 @@ again and again, it would keep a core from the run that it waits for.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,3 +55,13 @@ def await_end(panda: Path, run_id: str, env: Mapping[str, str], *, limit: float)
             return state
         assert time.monotonic() < end, (state, message)
         time.sleep(0.5)
+
+
+def fingerprint(directory: Path) -> dict[str, str]:
+    """Tell what is in a directory: names, and digests of the contents of files."""
+    return {
+        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
+        if path.is_file()
+        else ""
+        for path in directory.rglob("*")
+    }

@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ["prompt"]
 
 import logging
-import signal
 import sys
 import time
 from pathlib import Path
@@ -29,6 +28,7 @@ from ..prompt.report import PromptReport, make_prompt_report, write_plot
 from ..settings.prompt import read_prompt_file
 from . import CommandGroup
 from .output import json_option, print_lines, shows_errors, table, write_json
+from .panda_local_server import noted_signals
 
 _shows_errors = shows_errors(OSError)
 
@@ -49,7 +49,7 @@ def prompt() -> None:
 @click.option("--foreground", is_flag=True, help="Stay in the foreground; end with Ctrl-C.")
 @_shows_errors
 def start(config: Path, foreground: bool) -> None:
-    """Start to process what arrives, and go on with what is not finished.
+    """Start processing images as they arrive, and continue with groups that are not finished.
 
     Images that are there already count as arrived.  With source lines it stays in the foreground and reads
     the standard input.
@@ -67,15 +67,12 @@ def start(config: Path, foreground: bool) -> None:
 def _process(config: Path, directory: Path) -> None:
     from ..prompt.steps import GroupSteps
 
-    stopped: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda number, frame: stopped.append(number))
     logging.basicConfig(
         format="%(asctime)s %(name)s %(levelname)s: %(message)s",
         level=logging.WARNING,
         stream=sys.stderr,
     )
-    with only_process(directory):
+    with noted_signals() as stopped, only_process(directory):
         catalog = Catalog(directory / CATALOG_NAME)
         steps = GroupSteps(config, directory, catalog)
         processing = make_processing(steps, catalog, stream=sys.stdin, tell=_say)
@@ -98,7 +95,7 @@ def _say(text: str) -> None:
 @_config
 @_shows_errors
 def stop(config: Path) -> None:
-    """Stop to process what arrives.
+    """Stop processing images.
 
     Runs that go on are not cancelled; the next start registers their outputs.
     """
@@ -114,6 +111,10 @@ def _report(config: Path) -> PromptReport:
     return make_prompt_report(groups, times, deadline=read_prompt_file(str(config)).deadline, now=time.time())
 
 
+def _show_counts(found: PromptReport) -> None:
+    click.echo(", ".join(f"{number} {state}" for state, number in found.counts.items()))
+
+
 @prompt.command()
 @_config
 @_shows_errors
@@ -122,7 +123,7 @@ def status(config: Path) -> None:
     pid = find_process(state_directory(config))
     click.echo(f"process {pid} runs" if pid is not None else "it does not run")
     found = _report(config)
-    click.echo(", ".join(f"{number} {state}" for state, number in found.counts.items()))
+    _show_counts(found)
     now = time.time()
     going = [group for group in found.groups if group.state not in (GroupState.DONE, GroupState.FAILED)]
     rows = [
@@ -146,7 +147,7 @@ def report(config: Path, plot: Path | None, as_json: bool) -> None:
     if as_json:
         write_json(make_document(make_plain(found), request_id=0, name=config.stem, kind="prompt"))
         return
-    click.echo(", ".join(f"{number} {state}" for state, number in found.counts.items()))
+    _show_counts(found)
     rows = [
         (each.stage, each.count, *(f"{x:.2f}" for x in (each.median, each.p95, each.p99, each.longest)))
         for each in found.stages

@@ -19,7 +19,16 @@ end without them and a final job that waits for them would never start.
 
 from __future__ import annotations
 
-__all__ = ["JobGraph", "append_final", "flatten", "labels_of", "levels_of", "pause_garbage_collection"]
+__all__ = [
+    "GRAPH_KEY",
+    "JobGraph",
+    "append_final",
+    "find_quantum_graph",
+    "flatten",
+    "labels_of",
+    "levels_of",
+    "pause_garbage_collection",
+]
 
 import gc
 from collections import Counter, deque
@@ -39,6 +48,9 @@ from lsst.ctrl.bps import (
 )
 
 from ..errors import PlanError
+
+GRAPH_KEY = "runQgraphFile"
+"""How BPS calls the quantum graph among the files of a run."""
 
 
 @contextmanager
@@ -509,6 +521,14 @@ def _forget_idle_groups(graph: JobGraph) -> None:
             prefixes = ("/".join(parts[:size]) for size in range(len(parts), 0, -1))
             cut[path] = next((prefix for prefix in prefixes if prefix in awaited), "")
         graph.groups[index] = cut[path]
+
+
+def find_quantum_graph(workflow: GenericWorkflow) -> str:
+    """Return the path of the quantum graph that a workflow was made of; empty if there is none."""
+    try:
+        return str(workflow.get_file(GRAPH_KEY).src_uri)
+    except KeyError:
+        return ""
 
 
 def append_final(

@@ -56,6 +56,7 @@ KNOWN_RUNS = 3
 question costs the server more CPU than a job.
 """
 
+_GOING = (GroupState.WAITING, GroupState.PLANNING, GroupState.SUBMITTED)
 _SERVER = (LocalPandaError, TransportError)
 """Errors that are no fault of a group."""
 
@@ -117,8 +118,7 @@ class Processing:
                     self._server_asked_again = self._clock() + SERVER_PAUSE
                     self._steps.forget_client()
                     self._tell(f"the server does not answer, groups wait: {error}")
-            busy = self._catalog.groups(GroupState.WAITING, GroupState.PLANNING, GroupState.SUBMITTED)
-            if self._arrivals.is_over and not busy:
+            if self._arrivals.is_over and not self._catalog.groups(*_GOING):
                 return
             if not moved:
                 self._sleep(PAUSE)

@@ -70,12 +70,13 @@ class GroupSteps:
     """
 
     def __init__(self, file: Path, directory: Path, catalog: Catalog) -> None:
-        environment = read_service_settings(None).environment
+        settings = read_service_settings(None)
+        environment = settings.environment
         check_files(str(file), environment)
         self._config = complete_configuration(
             str(file),
             timestamp=Instrument.makeCollectionTimestamp(),
-            user=read_service_settings(None).user,
+            user=settings.user,
             environment=environment,
         )
         self.section = read_prompt_section(self._config, environment)

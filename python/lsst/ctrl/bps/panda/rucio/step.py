@@ -22,7 +22,7 @@ from ..edgenode.rucio_program import (
     find_rule,
 )
 from ..errors import RucioError, RunNotFoundError, SettingsError
-from ..plan.graph import append_final
+from ..plan.graph import append_final, find_quantum_graph
 from ..runs.files import REGISTRATION_NAME
 from ..runs.record import RunRecord
 from ..settings.rucio import LABEL, RegistrationSettings
@@ -31,7 +31,6 @@ from .client import rucio_errors
 _PROGRAM_KEY = "rucioProgram"
 _REGISTRATION_KEY = "rucioRegistration"
 _GRAPH_KEY = "rucioQuantumGraph"
-_GRAPH_OF_BPS = "runQgraphFile"
 
 
 def add_step(
@@ -89,10 +88,10 @@ def _make_files(
 
 def find_graph(workflow: GenericWorkflow) -> str:
     """Return the path of the run's quantum graph; an error if it has none."""
-    try:
-        return str(workflow.get_file(_GRAPH_OF_BPS).src_uri)
-    except KeyError:
-        raise SettingsError("rucio.quantumGraph is yes, but this run has no quantum graph.") from None
+    path = find_quantum_graph(workflow)
+    if not path:
+        raise SettingsError("rucio.quantumGraph is yes, but this run has no quantum graph.")
+    return path
 
 
 def read_registration(record: RunRecord) -> Registration:

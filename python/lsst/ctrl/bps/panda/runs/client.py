@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lsst.ctrl.bps.wms_service import WmsStates
-from lsst.resources import ResourcePath
 from pydantic import AwareDatetime, BaseModel
 
 from ..errors import ConnectionFailedError, PandaBpsError, RunNotFoundError, TransportError
@@ -50,7 +49,14 @@ from ..status.evidence import (
 from ..status.records import ContentRecord, JobRecord, RequestRecord, TaskRecord
 from ..status.replies import parse_contents, parse_jobs, parse_requests, parse_tasks, parse_transforms
 from ..status.vocabulary import ACTIVE_TASKS, TERMINAL_STATUSES
-from .files import PLAN_NAME, PROVENANCE_REPORT_NAME, REGISTRATION_NAME, collect_outputs, names_directory
+from .files import (
+    PLAN_NAME,
+    PROVENANCE_REPORT_NAME,
+    REGISTRATION_NAME,
+    collect_outputs,
+    find_resource,
+    names_directory,
+)
 from .intention import describe_unsent, settle
 from .record import BuildReply, RunIndex, RunRecord
 
@@ -272,9 +278,8 @@ class RunClient:
         except (PandaBpsError, OSError, ValueError, EOFError) as error:
             _LOG.debug("The plan of run %s is not in the cache: %s", record.name, error)
         area = record.staging_area
-        uri = area if "://" in area else Path(area).as_uri()
         try:
-            return str(ResourcePath(uri, forceDirectory=True).join(PLAN_NAME).read().decode())
+            return str(find_resource(area, directory=True).join(PLAN_NAME).read().decode())
         except Exception as problem:  # each store has errors of its own
             _LOG.warning("Run %s cannot be restarted: its plan is out of reach: %s", record.name, problem)
             return ""

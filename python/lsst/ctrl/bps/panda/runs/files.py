@@ -16,6 +16,7 @@ __all__ = [
     "REGISTRATION_NAME",
     "collect_outputs",
     "find_outputs",
+    "find_resource",
     "hide_secrets",
     "hold_lock",
     "names_directory",
@@ -245,13 +246,20 @@ def collect_outputs(outputs: Iterable[tuple[str, str]], staging_area: str, *, ru
     return tuple(problems)
 
 
+def find_resource(place: str, *, directory: bool) -> ResourcePath:
+    """Return a place that is given as an absolute path or as a URI.
+
+    A path is not a URI: it may hold '%', '#' and '?'.
+    """
+    return ResourcePath(place if "://" in place else Path(place).as_uri(), forceDirectory=directory)
+
+
 def _fetch(source: str, destination: Path) -> bool:
     """Move a file from the staging area; return whether there was one."""
-    # A path is not a URI: it may hold '%', '#' and '?'.
-    left = ResourcePath(source if "://" in source else Path(source).as_uri(), forceDirectory=False)
+    left = find_resource(source, directory=False)
     if not left.exists():
         return False
     with replacing(destination) as part:
-        ResourcePath(part.as_uri(), forceDirectory=False).transfer_from(left, "copy", overwrite=True)
+        find_resource(str(part), directory=False).transfer_from(left, "copy", overwrite=True)
     left.remove()
     return True

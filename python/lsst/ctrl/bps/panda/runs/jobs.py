@@ -8,7 +8,7 @@ question.
 
 from __future__ import annotations
 
-__all__ = ["CALL", "GRAPH_KEY", "JobQuery", "RunJobs", "shard_of"]
+__all__ = ["CALL", "JobQuery", "RunJobs", "shard_of"]
 
 import contextlib
 import json
@@ -30,17 +30,15 @@ from ..edgenode import cmd_line_decoder as runner
 from ..errors import PandaBpsError, PlanError, RunNotFoundError, SettingsError
 from ..findings import did_you_mean
 from ..plan.document import find_tasks
+from ..plan.graph import GRAPH_KEY
 from ..plan.model import JobPlan, TaskPlan
 from ..staging.transfers import describe_cause
 from ..status.evidence import RunEvidence
 from ..status.records import DataId, JobRecord, describe_data
-from .files import PARAMETERS_DIRECTORY, PLAN_NAME
+from .files import PARAMETERS_DIRECTORY, PLAN_NAME, find_resource
 from .record import RunRecord, read_record
 
 _LOG = logging.getLogger(__name__)
-
-GRAPH_KEY = "runQgraphFile"
-"""How BPS calls the quantum graph among the files of a run."""
 
 _MANY_QUANTA = 2000
 """From so many quanta on it is faster to read the data IDs of all."""
@@ -51,6 +49,7 @@ _MOST_COMPARED = 20_000
 _QUANTUM = re.compile("[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
 CALL = re.compile(r"(\S+) \$\{IN/L\} (\S+) (\S+) (\S+)((?: --[\w-]+=\S+)*)")
 """The runner's arguments in the command of a task."""
+
 _MORE = re.compile(r" and \d+ more$")
 
 
@@ -268,9 +267,8 @@ class RunJobs:
     def _place(self, name: str, local: Path) -> ResourcePath:
         """Return where a file of the run can be read: in the submit directory, or in the staging area."""
         if local.is_file():
-            return ResourcePath(local.as_uri(), forceDirectory=False)
-        uri = self._record.staging_area
-        area = ResourcePath(uri if "://" in uri else Path(uri).as_uri(), forceDirectory=True)
+            return find_resource(str(local), directory=False)
+        area = find_resource(self._record.staging_area, directory=True)
         if not (self._far or area.isLocal):
             raise RunNotFoundError(f"{local} does not exist, and {area} is not a directory of this machine.")
         return area.join(name)

@@ -11,26 +11,24 @@ __all__ = ["LABEL", "Provenance", "add_step", "find_ingested", "make_provenance"
 import logging
 import os
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lsst.ctrl.bps.wms_service import WmsStates
 from lsst.daf.butler import Butler, MissingCollectionError
 from lsst.pipe.base.automatic_connection_constants import PROVENANCE_DATASET_TYPE_NAME
 from lsst.pipe.base.quantum_graph import ProvenanceQuantumGraph
-from lsst.resources import ResourcePath
 
 from lsst.ctrl.bps import GenericWorkflow, GenericWorkflowExec, GenericWorkflowFile, GenericWorkflowJob
 
 from ..errors import PandaBpsError, RunNotFoundError, SettingsError
 from ..plan.commands import make_shell_safe
 from ..plan.document import find_file
-from ..plan.graph import append_final
+from ..plan.graph import GRAPH_KEY, append_final, find_quantum_graph
 from ..settings.configuration import RunConfiguration
 from ..staging.transfers import describe_cause
 from .client import FoundRun, RunClient
-from .files import PLAN_NAME, PROVENANCE_GRAPH_NAME, PROVENANCE_REPORT_NAME
-from .jobs import GRAPH_KEY
+from .files import PLAN_NAME, PROVENANCE_GRAPH_NAME, PROVENANCE_REPORT_NAME, find_resource
 from .record import RunRecord, read_record
 
 _LOG = logging.getLogger(__name__)
@@ -71,12 +69,11 @@ def add_step(workflow: GenericWorkflow, butler: str) -> None:
     final = workflow.get_final()
     if final is not None and LABEL in ([final.name] if isinstance(final, GenericWorkflowJob) else final):
         return
-    try:
-        source = str(workflow.get_file(GRAPH_KEY).src_uri)
-    except KeyError:
+    source = find_quantum_graph(workflow)
+    if not source:
         raise SettingsError(
             "ingestProvenance is yes, but this run has no quantum graph.", key="ingestProvenance"
-        ) from None
+        )
     command = _STEP.format(graph=_STEP_GRAPH, butler=make_shell_safe(butler))
     job = GenericWorkflowJob(
         name=LABEL,
@@ -124,7 +121,7 @@ def make_provenance(
             _write_report(butler, output_run, made.report)
         except Exception as error:  # each store has errors of its own
             raise _failed(output_run, error) from error
-        return Provenance(made.request_id, made.graph, made.report, ingested=True)
+        return replace(made, ingested=True)
     _check_state(client, found, ingest=ingest, close=close)
     settings = AggregatorConfig(output_path=os.fspath(made.graph), n_processes=processes)
     try:
@@ -204,8 +201,7 @@ def _find_graph(record: RunRecord) -> str:
     local = record.origin_directory / graph.name
     if local.is_file():
         return os.fspath(local)
-    area = record.staging_area
-    return str(ResourcePath(area, forceDirectory=True, forceAbsolute=True).join(graph.name))
+    return str(find_resource(record.staging_area, directory=True).join(graph.name))
 
 
 def _write_report(graph_or_butler: str, collection: str | None, path: Path) -> None:

@@ -31,6 +31,7 @@ from ..edgenode import cmd_line_decoder as runner
 from ..errors import PandaBpsError, StagingError
 from ..files import write_text
 from ..plan.commands import locate_runner, make_shell_safe
+from ..plan.graph import GRAPH_KEY
 from ..plan.model import JobPlan, TaskPlan
 from ..settings.run import RUNNER_NAME
 from ..staging.sources import MANIFEST_NAME, Digest, Manifest, digest_file, parse_manifest, render_manifest
@@ -38,8 +39,8 @@ from ..staging.transfers import describe_cause
 from ..status.records import JobRecord
 from ..status.verdicts import PACKAGED_RULES
 from ..status.vocabulary import OUT_OF_MEMORY, OUT_OF_TIME
-from .files import PARAMETERS_DIRECTORY, read_plan
-from .jobs import CALL, GRAPH_KEY, RunJobs, shard_of
+from .files import PARAMETERS_DIRECTORY, find_resource, read_plan
+from .jobs import CALL, RunJobs, shard_of
 from .record import RunRecord
 
 _PIPETASK = re.compile(
@@ -292,7 +293,7 @@ class _SetUp:
         """Copy the quantum graph, and return what the manifest is to say of it."""
         name = self._graph
         digest = manifest.files.get(name)
-        place = ResourcePath(_as_uri(self._call.area), forceDirectory=True).join(name)
+        place = find_resource(self._call.area, directory=True).join(name)
         # A damaged graph is copied as it is, so that the runner finds that out.
         sound = not place.isLocal or (
             os.path.isfile(place.ospath) and digest in (None, digest_file(place.ospath))
@@ -333,7 +334,11 @@ class _SetUp:
             target.parent.mkdir(parents=True, exist_ok=True)
             if source.is_dir():
                 shutil.copytree(source, target)
-            elif name != self._graph or quanta is None or not self._reduce_graph(_local(source), quanta):
+            elif (
+                name != self._graph
+                or quanta is None
+                or not self._reduce_graph(find_resource(str(source), directory=False), quanta)
+            ):
                 shutil.copy(source, target)
         self._notes.append(
             f"The staging area {self._call.area} cannot be read here ({reason}): the files are those of the "
@@ -348,13 +353,13 @@ class _SetUp:
         writes to the directory.
         """
         try:
-            config = Config(ButlerConfig(location))
-            root = ButlerConfig(location).configDir
+            read = ButlerConfig(location)
         except Exception as error:  # each store has errors of its own
             raise PandaBpsError(
                 f"The run's Butler {location} cannot be read here: {describe_cause(error)}. Set the job up "
                 "on a machine that sees it."
             ) from error
+        config, root = Config(read), read.configDir
         where = str(config.get("root") or (root.geturl() if root is not None else location))
         found = config["datastore"].toDict()
         children = [each["datastore"] for each in found["datastores"]] if "datastores" in found else [found]
@@ -475,14 +480,6 @@ class _SetUp:
         except (OSError, runner.FailureError) as error:
             self._notes.append(f"The payload's command line cannot be made: {error}.")
             return ""
-
-
-def _as_uri(area: str) -> str:
-    return area if "://" in area else Path(area).as_uri()
-
-
-def _local(path: Path) -> ResourcePath:
-    return ResourcePath(path.as_uri(), forceDirectory=False)
 
 
 def _read_manifest(area: Any) -> Manifest:

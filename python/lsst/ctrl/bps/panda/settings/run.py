@@ -18,6 +18,7 @@ __all__ = [
     "read_service_settings",
     "site_staging_area",
     "use_run_broker",
+    "wants_provenance",
 ]
 
 import getpass
@@ -418,9 +419,7 @@ def site_staging_area(site: str, folder: str, run: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether a host of a URL is this machine by its name alone: what goes there leaves no trace on a
-    network.
-    """
+    """Tell whether a URL's host is the loopback address, so that nothing sent there leaves this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
