@@ -216,6 +216,36 @@ def test_news_of_a_job_do_not_go_back(tmp_path):
     assert states == ["1Available11", "2Activated22", "3Available13", "2Activated32"]
 
 
+def test_an_abort_reaches_what_is_made_after_it(tmp_path):
+    made = _run(
+        tmp_path,
+        """
+        from idds.orm import commands
+        kinds = constants.CommandType
+
+        def command(kind):
+            commands.add_command(kind, constants.CommandStatus.Processed, 2, None, None)
+
+        def make():
+            for request_id in (1, 2):
+                transform = transforms.add_transform(
+                    request_id=request_id, workload_id=None, transform_type=constants.TransformType.Workflow)
+                processing = processings.add_processing(
+                    request_id=request_id, workload_id=None, transform_id=transform)
+                print(request_id, transforms.get_transform(transform_id=transform)["command"].name,
+                      processings.get_processing(processing_id=processing)["command"].name)
+
+        command(kinds.AbortRequest)
+        make()
+        command(kinds.ResumeRequest)
+        make()
+        """,
+    )
+    nothing = ["NoneCommand", "NoneCommand"]
+    aborted = ["AbortTransform", "AbortProcessing"]
+    assert made == ["1", *nothing, "2", *aborted, "1", *nothing, "2", *nothing]
+
+
 def test_what_has_no_news_is_polled_less_and_less_and_news_end_that(tmp_path):
     periods = _run(
         tmp_path,

@@ -380,6 +380,30 @@ def _rescue_commands(timing: Timing) -> None:
     clerk.Clerk.get_operation_requests, clerk.Clerk.get_request = select, get
 
 
+def _abort_what_comes_later(timing: Timing) -> None:
+    models = idds_module("idds.orm.base.models")
+    kinds = idds_module("idds.common.constants").CommandType
+
+    def aborted(request_id: int, session: Any) -> bool:
+        command = models.Command
+        commands = session.query(command.cmd_type).filter(command.request_id == request_id)
+        latest = commands.order_by(command.cmd_id.desc()).first()
+        return latest is not None and latest[0] == kinds.AbortRequest
+
+    def wrap(stock: Any, abort: Any) -> Any:
+        @idds_module("idds.orm.base.session").transactional_session  # type: ignore[untyped-decorator]
+        def add(request_id: int, *args: Any, session: Any = None, **kwargs: Any) -> Any:
+            if aborted(request_id, session):
+                kwargs["command"] = abort
+            return stock(request_id, *args, session=session, **kwargs)
+
+        return add
+
+    for name, abort in (("transform", kinds.AbortTransform), ("processing", kinds.AbortProcessing)):
+        module = idds_module(f"idds.orm.{name}s")
+        setattr(module, f"add_{name}", wrap(getattr(module, f"add_{name}"), abort))
+
+
 def offer_task_lookup(find: Callable[[int, str], int | None]) -> None:
     """Let iDDS find a task by its request's id and its name, before it submits the task again."""
     lookup = types.ModuleType(_TASK_LOOKUP)
@@ -406,6 +430,19 @@ _BEHAVIOUR = (
             "idds.orm.base.models:Command",
         ),
         _rescue_commands,
+    ),
+    Repair(
+        "commands that come early",
+        "a command to abort a request reaches the transforms and processings that it has, and not those that "
+        "are made while it is handled or afterwards",
+        "a run that is cancelled just after its submission runs to its end",
+        (
+            "idds.orm.transforms:add_transform",
+            "idds.orm.processings:add_processing",
+            "idds.orm.base.models:Command.cmd_type",
+            "idds.common.constants:CommandType.AbortProcessing",
+        ),
+        _abort_what_comes_later,
     ),
     Repair(
         "tasks by name",
