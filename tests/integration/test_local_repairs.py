@@ -246,6 +246,43 @@ def test_an_abort_reaches_what_is_made_after_it(tmp_path):
     assert made == ["1", *nothing, "2", *aborted, "1", *nothing, "2", *nothing]
 
 
+def test_a_command_that_is_done_is_not_begun_again(tmp_path):
+    states = _run(
+        tmp_path,
+        """
+        import datetime
+        from idds.agents.clerk import clerk
+        from idds.orm import commands
+        status = constants.CommandStatus
+
+        for request_id in (1, 2):
+            commands.add_command(
+                constants.CommandType.ResumeRequest, status.New, request_id, None, None)
+
+        @transactional_session
+        def age(session=None):
+            session.query(models.Command).update({"updated_at": datetime.datetime(2026, 1, 1)})
+
+        age()
+        agent = clerk.Clerk()
+        agent.is_ok_to_run_more_requests = lambda: True
+        # A worker that has done its command before the clerk goes on.
+        done = {"cmd_id": 1, "status": status.Processed, "locking": constants.CommandLocking.Idle}
+        agent.submit = lambda function, request, command: (
+            clerk.core_commands.update_commands([done]) if command == 1 else None)
+        agent.get_operation_requests()
+
+        @transactional_session
+        def show(session=None):
+            for row in session.query(models.Command).order_by(models.Command.cmd_id):
+                print(row.cmd_id, row.status.name, row.locking.name)
+
+        show()
+        """,
+    )
+    assert states == ["1", "Processed", "Idle", "2", "Processing", "Idle"]
+
+
 def test_what_has_no_news_is_polled_less_and_less_and_news_end_that(tmp_path):
     periods = _run(
         tmp_path,

@@ -380,6 +380,26 @@ def _rescue_commands(timing: Timing) -> None:
     clerk.Clerk.get_operation_requests, clerk.Clerk.get_request = select, get
 
 
+def _handle_commands_once(timing: Timing) -> None:
+    clerk = idds_module(_CLERK)
+    table = idds_module("idds.orm.base.models").Command
+    status = idds_module("idds.common.constants").CommandStatus
+    stock = clerk.core_commands
+
+    @idds_module("idds.orm.base.session").transactional_session  # type: ignore[untyped-decorator]
+    def update(commands: list[dict[str, Any]], session: Any = None) -> None:
+        begun = [each for each in commands if each.get("status") == status.Processing]
+        for each in begun:
+            open_ = session.query(table).filter(
+                table.cmd_id == each["cmd_id"], table.status.in_([status.New, status.Processing])
+            )
+            open_.update(each, synchronize_session=False)
+        if others := [each for each in commands if each not in begun]:
+            stock.update_commands(others, session=session)
+
+    clerk.core_commands = Overlay(stock, update_commands=update)
+
+
 def _abort_what_comes_later(timing: Timing) -> None:
     models = idds_module("idds.orm.base.models")
     kinds = idds_module("idds.common.constants").CommandType
@@ -430,6 +450,15 @@ _BEHAVIOUR = (
             "idds.orm.base.models:Command",
         ),
         _rescue_commands,
+    ),
+    Repair(
+        "commands done again",
+        "the clerk notes that a command has begun after it was handed to a worker, and several of them at "
+        "once; the worker may have noted its end before",
+        "abort and retry are done again every few seconds: a run that was cancelled and then restarted is "
+        "cancelled again",
+        (f"{_CLERK}:core_commands.update_commands", "idds.orm.base.models:Command.status"),
+        _handle_commands_once,
     ),
     Repair(
         "commands that come early",
