@@ -9,9 +9,10 @@ from lsst.ctrl.bps.wms_service import WmsRunReport
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 
 from lsst.ctrl import bps
-from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig, GenericWorkflow, GenericWorkflowJob
+from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig, GenericWorkflowJob
 from lsst.ctrl.bps.panda import PandaBpsWmsWorkflow, PanDAService
-from lsst.ctrl.bps.panda.errors import PlanError
+from lsst.ctrl.bps.panda.errors import PlanError, SettingsError
+from lsst.ctrl.bps.panda.plan.lazy import split
 from lsst.ctrl.bps.panda.plan.model import PlanSettings, RunIdentity
 from lsst.ctrl.bps.panda.plan.planner import make_plan
 from lsst.ctrl.bps.panda.report import make_run_list
@@ -21,16 +22,17 @@ newer = pytest.mark.skipif(not HAS_LAZY_GROUPS, reason="BPS without lazy groups"
 
 
 @newer
-def test_a_lazy_group_that_no_submission_made_is_refused():
+def test_a_lazy_group_of_core_has_stages_and_no_plan():
     examples = importlib.import_module("lsst.ctrl.bps.tests.gw_test_utils")
     workflow = examples.make_lazy_workflow("run", final=True)
+    assert [name for name, _ in split(workflow).commands] == ["job1", "lazy2"]
     run = RunIdentity("run", "", "", "", "", "", "", "", "", "", "")
     with pytest.raises(PlanError, match="'lazy2' of workflow 'run' is of kind LAZY_GROUP, which"):
         make_plan(workflow, PlanSettings(run=run, labels={}))
 
 
 def test_adding_to_a_run_that_goes_on_says_what_works():
-    with pytest.raises(NotImplementedError, match="no tasks can be added to a run. bpsBatchSubmission does"):
+    with pytest.raises(SettingsError, match="IDDS_BUILD_REQUEST_ID is not set.*use bpsBatchSubmission"):
         PandaBpsWmsWorkflow("run", BpsConfig({})).add_to_parent_workflow(BpsConfig({}))
 
 
@@ -42,8 +44,13 @@ def test_the_stages_of_a_batch_submission_become_no_plan(tmp_path):
         wms_service_class_fqn="lsst.ctrl.bps.panda.PanDAService",
     )
     if HAS_LAZY_GROUPS:
-        workflow = PanDAService(config).prepare(config, GenericWorkflow("run_ctrl"), str(tmp_path))
-        assert (workflow.name, workflow.planned_by_task) == ("run", True)
+        config[".bps_defined.configFile"] = str(tmp_path / "run.yaml")
+        config[".bps_defined.runQgraphFile"] = str(tmp_path / "run.qg")
+        make = importlib.import_module("lsst.ctrl.bps.batch_submit").create_batch_stages
+        workflow = PanDAService(config).prepare(config, make(config, str(tmp_path))[0], str(tmp_path))
+        names = [name for name, _ in workflow.stages.commands]
+        assert (workflow.name, names) == ("run", ["buildQuantumGraph", "preparePayloadWorkflow"])
+        assert workflow.stages.rest == b""
     assert list(tmp_path.iterdir()) == []
 
 

@@ -511,7 +511,7 @@ def test_a_part_that_is_built_at_its_site_takes_all_it_needs_along(tmp_path):
     part = record.parts[0]
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text("")
-    make_archive(tmp_path / "jobO.tar.gz", [part.file], overlay)
+    make_archive(tmp_path / "jobO.tar.gz", [part.file], [overlay])
     place = tmp_path / "site"
     place.mkdir()
     with tarfile.open(tmp_path / "jobO.tar.gz") as archive:

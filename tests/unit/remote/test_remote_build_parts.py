@@ -9,7 +9,7 @@ import tarfile
 import pytest
 
 from lsst.ctrl import bps
-from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig
+from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig, GenericWorkflowJob
 from lsst.ctrl.bps.panda.edgenode import build_cmd_line_decoder
 from lsst.ctrl.bps.panda.errors import SettingsError
 from lsst.ctrl.bps.panda.idds.workflow import Submission, make_build_submission, render_update
@@ -18,7 +18,6 @@ from lsst.ctrl.bps.panda.plan.model import Resources
 from lsst.ctrl.bps.panda.remote.request import make_archive
 from lsst.ctrl.bps.panda.settings.remote import (
     BuildSettings,
-    is_batch_submission,
     is_remote_build,
     read_build_settings,
 )
@@ -107,7 +106,7 @@ def test_an_archive_holds_the_configuration_and_what_it_includes(place):
     (place / "data").mkdir()
     (place / "data" / "table.csv").write_text("1")
     archive = place / "jobO.1.tar.gz"
-    make_archive(archive, [str(place / "user" / "run.yaml"), str(place / "data")], place / "over.yaml")
+    make_archive(archive, [str(place / "user" / "run.yaml"), str(place / "data")], [place / "over.yaml"])
     assert set(names_in(archive)) == {
         "run.yaml", "parts/more.yaml", "parts/deep/last.yaml", "data/table.csv", "over.yaml",
     }  # fmt: skip
@@ -117,14 +116,14 @@ def test_two_files_of_one_name(place):
     twin = place / "user" / "over.yaml"
     twin.write_text("d: 1\n")
     with pytest.raises(SettingsError, match=r"Two files .* called over.yaml"):
-        make_archive(place / "a.tar.gz", [str(twin)], place / "over.yaml")
+        make_archive(place / "a.tar.gz", [str(twin)], [place / "over.yaml"])
     assert not (place / "a.tar.gz").exists()
 
 
 def test_too_large(place):
     (place / "noise").write_bytes(os.urandom(11 * 1024**2))
     with pytest.raises(SettingsError, match="Largest: noise"):
-        make_archive(place / "a.tar.gz", [str(place / "noise")], place / "over.yaml")
+        make_archive(place / "a.tar.gz", [str(place / "noise")], [place / "over.yaml"])
     assert sorted(path.name for path in place.iterdir() if "tar" in path.name) == []
 
 
@@ -176,6 +175,8 @@ def test_the_arguments_of_an_update():
 def test_a_build_task_counts_as_a_job(status, counted):
     empty = FileCounts()
     assert count_build_job(TransformRecord(1, 2, "build_task", status, outputs=empty)).outputs == counted
+    killed = count_build_job(TransformRecord(1, 2, "build_task", status, outputs=empty), aborted=True)
+    assert killed.outputs == (FileCounts(total=1) if counted.failed else counted)
     other = TransformRecord(1, 3, "u_x_01_isr_01", status, outputs=empty)
     assert count_build_job(other) is other
     known = TransformRecord(1, 2, "build_task", status, outputs=FileCounts(total=1, missing=1))
@@ -209,16 +210,30 @@ def test_the_launcher_says_what_it_needs(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-def test_the_stages_of_a_batch_submission_ask_for_memory():
-    """Only where BPS has them; the section wins."""
-    has_stages = hasattr(bps, "GenericWorkflowLazyGroup")
-    stages = {"bpsBatchSubmission": True, "preparePayloadWorkflow": {"requestMemory": 40000}}
-    plain = {"requestMemory": 3000}
-    assert read({}, LSST_VERSION="w_1", **stages, **plain).resources.memory == (40000 if has_stages else 3000)
-    assert read({"requestMemory": 5000}, LSST_VERSION="w_1", **stages, **plain).resources.memory == 5000
-    config = make_config({}, **stages)
-    assert is_batch_submission(config) == is_remote_build(config) == has_stages
+def test_a_batch_submission_is_a_build_where_bps_has_them():
+    assert is_remote_build(make_config({}, bpsBatchSubmission=True)) == hasattr(
+        bps, "GenericWorkflowLazyGroup"
+    )
     assert not is_remote_build(make_config({}, bpsBatchSubmission=False))
+
+
+def test_the_task_has_the_most_that_a_stage_asks_for_unless_the_section_says_more():
+    def resources(section, *stages):
+        jobs = [GenericWorkflowJob(f"j{number}", "label", **stage) for number, stage in enumerate(stages)]
+        return read_build_settings(make_config(section, LSST_VERSION="w_1"), {}, jobs).resources
+
+    one = {"request_memory": 1000, "memory_multiplier": 3, "number_of_retries": 1, "request_memory_max": 5000}
+    two = {"request_memory": 1500, "number_of_retries": 0}
+    both = resources({}, one, two)
+    assert (both.memory, both.memory_growth, both.attempts, both.memory_max) == (1500, 3, 2, 491520)
+    assert [both.memory_of(attempt) for attempt in (1, 2)] == [1500, 4500]
+    assert resources({}, one, {**two, "request_memory_max": 3000}).memory_max == 5000
+    assert resources({}, two).memory_growth == 1
+    own = {"requestMemory": 900, "memoryMultiplier": 2, "numberOfRetries": 4, "requestMemoryMax": 2000}
+    own = resources(own, one, two)
+    assert (own.memory, own.memory_growth, own.attempts, own.memory_max) == (900, 2, 5, 2000)
+    with pytest.raises(SettingsError, match=r"requestMemory of job 'j0' is 'much' \(as the job has it\)"):
+        resources({}, {"request_memory": "much"})
 
 
 @pytest.mark.parametrize("word", ["no", "false", "Off", "0", "none", " no "])

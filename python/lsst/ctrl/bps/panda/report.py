@@ -684,8 +684,8 @@ _ADVICE: tuple[tuple[Callable[[RunEvidence], bool], str], ...] = (
     (attrgetter("successor"), "bps report --id {new_id} shows the run that completes this one."),
     (
         _has_no_plan,
-        "the task that makes the plan of the run did not succeed, so there is nothing to restart: fix the "
-        "cause, and submit the run once more.",
+        "the task that makes the plan of the run did not succeed, so there is nothing to restart: if it was "
+        "not cancelled, fix the cause, and submit the run once more.",
     ),
     (
         _can_restart,

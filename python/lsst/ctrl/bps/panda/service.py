@@ -32,7 +32,7 @@ from .errors import PandaBpsError, RunNotFoundError, SettingsError, TransportErr
 from .findings import Finding, report_findings
 from .insight.logs import LogTransport, TailReader, find_first_attempts
 from .plan.document import describe_plan
-from .remote.request import is_control_workflow, submit_build, submit_control_workflow
+from .remote.request import split_for_task, submit_build, submit_stages
 from .report import (
     LISTED_JOBS,
     describe_counts,
@@ -155,8 +155,8 @@ class PanDAService(BaseWmsService):
         submit_path = out_prefix or RunConfiguration(config).submit_path
         log_into(submit_path)
         protect_environment_dumps(submit_path)
-        if is_control_workflow(config, generic_workflow):
-            return PandaBpsWmsWorkflow.without_plan(config)
+        if stages := split_for_task(generic_workflow, self.settings().environment):
+            return PandaBpsWmsWorkflow.without_plan(config, stages)
         # BPS has generated values (bpsGenerateConfig) since the configuration was checked.
         report_findings(check_values(config, self.settings().environment), is_dry_run=is_dry_run())
         workflow = PandaBpsWmsWorkflow.from_generic_workflow(
@@ -188,8 +188,8 @@ class PanDAService(BaseWmsService):
                 "lsst.ctrl.bps.panda.PanDAService only; 'panda_bps build CONFIG' works with any."
             )
         connection = self._connect()
-        if workflow.planned_by_task:
-            submit_control_workflow(connection, workflow)
+        if workflow.stages is not None:
+            submit_stages(connection, workflow)
         else:
             record, submission = workflow.read_record(), workflow.submission
             stage = partial(

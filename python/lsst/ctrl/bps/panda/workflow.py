@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["PandaBpsWmsWorkflow"]
 
+import logging
 import os
 from dataclasses import replace
 from functools import cached_property
@@ -20,14 +21,19 @@ from .files import write_text
 from .findings import Finding
 from .idds.workflow import Submission, make_submission, make_workflow
 from .plan.document import render_plan, render_table
+from .plan.graph import GRAPH_KEY, find_quantum_graph
+from .plan.lazy import Stages, join
 from .plan.model import StagedFile, WorkflowPlan
 from .plan.planner import make_plan, require_success
 from .rucio.step import add_step, find_graph
+from .runs.client import connect
 from .runs.files import PARAMETERS_DIRECTORY, PLAN_NAME, REGISTRATION_NAME, find_outputs
 from .runs.provenance import LABEL as PROVENANCE
 from .runs.provenance import add_step as add_provenance
 from .runs.record import RunRecord, read_record
+from .runs.submit import add_to_request
 from .settings.configuration import RunConfiguration
+from .settings.remote import REQUEST_VARIABLE, REST_VARIABLE, SIGNATURE_VARIABLE
 from .settings.rucio import LABEL, read_registration_settings
 from .settings.run import (
     RunSettings,
@@ -36,6 +42,9 @@ from .settings.run import (
     read_service_settings,
     wants_provenance,
 )
+from .staging import stage
+
+_LOG = logging.getLogger(__name__)
 
 
 class PandaBpsWmsWorkflow(BaseWmsWorkflow):
@@ -57,13 +66,13 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
         self._registration: Registration | None = None
         self._outputs: tuple[tuple[str, str], ...] = ()
         self.run_attrs: dict[str, str] = {}
-        self.planned_by_task = False
+        self.stages: Stages | None = None
 
     @classmethod
-    def without_plan(cls, config: BpsConfig) -> PandaBpsWmsWorkflow:
-        """Make the workflow of a run whose plan a task will make."""
+    def without_plan(cls, config: BpsConfig, stages: Stages) -> PandaBpsWmsWorkflow:
+        """Make the workflow of a run whose plan a task will make, after these stages."""
         workflow = cls(RunConfiguration(config).name, config)
-        workflow.planned_by_task = True
+        workflow.stages = stages
         return workflow
 
     @classmethod
@@ -71,13 +80,15 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
         cls, config: BpsConfig, generic_workflow: GenericWorkflow, out_prefix: str, service_class: str
     ) -> PandaBpsWmsWorkflow:
         # Docstring inherited.
+        environment = read_service_settings(config).environment
+        if REST_VARIABLE in environment:
+            generic_workflow = _complete(generic_workflow, environment[REST_VARIABLE])
         workflow = cls(generic_workflow.name, config)
         workflow.service_class = service_class
         submit_path = out_prefix or RunConfiguration(config).submit_path
         workflow.submit_path = submit_path
         workflow.run_attrs = dict(generic_workflow.run_attrs)
         workflow._outputs = find_outputs(generic_workflow)
-        environment = read_service_settings(config).environment
         # A command leaves nothing in a Butler.
         registration = None if workflow.is_command else read_registration_settings(config, environment)
         closes = not workflow.is_command and wants_provenance(config, environment)
@@ -155,11 +166,23 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
         return self.plan.files + shards
 
     def add_to_parent_workflow(self, config: BpsConfig) -> None:
-        """Refuse ``bps batch-prepare``: iDDS adds no tasks to a request that runs."""
-        raise NotImplementedError(
-            "'bps batch-prepare' does not work on PanDA, where no tasks can be added to a run. "
-            "bpsBatchSubmission does: 'bps submit' has quantum graph and plan made by a task of its own."
+        """Stage the files, and give the run to the request of the build task that runs this."""
+        service = read_service_settings(None)
+        names = (REQUEST_VARIABLE, SIGNATURE_VARIABLE)
+        if missing := [name for name in names if not service.environment.get(name)]:
+            raise SettingsError(
+                f"{missing[0]} is not set, so this is not a build task of iDDS, which sets it. Tasks can be "
+                "added to a run by its build task only: use bpsBatchSubmission with bps submit."
+            )
+        assert self.submit_path is not None
+        # This directory goes with the task; a restart needs the plan.
+        plan = StagedFile("plan", os.path.join(self.submit_path, PLAN_NAME), PLAN_NAME)
+        stage([*self.staged_files(), plan], self.settings.staging)
+        request_id, signature = (service.environment[name] for name in names)
+        add_to_request(
+            connect(service).relay, self.submission, request_id=int(request_id), signature=signature
         )
+        _LOG.info("Request %s has its workflow: %d jobs", request_id, self.plan.job_count)
 
     def write(self, out_prefix: str) -> None:
         """Write plan, parameters and run record into the submit directory."""
@@ -185,3 +208,12 @@ class PandaBpsWmsWorkflow(BaseWmsWorkflow):
     def read_record(self) -> RunRecord:
         """Read the record that `write` has written."""
         return read_record(self.submit_path or "")
+
+
+def _complete(payload: GenericWorkflow, rest: str) -> GenericWorkflow:
+    """Return the workflow of a stage of a build task with what comes after the stages, if there is a file."""
+    graph = find_quantum_graph(payload)
+    if os.path.exists(graph):
+        # BPS takes it for granted that the submit directory is where the jobs run.
+        payload.get_file(GRAPH_KEY).wms_transfer = True
+    return join(payload, Path(rest).read_bytes(), os.path.dirname(rest)) if os.path.exists(rest) else payload

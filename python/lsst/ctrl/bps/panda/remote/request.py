@@ -6,8 +6,9 @@ The program that the task runs is `~lsst.ctrl.bps.panda.remote.site`.
 
 from __future__ import annotations
 
-__all__ = ["is_control_workflow", "make_archive", "submit_build", "submit_control_workflow"]
+__all__ = ["make_archive", "split_for_task", "submit_build", "submit_stages"]
 
+import json
 import logging
 import os
 import shlex
@@ -21,19 +22,20 @@ import yaml
 
 from lsst.ctrl.bps import BpsConfig, GenericWorkflow
 
-from ..errors import SettingsError
+from ..errors import PlanError, SettingsError
 from ..files import replacing
 from ..idds.workflow import make_build_submission
 from ..plan.commands import LINE_END
 from ..plan.document import RunAttributes
+from ..plan.lazy import Stages, split
 from ..rest.panda_api import MAX_CACHE_FILE
 from ..runs.client import Connection
-from ..runs.files import protect_environment_dumps
+from ..runs.files import REST_NAME, STAGES_NAME, protect_environment_dumps
 from ..runs.record import RunRecord, RunSection
 from ..runs.submit import submit_run
 from ..settings.bps_command import configuration_file, log_into
 from ..settings.configuration import RunConfiguration
-from ..settings.remote import is_batch_submission, read_build_settings
+from ..settings.remote import REQUEST_VARIABLE, read_build_settings
 from ..workflow import PandaBpsWmsWorkflow
 
 _LOG = logging.getLogger(__name__)
@@ -41,31 +43,47 @@ _LOG = logging.getLogger(__name__)
 _SERVICE = "lsst.ctrl.bps.panda.PanDAService"
 _LOCAL_SERVICE = "lsst.ctrl.bps.panda.LocalPanDAService"
 
-CONTROL_SUFFIX = "_ctrl"
-"""End of the name of the workflow that BPS makes of a submission's stages."""
-
 SITE_SUBMIT_PATH = "${PWD}/submit/{outputRun}"
 """Submit directory of the site: that of the submit host is not there."""
 
 
-def is_control_workflow(config: BpsConfig, workflow: GenericWorkflow) -> bool:
-    """Tell whether a workflow consists of the stages of a submission
-    (``bpsBatchSubmission``), which a task that makes the plan at the site replaces.
+def split_for_task(workflow: GenericWorkflow, environment: Mapping[str, str]) -> Stages | None:
+    """Return the stages that a build task runs if a workflow has a lazy group; `None` if it has none.
+
+    The jobs of a lazy group may not hold another one, which is a `PlanError`.
     """
-    return is_batch_submission(config) and workflow.name.endswith(CONTROL_SUFFIX)
+    stages = split(workflow)
+    if stages is not None and environment.get(REQUEST_VARIABLE):
+        raise PlanError(
+            f"The lazy group of this run has made another one, {stages.jobs[-1].name!r}. iDDS takes the "
+            "tasks of a run that its build task makes once, so lazy groups cannot be nested."
+        )
+    return stages
 
 
-def submit_control_workflow(connection: Connection, workflow: PandaBpsWmsWorkflow) -> None:
-    """Submit the task that makes the plan of a workflow without one, and set the
+def submit_stages(connection: Connection, workflow: PandaBpsWmsWorkflow) -> None:
+    """Submit the task that runs the stages of a workflow without a plan, and set the
     workflow's id and submit directory.
     """
-    file = configuration_file() or RunConfiguration(workflow.config).file
-    built = submit_build(connection, config=workflow.config, config_file=file)
+    run = RunConfiguration(workflow.config)
+    file = configuration_file() or run.file
+    if not file:
+        # A program has made the configuration.
+        directory = Path(run.submit_path).absolute()
+        directory.mkdir(parents=True, exist_ok=True)
+        file = os.fspath(directory / f"{run.name}_config.yaml")
+        Path(file).write_text(yaml.safe_dump(run.content), encoding="utf-8")
+    built = submit_build(connection, config=workflow.config, config_file=file, stages=workflow.stages)
     workflow.run_id, workflow.submit_path = built.run_id, built.submit_path
 
 
 def submit_build(
-    connection: Connection, *, config: BpsConfig, config_file: str, **kwargs: Any
+    connection: Connection,
+    *,
+    config: BpsConfig,
+    config_file: str,
+    stages: Stages | None = None,
+    **kwargs: Any,
 ) -> PandaBpsWmsWorkflow:
     """Submit the task that makes the plan of a run at a site; return a workflow with the run's name and id.
 
@@ -75,10 +93,12 @@ def submit_build(
     submit_path = Path(run.submit_path).absolute()
     log_into(str(submit_path))
     protect_environment_dumps(submit_path)
-    settings = read_build_settings(config, connection.settings.environment)
+    settings = read_build_settings(config, connection.settings.environment, stages.jobs if stages else ())
     overlay = _write_overlay(run, Path(config_file), submit_path)
     archive = submit_path / f"jobO.{uuid.uuid4()}.tar.gz"
-    make_archive(archive, [config_file, *settings.files], overlay)
+    own = [overlay, *(_write_stages(stages, submit_path) if stages else ())]
+    files = [config_file, *settings.files, *(stages.files if stages else ())]
+    make_archive(archive, files, own)
     site = str(kwargs.get("compute_site") or "")
     # How many jobs it has is not known yet.
     attributes = RunAttributes(
@@ -134,14 +154,24 @@ def _write_overlay(run: RunConfiguration, config_file: Path, submit_path: Path) 
     return path
 
 
-def make_archive(archive: Path, files: Iterable[str], overlay: Path) -> None:
-    """Pack files and directories, side by side, for PanDA's file cache, and the overlay as it is.
+def _write_stages(stages: Stages, submit_path: Path) -> list[Path]:
+    """Write what the build task needs to run stages: their commands, and what comes after them."""
+    commands, rest = submit_path / STAGES_NAME, submit_path / REST_NAME
+    commands.write_text(json.dumps(stages.commands), encoding="utf-8")
+    if not stages.rest:
+        return [commands]
+    rest.write_bytes(stages.rest)
+    return [commands, rest]
+
+
+def make_archive(archive: Path, files: Iterable[str], own: Iterable[Path]) -> None:
+    """Pack files and directories, side by side, for PanDA's file cache, and the plugin's own as they are.
 
     YAML files that a configuration includes by a relative path are added.  Two files of one name, or too many
     bytes, are a `SettingsError`.
     """
     members: dict[str, str] = {}
-    for name, path in (*_members(files), (overlay.name, os.fspath(overlay))):
+    for name, path in (*_members(files), *((path.name, os.fspath(path)) for path in own)):
         if members.setdefault(name, path) != path:
             raise SettingsError(
                 f"Two files of the remote build are called {name}: {members[name]} and {path}. Rename one."

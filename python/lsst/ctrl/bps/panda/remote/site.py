@@ -1,5 +1,6 @@
 """The program of the task of a remote build, at the site: it fetches the configuration, makes quantum graph
-and plan with BPS, stages the files, gives the workflow to iDDS, and sends record and plan to the submit host.
+and plan with BPS or has the stages of a workflow do so, has the files staged and the workflow given to iDDS,
+and sends record and plan to the submit host.
 """
 
 from __future__ import annotations
@@ -7,40 +8,48 @@ from __future__ import annotations
 __all__ = ["main", "send_reply"]
 
 import gzip
+import json
 import logging
 import os
+import subprocess
 import sys
 import tempfile
+import time
+from collections import deque
 from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from lsst.ctrl.bps.drivers import prepare_driver
+from lsst.ctrl.bps.initialize import init_submission
 
 from lsst.ctrl.bps import BpsSubprocessError
 
 from ..edgenode import cmd_line_decoder as runner
-from ..errors import PandaBpsError, RefusedError, SettingsError
-from ..idds.workflow import render_update
-from ..plan.model import StagedFile
+from ..errors import PandaBpsError, SettingsError
+from ..plan.lazy import CONFIG_VARIABLE, GRAPH_VARIABLE
 from ..rest.panda_api import PandaApi
 from ..runs.client import PLAN_SUFFIX, RECORD_SUFFIX, Connection, connect
-from ..runs.files import PLAN_NAME, REGISTRATION_NAME
+from ..runs.files import PLAN_NAME, REGISTRATION_NAME, REST_NAME, STAGES_NAME
 from ..runs.record import BuildReply, read_record
-from ..settings.remote import REQUEST_VARIABLE
+from ..settings.configuration import RunConfiguration
+from ..settings.remote import REQUEST_VARIABLE, REST_VARIABLE, SIGNATURE_VARIABLE
 from ..settings.run import read_service_settings
-from ..staging import stage
 from ..workflow import PandaBpsWmsWorkflow
 
 _LOG = logging.getLogger(__name__)
 
-SIGNATURE_VARIABLE = "IDDS_BUIL_SIGNATURE"
-"""How iDDS spells it."""
-
 LAST_LINES = 8
 """Lines of a failed command's output that the error repeats."""
 
-_ALREADY = "already has defined workflow"
+
+class _StageError(PandaBpsError):
+    """A stage that did not succeed."""
+
+    def __init__(self, message: str, *, begun_at: float, output: Sequence[str]) -> None:
+        super().__init__(message)
+        self.begun_at = begun_at
+        self.output = output
 
 
 def main(argv: Sequence[str], environment: MutableMapping[str, str]) -> int:
@@ -71,11 +80,14 @@ def _last_words(error: Exception) -> str:
     """Return the last lines of output of a command that failed under BPS: BPS
     names only their file, which is gone with the task.
     """
-    if not isinstance(error, BpsSubprocessError):
+    if not isinstance(error, (BpsSubprocessError, _StageError)):
         return ""
-    written = sorted(Path().rglob("*.out"), key=lambda path: path.stat().st_mtime)
-    text = written[-1].read_text(encoding="utf-8", errors="replace") if written else ""
-    lines = [line for line in text.splitlines() if line.strip()][-LAST_LINES:]
+    begun_at = getattr(error, "begun_at", 0.0)
+    times = sorted((path.stat().st_mtime, path) for path in Path().rglob("*.out"))
+    lines: Sequence[str] = getattr(error, "output", ())
+    if times and times[-1][0] >= begun_at:
+        lines = times[-1][1].read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = [line.rstrip() for line in lines if line.strip()][-LAST_LINES:]
     return "".join(f"\n{line}" for line in ["It ended with:", *lines]) if lines else ""
 
 
@@ -85,29 +97,74 @@ def _build(argv: Sequence[str], environment: MutableMapping[str, str]) -> None:
             f"Two or three arguments are needed (archive, configuration, site), not {list(argv)}."
         )
     archive, config_file, *site = argv
-    request_id, signature = _require(environment, REQUEST_VARIABLE), _require(environment, SIGNATURE_VARIABLE)
+    for name in (REQUEST_VARIABLE, SIGNATURE_VARIABLE):
+        _require(environment, name)
     connection = _connect(archive, environment)
     _unpack(connection.api, archive)
     keywords = {"compute_site": site[0]} if site and site[0] else {}
-    _, workflow = prepare_driver(config_file, **keywords)
+    make = _run_stages if Path(STAGES_NAME).is_file() else _prepare
+    submit_path = make(config_file, environment, keywords)
+    send_reply(connection.api, submit_path, _cache_name(archive))
+
+
+def _prepare(config_file: str, environment: Mapping[str, str], keywords: Mapping[str, str]) -> str:
+    """Make the plan as ``bps prepare`` does, and give it to iDDS; return the submit directory."""
+    config, workflow = prepare_driver(config_file, **keywords)
     if not isinstance(workflow, PandaBpsWmsWorkflow):
         raise SettingsError(
             f"wmsServiceClass made a {type(workflow).__name__}; a remote build needs "
             "lsst.ctrl.bps.panda.PanDAService."
         )
-    assert workflow.submit_path is not None
-    # This directory goes with the task; a restart needs the plan.
-    plan = StagedFile("plan", os.path.join(workflow.submit_path, PLAN_NAME), PLAN_NAME)
-    stage([*workflow.staged_files(), plan], workflow.settings.staging)
-    _update(connection, workflow, int(request_id), signature)
-    send_reply(connection.api, workflow.submit_path, _cache_name(archive))
+    workflow.add_to_parent_workflow(config)
+    return str(workflow.submit_path)
 
 
-def _require(environment: Mapping[str, str], name: str) -> str:
-    value = environment.get(name, "")
-    if not value:
+def _run_stages(config_file: str, environment: Mapping[str, str], keywords: Mapping[str, str]) -> str:
+    """Run the stages of a workflow, the last of which makes the plan and gives it to iDDS; return the submit
+    directory.
+    """
+    config = init_submission(config_file, runWmsSubmissionChecks=True, **keywords)
+    run = RunConfiguration(config)
+    variables = {
+        CONFIG_VARIABLE: run.file or config_file,
+        GRAPH_VARIABLE: os.path.join(run.submit_path, run.text("qgraphFileTemplate")),
+        REST_VARIABLE: os.path.abspath(REST_NAME),
+    }
+    stages = json.loads(Path(STAGES_NAME).read_text(encoding="utf-8"))
+    for name, command in stages:
+        _run_stage(name, command, {**environment, **variables})
+    if not Path(run.submit_path, PLAN_NAME).is_file():
+        raise PandaBpsError(
+            f"{stages[-1][0]} succeeded without adding jobs to the run. Its command has to prepare a "
+            "workflow and call add_to_parent_workflow, as 'bps batch-prepare' does."
+        )
+    return run.submit_path
+
+
+def _run_stage(name: str, command: str, environment: Mapping[str, str]) -> None:
+    """Run the command of a stage and pass on what it prints; raise an error if it does not succeed."""
+    _LOG.info("Stage %s: %s", name, command)
+    begun_at, last = time.time(), deque[str](maxlen=LAST_LINES)
+    with subprocess.Popen(
+        ["bash", "-c", command],
+        env=dict(environment),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            sys.stdout.write(line)
+            last.append(line)
+    if code := process.returncode:
+        raise _StageError(f"{name} ended with exit code {code}.", begun_at=begun_at, output=last)
+
+
+def _require(environment: Mapping[str, str], name: str) -> None:
+    if not environment.get(name):
         raise SettingsError(f"{name} is not set, so this is not a build task of iDDS; it sets it.")
-    return value
 
 
 def _connect(archive: str, environment: MutableMapping[str, str]) -> Connection:
@@ -140,23 +197,6 @@ def _unpack(api: PandaApi, archive: str) -> None:
     except (runner.FailureError, runner.DamagedError) as error:
         raise PandaBpsError(f"the archive of the build cannot be unpacked: {error}") from None
     path.unlink()
-
-
-def _update(connection: Connection, workflow: PandaBpsWmsWorkflow, request_id: int, signature: str) -> None:
-    """Give the workflow to iDDS; doing so twice does no harm."""
-    submission = workflow.submission
-    for step in submission.steps:
-        connection.relay.submit_step(step, submission.keywords)
-    arguments = render_update(submission, request_id=request_id, signature=signature)
-    try:
-        connection.relay.call(
-            "update_build_request", arguments, safe=True, what=f"update request {request_id}"
-        )
-    except RefusedError as error:
-        if _ALREADY not in str(error):
-            raise
-        _LOG.warning("iDDS has the workflow of request %d already, from an earlier attempt", request_id)
-    _LOG.info("Request %d has its workflow: %d jobs", request_id, workflow.plan.job_count)
 
 
 def send_reply(api: PandaApi, submit_path: str | os.PathLike[str], archive: str) -> None:

@@ -38,6 +38,7 @@ from ..rest.relay import Relay
 from ..rest.retries import PING_RETRY, PING_TIMEOUTS, WaitingBudget
 from ..rest.transport import Transport
 from ..settings.run import ServiceSettings
+from ..status.bps_states import is_aborted
 from ..status.evidence import (
     PlanSummary,
     RunEvidence,
@@ -311,7 +312,8 @@ class RunClient:
         records = parse_requests(rows)
         if not records:
             raise RunNotFoundError(f"There is no run {request_id} on {self._server}.")
-        transforms = tuple(map(count_build_job, parse_transforms(rows)))
+        aborted = is_aborted(records[0])
+        transforms = tuple(count_build_job(each, aborted=aborted) for each in parse_transforms(rows))
         return RunEvidence(records[0], transforms, plan=_summary(record), asked_at=datetime.now(UTC))
 
     def contents(self, request_id: int, transform_id: int) -> tuple[ContentRecord, ...]:

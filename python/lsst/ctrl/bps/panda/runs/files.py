@@ -14,6 +14,8 @@ __all__ = [
     "PROVENANCE_REPORT_NAME",
     "RECORD_NAME",
     "REGISTRATION_NAME",
+    "REST_NAME",
+    "STAGES_NAME",
     "collect_outputs",
     "find_outputs",
     "find_resource",
@@ -62,6 +64,8 @@ REGISTRATION_NAME = "panda_rucio.json"
 PROVENANCE_GRAPH_NAME = "panda_provenance.qg"
 PROVENANCE_REPORT_NAME = "panda_provenance.json"
 PARAMETERS_DIRECTORY = "panda_files"
+STAGES_NAME = "panda_stages.json"
+REST_NAME = "panda_rest.pickle"
 
 _DUMP_SUFFIX = ".env.info.yaml"
 _HIDDEN = "[hidden]"

@@ -183,8 +183,8 @@ def _no_plan(request_id: int, *, complete: bool) -> str:
         )
     return (
         f"Run {request_id} was to be planned at its site (remote build), and the task that makes the plan "
-        f"did not succeed, so there is nothing to restart. 'panda_bps logs {request_id}' says why; fix "
-        "that, and submit the run once more."
+        f"did not succeed, so there is nothing to restart. 'panda_bps logs {request_id}' says why, if "
+        "it was not cancelled; fix that, and submit the run once more."
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["refuse_known", "send", "submit_run", "tell_how_to_follow"]
+__all__ = ["add_to_request", "refuse_known", "send", "submit_run", "tell_how_to_follow"]
 
 import contextlib
 import logging
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from ..errors import PandaBpsError, RefusedError, ReplyError, SubmissionUncertainError, TransportError
-from ..idds.workflow import Submission
+from ..idds.workflow import Submission, render_update
 from ..rest.relay import Relay
 from ..staging import CANCELLED, write_marker
 from ..status.records import RequestRecord
@@ -27,6 +27,9 @@ TWIN_MARGIN = 10.0
 
 TWIN_DISTANCE = 20
 """Most requests before its own that a submission looks at."""
+
+_HAS_WORKFLOW = "already has defined workflow"
+"""What iDDS says to a build task that brings its run once more."""
 
 LOOK_UP_SECONDS = 120.0
 """How long a run that may have been created is looked for by its name."""
@@ -99,6 +102,21 @@ def submit_run(
             raise
         record_submission(settings, record, request_id, request_bytes=request_bytes)
     return request_id
+
+
+def add_to_request(relay: Relay, submission: Submission, *, request_id: int, signature: str) -> None:
+    """Give a run to the request of its build task, which proves itself by the signature; doing so twice does
+    no harm.
+    """
+    for step in submission.steps:
+        relay.submit_step(step, submission.keywords)
+    arguments = render_update(submission, request_id=request_id, signature=signature)
+    try:
+        relay.call("update_build_request", arguments, safe=True, what=f"update request {request_id}")
+    except RefusedError as error:
+        if _HAS_WORKFLOW not in str(error):
+            raise
+        _LOG.warning("iDDS has the workflow of request %d already, from an earlier attempt", request_id)
 
 
 def refuse_known(relay: Relay, name: str) -> None:

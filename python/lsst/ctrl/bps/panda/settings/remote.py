@@ -5,18 +5,20 @@ from __future__ import annotations
 __all__ = [
     "BuildSettings",
     "REQUEST_VARIABLE",
+    "REST_VARIABLE",
     "RemoteBuildSection",
-    "is_batch_submission",
+    "SIGNATURE_VARIABLE",
     "is_remote_build",
     "read_build_settings",
 ]
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lsst.ctrl import bps
-from lsst.ctrl.bps import BpsConfig
+from lsst.ctrl.bps import BpsConfig, GenericWorkflowJob
 
 from ..errors import SettingsError
 from ..plan.model import Resources
@@ -40,6 +42,12 @@ SECTION = "remoteBuild"
 
 REQUEST_VARIABLE = "IDDS_BUILD_REQUEST_ID"
 """Variable of the environment of a build task: the request that it makes the plan for."""
+
+SIGNATURE_VARIABLE = "IDDS_BUIL_SIGNATURE"
+"""Variable of the environment of a build task by which it proves itself, as iDDS spells it."""
+
+REST_VARIABLE = "BPS_PANDA_REST_OF_WORKFLOW"
+"""Variable that a build task sets for its stages: the file with what comes after them."""
 
 
 class RemoteBuildSection(Section):
@@ -77,24 +85,23 @@ class BuildSettings:
     """Memory and attempts; the rest has no effect on a build."""
 
 
-_STAGES = ("buildQuantumGraph", "preparePayloadWorkflow")
-"""Sections of the jobs that BPS makes of the stages of a submission."""
-
-
 def is_remote_build(config: BpsConfig) -> bool:
     """Tell whether the plan of a run is to be made by a task."""
     section = config.get(SECTION)
     enabled = isinstance(section, BpsConfig) and not is_no(section.get("enabled", False))
-    return enabled or is_batch_submission(config)
+    # BPS makes jobs of the stages of a submission from 30.2026.4300 on.
+    return enabled or (
+        hasattr(bps, "GenericWorkflowLazyGroup") and bool(config.get("bpsBatchSubmission", False))
+    )
 
 
-def is_batch_submission(config: BpsConfig) -> bool:
-    """Tell whether BPS is to make jobs of the stages of the submission, as it can from 30.2026.4300 on."""
-    return hasattr(bps, "GenericWorkflowLazyGroup") and bool(config.get("bpsBatchSubmission", False))
+def read_build_settings(
+    config: BpsConfig, environment: Mapping[str, str], stages: Sequence[GenericWorkflowJob] = ()
+) -> BuildSettings:
+    """Read the settings of a remote build; raise `SettingsError` for a value that is missing or wrong.
 
-
-def read_build_settings(config: BpsConfig, environment: Mapping[str, str]) -> BuildSettings:
-    """Read the settings of a remote build; raise `SettingsError` for a value that is missing or wrong."""
+    For what the section does not say, the task has the largest that one of its stages asks for.
+    """
     lookup = KeyLookup(config, environment)
     section = config.get(SECTION) or BpsConfig({})
     enabled = section.get("enabled")
@@ -107,7 +114,8 @@ def read_build_settings(config: BpsConfig, environment: Mapping[str, str]) -> Bu
     lookup.check_variables("runnerCommand" if own_command else "buildCommand", [SECTION])
     keys = lookup.read(LabelKeys, SECTION)
     build = _read_section(config, section, environment)
-    memory = max([build.request_memory, *_memory_of_stages(config, section, environment)])
+    build = build.model_copy(update=_largest_of(stages, without=section))
+    memory = build.request_memory
     return BuildSettings(
         command=(
             keys.runner_command if own_command else lookup.read(BuildKeys, SECTION).build_command
@@ -143,14 +151,28 @@ def _read_section(
     )
 
 
-def _memory_of_stages(config: BpsConfig, section: BpsConfig, environment: Mapping[str, str]) -> list[int]:
-    """Return the memory that BPS's two stages ask for, MB, if the task does
-    their work and its section asks for none.
+def _largest_of(stages: Sequence[GenericWorkflowJob], *, without: Iterable[str]) -> dict[str, Any]:
+    """Return the largest value that a stage has for each key of the section, except for those in ``without``.
+
+    A stage without ``memoryMultiplier`` does not grow, and one without ``requestMemoryMax`` has no limit.
     """
-    if not is_batch_submission(config) or "requestMemory" in section:
-        return []
-    stages = [stage for stage in map(config.get, _STAGES) if isinstance(stage, BpsConfig)]
-    return [_read_section(config, stage, environment).request_memory for stage in stages]
+    found: dict[str, Any] = {}
+    for name, each in keys_of(RemoteBuildSection).items():
+        if name in without or not hasattr(GenericWorkflowJob, each.field):
+            continue
+        values = []
+        for stage in stages:
+            given = getattr(stage, each.field)
+            if given is None and name == "memoryMultiplier":
+                given = 1
+            read = RemoteBuildSection.parse(
+                {name: given}, source="as the job has it", title=f"{{}} of job {stage.name!r}"
+            )
+            if given is not None:
+                values.append(getattr(read, each.field))
+        if values and (name != "requestMemoryMax" or len(values) == len(stages)):
+            found[each.field] = max(values)
+    return found
 
 
 def _existing(files: Iterable[str]) -> tuple[str, ...]:

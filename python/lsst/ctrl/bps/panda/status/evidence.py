@@ -525,12 +525,16 @@ _COUNTS = {
 }
 
 
-def count_build_job(transform: TransformRecord) -> TransformRecord:
-    """Give the transform of a build task counters that follow its status; others are returned as they are."""
+def count_build_job(transform: TransformRecord, *, aborted: bool = False) -> TransformRecord:
+    """Give the transform of a build task counters that follow its status; others are returned as they are.
+
+    A run is over when its build fails by itself, so the one of an aborted run was killed.
+    """
     if transform.name != BUILD_TASK or (transform.outputs is not None and transform.outputs.total):
         return transform
     going = FileCounts(total=1) if transform.status in TERMINAL_STATUSES else FileCounts(total=1, activated=1)
-    return replace(transform, outputs=_COUNTS.get(transform.status, going))
+    counts = _COUNTS.get(transform.status, going)
+    return replace(transform, outputs=FileCounts(total=1) if aborted and counts.failed else counts)
 
 
 def tasks_by_request(tasks: Iterable[TaskRecord]) -> dict[int, tuple[TaskRecord, ...]]:
