@@ -21,7 +21,14 @@ from panda_documentation.pages import CHECKOUT, DOC, MARKDOWN, PAGES, RST, table
 from lsst.ctrl.bps.panda import errors
 from lsst.ctrl.bps.panda.campaign.record import RECORD_NAME as CAMPAIGN_NAME
 from lsst.ctrl.bps.panda.edgenode.cmd_line_decoder import ATTEMPTS_FOLDER
-from lsst.ctrl.bps.panda.runs.files import PARAMETERS_DIRECTORY, PLAN_NAME, RECORD_NAME, REGISTRATION_NAME
+from lsst.ctrl.bps.panda.runs.files import (
+    PARAMETERS_DIRECTORY,
+    PLAN_NAME,
+    RECORD_NAME,
+    REGISTRATION_NAME,
+    REST_NAME,
+    STAGES_NAME,
+)
 from lsst.ctrl.bps.panda.runs.record import RunRecord
 from lsst.ctrl.bps.panda.settings.bps_command import LOG_NAME
 from lsst.ctrl.bps.panda.settings.keys import KEYS
@@ -164,7 +171,7 @@ def asked(source: str, methods: set[str]) -> set[str]:
     }
 
 
-@pytest.mark.parametrize(("source", "methods"), [RELAY, API, ("remote/site.py", {"call"})])
+@pytest.mark.parametrize(("source", "methods"), [RELAY, API, ("runs/submit.py", {"call"})])
 def test_the_page_of_the_protocol_has_each_call(source, methods):
     text = (PAGES / "protocol.rst").read_text(encoding="utf-8")
     found = asked(source, methods)
@@ -176,6 +183,7 @@ def test_the_page_of_files_has_each_name():
     text = (PAGES / "files.rst").read_text(encoding="utf-8")
     staged = (MANIFEST_NAME, PARTIAL_NAME, TEMPORARY_FOLDER, CANCELLED, f"{ATTEMPTS_FOLDER}/")
     own = (PLAN_NAME, RECORD_NAME, CAMPAIGN_NAME, REGISTRATION_NAME, f"{PARAMETERS_DIRECTORY}/")
+    own += (STAGES_NAME, REST_NAME)
     names = (*own, LOG_NAME, *staged, KEYS["orderIdMapFilename"].default)
     assert [name for name in names if f"``{name}``" not in text] == []
 

@@ -82,6 +82,8 @@ BPS_KEYS = frozenset(
         "extraInitOptions",
         "extraRunQuantumOptions",
         "bpsBatchSubmission",
+        "buildQuantumGraph",
+        "preparePayloadWorkflow",
         "ordering",
     ]
 )
