@@ -115,6 +115,27 @@ def test_two_threads_never_take_the_same_row(tmp_path, kind):
     assert sorted(taken) == ["1", "2", "3"]
 
 
+def test_a_request_that_is_built_is_not_building_again(tmp_path):
+    """The clerk had read the request before the build task brought its workflow."""
+    assert _run(
+        tmp_path,
+        """
+        from idds.core import requests as core_requests
+        from idds.common.constants import RequestStatus
+        for before in (RequestStatus.Building, RequestStatus.Transforming):
+            core_requests.update_request(1, {"status": before})
+            core_requests.update_request(1, {"status": RequestStatus.Built})
+            changes = {"status": before, "update_retries": 7}
+            core_requests.update_request_with_transforms(1, changes, origin_status=before)
+            found = core_requests.get_request(request_id=1)
+            print(found["status"].name, found["update_retries"])
+        core_requests.update_request_with_transforms(
+            1, {"status": RequestStatus.Transforming}, origin_status=RequestStatus.Built)
+        print(core_requests.get_request(request_id=1)["status"].name)
+        """,
+    ) == ["Built", "7", "Built", "7", "Transforming"]
+
+
 def test_agents_that_start_leave_the_locks_of_those_that_work(tmp_path):
     counts = _run(
         tmp_path,

@@ -424,6 +424,24 @@ def _abort_what_comes_later(timing: Timing) -> None:
         setattr(module, f"add_{name}", wrap(getattr(module, f"add_{name}"), abort))
 
 
+def _keep_built(timing: Timing) -> None:
+    requests = idds_module("idds.orm.requests")
+    built = idds_module("idds.common.constants").RequestStatus.Built
+    stock = requests.update_request
+
+    class Changes(dict[str, Any]):
+        """What is set in a row; a status that is set afterwards, as the row has another one, is that one."""
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            super().__setitem__(name, built if name == "status" else value)
+
+    @functools.wraps(stock)
+    def update(request_id: int, parameters: Mapping[str, Any], *args: Any, **keywords: Any) -> Any:
+        return stock(request_id, Changes(parameters), *args, **keywords)
+
+    requests.update_request = update
+
+
 def offer_task_lookup(find: Callable[[int, str], int | None]) -> None:
     """Let iDDS find a task by its request's id and its name, before it submits the task again."""
     lookup = types.ModuleType(_TASK_LOOKUP)
@@ -472,6 +490,14 @@ _BEHAVIOUR = (
             "idds.common.constants:CommandType.AbortProcessing",
         ),
         _abort_what_comes_later,
+    ),
+    Repair(
+        "builds that are done",
+        "if a build task brings its workflow while the clerk works on the request, the clerk finds the "
+        "status Built and sets it back to Building",
+        "the request stays Building for ever, with a KeyError 'build_workflow' in the log at each look",
+        ("idds.orm.requests:update_request",),
+        _keep_built,
     ),
     Repair(
         "tasks by name",
