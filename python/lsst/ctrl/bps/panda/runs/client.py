@@ -59,7 +59,7 @@ from .files import (
     names_directory,
 )
 from .intention import describe_unsent, settle
-from .record import BuildReply, RunIndex, RunRecord
+from .record import BuildReply, RunIndex, RunRecord, read_record
 
 _LOG = logging.getLogger(__name__)
 
@@ -175,6 +175,19 @@ class RequestList(BaseModel):
     requests: tuple[RequestRecord, ...]
 
 
+def _find_last(record: RunRecord) -> RunRecord:
+    """Return the record of the last restart of a run, which is below the submit directory of the first."""
+    last = record
+    with contextlib.suppress(RunNotFoundError):
+        while last.restarted_as:
+            last = read_record(last.origin_directory / f"restart_{last.restarts}")
+    if last is not record:
+        _LOG.info(
+            "Run %s was restarted as run %s; this is about that one", record.request_id, last.request_id
+        )
+    return last
+
+
 class RunClient:
     """Finds the runs of a server and fetches what is known of them.
 
@@ -194,7 +207,8 @@ class RunClient:
         """Find a run, and its record if it is on this machine.
 
         Of several runs of one name it is the own one; a warning lists all.  A name that must be ``unique``
-        is refused then.
+        is refused then.  The directory of a run that was restarted stands for the last restart, as with other
+        workflow systems, where a restart has no id of its own.
 
         The record of a remote build is completed with what the site has sent, and that of an
         interrupted submission with what the server knows.  `RunNotFoundError` lists where the run was
@@ -210,6 +224,8 @@ class RunClient:
         record = self._find_record(text)
         if record is None:
             return FoundRun(int(text), None)
+        if names_directory(text):
+            record = _find_last(record)
         record = settle(self._relay, self.connection.settings, record)
         if record.request_id is None:
             raise RunNotFoundError(describe_unsent(record))
