@@ -103,6 +103,7 @@ BOUNDARIES = {
     "insight.cloud_log": "Google's client, an extra",
     "local.connections": "the only part that speaks with the web server's library",
     "local.executor": "jobs on this machine, apart from the server that hands them out",
+    "local.idds_repairs.commands": "repairs of what iDDS loses, apart from those that make it start",
     "local.idds_repairs.tuning": "repairs that make iDDS faster, apart from those that make it right",
     "local.idds_repairs.volume": "repairs of what iDDS reads without need, apart from those of its delays",
     "prompt.arrivals": "the only part that knows where images come from",

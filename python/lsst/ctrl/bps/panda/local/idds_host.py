@@ -28,7 +28,7 @@ from requests.adapters import BaseAdapter
 from . import idds_repairs
 from .database import MessageQueue, note_errors
 from .faults import Faults
-from .idds_repairs import Repair, idds_module, tuning, volume
+from .idds_repairs import Repair, commands, idds_module, tuning, volume
 from .idds_repairs.tuning import LOOP_WAKER, NEWS
 from .identity import Identity
 from .jedi import Jedi
@@ -42,7 +42,12 @@ _LOG = logging.getLogger(__name__)
 IDDS_VERSION = "2.6.21"
 """The version whose private parts are known."""
 
-REPAIRS: tuple[Repair, ...] = (*idds_repairs.REPAIRS, *tuning.REPAIRS, *volume.REPAIRS)
+REPAIRS: tuple[Repair, ...] = (
+    *idds_repairs.REPAIRS,
+    *commands.REPAIRS,
+    *tuning.REPAIRS,
+    *volume.REPAIRS,
+)
 """All repairs of iDDS's private parts."""
 
 _DISTRIBUTIONS = ("idds-server", "idds-common", "idds-workflow", "idds-doma", "idds-client", "idds-prompt")
