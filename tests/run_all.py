@@ -47,6 +47,7 @@ DEBIAN_PACKAGES: dict[str, tuple[tuple[str, ...], str]] = {
     "activemq": (("/usr/share/activemq/lib",), "*broker*"),
     "openssl": (("/usr/bin/openssl",), "*broker*"),
     "chromium": (("/usr/bin/chromium", "/usr/local/bin/chromium"), "*chromium*"),
+    "chromium-driver": (("/usr/bin/chromedriver", "/usr/local/bin/chromedriver"), "*chromium*"),
     "nodejs": (("/usr/bin/node", "/usr/local/bin/node"), "*oidc*"),
     "npm": (("/usr/bin/npm", "/usr/local/bin/npm"), "*oidc*"),
 }

@@ -47,7 +47,7 @@ FOREIGN = {
     "urllib3": {"rest"},
     "pandaclient": set(),
     "sqlalchemy": {"local"},
-    "waitress": {"local"},
+    "waitress": {"local", "web.server"},
     "flask": {"local", "web"},
     "astropy": {"demo"},
     "galsim": {"demo.simulate"},
@@ -111,14 +111,11 @@ BOUNDARIES = {
     "prompt.report": "reads what the process has written, which itself needs nothing of it",
     "remote.request": "the half of a remote build on the submit host",
     "rucio.checks": "asks Rucio and the Butler before a submission",
-    "runs.cancel": "a command of BPS",
     "runs.reproduction": "a command of panda_bps, and the only part that writes configurations of a Butler",
-    "runs.restart": "a command of BPS",
     "settings.schema": "for editors; nothing of a run needs it",
     "staging.area": "what `staging` offers to others",
     "staging.stores": "the places where an area lies: file system, lsst.resources",
     "warm.template": "a program, of which the pool shares what both have to agree on",
-    "web.page": "the only user of templates, and the positions of what they draw",
 }
 """Modules that one other module imports, and why they are not part of it."""
 

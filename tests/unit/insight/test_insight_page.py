@@ -90,7 +90,7 @@ def page():
 class Checker(HTMLParser):
     """Notes tags, and that each is closed in turn."""
 
-    VOID = {"meta", "br", "path", "rect", "line", "polyline"}
+    VOID = {"meta", "br", "input", "path", "rect", "line", "polyline"}
 
     def __init__(self):
         super().__init__()

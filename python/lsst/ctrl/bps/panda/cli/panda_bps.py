@@ -18,6 +18,7 @@ _HOMES = {
     "panda_bps_rucio": "rucio",
     "panda_bps_show": "errors html resources show",
     "panda_bps_watch": "watch",
+    "panda_bps_web": "web",
 }
 
 
@@ -29,6 +30,7 @@ def main() -> None:
 
     \b
     What is run 41 doing?        panda_bps watch 41
+    The same in a browser?       panda_bps web
     Why did jobs of it fail?     panda_bps errors 41
     What did a job print?        panda_bps logs 41 --failed
     Does it fail here, too?      panda_bps reproduce 41 JOB

@@ -10,6 +10,7 @@ __all__ = [
     "fetch_errors",
     "error_lines",
     "find_run",
+    "find_server",
     "html",
     "job_options",
     "local_option",
@@ -39,19 +40,18 @@ from ..errors import PandaBpsError, RunNotFoundError, SettingsError
 from ..files import write_text
 from ..insight.documents import make_document
 from ..insight.logs import LogTransport, TailReader, fold_lines
-from ..insight.overview import JobScope, Overview, fetch_evidence, make_overview
+from ..insight.overview import JobScope, Overview, explain_failures, fetch_evidence, fetch_overview
 from ..insight.resources import LabelResources, measure_resources, render_suggestions, write_plots
-from ..insight.task_graph import TaskGraph, make_task_graph
 from ..local import endpoint as local_endpoint
 from ..local import instance
 from ..report import describe_successor
-from ..runs.client import Connection, RunClient, connect
-from ..runs.files import names_directory, read_plan
+from ..runs.client import Connection, connect
+from ..runs.files import names_directory
 from ..runs.jobs import JobQuery, RunJobs
 from ..runs.record import RunEntry, RunIndex
 from ..settings.run import ServiceSettings, read_service_settings, use_run_broker
 from ..status.evidence import RunEvidence
-from ..status.failures import ErrorGroup, add_verdicts, find_remarks, group_errors, name_examples
+from ..status.failures import ErrorGroup, find_remarks
 from ..status.records import JobRecord, describe_data, render_count
 from ..status.verdicts import PACKAGED_RULES, Rulebook, parse_rulebook
 from ..version import __version__
@@ -88,7 +88,7 @@ def find_run(run: str | None, *, local: bool) -> RunArgument:
     an empty text (a variable of a script that is not set) none.  Which one was chosen is said on the standard
     error.
     """
-    settings, profile = _settings(local)
+    settings, profile = find_server(local)
     index = RunIndex(settings.state_directory, settings.url)
     run = _choose_run(run, {entry.request_id: entry for entry in index.entries()}, settings)
     record = None
@@ -102,7 +102,7 @@ def find_run(run: str | None, *, local: bool) -> RunArgument:
     return RunArgument(run, connect(settings))
 
 
-def _settings(local: bool) -> tuple[ServiceSettings, bool]:
+def find_server(local: bool) -> tuple[ServiceSettings, bool]:
     """Find out where PanDA is: the embedded one if it is asked for, by option
     or as BPS's service class, or if it runs and no other is known.
 
@@ -251,22 +251,14 @@ def show(argument: RunArgument, with_jobs: bool, as_json: bool, **which: str) ->
     if with_jobs or any(which.values()):
         _show_jobs(argument, JobQuery(**which), as_json)
         return
-    run, overview = _overview(argument, scope=JobScope.NONE, tasks=True, errors=False)
+    run, overview = fetch_overview(
+        argument.connection, argument.run, scope=JobScope.NONE, tasks=True, errors=False
+    )
     if as_json:
         write_json(make_document(overview, request_id=run.request_id, name=run.name))
         return
     print_lines([*_overview_lines(overview), *filter(None, [describe_successor(run)])])
     print_problems(overview.problems)
-
-
-def _overview(
-    argument: RunArgument, *, scope: JobScope = JobScope.ALL, tasks: bool = False, errors: bool = True
-) -> tuple[RunEvidence, Overview]:
-    found = RunClient(argument.connection).find(argument.run)
-    run = fetch_evidence(argument.connection, found, scope=scope, tasks=tasks, errors=errors)
-    area = found.record.staging_area if found.record is not None else ""
-    settings = argument.connection.settings
-    return run, make_overview(run, server=settings.url, monitor_url=settings.monitor_url, staging_area=area)
 
 
 def _show_jobs(argument: RunArgument, which: JobQuery, as_json: bool) -> None:
@@ -371,7 +363,8 @@ def fetch_errors(
     rulebook = read_rules(rules) if rules else PACKAGED_RULES
     scope = JobScope.UNSUCCESSFUL if recovered else JobScope.FAILED
     run = fetch_evidence(argument.connection, argument.run, scope=scope, which=JobQuery(**which))
-    return run, *_errors(argument, run, rulebook, label=which["label"], limit=limit, tail=tail)
+    reader = _tail_reader(argument, tail)
+    return run, *explain_failures(run, rulebook, reader, limit=limit, label=which["label"])
 
 
 def print_errors(run: RunEvidence, groups: Sequence[ErrorGroup], left_out: int) -> None:
@@ -385,21 +378,8 @@ def print_errors(run: RunEvidence, groups: Sequence[ErrorGroup], left_out: int) 
     print_problems(run.problems)
 
 
-def _errors(
-    argument: RunArgument,
-    run: RunEvidence,
-    rulebook: Rulebook,
-    *,
-    limit: int,
-    label: str = "",
-    tail: int = 12,
-) -> tuple[list[ErrorGroup], int]:
-    """Return so many kinds of errors with verdicts and logs, and how many there are besides."""
-    groups = group_errors(run, label=label)
-    left_out = max(0, len(groups) - limit)
-    groups = name_examples(groups[:limit], RunJobs(run).identify)
-    reader = TailReader(LogTransport(argument.connection), count=tail)
-    return add_verdicts(groups, rulebook, read_tail=reader), left_out
+def _tail_reader(argument: RunArgument, lines: int = 12) -> TailReader:
+    return TailReader(LogTransport(argument.connection), count=lines)
 
 
 _MARK = re.compile(r" *(?:\d+\. |=> |\| )?")
@@ -565,8 +545,6 @@ def _whole(value: float | None) -> str | None:
 
 # --- html -------------------------------------------------------------------
 
-_MOST_ERRORS = 30
-
 
 @click.command()
 @run_command
@@ -596,18 +574,20 @@ def html(argument: RunArgument, output: Path | None, rules: str | None, as_json:
 
 def write_page(argument: RunArgument, *, output: Path | None, rules: str | None) -> tuple[RunEvidence, Path]:
     """Write the page of a run; return the run, and where its page is."""
-    from ..web.page import RunPage, render_page
+    from ..web.page import MOST_ERRORS, RunPage, read_task_graph, render_page
 
     rulebook = read_rules(rules) if rules else PACKAGED_RULES
     if output is not None and not output.absolute().parent.is_dir():
         raise PandaBpsError(
             f"{output} cannot be written: there is no directory {output.parent}. Make it first."
         )
-    run, overview = _overview(argument)
-    groups, left_out = _errors(argument, run, rulebook, limit=_MOST_ERRORS)
+    run, overview = fetch_overview(argument.connection, argument.run)
+    groups, left_out = explain_failures(run, rulebook, _tail_reader(argument), limit=MOST_ERRORS)
+    graph, problems = read_task_graph(run)
+    print_problems(problems)
     page = RunPage(
         overview=overview,
-        graph=_graph(run),
+        graph=graph,
         groups=groups,
         labels=measure_resources(run, rulebook=rulebook),
         jobs=run.attempts,
@@ -621,12 +601,3 @@ def write_page(argument: RunArgument, *, output: Path | None, rules: str | None)
     except OSError as error:
         raise PandaBpsError(f"{path} cannot be written: {error}.") from error
     return run, path
-
-
-def _graph(run: RunEvidence) -> TaskGraph:
-    plan = run.plan
-    try:
-        return make_task_graph(run, read_plan(plan.path) if plan is not None and plan.path else None)
-    except PandaBpsError as error:
-        print_problems([str(error)])
-        return make_task_graph(run, None)

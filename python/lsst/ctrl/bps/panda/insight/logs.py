@@ -25,8 +25,10 @@ __all__ = [
     "find_first_attempts",
     "fold_lines",
     "from_record",
+    "group_lines",
     "parse_json_line",
     "parse_line",
+    "read_last_lines",
 ]
 
 import json
@@ -434,6 +436,40 @@ class LogReader:
             self._levels[key] = line.level
             return line
         return replace(line, level=self._levels.get(key, ""))
+
+
+def read_last_lines(
+    job: JobRecord, transport: LogTransport, *, size: int = 262_144
+) -> tuple[list[LogLine], bool]:
+    """Read the last lines of a job's log, of its standard error or else of its output, and tell whether there
+    are more before them.
+    """
+    area = LogArea(job, transport)
+    for name in LOG_FILES[1:]:
+        data = area.tail(name, size)
+        cut = len(data) >= size
+        lines = data.decode("utf-8", "replace").splitlines()[1 if cut else 0 :]
+        if lines:
+            return [parse_line(line, panda_id=job.panda_id, file=name) for line in lines], cut
+    return [], False
+
+
+def group_lines(lines: Iterable[LogLine]) -> Iterator[tuple[str, list[str]]]:
+    """Put lines together that follow each other and have the same level, of which those up to INFO are one; a
+    line without a level belongs to the one before it.
+    """
+    level = ""
+    texts: list[str] = []
+    for line in lines:
+        number = LEVELS.get(line.level, 0)
+        new = "INFO" if 0 < number <= LEVELS["INFO"] else line.level or level
+        if new != level and texts:
+            yield level, texts
+            texts = []
+        level = new
+        texts.append(line.message)
+    if texts:
+        yield level, texts
 
 
 class LogEnd(NamedTuple):

@@ -4,7 +4,7 @@ where, how far, its tasks, files and links.
 
 from __future__ import annotations
 
-__all__ = ["JobScope", "Overview", "make_overview", "fetch_evidence"]
+__all__ = ["JobScope", "Overview", "explain_failures", "fetch_evidence", "fetch_overview", "make_overview"]
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,9 +26,17 @@ from ..runs.files import PLAN_NAME, PROVENANCE_GRAPH_NAME, PROVENANCE_REPORT_NAM
 from ..runs.jobs import JobQuery, RunJobs
 from ..status.bps_states import Counts
 from ..status.evidence import RunEvidence
-from ..status.failures import find_remarks
+from ..status.failures import (
+    EndReader,
+    ErrorGroup,
+    add_verdicts,
+    find_remarks,
+    group_errors,
+    name_examples,
+)
 from ..status.records import FileCounts, JobRecord, TransformRecord
 from ..status.replies import parse_jobs
+from ..status.verdicts import Rulebook
 from ..status.vocabulary import NEVER_RAN, WAITS_FOR_PARENTS
 
 _AT_ONCE = 4
@@ -168,6 +176,16 @@ def _is_asked(task: TransformRecord, scope: JobScope) -> bool:
     return scope is not JobScope.NONE
 
 
+def explain_failures(
+    run: RunEvidence, rulebook: Rulebook, read_tail: EndReader, *, limit: int, label: str = ""
+) -> tuple[list[ErrorGroup], int]:
+    """Return so many kinds of errors with verdicts and logs, and how many there are besides."""
+    groups = group_errors(run, label=label)
+    left_out = max(0, len(groups) - limit)
+    groups = name_examples(groups[:limit], RunJobs(run).identify)
+    return add_verdicts(groups, rulebook, read_tail=read_tail), left_out
+
+
 _KNOWN_FILES = {
     RECORD_NAME: "record of the run",
     PLAN_NAME: "plan: tasks, jobs, dependencies",
@@ -271,6 +289,24 @@ class Overview:
             "staging area": self.staging_area,
         }
         return {name: value for name, value in facts.items() if value}
+
+
+def fetch_overview(
+    connection: Connection,
+    run: str | int | FoundRun,
+    *,
+    scope: JobScope = JobScope.ALL,
+    tasks: bool = False,
+    errors: bool = True,
+) -> tuple[RunEvidence, Overview]:
+    """Find out about a run as `fetch_evidence` does, and put together what is known of it."""
+    found = RunClient(connection).find(run)
+    evidence = fetch_evidence(connection, found, scope=scope, tasks=tasks, errors=errors)
+    area = found.record.staging_area if found.record is not None else ""
+    settings = connection.settings
+    return evidence, make_overview(
+        evidence, server=settings.url, monitor_url=settings.monitor_url, staging_area=area
+    )
 
 
 def make_overview(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 __all__ = [
     "LEAST_INTERVAL",
+    "Estimate",
     "LiveCounts",
     "Progress",
     "describe_first_failure",
@@ -152,6 +153,28 @@ def error_lines(evidence: RunEvidence) -> list[str]:
     return lines
 
 
+class Estimate:
+    """How fast a run goes, and when it will be over, from its last snapshots."""
+
+    def __init__(self) -> None:
+        self._history: deque[tuple[datetime, int]] = deque(maxlen=_HISTORY)
+
+    def add(self, progress: Progress) -> Progress:
+        """Return a snapshot with rate and end, from the oldest one that is remembered."""
+        history = self._history
+        near = bool(history) and (progress.moment - history[-1][0]).total_seconds() < LEAST_INTERVAL
+        if not near or progress.ended:
+            history.append((progress.moment, progress.done))
+        (first, before), last, after = history[0], progress.moment, progress.done
+        minutes = (last - first).total_seconds() / 60
+        if minutes <= 0:
+            return progress
+        rate = max(0.0, (after - before) / minutes)
+        left = progress.jobs - progress.done
+        end = last + timedelta(minutes=left / rate) if rate > 0 and left > 0 and not progress.ended else None
+        return replace(progress, rate=rate, end=end)
+
+
 class RunPoller:
     """Fetches the state of a run again and again, tolerates failures, and keeps rate and errors.
 
@@ -169,7 +192,7 @@ class RunPoller:
         self._fetch_details = fetch_details
         self._find_failure = find_failure
         self._now = now
-        self._history: deque[tuple[datetime, int]] = deque(maxlen=_HISTORY)
+        self.estimate = Estimate()
         self._errors: tuple[str, ...] = ()
         self._first_failure = ""
         self._failed = 0
@@ -211,26 +234,11 @@ class RunPoller:
         self.failures = 0
         self.cost = (self._now() - begun_at).total_seconds()
         progress = replace(progress, errors=self._errors, first_failure=self._first_failure)
-        return self.with_estimate(progress)
+        return self.estimate.add(progress)
 
     def delay(self, interval: float) -> float:
         """Return the seconds to the next poll: more after failed ones."""
         return min(interval * 2.0**self.failures, interval * _SLOWEST)
-
-    def with_estimate(self, progress: Progress) -> Progress:
-        """Add rate and end, from the oldest poll that is remembered."""
-        history = self._history
-        near = bool(history) and (progress.moment - history[-1][0]).total_seconds() < LEAST_INTERVAL
-        if not near or progress.ended:
-            history.append((progress.moment, progress.done))
-        (first, before), last, after = history[0], progress.moment, progress.done
-        minutes = (last - first).total_seconds() / 60
-        if minutes <= 0:
-            return progress
-        rate = max(0.0, (after - before) / minutes)
-        left = progress.jobs - progress.done
-        end = last + timedelta(minutes=left / rate) if rate > 0 and left > 0 and not progress.ended else None
-        return replace(progress, rate=rate, end=end)
 
 
 @dataclass(slots=True)
@@ -469,7 +477,7 @@ class _Watcher:
         progress = replace(progress, next_query=self.now() + rest)
         if self.broker.source is None:
             return progress
-        return self.poller.with_estimate(self.counts.apply(progress))
+        return self.poller.estimate.add(self.counts.apply(progress))
 
     def _until_next_look(self) -> Iterator[Progress]:
         """Take messages until it is time for a poll."""

@@ -195,15 +195,16 @@ class Tokens:
 
 
 class Links:
-    """One-time links for browsers: each is good once, and for a minute."""
+    """One-time links for browsers: each is good once, and for so many ``seconds``."""
 
-    LIFE = 60.0
-    """Seconds."""
+    LIFE = 600.0
+    """Seconds: somebody has to read it, and to open it."""
 
     _MOST = 50
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, *, seconds: float = LIFE) -> None:
         self._clock = clock
+        self._seconds = seconds
         self._made: dict[str, tuple[float, str]] = {}
         self._lock = threading.Lock()
 
@@ -213,7 +214,7 @@ class Links:
         with self._lock:
             while len(self._made) >= self._MOST:
                 del self._made[next(iter(self._made))]
-            self._made[code] = (self._clock() + self.LIFE, target)
+            self._made[code] = (self._clock() + self._seconds, target)
         return code
 
     def is_open(self, code: str) -> bool:
@@ -225,7 +226,5 @@ class Links:
         with self._lock:
             end, target = self._made.pop(code, (0.0, ""))
         if end <= self._clock():
-            raise NotAllowedError(
-                "this link was used before or is older than a minute; make another with: panda_local open"
-            )
+            raise NotAllowedError("this link was used before, or is too old")
         return target

@@ -1,5 +1,5 @@
-"""The web page of a run: one file that needs nothing else, with tables, the graph of tasks, jobs over time,
-memory, errors with verdicts, links.
+"""The page of a run, with tables, the graph of tasks, jobs over time, memory, errors with verdicts, links: as
+one file that needs nothing else, or as one of the live pages.
 
 What stands on it, in which order and in which words, is in ``templates/run.html``, its look in ``static``;
 here are the values that the template shows, and the positions in
@@ -9,7 +9,20 @@ name that a template does not know is an error.
 
 from __future__ import annotations
 
-__all__ = ["RunPage", "draw_graph", "draw_histogram", "draw_timeline", "render", "render_page"]
+__all__ = [
+    "COLUMNS",
+    "MOST_ERRORS",
+    "RunPage",
+    "count_states",
+    "draw_graph",
+    "draw_histogram",
+    "draw_timeline",
+    "find_shares",
+    "read_task_graph",
+    "render",
+    "render_page",
+    "style_sheet",
+]
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +36,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from lsst.ctrl.bps.wms_service import WmsStates
 from markupsafe import Markup
 
+from ..errors import PandaBpsError
 from ..insight.logs import fold_lines
 from ..insight.overview import Overview
 from ..insight.resources import (
@@ -32,16 +46,22 @@ from ..insight.resources import (
     count_over_time,
     render_suggestions,
 )
-from ..insight.task_graph import STATE_COLOURS, TaskGraph, TaskNode, colour_of, state_of
-from ..status.bps_states import Counts
+from ..insight.task_graph import STATE_COLOURS, TaskGraph, TaskNode, colour_of, make_task_graph, state_of
+from ..runs.files import read_plan
+from ..status.bps_states import ENDED_STATES, Counts
+from ..status.evidence import RunEvidence
 from ..status.failures import ErrorGroup
-from ..status.records import JobRecord, render_count
+from ..status.records import JobRecord, describe_data, render_count
 
-_COLUMNS = (
+COLUMNS = (
     WmsStates.SUCCEEDED, WmsStates.RUNNING, WmsStates.PENDING, WmsStates.READY, WmsStates.UNREADY,
     WmsStates.FAILED, WmsStates.PRUNED, WmsStates.DELETED,
 )  # fmt: skip
 """States that have a column of their own in the table of jobs."""
+
+
+MOST_ERRORS = 30
+"""Kinds of errors on a page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,21 +78,39 @@ class RunPage:
     left_out: int = 0
     """Kinds of errors that are not in ``groups``."""
 
+    jobs_at: datetime | None = None
+    """When the jobs were looked at: a live page is there before they are."""
 
-def render_page(page: RunPage) -> str:
-    """Write the page: one document that loads nothing and runs no script."""
+
+def read_task_graph(run: RunEvidence) -> tuple[TaskGraph, tuple[str, ...]]:
+    """Make the graph of a run's tasks, and say why it has no dependencies if its plan cannot be read."""
+    plan = run.plan
+    try:
+        return make_task_graph(run, read_plan(plan.path) if plan is not None and plan.path else None), ()
+    except PandaBpsError as error:
+        return make_task_graph(run, None), (str(error),)
+
+
+def render_page(page: RunPage, live: object = None) -> str:
+    """Write the page: one document that loads nothing and runs no script, unless it is one of the ``live``
+    pages, whose addresses that object knows.
+    """
     run = page.overview
+    failures = [group for group in page.groups if group.first is not None]
     text = render(
         "run.html",
         page=page,
         run=run,
-        colour=colour_of(run.state),
-        columns=_COLUMNS,
+        live=live,
+        columns=COLUMNS,
         # The total first: below a hundred labels nobody would see it.
-        total=_numbers(run.total),
-        labels={label: _numbers(counts) for label, counts in run.labels.items()},
+        total=count_states(run.total),
+        total_bar=find_shares(run.total),
+        done=sum(run.total[state] for state in ENDED_STATES),
+        labels={label: count_states(counts) for label, counts in run.labels.items()},
+        bars={label: find_shares(counts) for label, counts in run.labels.items()},
+        first_failure=min(failures, key=lambda group: (not group.unfinished, group.first), default=None),
         graph=draw_graph(page.graph),
-        state_colours={state.name: colour for state, colour in STATE_COLOURS.items()},
         timeline=draw_timeline(page.jobs, until=None if run.ended else page.made_at),
         series_colours=SERIES_COLOURS,
         suggestions=render_suggestions(page.labels),
@@ -81,9 +119,9 @@ def render_page(page: RunPage) -> str:
     return str(text)
 
 
-def _numbers(counts: Counts) -> list[int]:
+def count_states(counts: Counts) -> list[int]:
     """Return the number of all jobs, of those in each state with a column, and of the others."""
-    total, numbers = sum(counts.values()), [counts[state] for state in _COLUMNS]
+    total, numbers = sum(counts.values()), [counts[state] for state in COLUMNS]
     return [total, *numbers, total - sum(numbers)]
 
 
@@ -140,18 +178,20 @@ def _box(node: TaskNode) -> dict[str, Any]:
     counts = ", ".join(f"{number} {key.name}" for key, number in node.counts.items() if number)
     return {
         "node": node, "x": x, "y": y, "state": state.name, "colour": colour_of(state), "label": label,
-        "counts": counts, "shares": list(_shares(node, x)),
+        "counts": counts, "shares": find_shares(node.counts, start=x, whole=_BOX[0]),
     }  # fmt: skip
 
 
-def _shares(node: TaskNode, start: float) -> Iterator[tuple[float, float, str]]:
-    """Yield start, length and colour of the jobs in each state, for the bar at the foot of the box."""
-    total = max(1, node.jobs)
+def find_shares(
+    counts: Counts, *, start: float = 0.0, whole: float = 100.0
+) -> list[tuple[float, float, str]]:
+    """Return start, length and colour of the jobs in each state, for a bar."""
+    total, found = max(1, sum(counts.values())), []
     for state, colour in STATE_COLOURS.items():
-        length = _BOX[0] * node.counts[state] / total
-        if length:
-            yield start, length, colour
+        if length := whole * counts[state] / total:
+            found.append((start, length, colour))
             start += length
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,15 +300,22 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(fold_lines=fold_lines, render_count=render_count, utc=_format_utc)
-    environment.globals["static"] = _read_static
+    environment.filters.update(
+        describe_data=describe_data, fold_lines=fold_lines, render_count=render_count, utc=_format_utc
+    )
+    environment.globals["style_sheet"] = style_sheet
+    environment.globals["state_colours"] = [state.name for state in STATE_COLOURS]
     environment.tests["web_address"] = _is_web_address
     return environment
 
 
-def _read_static(name: str) -> Markup:
-    """Return a file of ours, to be put into a page as it is."""
-    return Markup((files(__package__) / "static" / name).read_text(encoding="utf-8"))
+@cache
+def style_sheet() -> Markup:
+    """Return the style sheet of all pages, with the colours of states, to be put into a page as it is."""
+    text = (files(__package__) / "static" / "page.css").read_text(encoding="utf-8")
+    colours = {state.name: colour_of(state) for state in WmsStates} | SERIES_COLOURS
+    rules = [f".is-{name} {{ background: {colour}; }}\n" for name, colour in colours.items()]
+    return Markup("".join([text, *rules]))
 
 
 def _format_utc(moment: datetime) -> str:

@@ -1,0 +1,474 @@
+"""The live pages of runs, and the documents behind them: an application for one PanDA and one user.
+
+Who may see it, the server in front of it has decided: `.server`, or the embedded PanDA.  Pages ask again for
+themselves (``static/live.js``) with the tag of what they show, and get a new page only if something has
+changed.
+"""
+
+from __future__ import annotations
+
+__all__ = ["make_application"]
+
+import hashlib
+import hmac
+import secrets
+import shlex
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http import HTTPStatus
+from importlib.resources import files
+from typing import Any
+from urllib.parse import urlencode
+
+import flask
+from lsst.ctrl.bps.wms_service import WmsStates
+from werkzeug.exceptions import HTTPException
+
+from ..errors import ConnectionFailedError, PandaBpsError, RunNotFoundError, TransportError
+from ..insight.documents import make_document
+from ..insight.logs import LogLine, LogTransport, find_log_urls, group_lines, read_last_lines
+from ..insight.resources import measure_resources
+from ..runs.cancel import cancel_run
+from ..runs.client import RunClient
+from ..runs.jobs import RunJobs
+from ..runs.restart import restart_run
+from ..status.failures import find_remarks
+from ..status.records import JobRecord
+from ..version import __version__
+from .looks import JobsSight, Looks, RunSight, Sight
+from .page import (
+    COLUMNS,
+    RunPage,
+    count_states,
+    find_shares,
+    read_task_graph,
+    render,
+    render_page,
+    style_sheet,
+)
+
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'"
+)
+_STEP = 200
+"""Jobs on a page."""
+
+_LARGEST_BODY = 4096
+_REQUESTS = (40.0, 200.0)
+"""Requests a second, and how many at once."""
+
+_ACTIONS = (0.2, 10.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Live:
+    """What a live page knows of itself: its place, its age, and the addresses of others."""
+
+    root: str
+    looked_at: datetime
+    every: float
+    tag: str = ""
+    rate: float | None = None
+    end: datetime | None = None
+
+    def page(self, run: int, action: str = "") -> str:
+        """Return the address of a run's page, or of an action."""
+        return f"{self.root}runs/{run}/{action}"
+
+    def label(self, run: int, label: str, first: int = 0) -> str:
+        """Return the address of the page of a label, from a job on."""
+        return f"{self.page(run)}label?{urlencode({'name': label} | ({'first': first} if first else {}))}"
+
+    def job(self, run: int, job: JobRecord) -> str:
+        """Return the address of the page of a job."""
+        return f"{self.page(run)}job?{urlencode({'label': job.label, 'id': job.panda_id})}"
+
+
+class _Allowance:
+    """How often something may happen: so often a second in the long run, and so often at once."""
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self._rate, self._burst = rate, burst
+        self._left, self._at = burst, time.monotonic()
+        self._lock = threading.Lock()
+
+    def take(self) -> None:
+        """Take one; a reply that says "too many" if there is none."""
+        with self._lock:
+            now = time.monotonic()
+            self._left = min(self._burst, self._left + (now - self._at) * self._rate)
+            self._at = now
+            if self._left < 1:
+                flask.abort(flask.Response("Too many requests; wait a moment.\n", 429, mimetype="text/plain"))
+            self._left -= 1
+
+
+class _Pages:
+    """The pages of one server."""
+
+    def __init__(self, looks: Looks) -> None:
+        self._looks = looks
+        # Another one after each start, since revisions begin anew.
+        self._key = secrets.token_bytes(32)
+        self._start = secrets.token_hex(4)
+        self._requests, self._actions = _Allowance(*_REQUESTS), _Allowance(*_ACTIONS)
+
+    # --- replies ----------------------------------------------------------
+
+    def check(self) -> None:
+        """Refuse too many requests, and those that change something without the token of a page."""
+        self._requests.take()
+        request = flask.request
+        if request.method != "POST":
+            return
+        origin = request.headers.get("Origin", "")
+        sent = request.form.get("token", "")
+        if not hmac.compare_digest(sent.encode(), self._token().encode()) or (
+            origin and origin.partition("://")[2] != request.headers.get("Host", "")
+        ):
+            self._refuse(403, "This was not sent by a page that is shown here, or the page was too old.")
+        self._actions.take()
+
+    def _token(self) -> str:
+        """Return the token against forgery: of this start, and of the place of one browser."""
+        place = flask.request.script_root.encode()
+        return hmac.new(self._key, place, hashlib.sha256).hexdigest()
+
+    @property
+    def _root(self) -> str:
+        return f"{flask.request.script_root}/"
+
+    def _refuse(self, status: int, text: str) -> None:
+        flask.abort(flask.make_response(self._told(f"{HTTPStatus(status).phrase}", text), status))
+
+    def _told(self, title: str, text: str, *, run: int = 0, new_run: int = 0) -> str:
+        live = _Live(self._root, datetime.now(UTC), self._looks.least)
+        values = {"title": title, "text": text, "run": run, "new_run": new_run, "token": "", "kind": "told"}
+        return str(render("action.html", live=live, **values))
+
+    def fail(self, error: PandaBpsError) -> tuple[str, int]:
+        """Make the reply to what could not be found out or done."""
+        missing = isinstance(error, RunNotFoundError)
+        away = isinstance(error, TransportError | ConnectionFailedError)
+        status = 404 if missing else 502 if away else 409
+        if "/api/" in flask.request.path:
+            return str(error), status
+        return self._told("Not found" if missing else "Not known", str(error)), status
+
+    def _reply(
+        self, sights: Sequence[Sight[Any] | None], make: Callable[[_Live], str], *, more: str = ""
+    ) -> flask.Response:
+        """Reply with a page, or with nothing if the browser has that of these sights."""
+        seen = [sight for sight in sights if sight is not None]
+        parts = [self._start, *(str(sight.revision) for sight in seen), more]
+        tag = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+        live = _Live(self._root, min(sight.at for sight in seen), self._looks.least, tag)
+        if flask.request.headers.get("If-None-Match") == tag:
+            reply = flask.Response(status=304)
+        else:
+            reply = flask.Response(make(live), mimetype="text/html")
+        reply.headers["Looked-At"] = live.looked_at.isoformat()
+        return reply
+
+    # --- pages ------------------------------------------------------------
+
+    def runs(self) -> flask.Response:
+        """Show the list of runs."""
+        arguments = flask.request.args
+        text, state = arguments.get("text", "")[:100], arguments.get("state", "")
+        days = max(1, min(365, arguments.get("days", 2, type=int)))
+        everybody = bool(arguments.get("everybody"))
+        sight = self._looks.runs(days=days, everybody=everybody).see()
+        runs = [
+            run
+            for run in sight.value.runs
+            if state in ("", run.state)
+            and text.casefold() in f"{run.request_id} {run.name} {run.user}".casefold()
+        ]
+
+        def make(live: _Live) -> str:
+            return str(
+                render(
+                    "runs.html",
+                    live=live,
+                    runs=runs,
+                    bars={run.request_id: find_shares(run.total) for run in runs},
+                    problems=sight.value.problems,
+                    wanted={"text": text, "state": state, "days": days, "everybody": everybody},
+                    states=[state.name for state in WmsStates],
+                    server=self._looks.connect().settings.url,
+                )
+            )
+
+        return self._reply([sight], make)
+
+    def run(self, run: int) -> flask.Response:
+        """Show a run."""
+        sight = self._looks.run(run).see()
+        jobs = self._looks.jobs(run).glance(sight.revision)
+
+        def make(live: _Live) -> str:
+            return _render_run(sight, jobs, live)
+
+        return self._reply([sight, jobs], make)
+
+    def label(self, run: int) -> flask.Response:
+        """Show a label of a run, with its jobs."""
+        label = flask.request.args.get("name", "")
+        first = max(0, flask.request.args.get("first", 0, type=int))
+        sight = self._looks.run(run).see()
+        overview = sight.value.overview
+        if label not in overview.labels:
+            raise RunNotFoundError(f"Run {run} has no label {label!r}.")
+        jobs = self._looks.jobs(run, label).see()
+        last = _last_attempts(jobs.value.attempts)
+        counts = overview.labels[label]
+
+        def make(live: _Live) -> str:
+            return str(
+                render(
+                    "label.html",
+                    live=live,
+                    run=overview,
+                    label=label,
+                    columns=COLUMNS,
+                    numbers=count_states(counts),
+                    bars=find_shares(counts),
+                    jobs=RunJobs(jobs.value.evidence).identify(last[first : first + _STEP]),
+                    first=first,
+                    step=_STEP,
+                    total=len(last),
+                    problems=jobs.value.problems,
+                )
+            )
+
+        return self._reply([sight, jobs], make)
+
+    def job(self, run: int) -> flask.Response:
+        """Show a job: its attempts, and the log of one of them."""
+        sight = self._looks.run(run).see()
+        jobs, attempts, job = self._find_job(run)
+        log = self._read_log(job, sight.value)
+        digest = hashlib.sha256(repr(log).encode()).hexdigest()
+        failures = [
+            group for group in jobs.value.groups if group.example and group.example.panda_id == job.panda_id
+        ]
+
+        def make(live: _Live) -> str:
+            named = RunJobs(jobs.value.evidence).identify(attempts)
+            shown = next(each for each in named if each.panda_id == job.panda_id)
+            name = shlex.quote(shown.bps_name or str(shown.panda_id))
+            return str(
+                render(
+                    "job.html",
+                    live=live,
+                    run=sight.value.overview,
+                    job=shown,
+                    attempts=named,
+                    facts=_facts(named),
+                    log=log,
+                    exception=failures[0].exception if failures else log["exception"],
+                    reproduce=f"panda_bps reproduce {run} {name}",
+                )
+            )
+
+        return self._reply([sight, jobs], make, more=digest)
+
+    def _find_job(self, run: int) -> tuple[Sight[JobsSight], list[JobRecord], JobRecord]:
+        """Find the attempts of the job that the address names, and the one among them."""
+        arguments = flask.request.args
+        number = arguments.get("id", 0, type=int)
+        jobs = self._looks.jobs(run, arguments.get("label", "")).see()
+        job = next((each for each in jobs.value.attempts if each.panda_id == number), None)
+        if job is None:
+            raise RunNotFoundError(f"Run {run} has no PanDA job {number}.")
+        attempts = [e for e in jobs.value.attempts if (e.task_id, e.name) == (job.task_id, job.name)]
+        return jobs, sorted(attempts, key=lambda each: each.panda_id), job
+
+    def _read_log(self, job: JobRecord, seen: RunSight) -> dict[str, Any]:
+        """Read the last lines of a log, if it lies where logs of the run may lie."""
+        connection = self._looks.connect()
+        area = seen.overview.staging_area
+        places = find_log_urls(job, connection.settings.url).values()
+        problem = "" if places else "There is no log yet."
+        lines: list[LogLine] = []
+        cut = False
+        if any(not _is_allowed(place, area) for place in places):
+            problem = "The log is not shown here, since it lies outside the run's areas."
+        elif places:
+            try:
+                lines, cut = read_last_lines(job, LogTransport(connection, patience=5.0))
+            except TransportError as error:
+                problem = f"The log could not be read: {error.message}"
+        end = self._looks.read_end(connection, job) if job.failed and lines else None
+        return {
+            "groups": list(group_lines(lines)),
+            "cut": cut,
+            "problem": problem or ("" if lines else "The log is empty so far."),
+            "exception": (end.exception or "") if end is not None else "",
+        }
+
+    # --- actions ----------------------------------------------------------
+
+    def cancel(self, run: int) -> str:
+        """Ask whether a run is to be cancelled, and cancel it."""
+        name = self._looks.run(run).see().value.overview.name
+        if flask.request.method == "GET":
+            text = f"Run {run} ({name}) is to be cancelled: its jobs are ended, and nothing more is done."
+            return self._confirmed("Cancel", run, text)
+        done, message = cancel_run(RunClient(self._looks.connect()), str(run))
+        return self._told("Cancelled" if done else "Not cancelled", message, run=run)
+
+    def restart(self, run: int) -> str:
+        """Ask whether a run is to be restarted, and restart it."""
+        name = self._looks.run(run).see().value.overview.name
+        if flask.request.method == "GET":
+            text = f"Run {run} ({name}) is to be restarted: a new run does what did not succeed."
+            return self._confirmed("Restart", run, text)
+        new, _, message = restart_run(RunClient(self._looks.connect()), str(run))
+        return self._told("Restarted" if new else "Not restarted", message, run=run, new_run=int(new or 0))
+
+    def _confirmed(self, title: str, run: int, text: str) -> str:
+        live = _Live(self._root, datetime.now(UTC), self._looks.least)
+        values = {"title": title, "run": run, "text": text, "token": self._token(), "kind": "confirm"}
+        return str(render("action.html", live=live, **values))
+
+    # --- documents --------------------------------------------------------
+
+    def runs_document(self) -> dict[str, Any]:
+        """Return the list of runs."""
+        days = max(1, min(365, flask.request.args.get("days", 2, type=int)))
+        everybody = bool(flask.request.args.get("everybody"))
+        found = self._looks.runs(days=days, everybody=everybody).see().value
+        return make_document({"runs": found.runs}, request_id=0, kind="runs", problems=found.problems)
+
+    def run_document(self, run: int) -> dict[str, Any]:
+        """Return a run, as ``panda_bps show --json`` has it."""
+        overview = self._looks.run(run).see().value.overview
+        return make_document(overview, request_id=run, name=overview.name)
+
+    def part_document(self, run: int, kind: str) -> dict[str, Any]:
+        """Return errors, resources or jobs, as the commands have them."""
+        label = flask.request.args.get("label", "")
+        seen = self._looks.jobs(run, label).see().value
+        evidence = seen.evidence
+        found: Any = seen.groups
+        if kind == "resources":
+            found = measure_resources(evidence)
+        elif kind == "jobs":
+            found = RunJobs(evidence).identify(seen.attempts)
+        return make_document(
+            found,
+            request_id=run,
+            name=evidence.name,
+            kind=kind,
+            problems=evidence.problems,
+            remarks=find_remarks(evidence),
+        )
+
+
+def _render_run(sight: Sight[RunSight], jobs: Sight[JobsSight] | None, live: _Live) -> str:
+    seen = sight.value
+    graph, _ = read_task_graph(seen.evidence)
+    page = RunPage(
+        overview=seen.overview,
+        graph=graph,
+        groups=jobs.value.groups if jobs is not None else (),
+        labels=measure_resources(jobs.value.evidence) if jobs is not None else (),
+        jobs=jobs.value.attempts if jobs is not None else (),
+        made_at=sight.at,
+        version=__version__,
+        left_out=jobs.value.left_out if jobs is not None else 0,
+        jobs_at=jobs.at if jobs is not None else None,
+    )
+    return render_page(page, _Live(live.root, live.looked_at, live.every, live.tag, seen.rate, seen.end))
+
+
+def _last_attempts(attempts: Sequence[JobRecord]) -> list[JobRecord]:
+    """Return the last attempt of each job: those that failed first, then those that run."""
+    last: dict[tuple[int, str], JobRecord] = {}
+    for each in sorted(attempts, key=lambda each: each.panda_id):
+        last[each.task_id, each.name] = each
+
+    def rank(job: JobRecord) -> tuple[int, int]:
+        return (0 if job.failed else 2 if job.finished or job.killed else 1, job.panda_id)
+
+    return sorted(last.values(), key=rank)
+
+
+def _facts(attempts: Sequence[JobRecord]) -> dict[str, list[object]]:
+    """Return what is known of attempts, side by side."""
+
+    def times(name: str) -> list[object]:
+        return [f"{at:%Y-%m-%d %H:%M:%S}" if (at := getattr(each, name)) else "-" for each in attempts]
+
+    return {
+        "PanDA job": [each.panda_id for each in attempts],
+        "attempt": [each.attempt for each in attempts],
+        "status": [each.status for each in attempts],
+        "error": [each.error.title if each.error else "-" for each in attempts],
+        "text": [each.error.text if each.error else "-" for each in attempts],
+        "queue": [each.site or "-" for each in attempts],
+        "node": [each.node or "-" for each in attempts],
+        "started (UTC)": times("started"),
+        "ended (UTC)": times("ended"),
+        "wall s": ["-" if each.wall_seconds is None else f"{each.wall_seconds:.0f}" for each in attempts],
+        "memory MB": [
+            f"{each.max_rss / 1024:.0f} of {each.memory}" if each.max_rss else "-" for each in attempts
+        ],
+    }
+
+
+def _is_allowed(place: str, area: str) -> bool:
+    """Tell whether a log may be shown: not a file of this machine that is none of the run's."""
+    if place.startswith(("http://", "https://")):
+        return True
+    return bool(area) and place.startswith(area.rstrip("/") + "/") and ".." not in place.split("/")
+
+
+def make_application(looks: Looks) -> flask.Flask:
+    """Make the application; below which path it is, the WSGI server says (``SCRIPT_NAME``)."""
+    application = flask.Flask(__name__, static_folder=None)
+    application.config.update(MAX_CONTENT_LENGTH=_LARGEST_BODY)
+    pages = _Pages(looks)
+    application.before_request(pages.check)
+    application.register_error_handler(PandaBpsError, pages.fail)
+    script = (files(__package__) / "static" / "live.js").read_text(encoding="utf-8")
+
+    @application.errorhandler(HTTPException)
+    def refuse(error: HTTPException) -> Any:
+        return error if error.response is not None else (f"{error.code} {error.name}\n", error.code)
+
+    @application.after_request
+    def protect(reply: flask.Response) -> flask.Response:
+        reply.headers["Content-Security-Policy"] = _POLICY
+        reply.headers["X-Content-Type-Options"] = "nosniff"
+        reply.headers["Referrer-Policy"] = "no-referrer"
+        reply.headers["Cross-Origin-Opener-Policy"] = "same-origin"
+        reply.headers["Cross-Origin-Resource-Policy"] = "same-origin"
+        reply.headers["Cache-Control"] = "no-store"
+        return reply
+
+    def text(content: str, kind: str) -> Callable[[], flask.Response]:
+        return lambda: flask.Response(content, mimetype=kind)
+
+    rules: tuple[tuple[str, Any], ...] = (
+        ("/", pages.runs),
+        ("/runs/<int:run>/", pages.run),
+        ("/runs/<int:run>/label", pages.label),
+        ("/runs/<int:run>/job", pages.job),
+        ("/api/runs", pages.runs_document),
+        ("/api/runs/<int:run>", pages.run_document),
+        ("/api/runs/<int:run>/<any(errors, resources, jobs):kind>", pages.part_document),
+        ("/static/page.css", text(style_sheet(), "text/css")),
+        ("/static/live.js", text(script, "text/javascript")),
+    )
+    for rule, view in rules:
+        application.add_url_rule(rule, rule, view, methods=["GET"])
+    for name, action in (("cancel", pages.cancel), ("restart", pages.restart)):
+        application.add_url_rule(f"/runs/<int:run>/{name}", name, action, methods=["GET", "POST"])
+    return application

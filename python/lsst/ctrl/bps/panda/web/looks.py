@@ -1,0 +1,270 @@
+"""What the live pages look at: runs and their jobs, asked for when somebody looks, once for all who do, and
+not more often than the servers can bear.
+"""
+
+from __future__ import annotations
+
+__all__ = ["JobsSight", "ListSight", "Look", "Looks", "RunLine", "RunSight", "Sight"]
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Generic, TypeVar
+
+from lsst.ctrl.bps.wms_service import WmsStates
+
+from ..errors import PandaBpsError
+from ..insight.logs import LogEnd, LogTransport, TailReader
+from ..insight.overview import JobScope, Overview, explain_failures, fetch_evidence, fetch_overview
+from ..insight.progress import Estimate, make_progress
+from ..runs.client import Connection, RunClient
+from ..runs.jobs import JobQuery
+from ..status.bps_states import Counts
+from ..status.evidence import RunEvidence
+from ..status.failures import ErrorGroup
+from ..status.records import JobRecord
+from ..status.verdicts import PACKAGED_RULES
+from .page import MOST_ERRORS
+
+_LOG = logging.getLogger(__name__)
+
+_REST = 4.0
+"""Between two looks is at least this multiple of what the last one took: whoever looks must not slow down
+what is looked at."""
+
+_PATIENCE = 0.4
+"""Seconds for which a page waits for what takes longer."""
+
+_MOST_LOOKS = 50
+"""Things that are remembered."""
+
+MOST_JOBS = 20_000
+"""Jobs of a run whose attempts are asked for all; of a larger one, those that failed."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Sight(Generic[T]):
+    """What was seen, and when."""
+
+    value: T
+    at: datetime
+    revision: int
+    """Grows when something changes."""
+
+
+class Look(Generic[T]):
+    """Something that changes, fetched when somebody wants to see it and what was seen last is too old.
+
+    Parameters
+    ----------
+    fetch : callable
+        Asks the servers.
+    least : `float`
+        Seconds for which what was seen is new enough.
+    """
+
+    def __init__(self, fetch: Callable[[], T], least: float) -> None:
+        self._fetch = fetch
+        self._least = least
+        self._sight: Sight[T] | None = None
+        self._due = 0.0
+        self._cause: object = None
+        self._lock = threading.Lock()
+
+    def see(self) -> Sight[T]:
+        """Return what is to be seen, which the servers are asked for if need be; their errors are raised."""
+        with self._lock:
+            if self._sight is None or time.monotonic() >= self._due:
+                self._refresh()
+            assert self._sight is not None
+            return self._sight
+
+    def glance(self, cause: object) -> Sight[T] | None:
+        """Return what was seen last; if there is a new cause to look, somebody does so meanwhile."""
+        if cause != self._cause and time.monotonic() >= self._due and self._lock.acquire(blocking=False):
+            thread = threading.Thread(target=self._refresh_aside, args=(cause,), daemon=True)
+            thread.start()
+            thread.join(_PATIENCE)
+        return self._sight
+
+    def _refresh_aside(self, cause: object) -> None:
+        try:
+            self._refresh()
+            self._cause = cause
+        except PandaBpsError as error:
+            _LOG.warning("What the pages show could not be fetched: %s", error)
+        finally:
+            self._lock.release()
+
+    def _refresh(self) -> None:
+        begin, at, last = time.monotonic(), datetime.now(UTC), self._sight
+        try:
+            value = self._fetch()
+        finally:
+            self._due = time.monotonic() + max(self._least, _REST * (time.monotonic() - begin))
+        if last is not None and value == last.value:
+            self._sight = replace(last, at=at)
+        else:
+            self._sight = Sight(value, at, last.revision + 1 if last is not None else 1)
+
+
+@dataclass(frozen=True, slots=True)
+class RunLine:
+    """A run in the list."""
+
+    request_id: int
+    name: str
+    state: str
+    user: str
+    jobs: int
+    failed: int
+    ended: bool
+    created: datetime | None
+    total: Counts
+
+
+@dataclass(frozen=True, slots=True)
+class ListSight:
+    """The list of runs, the newest first."""
+
+    runs: tuple[RunLine, ...]
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunSight:
+    """A run, without its attempts."""
+
+    overview: Overview
+    rate: float | None
+    """Jobs a minute that come to an end."""
+
+    end: datetime | None
+    """When it will be over at that rate, to the minute."""
+
+    evidence: RunEvidence = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class JobsSight:
+    """The attempts of a run or of a label, and why some failed."""
+
+    attempts: tuple[JobRecord, ...]
+    groups: tuple[ErrorGroup, ...]
+    left_out: int
+    problems: tuple[str, ...]
+    evidence: RunEvidence = field(compare=False)
+
+
+class _Tails:
+    """Reads the ends of logs; that of an attempt does not change any more once it could be read."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[int, LogEnd] = OrderedDict()
+
+    def reader(self, connection: Connection) -> Callable[[JobRecord], LogEnd]:
+        """Make a reader, which asks a host that cannot be reached only once."""
+        read = TailReader(LogTransport(connection))
+
+        def call(job: JobRecord) -> LogEnd:
+            if (known := self._known.get(job.panda_id)) is not None:
+                return known
+            found = read(job)
+            if found.exception:
+                self._known[job.panda_id] = found
+                while len(self._known) > 10 * _MOST_LOOKS:
+                    self._known.popitem(last=False)
+            return found
+
+        return call
+
+
+class Looks:
+    """All looks at one server.
+
+    Parameters
+    ----------
+    make_connection : callable
+        Connects to the server; each look has a connection of its own, with the token that counts then.
+    least : `float`
+        Seconds between two questions about the same thing, at least.
+    """
+
+    def __init__(self, make_connection: Callable[[], Connection], least: float) -> None:
+        self.connect = make_connection
+        self.least = least
+        self._tails = _Tails()
+        self._known: OrderedDict[tuple[object, ...], Look[object]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def _find(self, key: tuple[object, ...], fetch: Callable[[], T]) -> Look[T]:
+        with self._lock:
+            look = self._known.pop(key, None) or Look(fetch, self.least)
+            self._known[key] = look
+            while len(self._known) > _MOST_LOOKS:
+                self._known.popitem(last=False)
+        return look  # type: ignore[return-value]
+
+    def runs(self, *, days: int, everybody: bool) -> Look[ListSight]:
+        """Return the look at the list of runs."""
+
+        def fetch() -> ListSight:
+            found = RunClient(self.connect()).recent(days=days, everybody=everybody)
+            return ListSight(tuple(map(_line, reversed(found.runs))), (*found.problems, *found.notes))
+
+        return self._find(("runs", days, everybody), fetch)
+
+    def run(self, run: int) -> Look[RunSight]:
+        """Return the look at a run."""
+        estimate = Estimate()
+
+        def fetch() -> RunSight:
+            evidence, overview = fetch_overview(
+                self.connect(), run, scope=JobScope.NONE, tasks=True, errors=False
+            )
+            progress = estimate.add(make_progress(evidence, datetime.now(UTC)))
+            end = progress.end and progress.end.replace(second=0, microsecond=0)
+            return RunSight(overview, progress.rate, end, evidence)
+
+        return self._find(("run", run), fetch)
+
+    def jobs(self, run: int, label: str = "") -> Look[JobsSight]:
+        """Return the look at the attempts of a run, or of one of its labels."""
+
+        def fetch() -> JobsSight:
+            total = sum(self.run(run).see().value.overview.total.values())
+            scope = JobScope.ALL if label or total <= MOST_JOBS else JobScope.FAILED
+            connection = self.connect()
+            evidence = fetch_evidence(connection, run, scope=scope, which=JobQuery(label), errors=not label)
+            reader = self._tails.reader(connection)
+            groups, left_out = explain_failures(
+                evidence, PACKAGED_RULES, reader, limit=MOST_ERRORS, label=label
+            )
+            return JobsSight(evidence.attempts, tuple(groups), left_out, evidence.problems, evidence)
+
+        return self._find(("jobs", run, label), fetch)
+
+    def read_end(self, connection: Connection, job: JobRecord) -> LogEnd:
+        """Read why a job ended, from its log."""
+        return self._tails.reader(connection)(job)
+
+
+def _line(run: RunEvidence) -> RunLine:
+    total = run.tally.total
+    return RunLine(
+        request_id=run.request_id,
+        name=run.name,
+        state=run.tally.state.name,
+        user=run.attributes.operator or run.request.username,
+        jobs=sum(total.values()),
+        failed=total[WmsStates.FAILED],
+        ended=run.ended,
+        created=run.request.created_at,
+        total=total,
+    )

@@ -1,0 +1,198 @@
+"""The live pages without a browser: what they show, when they say that nothing is new, whom they refuse."""
+
+import re
+import time
+from urllib.parse import urlsplit
+
+import pytest
+from jsonschema import Draft202012Validator
+from panda_servers.recorded_panda import REQUEST_ID, RUN, RecordedPanda, RecordedRun
+from werkzeug.test import Client
+
+from lsst.ctrl.bps.panda.insight.documents import read_schema
+from lsst.ctrl.bps.panda.runs.client import connect
+from lsst.ctrl.bps.panda.settings.run import read_service_settings
+from lsst.ctrl.bps.panda.web.application import make_application
+from lsst.ctrl.bps.panda.web.looks import Looks
+from lsst.ctrl.bps.panda.web.server import PagesServer
+
+NASTY = "<script>alert('x')</script>\"&"
+SECRET = "root:x:0:0"
+
+
+class NastyRun(RecordedRun):
+    """A run whose names, errors and places of logs attack who looks at them."""
+
+    def label(self, task):
+        return f"l{NASTY}{task}"
+
+    def job_rows(self, task_id, unsuccessful_only):
+        for row in super().job_rows(task_id, unsuccessful_only):
+            yield row | {
+                "pilotErrorDiag": NASTY,
+                "computingSite": NASTY,
+                "pilotID": "file:///etc/passwd|x|1" if row["jobStatus"] == "failed" else "",
+            }
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """A client of the pages that the server has let in: its application, without a socket between."""
+    state = tmp_path_factory.mktemp("state")
+    with RecordedPanda(NastyRun(tasks=2, jobs=30)) as panda:
+        env = {"PANDA_URL_SSL": panda.url, "XDG_STATE_HOME": str(state), "USER": "ann", "HOME": str(state)}
+        looks = Looks(lambda: connect(read_service_settings(None, env)), 0.2)
+        application = make_application(looks)
+        yield application.test_client()
+
+
+@pytest.fixture
+def get(browser):
+    def call(path, code=200, **headers):
+        reply = browser.get(path, headers=headers)
+        assert reply.status_code == code, reply.text
+        return reply
+
+    return call
+
+
+def run_page(path=""):
+    return f"/runs/{REQUEST_ID}/{path}"
+
+
+def links(reply, pattern):
+    found = re.findall(f'href="([^"]*{pattern}[^"]*)"', reply.text)
+    return [address.replace("&amp;", "&") for address in found]
+
+
+def complete(get):
+    """Return the run's page once its jobs have been looked at."""
+    end = time.monotonic() + 60
+    while "are being looked at" in (reply := get(run_page())).text:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    return reply
+
+
+def pages(get):
+    run = complete(get)
+    label = get(links(run, "/label")[0])
+    job = get(links(run, "/job")[0])
+    return [get("/"), run, label, job, get(run_page("cancel")), get(run_page("restart"))]
+
+
+def test_pages_run_nothing_that_is_in_them(get):
+    for reply in pages(get):
+        policy = reply.headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert reply.text.count("<script") == reply.text.count('static/live.js"') == 1
+        assert not re.search(r"<style|<[^>]* style=|<[^>]* on\w+=|javascript:", reply.text)
+        # Nothing is from elsewhere.
+        assert not re.findall(r'(?:src|href)="(?:\w+:)?//', reply.text)
+    run = complete(get)
+    assert "&lt;script&gt;alert" in run.text
+
+
+def test_a_run_from_the_first_failure_to_its_log(get):
+    run = complete(get)
+    assert f"Run {REQUEST_ID}: {RUN}" in run.text
+    assert run.text.index('id="failure"') < run.text.index('id="states"')
+    assert "60 of 60 jobs done" in run.text
+    job = get(links(run, "/job")[0])
+    assert "panda_bps reproduce" in job.text
+    assert "attempt" in job.text
+
+
+def test_a_log_outside_the_runs_areas_is_not_shown(get):
+    job = get(links(complete(get), "/job")[0])
+    assert "outside the run&#39;s areas" in job.text
+    assert SECRET not in job.text
+
+
+def test_nothing_new_is_said_in_a_word(get):
+    for path in ("/", run_page(), links(complete(get), "/label")[0], links(complete(get), "/job")[0]):
+        page = get(path)
+        (tag,) = re.findall(r'data-tag="(\w+)"', page.text)
+        reply = get(path, code=304, **{"If-None-Match": tag})
+        assert reply.data == b""
+        assert reply.headers["Looked-At"] >= page.headers["Looked-At"]
+
+
+def test_documents_are_those_of_the_schema(get):
+    check = Draft202012Validator(read_schema()).validate
+    for path in (
+        "",
+        f"/{REQUEST_ID}",
+        *(f"/{REQUEST_ID}/{part}" for part in ("errors", "resources", "jobs")),
+    ):
+        document = get(f"/api/runs{path}").get_json()
+        check(document)
+    assert len(document["jobs"]) == 72
+
+
+def test_what_is_not_there(get):
+    assert "no label" in get(run_page("label?name=nothing"), code=404).text
+    assert "no PanDA job 7" in get(run_page("job?id=7"), code=404).text
+    get(run_page("job?id=../../etc/passwd"), code=404)
+    get("/static/../application.py", code=404)
+    get("/runs/x/", code=404)
+
+
+@pytest.mark.parametrize("action", ["cancel", "restart"])
+def test_a_change_needs_the_token_of_a_page(browser, get, action):
+    (token,) = re.findall(r'name="token" value="(\w+)"', get(run_page(action)).text)
+    for sent, origin in (("", ""), ("0" * 64, ""), (token, "http://evil.example"), (token, "null")):
+        reply = browser.post(
+            run_page(action), data={"token": sent}, headers={"Origin": origin} if origin else {}
+        )
+        assert reply.status_code == 403
+    # The token of another browser, which has another place.
+    other = browser.post(
+        run_page(action), data={"token": token}, environ_overrides={"SCRIPT_NAME": "/view/x"}
+    )
+    assert other.status_code == 403
+    assert browser.post(run_page(action), data={"token": "x" * 50_000}).status_code == 413
+
+
+def test_too_many_requests_are_refused(browser):
+    codes = {browser.get("/static/page.css").status_code for _ in range(400)}
+    assert codes == {200, 429}
+
+
+# --- who is let in ------------------------------------------------------------
+
+
+@pytest.fixture
+def server(browser):
+    told = []
+    made = PagesServer(browser.application, 0, told.append)
+    made._tell(made._make_link())
+    yield made, told
+    made._server.close()
+
+
+def test_a_link_lets_one_browser_in(server):
+    made, told = server
+    place = urlsplit(told[0])
+    client = made_client(made, place.netloc)
+    refused = client.get("/")
+    assert (refused.status_code, "link" in refused.text) == (401, True)
+    reply = client.get(place.path)
+    view = reply.headers["Location"]
+    assert client.get(f"{view}static/page.css").status_code in (200, 429)
+    # The link is used up, and another one was told.
+    assert client.get(place.path).status_code == 401
+    assert len(told) == 2
+    # The cookie is sent to its own place only.
+    assert "HttpOnly" in reply.headers["Set-Cookie"]
+    assert f"Path={view}" in reply.headers["Set-Cookie"]
+    assert client.get("/view/other/static/page.css").status_code == 401
+    assert made_client(made, place.netloc).get(f"{view}static/page.css").status_code == 401
+    assert made_client(made, "evil.example").get(view).status_code == 403
+
+
+def made_client(made, host):
+    client = Client(made)
+    client.get = lambda path, get=client.get: get(path, base_url=f"http://{host}")
+    return client
