@@ -4,7 +4,6 @@ types them.
 """
 
 import json
-import os
 import re
 import shlex
 import time
@@ -13,26 +12,16 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from jsonschema import Draft202012Validator
 from lsst.ctrl.bps.wms_service import WmsStates
-from panda_servers.runs import ENDED, make_service_class
+from panda_servers.place import LIMIT, Place, add
 
-from lsst.ctrl.bps import (
-    BPS_DEFAULTS,
-    BPS_SEARCH_ORDER,
-    BpsConfig,
-    GenericWorkflow,
-    GenericWorkflowExec,
-    GenericWorkflowJob,
-)
 from lsst.ctrl.bps.panda.campaign.record import CampaignIndex, CampaignRecord, PartRecord, PartState
 from lsst.ctrl.bps.panda.cli.panda_bps import main
-from lsst.ctrl.bps.panda.insight.documents import make_document, read_schema
+from lsst.ctrl.bps.panda.insight.documents import make_document
 from lsst.ctrl.bps.panda.insight.logs import LogTransport, TailReader
 from lsst.ctrl.bps.panda.insight.overview import fetch_evidence
 from lsst.ctrl.bps.panda.insight.resources import measure_resources
 from lsst.ctrl.bps.panda.local import instance
-from lsst.ctrl.bps.panda.local.endpoint import environment
 from lsst.ctrl.bps.panda.runs.client import connect
 from lsst.ctrl.bps.panda.runs.jobs import RunJobs
 from lsst.ctrl.bps.panda.settings.run import read_service_settings
@@ -41,73 +30,9 @@ from lsst.ctrl.bps.panda.status.verdicts import PACKAGED_RULES
 
 pytestmark = pytest.mark.slow
 
-LIMIT = 300.0
-SH = GenericWorkflowExec("sh", "/bin/sh", False)
 HUNGRY = (
     "import time; block = bytearray(200 * 1024**2); block[::4096] = bytes(len(block[::4096])); time.sleep({})"
 )
-
-
-class Place:
-    """A user's place on an embedded PanDA."""
-
-    def __init__(self, endpoint, directory):
-        self.directory = directory
-        home = {"USER": "ann", "PATH": os.environ["PATH"], "HOME": str(directory)}
-        self.env = {**home, "XDG_STATE_HOME": str(directory / "state"), **environment(endpoint)}
-        self.service_class = make_service_class(self.env, endpoint)
-
-    def submit(self, name, build):
-        submit_path = self.directory / f"submit {name}"
-        config = BpsConfig(
-            {
-                "submitPath": str(submit_path),
-                "uniqProcName": f"u_ann_{name}",
-                "outputRun": f"u/ann/{name}",
-                "operator": "ann",
-                "project": "proj",
-                "campaign": "camp",
-                "computeSite": "local",
-                "fileDistributionEndPoint": f"{self.directory}/area/{name}/",
-                "payload": {"payloadName": "pay"},
-            },
-            search_order=BPS_SEARCH_ORDER,
-            defaults=BPS_DEFAULTS,
-            wms_service_class_fqn="lsst.ctrl.bps.panda.PanDAService",
-        )
-        workflow = GenericWorkflow(f"u_ann_{name}")
-        workflow.run_attrs.update(bps_isjob="True", bps_operator="ann", bps_payload="pay")
-        build(workflow)
-        service = self.service_class(config)
-        made = service.prepare(config, workflow, str(submit_path))
-        service.submit(made)
-        return made.run_id
-
-    def wait(self, run_id, states=ENDED):
-        service = self.service_class({})
-        end = time.monotonic() + LIMIT
-        while (state := service.get_status(run_id)[0]) not in states:
-            assert time.monotonic() < end, state
-            time.sleep(0.5)
-        return state
-
-    def call(self, *words, code=0):
-        """Run a sub-command; give what it printed, and on standard error."""
-        result = CliRunner().invoke(main, [*map(str, words)], env=self.env)
-        assert result.exit_code == code, (result.output, result.exception)
-        return result.stdout, result.stderr
-
-    def json(self, *words, code=0):
-        content = json.loads(self.call(*words, "--json", code=code)[0])
-        Draft202012Validator(read_schema()).validate(content)
-        return content
-
-
-def add(workflow, name, label, script, parents=(), **attributes):
-    attributes = {"number_of_retries": 0, "request_memory": 64, **attributes}
-    arguments = "-c '" + script.replace("'", "'\\''") + "'"
-    workflow.add_job(GenericWorkflowJob(name, label, executable=SH, arguments=arguments, **attributes))
-    workflow.add_job_relationships(list(parents) or None, name)
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ class Served:
         faults = Faults()
         parts = WebParts(
             api=None, relay=IddsRelay(None, faults), cache=FileCache(place / "cache"), logs=place / "logs",
-            tokens=_TOKENS, faults=faults, status=lambda: {"slots": 3}, port=self.port,
+            tokens=_TOKENS, faults=faults, status=lambda: {"slots": 3}, port=self.port, pages=None,
         )  # fmt: skip
         self.server = make_web_server(make_application(parts), parts, self.listener, patience=patience)
         threading.Thread(target=self.server.run, daemon=True).start()

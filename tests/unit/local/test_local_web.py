@@ -13,6 +13,7 @@ from lsst.ctrl.bps.panda.local.idds_host import IddsRelay
 from lsst.ctrl.bps.panda.local.identity import Role, Tokens
 from lsst.ctrl.bps.panda.local.jedi import Jedi
 from lsst.ctrl.bps.panda.local.job_store import JobStore
+from lsst.ctrl.bps.panda.local.pages import PageReply
 from lsst.ctrl.bps.panda.local.settings import TIMINGS, Queues
 from lsst.ctrl.bps.panda.local.views import Views
 from lsst.ctrl.bps.panda.local.web import ROUTES, Caller, WebParts, make_application
@@ -44,6 +45,13 @@ def jedi(database):
     return Jedi(database, queue, store, timing=TIMINGS["quick"], clock=time.time, wake=lambda: None)
 
 
+class Echo:
+    """Stands for the process of the live pages: replies with what it was asked."""
+
+    def forward(self, place, method, target, headers, body):
+        return PageReply(404, {}, f"{method} {place} {target}".encode())
+
+
 @pytest.fixture(scope="module")
 def parts(database, jedi, tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("web")
@@ -56,6 +64,7 @@ def parts(database, jedi, tmp_path_factory):
         tokens=_TOKENS,
         faults=faults,
         status=lambda: {"slots": 3},
+        pages=Echo(),
         port=_PORT,
     )
 
@@ -91,7 +100,7 @@ _EACH = pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.meth
 
 def _open(client, route, headers=None):
     path = route.path.replace("<path:name>", "x").replace("<name>", "x").replace("<job>", "PandaJob_1")
-    path = path.replace("<view>", "v").replace("<code>", "c")
+    path = path.replace("<path:path>", "x").replace("<view>", "v").replace("<code>", "c")
     kind = route.body.kinds[0] if route.body.kinds else None
     data = b"{}" if route.method == "POST" else None
     return client.open(path, method=route.method, headers=headers or {}, data=data, content_type=kind)
@@ -329,7 +338,11 @@ def test_a_link_lets_a_browser_read_once(client, parts):
     page = client.get(place)
     assert "payload&lt;b&gt;.txt" in page.text
     assert "default-src 'none'" in page.headers["Content-Security-Policy"]
-    assert "PandaJob_7" in client.get(root).text
+    # Everything else below it are the live pages, a process of their own.
+    assert client.get(f"{root}runs/7/label?name=a%2Fb").text == (f"GET {root[:-1]} /runs/7/label?name=a%2Fb")
+    form = "application/x-www-form-urlencoded"
+    assert client.post(f"{root}runs/7/cancel", data="token=x", content_type=form).text.startswith("POST")
+    assert client.post(f"{root}runs/7/cancel", data="x" * 5000, content_type=form).status_code == 413
     with client.get(f"{place}payload%3Cb%3E.txt") as log:
         assert (log.text, log.mimetype) == ("<b>said</b>", "text/plain")
         assert log.headers["X-Content-Type-Options"] == "nosniff"

@@ -213,6 +213,7 @@ def start(directory: Path, foreground: bool, **options: Any) -> None:
     before = instance.find(directory)
     if before is not None:
         click.echo(f"an embedded PanDA runs already: {before.url}")
+        click.echo(f"its runs in a browser: {instance.make_link(before)}")
         if foreground or any(value is not None for value in options.values()):
             raise LocalPandaError("options have no effect on it; stop it first: panda_local stop")
         return
@@ -220,6 +221,7 @@ def start(directory: Path, foreground: bool, **options: Any) -> None:
         click.echo(f"state directory {directory}; end with Ctrl-C")
     endpoint = instance.start(directory, foreground=foreground, **options)
     click.echo(f"started: {endpoint.url}")
+    click.echo(f"its runs in a browser: {instance.make_link(endpoint)}")
     click.echo('use it in this shell with: eval "$(panda_local env)"')
 
 
@@ -375,9 +377,9 @@ def logs(directory: Path, job: int, which: str | None) -> None:
 @click.argument("job", type=int, required=False)
 @_shows_errors
 def open_pages(directory: Path, job: int | None) -> None:
-    """Print a link that opens the logs of jobs, or of JOB, in a browser.
+    """Print a link that opens the pages of all runs, live, or the log files of JOB, in a browser.
 
-    It is good once and for a minute; the pages stay open for twelve hours in that browser, or until the
+    It is good once and for ten minutes; the pages stay open for twelve hours in that browser, or until the
     embedded PanDA is stopped.
     """
     click.echo(instance.make_link(_running(directory), job))

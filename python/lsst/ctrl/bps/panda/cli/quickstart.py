@@ -122,6 +122,7 @@ def _run(place: Workplace, *, slots: int | None, timeout: float) -> int:
         with _interrupts_kept():
             endpoint = instance.start(place.panda, slots=slots)
         click.echo(f"The embedded PanDA runs: {endpoint.url}, process {endpoint.pid}, state in {place.panda}")
+        click.echo(f"Watch it in a browser: {instance.make_link(endpoint)}")
         submission = _submit(place)
         run_id = submission.run_id
         report = _watch(run_id, timeout=timeout)
@@ -264,11 +265,11 @@ The embedded PanDA goes on running. To use it by hand, in this or another shell,
 
     . {script}
 
-and then try: the report again, and the run as a web page; a run in which a quantum fails, live, and why it
-fails; the end of the embedded PanDA (any bps command starts it again)
+and then try: the report again; a link to all runs in a browser; a run in which a quantum fails, live, and
+why it fails; the end of the embedded PanDA (any bps command starts it again)
 
     bps report --id {submission.run_id}
-    panda_bps html {submission.run_id}
+    panda_local open
     bps submit {failing}
     panda_bps watch
     panda_bps errors

@@ -366,7 +366,9 @@ def make_token(endpoint: Endpoint, user: str) -> str:
 
 
 def make_link(endpoint: Endpoint, job: int | None = None) -> str:
-    """Make a link that opens the pages of the logs in a browser: once, and within a minute."""
+    """Make a link that opens the live pages, or the log files of a job, in a browser: once, and within ten
+    minutes.
+    """
     path = _ask(endpoint, "local/link", {"job": job} if job is not None else {})
     return f"{endpoint.base}{path}"
 

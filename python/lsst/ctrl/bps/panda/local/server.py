@@ -54,6 +54,7 @@ from .idds_host import IddsHost, IddsRelay, connect
 from .identity import IssuerKeys, Role, Tokens
 from .jedi import Jedi
 from .job_store import JobStore
+from .pages import Pages
 from .pilot import JobDirectories
 from .processes import JOB_MARKER, MARKER, end_leftovers, is_running
 from .settings import (
@@ -271,14 +272,18 @@ class Server:
         # Here iDDS is the server.
         os.environ.pop("IDDS_CLIENT_MODE", None)
 
-    def _make_executor(self) -> Executor:
+    def _variables(self) -> dict[str, str]:
+        """Return the variables of the processes that are started: where this server is, and our marks."""
         variables = {name: value for name, value in environment(self.endpoint).items() if value}
+        return {**variables, MARKER: str(self._directory), SERVER_MARKER: self.endpoint.mark}
+
+    def _make_executor(self) -> Executor:
         settings = ExecutorSettings(
             slots=self._settings.slots or len(os.sched_getaffinity(0)),
             directories=self._job_directories,
             environment=self._outside,
             path=str(Path(sys.executable).parent),
-            extra={**variables, MARKER: str(self._directory), SERVER_MARKER: self.endpoint.mark},
+            extra=self._variables(),
             keep_work=self._settings.keep_work,
             umask=self._umask,
             version=__version__,
@@ -309,6 +314,7 @@ class Server:
             faults=self._faults,
             status=self.status,
             port=self._listener.getsockname()[1],
+            pages=Pages(self._directory, {**self._outside, **self._variables()}),
         )
         self._web = make_web_server(make_application(parts), parts, self._listener)
 

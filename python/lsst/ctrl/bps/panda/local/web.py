@@ -21,7 +21,7 @@ import html
 import json
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
@@ -36,6 +36,7 @@ from .endpoint import job_folder
 from .faults import Faults
 from .idds_host import IddsRelay, decode_body
 from .identity import Identity, Links, NotAllowedError, Role, Tokens
+from .pages import Pages, PagesError
 from .request_bodies import BodyError, parse_json, unpack
 from .settings import parse_faults
 from .storage import is_storage_error
@@ -43,7 +44,6 @@ from .storage import is_storage_error
 _MB = 1024 * 1024
 _COOKIE = "panda_local"
 _COOKIE_LIFE = 12 * 3600
-_MOST_JOBS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,7 @@ class WebParts:
     faults: Faults
     status: Callable[[], Mapping[str, Any]]
     port: int
+    pages: Pages
     links: Links = field(default_factory=Links)
 
     @property
@@ -72,7 +73,7 @@ class Caller(enum.Enum):
     USER = "a user who is named by a token"
     TASK_OWNER = "the user to whom the task belongs, or a production user"
     CONTROLLER = "who started the server"
-    READER = "a browser that was let in by a link, or the owner"
+    READER = "a browser that was let in by a link, or the owner; the pages themselves check what it changes"
     LINK = "who has a link that was not used yet"
 
 
@@ -96,6 +97,7 @@ _CALL = Body((_JSON,), 8 * _MB, 64 * _MB)
 _TASK = Body((_JSON,), 64 * _MB, 256 * _MB)
 # The request of a run of two million jobs has 22 MB.  panda-client packs it, or else names no type.
 _COMMAND = Body((_JSON, "application/x-www-form-urlencoded", ""), 256 * _MB, 512 * _MB)
+_FORM = Body(("application/x-www-form-urlencoded",), 4096)
 _FILE = Body(("multipart/form-data",), 769 * _MB)
 
 _Handler = Callable[..., flask.Response]
@@ -364,22 +366,25 @@ def _open(parts: WebParts, who: Identity, code: str) -> flask.Response:
     return reply  # type: ignore[return-value]
 
 
-def _page(title: str, links: Sequence[str]) -> flask.Response:
-    items = "".join(f'<li><a href="{quote(link)}">{html.escape(link)}</a></li>' for link in links)
-    head = f"<!DOCTYPE html><html lang=en><meta charset=utf-8><title>{title}</title><h1>{title}</h1>"
-    return flask.Response(
-        f"{head}<ul>{items or '<li>nothing yet</li>'}</ul></html>", content_type="text/html"
-    )
-
-
-def _jobs(parts: WebParts, who: Identity, view: str) -> flask.Response:
-    folders = [path.name for path in parts.logs.iterdir()] if parts.logs.is_dir() else []
-    latest = sorted(folders, key=lambda name: (len(name), name), reverse=True)[:_MOST_JOBS]
-    return _page("Logs of jobs", [f"logs/{name}/" for name in latest])
+def _pages(parts: WebParts, who: Identity, view: str, path: str = "") -> flask.Response:
+    """Forward a request to the live pages."""
+    request = flask.request
+    place = f"/view/{view}"
+    target = str(request.environ["REQUEST_URI"]).removeprefix(place)
+    try:
+        reply = parts.pages.forward(place, request.method, target, dict(request.headers), request.get_data())
+    except PagesError as error:
+        return _text(f"{error}\n", 503)
+    return flask.Response(reply.body, status=reply.status, headers=reply.headers)
 
 
 def _files(parts: WebParts, who: Identity, view: str, job: str) -> flask.Response:
-    return _page(job, sorted(path.name for path in _log_folder(parts, job).iterdir() if path.is_file()))
+    names = sorted(path.name for path in _log_folder(parts, job).iterdir() if path.is_file())
+    items = "".join(f'<li><a href="{quote(name)}">{html.escape(name)}</a></li>' for name in names)
+    head = f"<!DOCTYPE html><html lang=en><meta charset=utf-8><title>{job}</title><h1>{job}</h1>"
+    return flask.Response(
+        f"{head}<ul>{items or '<li>nothing yet</li>'}</ul></html>", content_type="text/html"
+    )
 
 
 def _make_link(parts: WebParts, who: Identity) -> flask.Response:
@@ -455,9 +460,11 @@ ROUTES = (
     Route("GET", "/cache/<name>", Caller.USER, _download),
     Route("GET", "/logs/<job>/<path:name>", Caller.USER, _log),
     Route("GET", "/open/<code>", Caller.LINK, _open),
-    Route("GET", "/view/<view>/", Caller.READER, _jobs),
     Route("GET", "/view/<view>/logs/<job>/", Caller.READER, _files),
     Route("GET", "/view/<view>/logs/<job>/<path:name>", Caller.READER, _log),
+    Route("GET", "/view/<view>/", Caller.READER, _pages),
+    Route("GET", "/view/<view>/<path:path>", Caller.READER, _pages),
+    Route("POST", "/view/<view>/<path:path>", Caller.READER, _pages, _FORM),
     Route("GET", f"{_API}/local/status", Caller.CONTROLLER, _status),
     Route("POST", f"{_API}/local/faults", Caller.CONTROLLER, _set_faults, _CALL),
     Route("POST", f"{_API}/local/link", Caller.CONTROLLER, _make_link, _CALL),
@@ -480,7 +487,7 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-"""Headers of each reply: pages of others cannot frame, embed or keep it."""
+"""Headers of each reply, the policy unless it has its own: pages of others cannot frame, embed or keep it."""
 
 
 def _header(name: str, default: str) -> str:
@@ -514,7 +521,8 @@ def make_application(parts: WebParts) -> flask.Flask:
 
     @application.after_request
     def protect(reply: flask.Response) -> flask.Response:
-        reply.headers.extend(_HEADERS)
+        for name, value in _HEADERS.items():
+            reply.headers.setdefault(name, value)
         return reply
 
     for route in ROUTES:

@@ -51,8 +51,8 @@ from .page import (
 )
 
 _POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; form-action 'self'; "
-    "base-uri 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 _STEP = 200
 """Jobs on a page."""
@@ -437,7 +437,8 @@ def make_application(looks: Looks) -> flask.Flask:
     pages = _Pages(looks)
     application.before_request(pages.check)
     application.register_error_handler(PandaBpsError, pages.fail)
-    script = (files(__package__) / "static" / "live.js").read_text(encoding="utf-8")
+    static = files(__package__) / "static"
+    script, icon = ((static / name).read_text(encoding="utf-8") for name in ("live.js", "icon.svg"))
 
     @application.errorhandler(HTTPException)
     def refuse(error: HTTPException) -> Any:
@@ -447,7 +448,8 @@ def make_application(looks: Looks) -> flask.Flask:
     def protect(reply: flask.Response) -> flask.Response:
         reply.headers["Content-Security-Policy"] = _POLICY
         reply.headers["X-Content-Type-Options"] = "nosniff"
-        reply.headers["Referrer-Policy"] = "no-referrer"
+        # A browser tells a page of ours from others by what "no-referrer" would have it leave out.
+        reply.headers["Referrer-Policy"] = "same-origin"
         reply.headers["Cross-Origin-Opener-Policy"] = "same-origin"
         reply.headers["Cross-Origin-Resource-Policy"] = "same-origin"
         reply.headers["Cache-Control"] = "no-store"
@@ -466,6 +468,7 @@ def make_application(looks: Looks) -> flask.Flask:
         ("/api/runs/<int:run>/<any(errors, resources, jobs):kind>", pages.part_document),
         ("/static/page.css", text(style_sheet(), "text/css")),
         ("/static/live.js", text(script, "text/javascript")),
+        ("/static/icon.svg", text(icon, "image/svg+xml")),
     )
     for rule, view in rules:
         application.add_url_rule(rule, rule, view, methods=["GET"])

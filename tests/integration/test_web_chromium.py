@@ -1,0 +1,248 @@
+"""The live pages of an embedded PanDA in a real browser: a run that fails is watched from its launch to the
+log of its exception, restarted and cancelled; with the keyboard alone, narrow and wide, with hostile words.
+"""
+
+import os
+import re
+import shutil
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from panda_servers.place import Place, add
+from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.wait import WebDriverWait
+
+from lsst.ctrl.bps.panda.local import instance
+from lsst.ctrl.bps.panda.local.guard import marked_processes
+from lsst.ctrl.bps.panda.local.processes import MARKER
+
+pytestmark = pytest.mark.slow
+
+LIMIT = 120.0
+NASTY = "<img src=x onerror=alert(1)><script>alert(2)</script>"
+SIZES = {"narrow": 360, "wide": 1500}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("web")
+    with pytest.MonkeyPatch.context() as patch:
+        # The pages find the user's runs as the user's commands do.
+        patch.setenv("XDG_STATE_HOME", str(directory / "state"))
+        patch.setenv("USER", "ann")
+        endpoint = instance.start(directory / "a panda", slots=4)
+    made = Place(endpoint, directory)
+    made.endpoint = endpoint
+    yield made
+    instance.stop(directory / "a panda")
+    assert marked_processes(f"{MARKER}={directory / 'a panda'}") == []
+
+
+class Browser:
+    """A browser, and what a user does with it."""
+
+    def __init__(self, profile):
+        options = webdriver.ChromeOptions()
+        options.binary_location = shutil.which("chromium")
+        for word in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "hide-scrollbars"):
+            options.add_argument(f"--{word}")
+        options.add_argument(f"--user-data-dir={profile}")
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        service = webdriver.ChromeService(shutil.which("chromedriver"))
+        self.driver = webdriver.Chrome(options, service)
+        self.clicks = 0
+
+    def close(self):
+        self.driver.quit()
+
+    def wait(self, condition):
+        # A page that renews itself may replace what was just found.
+        renewed = [StaleElementReferenceException]
+        waiting = WebDriverWait(self.driver, LIMIT, 0.2, renewed)
+        return waiting.until(lambda driver: condition(), f"not seen: {self.text}")
+
+    @property
+    def text(self):
+        return self.driver.execute_script("return document.body.innerText")
+
+    def wait_for(self, *words):
+        self.wait(lambda: all(word in self.text for word in words))
+
+    def find(self, words):
+        """Find a link or a button by its words; none if it is not there."""
+        found = self.driver.find_elements(By.XPATH, f"//*[self::a or self::button][contains(., '{words}')]")
+        return found[0] if found else None
+
+    def click(self, words):
+        def click():
+            if found := self.find(words):
+                found.click()
+            return found
+
+        self.wait(click)
+        self.clicks += 1
+
+    def complaints(self):
+        """Return what the browser says of the pages: what their policy refuses, what is broken."""
+        return [each["message"] for each in self.driver.get_log("browser")]
+
+    def resize(self, width, height=900):
+        self.driver.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False},
+        )
+
+
+@pytest.fixture(scope="module")
+def browser(place, tmp_path_factory):
+    with closing(Browser(tmp_path_factory.mktemp("profile"))) as made:
+        made.driver.get(instance.make_link(place.endpoint))
+        made.home = made.driver.current_url
+        yield made
+        assert made.complaints() == []
+
+
+def failing(mark):
+    """Build a run whose last job but one fails as long as a file is missing."""
+
+    def build(workflow):
+        for number in range(5):
+            script = f"echo lsst INFO: sensor {number}; echo lsst INFO: read it; sleep 1"
+            add(workflow, f"isr_{number}", "isr", script)
+        words = (
+            f'echo "lsst ERROR: {NASTY}" >&2; echo "  File nowhere" >&2; echo "ValueError: bad {NASTY}" >&2'
+        )
+        add(workflow, "fit", "fit", f"test -e {mark} || {{ {words}; exit 3; }}", ["isr_1", "isr_2"])
+        add(workflow, "show", "show", "true", ["fit"])
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def failed(place, browser):
+    """A run, watched from its launch to the log of its exception: its id, and what makes it succeed."""
+    mark = place.directory / "mended"
+    browser.wait_for("There is no such run")
+    run_id = place.submit("failing", failing(mark))
+    browser.clicks = 0
+    # The list renews itself.
+    browser.wait_for("u_ann_failing")
+    browser.click("u_ann_failing")
+    browser.wait_for("First failure", f"ValueError: bad {NASTY}")
+    browser.click("job and log")
+    browser.wait_for(f"lsst ERROR: {NASTY}", "Attempts")
+    assert browser.clicks <= 3
+    return run_id, mark
+
+
+def shoot(browser, name):
+    """Look whether a page fits each width; keep pictures where somebody wants to look at them."""
+    for size, width in SIZES.items():
+        browser.resize(width)
+        assert browser.driver.execute_script("return document.scrollingElement.scrollWidth") <= width
+        if folder := os.environ.get("PANDA_TEST_PICTURES"):
+            height = browser.driver.execute_script("return document.scrollingElement.scrollHeight")
+            browser.resize(width, height)
+            Path(folder, f"{name}_{size}.png").write_bytes(browser.driver.get_screenshot_as_png())
+    browser.resize(SIZES["wide"])
+
+
+def test_the_job_of_a_failure(browser, failed):
+    run_id, _ = failed
+    assert f"panda_bps reproduce {run_id} fit" in browser.text
+    assert "exit code 3" in browser.text or "payload 3" in browser.text
+    assert not browser.driver.find_elements(By.CSS_SELECTOR, "main img, main script")
+    shoot(browser, "job")
+
+
+def test_all_pages_fit_and_nothing_on_them_runs(browser, failed):
+    run_id, _ = failed
+    browser.driver.get(browser.home)
+    browser.wait_for("u_ann_failing")
+    shoot(browser, "runs")
+    browser.click("u_ann_failing")
+    browser.wait_for("Tasks in iDDS and PanDA", "isr")
+    shoot(browser, "run")
+    assert not browser.driver.find_elements(By.CSS_SELECTOR, "main img, main script")
+    browser.click("isr")
+    browser.wait_for("isr_0", "1 to 5 of 5")
+    shoot(browser, "label")
+    assert browser.complaints() == []
+
+
+def test_the_age_is_shown_and_small(browser, failed):
+    run_id, _ = failed
+    browser.driver.get(f"{browser.home}runs/{run_id}/")
+    script = "return Date.now() - Date.parse(document.getElementById('age').dataset.lookedAt)"
+    seen = {browser.driver.find_element(By.ID, "age").get_attribute("data-looked-at")}
+
+    def look():
+        seen.add(browser.driver.find_element(By.ID, "age").get_attribute("data-looked-at"))
+        return len(seen) > 3 and browser.driver.execute_script(script) < 1500
+
+    # A busy machine takes its time to ask.
+    browser.wait(look)
+    assert "As of 20" in browser.text
+
+
+def test_restart_with_the_keyboard_alone(place, browser, failed):
+    run_id, mark = failed
+    place.wait(run_id)
+    browser.driver.get(f"{browser.home}runs/{run_id}/")
+    browser.wait(lambda: browser.find("Restart"))
+    press(browser, "Restart")
+    browser.wait_for("a new run does what did not succeed")
+    mark.touch()
+    press(browser, "Restart")
+    browser.wait_for("Restarted")
+    new = max(map(int, re.findall(r"Run (\d+)", browser.text)))
+    assert new > int(run_id)
+    press(browser, f"Run {new}")
+    browser.wait_for("SUCCEEDED", "No failed job is known")
+
+
+def press(browser, words):
+    """Go to a link or a button with the Tab key, see that it is marked, and press Enter."""
+    script = """
+      const active = document.activeElement, style = getComputedStyle(active);
+      return [active.tagName, active.innerText, style.outlineStyle];
+    """
+    for _ in range(60):
+        webdriver.ActionChains(browser.driver).send_keys(Keys.TAB).perform()
+        # In one question: a page that renews itself puts another element in its place.
+        kind, text, outline = browser.driver.execute_script(script)
+        if kind in ("A", "BUTTON") and words in text:
+            assert outline == "solid"
+            webdriver.ActionChains(browser.driver).send_keys(Keys.ENTER).perform()
+            return
+    raise AssertionError(f"{words} is out of reach of the Tab key")
+
+
+def test_cancel(place, browser, failed):
+    def build(workflow):
+        for number in range(3):
+            add(workflow, f"long_{number}", "long", "sleep 600")
+
+    run_id = place.submit("long", build)
+    browser.driver.get(f"{browser.home}runs/{run_id}/")
+    browser.wait_for("RUNNING")
+    browser.click("Cancel")
+    browser.wait_for("is to be cancelled")
+    # Who goes back changes nothing.
+    browser.click("Back")
+    browser.click("Cancel")
+    browser.click("Cancel")
+    browser.wait_for("is cancelled")
+    browser.click("Back")
+    browser.wait_for("DELETED")
+    shoot(browser, "cancelled")
+
+
+def test_the_process_of_the_pages_has_nothing_to_complain_of(place, browser, failed):
+    text = Path(place.endpoint.directory, "pages.log").read_text()
+    assert "Traceback" not in text
+    assert "WARNING" not in text
