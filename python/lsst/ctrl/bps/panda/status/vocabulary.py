@@ -7,6 +7,7 @@ Everybody who asks what a status or a code means imports it from here.
 from __future__ import annotations
 
 __all__ = [
+    "CANCELLED",
     "CONTENT_STATUSES",
     "CANCELLING_TASKS",
     "ENDED_TASKS",
@@ -255,6 +256,7 @@ UNKNOWN_EXIT_CODE = -1
 """Stands for a failed job whose code no server could tell."""
 
 OUT_OF_MEMORY = "out of memory"
+CANCELLED = "cancelled"
 OUT_OF_TIME = "out of time"
 NOT_SUBMITTED = "not submitted"
 
@@ -281,7 +283,7 @@ VERDICTS = {
         "again; if it comes back for the same jobs, suspect their memory, else tell those who run the "
         "site."
     ),
-    "cancelled": (
+    CANCELLED: (
         "It was stopped by a person or by the batch system. bps restart runs again what was not done."
     ),
     "preempted": (
@@ -396,9 +398,9 @@ def _rule(verdict: str, source: str = "", *codes: int | range, text: str = "", l
 # the runner's, the others those of panda-server.
 RULES = (
     # Killed on purpose: before signals, since a killed payload dies of one.
-    _rule("cancelled", "pilot", 1144, 1205, 1236),
-    _rule("cancelled", "task buffer", 100),
-    _rule("cancelled", "task buffer", text="kill(ed)? by"),
+    _rule(CANCELLED, "pilot", 1144, 1205, 1236),
+    _rule(CANCELLED, "task buffer", 100),
+    _rule(CANCELLED, "task buffer", text="kill(ed)? by"),
     # Memory: PanDA's own memory retry looks for these.
     _rule(OUT_OF_MEMORY, "pilot", 1212, 1223, 1235),
     _rule(OUT_OF_MEMORY, "payload|executor", 137),
@@ -414,7 +416,7 @@ RULES = (
           runner.EXIT_WORK_DIRECTORY, runner.EXIT_DAMAGED, runner.EXIT_OUTPUT),
     _rule("runner", "payload", runner.EXIT_USAGE, runner.EXIT_INTERNAL, runner.EXIT_START,
           runner.EXIT_SHARD, runner.EXIT_UNSAFE, runner.EXIT_PLACEHOLDER),
-    _rule("cancelled", "payload", runner.EXIT_CANCELLED),
+    _rule(CANCELLED, "payload", runner.EXIT_CANCELLED),
     # The site's own troubles.
     _rule("storage", "data management"),
     _rule("storage", "pilot", range(1098, 1101), 1103, 1115, 1124, 1133, 1137, 1141, 1145, 1151, 1152, 1171,

@@ -52,6 +52,7 @@ from ..status.bps_states import ENDED_STATES, Counts
 from ..status.evidence import RunEvidence
 from ..status.failures import ErrorGroup
 from ..status.records import JobRecord, describe_data, render_count
+from ..status.vocabulary import CANCELLED
 
 COLUMNS = (
     WmsStates.SUCCEEDED, WmsStates.RUNNING, WmsStates.PENDING, WmsStates.READY, WmsStates.UNREADY,
@@ -96,7 +97,7 @@ def render_page(page: RunPage, live: object = None) -> str:
     pages, whose addresses that object knows.
     """
     run = page.overview
-    failures = [group for group in page.groups if group.first is not None]
+    failures = [group for group in page.groups if group.first and group.verdict.name != CANCELLED]
     text = render(
         "run.html",
         page=page,
