@@ -209,7 +209,7 @@ class _Pages:
     def run(self, run: int) -> flask.Response:
         """Show a run."""
         sight = self._looks.run(run).see()
-        jobs = self._looks.jobs(run).glance(sight.revision)
+        jobs = self._looks.jobs(run).glance(sight.value.cause(sight.at))
 
         def make(live: _Live) -> str:
             return _render_run(sight, jobs, live)
@@ -224,7 +224,7 @@ class _Pages:
         overview = sight.value.overview
         if label not in overview.labels:
             raise RunNotFoundError(f"Run {run} has no label {label!r}.")
-        jobs = self._looks.jobs(run, label).see()
+        jobs = self._looks.jobs(run, label).see(sight.value.cause(sight.at))
         last = _last_attempts(jobs.value.attempts)
         counts = overview.labels[label]
 
@@ -251,7 +251,7 @@ class _Pages:
     def job(self, run: int) -> flask.Response:
         """Show a job: its attempts, and the log of one of them."""
         sight = self._looks.run(run).see()
-        jobs, attempts, job = self._find_job(run)
+        jobs, attempts, job = self._find_job(run, sight)
         log = self._read_log(job, sight.value)
         digest = hashlib.sha256(repr(log).encode()).hexdigest()
         failures = [
@@ -278,11 +278,13 @@ class _Pages:
 
         return self._reply([sight, jobs], make, more=digest)
 
-    def _find_job(self, run: int) -> tuple[Sight[JobsSight], list[JobRecord], JobRecord]:
+    def _find_job(
+        self, run: int, sight: Sight[RunSight]
+    ) -> tuple[Sight[JobsSight], list[JobRecord], JobRecord]:
         """Find the attempts of the job that the address names, and the one among them."""
         arguments = flask.request.args
         number = arguments.get("id", 0, type=int)
-        jobs = self._looks.jobs(run, arguments.get("label", "")).see()
+        jobs = self._looks.jobs(run, arguments.get("label", "")).see(sight.value.cause(sight.at))
         job = next((each for each in jobs.value.attempts if each.panda_id == number), None)
         if job is None:
             raise RunNotFoundError(f"Run {run} has no PanDA job {number}.")

@@ -4,7 +4,7 @@ not more often than the servers can bear.
 
 from __future__ import annotations
 
-__all__ = ["JobsSight", "ListSight", "Look", "Looks", "RunLine", "RunSight", "Sight"]
+__all__ = ["JobsSight", "Looks", "RunSight", "Sight"]
 
 import logging
 import threading
@@ -36,6 +36,9 @@ _REST = 4.0
 """Between two looks is at least this multiple of what the last one took: whoever looks must not slow down
 what is looked at."""
 
+_LONG = 15.0
+"""Seconds after which the jobs of a run are looked at though nothing seems to have changed."""
+
 _PATIENCE = 0.4
 """Seconds for which a page waits for what takes longer."""
 
@@ -58,6 +61,14 @@ class Sight(Generic[T]):
     """Grows when something changes."""
 
 
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """What else has changed, so that something has to be looked at again, and when that was seen."""
+
+    value: object
+    at: datetime = field(compare=False)
+
+
 class Look(Generic[T]):
     """Something that changes, fetched when somebody wants to see it and what was seen last is too old.
 
@@ -74,26 +85,37 @@ class Look(Generic[T]):
         self._least = least
         self._sight: Sight[T] | None = None
         self._due = 0.0
-        self._cause: object = None
+        self._cause: Cause | None = None
+        self._error: PandaBpsError | None = None
         self._lock = threading.Lock()
 
-    def see(self) -> Sight[T]:
+    def see(self, cause: Cause | None = None) -> Sight[T]:
         """Return what is to be seen, which the servers are asked for if need be; their errors are raised."""
         with self._lock:
-            if self._sight is None or time.monotonic() >= self._due:
+            if self._sight is None or (self._is_due() and (cause is None or cause != self._cause)):
                 self._refresh()
-            assert self._sight is not None
-            return self._sight
+                self._cause = cause
+            if self._error is not None:
+                raise self._error
+            return self._judge(cause)
 
-    def glance(self, cause: object) -> Sight[T] | None:
+    def glance(self, cause: Cause) -> Sight[T] | None:
         """Return what was seen last; if there is a new cause to look, somebody does so meanwhile."""
-        if cause != self._cause and time.monotonic() >= self._due and self._lock.acquire(blocking=False):
+        if cause != self._cause and self._is_due() and self._lock.acquire(blocking=False):
             thread = threading.Thread(target=self._refresh_aside, args=(cause,), daemon=True)
             thread.start()
             thread.join(_PATIENCE)
-        return self._sight
+        return self._judge(cause) if self._sight is not None else None
 
-    def _refresh_aside(self, cause: object) -> None:
+    def _is_due(self) -> bool:
+        return time.monotonic() >= self._due
+
+    def _judge(self, cause: Cause | None) -> Sight[T]:
+        """Return what was seen last; as long as there is no new cause, it is as new as what was the cause."""
+        assert self._sight is not None
+        return replace(self._sight, at=cause.at) if cause and cause == self._cause else self._sight
+
+    def _refresh_aside(self, cause: Cause) -> None:
         try:
             self._refresh()
             self._cause = cause
@@ -106,6 +128,10 @@ class Look(Generic[T]):
         begin, at, last = time.monotonic(), datetime.now(UTC), self._sight
         try:
             value = self._fetch()
+            self._error = None
+        except PandaBpsError as error:
+            self._error = error
+            raise
         finally:
             self._due = time.monotonic() + max(self._least, _REST * (time.monotonic() - begin))
         if last is not None and value == last.value:
@@ -142,13 +168,19 @@ class RunSight:
     """A run, without its attempts."""
 
     overview: Overview
-    rate: float | None
+    rate: float | None = field(compare=False)
     """Jobs a minute that come to an end."""
 
     end: datetime | None
     """When it will be over at that rate, to the minute."""
 
     evidence: RunEvidence = field(compare=False)
+
+    def cause(self, at: datetime) -> Cause:
+        """Return the cause to look at the jobs again: that something has changed, or, while the run goes on,
+        that some time has passed.
+        """
+        return Cause((self.overview, 0 if self.overview.ended else time.monotonic() // _LONG), at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +262,7 @@ class Looks:
             )
             progress = estimate.add(make_progress(evidence, datetime.now(UTC)))
             end = progress.end and progress.end.replace(second=0, microsecond=0)
-            return RunSight(overview, progress.rate, end, evidence)
+            return RunSight(overview, None if evidence.ended else progress.rate, end, evidence)
 
         return self._find(("run", run), fetch)
 
