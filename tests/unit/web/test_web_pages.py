@@ -107,7 +107,9 @@ def test_a_run_from_the_first_failure_to_its_log(get):
 def test_a_log_outside_the_runs_areas_is_not_shown(get):
     job = get(links(complete(get), "/job")[0])
     assert "outside the run&#39;s areas" in job.text
-    assert SECRET not in job.text
+    # Nor is its end, among the errors.
+    for reply in (job, complete(get), get(f"/api/runs/{REQUEST_ID}/errors")):
+        assert SECRET not in reply.text
 
 
 def test_nothing_new_is_said_in_a_word(get):
@@ -129,6 +131,10 @@ def test_documents_are_those_of_the_schema(get):
         document = get(f"/api/runs{path}").get_json()
         check(document)
     assert len(document["jobs"]) == 72
+    number = document["jobs"][0]["panda_id"]
+    document = get(f"/api/runs/{REQUEST_ID}/logs?id={number}").get_json()
+    check(document)
+    assert [job["panda_id"] for job in document["jobs"]] == [number]
 
 
 def test_what_is_not_there(get):

@@ -38,7 +38,7 @@ from ..runs.restart import restart_run
 from ..status.failures import find_remarks
 from ..status.records import JobRecord
 from ..version import __version__
-from .looks import JobsSight, Looks, RunSight, Sight
+from .looks import OUTSIDE, JobsSight, Looks, RunSight, Sight, is_shown
 from .page import (
     COLUMNS,
     RunPage,
@@ -86,6 +86,19 @@ class _Live:
     def job(self, run: int, job: JobRecord) -> str:
         """Return the address of the page of a job."""
         return f"{self.page(run)}job?{urlencode({'label': job.label, 'id': job.panda_id})}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Log:
+    """The end of a log."""
+
+    lines: tuple[LogLine, ...] = ()
+    cut: bool = False
+    """Whether there is more before it."""
+
+    exception: str = ""
+    problem: str = ""
+    """Why there are no lines."""
 
 
 class _Allowance:
@@ -271,7 +284,8 @@ class _Pages:
                     attempts=named,
                     facts=_facts(named),
                     log=log,
-                    exception=failures[0].exception if failures else log["exception"],
+                    log_groups=list(group_lines(log.lines)),
+                    exception=failures[0].exception if failures else log.exception,
                     reproduce=f"panda_bps reproduce {run} {name}",
                 )
             )
@@ -291,28 +305,21 @@ class _Pages:
         attempts = [e for e in jobs.value.attempts if (e.task_id, e.name) == (job.task_id, job.name)]
         return jobs, sorted(attempts, key=lambda each: each.panda_id), job
 
-    def _read_log(self, job: JobRecord, seen: RunSight) -> dict[str, Any]:
+    def _read_log(self, job: JobRecord, seen: RunSight) -> _Log:
         """Read the last lines of a log, if it lies where logs of the run may lie."""
-        connection = self._looks.connect()
-        area = seen.overview.staging_area
-        places = find_log_urls(job, connection.settings.url).values()
-        problem = "" if places else "There is no log yet."
-        lines: list[LogLine] = []
-        cut = False
-        if any(not _is_allowed(place, area) for place in places):
-            problem = "The log is not shown here, since it lies outside the run's areas."
-        elif places:
-            try:
-                lines, cut = read_last_lines(job, LogTransport(connection, patience=5.0))
-            except TransportError as error:
-                problem = f"The log could not be read: {error.message}"
-        end = self._looks.read_end(connection, job) if job.failed and lines else None
-        return {
-            "groups": list(group_lines(lines)),
-            "cut": cut,
-            "problem": problem or ("" if lines else "The log is empty so far."),
-            "exception": (end.exception or "") if end is not None else "",
-        }
+        connection, area = self._looks.connect(), seen.overview.staging_area
+        if not is_shown(job, connection, area):
+            return _Log(problem=OUTSIDE)
+        if not find_log_urls(job, connection.settings.url):
+            return _Log(problem="There is no log yet.")
+        try:
+            lines, cut = read_last_lines(job, LogTransport(connection, patience=5.0))
+        except TransportError as error:
+            return _Log(problem=f"The log could not be read: {error.message}")
+        if not lines:
+            return _Log(problem="The log is empty so far.")
+        end = self._looks.read_end(connection, job, area) if job.failed else None
+        return _Log(tuple(lines), cut, (end.exception or "") if end is not None else "")
 
     # --- actions ----------------------------------------------------------
 
@@ -352,6 +359,19 @@ class _Pages:
         """Return a run, as ``panda_bps show --json`` has it."""
         overview = self._looks.run(run).see().value.overview
         return make_document(overview, request_id=run, name=overview.name)
+
+    def log_document(self, run: int) -> dict[str, Any]:
+        """Return the last lines of the log of a job, in the form of ``panda_bps logs --json``."""
+        sight = self._looks.run(run).see()
+        jobs, _, job = self._find_job(run, sight)
+        log = self._read_log(job, sight.value)
+        return make_document(
+            {"lines": log.lines, "jobs": RunJobs(jobs.value.evidence).identify([job])},
+            request_id=run,
+            name=sight.value.overview.name,
+            kind="logs",
+            problems=(log.problem,) if log.problem else (),
+        )
 
     def part_document(self, run: int, kind: str) -> dict[str, Any]:
         """Return errors, resources or jobs, as the commands have them."""
@@ -425,13 +445,6 @@ def _facts(attempts: Sequence[JobRecord]) -> dict[str, list[object]]:
     }
 
 
-def _is_allowed(place: str, area: str) -> bool:
-    """Tell whether a log may be shown: not a file of this machine that is none of the run's."""
-    if place.startswith(("http://", "https://")):
-        return True
-    return bool(area) and place.startswith(area.rstrip("/") + "/") and ".." not in place.split("/")
-
-
 def make_application(looks: Looks) -> flask.Flask:
     """Make the application; below which path it is, the WSGI server says (``SCRIPT_NAME``)."""
     application = flask.Flask(__name__, static_folder=None)
@@ -468,6 +481,7 @@ def make_application(looks: Looks) -> flask.Flask:
         ("/api/runs", pages.runs_document),
         ("/api/runs/<int:run>", pages.run_document),
         ("/api/runs/<int:run>/<any(errors, resources, jobs):kind>", pages.part_document),
+        ("/api/runs/<int:run>/logs", pages.log_document),
         ("/static/page.css", text(style_sheet(), "text/css")),
         ("/static/live.js", text(script, "text/javascript")),
         ("/static/icon.svg", text(icon, "image/svg+xml")),

@@ -4,7 +4,7 @@ not more often than the servers can bear.
 
 from __future__ import annotations
 
-__all__ = ["JobsSight", "Looks", "RunSight", "Sight"]
+__all__ = ["OUTSIDE", "Cause", "JobsSight", "Look", "Looks", "RunSight", "Sight", "is_shown"]
 
 import logging
 import threading
@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 from lsst.ctrl.bps.wms_service import WmsStates
 
 from ..errors import PandaBpsError
-from ..insight.logs import LogEnd, LogTransport, TailReader
+from ..insight.logs import LogEnd, LogTransport, TailReader, find_log_urls
 from ..insight.overview import JobScope, Overview, explain_failures, fetch_evidence, fetch_overview
 from ..insight.progress import Estimate, make_progress
 from ..runs.client import Connection, RunClient
@@ -78,11 +78,16 @@ class Look(Generic[T]):
         Asks the servers.
     least : `float`
         Seconds for which what was seen is new enough.
+    clock : callable, optional
+        Time, for tests.
     """
 
-    def __init__(self, fetch: Callable[[], T], least: float) -> None:
+    def __init__(
+        self, fetch: Callable[[], T], least: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._fetch = fetch
         self._least = least
+        self._clock = clock
         self._sight: Sight[T] | None = None
         self._due = 0.0
         self._cause: Cause | None = None
@@ -108,7 +113,7 @@ class Look(Generic[T]):
         return self._judge(cause) if self._sight is not None else None
 
     def _is_due(self) -> bool:
-        return time.monotonic() >= self._due
+        return self._clock() >= self._due
 
     def _judge(self, cause: Cause | None) -> Sight[T]:
         """Return what was seen last; as long as there is no new cause, it is as new as what was the cause."""
@@ -125,7 +130,7 @@ class Look(Generic[T]):
             self._lock.release()
 
     def _refresh(self) -> None:
-        begin, at, last = time.monotonic(), datetime.now(UTC), self._sight
+        begin, at, last = self._clock(), datetime.now(UTC), self._sight
         try:
             value = self._fetch()
             self._error = None
@@ -133,7 +138,7 @@ class Look(Generic[T]):
             self._error = error
             raise
         finally:
-            self._due = time.monotonic() + max(self._least, _REST * (time.monotonic() - begin))
+            self._due = self._clock() + max(self._least, _REST * (self._clock() - begin))
         if last is not None and value == last.value:
             self._sight = replace(last, at=at)
         else:
@@ -194,17 +199,36 @@ class JobsSight:
     evidence: RunEvidence = field(compare=False)
 
 
+OUTSIDE = "The log is not shown here, since it lies outside the run's areas."
+
+
+def is_shown(job: JobRecord, connection: Connection, area: str) -> bool:
+    """Tell whether a job's log may be shown: not a file of this machine, or of a store, that does not belong
+    to the run.
+    """
+    root = area.rstrip("/") + "/"
+    return all(
+        place.startswith(("http://", "https://"))
+        or (bool(area) and place.startswith(root) and not {"..", "%2e%2e"} & {*place.lower().split("/")})
+        for place in find_log_urls(job, connection.settings.url).values()
+    )
+
+
 class _Tails:
     """Reads the ends of logs; that of an attempt does not change any more once it could be read."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[int, LogEnd] = OrderedDict()
 
-    def reader(self, connection: Connection) -> Callable[[JobRecord], LogEnd]:
-        """Make a reader, which asks a host that cannot be reached only once."""
+    def reader(self, connection: Connection, area: str) -> Callable[[JobRecord], LogEnd]:
+        """Make a reader for a run with this staging area, which asks a host that cannot be reached only
+        once.
+        """
         read = TailReader(LogTransport(connection))
 
         def call(job: JobRecord) -> LogEnd:
+            if not is_shown(job, connection, area):
+                return LogEnd(None, (f"({OUTSIDE})",))
             if (known := self._known.get(job.panda_id)) is not None:
                 return known
             found = read(job)
@@ -270,11 +294,12 @@ class Looks:
         """Return the look at the attempts of a run, or of one of its labels."""
 
         def fetch() -> JobsSight:
-            total = sum(self.run(run).see().value.overview.total.values())
-            scope = JobScope.ALL if label or total <= MOST_JOBS else JobScope.FAILED
+            overview = self.run(run).see().value.overview
+            many = sum(overview.total.values()) > MOST_JOBS
+            scope = JobScope.FAILED if many and not label else JobScope.ALL
             connection = self.connect()
             evidence = fetch_evidence(connection, run, scope=scope, which=JobQuery(label), errors=not label)
-            reader = self._tails.reader(connection)
+            reader = self._tails.reader(connection, overview.staging_area)
             groups, left_out = explain_failures(
                 evidence, PACKAGED_RULES, reader, limit=MOST_ERRORS, label=label
             )
@@ -282,9 +307,9 @@ class Looks:
 
         return self._find(("jobs", run, label), fetch)
 
-    def read_end(self, connection: Connection, job: JobRecord) -> LogEnd:
+    def read_end(self, connection: Connection, job: JobRecord, area: str) -> LogEnd:
         """Read why a job ended, from its log."""
-        return self._tails.reader(connection)(job)
+        return self._tails.reader(connection, area)(job)
 
 
 def _line(run: RunEvidence) -> RunLine:
