@@ -193,7 +193,7 @@ def test_json_examples_are_json(page):
 
 # What a page may use beside our own commands; some are of a facility or an LSST stack.
 PROGRAMS_OF_OTHERS = frozenset(
-    "butler cat cd chmod env eval export mkdir pip pipetask python python3 setup source".split()  # noqa: SIM905
+    "butler cat cd chmod env eval export mkdir pip pipetask python python3 setup source ssh".split()  # noqa: SIM905
 )
 
 
