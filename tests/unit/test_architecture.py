@@ -35,7 +35,7 @@ APART = {
     "edgenode": set(),
     "local": {"errors", "version", "warm"},
     "warm": set(),
-    "demo": {"errors", "version"},
+    "demo": {"errors", "files", "version"},
 }
 """Folders beside the order, and what they may import; the order may import from them."""
 

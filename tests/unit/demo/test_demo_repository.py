@@ -10,7 +10,14 @@ from lsst.daf.butler import Butler
 from lsst.daf.butler.formatters.parquet import astropy_to_arrow
 from pyarrow import parquet
 
-from lsst.ctrl.bps.panda.demo.repository import BASE_CONFIG, INPUTS, SKYMAP, create_repo, render_run_config
+from lsst.ctrl.bps.panda.demo.repository import (
+    BASE_CONFIG,
+    INPUTS,
+    SKYMAP,
+    create_repo,
+    is_current,
+    render_run_config,
+)
 from lsst.ctrl.bps.panda.errors import SettingsError
 
 
@@ -73,8 +80,8 @@ def test_catalogue_and_pointings_of_a_users(ending: str, tmp_path: Path) -> None
     ("which", "text", "words"),
     [
         ("catalog", "ra,dec,g\n1,2,3\n", "x.csv has no column 'r'; it has ra, dec, g"),
-        ("catalog", "ra,dec,g,r\n1,2,3,bright\n", "row 1: r is 'bright', which is no number"),
-        ("catalog", "ra,dec,g,r\n1,2,3,\n", "row 1: r is --; it must be a number"),
+        ("catalog", "ra,dec,g,r\n1,2,3,bright\n", "x.csv: column r, row 1 is bright; it must be a number"),
+        ("catalog", "ra,dec,g,r\n1,2,3,\n", "x.csv: column r, row 1 is --; it must be a number"),
         ("catalog", "ra,dec,g,r\n", "x.csv has no rows"),
         ("catalog", None, "x.csv cannot be read as CSV"),
         ("pointings", "ra,dec,band\n1,2,u\n", "band 'u' is unknown; there are g,r,i,z"),
@@ -82,7 +89,7 @@ def test_catalogue_and_pointings_of_a_users(ending: str, tmp_path: Path) -> None
         (
             "pointings",
             "ra,dec,band,seeing\n1,2,r,1\n1,2,r,0\n",
-            "row 2: seeing is 0; it must be a number greater",
+            "x.csv: column seeing, row 2 is 0; it must be a number greater than 0",
         ),
     ],
 )
@@ -95,6 +102,18 @@ def test_a_wrong_table_is_refused(which: str, text: str | None, words: str, tmp_
     with pytest.raises(SettingsError, match=r"must end in one of .csv, .ecsv, .fits, .parquet"):
         create_repo(tmp_path / "repo", **{which: tmp_path / "x.doc"})
     assert not (tmp_path / "repo").exists()
+
+
+def test_a_repository_of_another_version_is_told_apart(small: Path, tmp_path: Path) -> None:
+    assert is_current(small)
+    create_repo(tmp_path / "repo", visits_per_band=0, detectors=1, patches=1)
+    with Butler.from_config(str(tmp_path / "repo"), writeable=True) as butler:
+        # Older versions left no word at all.
+        for content in ("Inputs of the demo's pipeline, version 1", None):
+            butler.registry.setCollectionDocumentation(INPUTS, content)
+            assert not is_current(tmp_path / "repo")
+        butler.collections.x_remove(INPUTS)
+    assert not is_current(tmp_path / "repo")
 
 
 def test_galaxies_without_galsim_are_refused_before_anything_runs(

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from astropy.stats import gaussian_fwhm_to_sigma
 
-from lsst.ctrl.bps.panda.demo.calibration import match
-from lsst.ctrl.bps.panda.demo.geometry import PIXEL_SCALE, Affine, TangentPoint
+from lsst.ctrl.bps.panda.demo.geometry import PIXEL_SCALE, make_wcs, match
 from lsst.ctrl.bps.panda.demo.photometry import Psf, find_peaks, fit_background, fit_fluxes, matched_filter
 from lsst.ctrl.bps.panda.demo.simulate import make_catalog
 
@@ -18,8 +18,9 @@ sep = pytest.importorskip("sep", reason="SEP is not installed; it has no wheel f
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 PAGE = CHECKOUT / "doc" / "lsst.ctrl.bps.panda" / "demo.rst"
-CENTRE = TangentPoint(62.0, -37.0)
-PSF = Psf.from_fwhm(3.0)
+CENTRE = 62.0, -37.0
+SIGMA = 3.0 * gaussian_fwhm_to_sigma
+PSF = Psf.gaussian(SIGMA)
 NOISE = 20.0
 SIZE = 1200
 """Pixels on a side."""
@@ -51,24 +52,23 @@ class Both:
 @pytest.fixture(scope="module")
 def both() -> Both:
     rng = np.random.default_rng(7)
-    stars = make_catalog(CENTRE, SIZE * PIXEL_SCALE / 2.0, rng=rng, density=0.008)
-    half = SIZE * PIXEL_SCALE / 2.0
-    affine = Affine(-half, PIXEL_SCALE, 0.0, -half, 0.0, PIXEL_SCALE)
+    stars = make_catalog(*CENTRE, SIZE * PIXEL_SCALE / 2.0, rng=rng, density=0.008)
+    wcs = make_wcs(*CENTRE, centre=(SIZE / 2.0, SIZE / 2.0), size=SIZE)
     image = np.linspace(300.0, 330.0, SIZE) + rng.normal(0.0, NOISE, (SIZE, SIZE))
-    places = affine.inverse(*CENTRE.project(stars["ra"], stars["dec"]))
+    places = wcs.wcs_world2pix(stars["ra"], stars["dec"], 0)
     PSF.add_to(image, *places, 10.0 ** (0.4 * (29.0 - np.asarray(stars["r"]))))
 
     variance = np.full(image.shape, NOISE**2)
     background = fit_background(image)
     x, y, _ = find_peaks(matched_filter(image - background, variance, PSF), 5.0)
-    flux, error = fit_fluxes(image - background, variance, PSF, x, y)
+    flux, error, _ = fit_fluxes(image - background, variance, PSF, x, y)
 
     their_background = sep.Background(image, bw=75, bh=75).back()
     theirs = image - their_background
-    found = sep.extract(theirs, 1.5, err=NOISE, filter_kernel=PSF.stamp(0.0, 0.0))
-    their_x, their_y, _ = sep.winpos(theirs, found["x"], found["y"], PSF.sigma)
+    found = sep.extract(theirs, 1.5, err=NOISE, filter_kernel=PSF.stamp())
+    their_x, their_y, _ = sep.winpos(theirs, found["x"], found["y"], SIGMA)
     # A circle of 4 sigma holds all of the light but 0.03 per cent.
-    their_flux, _, _ = sep.sum_circle(theirs, their_x, their_y, 4.0 * PSF.sigma)
+    their_flux, _, _ = sep.sum_circle(theirs, their_x, their_y, 4.0 * SIGMA)
 
     own, other = match(x, y, their_x, their_y, radius=2.0)
     seen = np.isin(np.arange(len(x)), own)

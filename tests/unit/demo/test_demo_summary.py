@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 from astropy.table import Table
 
-from lsst.ctrl.bps.panda.demo.geometry import Box, SkyLayout, TangentPoint
+from lsst.ctrl.bps.panda.demo.geometry import SkyLayout
 from lsst.ctrl.bps.panda.demo.summary import colour_picture, compare_with_truth, render_summary, seen_by_all
 
 
 def test_margins_that_a_band_has_not_seen_are_cut_off_and_gaps_inside_are_not() -> None:
-    first, second = np.ones((40, 50)), np.ones((40, 50))
-    first[:4] = first[:, 47:] = second[:, :2] = np.nan
-    first[20, 10:14] = np.nan
-    assert seen_by_all([first, second]) == Box(2, 4, 47, 40)
+    first, second = np.ones((46, 56)), np.ones((46, 56))
+    first[:7] = first[:, 50:] = second[:, :5] = np.nan
+    first[23, 13:17] = np.nan
+    assert seen_by_all([first, second], 3) == (slice(7, 43), slice(5, 50))
 
 
 def test_the_picture_is_red_where_the_last_band_is_bright_and_has_no_holes() -> None:
@@ -34,8 +34,8 @@ def test_the_picture_is_red_where_the_last_band_is_bright_and_has_no_holes() -> 
 
 
 def test_stars_are_judged_by_place_and_brightness_and_galaxies_by_their_mark() -> None:
-    layout = SkyLayout(TangentPoint(62.0, -37.0), patches=1)
-    ra, dec = layout.sky(np.linspace(20.0, 280.0, 12), np.linspace(30.0, 250.0, 12))
+    layout = SkyLayout(62.0, -37.0, patches=1)
+    ra, dec = layout.wcs.wcs_pix2world(np.linspace(40.0, 300.0, 12), np.linspace(50.0, 270.0, 12), 0)
     truth = Table(
         {"ra": ra, "dec": dec, "r": np.linspace(18.0, 21.0, 12), "half_light_radius": [0.0] * 9 + [1.0] * 3}
     )
@@ -49,11 +49,15 @@ def test_stars_are_judged_by_place_and_brightness_and_galaxies_by_their_mark() -
             "r_mag": np.where(found["half_light_radius"] > 0, 99.0, found["r"] + 0.02),
         }
     )  # fmt: skip
-    summary = compare_with_truth(objects, truth, layout)
+    image = np.ones(layout.wcs.array_shape)
+    summary = compare_with_truth(objects, truth, layout, {"r": image})
     assert (summary.objects, summary.matched, summary.galaxies) == (10, 10, 2)
     assert (summary.galaxies_extended, summary.stars_extended) == (1, 1)
     assert abs(summary.position_scatter - 100.0) < 1.0
     (band,) = summary.bands
-    assert abs(band.magnitude_offset - 0.02) < 1e-6
-    assert abs(band.completeness - 8 / 9) < 1e-6
+    assert abs(band["magnitude_offset"] - 0.02) < 1e-6
+    assert abs(band["completeness"] - 8 / 9) < 1e-6
     assert "extended: 1 of 2 galaxies, and 1 of 8 stars" in render_summary(summary)
+    # A star that no image shows is not missed.
+    image[205:] = np.nan
+    assert compare_with_truth(objects, truth, layout, {"r": image}).bands["completeness"] == [1.0]

@@ -1,18 +1,20 @@
 """The demo's tasks, by their ``run`` with plain values."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from astropy.table import Table
 from lsst.pipe.base import NoWorkFound
 
 from lsst.ctrl.bps.panda.demo.coaddition import AssembleCoaddTask, MakeWarpTask
-from lsst.ctrl.bps.panda.demo.geometry import SkyLayout, TangentPoint
+from lsst.ctrl.bps.panda.demo.geometry import SkyLayout
 from lsst.ctrl.bps.panda.demo.objects import MeasureObjectsTask, ObjectTableTask
 from lsst.ctrl.bps.panda.demo.photometry import Psf
 from lsst.ctrl.bps.panda.demo.single_frame import CharacterizeTask, IsrTask, VisitSummaryTask
 from lsst.ctrl.bps.panda.demo.star_task import datasets
 
-_LAYOUT = SkyLayout(TangentPoint(62.0, -37.0), patches=2, inner=80, border=10)
+_LAYOUT = SkyLayout(62.0, -37.0, patches=2, inner=80, border=10)
 
 
 def _task(task_class):
@@ -58,17 +60,16 @@ def test_a_cloudy_detector_is_marked() -> None:
 
 
 def _warp_inputs(**changes):
-    x0, y0 = _LAYOUT.affine().forward(0, 0)
-    affine = _LAYOUT.affine().to_dict() | {"x0": float(x0), "y0": float(y0)}
-    info = {"ra": 62.0, "dec": -37.0, "affine": affine, "psf_sigma": 1.4}
+    # The detector sees the tract without its border.
+    info = {"wcs": dict(_LAYOUT.wcs[10:170, 10:170].to_header()), "psf_sigma": 1.4}
     image = np.zeros((2, 160, 160), np.float32)
     image[1] = 4.0
     stamp = np.zeros((160, 160))
-    Psf(((1.0, 1.4),)).add_to(stamp, np.array([40.0]), np.array([50.0]), np.array([1000.0]))
+    Psf.gaussian(1.4).add_to(stamp, np.array([40.0]), np.array([50.0]), np.array([1000.0]))
     image[0] = stamp
     summary = Table({"detector": [7], "good": [True]})
     return {
-        "images": {7: image}, "infos": {7: info}, "summary": summary, "layout": _LAYOUT.to_dict(), "patch": 0
+        "images": {7: image}, "infos": {7: info}, "summary": summary, "layout": asdict(_LAYOUT), "patch": 0
     } | changes  # fmt: skip
 
 
@@ -110,7 +111,7 @@ def test_warps_are_weighted_by_their_noise_and_gaps_left_out() -> None:
 
 def test_objects_are_measured_in_all_bands_and_only_in_ones_own_part() -> None:
     rng = np.random.default_rng(4)
-    psf = Psf(((1.0, 1.4),))
+    psf = Psf.gaussian(1.4)
     coadds, infos = {}, {}
     for band, flux in (("g", 400.0), ("r", 900.0)):
         image = rng.normal(0.0, 2.0, (100, 100))
@@ -119,13 +120,13 @@ def test_objects_are_measured_in_all_bands_and_only_in_ones_own_part() -> None:
         coadds[band] = np.stack([image, np.full(image.shape, 4.0)])
         infos[band] = {"psf": [[1.0, 1.4]]}
     table = _task(MeasureObjectsTask).run(
-        coadds=coadds, infos=infos, layout=_LAYOUT.to_dict(), tract=0, patch=1
+        coadds=coadds, infos=infos, layout=asdict(_LAYOUT), tract=0, patch=1
     ).objects  # fmt: skip
     assert len(table) == 2
-    np.testing.assert_allclose(table["x"], np.array([30.0, 60.0]) + 80 - 10, atol=0.2)
+    np.testing.assert_allclose(table["x"], np.array([30.0, 60.0]) + 80, atol=0.2)
     np.testing.assert_allclose(table["g_flux"], 400.0, atol=60.0)
     np.testing.assert_allclose(table["r_flux"], 900.0, atol=60.0)
-    x, y = _LAYOUT.pixel(table["ra"], table["dec"])
+    x, y = _LAYOUT.wcs.wcs_world2pix(table["ra"], table["dec"], 0)
     np.testing.assert_allclose(x, table["x"], atol=1e-6)
     assert table["object_id"].tolist() == [1_000_000, 1_000_001]
 

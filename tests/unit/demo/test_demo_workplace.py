@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from lsst.daf.butler import Butler
 
 from lsst.ctrl.bps.panda.cli.quickstart import QuickstartError, read_submission
+from lsst.ctrl.bps.panda.demo.repository import INPUTS, create_repo
 from lsst.ctrl.bps.panda.demo.workplace import LOCAL_SERVICE, Workplace
 
 
@@ -67,6 +69,25 @@ def test_configurations_are_those_of_the_directory(place: Workplace) -> None:
     assert config["submitPath"] == f"{place.directory}/submit/{{outputRun}}"
     assert "failIf" in failing["extraQgraphOptions"]
     assert place.output_run(place.directory / "submit/u/quickstart/starcam/T") == "u/quickstart/starcam/T"
+
+
+def test_a_repository_of_an_older_demo_is_refused_with_the_remedy(place: Workplace) -> None:
+    create_repo(place.repo, visits_per_band=0, detectors=1, patches=1)
+    assert not place.ensure_repo()
+    with Butler.from_config(str(place.repo), writeable=True) as butler:
+        butler.registry.setCollectionDocumentation(INPUTS, None)
+    program = "lsst.ctrl.bps.panda.cli.quickstart"
+    command = [sys.executable, "-m", program, "--directory", str(place.directory)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"{place.repo} was made by another version of the demo" in done.stderr
+    assert not place.panda.exists()
+    # What the message says to do is what helps.
+    (remedy,) = (line for line in done.stderr.splitlines() if line.startswith("    mv "))
+    subprocess.run(["sh", "-euc", remedy], check=True)
+    assert (place.directory / "repo-old" / "butler.yaml").is_file()
+    assert place.ensure_repo()
+    assert not place.ensure_repo()
 
 
 def test_the_run_is_found_in_what_bps_submit_says() -> None:

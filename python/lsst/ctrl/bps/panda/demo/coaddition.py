@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from astropy.table import Table  # type: ignore[import-untyped]
+from astropy.wcs import WCS  # type: ignore[import-untyped]
 from lsst.pex.config import Field
 from lsst.pipe.base import NoWorkFound, PipelineTaskConnections, Struct
 from lsst.pipe.base.connectionTypes import Input, Output
 
-from .calibration import depth
-from .geometry import Affine, FloatArray, SkyLayout, TangentPoint
-from .photometry import Psf, clipped_median
+from .geometry import FloatArray, SkyLayout
+from .photometry import Psf, depth
 from .star_task import StarTask, StarTaskConfig
 
 _VISIT = ("instrument", "visit", "detector")
@@ -55,7 +55,9 @@ class MakeWarpConnections(PipelineTaskConnections, dimensions=_WARP):
 class MakeWarpConfig(StarTaskConfig, pipelineConnections=MakeWarpConnections):
     """Options of `MakeWarpTask`."""
 
-    worstSeeing: Field[float] = Field(dtype=float, default=6.0, doc="Widest seeing that is used, pixels.")
+    worstSeeing: Field[float] = Field(
+        dtype=float, default=2.5, doc="Sigma of the widest stars of an image that is used, pixels."
+    )
 
 
 class MakeWarpTask(StarTask):
@@ -76,77 +78,62 @@ class MakeWarpTask(StarTask):
         patch: int,
     ) -> Struct:
         """Process a visit on a patch."""
-        sky = SkyLayout.from_dict(layout)
-        good = {int(row["detector"]) for row in summary if row["good"]}
-        box = sky.outer_box(patch)
-        warp = np.full((2, *box.shape), np.nan)
-        x, y = np.meshgrid(np.arange(box.x0, box.x1), np.arange(box.y0, box.y1))
-        ra, dec = sky.sky(x, y)
-        used = []
-        pointing, plane = None, (ra, dec)
-        for detector in sorted(good & set(images)):
-            info = infos[detector]
-            psf = Psf(((1.0, info["psf_sigma"]),))
-            if psf.fwhm > self.config.worstSeeing:
-                continue
-            # All detectors of a visit have one pointing in their headers.
-            if pointing != (pointing := TangentPoint(info["ra"], info["dec"])):
-                plane = pointing.project(ra, dec)
-            part = resample(images[detector], *Affine(**info["affine"]).inverse(*plane))
-            fresh = np.isnan(warp[0]) & np.isfinite(part[0])
-            if fresh.any():
+        sky = SkyLayout(**layout)
+        wcs = sky.wcs[sky.image(patch)]
+        warp = np.full((2, *wcs.array_shape), np.nan)
+        pixels: dict[int, int] = {}
+        for detector in sorted(row["detector"] for row in summary if row["good"]):
+            if detector in images and infos[detector]["psf_sigma"] <= self.config.worstSeeing:
+                part = resample(images[detector], WCS(infos[detector]["wcs"]), wcs)
+                fresh = np.isnan(warp[0]) & np.isfinite(part[0])
                 warp[:, fresh] = part[:, fresh]
-                used.append((int(np.count_nonzero(fresh)), info["psf_sigma"]))
-        if not used:
+                pixels[detector] = int(np.count_nonzero(fresh))
+        total = sum(pixels.values())
+        if not total:
             raise NoWorkFound("no good image has a pixel on the patch")
-        pixels = [count for count, _ in used]
-        seeing = sum(count * sigma for count, sigma in used) / sum(pixels)
-        variance, _ = clipped_median(warp[1])
         info = {
-            "psf_sigma": seeing,
-            "variance": variance,
-            "coverage": sum(pixels) / warp[0].size,
-            "detectors": len(used),
+            "psf_sigma": sum(number * infos[key]["psf_sigma"] for key, number in pixels.items()) / total,
+            "variance": float(np.nanmedian(warp[1])),
+            "coverage": total / warp[0].size,
         }
-        self.log.info("%d detectors cover %.0f%%", len(used), 100 * info["coverage"])
+        self.log.info("Of the pixels, %.0f%% have data", 100 * info["coverage"])
         return Struct(warp=warp.astype(np.float32), info=info)
 
 
-def resample(planes: npt.NDArray[np.floating], x: FloatArray, y: FloatArray) -> FloatArray:
-    """Interpolate image and variance by the Lanczos kernel of order three.
+def resample(planes: npt.NDArray[np.floating], wcs: WCS, to: WCS) -> FloatArray:
+    """Interpolate image and variance at the pixels of another WCS, by the Lanczos kernel of order three.
 
     Both are NaN nearer to the image's edge than the kernel reaches.  The variance is that of each pixel; its
     neighbours are correlated.
     """
     rows, columns = planes.shape[1:]
-    result = np.full((2, *x.shape), np.nan)
-    low_x, low_y = np.floor(x).astype(int) - _REACH + 1, np.floor(y).astype(int) - _REACH + 1
-    inside = (low_x >= 0) & (low_y >= 0) & (low_x + 2 * _REACH <= columns) & (low_y + 2 * _REACH <= rows)
-    if not inside.any():
+    result = np.full((2, *to.array_shape), np.nan)
+    corners = to.wcs_world2pix(wcs.calc_footprint(axes=(columns, rows)), 0)
+    left, bottom = np.maximum(np.floor(corners.min(axis=0)), 0).astype(int)
+    right, top = np.minimum(np.ceil(corners.max(axis=0)) + 1, result.shape[:0:-1]).astype(int)
+    x, y = np.meshgrid(np.arange(left, right), np.arange(bottom, top))
+    if x.size == 0:
         return result
-    left, bottom = low_x[inside], low_y[inside]
-    across = _lanczos(x[inside] - left)
-    along = _lanczos(y[inside] - bottom)
+    at_x, at_y = wcs.wcs_world2pix(*to.wcs_pix2world(x.ravel(), y.ravel(), 0), 0)
+    low_x, low_y = np.floor(at_x).astype(int) - _REACH + 1, np.floor(at_y).astype(int) - _REACH + 1
+    inside = (low_x >= 0) & (low_y >= 0) & (low_x + 2 * _REACH <= columns) & (low_y + 2 * _REACH <= rows)
+    low_x, low_y = low_x[inside], low_y[inside]
+    across, along = _lanczos(at_x[inside] - low_x), _lanczos(at_y[inside] - low_y)
     image, variance = planes.astype(float).reshape(2, -1)
-    first = bottom * columns + left
-    total, noise = np.zeros(left.shape), np.zeros(left.shape)
+    first = low_y * columns + low_x
+    total, noise = np.zeros(first.shape), np.zeros(first.shape)
     for j in range(2 * _REACH):
         for i in range(2 * _REACH):
             weight, pixel = across[i] * along[j], first + (j * columns + i)
             total += weight * image.take(pixel)
             noise += weight**2 * variance.take(pixel)
-    result[0, inside], result[1, inside] = total, noise
+    result[:, y.ravel()[inside], x.ravel()[inside]] = total, noise
     return result
 
 
 def _lanczos(offset: FloatArray) -> list[FloatArray]:
     """Weights, of sum 1, of the pixels from the first on, ``offset`` away."""
-    offset = np.where(offset % 1.0 == 0.0, offset + 1e-9, offset)
-    sine = np.sin(np.pi * offset)
-    raw = []
-    for n in range(2 * _REACH):
-        # sinc(d) sinc(d/3) without the factors that all have.
-        raw.append((-1) ** n * sine * np.sin(np.pi / _REACH * (offset - n)) / (offset - n) ** 2)
+    raw = [np.sinc(offset - n) * np.sinc((offset - n) / _REACH) for n in range(2 * _REACH)]
     total = np.sum(raw, axis=0)
     return [weight / total for weight in raw]
 
@@ -196,12 +183,11 @@ class AssembleCoaddTask(StarTask):
         planes = np.full((2, *shape), np.nan)
         planes[0, seen] = image[seen] / total[seen]
         planes[1, seen] = variance[seen] / total[seen] ** 2
-        psf = Psf.mean(
-            [Psf(((1.0, infos[visit]["psf_sigma"]),)) for visit in warps],
-            [weights[visit] * infos[visit]["coverage"] for visit in warps],
-        )
+        shares = {visit: weights[visit] * infos[visit]["coverage"] for visit in warps}
+        whole = sum(shares.values())
+        psf = Psf([[share / whole, infos[visit]["psf_sigma"]] for visit, share in shares.items()])
         info = {
-            "psf": [list(component) for component in psf.components],
+            "psf": psf.components,
             "visits": sorted(warps),
             "coverage": float(np.mean(seen)),
             "depth": depth(planes[1], psf),

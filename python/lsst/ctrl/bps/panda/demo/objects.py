@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = ["MeasureObjectsTask", "ObjectTableTask"]
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,8 @@ from lsst.pex.config import Field
 from lsst.pipe.base import NoWorkFound, PipelineTaskConnections, Struct
 from lsst.pipe.base.connectionTypes import Input, Output
 
-from .calibration import AB_ZERO_POINT
-from .geometry import FloatArray, SkyLayout
-from .photometry import Psf, find_peaks, fit_fluxes, matched_filter
+from .geometry import SkyLayout, match
+from .photometry import AB_ZERO_POINT, Psf, compare_with_wider, find_peaks, fit_fluxes, matched_filter
 from .star_task import StarTask, StarTaskConfig
 
 _COADD = ("skymap", "tract", "patch", "band")
@@ -30,7 +30,7 @@ _WIDER = 1.5
 """Sigma, in pixels, of the Gaussian galaxy that an object is more like if it counts as extended."""
 
 _MARGIN = 9.0
-"""By how much the square of the ratio must be greater for that: three standard deviations."""
+"""By how much the square of its signal-to-noise ratio must be greater for that: three standard deviations."""
 
 _OBJECTS_PER_PATCH = 1_000_000
 
@@ -72,25 +72,30 @@ class MeasureObjectsTask(StarTask):
         patch: int,
     ) -> Struct:
         """Process a patch."""
-        sky = SkyLayout.from_dict(layout)
+        sky = SkyLayout(**layout)
         planes = {band: (coadd[0].astype(float), coadd[1].astype(float)) for band, coadd in coadds.items()}
-        psfs = {band: Psf(tuple((w, s) for w, s in infos[band]["psf"])) for band in coadds}
-        significance = _together([matched_filter(*planes[band], psfs[band]) for band in planes])
-        wide = _together([matched_filter(*planes[band], psfs[band].widen(_WIDER)) for band in planes])
-        x, y, height = find_peaks(significance, self.config.threshold)
-        # Half the square of the ratio is the logarithm of the likelihood of each model.
-        extended = wide[np.rint(y).astype(int), np.rint(x).astype(int)] ** 2 > height**2 + _MARGIN
-        columns: dict[str, Any] = {"snr": height, "extended": extended}
-        for band in planes:
-            flux, error = fit_fluxes(*planes[band], psfs[band], x, y)
+        psfs = {band: Psf(infos[band]["psf"]) for band in coadds}
+        significances = [matched_filter(*planes[band], psfs[band]) for band in planes]
+        # A star of the same ratio in n bands has sqrt(n) times it in all.
+        seen = np.sum([values != 0.0 for values in significances], axis=0)
+        together = np.sum(significances, axis=0) / np.sqrt(np.maximum(seen, 1))
+        x, y, height = find_peaks(together, self.config.threshold)
+        columns: dict[str, Any] = {"snr": height, "extended": np.zeros(len(x))}
+        for band, (image, variance) in planes.items():
+            psf = psfs[band]
+            flux, error, residual = fit_fluxes(image, variance, psf, x, y)
+            wider = psf.widen(_WIDER)
+            columns["extended"] += compare_with_wider(residual, variance, psf, wider, x, y, flux)
             columns[f"{band}_flux"], columns[f"{band}_flux_err"] = flux, error
-            columns[f"{band}_mag"] = _magnitude(flux)
-        box = sky.outer_box(patch)
-        tract_x, tract_y = x + box.x0, y + box.y0
-        own = sky.inner_box(patch).contains(tract_x, tract_y)
+            # What is not positive has no magnitude.
+            columns[f"{band}_mag"] = AB_ZERO_POINT - 2.5 * np.log10(np.where(flux > 0, flux, np.nan))
+        columns["extended"] = columns["extended"] > _MARGIN
+        rows, across = sky.image(patch)
+        tract_x, tract_y = x + across.start, y + rows.start
+        own = sky.owner(tract_x, tract_y) == patch
         if not own.any():
             raise NoWorkFound("no object is found")
-        ra, dec = sky.sky(tract_x, tract_y)
+        ra, dec = sky.wcs.wcs_pix2world(tract_x, tract_y, 0)
         number = np.arange(np.count_nonzero(own), dtype=np.int64)
         table = Table(
             {
@@ -107,19 +112,6 @@ class MeasureObjectsTask(StarTask):
         self.metadata["objects"] = len(table)
         self.log.info("%d objects in bands %s", len(table), ", ".join(planes))
         return Struct(objects=table)
-
-
-def _together(significances: list[FloatArray]) -> FloatArray:
-    """Join bands: a star of the same ratio in n of them has sqrt(n) times it."""
-    seen = np.sum([values != 0.0 for values in significances], axis=0)
-    total: FloatArray = np.sum(significances, axis=0) / np.sqrt(np.maximum(seen, 1))
-    return total
-
-
-def _magnitude(flux: FloatArray) -> FloatArray:
-    """AB magnitude, NaN for what is not positive."""
-    positive = np.where(flux > 0, flux, np.nan)
-    return AB_ZERO_POINT - 2.5 * np.log10(positive)
 
 
 class ObjectTableConnections(PipelineTaskConnections, dimensions=_TRACT):
@@ -148,24 +140,15 @@ class ObjectTableTask(StarTask):
 
     def run(self, *, patches: dict[int, Table]) -> Struct:
         """Process a tract."""
-        table = vstack([patches[patch] for patch in patches], join_type="outer")
+        tables = [patches[patch] for patch in patches]
+        # Noise can put one star on either side of the line between two patches.
+        for first, second in itertools.combinations(tables, 2):
+            radius = self.config.sameRadius
+            _, repeated = match(first["x"], first["y"], second["x"], second["y"], radius=radius)
+            second.remove_rows(repeated)
+        table = vstack(tables, join_type="outer")
         # A patch may lack a band: its images failed, or there are none.
         table = table.filled(np.nan) if table.has_masked_columns else table
-        kept = table[~self._repeated(table)]
-        self.metadata["objects"] = len(kept)
-        self.log.info("%d objects of %d patches", len(kept), len(patches))
-        return Struct(table=kept)
-
-    def _repeated(self, table: Table) -> npt.NDArray[np.bool_]:
-        """Mark objects that an earlier patch has, too: noise can put one star
-        on either side of the line between two patches.
-        """
-        x, y, patch = (np.asarray(table[name], dtype=float) for name in ("x", "y", "patch"))
-        order = np.argsort(x, kind="stable")
-        repeated = np.zeros(len(table), dtype=bool)
-        for place, n in enumerate(order):
-            near = order[place + 1 : np.searchsorted(x[order], x[n] + self.config.sameRadius, side="right")]
-            same = near[(patch[near] != patch[n]) & (np.abs(y[near] - y[n]) <= self.config.sameRadius)]
-            repeated[same[patch[same] > patch[n]]] = True
-            repeated[n] |= bool(np.any(patch[same] < patch[n]))
-        return repeated
+        self.metadata["objects"] = len(table)
+        self.log.info("%d objects of %d patches", len(table), len(patches))
+        return Struct(table=table)

@@ -16,7 +16,7 @@ from typing import Any
 from astropy.io import fits  # type: ignore[import-untyped]
 from lsst.daf.butler import Butler, CollectionType, DatasetType  # type: ignore[attr-defined]
 
-from .geometry import FocalPlane, SkyLayout
+from .geometry import SkyLayout
 from .instrument import BANDS, StarCam, filter_name
 from .repository import INPUTS, SKYMAP, DemoRepo, make_pointing, visit_records
 from .simulate import EXPOSURE, Pointing, make_header, simulate_raw
@@ -35,7 +35,7 @@ def expose(repo: Path, directory: Path, count: int, *, first: int = 1) -> Iterat
     name = StarCam.getName()
     with Butler.from_config(str(repo), collections=INPUTS) as butler:
         catalog = butler.get("starcam_catalog", instrument=name)
-        layout = SkyLayout.from_dict(butler.get("sky_layout", skymap=SKYMAP))
+        layout = SkyLayout(**butler.get("sky_layout", skymap=SKYMAP))
         detectors = len(butler.query_dimension_records("detector"))
         bias = [butler.get("starcam_bias", instrument=name, detector=each) for each in range(detectors)]
         flats = {
@@ -108,7 +108,7 @@ def ingest_raws(butler: Butler, paths: Sequence[str], *, run: str) -> list[dict[
         }
         for pixels, pointing, detector, _ in images:
             data_ids.append(visit | {"detector": detector})
-            header = make_header(pointing, FocalPlane(pointing.detectors).affine(detector, pointing.rotation))
+            header = make_header(pointing, detector)
             for name, value in (("starcam_raw", pixels), ("starcam_header", header)):
                 if (name, detector) not in there:
                     butler.put(value, name, data_ids[-1], run=run)

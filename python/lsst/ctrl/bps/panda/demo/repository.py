@@ -6,7 +6,6 @@ from __future__ import annotations
 
 __all__ = [
     "BASE_CONFIG",
-    "BUTLER_CONFIG",
     "INPUTS",
     "PROMPT_CONFIG",
     "RUN_CONFIG",
@@ -14,6 +13,7 @@ __all__ = [
     "DemoRepo",
     "count_outputs",
     "create_repo",
+    "is_current",
     "make_pointing",
     "missing_outputs",
     "render_run_config",
@@ -24,6 +24,7 @@ import importlib.util
 import os
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,13 +38,13 @@ from lsst.daf.butler import (  # type: ignore[attr-defined]
     Butler,
     CollectionType,
     DatasetType,
-    MissingDatasetTypeError,
+    MissingCollectionError,
     Timespan,
 )
 from lsst.sphgeom import ConvexPolygon
 
 from ..errors import SettingsError
-from .geometry import Box, FocalPlane, SkyLayout, TangentPoint, polygon
+from .geometry import FocalPlane, SkyLayout, offset, region
 from .instrument import BANDS, StarCam, filter_name
 from .simulate import NEEDS_GALSIM, Pointing, is_galaxy, make_catalog, make_detector, read_catalog, read_table
 
@@ -53,17 +54,19 @@ INPUTS = "StarCam/defaults"
 SKYMAP = "starcam_sky"
 """Name of the sky map; it has one tract, number 0."""
 
-BUTLER_CONFIG = "butler.yaml"
 BASE_CONFIG = "resource://lsst.ctrl.bps.panda.demo/bps_demo.yaml"
 PROMPT_CONFIG = "resource://lsst.ctrl.bps.panda.demo/bps_prompt.yaml"
 RUN_CONFIG = "demo.yaml"
 """File in the repository that `bps submit` takes."""
 
+_CONTENT = "Inputs of the demo's pipeline, version 2"
+"""What the repository says of `INPUTS`.  The version grows whenever the pipeline needs something else."""
+
 _POINTING_RUN = "StarCam/pointing"
 _CALIB = "StarCam/calib"
 _CALIB_RUN = "StarCam/calib/run"
 _SKY_RUN = "StarCam/sky"
-_CENTRE = TangentPoint(ra=62.0, dec=-37.0)
+_CENTRE = 62.0, -37.0
 _DAY = 20260315
 _START = Time("2026-03-15T23:30:00", scale="tai")
 _DITHER = 12.0
@@ -77,6 +80,7 @@ _DATASET_TYPES = {
     "starcam_catalog": (("instrument",), "ArrowAstropy", False),
     "sky_layout": (("skymap",), "StructuredDataDict", False),
 }
+"""Dimensions and storage class of the pipeline's inputs, and whether they are calibrations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,16 +123,10 @@ class DemoRepo:
         for name in ("seeing", "exposure_time"):
             if getattr(self, name) is not None and not getattr(self, name) > 0.0:
                 raise SettingsError(f"{name} is {getattr(self, name)}; it must be greater than 0")
-        unknown = [band for band in self.bands if band not in BANDS]
-        if unknown or not self.bands or len(set(self.bands)) < len(self.bands):
+        if not self.bands or set(self.bands) - set(BANDS) or len(set(self.bands)) < len(self.bands):
             raise SettingsError(
                 f"bands are {','.join(self.bands)!r}; choose from {','.join(BANDS)}, each once"
             )
-
-    @property
-    def focal_plane(self) -> FocalPlane:
-        """Layout of the detectors."""
-        return FocalPlane(self.detectors)
 
     def rng(self, *path: int) -> np.random.Generator:
         """Give a source of chance of its own to each thing that is made up."""
@@ -143,6 +141,7 @@ class _Field:
 
     def __init__(self, demo: DemoRepo) -> None:
         self.demo = demo
+        self.camera = FocalPlane(demo.detectors)
         table = read_table(demo.pointings, ("ra", "dec", "band"), _NUMBERS) if demo.pointings else None
         self.bands = demo.bands if table is None else tuple(dict.fromkeys(map(str, table["band"])))
         if unknown := [band for band in self.bands if band not in BANDS]:
@@ -152,10 +151,10 @@ class _Field:
         given = read_catalog(demo.catalog, self.bands) if demo.catalog else None
         where = table if table is not None else given
         centre = _CENTRE if where is None else _middle(where)
-        self.layout = SkyLayout(centre=centre, patches=demo.patches)
+        self.layout = SkyLayout(*centre, patches=demo.patches)
         self.pointings = self._make_pointings(table)
-        half_width = max(self.layout.width, demo.focal_plane.width) / 2.0 + 2.0 * _DITHER + 10.0
-        self.catalog = given or make_catalog(centre, half_width, rng=demo.rng(3), galaxies=demo.galaxies)
+        half_width = max(self.layout.width, self.camera.width) / 2.0 + 2.0 * _DITHER + 10.0
+        self.catalog = given or make_catalog(*centre, half_width, rng=demo.rng(3), galaxies=demo.galaxies)
         if is_galaxy(self.catalog).any() and importlib.util.find_spec("galsim") is None:
             raise SettingsError(f"there are galaxies in the catalogue; {NEEDS_GALSIM}")
 
@@ -174,11 +173,15 @@ def make_pointing(
     demo: DemoRepo, number: int, row: Mapping[str, Any], layout: SkyLayout, rng: np.random.Generator
 ) -> Pointing:
     """Make a pointing of what is known of it, its band at least, and make up the rest."""
-    reach = max(0.0, (layout.width - demo.focal_plane.width) / 2.0) + _DITHER
-    place = layout.centre.deproject(*rng.uniform(-reach, reach, 2))
+    reach = max(0.0, (layout.width - FocalPlane(demo.detectors).width) / 2.0) + _DITHER
+    place = offset(layout.ra, layout.dec, *rng.uniform(-reach, reach, 2))
     ra, dec = float(row.get("ra", place[0])), float(row.get("dec", place[1]))
-    recorded = TangentPoint(ra, dec).deproject(*rng.normal(0.0, 0.8, 2))
+    recorded = offset(ra, dec, *rng.normal(0.0, 0.8, 2))
     values = {
+        "ra": ra,
+        "dec": dec,
+        "recorded_ra": recorded[0],
+        "recorded_dec": recorded[1],
         "rotation": rng.uniform(-4.0, 4.0),
         "seeing": rng.uniform(0.75, 1.2),
         "sky": BANDS[row["band"]].sky + rng.uniform(-0.3, 0.1),
@@ -188,23 +191,17 @@ def make_pointing(
     return Pointing(
         exposure=_DAY % 1_000_000 * 1000 + number,
         band=str(row["band"]),
-        ra=ra,
-        dec=dec,
-        recorded_ra=float(recorded[0]),
-        recorded_dec=float(recorded[1]),
         detectors=demo.detectors,
         seed=demo.seed,
         **{name: float(row.get(name, value)) for name, value in values.items()},
     )
 
 
-def _middle(table: Table) -> TangentPoint:
+def _middle(table: Table) -> tuple[float, float]:
     """Give the middle of places that are near each other, also across right ascension 0."""
-    ra, dec = np.asarray(table["ra"], dtype=float), np.asarray(table["dec"], dtype=float)
+    ra, dec = np.asarray(table["ra"]), np.asarray(table["dec"])
     off = (ra - ra[0] + 180.0) % 360.0 - 180.0
-    return TangentPoint(
-        float((ra[0] + (off.min() + off.max()) / 2.0) % 360.0), float((dec.min() + dec.max()) / 2.0)
-    )
+    return float(ra[0] + (off.min() + off.max()) / 2.0) % 360.0, float(dec.min() + dec.max()) / 2.0
 
 
 def create_repo(path: str | os.PathLike[str], **options: Any) -> DemoRepo:
@@ -250,6 +247,15 @@ def create_repo(path: str | os.PathLike[str], **options: Any) -> DemoRepo:
     return demo
 
 
+def is_current(repo: str | os.PathLike[str]) -> bool:
+    """Tell whether a repository holds what the pipeline of today needs, not that of an older version."""
+    with Butler.from_config(str(repo)) as butler:
+        try:
+            return bool(butler.registry.getCollectionDocumentation(INPUTS) == _CONTENT)
+        except MissingCollectionError:
+            return False
+
+
 def _fill(butler: Any, field: _Field) -> None:
     StarCam().register(butler.registry, detectors=field.demo.detectors)
     with butler.transaction():
@@ -268,40 +274,26 @@ def _fill(butler: Any, field: _Field) -> None:
     for pointing in field.pointings:
         data_id = {"instrument": StarCam.getName(), "exposure": pointing.exposure}
         butler.put(asdict(pointing), "starcam_pointing", data_id, run=_POINTING_RUN)
-    butler.collections.register(INPUTS, CollectionType.CHAINED)
+    butler.collections.register(INPUTS, CollectionType.CHAINED, doc=_CONTENT)
     butler.collections.redefine_chain(INPUTS, [_POINTING_RUN, _CALIB, _SKY_RUN])
 
 
 def _insert_sky(registry: Any, layout: SkyLayout) -> None:
-    def region(box: Box) -> Any:
-        return polygon(box.corners(), layout.affine(), layout.centre)
-
-    number = layout.patches**2
-    registry.insertDimensionData(
-        "skymap",
-        {
-            "name": SKYMAP,
-            "hash": uuid.uuid5(uuid.NAMESPACE_URL, repr(layout.to_dict())).bytes,
-            "tract_max": 1,
-            "patch_nx_max": layout.patches,
-            "patch_ny_max": layout.patches,
-        },
-    )
-    registry.insertDimensionData("tract", {"skymap": SKYMAP, "id": 0, "region": region(layout.tract_box())})
-    registry.insertDimensionData(
-        "patch",
-        *(
-            {
-                "skymap": SKYMAP,
-                "tract": 0,
-                "id": patch,
-                "cell_x": patch % layout.patches,
-                "cell_y": patch // layout.patches,
-                "region": region(layout.outer_box(patch)),
-            }
-            for patch in range(number)
-        ),
-    )
+    skymap = {
+        "name": SKYMAP,
+        "hash": uuid.uuid5(uuid.NAMESPACE_URL, repr(layout)).bytes,
+        "tract_max": 1,
+        "patch_nx_max": layout.patches,
+        "patch_ny_max": layout.patches,
+    }
+    registry.insertDimensionData("skymap", skymap)
+    tract = {"skymap": SKYMAP, "id": 0, "region": region(layout.wcs, margin=-layout.border)}
+    registry.insertDimensionData("tract", tract)
+    for patch in range(layout.patches**2):
+        row, column = divmod(patch, layout.patches)
+        where = region(layout.wcs[layout.image(patch)])
+        record = {"skymap": SKYMAP, "tract": 0, "id": patch, "cell_x": column, "cell_y": row, "region": where}
+        registry.insertDimensionData("patch", record)
 
 
 def _insert_visits(registry: Any, field: _Field) -> None:
@@ -336,51 +328,36 @@ def _records_of(pointing: Pointing, sequence: int, timespan: Timespan) -> dict[s
         "exposure_time": pointing.exposure_time,
         "seq_num": sequence,
         "target_name": "star field",
-        "observation_reason": "demo",
-        "science_program": "demo",
-        "zenith_angle": 20.0,
-        "azimuth": 180.0,
         "timespan": timespan,
     }
     exposure = common | {
         "group": text,
         "obs_id": text,
-        "dark_time": pointing.exposure_time,
         "observation_type": "science",
-        "seq_start": sequence,
-        "seq_end": sequence,
         "tracking_ra": pointing.ra,
         "tracking_dec": pointing.dec,
         "sky_angle": pointing.rotation,
-        "has_simulated": True,
-        "can_see_sky": True,
     }
     # Regions reach over the edges, as the pointing in the headers is not exact.
-    plane = FocalPlane(pointing.detectors)
-    recorded = TangentPoint(pointing.recorded_ra, pointing.recorded_dec)
-    regions = {
-        detector: polygon(plane.box().grow(10).corners(), plane.affine(detector, pointing.rotation), recorded)
-        for detector in range(plane.detectors)
-    }
+    recorded = pointing.recorded_ra, pointing.recorded_dec, pointing.rotation
+    camera = FocalPlane(pointing.detectors)
+    regions = [region(camera.wcs(detector, *recorded), margin=10) for detector in range(camera.detectors)]
+    hull = ConvexPolygon([vertex for part in regions for vertex in part.getVertices()])
     return {
         "group": [{"name": text}],
         "exposure": [exposure],
-        "visit": [common | {"name": text, "region": _hull(regions.values())}],
+        "visit": [common | {"name": text, "region": hull}],
         "visit_definition": [{"exposure": number, "visit": number}],
         "visit_system_membership": [{"visit_system": 0, "visit": number}],
         "visit_detector_region": [
-            {"visit": number, "detector": detector, "region": region} for detector, region in regions.items()
+            {"visit": number, "detector": detector, "region": part} for detector, part in enumerate(regions)
         ],
     }
 
 
-def _hull(regions: Any) -> Any:
-    return ConvexPolygon([vertex for region in regions for vertex in region.getVertices()])
-
-
 def _put_sky(butler: Any, field: _Field) -> None:
     name, truth = StarCam.getName(), field.catalog
-    butler.put(field.layout.to_dict(), "sky_layout", skymap=SKYMAP, run=_SKY_RUN)
+    butler.put(asdict(field.layout), "sky_layout", skymap=SKYMAP, run=_SKY_RUN)
     butler.put(truth, "starcam_catalog", instrument=name, run=_SKY_RUN)
     rng = field.demo.rng(4)
     bands = [band for band in BANDS if band in truth.colnames]
@@ -395,10 +372,9 @@ def _put_sky(butler: Any, field: _Field) -> None:
 
 def _put_calibrations(butler: Any, field: _Field) -> None:
     """Put bias and flats as calibrations that are valid always."""
-    name, demo = StarCam.getName(), field.demo
-    refs = []
-    for detector in range(demo.detectors):
-        bias, flats = make_detector(demo.focal_plane.size, field.bands, demo.rng(2, detector))
+    name, refs = StarCam.getName(), []
+    for detector in range(field.camera.detectors):
+        bias, flats = make_detector(field.camera.size, field.bands, field.demo.rng(2, detector))
         refs.append(butler.put(bias, "starcam_bias", instrument=name, detector=detector, run=_CALIB_RUN))
         for band, flat in flats.items():
             data_id = {"instrument": name, "detector": detector, "physical_filter": filter_name(band)}
@@ -410,103 +386,37 @@ def _put_calibrations(butler: Any, field: _Field) -> None:
 def render_run_config(
     repo: str | os.PathLike[str], *, settings: Mapping[str, object] | None = None, base: str = BASE_CONFIG
 ) -> str:
-    """Give a BPS configuration as text.
+    """Give a BPS configuration as text: of a repository, and with more keys of BPS.
 
-    Parameters
-    ----------
-    repo : path-like
-        Butler repository.
-    settings : `~collections.abc.Mapping` [`str`, `object`], optional
-        More keys of BPS, with their values.
-    base : `str`, optional
-        Configuration that is included: `BASE_CONFIG`, or `PROMPT_CONFIG`.
-
-    Returns
-    -------
-    text : `str`
-        YAML.  The repository is named by a URI, which no blank or quote in
-        its path can break.
+    ``base`` is the configuration that is included: `BASE_CONFIG`, or `PROMPT_CONFIG`.  The repository is
+    named by a URI, which no blank or quote in its path can break.
     """
-    keys = {
-        "includeConfigs": [base],
-        "butlerConfig": Path(repo).absolute().as_uri(),
-        **(settings or {}),
-    }
-    return yaml.safe_dump(keys, sort_keys=False, allow_unicode=True)
+    keys = {"includeConfigs": [base], "butlerConfig": Path(repo).absolute().as_uri()}
+    return yaml.safe_dump({**keys, **(settings or {})}, sort_keys=False, allow_unicode=True)
 
 
-_COUNTED = (
-    "starcam_raw",
-    "post_isr_image",
-    "calibrated_image",
-    "source_table",
-    "visit_summary",
-    "warp",
-    "coadd",
-    "patch_object_table",
-    "object_table",
-)
-
-
-def count_outputs(repo: str | os.PathLike[str], run: str) -> dict[str, int]:
-    """Count the datasets of a run.
-
-    Parameters
-    ----------
-    repo : path-like
-        Butler repository.
-    run : `str`
-        Collection of the run's outputs.
-
-    Returns
-    -------
-    counts : `dict` [`str`, `int`]
-        By dataset type, of the pipeline's main products; only datasets whose
-        files exist count.
-    """
+def count_outputs(repo: str | os.PathLike[str], run: str) -> Counter[str]:
+    """Count the datasets of a run, by dataset type; only those whose files exist count."""
     with Butler.from_config(str(repo)) as butler:
-        if run not in set(butler.collections.query("*")):
-            return dict.fromkeys(_COUNTED, 0)
-        return {name: _count(butler, name, run) for name in _COUNTED}
-
-
-def _count(butler: Butler, name: str, run: str) -> int:
-    try:
-        refs = butler.query_datasets(name, collections=run, explain=False, limit=None)
-    except MissingDatasetTypeError:
-        return 0
-    return sum(butler.stored_many(refs).values())
+        try:
+            refs = butler.query_all_datasets(run, limit=None)
+        except MissingCollectionError:
+            refs = []
+        return Counter(ref.datasetType.name for ref, is_there in butler.stored_many(refs).items() if is_there)
 
 
 def missing_outputs(repo: str | os.PathLike[str], run: str) -> tuple[str, ...]:
-    """Tell what a run of the whole pipeline should have made and has not.
-
-    Parameters
-    ----------
-    repo : path-like
-        Butler repository.
-    run : `str`
-        Collection of the run's outputs.
-
-    Returns
-    -------
-    problems : `tuple` [`str`, ...]
-        One text a dataset type; empty if all is there.
-    """
+    """Tell what a run of the whole pipeline should have made and has not, a text a dataset type."""
     with Butler.from_config(str(repo), collections=INPUTS) as butler:
-        visits = butler.query_datasets("starcam_pointing", limit=None)
-        raws = len(visits) * len(butler.query_dimension_records("detector", limit=None))
-        bands = {record.physical_filter for record in butler.query_dimension_records("visit", limit=None)}
-        patches = len(butler.query_dimension_records("patch", limit=None))
-    least = {
-        "starcam_raw": raws,
-        "post_isr_image": raws,
-        "calibrated_image": raws,
-        "source_table": raws,
+        records = butler.query_dimension_records
+        visits, detectors, patches = (records(name, limit=None) for name in ("visit", "detector", "patch"))
+    bands = {record.physical_filter for record in visits}
+    images = ("starcam_raw", "post_isr_image", "calibrated_image", "source_table")
+    least = dict.fromkeys(images, len(visits) * len(detectors)) | {
         "visit_summary": len(visits),
         "warp": len(visits),
-        "coadd": patches * len(bands),
-        "patch_object_table": patches,
+        "coadd": len(patches) * len(bands),
+        "patch_object_table": len(patches),
         "object_table": 1,
     }
     counts = count_outputs(repo, run)

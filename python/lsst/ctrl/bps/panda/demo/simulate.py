@@ -25,6 +25,7 @@ __all__ = [
     "simulate_raw",
 ]
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from astropy.stats import gaussian_fwhm_to_sigma  # type: ignore[import-untyped]
 from astropy.table import Table, vstack  # type: ignore[import-untyped]
+from astropy.wcs import WCS  # type: ignore[import-untyped]
 from lsst.daf.butler.formatters.parquet import arrow_to_astropy
 from lsst.pex.config import Field
 from lsst.pipe.base import PipelineTaskConnections, Struct
@@ -41,7 +44,7 @@ from lsst.pipe.base.connectionTypes import Input, Output, PrerequisiteInput
 from pyarrow import parquet  # type: ignore[import-untyped]
 
 from ..errors import SettingsError
-from .geometry import PIXEL_SCALE, Affine, FloatArray, FocalPlane, TangentPoint
+from .geometry import PIXEL_SCALE, FloatArray, FocalPlane, offset
 from .instrument import BANDS, StarCam
 from .photometry import Psf
 from .star_task import StarTask, StarTaskConfig
@@ -53,13 +56,18 @@ _SLOPE = 0.22
 """Slope of the logarithm of the number of stars with magnitude."""
 _SEQUENCE = (16.0, 17.6, 18.4, 19.2, 21.0, 23.0, 25.0), (1.15, 0.9, 0.75, 0.35, 0.5, 0.95, 1.5)
 """Magnitudes in r, and colours g - r, of the stars of a cluster."""
+_SHAPE = {"half_light_radius": 0.0, "axis_ratio": 1.0, "position_angle": 0.0}
+"""Columns that say what a galaxy looks like, and their values for a star."""
+_GALAXY_REACH = 20.0
+"""Pixels beyond its edge from where a galaxy is seen on an image."""
 
 
 # --- what is in the sky, and where the camera looks ---
 
 
 def make_catalog(
-    centre: TangentPoint,
+    ra: float,
+    dec: float,
     half_width: float,
     *,
     rng: np.random.Generator,
@@ -71,87 +79,84 @@ def make_catalog(
     ``half_width`` is half of its side in arcseconds; ``density`` and ``galaxies`` are the numbers of stars
     and of galaxies in a square arcsecond.
     """
+
+    def scatter(number: int, brightest: float) -> Table:
+        east, north = rng.uniform(-half_width, half_width, (2, number))
+        there, up = offset(ra, dec, east, north)
+        # Inverse of the cumulative distribution of 10**(slope * magnitude).
+        low, high = 10.0 ** (_SLOPE * brightest), 10.0 ** (_SLOPE * _FAINTEST)
+        r = np.log10(rng.uniform(low, high, number)) / _SLOPE
+        colour = np.clip(rng.normal(0.75, 0.35, number), -0.3, 1.7)
+        return Table({"ra": there, "dec": up, "r": r, "colour": colour})
+
     area = (2.0 * half_width) ** 2
-    stars = _objects(int(density * area), centre, half_width, brightest=_BRIGHTEST, rng=rng, cluster=True)
-    number = int(galaxies * area)
-    if not number:
-        return stars
-    others = _objects(number, centre, half_width, brightest=19.0, rng=rng)
-    # The fainter, the smaller.
-    typical = np.exp(rng.normal(0.0, 0.3, number)) * 10.0 ** (-0.1 * (np.asarray(others["r"]) - 20.0))
-    others["half_light_radius"] = np.clip(0.9 * typical, 0.2, 3.0)
-    others["axis_ratio"] = rng.uniform(0.35, 1.0, number)
-    others["position_angle"] = rng.uniform(0.0, 180.0, number)
-    return vstack([stars, others]).filled(0.0)
+    objects = scatter(int(density * area), _BRIGHTEST)
+    # Two in three stars lie on the main sequence, or the giant branch, of a cluster.
+    member = rng.uniform(size=len(objects)) < 0.67
+    sequence = np.interp(objects["r"], *_SEQUENCE) + rng.normal(0.0, 0.03, len(objects))
+    objects["colour"] = np.where(member, sequence, objects["colour"])
+    _add_shape(objects)
+    if number := int(galaxies * area):
+        others = scatter(number, 19.0)
+        # The fainter, the smaller.
+        typical = np.exp(rng.normal(0.0, 0.3, number)) * 10.0 ** (-0.1 * (others["r"] - 20.0))
+        others["half_light_radius"] = np.clip(0.9 * typical, 0.2, 3.0)
+        others["axis_ratio"] = rng.uniform(0.35, 1.0, number)
+        others["position_angle"] = rng.uniform(0.0, 180.0, number)
+        objects = vstack([objects, others])
+    objects["g"] = objects["r"] + objects["colour"]
+    objects["i"] = objects["r"] - 0.4 * objects["colour"]
+    objects["z"] = objects["i"] - 0.2 * objects["colour"]
+    del objects["colour"]
+    return objects
 
 
-def _objects(
-    number: int,
-    centre: TangentPoint,
-    half_width: float,
-    *,
-    brightest: float,
-    rng: np.random.Generator,
-    cluster: bool = False,
-) -> Table:
-    xi = rng.uniform(-half_width, half_width, number)
-    eta = rng.uniform(-half_width, half_width, number)
-    ra, dec = centre.deproject(xi, eta)
-    # Inverse of the cumulative distribution of 10**(slope * magnitude).
-    low, high = 10.0 ** (_SLOPE * brightest), 10.0 ** (_SLOPE * _FAINTEST)
-    r = np.log10(rng.uniform(low, high, number)) / _SLOPE
-    colour = np.clip(rng.normal(0.75, 0.35, number), -0.3, 1.7)
-    if cluster:
-        # Two in three lie on the main sequence, or the giant branch, of a cluster.
-        member = rng.uniform(size=number) < 0.67
-        sequence = np.interp(r, _SEQUENCE[0], _SEQUENCE[1]) + rng.normal(0.0, 0.03, number)
-        colour = np.where(member, sequence, colour)
-    i = r - 0.4 * colour
-    return Table({"ra": ra, "dec": dec, "g": r + colour, "r": r, "i": i, "z": i - 0.2 * colour})
+def _add_shape(catalog: Table) -> None:
+    for name, value in _SHAPE.items():
+        if name not in catalog.colnames:
+            catalog[name] = value
 
 
 def is_galaxy(catalog: Table) -> npt.NDArray[np.bool_]:
     """Mark what has a size."""
-    if "half_light_radius" not in catalog.colnames:
-        return np.zeros(len(catalog), dtype=bool)
-    return np.asarray(catalog["half_light_radius"], dtype=float) > 0.0
+    return np.asarray(catalog["half_light_radius"]) > 0.0
 
 
 def read_table(path: str | os.PathLike[str], needed: Iterable[str], numbers: Iterable[str]) -> Table:
     """Read a table of a user's: the needed columns, and those of the numbers that it has."""
-    formats = {".csv": "ascii.csv", ".ecsv": "ascii.ecsv", ".fits": "fits"}
     ending = Path(path).suffix
-    if ending not in (*formats, ".parquet"):
-        raise SettingsError(f"{path}: its name must end in one of {', '.join(formats)}, .parquet")
+    if ending not in (".csv", ".ecsv", ".fits", ".parquet"):
+        raise SettingsError(f"{path}: its name must end in one of .csv, .ecsv, .fits, .parquet")
     try:
-        if ending == ".parquet":
-            # astropy would want pandas.
-            table = arrow_to_astropy(parquet.read_table(path))
-        else:
-            table = Table.read(path, format=formats[ending])
+        # For Parquet, astropy would want pandas.
+        is_parquet = ending == ".parquet"
+        table = arrow_to_astropy(parquet.read_table(path)) if is_parquet else Table.read(path)
     except Exception as error:  # Each format has exceptions of its own.
         raise SettingsError(f"{path} cannot be read as {ending[1:].upper()}: {error}") from error
     if lacking := [name for name in needed if name not in table.colnames]:
         raise SettingsError(f"{path} has no column {lacking[0]!r}; it has {', '.join(table.colnames)}")
     if not len(table):
         raise SettingsError(f"{path} has no rows")
-    table = table[[name for name in table.colnames if name in {*needed, *numbers}]]
+    table.keep_columns([name for name in table.colnames if name in {*needed, *numbers}])
     for name in (name for name in table.colnames if name in numbers):
-        table[name] = [
-            _number(value, name, f"{path}: row {n}") for n, value in enumerate(table[name], start=1)
-        ]
+        table[name] = _numbers(table[name], f"{path}: column {name}", positive=name in _POSITIVE)
     return table
 
 
-def _number(value: object, name: str, where: str) -> float:
+def _numbers(column: Any, where: str, *, positive: bool) -> FloatArray:
+    values = np.array([_number(cell) for cell in np.ma.filled(column.astype(object), np.nan)])
+    wrong = ~np.isfinite(values) | (positive & (values <= 0.0))
+    if wrong.any():
+        row, least = int(np.argmax(wrong)), " greater than 0" if positive else ""
+        raise SettingsError(f"{where}, row {row + 1} is {column[row]}; it must be a number{least}")
+    return values
+
+
+def _number(cell: Any) -> float:
     try:
-        number = float("nan") if value is np.ma.masked else float(str(value))
-    except ValueError:
-        raise SettingsError(f"{where}: {name} is {str(value)!r}, which is no number") from None
-    if not np.isfinite(number) or (name in _POSITIVE and number <= 0.0):
-        least = " greater than 0" if name in _POSITIVE else ""
-        raise SettingsError(f"{where}: {name} is {value}; it must be a number{least}")
-    return number
+        return float(cell)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 _POSITIVE = ("seeing", "transparency", "exposure_time", "axis_ratio")
@@ -165,7 +170,9 @@ def read_catalog(path: str | os.PathLike[str], bands: Sequence[str]) -> Table:
     ``position_angle`` (0, degrees from north to east) if there are these columns.
     """
     needed = ("ra", "dec", *bands)
-    return read_table(path, needed, {*needed, *BANDS, "half_light_radius", "axis_ratio", "position_angle"})
+    catalog = read_table(path, needed, {*needed, *BANDS, *_SHAPE})
+    _add_shape(catalog)
+    return catalog
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,24 +230,13 @@ def simulate_raw(
     ``gradient`` is the largest change of the sky's brightness from side to side, as a fraction;
     ``cosmic_rays`` is their mean number in a second.
     """
-    rng = np.random.default_rng([pointing.seed, 5, pointing.exposure, detector])
-    band = BANDS[pointing.band]
     plane = FocalPlane(pointing.detectors)
-    size = plane.size
-    affine = plane.affine(detector, pointing.rotation)
-    x, y = affine.inverse(*TangentPoint(pointing.ra, pointing.dec).project(catalog["ra"], catalog["dec"]))
-    near = (x > -15) & (x < size + 15) & (y > -15) & (y < size + 15)
-    scale = pointing.exposure_time * pointing.transparency
-    fluxes = scale * 10.0 ** (0.4 * (band.zero_point - np.asarray(catalog[pointing.band], dtype=float)))
-    sky = pointing.exposure_time * 10.0 ** (0.4 * (band.zero_point - pointing.sky)) * PIXEL_SCALE**2
-    tilt = rng.uniform(-0.5, 0.5, 2) * gradient * np.linspace(-1.0, 1.0, size)[:, np.newaxis]
-    light = sky * (1.0 + tilt[:, :1] + tilt[np.newaxis, :, 1])
-    psf = Psf.from_fwhm(pointing.seeing / PIXEL_SCALE)
-    extended = is_galaxy(catalog)
-    stars = near & ~extended
-    psf.add_to(light, x[stars], y[stars], fluxes[stars])
-    if np.any(near & extended):
-        _add_galaxies(light, catalog[near & extended], x, y, fluxes, near & extended, psf, affine)
+    rng = np.random.default_rng([pointing.seed, 5, pointing.exposure, detector])
+    magnitude = BANDS[pointing.band].zero_point - pointing.sky
+    sky = pointing.exposure_time * 10.0 ** (0.4 * magnitude) * PIXEL_SCALE**2
+    along, across = rng.uniform(-0.5, 0.5, (2, 1)) * gradient * np.linspace(-1, 1, plane.size)
+    light = sky * (1.0 + across + along[:, np.newaxis])
+    _add_sources(light, catalog, pointing, plane.wcs(detector, pointing.ra, pointing.dec, pointing.rotation))
     electrons = rng.poisson(light * flat) + rng.normal(0.0, StarCam.read_noise, light.shape)
     _add_cosmic_rays(electrons, rng.poisson(cosmic_rays * pointing.exposure_time), rng)
     counts = np.rint(np.minimum(electrons, StarCam.full_well) / StarCam.gain + bias)
@@ -248,47 +244,50 @@ def simulate_raw(
     return raw
 
 
-def make_header(pointing: Pointing, affine: Affine) -> dict[str, Any]:
+def _add_sources(light: FloatArray, catalog: Table, pointing: Pointing, wcs: WCS) -> None:
+    """Add the stars and galaxies that an exposure shows."""
+    psf = Psf.gaussian(pointing.seeing / PIXEL_SCALE * gaussian_fwhm_to_sigma)
+    x, y = wcs.wcs_world2pix(catalog["ra"], catalog["dec"], 0)
+    extended = is_galaxy(catalog)
+    reach = np.where(extended, _GALAXY_REACH, psf.radius)
+    near = (np.minimum(x, y) > -reach) & (np.maximum(x, y) < light.shape[0] - 1 + reach)
+    scale = pointing.exposure_time * pointing.transparency
+    magnitudes = np.asarray(catalog[pointing.band], dtype=float)
+    fluxes = scale * 10.0 ** (0.4 * (BANDS[pointing.band].zero_point - magnitudes))
+    stars, galaxies = near & ~extended, near & extended
+    psf.add_to(light, x[stars], y[stars], fluxes[stars])
+    if galaxies.any():
+        _add_galaxies(light, catalog[galaxies], x[galaxies], y[galaxies], fluxes[galaxies], pointing)
+
+
+def make_header(pointing: Pointing, detector: int) -> dict[str, Any]:
     """Make the header of a raw image: its circumstances, as the camera knows them."""
+    recorded = pointing.recorded_ra, pointing.recorded_dec, pointing.rotation
     return {
-        "ra": pointing.recorded_ra,
-        "dec": pointing.recorded_dec,
-        "affine": affine.to_dict(),
+        "wcs": dict(FocalPlane(pointing.detectors).wcs(detector, *recorded).to_header()),
         "exposure_time": pointing.exposure_time,
         "gain": StarCam.gain,
         "read_noise": StarCam.read_noise,
         "full_well": StarCam.full_well,
-        "band": pointing.band,
     }
 
 
 def _add_galaxies(
-    light: FloatArray,
-    catalog: Table,
-    x: FloatArray,
-    y: FloatArray,
-    fluxes: FloatArray,
-    chosen: npt.NDArray[np.bool_],
-    psf: Psf,
-    affine: Affine,
+    light: FloatArray, catalog: Table, x: FloatArray, y: FloatArray, fluxes: FloatArray, pointing: Pointing
 ) -> None:
     """Add discs with exponential profiles, as the point spread function shows them."""
     try:
         import galsim  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError as error:
         raise ImportError(NEEDS_GALSIM) from error
-    ones, zeros = np.ones(len(catalog)), np.zeros(len(catalog))
-    ratios = catalog["axis_ratio"] if "axis_ratio" in catalog.colnames else ones
-    angles = catalog["position_angle"] if "position_angle" in catalog.colnames else zeros
-    turn = np.degrees(np.arctan2(affine.yx, affine.xx))
+    seeing = galsim.Gaussian(fwhm=pointing.seeing / PIXEL_SCALE)
     image = galsim.Image(light, xmin=0, ymin=0)
-    for row, px, py, flux, ratio, angle in zip(
-        catalog, x[chosen], y[chosen], fluxes[chosen], ratios, angles, strict=True
-    ):
+    for row, px, py, flux in zip(catalog, x, y, fluxes, strict=True):
         disc = galsim.Exponential(half_light_radius=float(row["half_light_radius"]) / PIXEL_SCALE, flux=flux)
-        disc = disc.shear(q=float(ratio), beta=(90.0 - float(angle) - turn) * galsim.degrees)
-        seen = galsim.Convolve(disc, galsim.Gaussian(sigma=psf.sigma))
+        turn = 90.0 + float(row["position_angle"]) - pointing.rotation
+        disc = disc.shear(q=float(row["axis_ratio"]), beta=turn * galsim.degrees)
         # The value at the pixels' centres, as for stars.
+        seen = galsim.Convolve(disc, seeing)
         stamp = seen.drawImage(scale=1.0, method="no_pixel", center=galsim.PositionD(px, py), dtype=float)
         both = stamp.bounds & image.bounds
         if both.isDefined():
@@ -382,5 +381,4 @@ class SimulateTask(StarTask):
             gradient=self.config.gradient,
             cosmic_rays=self.config.cosmicRays,
         )
-        affine = FocalPlane(told.detectors).affine(detector, told.rotation)
-        return Struct(raw=raw, header=make_header(told, affine))
+        return Struct(raw=raw, header=make_header(told, detector))

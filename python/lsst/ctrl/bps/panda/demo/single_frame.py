@@ -15,14 +15,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from astropy.table import Table  # type: ignore[import-untyped]
+from astropy.wcs import WCS  # type: ignore[import-untyped]
 from lsst.pex.config import Field
 from lsst.pipe.base import NoWorkFound, PipelineTaskConnections, Struct
 from lsst.pipe.base.connectionTypes import InitOutput, Input, Output, PrerequisiteInput
 
-from .calibration import AB_ZERO_POINT, calibrate, depth
-from .geometry import Affine, TangentPoint
+from .calibration import calibrate
+from .geometry import FloatArray
 from .photometry import (
+    AB_ZERO_POINT,
     Psf,
+    depth,
     find_cosmic_rays,
     find_peaks,
     fit_background,
@@ -154,13 +157,13 @@ class CharacterizeTask(StarTask):
         image, variance = np.sum([images[key].astype(float) for key in images], axis=0)
         background = fit_background(image)
         image = image - background
-        x, y, psf = self._find(image, variance)
-        flux, error = fit_fluxes(image, variance, psf, x, y)
-        known = np.isfinite(flux) & (flux > 0)
+        x, y, sigma = self._find(image, variance)
+        psf = Psf.gaussian(sigma)
+        flux, error, _ = fit_fluxes(image, variance, psf, x, y)
+        known = flux > 0
         x, y, flux, error = x[known], y[known], flux[known], error[known]
-        pointing = TangentPoint(header["ra"], header["dec"])
-        fit = calibrate(x, y, flux, reference, band=band, pointing=pointing, guess=Affine(**header["affine"]))
-        ra, dec = pointing.deproject(*fit.affine.forward(x, y))
+        fit = calibrate(x, y, flux, reference, band=band, wcs=WCS(header["wcs"]))
+        ra, dec = fit.wcs.wcs_pix2world(x, y, 0)
         scale = 10.0 ** (0.4 * (AB_ZERO_POINT - fit.zero_point))
         sources = Table(
             {"x": x, "y": y, "ra": ra, "dec": dec, "flux": flux * scale, "flux_err": error * scale}
@@ -168,10 +171,8 @@ class CharacterizeTask(StarTask):
         sources["snr"] = sources["flux"] / sources["flux_err"]
         planes = np.stack([image * scale, variance * scale**2]).astype(np.float32)
         info = {
-            "ra": pointing.ra,
-            "dec": pointing.dec,
-            "affine": fit.affine.to_dict(),
-            "psf_sigma": psf.sigma,
+            "wcs": dict(fit.wcs.to_header()),
+            "psf_sigma": sigma,
             "zero_point": fit.zero_point,
             "background": float(np.median(background)),
             "depth": depth(planes[1], psf),
@@ -183,16 +184,16 @@ class CharacterizeTask(StarTask):
         self.log.info("%d stars, %d matched, zero point %.3f", len(sources), fit.matches, fit.zero_point)
         return Struct(calibrated=planes, info=info, sources=sources)
 
-    def _find(self, image: Any, variance: Any) -> tuple[Any, Any, Psf]:
-        """Find stars twice: with a guess of their width, then with theirs."""
-        psf = Psf(((1.0, 1.5),))
-        x, y, height = find_peaks(matched_filter(image, variance, psf), 2.0 * self.config.threshold)
+    def _find(self, image: FloatArray, variance: FloatArray) -> tuple[FloatArray, FloatArray, float]:
+        """Find stars twice, with a guess of their sigma and then with theirs, and give both."""
+        significance = matched_filter(image, variance, Psf.gaussian(1.5))
+        x, y, height = find_peaks(significance, 2.0 * self.config.threshold)
         if len(x) == 0:
             raise NoWorkFound("no star stands out")
-        order = np.argsort(-height, kind="stable")[: self.config.brightest]
-        psf = Psf(((1.0, measure_sigma(image, x[order], y[order])),))
-        x, y, _ = find_peaks(matched_filter(image, variance, psf), self.config.threshold)
-        return x, y, psf
+        bright = np.argsort(-height, kind="stable")[: self.config.brightest]
+        sigma = measure_sigma(image, x[bright], y[bright])
+        x, y, _ = find_peaks(matched_filter(image, variance, Psf.gaussian(sigma)), self.config.threshold)
+        return x, y, sigma
 
 
 class VisitSummaryConnections(PipelineTaskConnections, dimensions=("instrument", "visit")):
@@ -227,12 +228,8 @@ class VisitSummaryTask(StarTask):
 
     def run(self, *, infos: dict[int, dict[str, Any]]) -> Struct:
         """Process a visit."""
-        left_out = ("ra", "dec", "affine")
-        rows = [
-            {"detector": key} | {name: value for name, value in info.items() if name not in left_out}
-            for key, info in infos.items()
-        ]
-        table = Table(rows=rows)
+        table = Table(rows=[{"detector": key} | info | {"wcs": ""} for key, info in infos.items()])
+        del table["wcs"]
         distance = np.abs(table["zero_point"] - np.median(table["zero_point"]))
         table["good"] = distance <= self.config.worstZeroPoint
         self.log.info("%d detectors, %d good", len(table), np.count_nonzero(table["good"]))

@@ -12,7 +12,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from .repository import BUTLER_CONFIG, create_repo, render_run_config
+from ..errors import SettingsError
+from ..files import write_text
+from .repository import create_repo, is_current, render_run_config
 
 LOCAL_SERVICE = "lsst.ctrl.bps.panda.LocalPanDAService"
 
@@ -51,17 +53,24 @@ class Workplace:
         return submit_directory.relative_to(self.directory / "submit").as_posix()
 
     def ensure_repo(self) -> bool:
-        """Make the repository unless it is there.
+        """Make the repository unless it is there; tell whether it was not.
 
-        Returns
-        -------
-        made : `bool`
-            Whether it was not there.
+        Raises
+        ------
+        .SettingsError
+            Raised if it is there, but not for the pipeline of today.
         """
-        if (self.repo / BUTLER_CONFIG).is_file():
-            return False
-        create_repo(self.repo)
-        return True
+        if not (self.repo / "butler.yaml").is_file():
+            create_repo(self.repo)
+            return True
+        if not is_current(self.repo):
+            repo, kept = (shlex.quote(str(self.directory / name)) for name in ("repo", "repo-old"))
+            raise SettingsError(
+                f"{self.repo} was made by another version of the demo, and the pipeline of this one cannot "
+                "use it. Move it away, with the results of its runs, and start again to have a new one made:"
+                f"\n\n    mv {repo} {kept}\n"
+            )
+        return False
 
     def write_files(self) -> None:
         """Write the configurations and the script, in their present form."""
@@ -70,12 +79,12 @@ class Workplace:
             "operator": _OPERATOR,
             "submitPath": f"{self.directory}/submit/{{outputRun}}",
         }
-        _write(self.config, render_run_config(self.repo, settings=settings))
+        write_text(self.config, [render_run_config(self.repo, settings=settings)])
         failing = {"campaign": "failing", "extraQgraphOptions": f'-c "characterize:failIf={_FAILURE}"'}
-        _write(self.failing_config, render_run_config(self.repo, settings=settings | failing))
-        _write(self.script, self.render_script())
+        write_text(self.failing_config, [render_run_config(self.repo, settings=settings | failing)])
+        write_text(self.script, [self._render_script()])
 
-    def render_script(self) -> str:
+    def _render_script(self) -> str:
         """Give the script that makes commands work in another shell."""
         lines = ["# Source this file to use the embedded PanDA of this directory by hand."]
         lines.append(f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"')
@@ -87,13 +96,7 @@ class Workplace:
         return {"PANDA_LOCAL_DIR": str(self.panda), "BPS_WMS_SERVICE_CLASS": LOCAL_SERVICE}
 
     def environment(self, outside: Mapping[str, str] | None = None) -> dict[str, str]:
-        """Give the environment for commands.
-
-        Parameters
-        ----------
-        outside : `~collections.abc.Mapping` [`str`, `str`], optional
-            The environment to start from; that of this process by default.
-        """
+        """Give the environment for commands, from that of this process or another one."""
         variables = os.environ if outside is None else outside
         kept = {name: value for name, value in variables.items() if not name.startswith(_FOREIGN)}
         kept.setdefault("HOME", str(self.directory))
@@ -105,10 +108,3 @@ class Workplace:
         variables = self.environment()
         os.environ.clear()
         os.environ.update(variables)
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
