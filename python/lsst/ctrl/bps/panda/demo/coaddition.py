@@ -86,7 +86,7 @@ class MakeWarpTask(StarTask):
             if detector in images and infos[detector]["psf_sigma"] <= self.config.worstSeeing:
                 part = resample(images[detector], WCS(infos[detector]["wcs"]), wcs)
                 fresh = np.isnan(warp[0]) & np.isfinite(part[0])
-                warp[:, fresh] = part[:, fresh]
+                warp = np.where(fresh, part, warp)
                 pixels[detector] = int(np.count_nonzero(fresh))
         total = sum(pixels.values())
         if not total:
