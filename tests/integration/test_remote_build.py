@@ -304,6 +304,10 @@ def test_the_stages_of_a_batch_submission(place):
             "numberOfRetries": 0,
         },
         cluster={"makeWarp": {"pipetasks": "makeWarp, assembleCoadd", "dimensions": "band"}},
+        # What the jobs do is proved elsewhere.
+        runQuantumCommand="/bin/true {qgraphNodeId}",
+        pipetask={"pipetaskInit": {"runQuantumCommand": "/bin/true init"}},
+        finalJob={"command1": "/bin/true final"},
     )
     (folder / "fail.two").touch()
     run_id, submit_path = submit(place, config)

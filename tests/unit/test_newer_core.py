@@ -12,13 +12,51 @@ from lsst.ctrl import bps
 from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig, GenericWorkflowJob
 from lsst.ctrl.bps.panda import PandaBpsWmsWorkflow, PanDAService
 from lsst.ctrl.bps.panda.errors import PlanError, SettingsError
+from lsst.ctrl.bps.panda.plan.graph import levels_of
 from lsst.ctrl.bps.panda.plan.lazy import split
-from lsst.ctrl.bps.panda.plan.model import PlanSettings, RunIdentity
+from lsst.ctrl.bps.panda.plan.model import LabelSettings, PlanSettings, RunIdentity
 from lsst.ctrl.bps.panda.plan.planner import make_plan
 from lsst.ctrl.bps.panda.report import make_run_list
 
 HAS_LAZY_GROUPS = hasattr(bps, "GenericWorkflowLazyGroup")
 newer = pytest.mark.skipif(not HAS_LAZY_GROUPS, reason="BPS without lazy groups")
+
+
+def workflows_of_core():
+    """The workflows that core tests itself with."""
+    examples = importlib.import_module("lsst.ctrl.bps.tests.gw_test_utils")
+    for name in sorted(vars(examples)):
+        make = getattr(examples, name)
+        if name.startswith("make_") and not name.startswith("make_lazy"):
+            for options in [False, True] if "blocking" in inspect.signature(make).parameters else [None]:
+                keywords = {} if options is None else {"blocking": options}
+                yield pytest.param(make, keywords, id=f"{name}{'-blocking' * bool(options)}")
+
+
+@pytest.mark.parametrize(("make", "keywords"), [*workflows_of_core()])
+@pytest.mark.parametrize("final", [False, True])
+def test_workflows_of_core_are_planned_job_by_job(make, keywords, final):
+    """No job is lost or waits for fewer jobs than core says, and the final job waits for all."""
+    workflow = make("run", final=final, **keywords)
+    payloads = {
+        node.name
+        for level, nodes in levels_of(workflow)
+        for node in nodes
+        if isinstance(node, GenericWorkflowJob) and level.get_final() is not node
+    }
+    label = LabelSettings("S", "", "", 1, "", "", "", "", "python3 runner.py _cmd_line_")
+    plan = make_plan(
+        workflow,
+        PlanSettings(run=RunIdentity("run", *[""] * 5, "S", "/submit", "/area/", "", ""), labels={"": label}),
+    )
+    jobs = [job for task in plan.tasks for job in task.jobs]
+    assert {job.name for job in jobs} == payloads
+    assert len(jobs) == len(payloads)
+    assert [job.name for task in plan.final for job in task.jobs] == ["finalJob"] * final
+    waits = {job.name: {jobs[parent].name for parent in job.parents} for job in jobs}
+    edges = [edge for level, _ in levels_of(workflow) for edge in level.edges() if {*edge} <= payloads]
+    assert edges
+    assert [(parent, child) for parent, child in edges if parent not in waits[child]] == []
 
 
 @newer
