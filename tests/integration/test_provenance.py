@@ -19,6 +19,7 @@ from panda_servers.runs import await_end
 from lsst.ctrl.bps.panda.demo.repository import INPUTS, create_repo
 from lsst.ctrl.bps.panda.demo.workplace import Workplace
 from lsst.ctrl.bps.panda.local import instance
+from lsst.ctrl.bps.panda.runs.record import read_record
 
 pytestmark = pytest.mark.slow
 
@@ -144,14 +145,32 @@ def test_a_run_puts_its_provenance_into_the_butler_by_itself(site: Site) -> None
     assert f"Run {run_id} is closed" in done.stdout
 
 
-def test_a_run_that_failed_is_not_closed_by_itself(site: Site) -> None:
+def test_a_run_that_failed_is_not_closed_by_itself_nor_cleaned_away(site: Site) -> None:
     if site.lost.exists():
         site.lost.rename(site.away)
     run_id = site.submit("open", ingestProvenance=True)
     assert site.wait(run_id) is WmsStates.FAILED
+    refused = site.call("panda_bps", "clean", run_id, "--yes", code=1)
+    assert "has not succeeded (it is FAILED)" in refused.stderr
     site.away.rename(site.lost)
     again = site.id_of(site.call("bps", "restart", "--id", run_id).stdout)
     assert site.wait(again) is WmsStates.SUCCEEDED
     with Butler.from_config(str(site.place.repo)) as butler:
         (run,) = (name for name in butler.collections.query("u/*") if "/open/" in name)
         assert len(butler.query_datasets("run_provenance", collections=run)) == 1
+
+    record = read_record(site.place.directory / "submit" / run)
+    area, directory = Path(record.staging_area), record.origin_directory
+    told = site.call("panda_bps", "clean", run_id, "--submit-directory", "--dry-run").stdout
+    assert re.search(rf"^Staging area {area}/?: [1-9]\d* files$", told, re.MULTILINE)
+    assert area.is_dir()
+    assert directory.is_dir()
+    # Without an answer nothing is removed.
+    assert "Removed" not in site.call("panda_bps", "clean", run_id, code=1).stdout
+    assert area.is_dir()
+    # The first request is named, and the last one counts.
+    told = site.call("panda_bps", "clean", run_id, "--submit-directory", "--yes").stdout
+    assert told.endswith("Removed.\n")
+    assert not area.exists()
+    assert not directory.exists()
+    assert "SUCCEEDED" in site.call("bps", "report", "--id", again).stdout

@@ -12,11 +12,13 @@ pytestmark = pytest.mark.slow
 
 
 def test_nginx_serves_as_staging_area(nginx_server, resources_environment, tmp_path):
-    from panda_servers.staging_exercise import exercise
+    from panda_servers.staging_exercise import exercise, exercise_removal
 
     exercise(nginx_server.url + "u/someone/run/", tmp_path)
     left = [path.name for path in (nginx_server.folder / "u/someone/run").iterdir()]
-    assert sorted(left) == [".staged.json", "attempts", "butler.yaml", "graph", "input tree"]
+    assert sorted(left) == [".run.json", ".staged.json", "attempts", "butler.yaml", "graph", "input tree"]
+    exercise_removal(nginx_server.url + "u/someone/run/")
+    assert list((nginx_server.folder / "u/someone").iterdir()) == []
 
 
 def test_file_that_is_too_large_is_named(resources_environment, tmp_path):

@@ -22,9 +22,10 @@ def bucket(s3_server, resources_environment):
 
 
 def test_s3_serves_as_staging_area(bucket, tmp_path):
-    from panda_servers.staging_exercise import exercise
+    from panda_servers.staging_exercise import exercise, exercise_removal
 
-    exercise(bucket + "u/someone/run 1/".replace(" ", "_"), tmp_path)
+    exercise(bucket + "u/someone/run_1/", tmp_path)
+    exercise_removal(bucket + "u/someone/run_1/")
 
 
 def test_s3_reads_back(bucket, tmp_path):

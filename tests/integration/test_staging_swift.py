@@ -22,11 +22,12 @@ def swift_server(tmp_path_factory, request):
 
 
 def test_swift_serves_as_staging_area(swift_server, resources_environment, tmp_path):
-    from panda_servers.staging_exercise import exercise
+    from panda_servers.staging_exercise import exercise, exercise_removal
 
     resources_environment(**swift_server.client_environment())
     # It gives no checksums, so the manifest has to tell what is there already.
     exercise("s3://runs/u/someone/run/", tmp_path)
+    exercise_removal("s3://runs/u/someone/run/")
 
 
 @pytest.mark.parametrize(

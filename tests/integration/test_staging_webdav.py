@@ -14,17 +14,22 @@ pytestmark = pytest.mark.slow
 
 
 def test_webdav_serves_as_staging_area(webdav_server, resources_environment, tmp_path):
-    from panda_servers.staging_exercise import exercise
+    from panda_servers.staging_exercise import exercise, exercise_removal
 
     exercise(webdav_server.url + "u/someone/run1/", tmp_path)
     left = [path.name for path in (webdav_server.folder / "u/someone/run1").iterdir()]
-    assert sorted(left) == [".staged.json", "attempts", "butler.yaml", "graph", "input tree"]
+    assert sorted(left) == [".run.json", ".staged.json", "attempts", "butler.yaml", "graph", "input tree"]
+    exercise_removal(webdav_server.url + "u/someone/run1/")
+    assert list((webdav_server.folder / "u/someone").iterdir()) == []
 
 
 def test_dav_scheme_serves_as_staging_area(webdav_server, resources_environment, tmp_path):
-    from panda_servers.staging_exercise import exercise
+    from panda_servers.staging_exercise import exercise, exercise_removal
 
-    exercise(webdav_server.url.replace("http:", "dav:") + "run2/", tmp_path, names=("one", "two words"))
+    area = webdav_server.url.replace("http:", "dav:") + "run2/"
+    exercise(area, tmp_path, names=("one", "two words"))
+    exercise_removal(area)
+    assert not (webdav_server.folder / "run2").exists()
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,10 @@ pytestmark = pytest.mark.slow
 
 
 def test_xrootd_serves_as_staging_area(xrootd_server, resources_environment, tmp_path):
-    from panda_servers.staging_exercise import exercise
+    from panda_servers.staging_exercise import exercise, exercise_removal
 
     exercise(xrootd_server.url + "u/someone/run/", tmp_path)
+    exercise_removal(xrootd_server.url + "u/someone/run/")
 
 
 def test_xrootd_finds_damage_of_the_same_size_by_checksum(xrootd_server, resources_environment, tmp_path):

@@ -5,18 +5,25 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from lsst.ctrl.bps.panda.edgenode import cmd_line_decoder as runner
+from lsst.ctrl.bps.panda.errors import StagingError
 from lsst.ctrl.bps.panda.plan.model import StagedFile
 from lsst.ctrl.bps.panda.staging import (
     StagingSettings,
     check_area,
+    list_area,
     read_manifest,
+    remove_area,
     remove_marker,
     stage,
     write_marker,
 )
 from lsst.ctrl.bps.panda.staging.sources import digest_file
 from lsst.ctrl.bps.panda.staging.stores import open_store
+
+OWNER = "/submit/this"
 
 HOSTILE_NAMES = (
     "a b.txt",
@@ -69,7 +76,7 @@ def exercise(area: str, folder: Path, *, names=HOSTILE_NAMES, keeps_notes=True, 
     assert read_manifest(area) is None
 
     seen: list[tuple[int, int]] = []
-    report = stage(files, settings, progress=lambda done, total: seen.append((done, total)))
+    report = stage(files, settings, owner=OWNER, progress=lambda done, total: seen.append((done, total)))
     assert (report.copied, report.present) == (count, 0)
     assert seen[-1] == (count, count)
     assert_area_holds(area, folder, files)
@@ -100,6 +107,18 @@ def exercise(area: str, folder: Path, *, names=HOSTILE_NAMES, keeps_notes=True, 
     assert store.read(".cancelled") is None
     if keeps_notes:
         exercise_attempts(area.rstrip("/") + "/attempts/")
+
+
+def exercise_removal(area: str) -> None:
+    """Remove what `exercise` has left, and nothing of another run."""
+    staged = read_manifest(area).files
+    with pytest.raises(StagingError, match="is not that of the run of /submit/other"):
+        list_area(area, "/submit/other")
+    found = list_area(area, OWNER)
+    assert set(found) >= {*staged, ".staged.json", ".run.json"}
+    remove_area(area, found)
+    assert list_area(area, OWNER) == []
+    remove_area(area, found)
 
 
 def exercise_attempts(area: str) -> None:

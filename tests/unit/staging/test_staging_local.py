@@ -77,12 +77,16 @@ def contents(folder) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("form", ["file://{}/area/", "file:{}/area/", "file://localhost{}/area", "{}/area"])
 def test_every_form_of_a_local_area_works(tmp_path, form):
-    from panda_servers.staging_exercise import exercise
+    from panda_servers.staging_exercise import exercise, exercise_removal
 
     exercise(form.format(tmp_path), tmp_path)
     assert sorted(path.name for path in (tmp_path / "area").iterdir()) == [
-        ".staged.json", "attempts", "butler.yaml", "graph", "input tree",
+        ".run.json", ".staged.json", "attempts", "butler.yaml", "graph", "input tree",
     ]  # fmt: skip
+    (tmp_path / "area" / "link").symlink_to(tmp_path / "tree")
+    exercise_removal(form.format(tmp_path))
+    assert not (tmp_path / "area").exists()
+    assert (tmp_path / "tree" / "empty.txt").is_file()
 
 
 def test_bare_path_is_not_unquoted_and_uri_is(tmp_path, inputs):

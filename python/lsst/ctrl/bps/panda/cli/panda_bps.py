@@ -11,6 +11,7 @@ from . import CommandGroup
 _HOMES = {
     "panda_bps_campaign": "campaign",
     "panda_bps_check": "build check schema",
+    "panda_bps_clean": "clean",
     "panda_bps_logs": "logs",
     "panda_bps_prompt": "prompt",
     "panda_bps_provenance": "provenance",
@@ -36,6 +37,7 @@ def main() -> None:
     Does it fail here, too?      panda_bps reproduce 41 JOB
     Was it memory or time?       panda_bps resources 41
     One file to send around?     panda_bps html 41
+    What may be deleted of it?   panda_bps clean 41 --dry-run
     Process images on arrival?   panda_bps prompt start my.yaml
 
     Without an id they are about your last run: panda_bps errors.  Each command has a --help of its own.

@@ -314,6 +314,21 @@ class RunClient:
             raise RunNotFoundError(f"There is no run {request_id} on {self._server}.")
         return records[0]
 
+    def find_last(self, run: str | int) -> tuple[FoundRun, RunRecord]:
+        """Find the last request of a run, which knows what the ones before have left, with its record.
+
+        `RunNotFoundError` is raised if the record is not on this machine.
+        """
+        found = self.find(run, unique=True)
+        while found.record is not None and found.record.restarted_as:
+            found = self.find(found.record.restarted_as)
+        if found.record is None:
+            raise RunNotFoundError(
+                f"The submit directory of run {found.request_id} is not known on this machine to this user. "
+                "Give the submit directory instead of the id."
+            )
+        return found, found.record
+
     def summary(self, run: str | int | FoundRun) -> RunEvidence:
         """Fetch what the state of a run is made from: its request and its
         transforms, with one question, so that they cannot disagree.

@@ -102,9 +102,7 @@ def make_provenance(
     from lsst.pipe.base.quantum_graph.aggregator import AggregatorConfig, aggregate_graph
     from lsst.pipe.base.quantum_graph.ingest_graph import ingest_graph
 
-    found = _find_last(client, client.find(run, unique=True))
-    record = found.record
-    assert record is not None
+    found, record = client.find_last(run)
     butler = _read_butler(record)
     output_run = record.run.output_run
     directory = Path(record.submit_path)
@@ -140,19 +138,6 @@ def _failed(output_run: str, error: Exception) -> PandaBpsError:
         f"The provenance of {output_run} could not be completed: {describe_cause(error)}. Give the "
         "command once more when the cause is gone; it goes on from there."
     )
-
-
-def _find_last(client: RunClient, found: FoundRun) -> FoundRun:
-    """Find the last request of a run, which knows what the ones before have left."""
-    while True:
-        if found.record is None:
-            raise RunNotFoundError(
-                f"The quantum graph of run {found.request_id} is in its submit directory, which is not known "
-                "on this machine to this user. Give the submit directory instead of the id."
-            )
-        if not found.record.restarted_as:
-            return found
-        found = client.find(str(found.record.restarted_as))
 
 
 def _check_state(client: RunClient, found: FoundRun, *, ingest: bool, close: bool) -> None:

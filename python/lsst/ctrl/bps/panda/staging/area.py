@@ -7,7 +7,9 @@ from __future__ import annotations
 __all__ = [
     "StagingReport",
     "check_area",
+    "list_area",
     "read_manifest",
+    "remove_area",
     "remove_marker",
     "show_staging",
     "stage",
@@ -418,6 +420,48 @@ def _try_area(store: Store) -> None:
         store.remove_empty_directories()
     if found != data:
         raise VerificationError(f"{len(data)} bytes written there became something else: {found!r:.100}")
+
+
+def list_area(area: str, owner: str) -> list[str]:
+    """List the names of all files in the staging area of a run, a URI or an absolute path.
+
+    Of a web server without WebDAV these are the staged files only.  There are none if the area is gone.
+    `StagingError` is raised if it belongs to another run than that of the submit directory ``owner``, or
+    cannot be read.
+    """
+    store = open_store(area)
+    try:
+        found = store.read(OWNER_NAME)
+        data = store.read(MANIFEST_NAME)
+        if found is not None and json.loads(found)["submit_path"] != owner:
+            raise StagingError(f"the staging area {store.area} is not that of the run of {owner}")
+        known = {} if data is None else parse_manifest(data).files
+        listed = store.list_files()
+    except StagingError:
+        raise
+    except Exception as error:
+        raise StagingError(f"cannot list {store.area}: {describe_cause(error)}") from error
+    if listed and found is None and data is None:
+        raise StagingError(
+            f"{store.area} holds neither {OWNER_NAME} nor {MANIFEST_NAME}, so it may be another thing than a "
+            "staging area"
+        )
+    ours = [name for name, there in ((OWNER_NAME, found), (MANIFEST_NAME, data)) if there is not None]
+    return sorted({*known, *listed, *ours})
+
+
+def remove_area(area: str, names: Sequence[str]) -> None:
+    """Remove a staging area with the files that `list_area` has found.
+
+    `StagingError` is raised if that cannot be done; it can be tried again.
+    """
+    store = open_store(area)
+    # Last what says whose the area is.
+    names = sorted(names, key=lambda name: (name == OWNER_NAME, name == MANIFEST_NAME))
+    try:
+        store.clear(names)
+    except Exception as error:
+        raise StagingError(f"cannot remove {store.area}: {describe_cause(error)}") from error
 
 
 def _bounded(action: Callable[[], _Result], seconds: float, *, clock: Callable[[], float]) -> _Result:

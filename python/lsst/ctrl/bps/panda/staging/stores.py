@@ -17,13 +17,14 @@ import logging
 import os
 import posixpath
 import re
+import shutil
 import socket
 import ssl
 import stat
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, Protocol, TypeVar
 from urllib.parse import quote, unquote, urlsplit
@@ -103,6 +104,12 @@ class Store(Protocol):
         others have put into it meanwhile.
         """
         return
+
+    def list_files(self) -> list[str]:
+        """Names of all files in the area; of none if the store cannot list them."""
+
+    def clear(self, names: Iterable[str]) -> None:
+        """Remove the area with the files of these names, which `list_files` has found or the manifest has."""
 
     def problems(self) -> tuple[str, ...]:
         """What is wrong with the permissions of the area, where it has any, a sentence each."""
@@ -302,6 +309,19 @@ class LocalStore(Store):
         while self._made:
             with suppress(OSError):
                 os.rmdir(self._made.pop())
+
+    def list_files(self) -> list[str]:
+        """Names of all files in the area."""
+        return [
+            os.path.relpath(os.path.join(folder, name), self.root)
+            for folder, _, names in os.walk(self.root)
+            for name in names
+        ]
+
+    def clear(self, names: Iterable[str]) -> None:
+        """Remove the area with all that it holds; nothing that a symbolic link in it leads to."""
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self.root)
 
     def problems(self) -> tuple[str, ...]:
         """What is wrong with the area's permissions, a sentence each."""
@@ -558,6 +578,32 @@ class _RemoteStore(Store):
     def remove(self, name: str) -> None:
         with suppress(FileNotFoundError):
             self._uri(name).remove()
+
+    def list_files(self) -> list[str]:
+        return [folder + name for folder, names in self._walk() for name in names]
+
+    def _walk(self) -> Iterator[tuple[str, list[str]]]:
+        """Yield each folder of the area, with the names of its files."""
+        self._probe_server()
+        top = len(self._root.unquoted_path)
+        # Servers without WebDAV cannot list, and an area may be gone.
+        with suppress(NotImplementedError, FileNotFoundError, ValueError):
+            for step in self._root.walk():
+                assert isinstance(step, tuple)
+                folder = step[0].unquoted_path[top:]
+                yield folder, step[2]
+                # It does not go into those that are empty.
+                for name in step[1]:
+                    yield f"{folder}{name.rstrip('/')}/", []
+
+    def clear(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.remove(name)
+        # Object stores have no folders.  What is in one belongs to the run.
+        if self._probe_server():
+            for folder in sorted({folder.rstrip("/") for folder, _ in self._walk()}, reverse=True):
+                with suppress(FileNotFoundError):
+                    self._folder(folder).remove()
 
     def remove_temporary_files(self) -> None:
         with self._lock:
