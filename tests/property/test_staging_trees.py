@@ -17,12 +17,12 @@ from lsst.ctrl.bps.panda.staging import StagingSettings, read_manifest, stage
 from lsst.ctrl.bps.panda.staging.sources import (
     Digest,
     Manifest,
+    compare_checksums,
     digest_file,
     find_name_problems,
     parse_manifest,
     render_manifest,
 )
-from lsst.ctrl.bps.panda.staging.stores import compare_checksums
 
 parts = st.text(
     st.characters(blacklist_characters="/\0", blacklist_categories=("Cs",)), min_size=1, max_size=20

@@ -67,7 +67,7 @@ def _check_state(client: RunClient, found: FoundRun, *, unfinished: bool) -> Non
     evidence = client.status(found)
     state = evidence.tally.state
     if not evidence.ended or (evidence.aborted and client.with_panda(evidence).running_jobs):
-        raise PandaBpsError(f"Run {found.request_id} still goes on, and its jobs read these files.")
+        raise PandaBpsError(f"Run {found.request_id} is still going, and its jobs read these files.")
     if state is not WmsStates.SUCCEEDED and not unfinished:
         raise PandaBpsError(
             f"Run {found.request_id} has not succeeded (it is {state.name}), and without these files it "

@@ -11,6 +11,7 @@ __all__ = [
     "PARTIAL_NAME",
     "SourceFile",
     "TEMPORARY_FOLDER",
+    "compare_checksums",
     "digest_file",
     "expand_files",
     "fetch_source",
@@ -20,6 +21,8 @@ __all__ = [
     "render_manifest",
 ]
 
+import base64
+import hashlib
 import json
 import os
 import posixpath
@@ -27,7 +30,7 @@ import shutil
 import stat
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
@@ -92,6 +95,49 @@ def digest_file(path: str) -> Digest:
             size += len(block)
             checksum = zlib.adler32(block, checksum)
     return Digest(size, f"{checksum:08x}")
+
+
+def compare_checksums(
+    checksums: Mapping[str, Any], digest: Digest, path: str, *, single_part: bool = True
+) -> bool | None:
+    """Compare what a store says with a local file; `None` if there is no checksum to compare.
+
+    ``checksums`` are as `lsst.resources.ResourceInfo` has them: ``adler32`` in hexadecimal digits, others in
+    base64.  The file is read again if another algorithm than Adler-32 is needed.  If it was not sent in a
+    single part, what S3 gives is a checksum of checksums and tells nothing.
+    """
+    given = {algorithm.lower(): str(value) for algorithm, value in checksums.items() if value}
+    if value := given.get("adler32"):
+        return value.lower().rjust(8, "0") == digest.adler32
+    for algorithm, begin in _ALGORITHMS.items():
+        value = given.get(algorithm)
+        # "-N" marks a checksum of N parts' checksums.
+        if value and single_part and "-" not in value:
+            with open(path, "rb") as stream:
+                found = hashlib.file_digest(stream, begin).digest()
+            return base64.b64encode(found).decode() == value
+    return None
+
+
+class _Crc32:
+    """CRC-32 with the methods of those of `hashlib`."""
+
+    def __init__(self) -> None:
+        self._value = 0
+
+    def update(self, data: bytes, /) -> None:
+        self._value = zlib.crc32(data, self._value)
+
+    def digest(self) -> bytes:
+        return self._value.to_bytes(4, "big")
+
+
+_ALGORITHMS: Mapping[str, Callable[[], Any]] = {
+    "crc32": _Crc32,
+    "md5": lambda: hashlib.md5(usedforsecurity=False),
+    "sha256": hashlib.sha256,
+    "sha1": lambda: hashlib.sha1(usedforsecurity=False),
+}
 
 
 def render_manifest(manifest: Manifest) -> str:

@@ -8,11 +8,9 @@ down, or whose certificate is not trusted, for one to three minutes.
 
 from __future__ import annotations
 
-__all__ = ["LocalStore", "Store", "check_connection", "compare_checksums", "open_store"]
+__all__ = ["LocalStore", "Store", "check_connection", "open_store"]
 
-import base64
 import errno
-import hashlib
 import logging
 import os
 import posixpath
@@ -24,7 +22,7 @@ import stat
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, Protocol, TypeVar
 from urllib.parse import quote, unquote, urlsplit
@@ -35,7 +33,7 @@ from lsst.resources import ResourcePath
 from ..edgenode.cmd_line_decoder import LARGEST_MANIFEST
 from ..errors import StagingError
 from ..files import OLD_SECONDS, make_temporary_name
-from .sources import TEMPORARY_FOLDER, Digest, digest_file, open_regular
+from .sources import TEMPORARY_FOLDER, Digest, compare_checksums, digest_file, open_regular
 from .transfers import VerificationError, find_http_status
 
 _LOG = logging.getLogger(__name__)
@@ -621,49 +619,6 @@ def _expect_size(target: ResourcePath, size: int) -> None:
         raise VerificationError(f"the store said yes, but has no such file afterwards ({error})") from error
     if found != size:
         raise VerificationError(f"the store holds {found} of {size} bytes after copying")
-
-
-def compare_checksums(
-    checksums: Mapping[str, Any], digest: Digest, path: str, *, single_part: bool = True
-) -> bool | None:
-    """Compare what a store says with a local file; `None` if there is no checksum to compare.
-
-    ``checksums`` are as `lsst.resources.ResourceInfo` has them: ``adler32`` in hexadecimal digits, others in
-    base64.  The file is read again if another algorithm than Adler-32 is needed.  If it was not sent in a
-    single part, what S3 gives is a checksum of checksums and tells nothing.
-    """
-    given = {algorithm.lower(): str(value) for algorithm, value in checksums.items() if value}
-    if value := given.get("adler32"):
-        return value.lower().rjust(8, "0") == digest.adler32
-    for algorithm, begin in _ALGORITHMS.items():
-        value = given.get(algorithm)
-        # "-N" marks a checksum of N parts' checksums.
-        if value and single_part and "-" not in value:
-            with open(path, "rb") as stream:
-                found = hashlib.file_digest(stream, begin).digest()
-            return base64.b64encode(found).decode() == value
-    return None
-
-
-class _Crc32:
-    """CRC-32 with the methods of those of `hashlib`."""
-
-    def __init__(self) -> None:
-        self._value = 0
-
-    def update(self, data: bytes, /) -> None:
-        self._value = zlib.crc32(data, self._value)
-
-    def digest(self) -> bytes:
-        return self._value.to_bytes(4, "big")
-
-
-_ALGORITHMS: Mapping[str, Callable[[], Any]] = {
-    "crc32": _Crc32,
-    "md5": lambda: hashlib.md5(usedforsecurity=False),
-    "sha256": hashlib.sha256,
-    "sha1": lambda: hashlib.sha1(usedforsecurity=False),
-}
 
 
 def _unless_missing(action: Callable[[], _Value]) -> _Value | None:
