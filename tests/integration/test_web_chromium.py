@@ -5,6 +5,9 @@ log of its exception, restarted and cancelled; with the keyboard alone, narrow a
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -203,6 +206,11 @@ def test_restart_with_the_keyboard_alone(place, browser, failed):
     assert new > int(run_id)
     press(browser, f"Run {new}")
     browser.wait_for("SUCCEEDED", "No failed job is known")
+    assert browser.find("Restart") is None
+    browser.driver.get(f"{browser.home}runs/{run_id}/")
+    browser.wait_for(f"Run {run_id} was restarted: run {new}")
+    browser.click(f"Run {new}")
+    browser.wait_for(f"Run {new}: ")
 
 
 def press(browser, words):
@@ -240,6 +248,27 @@ def test_cancel(place, browser, failed):
     browser.click("Back")
     browser.wait_for("DELETED")
     shoot(browser, "cancelled")
+
+
+def test_the_command_serves_the_same_pages(place, browser, failed):
+    command = [Path(sys.executable).with_name("panda_bps"), "web"]
+    with subprocess.Popen(command, env=place.env, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            link = process.stdout.readline().split()[-1]
+            browser.driver.get(link)
+            browser.wait_for("u_ann_failing")
+            browser.driver.get(f"{browser.driver.current_url}runs/{failed[0]}/")
+            browser.wait_for("First failure", "As of 20")
+            # The link is used up, and the next one is told.
+            browser.driver.get(link)
+            browser.wait_for("this link was used before")
+            assert "/open/" in process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) in (0, 130)
+        finally:
+            process.kill()
+    said = browser.complaints()
+    assert all("401" in text for text in said), said
 
 
 def test_the_process_of_the_pages_has_nothing_to_complain_of(place, browser, failed):

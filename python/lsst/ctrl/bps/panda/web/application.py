@@ -16,7 +16,7 @@ import shlex
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from http import HTTPStatus
 from importlib.resources import files
@@ -72,8 +72,8 @@ class _Live:
     looked_at: datetime
     every: float
     tag: str = ""
-    rate: float | None = None
-    end: datetime | None = None
+    seen: RunSight | None = None
+    """The run, on its page."""
 
     def page(self, run: int, action: str = "") -> str:
         """Return the address of a run's page, or of an action."""
@@ -407,7 +407,7 @@ def _render_run(sight: Sight[RunSight], jobs: Sight[JobsSight] | None, live: _Li
         left_out=jobs.value.left_out if jobs is not None else 0,
         jobs_at=jobs.at if jobs is not None else None,
     )
-    return render_page(page, _Live(live.root, live.looked_at, live.every, live.tag, seen.rate, seen.end))
+    return render_page(page, replace(live, seen=seen))
 
 
 def _last_attempts(attempts: Sequence[JobRecord]) -> list[JobRecord]:
@@ -433,7 +433,7 @@ def _facts(attempts: Sequence[JobRecord]) -> dict[str, list[object]]:
         "attempt": [each.attempt for each in attempts],
         "status": [each.status for each in attempts],
         "error": [each.error.title if each.error else "-" for each in attempts],
-        "text": [each.error.text if each.error else "-" for each in attempts],
+        "says": [each.error.text if each.error else "-" for each in attempts],
         "queue": [each.site or "-" for each in attempts],
         "node": [each.node or "-" for each in attempts],
         "started (UTC)": times("started"),

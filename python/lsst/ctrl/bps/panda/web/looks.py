@@ -21,6 +21,7 @@ from ..errors import PandaBpsError
 from ..insight.logs import LogEnd, LogTransport, TailReader, find_log_urls
 from ..insight.overview import JobScope, Overview, explain_failures, fetch_evidence, fetch_overview
 from ..insight.progress import Estimate, make_progress
+from ..report import describe_successor
 from ..runs.client import Connection, RunClient
 from ..runs.jobs import JobQuery
 from ..status.bps_states import Counts
@@ -179,6 +180,12 @@ class RunSight:
     end: datetime | None
     """When it will be over at that rate, to the minute."""
 
+    successor: int
+    """The run that completes this one, 0 if there is none."""
+
+    completed: str
+    """Which that is, and its state."""
+
     evidence: RunEvidence = field(compare=False)
 
     def cause(self, at: datetime) -> Cause:
@@ -286,7 +293,14 @@ class Looks:
             )
             progress = estimate.add(make_progress(evidence, datetime.now(UTC)))
             end = progress.end and progress.end.replace(second=0, microsecond=0)
-            return RunSight(overview, None if evidence.ended else progress.rate, end, evidence)
+            return RunSight(
+                overview=overview,
+                rate=None if evidence.ended else progress.rate,
+                end=end,
+                successor=evidence.successor.request_id if evidence.successor is not None else 0,
+                completed=describe_successor(evidence),
+                evidence=evidence,
+            )
 
         return self._find(("run", run), fetch)
 
