@@ -71,8 +71,8 @@ async function look() {
       words = page?.querySelector("main p")?.textContent || text;
     }
     if (reply.ok) show(page);
-  } catch (error) {
-    console.info(error);
+  } catch {
+    // The words say it.
   }
   if (trouble.textContent !== words) trouble.textContent = words;
   tick();
