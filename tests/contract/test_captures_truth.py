@@ -26,8 +26,8 @@ from lsst.ctrl.bps.panda.status.evidence import (
     tasks_by_request,
     transforms_from_tasks,
 )
-from lsst.ctrl.bps.panda.status.failures import add_verdicts, group_errors
-from lsst.ctrl.bps.panda.status.job_errors import sort_errors
+from lsst.ctrl.bps.panda.status.failures import add_verdicts, find_remarks, group_errors
+from lsst.ctrl.bps.panda.status.job_errors import JobError, sort_errors
 from lsst.ctrl.bps.panda.status.records import JobRecord, TaskRecord
 from lsst.ctrl.bps.panda.status.replies import (
     parse_contents,
@@ -597,7 +597,46 @@ def test_a_job_that_no_queue_takes_is_told_with_brokerages_words(dialog, status,
     assert ("PanDA has not started 1 job of par (PanDA task 24): throttled" in text) == (
         "throttled" in dialog
     )
-    assert f"lower {lower}, or name another queue" in text if lower else "lower" not in text
+    assert f"move QUEUE --label par), or cancel the run and lower {lower};" in text if lower else True
+    assert lower or "lower" not in text
+
+
+def test_lost_workers_and_tasks_that_were_killed_are_told_with_pandas_words():
+    rows = load("real/run7_slash_get_requests_detail")
+    task = TaskRecord(24, "par", "running", 7)
+    lost = JobRecord(
+        1, 24, "failed", name="a", attempt=1, site="Q", node="n1.example",
+        errors=(JobError("dispatcher", 100, "lost heartbeat : 2026-11-30 10:00:00"),),
+    )  # fmt: skip
+    again = JobRecord(2, 24, "activated", name="a", attempt=2, site="Q")
+    given = (parse_requests(rows)[0], parse_transforms(rows))
+    going = RunEvidence(*given, asked_at=LATER, tasks=(task,), jobs=(again, lost))
+    assert (
+        "lost the workers of 1 job of par and tries again; the last one was n1.example at Q (PanDA: lost "
+        in (" ".join(find_remarks(going)))
+    )
+    assert not find_remarks(dataclasses.replace(going, jobs=(lost,)))
+    old = dataclasses.replace(again, created=LATER - timedelta(hours=2), panda_id=3)
+    (told,) = find_remarks(dataclasses.replace(going, jobs=(old,)))
+    assert "Queue Q has started none of 1 job of par (PanDA: activated) since 20" in told
+    for other in (
+        dataclasses.replace(old, created=LATER),
+        dataclasses.replace(old, started=LATER, status="finished"),
+    ):
+        assert not find_remarks(dataclasses.replace(going, jobs=(other,)))
+    busy = dataclasses.replace(old, panda_id=4, name="b", started=LATER, status="running")
+    assert not find_remarks(dataclasses.replace(going, jobs=(old, busy)))
+    killed = dataclasses.replace(task, status="aborted", dialog="kill by Robot Panda")
+    told = " ".join(find_remarks(dataclasses.replace(going, tasks=(killed,), jobs=())))
+    assert "Killed in PanDA: task 24 (par; PanDA: kill by Robot Panda)." in told
+
+
+def test_what_a_task_may_have_is_read():
+    rows = load("whole/task_never_submitted_v1_get_tasks_detailed_info_since")
+    # The server sends all parameters of the task; the capture was stored without them.
+    rows[0]["raw_task_params"] = {"vo": "wlcg", "nFiles": 1, "maxFailure": 1, "maxAttempt": 1, "reqID": 19}
+    (first, *_) = parse_tasks(rows)
+    assert (first.max_attempts, first.memory, first.walltime) == (1, 500, 0)
 
 
 def test_labels_and_runs_with_unusual_names_are_read_without_the_plan():

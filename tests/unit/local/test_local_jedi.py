@@ -287,7 +287,7 @@ def test_kill_cancels_queued_jobs_and_waits_for_running_ones(panda):
     assert panda.dispatcher.due_kills([running[0].panda_id]) == [], "the pilot has not heard of it"
     panda.now += 2.1
     assert panda.dispatcher.due_kills([running[0].panda_id]) == [running[0].panda_id]
-    assert panda.dispatcher.killer(running[0].panda_id) == "boss"
+    assert panda.dispatcher.killer(running[0].panda_id) == "kill by boss"
     panda.dispatcher.report(running[0].panda_id, BAD)
     assert panda.status(task) == "aborted"
     cancelled = panda.views.job_descriptions(task, unsuccessful_only=True)[1:]
@@ -320,6 +320,83 @@ def test_killed_single_jobs_are_tried_again(panda):
     (again,) = panda.take()
     assert (again.pseudo_input, again.attempt) == ("b", 2)
     assert running[0].pseudo_input == "a"
+
+
+def test_a_forced_kill_does_not_wait_for_the_pilot(panda):
+    panda.submit(["a", "b"])
+    first, second = panda.take()
+    panda.jedi.kill_jobs([first.panda_id], "boss", now=True)
+    panda.jedi.kill_jobs([second.panda_id], "boss")
+    assert panda.dispatcher.due_kills([first.panda_id, second.panda_id]) == [first.panda_id]
+    assert panda.dispatcher.killer(first.panda_id) == "killed by boss"
+
+
+@pytest.mark.parametrize(
+    ("mode", "queues", "killed"),
+    [("soft", {"a": "old", "b": "new"}, 0), ("nokill", {"a": "old", "b": "old"}, 0),
+     ("", {"a": "old", "b": "new"}, 1)],
+)  # fmt: skip
+def test_a_task_is_moved_to_another_queue(panda, mode, queues, killed):
+    task = panda.submit(["a", "b"], site="old")
+    (running,) = panda.dispatcher.take(1, 100)
+    assert panda.jedi.reassign(task, "new", mode).code == 0
+    assert panda.status(task) == "toreassign"
+    panda.now += 3
+    panda.jedi.tick()
+    assert panda.status(task) == "running"
+    jobs = panda.views.job_descriptions(task, unsuccessful_only=False)
+    assert {job["Files"][0]["lfn"][-1]: job["computingSite"] for job in jobs} == queues
+    closed = [
+        (job["jobSubStatus"], job["taskBufferErrorDiag"]) for job in jobs if job["jobStatus"] == "closed"
+    ]
+    assert closed == [("toreassign", "reassigned by JEDI")] * (mode != "nokill")
+    panda.now += 3
+    assert len(panda.dispatcher.due_kills([running.panda_id])) == killed
+    assert panda.jedi.reassign(999, "new", "").code == 2
+
+
+def test_a_task_that_no_queue_takes_goes_on_at_another(panda):
+    task = panda.jedi.submit({"taskName": "t", "userName": "me", "pfnList": ["a"]}, "me", unbrokered=True)
+    assert "no candidates" in panda.views.task(task)["error_dialog"]
+    panda.jedi.reassign(task, "new", "soft")
+    panda.now += 3
+    panda.jedi.tick()
+    assert [order.queue for order in panda.take()] == ["new"]
+
+
+def test_a_move_of_a_last_attempt_fails_it(panda):
+    task = panda.submit(["a"], maxAttempt=1)
+    panda.jedi.reassign(task, "new", "soft")
+    panda.now += 3
+    panda.jedi.tick()
+    assert panda.status(task) == "failed"
+
+
+def test_memory_is_changed_for_jobs_that_are_made_later(panda):
+    task = panda.submit(["a", "b"])
+    assert panda.jedi.change_attribute(task, "ramCount", 1500)
+    first, second = panda.take()
+    assert (first.memory, second.memory) == (1000, 1000)
+    panda.dispatcher.report(first.panda_id, BAD)
+    (again,) = panda.take()
+    assert again.memory == 1500
+    assert panda.views.detailed_task(task)["ramCount"] == 1500
+    assert panda.jedi.change_attribute(task, "walltime", 60)
+    assert panda.views.detailed_task(task)["walltime"] == 60
+    assert not panda.jedi.change_attribute(999, "ramCount", 1)
+
+
+def test_no_job_of_a_paused_task_starts(panda):
+    task = panda.submit(["a", "b"])
+    panda.dispatcher.take(1, 100)
+    assert panda.jedi.pause(task, resume=True).code == 4
+    assert panda.jedi.pause(task, resume=False).code == 0
+    assert panda.take() == []
+    assert panda.status(task) == "paused"
+    assert panda.jedi.pause(task, resume=False).code == 4
+    assert panda.jedi.pause(task, resume=True).code == 0
+    assert len(panda.take()) == 1
+    assert panda.status(task) == "running"
 
 
 def test_event_service_runs_only_what_is_missing(panda):

@@ -366,6 +366,32 @@ def test_jobs_are_killed_by_their_owner_only(client, jedi):
     assert answer["data"] == [False, False]
 
 
+@pytest.mark.parametrize("command", ["pause", "resume", "change_attribute", "release"])
+def test_some_commands_take_the_production_role(client, command):
+    body = {"task_id": 999, "attribute_name": "ramCount", "value": 5}
+    refused = client.post(f"/api/v1/task/{command}", json=body, headers=_ALICE).get_json()
+    assert refused["message"] == "production or pilot role required"
+    found = client.post(f"/api/v1/task/{command}", json=body, headers=_OWNER).get_json()
+    assert ("not found" in found["message"]) == (command != "release")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"attribute_name": "coreCount", "value": 1}, {"attribute_name": "ramCount", "value": -1},
+     {"attribute_name": [], "value": 1}, {}],
+)  # fmt: skip
+def test_attributes_that_cannot_be_changed_are_refused(client, body):
+    body = {"task_id": 999, **body}
+    answer = client.post("/api/v1/task/change_attribute", json=body, headers=_OWNER).get_json()
+    assert not answer["success"]
+
+
+@pytest.mark.parametrize("body", [{}, {"site": ""}, {"site": "a:b"}, {"site": 5}, {"site": "a", "mode": "x"}])
+def test_a_queue_to_move_to_is_checked(client, body):
+    answer = client.post("/api/v1/task/reassign", json={"task_id": 999, **body}, headers=_OWNER).get_json()
+    assert answer["message"].startswith(("bad argument", "missing argument"))
+
+
 def test_faults_are_replaced_by_who_has_the_secret(client, parts):
     answer = client.post(
         "/api/v1/local/faults",

@@ -386,7 +386,7 @@ def test_idds_own_words_and_paused_tasks():
     )
     text = str(make_run_report(evidence).specific_info)
     assert "iDDS says: Request is already terminated" in text
-    assert "Paused in PanDA: task 1, 2, 3, 4, 5 and 2 more." in text
+    assert "Paused in PanDA: task 1, 2, 3, 4, 5 and 2 more (t)." in text
 
 
 def test_labels_that_bps_cannot_print_are_changed():

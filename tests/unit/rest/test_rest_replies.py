@@ -232,6 +232,31 @@ def test_the_api_lies_beside_the_relay(server):
     assert server.seen[0].path.startswith("/api/v1/task/get_tasks_detailed_info_since?")
 
 
+def test_commands_of_the_api(server):
+    api = make_api(server)
+    assert api.kill_jobs([]) == []
+    for wrong in ([5], [5, 6]):
+        # The server answers with an empty list.
+        with pytest.raises(ReplyError, match="an answer for each job"):
+            api.kill_jobs(wrong, now=len(wrong) > 1)
+    api.kill_task(7)
+    api.move_task(7, "Q", waiting_too=True)
+    api.move_task(7, "Q", waiting_too=False)
+    api.change_task(7, "ramCount", 4000)
+    api.resume_task(7)
+    sent = [(seen.path.removeprefix("/api/v1/"), json.loads(seen.content["body"])) for seen in server.seen]
+    assert sent == [
+        ("job/kill", {"job_ids": []}),
+        ("job/kill", {"job_ids": [5]}),
+        ("job/kill", {"job_ids": [5, 6], "code": 9}),
+        ("task/kill", {"task_id": 7}),
+        ("task/reassign", {"task_id": 7, "site": "Q", "mode": "soft"}),
+        ("task/reassign", {"task_id": 7, "site": "Q", "mode": "nokill"}),
+        ("task/change_attribute", {"task_id": 7, "attribute_name": "ramCount", "value": 4000}),
+        ("task/resume", {"task_id": 7}),
+    ]
+
+
 def test_questions_of_the_api(server):
     api = make_api(server)
     local = datetime(2026, 11, 20, 12, 0, tzinfo=timezone(timedelta(hours=2)))

@@ -53,7 +53,6 @@ from .status.vocabulary import (
     CANCELLING_TASKS,
     CONTENT_STATUSES,
     MEMORY_ADVICE,
-    PAUSED_TASKS,
     TERMINAL_STATUSES,
     UNKNOWN_EXIT_CODE,
     ContentPhase,
@@ -539,7 +538,6 @@ def _add_server_state(info: WmsSpecificInfo, evidence: RunEvidence) -> None:
         _add_tasks(info, evidence, "PanDA is still ending task", CANCELLING_TASKS)
     if request.errors:
         info.add_message("iDDS says: {idds_errors}", idds_errors=request.errors)
-    _add_tasks(info, evidence, "Paused in PanDA: task", PAUSED_TASKS)
 
 
 def _add_tasks(info: WmsSpecificInfo, evidence: RunEvidence, words: str, statuses: frozenset[str]) -> None:

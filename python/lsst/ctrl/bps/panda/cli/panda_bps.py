@@ -9,6 +9,7 @@ import click
 from . import CommandGroup
 
 _HOMES = {
+    "panda_bps_act": "act",
     "panda_bps_campaign": "campaign",
     "panda_bps_check": "build check schema",
     "panda_bps_clean": "clean",
@@ -36,6 +37,7 @@ def main() -> None:
     What did a job print?        panda_bps logs 41 --failed
     Does it fail here, too?      panda_bps reproduce 41 JOB
     Was it memory or time?       panda_bps resources 41
+    Held, or bad luck?           panda_bps act 41 retry --label isr
     One file to send around?     panda_bps html 41
     What may be deleted of it?   panda_bps clean 41 --dry-run
     Process images on arrival?   panda_bps prompt start my.yaml

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from .endpoint import make_private_folder
 from .faults import Faults
 from .identity import Identity
-from .jedi import Jedi
+from .jedi import CommandReply, Jedi
 from .request_bodies import parse_json
 from .settings import Queues, Timing
 from .views import Views
@@ -95,6 +95,9 @@ _Reply = tuple[Any, str]
 """The ``data`` and the ``message`` of a reply."""
 
 _REFUSED_CODE = 3
+_FORCED_KILL = 9
+_ATTRIBUTES = {"ramCount": "ramCount", "wallTime": "walltime"}
+"""Attributes that can be changed here, and the parameters of tasks that hold them."""
 _BAD = (
     TypeError, ValueError, AttributeError, LookupError, OverflowError, RecursionError, SyntaxError,
     MemoryError,
@@ -249,10 +252,50 @@ class Api:
         return self._command("incexec", parameters, who)
 
     def _command(self, command: str, parameters: _Parameters, who: Identity) -> _Reply:
-        reply = self._jedi.command(_number(parameters["task_id"]), command, who.user)
+        return self._answer(self._jedi.command(_number(parameters["task_id"]), command, who.user))
+
+    @staticmethod
+    def _answer(reply: CommandReply) -> _Reply:
         if reply.code:
             raise ApiError(reply.message, reply.code)
         return reply.code, reply.message
+
+    def reassign_task(self, parameters: _Parameters, who: Identity) -> _Reply:
+        """Send a task to another queue; as in panda-server, anybody may."""
+        queue, mode = parameters["site"], parameters.get("mode") or ""
+        if not (isinstance(queue, str) and queue and ":" not in queue and mode in ("", "soft", "nokill")):
+            raise ValueError(f"site {str(queue)[:40]!r}, mode {str(mode)[:40]!r}")
+        if not self._queues.accepts(queue):
+            raise ApiError(f"queue {queue!r} is not known; known: {', '.join(self._queues.known)}", 4)
+        return self._answer(self._jedi.reassign(_number(parameters["task_id"]), queue, mode))
+
+    @staticmethod
+    def _require_production(who: Identity) -> None:
+        if not who.production:
+            raise ApiError("production or pilot role required")
+
+    def pause_task(self, parameters: _Parameters, who: Identity) -> _Reply:
+        """Have no more jobs of a task start."""
+        self._require_production(who)
+        return self._answer(self._jedi.pause(_number(parameters["task_id"]), resume=False))
+
+    def resume_task(self, parameters: _Parameters, who: Identity) -> _Reply:
+        """Let a paused task go on."""
+        self._require_production(who)
+        return self._answer(self._jedi.pause(_number(parameters["task_id"]), resume=True))
+
+    def change_attribute(self, parameters: _Parameters, who: Identity) -> _Reply:
+        """Change what a task asks for."""
+        self._require_production(who)
+        name = parameters["attribute_name"]
+        if name not in _ATTRIBUTES:
+            raise ApiError(
+                f"{str(name)[:40]} is not a valid attribute. Valid attributes are {[*_ATTRIBUTES]}"
+            )
+        value = _number(parameters["value"])
+        if not self._jedi.change_attribute(_number(parameters["task_id"]), _ATTRIBUTES[name], value):
+            raise ApiError("Task not found")
+        return None, "1 tasks changed"
 
     def refuse(self, parameters: _Parameters, who: Identity) -> _Reply:
         """Refuse a call for which PanDA wants a role that nobody has here."""
@@ -286,7 +329,8 @@ class Api:
         wanted = self._ids(parameters)
         records = [None] * len(wanted) if who.production else self._views.jobs(wanted)
         foreign = {number for number, job in zip(wanted, records, strict=True) if not _may_kill(job, who)}
-        done = iter(self._jedi.kill_jobs([number for number in wanted if number not in foreign], who.user))
+        own = [number for number in wanted if number not in foreign]
+        done = iter(self._jedi.kill_jobs(own, who.user, now=parameters.get("code") == _FORCED_KILL))
         return [number not in foreign and next(done) for number in wanted], ""
 
     def event_states(self, parameters: _Parameters, who: Identity) -> _Reply:

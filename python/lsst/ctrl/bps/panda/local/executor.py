@@ -54,6 +54,7 @@ _NEXT = (
     )
     .join(files, files.c.file_id == jobs.c.file_id)
     .where(jobs.c.status == "activated")
+    .where(jobs.c.task_id.not_in(sa.select(tasks.c.task_id).where(tasks.c.status == "paused")))
     .order_by(jobs.c.priority.desc(), jobs.c.panda_id)
     .limit(sa.bindparam("_most"))
 )
@@ -175,7 +176,7 @@ class Dispatcher:
             return [panda_id for panda_id in connection.execute(query).scalars() if panda_id in panda_ids]
 
     def killer(self, panda_id: int) -> str:
-        """Return the user who asked for a job to be killed."""
+        """Return PanDA's words on who asked for a job to be killed."""
         query = sa.select(jobs.c.kill_by).where(jobs.c.panda_id == panda_id)
         with self._database.reading() as connection:
             return str(connection.execute(query).scalar() or "")

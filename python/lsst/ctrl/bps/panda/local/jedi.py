@@ -1,5 +1,5 @@
 """PanDA's tasks (JEDI): from submission through the release of inputs to a final status, and the commands
-kill, finish and retry.
+kill, finish, retry, reassign, pause and resume.
 """
 
 from __future__ import annotations
@@ -60,9 +60,7 @@ class TaskStore:
         return None if row is None else dict(row)
 
     def parameters(self, connection: sa.Connection, task_id: int) -> TaskParameters:
-        """Read a task's parameters, which never change and may be large; `ValueError` if they are
-        damaged.
-        """
+        """Read a task's parameters, which may be large; `ValueError` if they are damaged."""
         found = self._params.get(task_id)
         if found is None:
             query = sa.select(tasks.c.params).where(tasks.c.task_id == task_id)
@@ -135,6 +133,15 @@ class TaskStore:
         update = tasks.update().where(tasks.c.task_id == task["task_id"])
         connection.execute(update.values(command=command, command_by=by, due=self._clock() + delay))
         self._database.after_commit(self._wake)
+
+    def change(self, connection: sa.Connection, task: Mapping[str, Any], **values: Any) -> None:
+        """Change parameters of a task."""
+        task_id = task["task_id"]
+        query = sa.select(tasks.c.params).where(tasks.c.task_id == task_id)
+        changed = {**json.loads(connection.execute(query).scalar_one()), **values}
+        update = tasks.update().where(tasks.c.task_id == task_id)
+        connection.execute(update.values(params=json.dumps(changed), modified=self._clock()))
+        self._params.pop(task_id, None)
 
     def unplan(self, connection: sa.Connection, task: Mapping[str, Any]) -> None:
         """Clear the command of a task, which is executed now."""
@@ -360,9 +367,85 @@ class Jedi:
             )
         return CommandReply(0, _REGISTERED)
 
-    def kill_jobs(self, panda_ids: Iterable[int], user: str) -> list[bool]:
-        """Kill single jobs, while their tasks go on; returns which of them had not ended."""
+    def reassign(self, task_id: int, queue: str, mode: str) -> CommandReply:
+        """Register that a task goes on at another queue.
+
+        By ``mode``, jobs that wait are made anew there (``soft``), those that run are killed as well (empty),
+        or only jobs that are made from now on go there (``nokill``).
+        """
+        with self._database.change() as connection:
+            task = self.task(connection, task_id)
+            if task is None:
+                return CommandReply(2, f"jediTaskID={task_id} not found")
+            if task["status"] in (*FINAL_STATES, "toabort", "aborting", "finishing", "paused"):
+                return CommandReply(
+                    4, f"the reassign command is not accepted if the task is in {task['status']} status"
+                )
+            # panda-server's own comment of the command.
+            comment = f"site:{queue}:y:{mode and f'{mode} reassign'}"
+            delay = self._timing.command
+            self._tasks.plan(connection, task, "toreassign", command="reassign", delay=delay, by=comment)
+        return CommandReply(0, _REGISTERED)
+
+    def _reassign(self, connection: sa.Connection, task: dict[str, Any], comment: str) -> None:
+        _, queue, _, mode = comment.split(":")
+        update = tasks.update().where(tasks.c.task_id == task["task_id"])
+        connection.execute(update.values(queue=queue))
+        task["queue"] = queue
+        moved = {**cancelled_detail("reassigned by JEDI")}
+        for job in self._store.queued(connection, task["task_id"]) if "nokill" not in mode else ():
+            self._end_job(connection, job, JobResult("closed", sub_status="toreassign", detail=moved))
+        if not mode:
+            when = self._clock() + self._timing.heartbeat
+            self._store.order_kill(connection, task["task_id"], "reassigned by JEDI", when)
+        ended = self.task(connection, task["task_id"])
+        if ended is not None and ended["status"] == "toreassign":
+            self._resume(connection, task)
+
+    def _resume(self, connection: sa.Connection, task: dict[str, Any]) -> None:
+        """Let a task go on."""
+        busy = self._store.counts(connection, task["task_id"]).get("running")
+        self._tasks.set(connection, task, "running" if busy else "pending", error_dialog=None)
+        self._activate(connection, task)
+
+    def pause(self, task_id: int, *, resume: bool) -> CommandReply:
+        """Have none of a task's waiting jobs start, or let it go on."""
+        with self._database.change() as connection:
+            task = self.task(connection, task_id)
+            if task is None:
+                return CommandReply(2, f"jediTaskID={task_id} not found")
+            status, command = task["status"], "resume" if resume else "pause"
+            if (status != "paused") if resume else status in (*FINAL_STATES, "paused", "toabort", "aborting"):
+                return CommandReply(
+                    4, f"the {command} command is not accepted if the task is in {status} status"
+                )
+            if resume:
+                self._resume(connection, task)
+            else:
+                self._tasks.set(connection, task, "paused")
+            self._database.after_commit(self._wake)
+        return CommandReply(0, _REGISTERED)
+
+    def change_attribute(self, task_id: int, name: str, value: int) -> bool:
+        """Change the memory or the run time that a task asks for; false if there is no such task.  Jobs that
+        there are keep what they have.
+        """
+        with self._database.change() as connection:
+            task = self.task(connection, task_id)
+            if task is None:
+                return False
+            if name == "ramCount":
+                old = int(self.parameters(connection, task_id).ram)
+                self._store.raise_memory(connection, task_id, old, value)
+            self._tasks.change(connection, task, **{name: value})
+        return True
+
+    def kill_jobs(self, panda_ids: Iterable[int], user: str, *, now: bool = False) -> list[bool]:
+        """Kill single jobs, while their tasks go on; returns which of them had not ended.  ``now`` does not
+        wait for the next heartbeat of one that runs.
+        """
         results = []
+        words = f"killed by {user}"
         with self._database.change() as connection:
             for panda_id in panda_ids:
                 job = self._store.get(connection, panda_id)
@@ -370,10 +453,10 @@ class Jedi:
                 if job is None or job["status"] not in OPEN_JOBS:
                     continue
                 update = jobs.update().where(jobs.c.panda_id == panda_id)
-                when = self._clock() + self._timing.heartbeat
-                connection.execute(update.values(kill_at=when, kill_by=user))
+                when = self._clock() + (0 if now else self._timing.heartbeat)
+                connection.execute(update.values(kill_at=when, kill_by=words[:128]))
                 if job["status"] == "activated":
-                    self._end_job(connection, job, JobResult("cancelled", detail=cancelled_detail(user)))
+                    self._end_job(connection, job, JobResult("cancelled", detail=cancelled_detail(words)))
             self._database.after_commit(self._wake)
         return results
 
@@ -382,10 +465,14 @@ class Jedi:
         self._tasks.unplan(connection, task)
         if command == "finalise":
             self._finalise(connection, task)
+        elif command == "reassign":
+            self._reassign(connection, task, user)
         elif command in ("kill", "finish"):
-            self._tasks.set(connection, task, "aborting" if command == "kill" else "finishing")
-            self._store.cancel_queued(connection, task["task_id"], user)
-            self._store.order_kill(connection, task["task_id"], user, self._clock() + self._timing.heartbeat)
+            words = f"{command} by {user}"
+            status = "aborting" if command == "kill" else "finishing"
+            self._tasks.set(connection, task, status, error_dialog=words)
+            self._store.cancel_queued(connection, task["task_id"], words)
+            self._store.order_kill(connection, task["task_id"], words, self._clock() + self._timing.heartbeat)
             self._database.after_commit(self._wake)
             self._check_end(connection, task)
         else:

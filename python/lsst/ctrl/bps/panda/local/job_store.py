@@ -84,13 +84,10 @@ _OF_INPUT = {
 }
 """Columns of an input, and their labels where its job is read, too."""
 
-_JOB_WITH_INPUT = (
-    sa.select(
-        jobs, files.c.lfn, files.c.events, *(files.c[name].label(label) for name, label in _OF_INPUT.items())
-    )
-    .join(files, files.c.file_id == jobs.c.file_id)
-    .where(jobs.c.panda_id == sa.bindparam("_job"))
-)
+_JOBS_WITH_INPUTS = sa.select(
+    jobs, files.c.lfn, files.c.events, *(files.c[name].label(label) for name, label in _OF_INPUT.items())
+).join(files, files.c.file_id == jobs.c.file_id)
+_JOB_WITH_INPUT = _JOBS_WITH_INPUTS.where(jobs.c.panda_id == sa.bindparam("_job"))
 
 
 def _input_of(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -322,11 +319,21 @@ class JobStore:
     def _set_file(self, connection: sa.Connection, file: Mapping[str, Any], status: str) -> None:
         connection.execute(_FILE_STATUS, {"_file_id": file["file_id"], "_status": status})
 
+    def queued(self, connection: sa.Connection, task_id: int) -> list[dict[str, Any]]:
+        """Read the jobs of a task that are not running yet, each with its input."""
+        queued = _JOBS_WITH_INPUTS.where(jobs.c.task_id == task_id, jobs.c.status == "activated")
+        return [dict(job) for job in connection.execute(queued).mappings().all()]
+
+    def raise_memory(self, connection: sa.Connection, task_id: int, old: int, new: int) -> None:
+        """Have the jobs of a task that are made from now on ask for other memory, MB per core; inputs that
+        have run out of memory keep what they got then if it is more.
+        """
+        update = files.update().where(files.c.task_id == task_id, files.c.status.in_(OPEN_FILES))
+        connection.execute(update.where((files.c.ram == old) | (files.c.ram < new)).values(ram=new))
+
     def cancel_queued(self, connection: sa.Connection, task_id: int, user: str) -> None:
         """Cancel the jobs of a task that are not running yet, and its inputs without a job."""
-        query = sa.select(jobs, files.c.lfn).join(files, files.c.file_id == jobs.c.file_id)
-        queued = query.where(jobs.c.task_id == task_id, jobs.c.status == "activated")
-        for job in map(dict, connection.execute(queued).mappings().all()):
+        for job in self.queued(connection, task_id):
             self.close(connection, job, status="cancelled", detail=cancelled_detail(user))
             self._set_file(connection, job, "cancelled")
         update = files.update().where(files.c.task_id == task_id)

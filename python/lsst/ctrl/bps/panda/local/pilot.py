@@ -147,10 +147,10 @@ class JobResult:
     """How a PanDA job ended."""
 
     status: str
-    """``finished``, ``failed`` or ``cancelled``."""
+    """``finished``, ``failed``, ``cancelled`` or ``closed``."""
 
     sub_status: str | None = None
-    """``fg_done`` or ``fg_partial`` of an event service job."""
+    """``fg_done`` or ``fg_partial`` of an event service job, ``toreassign`` of one that was moved."""
 
     detail: Mapping[str, Any] = field(default_factory=dict)
     """Fields of PanDA's job record."""
@@ -216,9 +216,9 @@ def broken_detail(error: BaseException) -> dict[str, Any]:
     return {"pilotErrorCode": SET_UP_FAILED.code, "pilotErrorDiag": broken_text(error)}
 
 
-def cancelled_detail(user: str) -> dict[str, Any]:
-    """Make the fields of a job that a user has killed."""
-    return {"taskBufferErrorCode": _TASK_BUFFER_KILL, "taskBufferErrorDiag": f"kill by {user}"}
+def cancelled_detail(text: str) -> dict[str, Any]:
+    """Make the fields of a job that was killed; the text says by whom."""
+    return {"taskBufferErrorCode": _TASK_BUFFER_KILL, "taskBufferErrorDiag": text}
 
 
 @dataclass(frozen=True, slots=True)

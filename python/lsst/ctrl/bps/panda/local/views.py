@@ -335,6 +335,7 @@ def task_record(task: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str,
     record: dict[str, Any] = dict.fromkeys(_TASK_NULLS)
     record.update(dict.fromkeys(_TASK_ZEROS, 0))
     record.update({name: params.get(name) for name in _TASK_FROM_PARAMS})
+    record.update(walltime=params.get("walltime") or 0)
     record.update(
         jediTaskID=task["task_id"],
         taskName=task["name"],

@@ -418,8 +418,7 @@ def _set_faults(parts: WebParts, who: Identity) -> flask.Response:
 # -- Routes -------------------------------------------------------------------
 
 _PRODUCTION_COMMANDS = (
-    "pause", "resume", "release", "reactivate", "avalanche", "increase_attempts", "change_priority",
-    "change_attribute", "change_split_rule",
+    "release", "reactivate", "avalanche", "increase_attempts", "change_priority", "change_split_rule",
 )  # fmt: skip
 
 _API = "/api/v1"
@@ -441,6 +440,10 @@ ROUTES = (
     Route("POST", f"{_API}/task/finish", Caller.TASK_OWNER, _api(Api.finish_task), _CALL),
     Route("POST", f"{_API}/task/retry", Caller.TASK_OWNER, _api(Api.retry_task), _CALL),
     Route("POST", f"{_API}/task/reload_input", Caller.TASK_OWNER, _api(Api.reload_task_input), _CALL),
+    Route("POST", f"{_API}/task/reassign", Caller.USER, _api(Api.reassign_task), _CALL),
+    Route("POST", f"{_API}/task/pause", Caller.USER, _api(Api.pause_task), _CALL),
+    Route("POST", f"{_API}/task/resume", Caller.USER, _api(Api.resume_task), _CALL),
+    Route("POST", f"{_API}/task/change_attribute", Caller.USER, _api(Api.change_attribute), _CALL),
     *(
         Route("POST", f"{_API}/task/{name}", Caller.USER, _api(Api.refuse), _CALL)
         for name in _PRODUCTION_COMMANDS

@@ -4,7 +4,7 @@ __all__ = ["JOBS_A_TASK", "MAX_CACHE_FILE", "PandaApi", "api_base", "server_root
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ from .transport import Transport
 
 # The server sends Python text instead of JSON without it.
 _HEADERS = {"Accept": "application/json"}
+
+# The kill code with which PanDA does not wait for a pilot; it takes it from owners of tasks that iDDS makes.
+_FORCED_KILL = 9
 
 JOBS_A_TASK = 5500
 """PanDA lists no more jobs of a task (panda-server 1.0.4)."""
@@ -108,6 +111,65 @@ class PandaApi:
         return self._get_rows(
             "task/get_job_descriptions", what, task_id=task_id, unsuccessful_only=unsuccessful_only
         )
+
+    def kill_jobs(self, panda_ids: Sequence[int], *, now: bool = False) -> list[bool]:
+        """Kill PanDA jobs; return for each whether the server took the command.
+
+        A job that waits ends at once, one that runs at its pilot's next heartbeat, and PanDA makes the next
+        attempt if there is one left.  With ``now`` PanDA does not wait for the pilot, whose payload then runs
+        on for a while in vain.  Jobs of others and jobs that have ended are not killed.
+        """
+        what = f"kill {len(panda_ids)} jobs"
+        code: dict[str, Any] = {"code": _FORCED_KILL} if now else {}
+        answer = self._command("job/kill", what, job_ids=list(panda_ids), **code)
+        if not (isinstance(answer, list) and len(answer) == len(panda_ids)):
+            raise make_reply_error(
+                "A list with an answer for each job was expected.", answer, endpoint=self._base, what=what
+            )
+        return [answer is True for answer in answer]
+
+    def kill_task(self, task_id: int) -> None:
+        """Register that all jobs of a task are to be killed."""
+        self._command("task/kill", f"kill task {task_id}", task_id=task_id)
+
+    def move_task(self, task_id: int, queue: str, *, waiting_too: bool) -> None:
+        """Register that a task goes on at another queue; jobs that run stay where they are.
+
+        With ``waiting_too``, jobs that wait are given up and made anew there, which takes one of their
+        attempts.
+        """
+        mode = "soft" if waiting_too else "nokill"
+        what = f"move task {task_id}"
+        # A second move would give up what the first one has made.
+        self._command("task/reassign", what, again=False, task_id=task_id, site=queue, mode=mode)
+
+    def change_task(self, task_id: int, attribute: str, value: int) -> None:
+        """Change what a task asks for: ``ramCount`` (MB a core) or ``wallTime`` (s), which takes the
+        production role.
+        """
+        self._command(
+            "task/change_attribute",
+            f"change {attribute} of task {task_id}",
+            task_id=task_id,
+            attribute_name=attribute,
+            value=value,
+        )
+
+    def resume_task(self, task_id: int) -> None:
+        """Register that a paused task goes on, which takes the production role."""
+        self._command("task/resume", f"resume task {task_id}", task_id=task_id)
+
+    def _command(self, method: str, what: str, /, *, again: bool = True, **body: Any) -> Any:
+        """Send a command, more than once if that has the effect of one (``again``)."""
+        reply = self._transport.post(
+            f"{self._base}/{method}",
+            body=json.dumps(body).encode(),
+            content_type="application/json",
+            headers=_HEADERS,
+            safe=again,
+            what=what,
+        )
+        return reply.unwrap(unwrap_api, what)
 
     def upload_cache_file(self, path: str | os.PathLike[str]) -> str:
         """Put a file into the cache, where anybody can read it under its own name, and return its URL.

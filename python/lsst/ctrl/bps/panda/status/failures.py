@@ -19,7 +19,7 @@ __all__ = [
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TypeAlias
@@ -36,6 +36,7 @@ from .vocabulary import (
     BROKERAGE_WORDS,
     NEVER_RAN,
     OUT_OF_MEMORY,
+    PAUSED_TASKS,
     REQUESTED,
     RULES,
     TASK_STATUSES,
@@ -50,6 +51,8 @@ _SAMPLES = 4
 """Further logs of a kind of error that are read for other exceptions."""
 _PATIENCE = 30.0
 """What PanDA says of a task that is so young, s, may pass."""
+_LONG = 3600.0
+"""So long, s, jobs wait in a queue before it is told that it takes none."""
 # No run is so large; a counter that is must not eat the memory.
 _CODE_LIMIT = 10_000_000
 _RUNNER = re.compile(r"runner: \d")
@@ -345,7 +348,15 @@ def _describe_end(group: ErrorGroup, verdict: Verdict, *, silent: bool) -> str:
 
 def find_remarks(evidence: RunEvidence) -> list[str]:
     """Say which tasks of a run do not run, or run twice, and what to do: a sentence or two each."""
-    return [*_never_submitted(evidence), *_submitted_twice(evidence), *_waiting_in_vain(evidence)]
+    return [
+        *_never_submitted(evidence),
+        *_submitted_twice(evidence),
+        *_killed(evidence),
+        *_paused(evidence),
+        *_waiting_in_vain(evidence),
+        *_queued_long(evidence),
+        *_lost_workers(evidence),
+    ]
 
 
 def _never_submitted(evidence: RunEvidence) -> Iterator[str]:
@@ -370,6 +381,87 @@ def _submitted_twice(evidence: RunEvidence) -> Iterator[str]:
             )
 
 
+def _tasks_with(evidence: RunEvidence, statuses: Collection[str]) -> Iterator[str]:
+    """Name the tasks with some statuses in PanDA, by label and by what PanDA says of them."""
+    found: dict[tuple[str, str], list[int]] = {}
+    labels = evidence.task_labels
+    for task in evidence.tasks:
+        if task.status in statuses:
+            which = labels.get(task.task_id, task.name), _words_of(task)
+            found.setdefault(which, []).append(task.task_id)
+    for (label, words), tasks in found.items():
+        more = f" and {len(tasks) - _PLACES} more" if len(tasks) > _PLACES else ""
+        yield f"{', '.join(map(str, tasks[:_PLACES]))}{more} ({label}{words and f'; PanDA: {words}'})"
+
+
+def _killed(evidence: RunEvidence) -> Iterator[str]:
+    """Name tasks that were killed, though the run was not cancelled."""
+    when = "" if evidence.ended else "when the run has ended, "
+    for which in () if evidence.aborted else _tasks_with(evidence, {"aborted"}):
+        yield (
+            f"Killed in PanDA: task {which}. What had not ended counts as PRUNED, with what needs it; {when}"
+            f"bps restart --id {evidence.request_id} runs it."
+        )
+
+
+def _paused(evidence: RunEvidence) -> Iterator[str]:
+    for which in _tasks_with(evidence, PAUSED_TASKS):
+        yield (
+            f"Paused in PanDA: task {which}. Who has PanDA's production role lets it go on: panda_bps act "
+            f"{evidence.request_id} release."
+        )
+
+
+def _queued_long(evidence: RunEvidence) -> Iterator[str]:
+    """Name queues that have not taken any job of a label for long; PanDA has no words for that."""
+    waiting: dict[tuple[str, str], list[JobRecord]] = {}
+    taken = set()
+    for job in evidence.jobs or () if evidence.asked_at is not None else ():
+        which = evidence.task_labels.get(job.task_id, ""), job.site
+        if job.waiting and job.created is not None and job.started is None:
+            waiting.setdefault(which, []).append(job)
+        elif job.started is not None:
+            taken.add(which)
+    for (label, queue), jobs in waiting.items():
+        first = min(job.created for job in jobs if job.created is not None)
+        assert evidence.asked_at is not None
+        if (label, queue) in taken or (evidence.asked_at - first).total_seconds() < _LONG:
+            continue
+        yield (
+            f"Queue {queue} has started none of {render_count(len(jobs), 'job')} of {label} (PanDA: "
+            f"{jobs[0].status}) since {first:%Y-%m-%d %H:%M} UTC. If it stays so, name another: panda_bps "
+            f"act {evidence.request_id} move QUEUE --label {label}."
+        )
+
+
+def _lost_workers(evidence: RunEvidence) -> Iterator[str]:
+    """Name labels whose jobs are tried again because their workers were not heard of any more."""
+    lost: dict[str, list[JobRecord]] = {}
+    jobs = sorted(evidence.jobs or (), key=lambda job: job.panda_id)
+    last = {(job.task_id, job.name): job for job in jobs}
+    for job in jobs:
+        again = last[job.task_id, job.name]
+        if again.panda_id > job.panda_id and again.open and _is_lost(job):
+            lost.setdefault(evidence.task_labels.get(job.task_id, ""), []).append(job)
+    for label, found in lost.items():
+        example = found[-1]
+        assert example.error is not None
+        count = render_count(len({job.name for job in found}), "job")
+        yield (
+            f"PanDA lost the workers of {count} of {label} and tries again; the last one was "
+            f"{example.node or 'of unknown name'} at {example.site} (PanDA: {example.error.text}). If that "
+            f"goes on, move them: panda_bps act {evidence.request_id} move QUEUE --label {label}."
+        )
+
+
+def _is_lost(job: JobRecord) -> bool:
+    return any(error.source == "dispatcher" for error in job.errors)
+
+
+def _words_of(task: TaskRecord) -> str:
+    return " ".join(task.dialog.split()).rstrip(".")
+
+
 def _waiting_in_vain(evidence: RunEvidence) -> Iterator[str]:
     """Repeat why PanDA's brokerage has given tasks to no queue for a while."""
     going = {item.workload_id: item for item in evidence.transforms or () if not evidence.aborted}
@@ -382,16 +474,17 @@ def _waiting_in_vain(evidence: RunEvidence) -> Iterator[str]:
         if not waiting or counts[WmsStates.RUNNING]:
             continue
         jobs = f"{render_count(waiting, 'job')} of {evidence.tally.labels[item.transform_id]}"
-        words = " ".join(task.dialog.split()).rstrip(".")
+        words = _words_of(task)
         if not re.search(BROKERAGE_WORDS, words, re.IGNORECASE):
             yield f"PanDA has not started {jobs} (PanDA task {task.task_id}): {words}."
             continue
         keys = [key for key, pattern in REQUESTED.items() if re.search(pattern, words, re.IGNORECASE)]
         asked = " or ".join(keys) or "what the label asks for (requestMemory, requestCpus, requestWalltime)"
         yield (
-            f"No queue has taken {jobs} (PanDA task {task.task_id}) yet: {words}. If it stays so, cancel the "
-            f"run and lower {asked}, or name another queue; panda_bps check compares a configuration with "
-            "the queues."
+            f"No queue has taken {jobs} (PanDA task {task.task_id}) yet: {words}. If it stays so, name "
+            f"another queue (panda_bps act {evidence.request_id} move QUEUE --label "
+            f"{evidence.tally.labels[item.transform_id]}), or cancel the run and lower {asked}; panda_bps "
+            "check compares a configuration with the queues."
         )
 
 

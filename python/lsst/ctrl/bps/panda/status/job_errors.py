@@ -45,15 +45,16 @@ def is_killed(errors: Sequence[JobError]) -> bool:
 def choose_error(errors: Sequence[JobError]) -> JobError:
     """Choose the error that is reported for a job: the first by `SOURCES`.
 
-    If it has no text, it gets that of the next one that has.  Without errors it
-    is ``unknown`` with `UNKNOWN_EXIT_CODE`.
+    If it has no text, it gets that of the next one that has; who killed the job is told in any case.
+    Without errors it is ``unknown`` with `UNKNOWN_EXIT_CODE`.
     """
     order = {source: number for number, source in enumerate(SOURCES)}
     ranked = sorted(errors, key=lambda error: order.get(error.source, len(SOURCES)))
     if not ranked:
         return JobError("unknown", UNKNOWN_EXIT_CODE, "no server knows an error of this job")
     first = ranked[0]
-    text = next((error.text for error in ranked if error.text), "")
+    killer = (error.text for error in ranked if error.text.startswith(("killed by ", "kill by ")))
+    text = next(killer, "") or next((error.text for error in ranked if error.text), "")
     name = signal_name(first.code) if first.source == "payload" else ""
     if name:
         text = f"ended by {name}" + (f"; {text}" if text else "")

@@ -157,6 +157,15 @@ class TaskRecord:
     dialog: str = ""
     """PanDA's remark, often an explanation of a wait."""
 
+    max_attempts: int = 0
+    """Attempts that a job may have, 0 if not known."""
+
+    memory: int = 0
+    """Memory that jobs ask for from now on, MB per core; 0 if not known."""
+
+    walltime: int = 0
+    """Run time by which a queue is chosen, s; 0 if none is asked for."""
+
     created_at: datetime | None = None
     modified_at: datetime | None = None
 
@@ -230,6 +239,21 @@ class JobRecord:
     def error(self) -> JobError | None:
         """The error that is told of it; `None` if it has not failed."""
         return self.errors[0] if self.errors else None
+
+    @property
+    def open(self) -> bool:
+        """Whether the attempt has not ended."""
+        return self.waiting or self.running
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the attempt has not started."""
+        return JOB_STATUSES.get(self.status) is JobPhase.WAITING
+
+    @property
+    def running(self) -> bool:
+        """Whether the attempt runs, or its end is being booked."""
+        return JOB_STATUSES.get(self.status) is JobPhase.RUNNING
 
     @property
     def failed(self) -> bool:

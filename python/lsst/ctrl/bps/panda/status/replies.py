@@ -212,6 +212,7 @@ def parse_tasks(value: Any) -> tuple[TaskRecord, ...]:
 
 def _task_from(row: Mapping[str, Any]) -> TaskRecord:
     count = partial(_count, row)
+    given = row.get("raw_task_params")
     return TaskRecord(
         task_id=integer_of(row, "jediTaskID"),
         name=text_of(row.get("taskName")),
@@ -224,6 +225,9 @@ def _task_from(row: Mapping[str, Any]) -> TaskRecord:
         failed=count("nFilesFailed"),
         missing=count("nFilesMissing"),
         dialog=text_of(row.get("errorDialog")),
+        max_attempts=_count(given, "maxAttempt") if isinstance(given, Mapping) else 0,
+        memory=count("ramCount"),
+        walltime=count("walltime"),
         created_at=date_of(row.get("creationDate")),
         modified_at=date_of(row.get("modificationTime")),
     )

@@ -284,7 +284,8 @@ VERDICTS = {
         "site."
     ),
     CANCELLED: (
-        "It was stopped by a person or by the batch system. bps restart runs again what was not done."
+        "It was stopped by a person (bps cancel, panda_bps act, the monitor) or by the batch system. bps "
+        "restart runs again what was not done."
     ),
     "preempted": (
         "The batch system took the slot back. bps restart runs it again; ask for retries with "
