@@ -150,6 +150,7 @@ def service(tmp_path):
 
 
 @pytest.mark.newest
+@pytest.mark.once
 def test_a_group_of_a_campaign(service):
     """Submitted, looked at, failed, restarted and done, by the one directory that was printed first."""
     gate = service.directory / "gate"
