@@ -68,13 +68,14 @@ def test_it_ends_well_and_tells_what_came_out(
 def test_the_panda_stays_and_the_commands_told_work(
     place: Workplace, finished: subprocess.CompletedProcess[str]
 ) -> None:
-    assert instance.find(place.panda) is not None
+    endpoint = instance.find(place.panda)
+    assert endpoint is not None
     told = [line.strip() for line in finished.stdout.splitlines() if line.startswith("    ")][-7:]
-    script, report, page, submit, watch, errors, stop = told
+    script, report, pages, submit, watch, errors, stop = told
     assert submit.startswith("bps submit ")
     # The failing run takes long: here is the one that succeeded.
     done = subprocess.run(
-        ["sh", "-euc", "\n".join((script, report, page, watch, errors, stop))],
+        ["sh", "-euc", "\n".join((script, report, pages, watch, errors, stop))],
         env=_ENVIRONMENT | {"HOME": str(place.directory)},
         cwd=place.directory,
         capture_output=True,
@@ -84,7 +85,7 @@ def test_the_panda_stays_and_the_commands_told_work(
     assert done.returncode == 0, done.stdout + done.stderr
     assert "TOTAL" in done.stdout
     assert "No failed job is known" in done.stdout
-    assert (place.directory / "run_1.html").is_file()
+    assert any(line.startswith(f"{endpoint.base}/") for line in done.stdout.splitlines())
     assert instance.find(place.panda) is None
 
 
