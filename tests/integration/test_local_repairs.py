@@ -241,6 +241,8 @@ def test_an_abort_reaches_what_is_made_after_it(tmp_path):
     made = _run(
         tmp_path,
         """
+        from idds.agents.common.eventbus.eventbus import EventBus
+        from idds.common.event import EventType
         from idds.orm import commands
         kinds = constants.CommandType
 
@@ -258,13 +260,16 @@ def test_an_abort_reaches_what_is_made_after_it(tmp_path):
 
         command(kinds.AbortRequest)
         make()
+        (event,) = EventBus().get(EventType.AbortProcessing, num_events=10)
+        print(event._processing_id == processings.get_processings(request_id=2)[-1]["processing_id"])
         command(kinds.ResumeRequest)
         make()
+        print(len(EventBus().get(EventType.AbortProcessing, num_events=10)))
         """,
     )
     nothing = ["NoneCommand", "NoneCommand"]
     aborted = ["AbortTransform", "AbortProcessing"]
-    assert made == ["1", *nothing, "2", *aborted, "1", *nothing, "2", *nothing]
+    assert made == ["1", *nothing, "2", *aborted, "True", "1", *nothing, "2", *nothing, "0"]
 
 
 def test_a_command_that_is_done_is_not_begun_again(tmp_path):

@@ -16,6 +16,7 @@ __all__ = [
     "idds_module",
     "newest_news",
     "offer_task_lookup",
+    "send_event",
     "unlock_everything",
 ]
 
@@ -60,6 +61,12 @@ def idds_module(name: str) -> Any:
     is imported.
     """
     return importlib.import_module(name)
+
+
+def send_event(name: str, **ids: int) -> None:
+    """Tell iDDS's agents that something has happened."""
+    event = getattr(idds_module("idds.common.event"), name)(publisher_id="embedded", **ids)
+    idds_module("idds.agents.common.eventbus.eventbus").EventBus().send(event)
 
 
 @dataclass(frozen=True, slots=True)

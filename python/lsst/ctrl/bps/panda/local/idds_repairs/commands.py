@@ -10,8 +10,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import sqlalchemy as sa
+
 from ..settings import Timing
-from . import Overlay, Repair, idds_module
+from . import Overlay, Repair, idds_module, send_event
 
 _CLERK = "idds.agents.clerk.clerk"
 
@@ -84,9 +86,18 @@ def _abort_what_comes_later(timing: Timing) -> None:
     def wrap(stock: Any, abort: Any) -> Any:
         @idds_module("idds.orm.base.session").transactional_session  # type: ignore[untyped-decorator]
         def add(request_id: int, *args: Any, session: Any = None, **kwargs: Any) -> Any:
-            if aborted(request_id, session):
-                kwargs["command"] = abort
-            return stock(request_id, *args, session=session, **kwargs)
+            if not aborted(request_id, session):
+                return stock(request_id, *args, session=session, **kwargs)
+            made = stock(request_id, *args, session=session, **kwargs, command=abort)
+            if abort == kinds.AbortProcessing:
+                # One that waits for others to begin, which were aborted, would wait for ever.
+                sa.event.listen(
+                    session(),
+                    "after_commit",
+                    lambda _: send_event("AbortProcessingEvent", processing_id=made),
+                    once=True,
+                )
+            return made
 
         return add
 
@@ -139,12 +150,13 @@ REPAIRS = (
         "commands that come early",
         "a command to abort a request reaches the transforms and processings that it has, and not those that "
         "are made while it is handled or afterwards",
-        "a run that is cancelled just after its submission runs to its end",
+        "a run that is cancelled just after its submission runs to its end, or stays RUNNING for ever",
         (
             "idds.orm.transforms:add_transform",
             "idds.orm.processings:add_processing",
             "idds.orm.base.models:Command.cmd_type",
             "idds.common.constants:CommandType.AbortProcessing",
+            "idds.common.event:AbortProcessingEvent",
         ),
         _abort_what_comes_later,
     ),

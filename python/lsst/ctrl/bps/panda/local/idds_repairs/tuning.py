@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from ..settings import Timing
-from . import Overlay, Repair, idds_module
+from . import Overlay, Repair, idds_module, send_event
 
 _STOCK_TIMER = 10
 _STOCK_MESSAGE_AGE = 60
@@ -64,12 +64,6 @@ def _start_poller_at_once(timing: Timing) -> None:
     poller.time = Overlay(time, sleep=lambda seconds: None if seconds == 5 else time.sleep(seconds))
 
 
-def _send_event(name: str, **ids: int) -> None:
-    """Tell iDDS's agents that something has happened."""
-    event = getattr(idds_module("idds.common.event"), name)(publisher_id="embedded", **ids)
-    idds_module("idds.agents.common.eventbus.eventbus").EventBus().send(event)
-
-
 def _dependent_processings(request_id: int, transform_id: int) -> list[int]:
     """List the processings with inputs that wait for outputs of a transform which have come."""
     models = idds_module("idds.orm.base.models")
@@ -106,7 +100,7 @@ def _trigger_dependents(timing: Timing) -> None:
         answer = stock(self, processing, *args, **kwargs)
         if answer.get("has_updates"):
             for each in _dependent_processings(processing["request_id"], processing["transform_id"]):
-                _send_event("TriggerProcessingEvent", processing_id=each)
+                send_event("TriggerProcessingEvent", processing_id=each)
         return answer
 
     trigger.Trigger.handle_trigger_processing = handle
@@ -120,7 +114,7 @@ def _start_requests_at_once(timing: Timing) -> None:
 
     def add_request(*args: Any, **kwargs: Any) -> Any:
         request_id = stock(*args, **kwargs)
-        _send_event("NewRequestEvent", request_id=request_id)
+        send_event("NewRequestEvent", request_id=request_id)
         return request_id
 
     requests.add_request = add_request
@@ -426,7 +420,7 @@ class News:
         found = _poll_soon(new, timedelta(seconds=self._shortest)) if new else {}
         self._requests |= dict.fromkeys(found.values(), now)
         for processing_id in found:
-            _send_event("UpdateProcessingEvent", processing_id=processing_id)
+            send_event("UpdateProcessingEvent", processing_id=processing_id)
 
     def period(self, row: Mapping[str, Any]) -> int:
         """Return the seconds until a request, transform or processing is polled again."""
