@@ -408,7 +408,8 @@ def main(argv: Sequence[str]) -> int:
     check_source(run, python)
     documentation.finish()
     for other in others:
-        run.pytest(f"tests on Python {NEWEST}", other, [*parallel, *few, "-m", "not slow or newest"])
+        newest = "not slow or newest" if options.all else "(not slow or newest) and not long"
+        run.pytest(f"tests on Python {NEWEST}", other, [*parallel, *few, "-m", newest])
     rucio.finish()
     unwanted = [] if options.all else ["not long", *(["not once"] if others else [])]
     chosen = ["-m", " and ".join(unwanted)] if unwanted else []

@@ -422,6 +422,7 @@ def test_the_how_to_has_these_sections_and_commands():
         "3. Was it memory or time?": 1,
         "4. Does it fail here, too?": 1,
         "5. Fix it, and go on": 1,
+        "Jobs that do not start, or have bad luck": 1,
         "Nothing is known of it at all?": 1,
         "Rules of your own": 0,
     }

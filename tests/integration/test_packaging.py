@@ -244,11 +244,13 @@ def shown_programs(*pages: str) -> list[str]:
 
 
 def shown_about_runs(*pages: str) -> list[str]:
-    """Return the commands that pages show on runs, for the tutorial's run."""
+    """Return the commands that pages show on runs, for the tutorial's run; it has ended, so nothing can
+    be done about it with ``act`` any more.
+    """
     found: dict[str, None] = {}
     for page in pages:
         text = (CHECKOUT / "doc" / "lsst.ctrl.bps.panda" / f"{page}.rst").read_text(encoding="utf-8")
-        for line in re.findall(r"^   \$ (panda_bps \w+ \d+.*)$", text, re.M):
+        for line in re.findall(r"^   \$ (panda_bps (?!act )\w+ \d+.*)$", text, re.M):
             found[re.sub(r"^(panda_bps \w+) \d+", r"\1 1", line)] = None
     # Labels and jobs of those pages are of other runs.
     text = "\n".join(found)
