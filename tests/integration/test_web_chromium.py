@@ -171,6 +171,12 @@ def test_all_pages_fit_and_nothing_on_them_runs(browser, failed):
     browser.wait_for("Tasks in iDDS and PanDA", "isr")
     shoot(browser, "run")
     assert not browser.driver.find_elements(By.CSS_SELECTOR, "main img, main script")
+    # No rule of the style sheet changes what is drawn.
+    bars = browser.driver.find_elements(By.CSS_SELECTOR, ".histogram rect, .shares rect")
+    drawn = "return [arguments[0].getBBox().width, Number(arguments[0].getAttribute('width'))]"
+    widths = [browser.driver.execute_script(drawn, bar) for bar in bars]
+    assert any(wanted > 0 for _, wanted in widths)
+    assert all(abs(found - wanted) < 0.1 for found, wanted in widths)
     browser.click("isr")
     browser.wait_for("isr_0", "1 to 5 of 5")
     shoot(browser, "label")

@@ -98,7 +98,7 @@ def test_a_run_from_the_first_failure_to_its_log(get):
     run = complete(get)
     assert f"Run {REQUEST_ID}: {RUN}" in run.text
     assert run.text.index('id="failure"') < run.text.index('id="states"')
-    assert "60 of 60 jobs done" in run.text
+    assert "60 of 60 jobs have ended" in run.text
     job = get(links(run, "/job")[0])
     assert "panda_bps reproduce" in job.text
     assert "attempt" in job.text

@@ -107,7 +107,7 @@ def render_page(page: RunPage, live: object = None) -> str:
         # The total first: below a hundred labels nobody would see it.
         total=count_states(run.total),
         total_bar=find_shares(run.total),
-        done=sum(run.total[state] for state in ENDED_STATES),
+        ended=sum(run.total[state] for state in ENDED_STATES),
         labels={label: count_states(counts) for label, counts in run.labels.items()},
         bars={label: find_shares(counts) for label, counts in run.labels.items()},
         first_failure=min(failures, key=lambda group: (not group.unfinished, group.first), default=None),
