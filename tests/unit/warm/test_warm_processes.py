@@ -21,6 +21,8 @@ from panda_servers.warm import JOB, MARK, WarmJobs
 from lsst.ctrl.bps.panda.local.guard import end_marked, marked_processes
 from lsst.ctrl.bps.panda.warm.pool import JobEnd, Pool
 
+pytestmark = [pytest.mark.slow, pytest.mark.newest]
+
 SCRIPT = """\
 #!{python}
 import sys
@@ -473,8 +475,6 @@ IMPURE = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.newest
 @pytest.mark.parametrize("name", IMPURE)
 def test_modules_that_do_things_at_import_have_the_same_result(site: Site, name: str) -> None:
     pure = {f"pure_{number}": "import user\n" for number in range(10)}
