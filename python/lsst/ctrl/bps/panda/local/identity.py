@@ -6,7 +6,7 @@ each start; with ``--issuer`` those of an OpenID issuer are accepted, too.
 
 from __future__ import annotations
 
-__all__ = ["Identity", "IssuerKeys", "Links", "NotAllowedError", "Role", "Tokens"]
+__all__ = ["Identity", "IssuerKeys", "Links", "NotAllowedError", "Role", "Tokens", "VISIT_SECONDS"]
 
 import enum
 import json
@@ -28,6 +28,9 @@ _LONGEST = 20
 
 _FOR_EVER = 10 * 365 * 86400.0
 """Nobody needs to renew a token, seconds: it ends with the server that made it."""
+
+VISIT_SECONDS = 12 * 3600
+"""For how long a browser that was let in may come back, seconds."""
 
 _LEEWAY = 60
 _TIMEOUT = 10.0
@@ -153,6 +156,21 @@ class Tokens:
             "iat": now, "exp": now + int(seconds), "role": role.value, "view": view,
         }  # fmt: skip
         return jwt.encode(claims, self._key, algorithm="HS256")
+
+    def admit(self) -> tuple[str, dict[str, Any]]:
+        """Let a browser in: choose a view, a place whose name nobody else knows, and return its path with the
+        value and the attributes of the cookie that opens it.
+        """
+        view = secrets.token_urlsafe(18)
+        path = f"/view/{view}/"
+        return path, {
+            "value": self.issue(Role.READER, seconds=VISIT_SECONDS, view=view),
+            "max_age": VISIT_SECONDS,
+            # A cookie goes to all ports of a host, but only to the paths below its own.
+            "path": path,
+            "httponly": True,
+            "samesite": "Strict",
+        }
 
     def _claims(self, token: str) -> Mapping[str, Any]:
         try:

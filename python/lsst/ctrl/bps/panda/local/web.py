@@ -20,7 +20,6 @@ import enum
 import html
 import json
 import re
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
@@ -43,7 +42,6 @@ from .storage import is_storage_error
 
 _MB = 1024 * 1024
 _COOKIE = "panda_local"
-_COOKIE_LIFE = 12 * 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,17 +350,9 @@ def _open(parts: WebParts, who: Identity, code: str) -> flask.Response:
         target = parts.links.use(code)
     except NotAllowedError as error:
         return _text(str(error), 401)
-    view = secrets.token_urlsafe(18)
-    reply = flask.redirect(f"/view/{view}/{target}", 303)
-    # A cookie goes to all ports of a host, but only to the paths below its own.
-    reply.set_cookie(
-        _COOKIE,
-        parts.tokens.issue(Role.READER, seconds=_COOKIE_LIFE, view=view),
-        max_age=_COOKIE_LIFE,
-        path=f"/view/{view}/",
-        httponly=True,
-        samesite="Strict",
-    )
+    path, cookie = parts.tokens.admit()
+    reply = flask.redirect(f"{path}{target}", 303)
+    reply.set_cookie(_COOKIE, **cookie)
     return reply  # type: ignore[return-value]
 
 

@@ -85,6 +85,14 @@ class StagingReport:
     """Names of those that took the place of a file with another content."""
 
 
+def _read_owner(data: bytes) -> str:
+    """Return the submit directory of the run whose area it is, as the file in it says."""
+    try:
+        return str(json.loads(data)["submit_path"])
+    except (ValueError, KeyError, TypeError):
+        return "a file that cannot be read"
+
+
 @dataclass(slots=True)
 class _Staging:
     """One staging, with its progress and its failures.
@@ -106,11 +114,7 @@ class _Staging:
         self._retry(lambda: self.store.create(OWNER_NAME, data), f"writing {OWNER_NAME}")
         # Also after writing: of two at the same time, one finds the other's.
         found = self._retry(lambda: self.store.read(OWNER_NAME), f"reading {OWNER_NAME}")
-        try:
-            other = str(json.loads(found or data)["submit_path"])
-        except (ValueError, KeyError, TypeError):
-            other = "a file that cannot be read"
-        if other != owner:
+        if (other := _read_owner(found or data)) != owner:
             raise StagingError(
                 f"The staging area {self.store.area} holds the files of another run, that of {other}, whose "
                 "jobs would get the files of this one; nothing was changed or submitted. Use another "
@@ -433,7 +437,7 @@ def list_area(area: str, owner: str) -> list[str]:
     try:
         found = store.read(OWNER_NAME)
         data = store.read(MANIFEST_NAME)
-        if found is not None and json.loads(found)["submit_path"] != owner:
+        if found is not None and _read_owner(found) != owner:
             raise StagingError(f"the staging area {store.area} is not that of the run of {owner}")
         known = {} if data is None else parse_manifest(data).files
         listed = store.list_files()

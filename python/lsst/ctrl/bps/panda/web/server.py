@@ -7,7 +7,6 @@ from __future__ import annotations
 __all__ = ["PagesServer", "serve_behind"]
 
 import os
-import secrets
 import socket
 import threading
 import time
@@ -19,10 +18,9 @@ from waitress import create_server  # type: ignore[import-untyped]
 from werkzeug.exceptions import Forbidden, HTTPException, Unauthorized
 from werkzeug.wrappers import Request, Response
 
-from ..local.identity import Links, NotAllowedError, Role, Tokens
+from ..local.identity import VISIT_SECONDS, Links, NotAllowedError, Tokens
 
 _COOKIE = "panda_bps"
-_COOKIE_LIFE = 12 * 3600
 _LIMITS = {
     "threads": 6, "connection_limit": 60, "max_request_body_size": 65_536, "channel_timeout": 60, "ident": "",
 }  # fmt: skip
@@ -45,7 +43,7 @@ class PagesServer:
     def __init__(self, application: flask.Flask, port: int, tell: Callable[[str], None]) -> None:
         self._application = application
         self._tell = tell
-        self._links, self._tokens = Links(seconds=_COOKIE_LIFE), Tokens("")
+        self._links, self._tokens = Links(seconds=VISIT_SECONDS), Tokens("")
         self._server = create_server(self, host="127.0.0.1", port=port, **_LIMITS)
         self._port = int(self._server.effective_port)
         self._hosts = (f"127.0.0.1:{self._port}", f"localhost:{self._port}")
@@ -81,16 +79,9 @@ class PagesServer:
     def _open(self, code: str) -> Response:
         """Let a browser in."""
         self._links.use(code)
-        view = secrets.token_urlsafe(18)
-        reply = Response(status=303, headers={"Location": f"/view/{view}/"})
-        reply.set_cookie(
-            _COOKIE,
-            self._tokens.issue(Role.READER, seconds=_COOKIE_LIFE, view=view),
-            max_age=_COOKIE_LIFE,
-            path=f"/view/{view}/",
-            httponly=True,
-            samesite="Strict",
-        )
+        path, cookie = self._tokens.admit()
+        reply = Response(status=303, headers={"Location": path})
+        reply.set_cookie(_COOKIE, **cookie)
         self._tell(self._make_link())
         return reply
 

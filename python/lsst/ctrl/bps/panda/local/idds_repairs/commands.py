@@ -19,7 +19,7 @@ _CLERK = "idds.agents.clerk.clerk"
 
 
 def _rescue_commands(timing: Timing) -> None:
-    clerk = idds_module("idds.agents.clerk.clerk")
+    clerk = idds_module(_CLERK)
     models = idds_module("idds.orm.base.models")
     constants = idds_module("idds.common.constants")
 
