@@ -15,13 +15,9 @@ import pytest
 from lsst.ctrl.bps.wms_service import WmsStates
 from panda_servers.commands import Commands
 from panda_servers.local import wait_for
-from panda_servers.runs import await_end, make_service_class
+from panda_servers.runs import await_end, make_config, make_service_class, make_workflow
 
 from lsst.ctrl.bps import (
-    BPS_DEFAULTS,
-    BPS_SEARCH_ORDER,
-    BpsConfig,
-    GenericWorkflow,
     GenericWorkflowExec,
     GenericWorkflowJob,
 )
@@ -87,26 +83,9 @@ class Site:
         Jobs are given as shell commands; ``wait`` stands for one that waits until `open` is called.
         """
         submit = self.directory / "submit" / name
-        config = BpsConfig(
-            {
-                "submitPath": str(submit),
-                "uniqProcName": name,
-                "outputRun": name,
-                "operator": "ann",
-                "project": "proj",
-                "campaign": "camp",
-                "computeSite": "local",
-                "queue": queue,
-                "requestMemory": 100,
-                "fileDistributionEndPoint": f"{self.directory}/area/{name}/",
-                "payload": {"payloadName": "pay"},
-            },
-            search_order=BPS_SEARCH_ORDER,
-            defaults=BPS_DEFAULTS,
-            wms_service_class_fqn="lsst.ctrl.bps.panda.PanDAService",
-        )
-        workflow = GenericWorkflow(name)
-        workflow.run_attrs.update(bps_isjob="True", bps_operator="ann", bps_payload="pay")
+        area = self.directory / "area" / name
+        config = make_config(name, submit, area, queue=queue, requestMemory=100)
+        workflow = make_workflow(name)
         shell = GenericWorkflowExec("bash", "/bin/bash", False)
         for job, command in jobs.items():
             text = f"until test -e {submit}/open; do sleep 0.1; done" if command == "wait" else command

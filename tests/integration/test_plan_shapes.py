@@ -24,12 +24,9 @@ from pathlib import Path
 
 import pytest
 from lsst.ctrl.bps.wms_service import WmsStates
-from panda_servers.runs import make_service_class
+from panda_servers.runs import make_config, make_service_class
 
 from lsst.ctrl.bps import (
-    BPS_DEFAULTS,
-    BPS_SEARCH_ORDER,
-    BpsConfig,
     GenericWorkflow,
     GenericWorkflowExec,
     GenericWorkflowJob,
@@ -135,24 +132,10 @@ class Site:
 
     def prepare(self, shape: Shape):
         """Return the service and the workflow that it would submit."""
-        config = BpsConfig(
-            {
-                "submitPath": str(shape.directory / "submit"),
-                "uniqProcName": shape.workflow.name,
-                "outputRun": shape.workflow.name,
-                "operator": "someone",
-                "project": "proj",
-                "campaign": "camp",
-                "computeSite": "local",
-                "fileDistributionEndPoint": f"{shape.directory}/area/",
-                **shape.extra,
-            },
-            search_order=BPS_SEARCH_ORDER,
-            defaults=BPS_DEFAULTS,
-            wms_service_class_fqn="lsst.ctrl.bps.panda.PanDAService",
-        )
+        submit, area = shape.directory / "submit", shape.directory / "area"
+        config = make_config(shape.workflow.name, submit, area, user="someone", **shape.extra)
         service = self.service_class(config)
-        return service, service.prepare(config, shape.workflow, str(shape.directory / "submit"))
+        return service, service.prepare(config, shape.workflow, str(submit))
 
     def submit(self, shape: Shape):
         service, wms_workflow = self.prepare(shape)

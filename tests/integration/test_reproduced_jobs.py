@@ -15,13 +15,9 @@ from pathlib import Path
 import pytest
 from lsst.ctrl.bps.wms_service import WmsStates
 from panda_servers.commands import Commands
-from panda_servers.runs import await_end, fingerprint, make_service_class
+from panda_servers.runs import await_end, fingerprint, make_config, make_service_class, make_workflow
 
 from lsst.ctrl.bps import (
-    BPS_DEFAULTS,
-    BPS_SEARCH_ORDER,
-    BpsConfig,
-    GenericWorkflow,
     GenericWorkflowExec,
     GenericWorkflowFile,
     GenericWorkflowJob,
@@ -104,24 +100,8 @@ class Site:
 
     def run(self, endpoint: object) -> None:
         """Run everything to its end."""
-        config = BpsConfig(
-            {
-                "submitPath": str(self.submit),
-                "uniqProcName": NAME,
-                "outputRun": NAME,
-                "operator": "ann",
-                "project": "proj",
-                "campaign": "camp",
-                "computeSite": "local",
-                "fileDistributionEndPoint": f"{self.area}/",
-                "payload": {"payloadName": "pay"},
-            },
-            search_order=BPS_SEARCH_ORDER,
-            defaults=BPS_DEFAULTS,
-            wms_service_class_fqn="lsst.ctrl.bps.panda.PanDAService",
-        )
-        workflow = GenericWorkflow(NAME)
-        workflow.run_attrs.update(bps_isjob="True", bps_operator="ann", bps_payload="pay")
+        config = make_config(NAME, self.submit, self.area)
+        workflow = make_workflow(NAME)
         shell = GenericWorkflowExec("bash", "/bin/bash", False)
         spoils = [f"cd '{self.area}'"]
         for label, kind in {**KINDS, "registry": REGISTRY}.items():

@@ -14,13 +14,9 @@ from pathlib import Path
 
 import pytest
 from lsst.ctrl.bps.wms_service import WmsStates
-from panda_servers.runs import ENDED, make_service_class
+from panda_servers.runs import ENDED, make_config, make_service_class, make_workflow
 
 from lsst.ctrl.bps import (
-    BPS_DEFAULTS,
-    BPS_SEARCH_ORDER,
-    BpsConfig,
-    GenericWorkflow,
     GenericWorkflowExec,
     GenericWorkflowJob,
 )
@@ -121,25 +117,9 @@ class Site:
         self.count += 1
         name = name or f"u_{self.user}_{self.directory.name}_{self.count}"
         submit_path = self.directory / f"submit {self.user} {self.count}"
-        config = BpsConfig(
-            {
-                "submitPath": str(submit_path),
-                "uniqProcName": name,
-                "outputRun": name,
-                "operator": self.user,
-                "project": "proj",
-                "campaign": "camp",
-                "computeSite": "local",
-                "fileDistributionEndPoint": f"{self.directory}/area/{name}/",
-                "payload": {"payloadName": "pay"},
-                **values,
-            },
-            search_order=BPS_SEARCH_ORDER,
-            defaults=BPS_DEFAULTS,
-            wms_service_class_fqn="lsst.ctrl.bps.panda.PanDAService",
-        )
-        workflow = GenericWorkflow(name)
-        workflow.run_attrs.update(bps_isjob="True", bps_operator=self.user, bps_payload="pay")
+        area = self.directory / "area" / name
+        config = make_config(name, submit_path, area, user=self.user, **values)
+        workflow = make_workflow(name, user=self.user)
         build(workflow)
         service = self.service_class(config)
         return service, service.prepare(config, workflow, str(submit_path))

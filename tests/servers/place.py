@@ -8,13 +8,9 @@ import time
 
 from click.testing import CliRunner
 from jsonschema import Draft202012Validator
-from panda_servers.runs import ENDED, make_service_class
+from panda_servers.runs import ENDED, make_config, make_service_class, make_workflow
 
 from lsst.ctrl.bps import (
-    BPS_DEFAULTS,
-    BPS_SEARCH_ORDER,
-    BpsConfig,
-    GenericWorkflow,
     GenericWorkflowExec,
     GenericWorkflowJob,
 )
@@ -37,24 +33,9 @@ class Place:
 
     def submit(self, name, build):
         submit_path = self.directory / f"submit {name}"
-        config = BpsConfig(
-            {
-                "submitPath": str(submit_path),
-                "uniqProcName": f"u_ann_{name}",
-                "outputRun": f"u/ann/{name}",
-                "operator": "ann",
-                "project": "proj",
-                "campaign": "camp",
-                "computeSite": "local",
-                "fileDistributionEndPoint": f"{self.directory}/area/{name}/",
-                "payload": {"payloadName": "pay"},
-            },
-            search_order=BPS_SEARCH_ORDER,
-            defaults=BPS_DEFAULTS,
-            wms_service_class_fqn="lsst.ctrl.bps.panda.PanDAService",
-        )
-        workflow = GenericWorkflow(f"u_ann_{name}")
-        workflow.run_attrs.update(bps_isjob="True", bps_operator="ann", bps_payload="pay")
+        run = f"u_ann_{name}"
+        config = make_config(run, submit_path, self.directory / "area" / name, outputRun=f"u/ann/{name}")
+        workflow = make_workflow(run)
         build(workflow)
         service = self.service_class(config)
         made = service.prepare(config, workflow, str(submit_path))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lsst.ctrl.bps.wms_service import WmsStates
 
+from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig, GenericWorkflow
 from lsst.ctrl.bps.panda import PanDAService
 from lsst.ctrl.bps.panda.local import instance
 from lsst.ctrl.bps.panda.local.endpoint import environment
@@ -38,6 +39,36 @@ def make_service_class(env: Mapping[str, str], endpoint, *, user: str = "") -> t
     """
     token = {"PANDA_AUTH_ID_TOKEN": instance.make_token(endpoint, user)} if user else {}
     return type("Service", (ServiceOf,), {"env": {**env, **environment(endpoint), **token}})
+
+
+def make_config(
+    name: str, submit_path: Path, area: Path, *, user: str = "ann", **values: object
+) -> BpsConfig:
+    """Make the configuration of a small run, as ``bps submit`` hands it to the service class."""
+    return BpsConfig(
+        {
+            "submitPath": str(submit_path),
+            "uniqProcName": name,
+            "outputRun": name,
+            "operator": user,
+            "project": "proj",
+            "campaign": "camp",
+            "computeSite": "local",
+            "fileDistributionEndPoint": f"{area}/",
+            "payload": {"payloadName": "pay"},
+            **values,
+        },
+        search_order=BPS_SEARCH_ORDER,
+        defaults=BPS_DEFAULTS,
+        wms_service_class_fqn="lsst.ctrl.bps.panda.PanDAService",
+    )
+
+
+def make_workflow(name: str, *, user: str = "ann") -> GenericWorkflow:
+    """Make an empty workflow with the attributes that BPS gives one."""
+    workflow = GenericWorkflow(name)
+    workflow.run_attrs.update(bps_isjob="True", bps_operator=user, bps_payload="pay")
+    return workflow
 
 
 def await_end(panda: Path, run_id: str, env: Mapping[str, str], *, limit: float) -> WmsStates:
