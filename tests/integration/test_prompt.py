@@ -183,7 +183,7 @@ def test_lines_are_processed_to_their_end_and_a_group_that_fails_says_why(camera
                 ],
                 "tasks": {
                     "characterize": {
-                        "class": "lsst.ctrl.bps.panda.demo.single_frame.CharacterizeTask",
+                        "class": "lsst.ctrl.bps.panda.demo.tasks.CharacterizeTask",
                         "config": {"failIf": f"visit IN ({failing})"},
                     }
                 },

@@ -11,7 +11,8 @@ from astropy.table import Table
 
 from lsst.ctrl.bps.panda.demo.geometry import FocalPlane, offset
 from lsst.ctrl.bps.panda.demo.instrument import StarCam
-from lsst.ctrl.bps.panda.demo.simulate import SimulateTask, is_galaxy, make_catalog
+from lsst.ctrl.bps.panda.demo.simulate import is_galaxy, make_catalog
+from lsst.ctrl.bps.panda.demo.tasks import SimulateTask
 
 _CENTRE = 62.0, -37.0
 _POINTING: dict[str, Any] = {

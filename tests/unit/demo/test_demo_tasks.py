@@ -7,12 +7,18 @@ import pytest
 from astropy.table import Table
 from lsst.pipe.base import NoWorkFound
 
-from lsst.ctrl.bps.panda.demo.coaddition import AssembleCoaddTask, MakeWarpTask
 from lsst.ctrl.bps.panda.demo.geometry import SkyLayout
-from lsst.ctrl.bps.panda.demo.objects import MeasureObjectsTask, ObjectTableTask
 from lsst.ctrl.bps.panda.demo.photometry import Psf
-from lsst.ctrl.bps.panda.demo.single_frame import CharacterizeTask, IsrTask, VisitSummaryTask
 from lsst.ctrl.bps.panda.demo.star_task import datasets
+from lsst.ctrl.bps.panda.demo.tasks import (
+    AssembleCoaddTask,
+    CharacterizeTask,
+    IsrTask,
+    MakeWarpTask,
+    MeasureObjectsTask,
+    ObjectTableTask,
+    VisitSummaryTask,
+)
 
 _LAYOUT = SkyLayout(62.0, -37.0, patches=2, inner=80, border=10)
 

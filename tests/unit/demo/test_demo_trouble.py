@@ -14,8 +14,8 @@ from lsst.daf.butler import DataCoordinate, DimensionUniverse
 from lsst.pex.config import FieldValidationError
 from lsst.pipe.base import NoWorkFound
 
-from lsst.ctrl.bps.panda.demo.single_frame import IsrTask
 from lsst.ctrl.bps.panda.demo.star_task import ATTEMPT_VARIABLE, TroubleError
+from lsst.ctrl.bps.panda.demo.tasks import IsrTask
 
 
 class _Quantum:

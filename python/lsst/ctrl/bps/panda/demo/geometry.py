@@ -5,7 +5,17 @@ Pixels count from 0; the centre of the first one is at (0, 0).
 
 from __future__ import annotations
 
-__all__ = ["PIXEL_SCALE", "FloatArray", "FocalPlane", "SkyLayout", "make_wcs", "match", "offset", "region"]
+__all__ = [
+    "PIXEL_SCALE",
+    "FloatArray",
+    "FocalPlane",
+    "SkyLayout",
+    "make_wcs",
+    "match",
+    "offset",
+    "region",
+    "resample",
+]
 
 import math
 from dataclasses import dataclass
@@ -19,6 +29,9 @@ FloatArray = npt.NDArray[np.float64]
 
 PIXEL_SCALE = 0.3
 """Size of a pixel of the detectors and of the patches, arcseconds."""
+
+_LANCZOS = 3
+"""Half width of the kernel by which images are resampled, pixels."""
 
 
 def make_wcs(
@@ -67,6 +80,44 @@ def match(
     own = np.arange(ax.size)
     good = (back[nearest] == own) & (square[own, nearest] <= radius**2)
     return own[good], nearest[good]
+
+
+def resample(planes: npt.NDArray[np.floating], wcs: WCS, to: WCS) -> FloatArray:
+    """Interpolate image and variance at the pixels of another WCS, by the Lanczos kernel of order three.
+
+    Both are NaN nearer to the image's edge than the kernel reaches.  The variance is that of each pixel; its
+    neighbours are correlated.
+    """
+    rows, columns = planes.shape[1:]
+    result = np.full((2, *to.array_shape), np.nan)
+    corners = to.wcs_world2pix(wcs.calc_footprint(axes=(columns, rows)), 0)
+    left, bottom = np.maximum(np.floor(corners.min(axis=0)), 0).astype(int)
+    right, top = np.minimum(np.ceil(corners.max(axis=0)) + 1, result.shape[:0:-1]).astype(int)
+    x, y = np.meshgrid(np.arange(left, right), np.arange(bottom, top))
+    if x.size == 0:
+        return result
+    at_x, at_y = wcs.wcs_world2pix(*to.wcs_pix2world(x.ravel(), y.ravel(), 0), 0)
+    low_x, low_y = np.floor(at_x).astype(int) - _LANCZOS + 1, np.floor(at_y).astype(int) - _LANCZOS + 1
+    inside = (low_x >= 0) & (low_y >= 0) & (low_x + 2 * _LANCZOS <= columns) & (low_y + 2 * _LANCZOS <= rows)
+    low_x, low_y = low_x[inside], low_y[inside]
+    across, along = _lanczos(at_x[inside] - low_x), _lanczos(at_y[inside] - low_y)
+    image, variance = planes.astype(float).reshape(2, -1)
+    first = low_y * columns + low_x
+    total, noise = np.zeros(first.shape), np.zeros(first.shape)
+    for j in range(2 * _LANCZOS):
+        for i in range(2 * _LANCZOS):
+            weight, pixel = across[i] * along[j], first + (j * columns + i)
+            total += weight * image.take(pixel)
+            noise += weight**2 * variance.take(pixel)
+    result[:, y.ravel()[inside], x.ravel()[inside]] = total, noise
+    return result
+
+
+def _lanczos(offset: FloatArray) -> list[FloatArray]:
+    """Weights, of sum 1, of the pixels from the first on, ``offset`` away."""
+    raw = [np.sinc(offset - n) * np.sinc((offset - n) / _LANCZOS) for n in range(2 * _LANCZOS)]
+    total = np.sum(raw, axis=0)
+    return [weight / total for weight in raw]
 
 
 @dataclass(frozen=True, slots=True)

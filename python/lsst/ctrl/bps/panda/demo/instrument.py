@@ -58,38 +58,22 @@ class StarCam(Instrument):
 
     def register(self, registry: Any, *, update: bool = False, detectors: int = 4) -> None:
         """Insert the dimension records of the camera."""
-        name = self.getName()
+        name, plane = self.getName(), FocalPlane(detectors)
+        camera = {
+            "name": name,
+            "visit_max": 2**31,
+            "exposure_max": 2**31,
+            "detector_max": max(detectors, 1000),
+            "class_name": f"{StarCam.__module__}.{StarCam.__qualname__}",
+            "visit_system": 0,
+        }
+        rows: list[tuple[str, dict[str, Any]]] = [("instrument", camera)]
+        for detector in range(detectors):
+            raft, place = plane.names(detector)
+            names = {"full_name": f"{raft}_{place}", "name_in_raft": place, "raft": raft}
+            rows.append(("detector", {"instrument": name, "id": detector, "purpose": "SCIENCE", **names}))
+        for band in BANDS:
+            rows.append(("physical_filter", {"instrument": name, "name": filter_name(band), "band": band}))
         with registry.transaction():
-            registry.syncDimensionData(
-                "instrument",
-                {
-                    "name": name,
-                    "visit_max": 2**31,
-                    "exposure_max": 2**31,
-                    "detector_max": max(detectors, 1000),
-                    "class_name": f"{StarCam.__module__}.{StarCam.__qualname__}",
-                    "visit_system": 0,
-                },
-                update=update,
-            )
-            focal_plane = FocalPlane(detectors)
-            for detector in range(detectors):
-                raft, place = focal_plane.names(detector)
-                registry.syncDimensionData(
-                    "detector",
-                    {
-                        "instrument": name,
-                        "id": detector,
-                        "full_name": f"{raft}_{place}",
-                        "name_in_raft": place,
-                        "raft": raft,
-                        "purpose": "SCIENCE",
-                    },
-                    update=update,
-                )
-            for band in BANDS:
-                registry.syncDimensionData(
-                    "physical_filter",
-                    {"instrument": name, "name": filter_name(band), "band": band},
-                    update=update,
-                )
+            for element, row in rows:
+                registry.syncDimensionData(element, row, update=update)

@@ -1,4 +1,5 @@
-"""Finding stars on an image and measuring them, with point spread functions that are sums of round Gaussians.
+"""Finding stars on an image, measuring them, and fitting the image's place on the sky and its zero point to
+stars of a reference catalogue.  Point spread functions are sums of round Gaussians.
 
 That is what the simulated atmosphere makes, and a weighted mean of images of
 different seeing has exactly such a one, so nothing is approximated twice.
@@ -13,6 +14,7 @@ from __future__ import annotations
 __all__ = [
     "AB_ZERO_POINT",
     "Psf",
+    "calibrate",
     "compare_with_wider",
     "depth",
     "find_cosmic_rays",
@@ -31,9 +33,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from astropy.stats import sigma_clipped_stats  # type: ignore[import-untyped]
+from astropy.table import Table  # type: ignore[import-untyped]
+from astropy.wcs import WCS  # type: ignore[import-untyped]
 from numpy.lib.stride_tricks import sliding_window_view
 
-from .geometry import FloatArray
+from .geometry import PIXEL_SCALE, FloatArray, match
 
 AB_ZERO_POINT = 31.4
 """AB magnitude of one nanojansky."""
@@ -50,19 +54,15 @@ class Psf:
         """Make a single one."""
         return cls(((1.0, sigma),))
 
-    def widen(self, sigma: float) -> Psf:
-        """Make that of a Gaussian object of the given sigma, pixels."""
-        return Psf([(weight, math.hypot(own, sigma)) for weight, own in self.components])
-
     @property
     def radius(self) -> int:
         """Pixels from the centre beyond which it counts as zero."""
         return max(3, math.ceil(5.0 * max(sigma for _, sigma in self.components)))
 
-    def stamp(self, dx: float = 0.0, dy: float = 0.0) -> FloatArray:
-        """Draw it, its centre ``dx``, ``dy`` pixels off the middle of ``2 * radius + 1`` pixels on a side."""
+    def stamp(self) -> FloatArray:
+        """Draw it in the middle of ``2 * radius + 1`` pixels on a side."""
         axis = np.arange(-self.radius, self.radius + 1, dtype=float)
-        return self._values(axis - dx, axis - dy)
+        return self._values(axis, axis)
 
     def _values(self, x: FloatArray, y: FloatArray) -> FloatArray:
         """Give its values at columns and rows so many pixels from its centre."""
@@ -239,19 +239,21 @@ def compare_with_wider(
     residual: FloatArray,
     variance: FloatArray,
     psf: Psf,
-    wider: Psf,
     x: FloatArray,
     y: FloatArray,
     fluxes: FloatArray,
+    *,
+    sigma: float = 1.5,
 ) -> FloatArray:
-    """Tell by how much the square of a star's signal-to-noise ratio grows if it is taken for a wider object.
+    """Tell by how much the square of a star's signal-to-noise ratio grows if it is taken for a galaxy: a
+    Gaussian of so many pixels' sigma.
 
     ``residual`` and ``fluxes`` are those of `fit_fluxes`: a star is seen without its neighbours.
     """
     weight = np.where(np.isfinite(variance) & (variance > 0), 1.0 / variance, 0.0)
-    reach = wider.radius
+    wider = Psf([(share, math.hypot(own, sigma)) for share, own in psf.components])
     growth = np.zeros(len(x))
-    points, wides = (model.place(residual.shape, x, y, radius=reach) for model in (psf, wider))
+    points, wides = (model.place(residual.shape, x, y, radius=wider.radius) for model in (psf, wider))
     for n, ((there, point), (_, wide)) in enumerate(zip(points, wides, strict=True)):
         if np.isfinite(fluxes[n]):
             known = weight[there]
@@ -265,3 +267,63 @@ def depth(variance: npt.NDArray[np.floating], psf: Psf) -> float:
     """Tell the magnitude of a star that has five times its error."""
     noise = math.sqrt(float(np.nanmedian(variance)) / float(np.sum(psf.stamp() ** 2)))
     return AB_ZERO_POINT - 2.5 * math.log10(5.0 * noise)
+
+
+# --- calibration ---
+
+_LARGEST_ERROR = 5.0 / PIXEL_SCALE
+"""Farthest that a header's pointing may be off, pixels."""
+_FEWEST = 4
+"""Matches needed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """The fit of an image."""
+
+    wcs: WCS
+    zero_point: float  # Magnitude of one unit of flux.
+    scatter: float  # Root mean square distance of the matches, arcseconds.
+    matches: int  # Stars that took part.
+
+
+def calibrate(
+    x: FloatArray, y: FloatArray, flux: FloatArray, reference: Table, *, band: str, wcs: WCS
+) -> Calibration:
+    """Fit an image to a reference catalogue with columns ``ra``, ``dec`` and a magnitude named as each band.
+
+    The header's WCS is right but for the pointing, so the stars are shifted.  A `ValueError` says that fewer
+    of them match than a fit needs.
+    """
+    to_x, to_y = wcs.wcs_world2pix(reference["ra"], reference["dec"], 0)
+    near = (to_x > np.min(x) - _LARGEST_ERROR) & (to_x < np.max(x) + _LARGEST_ERROR)
+    near &= (to_y > np.min(y) - _LARGEST_ERROR) & (to_y < np.max(y) + _LARGEST_ERROR)
+    to_x, to_y, magnitudes = to_x[near], to_y[near], np.asarray(reference[band][near], dtype=float)
+    bright = np.argsort(-flux, kind="stable")[: 2 * len(to_x)]
+    x, y, flux = x[bright], y[bright], flux[bright]
+    shift = _common_shift(x, y, to_x, to_y)
+    for radius in (3.0, 1.5, 1.0):
+        own, other = match(x + shift[0], y + shift[1], to_x, to_y, radius=radius)
+        if len(own) < _FEWEST:
+            raise ValueError(f"{len(own)} stars match the reference catalogue, {_FEWEST} are needed")
+        shifts = np.stack([to_x[other] - x[own], to_y[other] - y[own]])
+        shift = np.median(shifts, axis=1)
+    fitted = wcs.deepcopy()
+    fitted.wcs.crpix -= shift
+    return Calibration(
+        wcs=fitted,
+        zero_point=float(np.median(magnitudes[other] + 2.5 * np.log10(flux[own]))),
+        scatter=PIXEL_SCALE * float(np.sqrt(np.mean(np.sum((shifts.T - shift) ** 2, axis=1)))),
+        matches=len(own),
+    )
+
+
+def _common_shift(x: FloatArray, y: FloatArray, to_x: FloatArray, to_y: FloatArray) -> FloatArray:
+    """Find the shift that most pairs of stars agree on."""
+    shifts = np.stack([to_x - x[:, np.newaxis], to_y - y[:, np.newaxis]])
+    shifts = shifts[:, np.all(np.abs(shifts) < _LARGEST_ERROR, axis=0)]
+    if shifts.size == 0:
+        return np.zeros(2)
+    votes = np.sum(np.all(np.abs(shifts[:, :, np.newaxis] - shifts[:, np.newaxis]) < 1.0, axis=0), axis=0)
+    best: FloatArray = shifts[:, int(np.argmax(votes))]
+    return best

@@ -4,7 +4,7 @@ write them, and their ingestion into a Butler.
 
 from __future__ import annotations
 
-__all__ = ["PATTERN", "expose", "ingest_raws", "read_raw"]
+__all__ = ["expose", "ingest_raws", "read_raw"]
 
 import json
 import warnings
@@ -19,10 +19,8 @@ from lsst.daf.butler import Butler, CollectionType, DatasetType  # type: ignore[
 from .geometry import SkyLayout
 from .instrument import BANDS, StarCam, filter_name
 from .repository import INPUTS, SKYMAP, DemoRepo, make_pointing, visit_records
-from .simulate import EXPOSURE, Pointing, make_header, simulate_raw
-
-PATTERN = r"SC_(?P<group>\d+)_\d+\.fits"
-"""Names of the files; the group is the exposure."""
+from .simulate import Pointing, make_header
+from .tasks import EXPOSURE, SimulateTask
 
 _TYPES = {"starcam_raw": "NumpyArray", "starcam_header": "StructuredDataDict"}
 
@@ -32,42 +30,35 @@ def expose(repo: Path, directory: Path, count: int, *, first: int = 1) -> Iterat
 
     The first one has the number ``first`` in its night.  Each file appears whole, by being renamed.
     """
-    name = StarCam.getName()
-    with Butler.from_config(str(repo), collections=INPUTS) as butler:
-        catalog = butler.get("starcam_catalog", instrument=name)
+    name, task = StarCam.getName(), SimulateTask()
+    with Butler.from_config(str(repo), collections=INPUTS, instrument=name) as butler:
+        catalog = butler.get("starcam_catalog")
         layout = SkyLayout(**butler.get("sky_layout", skymap=SKYMAP))
-        detectors = len(butler.query_dimension_records("detector"))
-        bias = [butler.get("starcam_bias", instrument=name, detector=each) for each in range(detectors)]
-        flats = {
-            (band, ref.dataId["detector"]): butler.get(ref)
-            for ref in butler.query_datasets("starcam_flat", find_first=False)
-            for band in BANDS
-            if ref.dataId["physical_filter"] == filter_name(band)
+        demo = DemoRepo(detectors=len(butler.query_dimension_records("detector")))
+        filters = {
+            ref.dataId["physical_filter"] for ref in butler.query_datasets("starcam_flat", find_first=False)
         }
-        bands = sorted({band for band, _ in flats})
-        directory.mkdir(parents=True, exist_ok=True)
-        for number in range(first, first + count):
-            demo = DemoRepo(detectors=detectors)
-            row = {"band": bands[number % len(bands)]}
-            pointing = make_pointing(demo, number, row, layout, demo.rng(6, number))
-            files = []
-            for detector in range(detectors):
-                raw = simulate_raw(
-                    catalog,
-                    pointing,
-                    detector,
-                    bias=bias[detector],
-                    flat=flats[pointing.band, detector],
-                    gradient=0.05,
-                    cosmic_rays=0.1,
-                )
-                header = fits.Header({"DETECTOR": detector, "SEQNUM": number})
-                header["POINTING"] = json.dumps(asdict(pointing))
-                path = directory / f"SC_{pointing.exposure}_{detector}.fits"
-                partial = path.with_name(f".{path.name}.part")
-                fits.PrimaryHDU(raw, header).writeto(partial, overwrite=True)
-                files.append(partial.rename(path))
-            yield files
+        bands = sorted(band for band in BANDS if filter_name(band) in filters)
+        known = {}
+        for detector in range(demo.detectors):
+            bias = butler.get("starcam_bias", detector=detector)
+            for band in bands:
+                flat = butler.get("starcam_flat", detector=detector, physical_filter=filter_name(band))
+                known[band, detector] = {"bias": bias, "flat": flat, "detector": detector}
+    directory.mkdir(parents=True, exist_ok=True)
+    for number in range(first, first + count):
+        row = {"band": bands[number % len(bands)]}
+        pointing = asdict(make_pointing(demo, number, row, layout, demo.rng(6, number)))
+        files = []
+        for detector in range(demo.detectors):
+            raw = task.run(catalog=catalog, pointing=pointing, **known[row["band"], detector]).raw
+            header = fits.Header({"DETECTOR": detector, "SEQNUM": number})
+            header["POINTING"] = json.dumps(pointing)
+            path = directory / f"SC_{pointing['exposure']}_{detector}.fits"
+            partial = path.with_name(f".{path.name}.part")
+            fits.PrimaryHDU(raw, header).writeto(partial, overwrite=True)
+            files.append(partial.rename(path))
+        yield files
 
 
 def read_raw(path: str) -> tuple[Any, Pointing, int, int]:

@@ -1,21 +1,14 @@
-"""From a catalogue of the sky to raw images: reading or making up a catalogue and pointings, what sky and
-camera make of them, and the task that does it.
+"""From a catalogue of the sky, read or made up, to raw images: what sky and camera make of it.
 
 Stars are drawn by numpy, galaxies by GalSim, which is only needed for them
 (extra ``[galaxies]``).
 """
 
-# pex_config is not typed.
-# mypy: allow-untyped-calls
-
 from __future__ import annotations
 
 __all__ = [
-    "EXPOSURE",
     "NEEDS_GALSIM",
-    "CalibrationConnections",
     "Pointing",
-    "SimulateTask",
     "is_galaxy",
     "make_catalog",
     "make_detector",
@@ -38,16 +31,12 @@ from astropy.stats import gaussian_fwhm_to_sigma  # type: ignore[import-untyped]
 from astropy.table import Table, vstack  # type: ignore[import-untyped]
 from astropy.wcs import WCS  # type: ignore[import-untyped]
 from lsst.daf.butler.formatters.parquet import arrow_to_astropy
-from lsst.pex.config import Field
-from lsst.pipe.base import PipelineTaskConnections, Struct
-from lsst.pipe.base.connectionTypes import Input, Output, PrerequisiteInput
 from pyarrow import parquet  # type: ignore[import-untyped]
 
 from ..errors import SettingsError
 from .geometry import PIXEL_SCALE, FloatArray, FocalPlane, offset
 from .instrument import BANDS, StarCam
 from .photometry import Psf
-from .star_task import StarTask, StarTaskConfig
 
 NEEDS_GALSIM = "galaxies need GalSim: pip install 'lsst-ctrl-bps-panda[galaxies]'"
 
@@ -306,79 +295,3 @@ def _add_cosmic_rays(electrons: FloatArray, number: int, rng: np.random.Generato
         inside = (columns >= 0) & (columns < size) & (rows >= 0) & (rows < size)
         track = np.unique(rows[inside] * size + columns[inside])
         electrons.reshape(-1)[track] += rng.uniform(500.0, 4000.0)
-
-
-# --- the task ---
-
-EXPOSURE = ("instrument", "exposure", "detector")
-DETECTOR = ("instrument", "detector")
-FILTER = ("instrument", "physical_filter", "detector")
-
-
-class CalibrationConnections(PipelineTaskConnections, dimensions=EXPOSURE):
-    """What is known of a detector."""
-
-    bias = PrerequisiteInput(
-        "starcam_bias", "NumpyArray", "Counts without light", dimensions=DETECTOR, isCalibration=True
-    )
-    flat = PrerequisiteInput(
-        "starcam_flat", "NumpyArray", "Response of the pixels", dimensions=FILTER, isCalibration=True
-    )
-
-
-class SimulateConnections(CalibrationConnections, dimensions=EXPOSURE):
-    """Data of `SimulateTask`."""
-
-    catalog = PrerequisiteInput("starcam_catalog", "ArrowAstropy", "Truth", dimensions=("instrument",))
-    pointing = Input(
-        "starcam_pointing", "StructuredDataDict", "A `Pointing`", dimensions=("instrument", "exposure")
-    )
-    raw = Output("starcam_raw", "NumpyArray", "Counts", dimensions=EXPOSURE)
-    header = Output(
-        "starcam_header",
-        "StructuredDataDict",
-        "Its circumstances, as the camera knows them",
-        dimensions=EXPOSURE,
-    )
-
-
-class SimulateConfig(StarTaskConfig, pipelineConnections=SimulateConnections):
-    """Options of `SimulateTask`."""
-
-    gradient: Field[float] = Field(
-        dtype=float, default=0.05, doc="Largest change of the sky from side to side, as a fraction."
-    )
-    cosmicRays: Field[float] = Field(
-        dtype=float, default=0.1, doc="Mean number of cosmic rays in a detector in a second."
-    )
-
-
-class SimulateTask(StarTask):
-    """Simulate the raw image of a detector: the same pixels wherever it runs."""
-
-    ConfigClass = SimulateConfig
-    _DefaultName = "simulate"
-    config: SimulateConfig
-    run_dimensions = ("detector",)
-
-    def run(
-        self,
-        *,
-        catalog: Table,
-        pointing: dict[str, Any],
-        bias: npt.NDArray[np.float32],
-        flat: npt.NDArray[np.float32],
-        detector: int,
-    ) -> Struct:
-        """Process a detector of an exposure."""
-        told = Pointing(**pointing)
-        raw = simulate_raw(
-            catalog,
-            told,
-            detector,
-            bias=bias,
-            flat=flat,
-            gradient=self.config.gradient,
-            cosmic_rays=self.config.cosmicRays,
-        )
-        return Struct(raw=raw, header=make_header(told, detector))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 __all__ = ["ATTEMPT_VARIABLE", "StarTask", "StarTaskConfig", "TroubleError", "datasets"]
 
+import inspect
 import logging
 import os
 import signal
@@ -30,10 +31,7 @@ from lsst.utils.doImport import doImportType
 _LOG = logging.getLogger(__name__)
 
 ATTEMPT_VARIABLE = "STARCAM_ATTEMPT"
-"""Environment variable that holds the number of the attempt, from 0; the
-demo's BPS configuration sets it to ``<WMS:attemptNum>``."""
-
-_PAGE = 4096
+"""Number of the attempt, from 0; the demo's BPS configuration sets it to ``<WMS:attemptNum>``."""
 
 
 class TroubleError(RuntimeError):
@@ -50,34 +48,21 @@ class _NoConnections(PipelineTaskConnections, dimensions=()):
 class StarTaskConfig(PipelineTaskConfig, pipelineConnections=_NoConnections):
     """Options to make chosen quanta slow or fail, all off by default, for a task's own options to extend."""
 
-    sleepSeconds: Field[float] = Field(
-        dtype=float, default=0.0, doc="Seconds that a quantum sleeps before its work."
+    sleepSeconds = Field[float]("Seconds that a quantum sleeps before its work.", default=0.0)
+    sleepIf = Field[str]("Butler expression on the data ID: which quanta sleep (empty: all).", default="")
+    failIf = Field[str]("Butler expression on the data ID: which quanta fail (empty: none).", default="")
+    failAttempts = Field[int](
+        "Fail in the first N attempts only, where the attempt is known; 0: in all.", default=0
     )
-    sleepIf: Field[str] = Field(
-        dtype=str, default="", doc="Butler expression on the data ID: which quanta sleep (empty: all)."
+    exception = Field[str](
+        "Fail by raising this exception; lsst.pipe.base.NoWorkFound counts as success.", default=_DEFAULT
     )
-    failIf: Field[str] = Field(
-        dtype=str, default="", doc="Butler expression on the data ID: which quanta fail (empty: none)."
-    )
-    failAttempts: Field[int] = Field(
-        dtype=int, default=0, doc="Fail in the first N attempts only, where the attempt is known; 0: in all."
-    )
-    exception: Field[str] = Field(
-        dtype=str,
-        default=_DEFAULT,
-        doc="Fail by raising this exception; lsst.pipe.base.NoWorkFound counts as success.",
-    )
-    exitCode: Field[int] = Field(
-        dtype=int, default=0, doc="Fail by ending the process with this code, if not 0."
-    )
-    killSignal: Field[int] = Field(
-        dtype=int, default=0, doc="Fail by sending the process this signal, if not 0."
-    )
-    useMemoryMb: Field[int] = Field(
-        dtype=int,
-        default=0,
-        doc="Megabytes that a quantum chosen by failIf takes first. With neither exitCode nor killSignal it "
+    exitCode = Field[int]("Fail by ending the process with this code, if not 0.", default=0)
+    killSignal = Field[int]("Fail by sending the process this signal, if not 0.", default=0)
+    useMemoryMb = Field[int](
+        "Megabytes that a quantum chosen by failIf takes first. With neither exitCode nor killSignal it "
         "then goes on to work, holding them: whoever limits memory has to stop it.",
+        default=0,
     )
 
     def validate(self) -> None:
@@ -97,22 +82,23 @@ class StarTaskConfig(PipelineTaskConfig, pipelineConnections=_NoConnections):
     def _try_expression(self, name: str, text: str) -> None:
         """Evaluate an expression with a data ID that has the quanta's dimensions and accepts all values."""
         dimensions = DimensionUniverse().conform(type(self).ConnectionsClass.dimensions)
-        kinds = {
-            key: dimensions.universe.dimensions[key].primaryKey.getPythonType() for key in dimensions.names
-        }
+        known = dimensions.universe.dimensions
+        sample = {key: _sample(key, known[key].primaryKey.getPythonType()) for key in dimensions.names}
         try:
-            _matches(text, {key: _sample(key, kind) for key, kind in kinds.items()})
+            _matches(text, sample)
+        except KeyError as error:
+            reason = f"{error.args[0]} is not in the data ID, which has {', '.join(sorted(sample))}"
+        except NotImplementedError:
+            reason = "functions, tuples and bound names cannot be used here"
         except Exception as error:  # The parser has several classes of errors.
             reason = str(error) or type(error).__name__
-            if isinstance(error, KeyError):
-                reason = f"{error.args[0]} is not in the data ID, which has {', '.join(sorted(kinds))}"
-            elif isinstance(error, NotImplementedError):
-                reason = "functions, tuples and bound names cannot be used here"
-            problem = (
-                f"{name}={text!r} is not a Butler expression on the data ID of this task: {reason}. "
-                "Write it like: band IN ('g') AND NOT detector IN (1, 4..6)"
-            )
-            raise FieldValidationError(self._fields[name], self, problem) from None
+        else:
+            return
+        problem = (
+            f"{name}={text!r} is not a Butler expression on the data ID of this task: {reason}. "
+            "Write it like: band IN ('g') AND NOT detector IN (1, 4..6)"
+        )
+        raise FieldValidationError(self._fields[name], self, problem)
 
 
 def _matches(expression: str, data_id: Mapping[str, Any]) -> bool:
@@ -122,7 +108,7 @@ def _matches(expression: str, data_id: Mapping[str, Any]) -> bool:
     return DataIdMatch(expression).match(data_id)
 
 
-def _sample(name: str, kind: type[int] | type[str]) -> int | str:
+def _sample(name: str, kind: type[int] | type[str]) -> Any:
     """Make a value that compares with values of its kind only: to others it would never be equal."""
 
     def compare(self: object, other: object) -> bool:
@@ -131,8 +117,7 @@ def _sample(name: str, kind: type[int] | type[str]) -> int | str:
         return True
 
     methods = dict.fromkeys(("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"), compare)
-    sample: int | str = type("Sample", (kind,), {**methods, "__hash__": kind.__hash__})(1)
-    return sample
+    return type("Sample", (kind,), {**methods, "__hash__": kind.__hash__})(1)
 
 
 def _make_trouble(config: StarTaskConfig, data_id: Mapping[str, int | str]) -> object:
@@ -147,7 +132,7 @@ def _make_trouble(config: StarTaskConfig, data_id: Mapping[str, int | str]) -> o
         return None
     text = f"deliberate failure of {dict(data_id)} (failIf={config.failIf!r})"
     memory = np.empty(config.useMemoryMb * 1024 * 1024, dtype=np.uint8)
-    memory[::_PAGE] = 1  # Pages that are touched are resident.
+    memory[::4096] = 1  # Pages that are touched are resident.
     if config.killSignal or config.exitCode:
         _LOG.error("%s: signal %d, exit code %d", text, config.killSignal, config.exitCode)
         # Neither a signal nor os._exit writes these out.
@@ -163,25 +148,22 @@ def _make_trouble(config: StarTaskConfig, data_id: Mapping[str, int | str]) -> o
 
 
 class StarTask(PipelineTask):
-    """A task whose ``run`` gets plain values.
+    """A task whose ``run`` gets plain values: its inputs, and what it names of the data ID.
 
-    An input with several datasets arrives as a dictionary, ordered by its
-    keys: the values of the dimension that the quantum does not have (for
-    instance ``{detector: image}``).  So nothing depends on the order in which
-    the Butler gives datasets.
+    An input with several datasets arrives as a dictionary, ordered by its keys: the values of the dimension
+    that the quantum does not have (for instance ``{detector: image}``).  So nothing depends on the order in
+    which the Butler gives datasets.
     """
 
     ConfigClass: ClassVar[type[StarTaskConfig]] = StarTaskConfig
     config: StarTaskConfig
-    run_dimensions: ClassVar[tuple[str, ...]] = ()
-    """Dimensions of the quantum whose values ``run`` gets as arguments."""
 
     def runQuantum(self, butlerQC: Any, inputRefs: Any, outputRefs: Any) -> None:  # noqa: D102
-        data_id = dict(butlerQC.quantum.dataId.mapping)
-        memory = _make_trouble(self.config, data_id)
-        own = butlerQC.quantum.dataId.dimensions.names
-        inputs = {name: datasets(butlerQC, refs, own) for name, refs in inputRefs}
-        values = {name: data_id[name] for name in self.run_dimensions}
+        data_id = butlerQC.quantum.dataId
+        memory = _make_trouble(self.config, dict(data_id.mapping))
+        inputs = {name: datasets(butlerQC, refs, data_id.dimensions.names) for name, refs in inputRefs}
+        named = inspect.signature(self.run).parameters
+        values = {name: value for name, value in data_id.mapping.items() if name in named}
         butlerQC.put(self.run(**inputs, **values), outputRefs)
         del memory
 
@@ -190,9 +172,8 @@ def datasets(butlerQC: Any, refs: Any, own: Iterable[str]) -> Any:
     """Read an input: a dataset, or a dictionary by the dimension that the quantum lacks, in order."""
     if not isinstance(refs, list | tuple):
         return butlerQC.get(refs)
-    known = {*own, "instrument"}
     by_key = {}
     for ref in refs:
-        (name,) = (name for name in ref.dataId.dimensions.required if name not in known)
+        (name,) = ref.dataId.dimensions.required - {*own, "instrument"}
         by_key[ref.dataId[name]] = ref
     return {key: butlerQC.get(by_key[key]) for key in sorted(by_key)}
