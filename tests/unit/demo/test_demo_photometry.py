@@ -151,8 +151,8 @@ def test_depth_is_that_of_five_sigma() -> None:
 
 def test_resampling_keeps_place_and_flux() -> None:
     image, variance = _image([60.0], [60.0], [5000.0], noise=1e-3)
-    wcs = make_wcs(62.0, -37.0, centre=(60.0, 60.0), size=120)
-    to = make_wcs(62.0, -37.0, centre=(60.0 - 0.37, 60.0 + 0.21), size=120)
+    wcs, to = make_wcs(62.0, -37.0, size=120), make_wcs(62.0, -37.0, size=120)
+    to.wcs.crpix += -0.37, 0.21
     x, y = np.meshgrid(np.arange(120) + 0.37, np.arange(120) - 0.21)
     moved, moved_variance = resample(np.stack([image, variance]), wcs, to)
     assert np.nansum(moved) == pytest.approx(5000.0, rel=2e-3)

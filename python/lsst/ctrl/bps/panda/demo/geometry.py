@@ -9,6 +9,7 @@ __all__ = [
     "PIXEL_SCALE",
     "FloatArray",
     "FocalPlane",
+    "Image",
     "SkyLayout",
     "make_wcs",
     "match",
@@ -26,6 +27,7 @@ from astropy.wcs import WCS  # type: ignore[import-untyped]
 from lsst.sphgeom import ConvexPolygon, LonLat, UnitVector3d
 
 FloatArray = npt.NDArray[np.float64]
+Image = npt.NDArray[np.floating]
 
 PIXEL_SCALE = 0.3
 """Size of a pixel of the detectors and of the patches, arcseconds."""
@@ -34,18 +36,15 @@ _LANCZOS = 3
 """Half width of the kernel by which images are resampled, pixels."""
 
 
-def make_wcs(
-    ra: float, dec: float, *, centre: tuple[float, float] = (0.0, 0.0), size: int = 1, rotation: float = 0.0
-) -> WCS:
-    """Make the WCS of a square image in the plane that touches the sky at a point, in degrees.
+def make_wcs(ra: float, dec: float, *, size: int = 1, rotation: float = 0.0) -> WCS:
+    """Make the WCS of a square image in the plane that touches the sky at the image's middle, in degrees.
 
-    ``centre`` is the pixel at that point.  East is left and north is up, turned by ``rotation`` degrees from
-    north to east.
+    East is left and north is up, turned by ``rotation`` degrees from north to east.
     """
     wcs = WCS(naxis=2)
     wcs.wcs.ctype = "RA---TAN", "DEC--TAN"
     wcs.wcs.crval = ra, dec
-    wcs.wcs.crpix = centre[0] + 1.0, centre[1] + 1.0  # FITS counts from 1.
+    wcs.wcs.crpix = (size + 1) / 2.0, (size + 1) / 2.0  # FITS counts from 1.
     angle, scale = math.radians(rotation), PIXEL_SCALE / 3600.0
     across, along = scale * math.cos(angle), scale * math.sin(angle)
     wcs.wcs.cd = np.array([[-across, along], [along, across]])
@@ -82,7 +81,7 @@ def match(
     return own[good], nearest[good]
 
 
-def resample(planes: npt.NDArray[np.floating], wcs: WCS, to: WCS) -> FloatArray:
+def resample(planes: Image, wcs: WCS, to: WCS) -> FloatArray:
     """Interpolate image and variance at the pixels of another WCS, by the Lanczos kernel of order three.
 
     Both are NaN nearer to the image's edge than the kernel reaches.  The variance is that of each pixel; its
@@ -93,10 +92,10 @@ def resample(planes: npt.NDArray[np.floating], wcs: WCS, to: WCS) -> FloatArray:
     corners = to.wcs_world2pix(wcs.calc_footprint(axes=(columns, rows)), 0)
     left, bottom = np.maximum(np.floor(corners.min(axis=0)), 0).astype(int)
     right, top = np.minimum(np.ceil(corners.max(axis=0)) + 1, result.shape[:0:-1]).astype(int)
-    x, y = np.meshgrid(np.arange(left, right), np.arange(bottom, top))
+    x, y = (each.ravel() for each in np.meshgrid(np.arange(left, right), np.arange(bottom, top)))
     if x.size == 0:
         return result
-    at_x, at_y = wcs.wcs_world2pix(*to.wcs_pix2world(x.ravel(), y.ravel(), 0), 0)
+    at_x, at_y = wcs.wcs_world2pix(*to.wcs_pix2world(x, y, 0), 0)
     low_x, low_y = np.floor(at_x).astype(int) - _LANCZOS + 1, np.floor(at_y).astype(int) - _LANCZOS + 1
     inside = (low_x >= 0) & (low_y >= 0) & (low_x + 2 * _LANCZOS <= columns) & (low_y + 2 * _LANCZOS <= rows)
     low_x, low_y = low_x[inside], low_y[inside]
@@ -109,7 +108,7 @@ def resample(planes: npt.NDArray[np.floating], wcs: WCS, to: WCS) -> FloatArray:
             weight, pixel = across[i] * along[j], first + (j * columns + i)
             total += weight * image.take(pixel)
             noise += weight**2 * variance.take(pixel)
-    result[:, y.ravel()[inside], x.ravel()[inside]] = total, noise
+    result[:, y[inside], x[inside]] = total, noise
     return result
 
 
@@ -145,11 +144,9 @@ class FocalPlane:
 
     def wcs(self, detector: int, ra: float, dec: float, rotation: float) -> WCS:
         """Give the WCS of a detector of a camera that points to a place on the sky."""
-        row, column = divmod(detector, self.per_row)
-        pitch = self.size + self.gap
-        middle = (self.per_row * pitch - self.gap - 1) / 2.0
-        centre = middle - column * pitch, middle - row * pitch
-        return make_wcs(ra, dec, centre=centre, size=self.size, rotation=rotation)
+        row, column = (n * (self.size + self.gap) for n in divmod(detector, self.per_row))
+        whole = make_wcs(ra, dec, size=round(self.width / PIXEL_SCALE), rotation=rotation)
+        return whole[row : row + self.size, column : column + self.size]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +167,7 @@ class SkyLayout:
     @property
     def wcs(self) -> WCS:
         """WCS of the tract."""
-        size = self.patches * self.inner + 2 * self.border
-        return make_wcs(self.ra, self.dec, centre=((size - 1) / 2.0, (size - 1) / 2.0), size=size)
+        return make_wcs(self.ra, self.dec, size=self.patches * self.inner + 2 * self.border)
 
     def image(self, patch: int) -> tuple[slice, slice]:
         """Give the rows and columns of the tract that the image of a patch has."""

@@ -34,40 +34,32 @@ from lsst.daf.butler.formatters.parquet import arrow_to_astropy
 from pyarrow import parquet  # type: ignore[import-untyped]
 
 from ..errors import SettingsError
-from .geometry import PIXEL_SCALE, FloatArray, FocalPlane, offset
+from .geometry import PIXEL_SCALE, FloatArray, FocalPlane, Image, offset
 from .instrument import BANDS, StarCam
 from .photometry import Psf
+
+Rng = np.random.Generator
 
 NEEDS_GALSIM = "galaxies need GalSim: pip install 'lsst-ctrl-bps-panda[galaxies]'"
 
 _FAINTEST, _BRIGHTEST = 25.0, 16.0
-_SLOPE = 0.22
-"""Slope of the logarithm of the number of stars with magnitude."""
+_SLOPE = 0.22  # Of the logarithm of the number of stars with magnitude.
+# Magnitudes in r, and colours g - r, of the stars of a cluster.
 _SEQUENCE = (16.0, 17.6, 18.4, 19.2, 21.0, 23.0, 25.0), (1.15, 0.9, 0.75, 0.35, 0.5, 0.95, 1.5)
-"""Magnitudes in r, and colours g - r, of the stars of a cluster."""
+# Columns that say what a galaxy looks like, and their values for a star.
 _SHAPE = {"half_light_radius": 0.0, "axis_ratio": 1.0, "position_angle": 0.0}
-"""Columns that say what a galaxy looks like, and their values for a star."""
-_GALAXY_REACH = 20.0
-"""Pixels beyond its edge from where a galaxy is seen on an image."""
+_TABLES = (".csv", ".ecsv", ".fits", ".parquet")
+_POSITIVE = ("seeing", "transparency", "exposure_time", "axis_ratio")
+_GALAXY_REACH = 20.0  # Pixels beyond its edge from where a galaxy is seen on an image.
 
 
 # --- what is in the sky, and where the camera looks ---
 
 
 def make_catalog(
-    ra: float,
-    dec: float,
-    half_width: float,
-    *,
-    rng: np.random.Generator,
-    density: float = 0.03,
-    galaxies: float = 0.0,
+    ra: float, dec: float, half_width: float, *, rng: Rng, density: float = 0.03, galaxies: float = 0.0
 ) -> Table:
-    """Make up a field of stars and galaxies, as `read_catalog` reads one.
-
-    ``half_width`` is half of its side in arcseconds; ``density`` and ``galaxies`` are the numbers of stars
-    and of galaxies in a square arcsecond.
-    """
+    """Make up a field of stars and galaxies, ``density`` and ``galaxies`` in a square arcsecond."""
 
     def scatter(number: int, brightest: float) -> Table:
         east, north = rng.uniform(-half_width, half_width, (2, number))
@@ -114,8 +106,8 @@ def is_galaxy(catalog: Table) -> npt.NDArray[np.bool_]:
 def read_table(path: str | os.PathLike[str], needed: Iterable[str], numbers: Iterable[str]) -> Table:
     """Read a table of a user's: the needed columns, and those of the numbers that it has."""
     ending = Path(path).suffix
-    if ending not in (".csv", ".ecsv", ".fits", ".parquet"):
-        raise SettingsError(f"{path}: its name must end in one of .csv, .ecsv, .fits, .parquet")
+    if ending not in _TABLES:
+        raise SettingsError(f"{path}: its name must end in one of {', '.join(_TABLES)}")
     try:
         # For Parquet, astropy would want pandas.
         is_parquet = ending == ".parquet"
@@ -128,27 +120,21 @@ def read_table(path: str | os.PathLike[str], needed: Iterable[str], numbers: Ite
         raise SettingsError(f"{path} has no rows")
     table.keep_columns([name for name in table.colnames if name in {*needed, *numbers}])
     for name in (name for name in table.colnames if name in numbers):
-        table[name] = _numbers(table[name], f"{path}: column {name}", positive=name in _POSITIVE)
+        table[name] = [
+            _number(cell, f"{path}: column {name}, row {row}", positive=name in _POSITIVE)
+            for row, cell in enumerate(table[name], start=1)
+        ]
     return table
 
 
-def _numbers(column: Any, where: str, *, positive: bool) -> FloatArray:
-    values = np.array([_number(cell) for cell in np.ma.filled(column.astype(object), np.nan)])
-    wrong = ~np.isfinite(values) | (positive & (values <= 0.0))
-    if wrong.any():
-        row, least = int(np.argmax(wrong)), " greater than 0" if positive else ""
-        raise SettingsError(f"{where}, row {row + 1} is {column[row]}; it must be a number{least}")
-    return values
-
-
-def _number(cell: Any) -> float:
+def _number(cell: Any, where: str, *, positive: bool) -> float:
     try:
-        return float(cell)
+        value = math.nan if cell is np.ma.masked else float(cell)
     except (TypeError, ValueError):
-        return math.nan
-
-
-_POSITIVE = ("seeing", "transparency", "exposure_time", "axis_ratio")
+        value = math.nan
+    if not math.isfinite(value) or (positive and value <= 0.0):
+        raise SettingsError(f"{where} is {cell}; it must be a number{' greater than 0' if positive else ''}")
+    return value
 
 
 def read_catalog(path: str | os.PathLike[str], bands: Sequence[str]) -> Table:
@@ -186,9 +172,7 @@ class Pointing:
 # --- the camera ---
 
 
-def make_detector(
-    size: int, bands: Sequence[str], rng: np.random.Generator
-) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[np.float32]]]:
+def make_detector(size: int, bands: Sequence[str], rng: Rng) -> tuple[Image, dict[str, Image]]:
     """Make up a detector of ``size`` pixels on a side: its bias, and the relative response by band."""
     columns = rng.normal(0.0, 2.0, size)[np.newaxis, :]
     level = rng.uniform(900.0, 1100.0)
@@ -209,8 +193,8 @@ def simulate_raw(
     pointing: Pointing,
     detector: int,
     *,
-    bias: npt.NDArray[np.float32],
-    flat: npt.NDArray[np.float32],
+    bias: Image,
+    flat: Image,
     gradient: float = 0.0,
     cosmic_rays: float = 0.0,
 ) -> npt.NDArray[np.uint16]:
@@ -283,7 +267,7 @@ def _add_galaxies(
             image[both] += stamp[both]
 
 
-def _add_cosmic_rays(electrons: FloatArray, number: int, rng: np.random.Generator) -> None:
+def _add_cosmic_rays(electrons: FloatArray, number: int, rng: Rng) -> None:
     """Add straight tracks, each with one charge in all of its pixels."""
     size = electrons.shape[0]
     for _ in range(number):

@@ -32,7 +32,7 @@ from lsst.pex.config import Field
 from lsst.pipe.base import NoWorkFound, PipelineTaskConnections, Struct
 from lsst.pipe.base.connectionTypes import InitOutput, Input, Output, PrerequisiteInput
 
-from .geometry import FloatArray, SkyLayout, match, resample
+from .geometry import FloatArray, Image, SkyLayout, match, resample
 from .photometry import (
     AB_ZERO_POINT,
     Psf,
@@ -49,7 +49,6 @@ from .photometry import (
 from .simulate import Pointing, make_header, simulate_raw
 from .star_task import StarTask, StarTaskConfig
 
-Image = npt.NDArray[np.floating]
 Info = dict[str, Any]
 
 EXPOSURE = ("instrument", "exposure", "detector")
