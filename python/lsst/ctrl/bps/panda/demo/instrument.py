@@ -40,14 +40,9 @@ class StarCam(Instrument):
 
     policyName = "starCam"
 
-    gain = 1.6
-    """Electrons a count."""
-
-    read_noise = 5.0
-    """Electrons."""
-
-    full_well = 80_000.0
-    """Electrons that a pixel holds."""
+    gain = 1.6  # Electrons a count.
+    read_noise = 5.0  # Electrons.
+    full_well = 80_000.0  # Electrons that a pixel holds.
 
     @classmethod
     def getName(cls) -> str:  # noqa: D102

@@ -1,12 +1,9 @@
-"""Finding stars on an image, measuring them, and fitting the image's place on the sky and its zero point to
-stars of a reference catalogue.  Point spread functions are sums of round Gaussians.
+"""Finding and measuring stars on an image, and fitting its place on the sky and its zero point.
 
-That is what the simulated atmosphere makes, and a weighted mean of images of
-different seeing has exactly such a one, so nothing is approximated twice.
-
-Sums run in a fixed order over plain arrays, not through a threaded linear
-algebra library, so that the same pixels give the same bits wherever a quantum
-runs: tables of two runs can be compared row by row.
+Point spread functions are sums of round Gaussians: that is what the simulated atmosphere makes, and a
+weighted mean of images of different seeing has exactly such a one.  Sums run in a fixed order over plain
+arrays, not through a threaded linear algebra library, so that the same pixels give the same bits wherever a
+quantum runs.
 """
 
 from __future__ import annotations
@@ -75,9 +72,7 @@ class Psf:
     def place(
         self, shape: tuple[int, ...], x: FloatArray, y: FloatArray, *, radius: int | None = None
     ) -> Iterator[tuple[tuple[slice, ...], FloatArray]]:
-        """Give for each position the part of an image that it touches, which may be empty, and its values
-        there.
-        """
+        """Give for each position the part of an image that it touches, which may be empty, and its values."""
         reach = self.radius if radius is None else radius
         for centre in zip(y.tolist(), x.tolist(), strict=True):
             low = [max(0, round(at) - reach) for at in centre]
@@ -111,10 +106,8 @@ def fit_background(image: FloatArray, *, cells: int = 4) -> FloatArray:
 def find_cosmic_rays(
     image: FloatArray, variance: FloatArray, *, sharpest: float, threshold: float
 ) -> npt.NDArray[np.bool_]:
-    """Find pixels that stand out from both neighbours on a line more than in any star.
-
-    That is by ``threshold`` standard deviations (beside such a pixel, by half of it) more than in a star of
-    ``sharpest`` pixels' sigma.
+    """Find pixels that stand out from both neighbours on a line by ``threshold`` standard deviations (beside
+    such a pixel, by half of it) more than in a star of ``sharpest`` pixels' sigma.
     """
     around = sliding_window_view(np.pad(image - np.nanmedian(image), 1, mode="edge"), (3, 3), axis=(0, 1))
     deviation = np.sqrt(variance)
@@ -184,9 +177,7 @@ def _vertex(values: FloatArray) -> FloatArray:
 
 
 def measure_sigma(image: FloatArray, x: FloatArray, y: FloatArray) -> float:
-    """Measure the sigma of stars on an image without background: by how much of their light two Gaussians
-    see.
-    """
+    """Measure the sigma of stars on an image without background, by the light that two Gaussians see."""
     narrow, wide = 1.0, 2.0
     light = [
         np.array([np.nansum(image[there] * part) for there, part in Psf.gaussian(w).place(image.shape, x, y)])
@@ -271,10 +262,8 @@ def depth(variance: npt.NDArray[np.floating], psf: Psf) -> float:
 
 # --- calibration ---
 
-_LARGEST_ERROR = 5.0 / PIXEL_SCALE
-"""Farthest that a header's pointing may be off, pixels."""
-_FEWEST = 4
-"""Matches needed."""
+_LARGEST_ERROR = 5.0 / PIXEL_SCALE  # Farthest that a header's pointing may be off, pixels.
+_FEWEST = 4  # Matches needed.
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,5 @@
-"""What the demo's tasks have in common: how they get their inputs, and options to be slow, hungry or to fail
-on purpose.
-
-Those options are what a test of a workflow system needs: a chosen quantum that raises, exits with a code, is
-killed by a signal, takes memory, takes time, or fails its first attempts only.  Quanta are chosen by Butler's
-expression language, as the mock tasks of pipe_base choose theirs.
+"""What the demo's tasks have in common: how they get their inputs, and options that make quanta slow, hungry
+or fail on purpose.  Butler's expression language chooses them, as it does for the mock tasks of pipe_base.
 """
 
 # pex_config is not typed.

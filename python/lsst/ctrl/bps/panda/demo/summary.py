@@ -32,12 +32,9 @@ from .photometry import AB_ZERO_POINT
 from .repository import SKYMAP
 from .simulate import is_galaxy
 
-_RADIUS = 0.6
-"""Farthest that an object may lie from its star, arcseconds."""
-
+_RADIUS = 0.6  # Farthest that an object may lie from its star, arcseconds.
 _DETECTED = 5.0
-_BRIGHT = 30.0
-"""Signal-to-noise ratio from which places and magnitudes are judged."""
+_BRIGHT = 30.0  # Signal-to-noise ratio from which places and magnitudes are judged.
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +96,17 @@ def compare_with_truth(
     truth, true_x, true_y = truth[inside], true_x[inside], true_y[inside]
     x, y = layout.wcs.wcs_world2pix(objects["ra"], objects["dec"], 0)
     own, other = match(x, y, true_x, true_y, radius=_RADIUS / PIXEL_SCALE)
-    seen = {
-        band: np.isfinite(image[np.rint(true_y).astype(int), np.rint(true_x).astype(int)])
-        for band, image in images.items()
-        if f"{band}_flux" in objects.colnames
-    }
-    galaxy, extended = is_galaxy(truth)[other], np.asarray(objects["extended"], dtype=bool)[own]
-    bright = (objects["snr"][own] > _BRIGHT) & ~galaxy
+    truth["found"] = np.isin(np.arange(len(truth)), other)
+    found, true = objects[own], truth[other]
+    galaxy, extended = is_galaxy(true), np.asarray(found["extended"], dtype=bool)
+    bright = (found["snr"] > _BRIGHT) & ~galaxy
     square = np.square(x[own] - true_x[other])[bright] + np.square(y[own] - true_y[other])[bright]
+    bands = []
+    for band, image in images.items():
+        if f"{band}_flux" in objects.colnames:
+            seen = np.isfinite(image[np.rint(true_y).astype(int), np.rint(true_x).astype(int)])
+            stars = truth[seen & ~is_galaxy(truth)]
+            bands.append(_compare_band(band, objects, found[~galaxy], true[~galaxy], stars))
     return DemoSummary(
         objects=len(objects),
         matched=len(own),
@@ -114,30 +114,24 @@ def compare_with_truth(
         galaxies_extended=int(np.count_nonzero(galaxy & extended)),
         stars_extended=int(np.count_nonzero(~galaxy & extended)),
         position_scatter=1000.0 * PIXEL_SCALE * float(np.sqrt(np.mean(square))) if square.size else np.nan,
-        bands=Table(rows=[_compare_band(band, objects, truth, own, other, seen[band]) for band in seen]),
+        bands=Table(rows=bands),
     )
 
 
-def _compare_band(
-    band: str,
-    objects: Table,
-    truth: Table,
-    own: npt.NDArray[np.intp],
-    other: npt.NDArray[np.intp],
-    seen: npt.NDArray[np.bool_],
-) -> dict[str, Any]:
+def _compare_band(band: str, objects: Table, found: Table, true: Table, stars: Table) -> dict[str, Any]:
+    """Judge a band by all objects, by the stars that are found with their true values, and by all stars."""
     error = np.asarray(objects[f"{band}_flux_err"])
     ratio = np.asarray(objects[f"{band}_flux"]) / error
     # The background sets the depth, not the light of the bright stars.
     depth = AB_ZERO_POINT - 2.5 * np.log10(5.0 * np.nanmedian(error[ratio < _BRIGHT]))
-    found = np.isin(np.arange(len(truth)), other)[(truth[band] < depth - 0.5) & seen & ~is_galaxy(truth)]
-    bright = (ratio[own] > _BRIGHT) & ~is_galaxy(truth)[other]
-    difference = np.asarray(objects[f"{band}_mag"][own] - truth[band][other])[bright]
+    complete = stars["found"][stars[band] < depth - 0.5]
+    bright = found[f"{band}_flux"] > _BRIGHT * found[f"{band}_flux_err"]
+    difference = np.asarray(found[f"{band}_mag"] - true[band])[bright]
     return {
         "band": band,
         "detected": np.count_nonzero(ratio >= _DETECTED),
         "depth": depth,
-        "completeness": np.mean(found) if found.size else np.nan,
+        "completeness": np.mean(complete) if complete.size else np.nan,
         "magnitude_offset": np.median(difference) if difference.size else np.nan,
         "magnitude_scatter": mad_std(difference),
     }

@@ -51,6 +51,8 @@ from .star_task import StarTask, StarTaskConfig
 
 Info = dict[str, Any]
 
+BIAS = ("instrument", "detector")
+FLAT = ("instrument", "physical_filter", "detector")
 EXPOSURE = ("instrument", "exposure", "detector")
 DETECTOR = ("instrument", "visit", "detector")
 VISIT = ("instrument", "visit")
@@ -64,18 +66,10 @@ class CalibrationConnections(PipelineTaskConnections, dimensions=EXPOSURE):
     """What is known of a detector."""
 
     bias = PrerequisiteInput(
-        "starcam_bias",
-        "NumpyArray",
-        "Counts without light",
-        dimensions=("instrument", "detector"),
-        isCalibration=True,
+        "starcam_bias", "NumpyArray", "Counts without light", dimensions=BIAS, isCalibration=True
     )
     flat = PrerequisiteInput(
-        "starcam_flat",
-        "NumpyArray",
-        "Response of the pixels",
-        dimensions=("instrument", "physical_filter", "detector"),
-        isCalibration=True,
+        "starcam_flat", "NumpyArray", "Response of the pixels", dimensions=FLAT, isCalibration=True
     )
 
 
@@ -233,7 +227,7 @@ class VisitSummaryConnections(PipelineTaskConnections, dimensions=VISIT):
 
 class VisitSummaryConfig(StarTaskConfig, pipelineConnections=VisitSummaryConnections):
     worstZeroPoint = Field[float](
-        "Magnitudes from the visit's median zero point at which a detector is marked as not good.",
+        "Magnitudes from the visit's median zero point at which a detector is not good.",
         default=0.3,
     )
 
