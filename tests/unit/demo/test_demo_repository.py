@@ -8,6 +8,8 @@ import yaml
 from astropy.table import Table
 from lsst.daf.butler import Butler
 from lsst.daf.butler.formatters.parquet import astropy_to_arrow
+from lsst.pipe.base import Pipeline
+from lsst.pipe.base.all_dimensions_quantum_graph_builder import AllDimensionsQuantumGraphBuilder
 from pyarrow import parquet
 
 from lsst.ctrl.bps.panda.demo.repository import (
@@ -104,14 +106,25 @@ def test_a_wrong_table_is_refused(which: str, text: str | None, words: str, tmp_
     assert not (tmp_path / "repo").exists()
 
 
+def _make_graph(repo: Path) -> object:
+    pipeline = Pipeline.from_uri("resource://lsst.ctrl.bps.panda.demo/pipeline.yaml#simulate").to_graph()
+    with Butler.from_config(str(repo), writeable=True) as butler:
+        return AllDimensionsQuantumGraphBuilder(
+            pipeline, butler, input_collections=[INPUTS], output_run="run"
+        ).finish()
+
+
 def test_a_repository_of_another_version_is_told_apart(small: Path, tmp_path: Path) -> None:
     assert is_current(small)
-    create_repo(tmp_path / "repo", visits_per_band=0, detectors=1, patches=1)
+    create_repo(tmp_path / "repo", visits_per_band=1, bands=("r",), detectors=1, patches=1)
+    assert _make_graph(tmp_path / "repo")
     with Butler.from_config(str(tmp_path / "repo"), writeable=True) as butler:
         # Older versions left no word at all.
         for content in ("Inputs of the demo's pipeline, version 1", None):
             butler.registry.setCollectionDocumentation(INPUTS, content)
             assert not is_current(tmp_path / "repo")
+            with pytest.raises(SettingsError, match="made by another version of the demo.*demo create'"):
+                _make_graph(tmp_path / "repo")
         butler.collections.x_remove(INPUTS)
     assert not is_current(tmp_path / "repo")
 

@@ -11,6 +11,7 @@ __all__ = [
     "RUN_CONFIG",
     "SKYMAP",
     "DemoRepo",
+    "check_inputs",
     "count_outputs",
     "create_repo",
     "is_current",
@@ -250,10 +251,7 @@ def create_repo(path: str | os.PathLike[str], **options: Any) -> DemoRepo:
 def is_current(repo: str | os.PathLike[str]) -> bool:
     """Tell whether a repository holds what the pipeline of today needs, not that of an older version."""
     with Butler.from_config(str(repo)) as butler:
-        try:
-            return bool(butler.registry.getCollectionDocumentation(INPUTS) == _CONTENT)
-        except MissingCollectionError:
-            return False
+        return _has_inputs(butler)
 
 
 def _fill(butler: Any, field: _Field) -> None:
@@ -381,6 +379,29 @@ def _put_calibrations(butler: Any, field: _Field) -> None:
             refs.append(butler.put(flat, "starcam_flat", data_id, run=_CALIB_RUN))
     butler.collections.register(_CALIB, CollectionType.CALIBRATION)
     butler.registry.certify(_CALIB, refs, Timespan(None, None))
+
+
+def _has_inputs(butler: Butler) -> bool:
+    try:
+        return bool(butler.registry.getCollectionDocumentation(INPUTS) == _CONTENT)
+    except MissingCollectionError:
+        return False
+
+
+def check_inputs(butler: Butler) -> None:
+    """Refuse a repository that was made by another version of the demo.
+
+    Raises
+    ------
+    .SettingsError
+        Raised if the pipeline of today cannot use it.
+    """
+    if not _has_inputs(butler):
+        raise SettingsError(
+            "the Butler repository was made by another version of the demo, and the pipeline of this one "
+            "cannot use it: make a new one with 'python -m lsst.ctrl.bps.panda.demo create', and submit its "
+            "demo.yaml, or name it as butlerConfig"
+        )
 
 
 def render_run_config(

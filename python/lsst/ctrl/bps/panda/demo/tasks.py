@@ -30,6 +30,7 @@ from astropy.table import Table, vstack  # type: ignore[import-untyped]
 from astropy.wcs import WCS  # type: ignore[import-untyped]
 from lsst.pex.config import Field
 from lsst.pipe.base import NoWorkFound, PipelineTaskConnections, Struct
+from lsst.pipe.base.connections import QuantaAdjuster
 from lsst.pipe.base.connectionTypes import InitOutput, Input, Output, PrerequisiteInput
 
 from .geometry import FloatArray, Image, SkyLayout, match, resample
@@ -71,6 +72,12 @@ class CalibrationConnections(PipelineTaskConnections, dimensions=EXPOSURE):
     flat = PrerequisiteInput(
         "starcam_flat", "NumpyArray", "Response of the pixels", dimensions=FLAT, isCalibration=True
     )
+
+    def adjust_all_quanta(self, adjuster: QuantaAdjuster) -> None:
+        """Build no graph that could not run."""
+        from .repository import check_inputs  # No quantum needs it.
+
+        check_inputs(adjuster.butler)
 
 
 class SimulateConnections(CalibrationConnections, dimensions=EXPOSURE):
