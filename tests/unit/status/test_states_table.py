@@ -250,6 +250,20 @@ def test_what_panda_has_not_given_up_is_tried_again_and_a_failure_is_booked_befo
     }
 
 
+def test_the_final_job_of_a_cancelled_run_does_not_go_back():
+    # As recorded: PanDA ends it some seconds before iDDS, whose counters are empty until then.
+    final = TransformRecord(
+        4, 7, "run_07_finalJob_01", "Transforming", "Submitted", 9, FileCounts(), FileCounts()
+    )
+    task = TaskRecord(9, "run_07_finalJob_01_4_7", "running", 4, files=1)
+    plan = PlanSummary((("finalJob", 1),), tasks=(("run_07_finalJob_01", "finalJob", 1),))
+    job = JobRecord(1, 9, "running", name="final")
+    running = RunEvidence(request(substatus="ToCancel"), (final,), plan=plan, tasks=(task,), jobs=(job,))
+    assert named(running.tally.total) == {"RUNNING": 1}
+    over = dataclasses.replace(task, status="failed", failed=1)
+    assert named(dataclasses.replace(running, tasks=(over,), jobs=()).tally.total) == {"DELETED": 1}
+
+
 def test_pandas_counts_are_ahead_of_those_of_idds():
     counts = zero_counts() | {WmsStates.RUNNING: 1, WmsStates.PENDING: 3, WmsStates.FAILED: 1}
     catch_up(counts, finished=2, failed=2)

@@ -323,15 +323,23 @@ def refine_by_contents(
     move_jobs(counts, retried, WmsStates.PENDING, WmsStates.FAILED)
 
 
-def catch_up(counts: Counts, finished: int, failed: int, waiting: int = 0, running: int = 0) -> None:
+def catch_up(
+    counts: Counts, finished: int, failed: int, waiting: int = 0, running: int = 0, *, aborted: bool = False
+) -> None:
     """Move jobs of a task that goes on, in place, that PanDA knows to have finished, to have failed for good
     or to wait for a slot: iDDS learns of it some seconds later.  Those that it knows to run are others.
+
+    PanDA counts what a cancel has ended as failed, too: in an aborted run only iDDS's word makes a failure.
     """
     before = (WmsStates.RUNNING, *BEFORE_RUNNING)
     running = min(running, counts[WmsStates.RUNNING])
     counts[WmsStates.RUNNING] -= running
     move_jobs(counts, finished - counts[WmsStates.SUCCEEDED], WmsStates.SUCCEEDED, *before, WmsStates.UNKNOWN)
-    move_jobs(counts, failed - counts[WmsStates.FAILED], WmsStates.FAILED, *before)
+    failed -= counts[WmsStates.FAILED]
+    if aborted:
+        move_jobs(counts, failed - counts[WmsStates.DELETED], WmsStates.DELETED, *before)
+    else:
+        move_jobs(counts, failed, WmsStates.FAILED, *before)
     move_jobs(
         counts, waiting - counts[WmsStates.PENDING], WmsStates.PENDING, WmsStates.READY, WmsStates.UNREADY
     )

@@ -436,9 +436,10 @@ def _refine(evidence: RunEvidence, transform: TransformRecord | None, planned: i
     counts = count_task(transform, planned, aborted=aborted, ended=ended, running=running)
     refine_by_contents(counts, transform, contents, aborted=aborted)
     going = phase_of(transform.status, aborted) in (TransformPhase.OPEN, TransformPhase.COMPLETE)
-    if going and not aborted and not ended:
+    if going and not ended:
         finished = max(task.finished if task else 0, phases[JobPhase.FINISHED])
-        catch_up(counts, finished, task.failed if task else 0, phases[JobPhase.WAITING], running or 0)
+        failed = task.failed if task else 0
+        catch_up(counts, finished, failed, phases[JobPhase.WAITING], running or 0, aborted=aborted)
     return counts
 
 

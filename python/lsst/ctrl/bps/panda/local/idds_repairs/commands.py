@@ -10,8 +10,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import sqlalchemy as sa
-
 from ..settings import Timing
 from . import Overlay, Repair, idds_module, send_event
 
@@ -75,7 +73,8 @@ def _handle_commands_once(timing: Timing) -> None:
 
 def _abort_what_comes_later(timing: Timing) -> None:
     models = idds_module("idds.orm.base.models")
-    kinds = idds_module("idds.common.constants").CommandType
+    constants = idds_module("idds.common.constants")
+    kinds = constants.CommandType
 
     def aborted(request_id: int, session: Any) -> bool:
         command = models.Command
@@ -86,24 +85,32 @@ def _abort_what_comes_later(timing: Timing) -> None:
     def wrap(stock: Any, abort: Any) -> Any:
         @idds_module("idds.orm.base.session").transactional_session  # type: ignore[untyped-decorator]
         def add(request_id: int, *args: Any, session: Any = None, **kwargs: Any) -> Any:
-            if not aborted(request_id, session):
-                return stock(request_id, *args, session=session, **kwargs)
-            made = stock(request_id, *args, session=session, **kwargs, command=abort)
-            if abort == kinds.AbortProcessing:
-                # One that waits for others to begin, which were aborted, would wait for ever.
-                sa.event.listen(
-                    session(),
-                    "after_commit",
-                    lambda _: send_event("AbortProcessingEvent", processing_id=made),
-                    once=True,
-                )
-            return made
+            command = {"command": abort} if aborted(request_id, session) else {}
+            return stock(request_id, *args, session=session, **kwargs, **command)
 
         return add
 
     for name, abort in (("transform", kinds.AbortTransform), ("processing", kinds.AbortProcessing)):
         module = idds_module(f"idds.orm.{name}s")
         setattr(module, f"add_{name}", wrap(getattr(module, f"add_{name}"), abort))
+
+    @idds_module("idds.orm.base.session").read_session  # type: ignore[untyped-decorator]
+    def find_waiting(session: Any = None) -> list[int]:
+        table = models.Processing
+        waiting = session.query(table.processing_id).filter(
+            table.status == constants.ProcessingStatus.New, table.command == kinds.AbortProcessing
+        )
+        return [row[0] for row in waiting]
+
+    clerk = idds_module(_CLERK).Clerk
+    stock_select = clerk.get_operation_requests
+
+    def select(self: Any) -> Any:
+        for processing_id in find_waiting():
+            send_event("AbortProcessingEvent", processing_id=processing_id)
+        return stock_select(self)
+
+    clerk.get_operation_requests = select
 
 
 def _keep_built(timing: Timing) -> None:
@@ -148,15 +155,18 @@ REPAIRS = (
     ),
     Repair(
         "commands that come early",
-        "a command to abort a request reaches the transforms and processings that it has, and not those that "
-        "are made while it is handled or afterwards",
+        "a command to abort a request reaches the transforms that the clerk knows to have begun, and the "
+        "processings that these know; what is made at that moment or afterwards only has the command noted, "
+        "which is read when its task has been submitted: one that waits for other tasks never is",
         "a run that is cancelled just after its submission runs to its end, or stays RUNNING for ever",
         (
             "idds.orm.transforms:add_transform",
             "idds.orm.processings:add_processing",
             "idds.orm.base.models:Command.cmd_type",
+            "idds.orm.base.models:Processing.command",
             "idds.common.constants:CommandType.AbortProcessing",
             "idds.common.event:AbortProcessingEvent",
+            f"{_CLERK}:Clerk.get_operation_requests",
         ),
         _abort_what_comes_later,
     ),
