@@ -4,13 +4,20 @@ import sys
 from importlib.metadata import version as _version_of
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+sys.path[:0] = [str(Path(__file__).parent / "_ext"), str(Path(__file__).parent)]
 
 project = "lsst.ctrl.bps.panda"
 copyright = "the developers of lsst-ctrl-bps-panda"
 release = version = _version_of("lsst-ctrl-bps-panda")
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc", "panda_keys", "sphinx_click"]
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "numpydoc",
+    "panda_keys",
+    "panda_pictures",
+    "sphinx_click",
+]
 exclude_patterns = ["_build", "changes"]
 # The captions of this page, and not of the one above it, structure the navigation.
 root_doc = "lsst.ctrl.bps.panda/index"
@@ -30,6 +37,7 @@ numpydoc_xref_param_type = False
 html_theme = "furo"
 html_title = f"lsst.ctrl.bps.panda {release}"
 html_static_path = ["lsst.ctrl.bps.panda/_static"]
+html_css_files = ["pages.css"]
 html_show_sphinx = False
 html_copy_source = False
 

@@ -346,9 +346,12 @@ def make_rucio_environment(run: Run, python: Path) -> Beside:
     return Beside.begin(run, "environment of the Rucio server", [python, program])
 
 
-def make_documentation(run: Run, python: Path) -> Beside:
-    """Begin to build the documentation, warnings being errors."""
+def make_documentation(run: Run, python: Path, *, pictures: bool) -> Beside:
+    """Begin to build the documentation, warnings being errors; its pictures
+    need a run of the demo.
+    """
     build = [python, "-m", "sphinx", "-q", "-W", "-n", "--keep-going", "-b", "html", "doc", "doc/_build/html"]
+    build += [] if pictures else ["-D", "panda_pictures=0"]
     return Beside.begin(run, "documentation", build)
 
 
@@ -404,13 +407,13 @@ def main(argv: Sequence[str]) -> int:
         return run.close()
     provide_servers(run)
     rucio = make_rucio_environment(run, python)
-    documentation = make_documentation(run, python)
+    documentation = make_documentation(run, python, pictures=options.all)
     check_source(run, python)
-    documentation.finish()
     for other in others:
         newest = "not slow or newest" if options.all else "(not slow or newest) and not long"
         run.pytest(f"tests on Python {NEWEST}", other, [*parallel, *few, "-m", newest])
     rucio.finish()
+    documentation.finish()
     unwanted = [] if options.all else ["not long", *(["not once"] if others else [])]
     chosen = ["-m", " and ".join(unwanted)] if unwanted else []
     many = ["--hypothesis-profile", "all"] if options.all else []

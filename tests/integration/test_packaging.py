@@ -227,7 +227,7 @@ def tutorial_commands() -> list[str]:
     text = (CHECKOUT / "doc" / "lsst.ctrl.bps.panda" / "tutorial.rst").read_text(encoding="utf-8")
     found = re.findall(r"^\.\. code-block:: bash\n\n((?:   .*\n|\n)+)", text, re.M)
     blocks = [re.sub(r"^   ", "", block, flags=re.M) for block in found]
-    assert "pip install 'lsst-ctrl-bps-panda[local,demo]>=31'" in blocks[0]
+    assert "pip install './ctrl_bps_panda[local,demo]'" in blocks[0]
     return blocks[1:]
 
 
