@@ -33,7 +33,7 @@ EXTRAS = "local,demo,rucio,test,dev"
 NEWEST = "3.13"
 
 # How many of the longest files are named after a pass, and from which length on.
-_FILES_SHOWN = 12
+_FILES_SHOWN = 40
 _SECONDS_SHOWN = 5.0
 
 SYSTEM_AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")

@@ -199,6 +199,23 @@ def test_a_client_of_another_version_is_refused(
     assert "pip install 'idds-common>=2.4.0" in str(refused.value)
 
 
+@pytest.mark.parametrize("content", [None, "no section"])
+def test_a_wrong_configuration_of_idds_is_named(content: str | None, tmp_path: Path) -> None:
+    place = tmp_path / "idds.cfg"
+    if content is not None:
+        place.write_text(content)
+    program = "from lsst.ctrl.bps.panda.idds import workflow; workflow._idds()"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "IDDS_CONFIG": str(place)},
+        capture_output=True,
+        text=True,
+    )
+    last = done.stderr[done.stderr.rindex("SettingsError") :]
+    assert str(place) in last
+    assert "or unset it" in last
+
+
 def test_the_range_is_that_of_the_distribution() -> None:
     parser = ConfigParser()
     parser.read(Path(__file__).parents[2] / "setup.cfg")

@@ -251,7 +251,8 @@ def test_an_abort_reaches_what_is_made_after_it(tmp_path):
 
         def aborted():
             Clerk.get_operation_requests(clerk)
-            return [event._processing_id for event in EventBus().get(EventType.AbortProcessing, num_events=10)]
+            events = EventBus().get(EventType.AbortProcessing, num_events=10)
+            return [event._processing_id for event in events]
 
         def command(kind):
             commands.add_command(kind, constants.CommandStatus.Processed, 2, None, None)

@@ -157,8 +157,8 @@ def client_mode() -> Iterator[None]:
 
 @lru_cache(maxsize=1)
 def _idds() -> SimpleNamespace:
-    """Import iDDS's client classes; a `SettingsError` if they are not there, or not of a version whose
-    requests are known to be right.
+    """Import iDDS's client classes; a `SettingsError` if they are not there, are not of a version whose
+    requests are known to be right, or cannot read their configuration.
     """
     for name in ("idds-common", "idds-workflow", "idds-doma"):
         try:
@@ -172,10 +172,19 @@ def _idds() -> SimpleNamespace:
                 "2.5.5. Install one that fits: pip install "
                 + " ".join(f"'idds-{part}>=2.4.0,!=2.5.5,<2.7'" for part in ("common", "workflow", "doma"))
             )
-    with client_mode():
-        from idds.common.utils import json_dumps
-        from idds.doma.workflowv2.domapandawork import DomaPanDAWork
-        from idds.workflowv2.workflow import AndCondition, Workflow
+    try:
+        with client_mode():
+            from idds.common.utils import json_dumps
+            from idds.doma.workflowv2.domapandawork import DomaPanDAWork
+            from idds.workflowv2.workflow import AndCondition, Workflow
+    except ImportError:
+        raise
+    except Exception as error:
+        # It reads its configuration when it is imported, and raises what it meets.
+        raise SettingsError(
+            f"iDDS's client cannot read its own configuration: {' '.join(map(str, error.args))} Mend the "
+            "file that the environment variable IDDS_CONFIG names, or unset it: a client needs no file."
+        ) from error
     return SimpleNamespace(
         json_dumps=json_dumps, DomaPanDAWork=DomaPanDAWork, AndCondition=AndCondition, Workflow=Workflow
     )
