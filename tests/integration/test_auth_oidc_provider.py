@@ -7,11 +7,9 @@ Whatever a test prints, logs or writes is searched for its secrets at the end.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +23,8 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
+from panda_servers.npm import made_once
+from panda_servers.oidc import OidcProvider
 
 from lsst.ctrl.bps.panda.auth.login import (
     await_approval,
@@ -49,41 +49,8 @@ from lsst.ctrl.bps.panda.rest.tokens import TokenStore, parse_claims
 pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
-CACHE = HERE.parents[1] / ".cache"
 PANDA_AUTH = [sys.executable, str(HERE.parents[1] / "bin" / "panda_auth")]
 SHORT, LONG = 3600, 864000
-
-
-@contextlib.contextmanager
-def made_once(name):
-    """Give a folder of the cache, which one process at a time may fill."""
-    CACHE.mkdir(exist_ok=True)
-    with (CACHE / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield CACHE / name
-
-
-def install_provider(folder):
-    """Install the provider; a registry that hangs is asked again."""
-    command = ["npm", "install", "--no-audit", "--no-fund", "--prefer-offline", "--prefix", str(folder)]
-    for attempts_left in (2, 1, 0):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        try:
-            subprocess.run([*command, "oidc-provider@9"], check=True, timeout=240, capture_output=True)
-            return
-        except subprocess.SubprocessError:
-            if not attempts_left:
-                raise
-
-
-@pytest.fixture(scope="session")
-def npm_folder():
-    with made_once("oidc-provider-9") as folder:
-        if not (folder / "installed").exists():
-            install_provider(folder)
-            (folder / "installed").touch()
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -102,16 +69,17 @@ def panda_client_python():
 class World:
     """The provider, and what must not be seen anywhere."""
 
-    root: str
-    process: subprocess.Popen
+    provider: OidcProvider
     commands: Path
     secrets: set[str] = field(default_factory=lambda: {"the-secret-of-panda-client"})
     heard: list[str] = field(default_factory=list)
 
+    @property
+    def root(self) -> str:
+        return self.provider.root
+
     def ask(self, path: str, **query: object) -> dict:
-        url = f"{self.root}/{path}?{urlencode(query)}"
-        with urllib.request.urlopen(url, data=b"" if query else None, timeout=30) as reply:
-            return json.load(reply)
+        return self.provider.ask(path, **query)
 
     def set(self, **changes: object) -> None:
         self.ask("world", **changes)
@@ -127,19 +95,9 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def provider(npm_folder, commands):
-    node = subprocess.Popen(
-        ["node", str(HERE / "oidc_provider.mjs"), str(npm_folder)],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
-    try:
-        words = node.stdout.readline().split()
-        assert words[:1] == ["PORT"]
-        yield World(f"http://127.0.0.1:{words[1]}", node, commands.folder)
-    finally:
-        node.kill()
-        node.wait()
-        node.stdout.close()
+def provider(commands):
+    with OidcProvider() as process:
+        yield World(process, commands.folder)
 
 
 @pytest.fixture
@@ -581,7 +539,7 @@ def test_we_accept_the_token_file_of_panda_client(world, env, store, panda_clien
 
 
 def test_the_search_for_leaks_can_fail(world, tmp_path):
-    leaky = World(world.root, world.process, world.commands, secrets={"abcdef"}, heard=["it is abcdef"])
+    leaky = World(world.provider, world.commands, secrets={"abcdef"}, heard=["it is abcdef"])
     (tmp_path / "log").write_text("abcdef")
     (tmp_path / ".token").write_text("abcdef")
     assert find_leaks(leaky, tmp_path) == ["output 0", str(tmp_path / "log")]

@@ -4,7 +4,6 @@ log of its exception, restarted and cancelled; with the keyboard alone, narrow a
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,12 +11,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from panda_servers.browser import Browser
 from panda_servers.place import Place, add
-from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.wait import WebDriverWait
 
 from lsst.ctrl.bps.panda.local import instance
 from lsst.ctrl.bps.panda.local.guard import marked_processes
@@ -25,7 +21,6 @@ from lsst.ctrl.bps.panda.local.processes import MARKER
 
 pytestmark = pytest.mark.slow
 
-LIMIT = 120.0
 NASTY = "<img src=x onerror=alert(1)><script>alert(2)</script>"
 SIZES = {"narrow": 360, "wide": 1500}
 
@@ -43,61 +38,6 @@ def place(tmp_path_factory):
     yield made
     instance.stop(directory / "a panda")
     assert marked_processes(f"{MARKER}={directory / 'a panda'}") == []
-
-
-class Browser:
-    """A browser, and what a user does with it."""
-
-    def __init__(self, profile):
-        options = webdriver.ChromeOptions()
-        options.binary_location = shutil.which("chromium")
-        for word in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "hide-scrollbars"):
-            options.add_argument(f"--{word}")
-        options.add_argument(f"--user-data-dir={profile}")
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        service = webdriver.ChromeService(shutil.which("chromedriver"))
-        self.driver = webdriver.Chrome(options, service)
-        self.clicks = 0
-
-    def close(self):
-        self.driver.quit()
-
-    def wait(self, condition):
-        # A page that renews itself may replace what was just found.
-        renewed = [StaleElementReferenceException]
-        waiting = WebDriverWait(self.driver, LIMIT, 0.2, renewed)
-        return waiting.until(lambda driver: condition(), f"not seen: {self.text}")
-
-    @property
-    def text(self):
-        return self.driver.execute_script("return document.body.innerText")
-
-    def wait_for(self, *words):
-        self.wait(lambda: all(word in self.text for word in words))
-
-    def find(self, words):
-        """Find a link or a button by its words; none if it is not there."""
-        found = self.driver.find_elements(By.XPATH, f"//*[self::a or self::button][contains(., '{words}')]")
-        return found[0] if found else None
-
-    def click(self, words):
-        def click():
-            if found := self.find(words):
-                found.click()
-            return found
-
-        self.wait(click)
-        self.clicks += 1
-
-    def complaints(self):
-        """Return what the browser says of the pages: what their policy refuses, what is broken."""
-        return [each["message"] for each in self.driver.get_log("browser")]
-
-    def resize(self, width, height=900):
-        self.driver.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride",
-            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False},
-        )
 
 
 @pytest.fixture(scope="module")
@@ -203,37 +143,20 @@ def test_restart_with_the_keyboard_alone(place, browser, failed):
     place.wait(run_id)
     browser.driver.get(f"{browser.home}runs/{run_id}/")
     browser.wait(lambda: browser.find("Restart"))
-    press(browser, "Restart")
+    browser.press("Restart")
     browser.wait_for("a new run does what did not succeed")
     mark.touch()
-    press(browser, "Restart")
+    browser.press("Restart")
     browser.wait_for("Restarted")
     new = max(map(int, re.findall(r"Run (\d+)", browser.text)))
     assert new > int(run_id)
-    press(browser, f"Run {new}")
+    browser.press(f"Run {new}")
     browser.wait_for("SUCCEEDED", "No failed job is known")
     assert browser.find("Restart") is None
     browser.driver.get(f"{browser.home}runs/{run_id}/")
     browser.wait_for(f"Run {run_id} was restarted: run {new}")
     browser.click(f"Run {new}")
     browser.wait_for(f"Run {new}: ")
-
-
-def press(browser, words):
-    """Go to a link or a button with the Tab key, see that it is marked, and press Enter."""
-    script = """
-      const active = document.activeElement, style = getComputedStyle(active);
-      return [active.tagName, active.innerText, style.outlineStyle];
-    """
-    for _ in range(60):
-        webdriver.ActionChains(browser.driver).send_keys(Keys.TAB).perform()
-        # In one question: a page that renews itself puts another element in its place.
-        kind, text, outline = browser.driver.execute_script(script)
-        if kind in ("A", "BUTTON") and words in text:
-            assert outline == "solid"
-            webdriver.ActionChains(browser.driver).send_keys(Keys.ENTER).perform()
-            return
-    raise AssertionError(f"{words} is out of reach of the Tab key")
 
 
 def test_cancel(place, browser, failed):

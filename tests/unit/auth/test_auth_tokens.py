@@ -297,6 +297,17 @@ def test_a_good_token_passes_the_checks():
     assert verify_id_token(several, keys, PROVIDER).issuer == PROVIDER.issuer
 
 
+def test_the_token_of_a_browser_is_that_of_its_login():
+    keys = make_keys(k1=KEY)
+    assert (
+        verify_id_token(make_token(nonce="of-this-login"), keys, PROVIDER, nonce="of-this-login").subject
+        == "42"
+    )
+    for nonce in ("of-another-login", "", None):
+        with pytest.raises(TokenBrokenError, match="made for another login"):
+            verify_id_token(make_token(nonce=nonce), keys, PROVIDER, nonce="of-this-login")
+
+
 HOUR = 3600
 BAD_TOKENS = {
     "signed by somebody else": (lambda: make_token(OTHER_KEY), "Signature verification failed"),

@@ -1,6 +1,7 @@
-"""Logging in: the OpenID provider behind a PanDA server, the two OAuth exchanges of a login, device
-authorization (RFC 8628) and refresh (RFC 6749, section 6), with the checks that a client must make, and what
-people and cron jobs do with them.  Each keeps the token file whole, whatever happens in between.
+"""Logging in: the OpenID provider behind a PanDA server, the OAuth exchanges of a login, device authorization
+(RFC 8628), authorization code (RFC 6749, section 4.1, with RFC 7636) and refresh (RFC 6749, section 6), with
+the checks that a client must make, and what people and cron jobs do with them.  Each keeps the token file
+whole, whatever happens in between.
 
 `oauthlib` makes the requests' bodies and reads the replies, `jwt` checks
 signatures and claims; the transport carries them.
@@ -9,6 +10,7 @@ signatures and claims; the transport carries them.
 from __future__ import annotations
 
 __all__ = [
+    "BrowserLogin",
     "DeviceGrant",
     "LoginSettings",
     "Provider",
@@ -17,17 +19,20 @@ __all__ = [
     "await_approval",
     "find_login_settings",
     "find_provider",
+    "finish_browser_login",
     "keep_fresh",
     "log_in",
     "make_renewer",
     "refresh",
     "refresh_tokens",
+    "start_browser_login",
     "start_device_login",
     "verify_id_token",
 ]
 
 import json
 import logging
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -50,7 +55,7 @@ from ..rest.credentials import RENEW_BEFORE, Anonymous, checks_certificates, red
 from ..rest.faults import Fault, make_reply_error, shorten
 from ..rest.panda_api import server_root
 from ..rest.retries import LOGIN_RETRY, Timeouts
-from ..rest.tokens import Claims, TokenSet, TokenStore, claims_from, find_vo, parse_claims
+from ..rest.tokens import Claims, TokenPlace, TokenSet, TokenStore, claims_from, find_vo, parse_claims
 from ..rest.transport import Reply, Transport, parse_json
 from ..settings.run import is_loopback
 
@@ -112,6 +117,9 @@ class Provider:
     jwks_uri: str
     """URLs of device authorization, tokens and public keys."""
 
+    authorization_endpoint: str = ""
+    """URL where browsers log in; may be empty."""
+
     scopes: tuple[str, ...] = _SCOPES
     """What to ask for."""
 
@@ -124,14 +132,17 @@ def auth_config_url(panda_url: str, vo: str) -> str:
     return f"{server_root(panda_url)}/auth/{quote(vo, safe=':')}_auth_config.json"
 
 
-def find_provider(transport: Transport, panda_url: str, vo: str) -> Provider:
-    """Ask a PanDA server for its provider, and the provider for its URLs.
+def find_provider(
+    transport: Transport, panda_url: str, vo: str, client: Mapping[str, Any] | None = None
+) -> Provider:
+    """Ask a PanDA server for its provider, unless the ``client`` at the provider is known, which has the form
+    of that answer; and ask the provider for its URLs.
 
     Credentials are not needed.  `ReplyError` is raised if a document lacks something, names another issuer
     than its own URL (OpenID Connect Discovery 1.0, section 4.3), or leads to somewhere without encryption.
     """
     config_url = auth_config_url(panda_url, vo)
-    config = _fetch(transport, config_url, f"auth configuration of {vo}")
+    config = client if client is not None else _fetch(transport, config_url, f"auth configuration of {vo}")
     discovery_url = _text(config, "oidc_config_url", config_url)
     discovery = _fetch(transport, discovery_url, "discovery document of the OpenID provider")
     issuer = _text(discovery, "issuer", discovery_url)
@@ -147,6 +158,11 @@ def find_provider(transport: Transport, panda_url: str, vo: str) -> Provider:
         device_endpoint=_endpoint(discovery, "device_authorization_endpoint", discovery_url),
         token_endpoint=_endpoint(discovery, "token_endpoint", discovery_url),
         jwks_uri=_endpoint(discovery, "jwks_uri", discovery_url),
+        authorization_endpoint=(
+            _endpoint(discovery, "authorization_endpoint", discovery_url)
+            if "authorization_endpoint" in discovery
+            else ""
+        ),
         scopes=_SCOPES + _PROFILE_SCOPES.get(str(profile), ()),
         algorithms=tuple(name for name in _ALGORITHMS if name in offered),
     )
@@ -275,6 +291,85 @@ def await_approval(
     raise LoginError(_explain("expired_token", {}, provider), endpoint=provider.token_endpoint)
 
 
+@dataclass(frozen=True, slots=True)
+class BrowserLogin:
+    """A login in a browser that has been sent to the provider."""
+
+    url: str
+    """Where it is sent."""
+
+    redirect_uri: str
+    """Where it comes back to."""
+
+    state: str = field(repr=False)
+    nonce: str = field(repr=False)
+    verifier: str = field(repr=False)
+    """What the way back, the ID token and the exchange of the code must fit; secret until then."""
+
+
+def start_browser_login(provider: Provider, redirect_uri: str) -> BrowserLogin:
+    """Begin a login in a browser; `LoginError` is raised if the provider does not offer that."""
+    from oauthlib.common import add_params_to_uri
+    from oauthlib.oauth2 import WebApplicationClient
+
+    if not provider.authorization_endpoint:
+        raise LoginError("The provider has no page to log in with a browser.", endpoint=provider.issuer)
+    client = WebApplicationClient(provider.client_id)
+    state, nonce = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
+    verifier = client.create_code_verifier(96)
+    parameters = {
+        "response_type": "code",
+        "client_id": provider.client_id,
+        "redirect_uri": redirect_uri,
+        "scope": " ".join(provider.scopes),
+        "state": state,
+        "nonce": nonce,
+        "code_challenge": client.create_code_challenge(verifier, "S256"),
+        "code_challenge_method": "S256",
+    }
+    if provider.audience:
+        parameters["audience"] = provider.audience
+    url = add_params_to_uri(provider.authorization_endpoint, list(parameters.items()))
+    return BrowserLogin(url, redirect_uri, state, nonce, verifier)
+
+
+def finish_browser_login(
+    transport: Transport, provider: Provider, login: BrowserLogin, query: str
+) -> TokenSet:
+    """Exchange the code that a browser has brought back in the ``query`` of its address, and check the ID
+    token.
+
+    `LoginError` is raised if it does not belong to this login, or the person or the provider refused;
+    `TokenBrokenError` if the ID token does not pass the checks.
+    """
+    from oauthlib.oauth2 import OAuth2Error, WebApplicationClient
+
+    client = WebApplicationClient(provider.client_id)
+    try:
+        fields = client.parse_request_uri_response(f"{login.redirect_uri}?{query}", state=login.state)
+    except OAuth2Error as problem:
+        raise _refused(str(problem.error), provider) from None
+    # RFC 9207: the reply may say which provider it is from.
+    if fields.get("iss", provider.issuer) != provider.issuer:
+        raise _refused("answer of another provider", provider)
+    body = client.prepare_request_body(
+        fields["code"],
+        redirect_uri=login.redirect_uri,
+        code_verifier=login.verifier,
+        include_client_id=True,
+        **_secret(provider),
+    )
+    found, error = _ask_for_tokens(transport, provider, body, "login")
+    if found is None:
+        raise _refused(error, provider)
+    return _verify_tokens(transport, provider, found, nonce=login.nonce)
+
+
+def _refused(code: str, provider: Provider) -> LoginError:
+    text = f"The login was refused ({shorten(redact(code))}). Try again."
+    return LoginError(text, endpoint=provider.issuer)
+
+
 def refresh_tokens(transport: Transport, provider: Provider, tokens: TokenSet) -> TokenSet:
     """Get new tokens for a refresh token, and check the new ID token.
 
@@ -303,12 +398,17 @@ def refresh_tokens(transport: Transport, provider: Provider, tokens: TokenSet) -
 
 
 def verify_id_token(
-    id_token: str, keys: Mapping[str, Any], provider: Provider, *, now: datetime | None = None
+    id_token: str,
+    keys: Mapping[str, Any],
+    provider: Provider,
+    *,
+    nonce: str = "",
+    now: datetime | None = None,
 ) -> Claims:
     """Check signature, issuer, audience and times of an ID token, and return its claims.
 
-    ``keys`` is the provider's key set (RFC 7517); ``now`` is for the words
-    about clocks that differ.  `TokenBrokenError` says which check failed.
+    ``keys`` is the provider's key set (RFC 7517); a ``nonce`` has to be in the token; ``now`` is for the
+    words about clocks that differ.  `TokenBrokenError` says which check failed.
     """
     import jwt
 
@@ -327,6 +427,8 @@ def verify_id_token(
         # for whom it was made.
         if isinstance(raw["aud"], list) and len(raw["aud"]) > 1 and raw.get("azp") != provider.client_id:
             raise jwt.InvalidAudienceError("made for another client (azp)")
+        if nonce and raw.get("nonce") != nonce:
+            raise jwt.InvalidTokenError("made for another login (nonce)")
         return claims_from(raw)
     except (jwt.ImmatureSignatureError, jwt.ExpiredSignatureError) as error:
         problem = f"{error}; {_compare_clocks(id_token, now or datetime.now(UTC))}"
@@ -358,14 +460,16 @@ def _compare_clocks(id_token: str, now: datetime) -> str:
     return f"the clock of this machine seems to be {abs(ahead):.0f} s {side} the provider's"
 
 
-def _verify_tokens(transport: Transport, provider: Provider, fields: Mapping[str, object]) -> TokenSet:
+def _verify_tokens(
+    transport: Transport, provider: Provider, fields: Mapping[str, object], *, nonce: str = ""
+) -> TokenSet:
     """Make tokens of a reply, whose ID token is checked before anything else is done with it."""
     tokens = TokenSet(fields)
     what = "keys of the OpenID provider"
     keys = parse_json(transport.get(provider.jwks_uri, headers=_ACCEPT, what=what), what)
     if not isinstance(keys, dict):
         raise make_reply_error("A set of keys was expected.", keys, endpoint=provider.jwks_uri, what=what)
-    verify_id_token(tokens.id_token, keys, provider)
+    verify_id_token(tokens.id_token, keys, provider, nonce=nonce)
     return tokens
 
 
@@ -451,6 +555,13 @@ class LoginSettings:
     verify: bool = True
     """Whether to check certificates of servers."""
 
+    client: Mapping[str, Any] | None = field(default=None, repr=False)
+    """The client at the provider, in the form of the server's auth configuration, the default."""
+
+    def find_provider(self, transport: Transport) -> Provider:
+        """Find the provider and its URLs."""
+        return find_provider(transport, self.panda_url, self.vo, self.client)
+
     def make_transport(self) -> Transport:
         """Make the transport to the PanDA server and the provider."""
         return Transport(Anonymous(), verify=self.verify, timeouts=_TIMEOUTS, retry=LOGIN_RETRY)
@@ -475,7 +586,7 @@ def log_in(store: TokenStore, settings: LoginSettings, show: Callable[[DeviceGra
     ``show`` shows link and code to the person.  What the store has stays until there are new tokens.
     """
     transport = settings.make_transport()
-    provider = find_provider(transport, settings.panda_url, settings.vo)
+    provider = settings.find_provider(transport)
     grant = start_device_login(transport, provider)
     show(grant)
     tokens = await_approval(transport, provider, grant)
@@ -496,7 +607,7 @@ class RefreshOutcome:
 
 
 def refresh(
-    store: TokenStore,
+    store: TokenPlace,
     settings: LoginSettings,
     *,
     threshold: timedelta,
@@ -517,7 +628,7 @@ def refresh(
         if claims.remaining(now()) >= threshold:
             return RefreshOutcome(False, claims)
         transport = settings.make_transport()
-        provider = find_provider(transport, settings.panda_url, settings.vo)
+        provider = settings.find_provider(transport)
         renewed = refresh_tokens(transport, provider, tokens)
         store.save(renewed)
     return RefreshOutcome(True, parse_claims(renewed.id_token))
@@ -553,16 +664,20 @@ def keep_fresh(
         sleep(min(max(wait.total_seconds(), _SHORTEST_WAIT), _LONGEST_WAIT))
 
 
-def make_renewer(env: Mapping[str, str]) -> Callable[[TokenStore], bool]:
+def make_renewer(
+    env: Mapping[str, str], settings: LoginSettings | None = None
+) -> Callable[[TokenPlace], bool]:
     """Make the function that credentials call when their token is about to expire.
 
-    It refreshes the tokens of a store without asking a person, and returns `True` if there are new ones.  A
-    failure is logged, not raised: the present token may still do.
+    The settings are those of the environment, unless they are given.  The function refreshes the tokens of a
+    store without asking a person, and returns `True` if there are new ones.  A failure is logged, not raised:
+    the present token may still do.
     """
 
-    def renew(store: TokenStore) -> bool:
+    def renew(store: TokenPlace) -> bool:
         try:
-            return refresh(store, find_login_settings(env), threshold=RENEW_BEFORE).refreshed
+            found = settings or find_login_settings(env)
+            return refresh(store, found, threshold=RENEW_BEFORE).refreshed
         except (TransportError, SettingsError) as error:
             _LOG.warning("The token could not be renewed: %s", error)
             return False

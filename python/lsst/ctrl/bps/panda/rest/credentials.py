@@ -14,6 +14,7 @@ __all__ = [
     "X509Proxy",
     "find_credentials",
     "find_proxy",
+    "make_bearer",
     "read_proxy",
     "redact",
     "checks_certificates",
@@ -25,6 +26,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -37,6 +39,7 @@ from ..errors import (
 )
 from ..local.endpoint import check_own_panda, find_own_panda
 from .tokens import (
+    TokenSet,
     TokenSource,
     TokenStore,
     ensure_lifetime,
@@ -300,12 +303,19 @@ def _find_token(
         return BearerToken(vo, lambda: _own_token(env, source), description=source.description)
     if store is None or renew is None:
         return BearerToken(vo, lambda: _check_expiry(source.read(), now()), description=source.description)
-    return BearerToken(
-        vo,
-        lambda: _current_token(store, renew, now()),
-        renew=lambda: renew(store),
-        description=source.description,
-    )
+    return make_bearer(vo, store.load, partial(renew, store), description=source.description, now=now)
+
+
+def make_bearer(
+    vo: str,
+    load: Callable[[], TokenSet],
+    renew: Callable[[], bool],
+    *,
+    description: str = "a token",
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> BearerToken:
+    """Make credentials of tokens that are kept somewhere, which are renewed there before they expire."""
+    return BearerToken(vo, lambda: _current_token(load, renew, now()), renew=renew, description=description)
 
 
 def _own_token(env: Mapping[str, str], source: TokenSource) -> str:
@@ -314,16 +324,16 @@ def _own_token(env: Mapping[str, str], source: TokenSource) -> str:
     return source.read()
 
 
-def _current_token(store: TokenStore, renew: Callable[[TokenStore], bool], now: datetime) -> str:
+def _current_token(load: Callable[[], TokenSet], renew: Callable[[], bool], now: datetime) -> str:
     """Return the stored token, renewed if it is about to expire."""
-    token = store.load().id_token
+    token = load().id_token
     claims = parse_claims(token)
     life = RENEW_BEFORE
     if claims.issued is not None and claims.expires is not None:
         # Some providers give tokens that live shorter than that.
         life = min(life, (claims.expires - claims.issued) / 2)
-    if claims.remaining(now) < life and renew(store):
-        token = store.load().id_token
+    if claims.remaining(now) < life and renew():
+        token = load().id_token
     return _check_expiry(token, now)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "Claims",
+    "TokenPlace",
     "TokenSet",
     "TokenSource",
     "TokenStore",
@@ -27,7 +28,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from ..errors import SettingsError, TokenBrokenError, TokenExpiredError, TokenMissingError
 from ..files import write_text
@@ -211,6 +212,19 @@ def token_directory(env: Mapping[str, str]) -> Path:
     It is ``PANDA_CONFIG_ROOT``, with ``~`` expanded, else the current directory.
     """
     return Path(env.get("PANDA_CONFIG_ROOT") or ".").expanduser().absolute()
+
+
+class TokenPlace(Protocol):
+    """What keeps the tokens of one user."""
+
+    def load(self) -> TokenSet:
+        """Return the tokens."""
+
+    def save(self, tokens: TokenSet) -> None:
+        """Replace the tokens."""
+
+    def lock(self) -> contextlib.AbstractContextManager[object]:
+        """Let one at a time get new tokens."""
 
 
 class TokenStore:

@@ -104,11 +104,14 @@ class Connection:
     credentials: Credentials
 
 
-def connect(settings: ServiceSettings, *, prompt: bool = False) -> Connection:
+def connect(
+    settings: ServiceSettings, *, prompt: bool = False, credentials: Credentials | None = None
+) -> Connection:
     """Make the clients for the servers in the settings; nothing is sent.
 
-    With ``prompt``, timeouts are short, for requests that are answered promptly.  `SettingsError` is raised
-    if it is not known where PanDA is, or how to log in.
+    The credentials are those of the environment, unless they are given.  With ``prompt``, timeouts are short,
+    for requests that are answered promptly.  `SettingsError` is raised if it is not known where PanDA is, or
+    how to log in.
     """
     # Imported here: a log-in that is about to expire renews itself, and the
     # libraries for that are slow to import.
@@ -116,7 +119,8 @@ def connect(settings: ServiceSettings, *, prompt: bool = False) -> Connection:
 
     url = settings.require_url()
     env = settings.environment
-    credentials = find_credentials(env, uid=os.getuid(), renew=make_renewer(env))
+    if credentials is None:
+        credentials = find_credentials(env, uid=os.getuid(), renew=make_renewer(env))
     transport = Transport(
         credentials,
         verify=checks_certificates(env),

@@ -7,7 +7,7 @@ changed.
 
 from __future__ import annotations
 
-__all__ = ["make_application"]
+__all__ = ["HEADERS", "Allowance", "Visitor", "make_application", "make_static_application"]
 
 import hashlib
 import hmac
@@ -25,7 +25,7 @@ from urllib.parse import urlencode
 
 import flask
 from lsst.ctrl.bps.wms_service import WmsStates
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, TooManyRequests
 
 from ..errors import ConnectionFailedError, PandaBpsError, RunNotFoundError, TransportError
 from ..insight.documents import make_document
@@ -38,7 +38,7 @@ from ..runs.restart import restart_run
 from ..status.failures import find_remarks
 from ..status.records import JobRecord
 from ..version import __version__
-from .looks import OUTSIDE, JobsSight, Looks, RunSight, Sight, is_shown
+from .looks import OUTSIDE, JobsSight, Looks, RunSight, Sight
 from .page import (
     COLUMNS,
     RunPage,
@@ -54,6 +54,17 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
+HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    "X-Content-Type-Options": "nosniff",
+    # A browser tells a page of ours from others by what "no-referrer" would have it leave out.
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+"""Headers of each reply."""
+
 _STEP = 200
 """Jobs on a page."""
 
@@ -62,6 +73,15 @@ _REQUESTS = (40.0, 200.0)
 """Requests a second, and how many at once."""
 
 _ACTIONS = (0.2, 10.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Who looks at the pages after a log-in."""
+
+    name: str
+    leave: Callable[[], None]
+    """Ends the session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +94,12 @@ class _Live:
     tag: str = ""
     seen: RunSight | None = None
     """The run, on its page."""
+
+    visitor: str = ""
+    """Who has logged in, if that was necessary."""
+
+    leaving: str = ""
+    """The token with which to log out."""
 
     def page(self, run: int, action: str = "") -> str:
         """Return the address of a run's page, or of an action."""
@@ -101,7 +127,7 @@ class _Log:
     """Why there are no lines."""
 
 
-class _Allowance:
+class Allowance:
     """How often something may happen: so often a second in the long run, and so often at once."""
 
     def __init__(self, rate: float, burst: float) -> None:
@@ -116,19 +142,20 @@ class _Allowance:
             self._left = min(self._burst, self._left + (now - self._at) * self._rate)
             self._at = now
             if self._left < 1:
-                flask.abort(flask.Response("Too many requests; wait a moment.\n", 429, mimetype="text/plain"))
+                raise TooManyRequests("too many requests; wait a moment")
             self._left -= 1
 
 
 class _Pages:
     """The pages of one server."""
 
-    def __init__(self, looks: Looks) -> None:
+    def __init__(self, looks: Looks, visitor: Visitor | None) -> None:
         self._looks = looks
+        self._visitor = visitor
         # Another one after each start, since revisions begin anew.
         self._key = secrets.token_bytes(32)
         self._start = secrets.token_hex(4)
-        self._requests, self._actions = _Allowance(*_REQUESTS), _Allowance(*_ACTIONS)
+        self._requests, self._actions = Allowance(*_REQUESTS), Allowance(*_ACTIONS)
 
     # --- replies ----------------------------------------------------------
 
@@ -158,8 +185,14 @@ class _Pages:
     def _refuse(self, status: int, text: str) -> None:
         flask.abort(flask.make_response(self._told(f"{HTTPStatus(status).phrase}", text), status))
 
+    def _live(self, looked_at: datetime | None = None, tag: str = "") -> _Live:
+        visitor = self._visitor.name if self._visitor is not None else ""
+        leaving = self._token() if visitor else ""
+        at = looked_at or datetime.now(UTC)
+        return _Live(self._root, at, self._looks.least, tag, visitor=visitor, leaving=leaving)
+
     def _told(self, title: str, text: str, *, run: int = 0, new_run: int = 0) -> str:
-        live = _Live(self._root, datetime.now(UTC), self._looks.least)
+        live = self._live()
         values = {"title": title, "text": text, "run": run, "new_run": new_run, "token": "", "kind": "told"}
         return str(render("action.html", live=live, **values))
 
@@ -179,7 +212,7 @@ class _Pages:
         seen = [sight for sight in sights if sight is not None]
         parts = [self._start, *(str(sight.revision) for sight in seen), more]
         tag = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-        live = _Live(self._root, min(sight.at for sight in seen), self._looks.least, tag)
+        live = self._live(min(sight.at for sight in seen), tag)
         if flask.request.headers.get("If-None-Match") == tag:
             reply = flask.Response(status=304)
         else:
@@ -308,7 +341,7 @@ class _Pages:
     def _read_log(self, job: JobRecord, seen: RunSight) -> _Log:
         """Read the last lines of a log, if it lies where logs of the run may lie."""
         connection, area = self._looks.connect(), seen.overview.staging_area
-        if not is_shown(job, connection, area):
+        if not self._looks.logs.holds(job, connection, area):
             return _Log(problem=OUTSIDE)
         if not find_log_urls(job, connection.settings.url):
             return _Log(problem="There is no log yet.")
@@ -341,8 +374,15 @@ class _Pages:
         new, _, message = restart_run(RunClient(self._looks.connect()), str(run))
         return self._told("Restarted" if new else "Not restarted", message, run=run, new_run=int(new or 0))
 
+    def logout(self) -> flask.Response:
+        """End the session of who has logged in."""
+        if self._visitor is None:
+            flask.abort(404)
+        self._visitor.leave()
+        return flask.redirect(self._root, 303)  # type: ignore[return-value]
+
     def _confirmed(self, title: str, run: int, text: str) -> str:
-        live = _Live(self._root, datetime.now(UTC), self._looks.least)
+        live = self._live()
         values = {"title": title, "run": run, "text": text, "token": self._token(), "kind": "confirm"}
         return str(render("action.html", live=live, **values))
 
@@ -445,13 +485,33 @@ def _facts(attempts: Sequence[JobRecord]) -> dict[str, list[object]]:
     }
 
 
-def make_application(looks: Looks) -> flask.Flask:
+def make_application(looks: Looks, visitor: Visitor | None = None) -> flask.Flask:
     """Make the application; below which path it is, the WSGI server says (``SCRIPT_NAME``)."""
-    application = flask.Flask(__name__, static_folder=None)
+    application = make_static_application()
     application.config.update(MAX_CONTENT_LENGTH=_LARGEST_BODY)
-    pages = _Pages(looks)
+    pages = _Pages(looks, visitor)
     application.before_request(pages.check)
     application.register_error_handler(PandaBpsError, pages.fail)
+    _add_views(
+        application,
+        ("/", pages.runs),
+        ("/runs/<int:run>/", pages.run),
+        ("/runs/<int:run>/label", pages.label),
+        ("/runs/<int:run>/job", pages.job),
+        ("/api/runs", pages.runs_document),
+        ("/api/runs/<int:run>", pages.run_document),
+        ("/api/runs/<int:run>/<any(errors, resources, jobs):kind>", pages.part_document),
+        ("/api/runs/<int:run>/logs", pages.log_document),
+    )
+    for name, action in (("cancel", pages.cancel), ("restart", pages.restart)):
+        application.add_url_rule(f"/runs/<int:run>/{name}", name, action, methods=["GET", "POST"])
+    application.add_url_rule("/logout", "logout", pages.logout, methods=["POST"])
+    return application
+
+
+def make_static_application() -> flask.Flask:
+    """Make the application with what all pages need and no page: style sheet, script and icon."""
+    application = flask.Flask(__name__, static_folder=None)
     static = files(__package__) / "static"
     script, icon = ((static / name).read_text(encoding="utf-8") for name in ("live.js", "icon.svg"))
 
@@ -461,33 +521,21 @@ def make_application(looks: Looks) -> flask.Flask:
 
     @application.after_request
     def protect(reply: flask.Response) -> flask.Response:
-        reply.headers["Content-Security-Policy"] = _POLICY
-        reply.headers["X-Content-Type-Options"] = "nosniff"
-        # A browser tells a page of ours from others by what "no-referrer" would have it leave out.
-        reply.headers["Referrer-Policy"] = "same-origin"
-        reply.headers["Cross-Origin-Opener-Policy"] = "same-origin"
-        reply.headers["Cross-Origin-Resource-Policy"] = "same-origin"
-        reply.headers["Cache-Control"] = "no-store"
+        reply.headers.update(HEADERS)
         return reply
 
     def text(content: str, kind: str) -> Callable[[], flask.Response]:
         return lambda: flask.Response(content, mimetype=kind)
 
-    rules: tuple[tuple[str, Any], ...] = (
-        ("/", pages.runs),
-        ("/runs/<int:run>/", pages.run),
-        ("/runs/<int:run>/label", pages.label),
-        ("/runs/<int:run>/job", pages.job),
-        ("/api/runs", pages.runs_document),
-        ("/api/runs/<int:run>", pages.run_document),
-        ("/api/runs/<int:run>/<any(errors, resources, jobs):kind>", pages.part_document),
-        ("/api/runs/<int:run>/logs", pages.log_document),
+    _add_views(
+        application,
         ("/static/page.css", text(style_sheet(), "text/css")),
         ("/static/live.js", text(script, "text/javascript")),
         ("/static/icon.svg", text(icon, "image/svg+xml")),
     )
+    return application
+
+
+def _add_views(application: flask.Flask, *rules: tuple[str, Any]) -> None:
     for rule, view in rules:
         application.add_url_rule(rule, rule, view, methods=["GET"])
-    for name, action in (("cancel", pages.cancel), ("restart", pages.restart)):
-        application.add_url_rule(f"/runs/<int:run>/{name}", name, action, methods=["GET", "POST"])
-    return application

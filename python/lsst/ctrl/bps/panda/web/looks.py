@@ -4,7 +4,7 @@ not more often than the servers can bear.
 
 from __future__ import annotations
 
-__all__ = ["OUTSIDE", "Cause", "JobsSight", "Look", "Looks", "RunSight", "Sight", "is_shown"]
+__all__ = ["OUTSIDE", "Cause", "JobsSight", "LogPlaces", "Look", "Looks", "RunSight", "Sight"]
 
 import logging
 import threading
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Generic, TypeVar
+from urllib.parse import urlsplit
 
 from lsst.ctrl.bps.wms_service import WmsStates
 
@@ -209,22 +210,37 @@ class JobsSight:
 OUTSIDE = "The log is not shown here, since it lies outside the run's areas."
 
 
-def is_shown(job: JobRecord, connection: Connection, area: str) -> bool:
-    """Tell whether a job's log may be shown: not a file of this machine, or of a store, that does not belong
-    to the run.
+@dataclass(frozen=True, slots=True)
+class LogPlaces:
+    """Where logs lie that may be shown: if ``hosts`` are named, on web servers of these; else on any, and in
+    the area of the run, be it on this machine or in a store.
     """
-    root = area.rstrip("/") + "/"
-    return all(
-        place.startswith(("http://", "https://"))
-        or (bool(area) and place.startswith(root) and not {"..", "%2e%2e"} & {*place.lower().split("/")})
-        for place in find_log_urls(job, connection.settings.url).values()
-    )
+
+    hosts: frozenset[str] | None = None
+
+    def holds(self, job: JobRecord, connection: Connection, area: str) -> bool:
+        """Tell whether a job's log may be shown."""
+        root = area.rstrip("/") + "/"
+
+        def may(place: str) -> bool:
+            if place.startswith(("http://", "https://")):
+                return self.hosts is None or urlsplit(place).hostname in self.hosts
+            inside = (
+                bool(area) and place.startswith(root) and not {"..", "%2e%2e"} & {*place.lower().split("/")}
+            )
+            return self.hosts is None and inside
+
+        return all(map(may, find_log_urls(job, connection.settings.url).values()))
+
+
+_ANYWHERE = LogPlaces()
 
 
 class _Tails:
     """Reads the ends of logs; that of an attempt does not change any more once it could be read."""
 
-    def __init__(self) -> None:
+    def __init__(self, places: LogPlaces) -> None:
+        self._places = places
         self._known: OrderedDict[int, LogEnd] = OrderedDict()
 
     def reader(self, connection: Connection, area: str) -> Callable[[JobRecord], LogEnd]:
@@ -234,7 +250,7 @@ class _Tails:
         read = TailReader(LogTransport(connection))
 
         def call(job: JobRecord) -> LogEnd:
-            if not is_shown(job, connection, area):
+            if not self._places.holds(job, connection, area):
                 return LogEnd(None, (f"({OUTSIDE})",))
             if (known := self._known.get(job.panda_id)) is not None:
                 return known
@@ -257,12 +273,17 @@ class Looks:
         Connects to the server; each look has a connection of its own, with the token that counts then.
     least : `float`
         Seconds between two questions about the same thing, at least.
+    logs : `LogPlaces`, optional
+        Where logs may be read.
     """
 
-    def __init__(self, make_connection: Callable[[], Connection], least: float) -> None:
+    def __init__(
+        self, make_connection: Callable[[], Connection], least: float, *, logs: LogPlaces = _ANYWHERE
+    ) -> None:
         self.connect = make_connection
         self.least = least
-        self._tails = _Tails()
+        self.logs = logs
+        self._tails = _Tails(logs)
         self._known: OrderedDict[tuple[object, ...], Look[object]] = OrderedDict()
         self._lock = threading.Lock()
 

@@ -1,24 +1,54 @@
-"""Lets browsers of this machine in to the live pages: by a link that is good once, and a cookie for one
-place, whose name nobody else knows.
+"""Lets browsers in to the live pages: those of this machine by a link that is good once, and a cookie for one
+place, whose name nobody else knows; those of a group after a log-in at the OpenID provider, to pages of their
+own, which ask PanDA with the token of who has logged in.
 """
 
 from __future__ import annotations
 
-__all__ = ["PagesServer", "serve_behind"]
+__all__ = ["GroupServer", "GroupSettings", "PagesServer", "serve_behind"]
 
+import contextlib
+import hashlib
+import logging
 import os
+import secrets
 import socket
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 import flask
 from waitress import create_server  # type: ignore[import-untyped]
 from werkzeug.exceptions import Forbidden, HTTPException, Unauthorized
 from werkzeug.wrappers import Request, Response
 
+from ..auth.login import (
+    BrowserLogin,
+    LoginSettings,
+    Provider,
+    finish_browser_login,
+    make_renewer,
+    start_browser_login,
+)
+from ..errors import AuthenticationError, PandaBpsError
 from ..local.identity import VISIT_SECONDS, Links, NotAllowedError, Tokens
+from ..rest.credentials import make_bearer
+from ..rest.tokens import TokenSet, parse_claims
+from ..runs.client import Connection, connect
+from ..settings.run import ServiceSettings
+from .application import HEADERS, Allowance, Visitor, make_application, make_static_application
+from .looks import LogPlaces, Looks
+from .page import render
+
+_LOG = logging.getLogger(__name__)
+
+_Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
 _COOKIE = "panda_bps"
 _LIMITS = {
@@ -105,3 +135,274 @@ def serve_behind(application: flask.Flask, listener: socket.socket, *, idle: flo
 
     threading.Thread(target=watch, daemon=True).start()
     create_server(call, sockets=[listener], **_LIMITS).run()
+
+
+# --- a group ----------------------------------------------------------------
+
+# Browsers take a cookie of this name only from https, for one host and all of its paths.
+_SESSION, _LOGIN = "__Host-panda_bps", "__Host-panda_bps_login"
+_COOKIES: dict[str, Any] = {"path": "/", "secure": True, "httponly": True, "samesite": "Lax"}
+"""Strict ones would not come with the way back from the provider."""
+
+_LOGIN_SECONDS = 600.0
+_MOST_LOGINS, _MOST_SESSIONS = 1000, 500
+_LOGINS = (2.0, 60.0)
+"""Log-ins a second that are begun or ended, and how many at once."""
+
+_RENEWAL_PAUSE = 30.0
+"""Seconds after which a token that could not be renewed is tried again."""
+
+_GROUP_LIMITS = _LIMITS | {"threads": 16, "connection_limit": 200}
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSettings:
+    """How a group is served."""
+
+    address: str
+    """Where browsers find the pages: ``https://`` and a host, behind a proxy."""
+
+    panda: ServiceSettings
+    login: LoginSettings
+    least: float
+    """Seconds between two questions about the same thing, at least."""
+
+    log_hosts: frozenset[str] = frozenset()
+    """Hosts besides PanDA's from which logs are read."""
+
+    idle: float = 2 * 3600.0
+    longest: float = 12 * 3600.0
+    """Seconds after which a session ends without and with use."""
+
+    @property
+    def redirect_uri(self) -> str:
+        """Where the provider sends browsers back to."""
+        return f"{self.address}/callback"
+
+
+class _Session:
+    """A user who has logged in: the tokens, which are kept here and nowhere else, and the pages made with
+    them.  Nothing of what one user is shown is kept where another one's pages look.
+    """
+
+    def __init__(
+        self, settings: GroupSettings, tokens: TokenSet, now: float, leave: Callable[[], None]
+    ) -> None:
+        claims = parse_claims(tokens.id_token)
+        self.name = claims.username or claims.name or claims.subject
+        self.began = self.used = now
+        self._tokens = tokens
+        self._lock = threading.Lock()
+        self._renew = make_renewer({}, settings.login)
+        self._next_renewal = 0.0
+        self._credentials = make_bearer(settings.login.vo, self.load, self._renew_now)
+        panda = settings.panda
+        key = hashlib.sha256(f"{claims.issuer}\0{claims.subject}".encode()).hexdigest()[:16]
+        self._panda = replace(
+            panda,
+            user=self.name,
+            # The records of who has started the server are not the user's.
+            state_directory=str(Path(panda.state_directory, "web", key)),
+            environment={"PANDA_VERIFY_HOST": "" if settings.login.verify else "off"},
+        )
+        hosts = settings.log_hosts | {urlsplit(panda.require_url()).hostname or ""}
+        looks = Looks(self._connect, settings.least, logs=LogPlaces(hosts))
+        self.application = make_application(looks, Visitor(self.name, leave))
+
+    def load(self) -> TokenSet:
+        """Return the tokens."""
+        return self._tokens
+
+    def save(self, tokens: TokenSet) -> None:
+        """Replace the tokens."""
+        self._tokens = tokens
+
+    def lock(self) -> contextlib.AbstractContextManager[object]:
+        """Let one at a time get new tokens."""
+        return self._lock
+
+    def _renew_now(self) -> bool:
+        if time.monotonic() < self._next_renewal:
+            return False
+        self._next_renewal = time.monotonic() + _RENEWAL_PAUSE
+        return self._renew(self)
+
+    def _connect(self) -> Connection:
+        return connect(self._panda, credentials=self._credentials)
+
+    def has_token(self) -> bool:
+        """Whether there is a token that is valid, after a renewal if need be."""
+        try:
+            self._credentials.headers()
+        except AuthenticationError as error:
+            _LOG.info("The session of %s ends: %s", self.name, error)
+            return False
+        return True
+
+
+class GroupServer:
+    """The pages of a group, on the loopback address of this machine, behind a proxy that speaks TLS.
+
+    Nothing that a proxy adds to a request is believed: where the pages are, the settings say.
+
+    Parameters
+    ----------
+    settings : `GroupSettings`
+        How the group is served.
+    port : `int`
+        Where to listen; 0 means anywhere.
+    clock : callable, optional
+        Time, for tests.
+    """
+
+    def __init__(
+        self, settings: GroupSettings, port: int, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.settings = settings
+        self._clock = clock
+        self._host = urlsplit(settings.address).netloc
+        self._transport = settings.login.make_transport()
+        # What is wrong with the provider is said at the start, not to the first user.
+        start_browser_login(self._find_provider(), settings.redirect_uri)
+        self._front = make_static_application()
+        self._allowance = Allowance(*_LOGINS)
+        self._logins: OrderedDict[str, tuple[float, str, str, BrowserLogin]] = OrderedDict()
+        self._sessions: OrderedDict[str, _Session] = OrderedDict()
+        self._lock = threading.Lock()
+        self._server = create_server(self, host="127.0.0.1", port=port, **_GROUP_LIMITS)
+        self.port = int(self._server.effective_port)
+
+    def run(self) -> None:
+        """Serve until the process is interrupted."""
+        self._server.run()
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._server.close()
+
+    def _find_provider(self) -> Provider:
+        return self.settings.login.find_provider(self._transport)
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        """Serve a request."""
+        application: _Application
+        try:
+            application = self._answer(Request(environ))
+        except HTTPException as error:
+            text = f"{error.description}\n"
+            application = Response(text, error.code or 400, HEADERS, mimetype="text/plain")
+        except PandaBpsError as error:
+            application = self._told("Not logged in", str(error), status=502)
+        return application(environ, start_response)
+
+    def _answer(self, request: Request) -> _Application:
+        """Find who answers a request."""
+        if request.host != self._host:
+            raise Forbidden(f"this server is {self._host} (Host)")
+        if request.path.startswith("/static/"):
+            return self._front
+        if request.method == "GET" and request.path == "/login":
+            return self._begin(request)
+        if request.method == "GET" and request.path == "/callback":
+            return self._finish(request)
+        session = self._find(request)
+        if session is not None:
+            return session.application
+        if request.method != "GET" or "If-None-Match" in request.headers or request.path.startswith("/api/"):
+            raise Unauthorized(
+                "You are not logged in, or your session has ended. Reload this page to log in."
+            )
+        return self._told("Log in", "You are not logged in, or your session has ended.", to=_target(request))
+
+    def _told(self, title: str, text: str, *, to: str = "/", status: int = 401) -> Response:
+        page = render("login.html", live={"root": "/", "tag": ""}, title=title, text=text, to=to)
+        return Response(page, status, HEADERS, mimetype="text/html")
+
+    # --- log-in -----------------------------------------------------------
+
+    def _begin(self, request: Request) -> Response:
+        """Send a browser to the provider; what it brings back has to fit what is remembered here, and the
+        cookie that it is given.
+        """
+        self._allowance.take()
+        to = request.args.get("to", "/")
+        if not to.startswith("/") or to.startswith("//") or "\\" in to or not to.isprintable():
+            to = "/"
+        login = start_browser_login(self._find_provider(), self.settings.redirect_uri)
+        browser = secrets.token_urlsafe(32)
+        with self._lock:
+            end = self._clock() + _LOGIN_SECONDS
+            self._logins[login.state] = (end, _digest(browser), to, login)
+            while len(self._logins) > _MOST_LOGINS:
+                self._logins.popitem(last=False)
+        reply = Response("", 303, HEADERS | {"Location": login.url})
+        reply.set_cookie(_LOGIN, browser, max_age=int(_LOGIN_SECONDS), **_COOKIES)
+        return reply
+
+    def _finish(self, request: Request) -> Response:
+        """Let in a browser that the provider has sent back."""
+        self._allowance.take()
+        with self._lock:
+            end, browser, to, login = self._logins.pop(request.args.get("state", ""), (0.0, "", "/", None))
+        known = _digest(request.cookies.get(_LOGIN, ""))
+        if login is None or end < self._clock() or not secrets.compare_digest(browser, known):
+            return self._told(
+                "Not logged in",
+                "This was not begun in this browser, or is too old, or was used before.",
+                status=403,
+            )
+        try:
+            query = request.query_string.decode("ascii", "replace")
+            tokens = finish_browser_login(self._transport, self._find_provider(), login, query)
+        except AuthenticationError as error:
+            return self._told("Not logged in", str(error), to=to, status=403)
+        reply = Response("", 303, HEADERS | {"Location": self.settings.address + to})
+        reply.set_cookie(_SESSION, self._admit(tokens), **_COOKIES)
+        reply.delete_cookie(_LOGIN, **_COOKIES)
+        return reply
+
+    # --- sessions ---------------------------------------------------------
+
+    def _admit(self, tokens: TokenSet) -> str:
+        """Begin a session, and return the value of its cookie."""
+        value = secrets.token_urlsafe(32)
+        session = _Session(self.settings, tokens, self._clock(), partial(self._drop, _digest(value)))
+        with self._lock:
+            self._sessions[_digest(value)] = session
+            for key in [key for key, each in self._sessions.items() if self._is_over(each)]:
+                del self._sessions[key]
+            while len(self._sessions) > _MOST_SESSIONS:
+                self._sessions.popitem(last=False)
+        return value
+
+    def _drop(self, key: str) -> None:
+        with self._lock:
+            self._sessions.pop(key, None)
+
+    def _is_over(self, session: _Session) -> bool:
+        now = self._clock()
+        return now > session.used + self.settings.idle or now > session.began + self.settings.longest
+
+    def _find(self, request: Request) -> _Session | None:
+        """Find the session of a request, if it has not ended."""
+        key = _digest(request.cookies.get(_SESSION, ""))
+        session = self._sessions.get(key)
+        if session is None:
+            return None
+        if self._is_over(session) or not session.has_token():
+            self._drop(key)
+            return None
+        # A page that asks for itself does not tell that somebody is there.
+        if "If-None-Match" not in request.headers:
+            session.used = self._clock()
+        return session
+
+
+def _digest(value: str) -> str:
+    return hashlib.sha256(value.encode()).hexdigest()
+
+
+def _target(request: Request) -> str:
+    """Return the path and the query of a request, to come back to."""
+    query = request.query_string.decode("ascii", "replace")
+    return quote(request.path) + (f"?{query}" if query else "")

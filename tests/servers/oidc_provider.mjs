@@ -1,6 +1,7 @@
-// An OpenID provider with the device flow, and the auth configuration of a PanDA server, on loopback.
+// An OpenID provider with the device flow and, if browsers may be sent back somewhere, the authorization code;
+// and the auth configuration of a PanDA server, on loopback.
 //
-//   node oidc_provider.mjs FOLDER_WITH_NODE_MODULES      prints "PORT <number>" when it serves
+//   node oidc_provider.mjs FOLDER_WITH_NODE_MODULES [REDIRECT_URI]      prints "PORT <number>" when it serves
 //
 // The protocol is all of the npm package oidc-provider; what is added here lets a test play the person in
 // front of the browser and change the world:
@@ -17,6 +18,8 @@ const DEVICE = 'urn:ietf:params:oauth:grant-type:device_code';
 const CLIENT = { client_id: 'panda-client', client_secret: 'the-secret-of-panda-client' };
 const world = { idTokenSeconds: 864000, deviceSeconds: 60, clockSeconds: 0, client: CLIENT.client_id, issuer: '', grants: {} };
 
+const redirectUri = process.argv[3];
+
 const realNow = Date.now.bind(Date);
 Date.now = () => realNow() + world.clockSeconds * 1000;
 
@@ -28,9 +31,9 @@ const issuer = `${root}/realm`;
 const provider = new Provider(issuer, {
   clients: [{
     ...CLIENT,
-    grant_types: [DEVICE, 'refresh_token'],
-    redirect_uris: [],
-    response_types: [],
+    grant_types: [DEVICE, 'refresh_token', ...(redirectUri ? ['authorization_code'] : [])],
+    redirect_uris: redirectUri ? [redirectUri] : [],
+    response_types: redirectUri ? ['code'] : [],
     token_endpoint_auth_method: 'client_secret_post',
   }],
   scopes: ['openid', 'offline_access', 'email', 'profile'],
@@ -61,7 +64,7 @@ const provider = new Provider(issuer, {
     RefreshToken: 8640000,
     Grant: 8640000,
   },
-  interactions: { url: () => '/none' },
+  interactions: { url: (_context, interaction) => `/interaction/${interaction.uid}` },
   cookies: { keys: ['only-for-tests'] },
 });
 provider.on('grant.success', (context) => {
@@ -99,6 +102,24 @@ async function playPerson(query, response) {
   return say(response, 200, { approved: name });
 }
 
+// The page on which a person says who they are, and that PanDA may know.
+async function interact(request, response) {
+  const { params } = await provider.interactionDetails(request, response);
+  if (request.method === 'GET') {
+    response.writeHead(200, { 'content-type': 'text/html' });
+    return response.end('<!DOCTYPE html><title>Log in</title><form method="post"><input name="name" autofocus>'
+      + '<button>Approve</button><button name="refuse" value="1">Refuse</button></form>');
+  }
+  let body = '';
+  for await (const piece of request) body += piece;
+  const form = new URLSearchParams(body);
+  if (form.get('refuse')) return provider.interactionFinished(request, response, { error: 'access_denied' });
+  const grant = new provider.Grant({ accountId: form.get('name'), clientId: params.client_id });
+  grant.addOIDCScope(params.scope);
+  const consent = { grantId: await grant.save() };
+  return provider.interactionFinished(request, response, { login: { accountId: form.get('name') }, consent });
+}
+
 function changeWorld(query, response) {
   for (const [key, value] of query) world[key] = typeof world[key] === 'number' ? Number(value) : value;
   return say(response, 200, world);
@@ -111,6 +132,7 @@ server.on('request', (request, response) => {
     request.url = request.url.slice('/realm'.length) || '/';
     return realm(request, response);
   }
+  if (url.pathname.startsWith('/interaction/')) return interact(request, response);
   if (url.pathname === '/auth/Rubin_auth_config.json') {
     return say(response, 200, {
       ...CLIENT,
