@@ -10,7 +10,7 @@ import sys
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 import requests
@@ -167,7 +167,7 @@ def test_a_login_comes_back_to_where_it_began(visit, runs):
     place = f"/runs/{runs['alice']}/"
     asked = browser.get(place)
     assert asked.status_code == 401
-    assert f"login?to={place}" in asked.text
+    assert f"login?to={quote(place, safe='')}" in asked.text
     url = browser.go_to_provider(place)
     sent = parse_qs(urlsplit(url).query)
     assert sent["code_challenge_method"] == ["S256"]
