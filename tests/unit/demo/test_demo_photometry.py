@@ -8,7 +8,7 @@ from lsst.ctrl.bps.panda.demo.photometry import (
     AB_ZERO_POINT,
     Psf,
     calibrate,
-    compare_with_wider,
+    compare_with_galaxy,
     depth,
     find_cosmic_rays,
     find_peaks,
@@ -120,7 +120,7 @@ def test_a_wide_object_is_more_like_a_wider_model() -> None:
     wider.add_to(image, np.array([80.0]), np.array([70.0]), np.array([2000.0]))
     x, y = np.array([30.0, 80.0]), np.array([40.0, 70.0])
     flux, _, residual = fit_fluxes(image, variance, _PSF, x, y)
-    growth = compare_with_wider(residual, variance, _PSF, x, y, flux)
+    growth = compare_with_galaxy(residual, variance, _PSF, x, y, flux)
     assert growth[0] < -9.0
     assert growth[1] > 9.0
 

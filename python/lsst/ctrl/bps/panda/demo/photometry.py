@@ -12,7 +12,7 @@ __all__ = [
     "AB_ZERO_POINT",
     "Psf",
     "calibrate",
-    "compare_with_wider",
+    "compare_with_galaxy",
     "depth",
     "find_cosmic_rays",
     "find_peaks",
@@ -38,6 +38,8 @@ from .geometry import PIXEL_SCALE, FloatArray, match
 
 AB_ZERO_POINT = 31.4
 """AB magnitude of one nanojansky."""
+
+_GALAXY_SIGMA = 1.5  # Of the Gaussian that extended objects are more like than a star, pixels.
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,23 +228,15 @@ def fit_fluxes(
     return fluxes, errors, residual
 
 
-def compare_with_wider(
-    residual: FloatArray,
-    variance: FloatArray,
-    psf: Psf,
-    x: FloatArray,
-    y: FloatArray,
-    fluxes: FloatArray,
-    *,
-    sigma: float = 1.5,
+def compare_with_galaxy(
+    residual: FloatArray, variance: FloatArray, psf: Psf, x: FloatArray, y: FloatArray, fluxes: FloatArray
 ) -> FloatArray:
-    """Tell by how much the square of a star's signal-to-noise ratio grows if it is taken for a galaxy: a
-    Gaussian of so many pixels' sigma.
+    """Tell by how much the square of a star's signal-to-noise ratio grows if it is taken for a galaxy.
 
     ``residual`` and ``fluxes`` are those of `fit_fluxes`: a star is seen without its neighbours.
     """
     weight = np.where(np.isfinite(variance) & (variance > 0), 1.0 / variance, 0.0)
-    wider = Psf([(share, math.hypot(own, sigma)) for share, own in psf.components])
+    wider = Psf([(share, math.hypot(sigma, _GALAXY_SIGMA)) for share, sigma in psf.components])
     growth = np.zeros(len(x))
     points, wides = (model.place(residual.shape, x, y, radius=wider.radius) for model in (psf, wider))
     for n, ((there, point), (_, wide)) in enumerate(zip(points, wides, strict=True)):

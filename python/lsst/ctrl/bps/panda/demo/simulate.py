@@ -1,7 +1,6 @@
 """From a catalogue of the sky, read or made up, to raw images: what sky and camera make of it.
 
-Stars are drawn by numpy, galaxies by GalSim, which is only needed for them
-(extra ``[galaxies]``).
+Stars are drawn by numpy, galaxies by GalSim, which is only needed for them (extra ``[galaxies]``).
 """
 
 from __future__ import annotations
@@ -189,29 +188,22 @@ def make_detector(size: int, bands: Sequence[str], rng: Rng) -> tuple[Image, dic
 
 
 def simulate_raw(
-    catalog: Table,
-    pointing: Pointing,
-    detector: int,
-    *,
-    bias: Image,
-    flat: Image,
-    gradient: float = 0.0,
-    cosmic_rays: float = 0.0,
+    catalog: Table, pointing: Pointing, detector: int, *, bias: Image, flat: Image, tilt: float, rays: float
 ) -> npt.NDArray[np.uint16]:
     """Expose a detector, and give its counts.
 
-    ``gradient`` is the largest change of the sky's brightness from side to side, as a fraction;
-    ``cosmic_rays`` is their mean number in a second.
+    ``tilt`` is the largest change of the sky's brightness from side to side, as a fraction; ``rays`` is
+    the mean number of cosmic rays in a second.
     """
     plane = FocalPlane(pointing.detectors)
     rng = np.random.default_rng([pointing.seed, 5, pointing.exposure, detector])
     magnitude = BANDS[pointing.band].zero_point - pointing.sky
     sky = pointing.exposure_time * 10.0 ** (0.4 * magnitude) * PIXEL_SCALE**2
-    along, across = rng.uniform(-0.5, 0.5, (2, 1)) * gradient * np.linspace(-1, 1, plane.size)
+    along, across = rng.uniform(-0.5, 0.5, (2, 1)) * tilt * np.linspace(-1, 1, plane.size)
     light = sky * (1.0 + across + along[:, np.newaxis])
     _add_sources(light, catalog, pointing, plane.wcs(detector, pointing.ra, pointing.dec, pointing.rotation))
     electrons = rng.poisson(light * flat) + rng.normal(0.0, StarCam.read_noise, light.shape)
-    _add_cosmic_rays(electrons, rng.poisson(cosmic_rays * pointing.exposure_time), rng)
+    _add_cosmic_rays(electrons, rng.poisson(rays * pointing.exposure_time), rng)
     counts = np.rint(np.minimum(electrons, StarCam.full_well) / StarCam.gain + bias)
     raw: npt.NDArray[np.uint16] = np.clip(counts, 0, 65535).astype(np.uint16)
     return raw

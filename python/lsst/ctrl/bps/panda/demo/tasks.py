@@ -38,7 +38,7 @@ from .photometry import (
     AB_ZERO_POINT,
     Psf,
     calibrate,
-    compare_with_wider,
+    compare_with_galaxy,
     depth,
     find_cosmic_rays,
     find_peaks,
@@ -103,7 +103,7 @@ class SimulateTask(StarTask):
 
     def run(self, *, catalog: Table, pointing: Info, bias: Image, flat: Image, detector: int) -> Struct:
         told = Pointing(**pointing)
-        options = {"gradient": self.config.gradient, "cosmic_rays": self.config.cosmicRays}
+        options = {"tilt": self.config.gradient, "rays": self.config.cosmicRays}
         raw = simulate_raw(catalog, told, detector, bias=bias, flat=flat, **options)
         return Struct(raw=raw, header=make_header(told, detector))
 
@@ -399,7 +399,7 @@ class MeasureObjectsTask(StarTask):
         )
         for band, (image, variance, psf) in bands.items():
             flux, error, residual = fit_fluxes(image, variance, psf, x, y)
-            table["extended"] += compare_with_wider(residual, variance, psf, x, y, flux)
+            table["extended"] += compare_with_galaxy(residual, variance, psf, x, y, flux)
             table[f"{band}_flux"], table[f"{band}_flux_err"] = flux, error
             # What is not positive has no magnitude.
             table[f"{band}_mag"] = AB_ZERO_POINT - 2.5 * np.log10(np.where(flux > 0, flux, np.nan))
