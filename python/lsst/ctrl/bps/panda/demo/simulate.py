@@ -29,8 +29,6 @@ import numpy.typing as npt
 from astropy.stats import gaussian_fwhm_to_sigma  # type: ignore[import-untyped]
 from astropy.table import Table, vstack  # type: ignore[import-untyped]
 from astropy.wcs import WCS  # type: ignore[import-untyped]
-from lsst.daf.butler.formatters.parquet import arrow_to_astropy
-from pyarrow import parquet  # type: ignore[import-untyped]
 
 from ..errors import SettingsError
 from .geometry import PIXEL_SCALE, FloatArray, FocalPlane, Image, offset
@@ -108,9 +106,7 @@ def read_table(path: str | os.PathLike[str], needed: Iterable[str], numbers: Ite
     if ending not in _TABLES:
         raise SettingsError(f"{path}: its name must end in one of {', '.join(_TABLES)}")
     try:
-        # For Parquet, astropy would want pandas.
-        is_parquet = ending == ".parquet"
-        table = arrow_to_astropy(parquet.read_table(path)) if is_parquet else Table.read(path)
+        table = _read_parquet(path) if ending == ".parquet" else Table.read(path)
     except Exception as error:  # Each format has exceptions of its own.
         raise SettingsError(f"{path} cannot be read as {ending[1:].upper()}: {error}") from error
     if lacking := [name for name in needed if name not in table.colnames]:
@@ -124,6 +120,14 @@ def read_table(path: str | os.PathLike[str], needed: Iterable[str], numbers: Ite
             for row, cell in enumerate(table[name], start=1)
         ]
     return table
+
+
+def _read_parquet(path: str | os.PathLike[str]) -> Table:
+    # Quanta do without these imports; astropy would want pandas.
+    from lsst.daf.butler.formatters.parquet import arrow_to_astropy
+    from pyarrow import parquet  # type: ignore[import-untyped]
+
+    return arrow_to_astropy(parquet.read_table(path))
 
 
 def _number(cell: Any, where: str, *, positive: bool) -> float:
