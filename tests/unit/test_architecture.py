@@ -62,7 +62,7 @@ FOREIGN = {
     "oauthlib": {"auth"},
     "jwt": {"auth", "rest.tokens", "local.identity"},
     "networkx": {"plan"},
-    "pydantic": {"settings", "runs", "campaign", "insight", "local"},
+    "pydantic": {"settings", "runs", "campaign", "insight", "local", "demo.choices"},
     "rich": {"cli", "staging"},
     "jinja2": {"web"},
     "psutil": {"local"},
@@ -115,6 +115,7 @@ BOUNDARIES = {
     "settings.schema": "for editors; nothing of a run needs it",
     "staging.area": "what `staging` offers to others",
     "staging.stores": "the places where an area lies: file system, lsst.resources",
+    "web.images": "the only part of the pages that opens Butler repositories",
     "warm.template": "a program, of which the pool shares what both have to agree on",
 }
 """Modules that one other module imports, and why they are not part of it."""

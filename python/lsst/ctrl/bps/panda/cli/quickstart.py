@@ -167,15 +167,13 @@ def _submit(place: Workplace) -> _Submission:
 
 
 def read_submission(text: str) -> _Submission:
-    """Read from the output of ``bps submit`` which run it submitted."""
-    found = {
-        name: match[1].strip()
-        for name in ("Run Id", "Submit dir")
-        if (match := re.search(rf"^{name}: (.+)$", text, re.MULTILINE))
-    }
-    if len(found) < 2 or not found["Run Id"].isdecimal():
+    """Read from the output of ``bps submit`` which run it submitted, and where."""
+    from ..demo.workplace import find_run
+
+    run, directory = find_run(text), re.search(r"^Submit dir: (.+)$", text, re.MULTILINE)
+    if not run or directory is None:
         raise QuickstartError(f"bps submit did not say which run it submitted; it wrote:\n{text[-2000:]}")
-    return _Submission(found["Run Id"], Path(found["Submit dir"]))
+    return _Submission(run, Path(directory[1].strip()))
 
 
 def _call_bps(arguments: list[str], place: Workplace, *, output: TextIO | None = None) -> int:

@@ -7,13 +7,20 @@ from __future__ import annotations
 __all__ = ["main"]
 
 import logging
+import os
+import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import click
 
 from ..errors import PandaBpsError
+from .choices import DemoRepo
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -21,36 +28,61 @@ def main() -> None:
     """A small camera and pipeline to try BPS and PanDA with."""
 
 
-@main.command()
-@click.argument("repo", type=click.Path(path_type=Path))
-@click.option("--visits-per-band", default=3, show_default=True, help="Visits in each band.")
-@click.option("--detectors", default=4, show_default=True, help="Detectors of the camera.")
-@click.option("--bands", default="g,r", show_default=True, help="Bands, separated by commas.")
-@click.option("--patches", default=2, show_default=True, help="Patches on a side of the tract.")
-@click.option("--seed", default=1, show_default=True, help="Of the random numbers: same seed, same pixels.")
-@click.option("--seeing", type=float, help="Seeing, arcseconds (default: 0.75 to 1.2, by visit).")
-@click.option("--exposure-time", default=30.0, show_default=True, help="Seconds.")
-@click.option("--galaxies", default=0.0, show_default=True, help="Galaxies per square arcsecond, say 0.01.")
-@click.option(
-    "--catalog",
-    type=click.Path(path_type=Path),
-    help="CSV, ECSV, Parquet or FITS table of stars and galaxies: ra, dec, a magnitude named as each band.",
-)
-@click.option(
-    "--pointings",
-    type=click.Path(path_type=Path),
-    help="Table of the visits: ra, dec, band, and any of rotation, seeing, sky, transparency, exposure_time.",
-)
-def create(repo: Path, bands: str, **options: Any) -> None:
-    """Make the Butler repository REPO, ready to simulate and process exposures in."""
-    from .repository import RUN_CONFIG, create_repo
+def _with_choices(command: _Command) -> _Command:
+    """Give a command an option for each field of `DemoRepo`, which checks what they say."""
+    for name, field in reversed(DemoRepo.model_fields.items()):
+        many = field.default == ()
+        default = ",".join(field.default) if name == "bands" else field.default
+        add = click.option(
+            f"--{name.replace('_', '-')}",
+            multiple=many,
+            default=None if many or default is None else str(default),
+            show_default=True,
+            metavar="VALUE",
+            help=field.description,
+        )
+        command = add(command)
+    return command
 
-    chosen = tuple(band.strip() for band in bands.split(",") if band.strip())
+
+def _make(repo: Path, options: Mapping[str, Any]) -> None:
+    from .repository import create_repo
+
     try:
-        create_repo(repo, bands=chosen, **options)
+        create_repo(repo, **{name: value for name, value in options.items() if value not in ((), None)})
     except (PandaBpsError, FileExistsError) as error:
         raise click.ClickException(str(error)) from error
+
+
+@main.command()
+@click.argument("repo", type=click.Path(path_type=Path))
+@_with_choices
+def create(repo: Path, **options: Any) -> None:
+    """Make the Butler repository REPO, ready to simulate and process exposures in."""
+    from .repository import RUN_CONFIG
+
+    _make(repo, options)
     click.echo(f"{repo} is made; to simulate and process its exposures: bps submit {repo / RUN_CONFIG}")
+
+
+@main.command()
+@click.argument("repo")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@_with_choices
+def graph(repo: str, command: tuple[str, ...], **options: Any) -> None:
+    """Make the Butler repository REPO unless it is there, and run COMMAND, which makes a quantum graph."""
+    path = Path(unquote(urlsplit(repo).path))
+    if not (path / "butler.yaml").is_file():
+        click.echo(f"Making a Butler repository to simulate and process exposures in: {path}")
+        try:
+            _make(path, options)
+        except (click.ClickException, OSError):
+            # Somebody else may just have made it.
+            if not (path / "butler.yaml").is_file():
+                raise
+    if command:
+        sys.stdout.flush()
+        os.execvp(command[0], command)
 
 
 @main.command("expose")

@@ -177,6 +177,8 @@ class SkyLayout:
 
     def owner(self, x: npt.ArrayLike, y: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Tell which patch has each of the tract's pixels as its own; -1 is none."""
+        # The other side of the sky has no pixels.
+        x, y = (np.nan_to_num(v, nan=-1.0) for v in (x, y))
         column, row = (np.floor((np.asarray(v) + 0.5 - self.border) / self.inner).astype(int) for v in (x, y))
         inside = (np.minimum(row, column) >= 0) & (np.maximum(row, column) < self.patches)
         return np.where(inside, row * self.patches + column, -1)

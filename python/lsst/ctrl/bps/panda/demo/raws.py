@@ -16,9 +16,10 @@ from typing import Any
 from astropy.io import fits  # type: ignore[import-untyped]
 from lsst.daf.butler import Butler, CollectionType, DatasetType  # type: ignore[attr-defined]
 
+from .choices import DemoRepo
 from .geometry import SkyLayout
 from .instrument import BANDS, StarCam, filter_name
-from .repository import INPUTS, SKYMAP, DemoRepo, make_pointing, visit_records
+from .repository import INPUTS, SKYMAP, make_pointing, visit_records
 from .simulate import Pointing, make_header
 from .tasks import EXPOSURE, SimulateTask
 
@@ -33,7 +34,7 @@ def expose(repo: Path, directory: Path, count: int, *, first: int = 1) -> Iterat
     name, task = StarCam.getName(), SimulateTask()
     with Butler.from_config(str(repo), collections=INPUTS, instrument=name) as butler:
         catalog = butler.get("starcam_catalog")
-        layout = SkyLayout(**butler.get("sky_layout", skymap=SKYMAP))
+        layout = SkyLayout(**butler.get("sky_layout", skymap=SKYMAP, tract=0))
         demo = DemoRepo(detectors=len(butler.query_dimension_records("detector")))
         filters = {
             ref.dataId["physical_filter"] for ref in butler.query_datasets("starcam_flat", find_first=False)

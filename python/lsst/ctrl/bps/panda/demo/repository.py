@@ -10,30 +10,34 @@ __all__ = [
     "PROMPT_CONFIG",
     "RUN_CONFIG",
     "SKYMAP",
-    "DemoRepo",
     "check_inputs",
     "count_outputs",
+    "count_quanta",
     "create_repo",
     "is_current",
+    "is_demo",
     "make_pointing",
     "missing_outputs",
+    "name_sky",
+    "render_portal_config",
     "render_run_config",
     "visit_records",
 ]
 
+import hashlib
 import importlib.util
 import os
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from astropy.table import Table  # type: ignore[import-untyped]
+from astropy.table import Table, vstack  # type: ignore[import-untyped]
 from astropy.time import Time, TimeDelta  # type: ignore[import-untyped]
 from lsst.daf.butler import (  # type: ignore[attr-defined]
     Butler,
@@ -42,9 +46,10 @@ from lsst.daf.butler import (  # type: ignore[attr-defined]
     MissingCollectionError,
     Timespan,
 )
-from lsst.sphgeom import ConvexPolygon
+from lsst.sphgeom import DISJOINT, ConvexPolygon
 
 from ..errors import SettingsError
+from .choices import Choices, DemoRepo, parse_choices, render_options
 from .geometry import FocalPlane, SkyLayout, offset, region
 from .instrument import BANDS, StarCam, filter_name
 from .simulate import NEEDS_GALSIM, Pointing, is_galaxy, make_catalog, make_detector, read_catalog, read_table
@@ -53,14 +58,15 @@ INPUTS = "StarCam/defaults"
 """Collection that holds all that the pipeline needs."""
 
 SKYMAP = "starcam_sky"
-"""Name of the sky map; it has one tract, number 0."""
+"""Name of the sky map; it has a tract for each place, the first one is number 0."""
 
 BASE_CONFIG = "resource://lsst.ctrl.bps.panda.demo/bps_demo.yaml"
+PORTAL_CONFIG = "resource://lsst.ctrl.bps.panda.demo/bps_portal.yaml"
 PROMPT_CONFIG = "resource://lsst.ctrl.bps.panda.demo/bps_prompt.yaml"
 RUN_CONFIG = "demo.yaml"
 """File in the repository that `bps submit` takes."""
 
-_CONTENT = "Inputs of the demo's pipeline, version 2"
+_CONTENT = "Inputs of the demo's pipeline, version 3"
 """What the repository says of `INPUTS`.  The version grows whenever the pipeline needs something else."""
 
 _POINTING_RUN = "StarCam/pointing"
@@ -70,6 +76,9 @@ _SKY_RUN = "StarCam/sky"
 _CENTRE = 62.0, -37.0
 _DAY = 20260315
 _START = Time("2026-03-15T23:30:00", scale="tai")
+_MOST_VISITS = 999
+"""Their numbers have three digits."""
+
 _DITHER = 12.0
 """Arcseconds that visits wander, at least."""
 
@@ -79,59 +88,9 @@ _DATASET_TYPES = {
     "starcam_flat": (("instrument", "physical_filter", "detector"), "NumpyArray", True),
     "starcam_reference": (("instrument",), "ArrowAstropy", False),
     "starcam_catalog": (("instrument",), "ArrowAstropy", False),
-    "sky_layout": (("skymap",), "StructuredDataDict", False),
+    "sky_layout": (("skymap", "tract"), "StructuredDataDict", False),
 }
 """Dimensions and storage class of the pipeline's inputs, and whether they are calibrations."""
-
-
-@dataclass(frozen=True, slots=True)
-class DemoRepo:
-    """What is simulated."""
-
-    visits_per_band: int = 3
-    """0: none; the images come as files, see `.raws`."""
-
-    detectors: int = 4
-    bands: tuple[str, ...] = ("g", "r")
-    """Out of `.instrument.BANDS`."""
-
-    patches: int = 2
-    """Patches on a side of the tract."""
-
-    seed: int = 1
-    """Of all chance: the same seed makes the same pixels."""
-
-    seeing: float | None = None
-    """Full width at half maximum, arcseconds; another one in each visit by default."""
-
-    exposure_time: float = 30.0
-    """Seconds."""
-
-    galaxies: float = 0.0
-    """Galaxies per square arcsecond of a catalogue that is made up."""
-
-    catalog: Path | None = None
-    """File with stars and galaxies, for `.read_catalog`; made up by default."""
-
-    pointings: Path | None = None
-    """File with ``ra``, ``dec`` and ``band`` of each visit; made up by default.  It may have columns
-    ``rotation``, ``seeing``, ``sky``, ``transparency`` and ``exposure_time`` as in `.Pointing`."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("visits_per_band", 0), ("detectors", 1), ("patches", 1)):
-            if getattr(self, name) < least:
-                raise SettingsError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        for name in ("seeing", "exposure_time"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0.0:
-                raise SettingsError(f"{name} is {getattr(self, name)}; it must be greater than 0")
-        if not self.bands or set(self.bands) - set(BANDS) or len(set(self.bands)) < len(self.bands):
-            raise SettingsError(
-                f"bands are {','.join(self.bands)!r}; choose from {','.join(BANDS)}, each once"
-            )
-
-    def rng(self, *path: int) -> np.random.Generator:
-        """Give a source of chance of its own to each thing that is made up."""
-        return np.random.default_rng([self.seed, *path])
 
 
 _NUMBERS = ("ra", "dec", "rotation", "seeing", "sky", "transparency", "exposure_time")
@@ -149,24 +108,41 @@ class _Field:
             raise SettingsError(
                 f"{demo.pointings}: band {unknown[0]!r} is unknown; there are {','.join(BANDS)}"
             )
-        given = read_catalog(demo.catalog, self.bands) if demo.catalog else None
-        where = table if table is not None else given
-        centre = _CENTRE if where is None else _middle(where)
-        self.layout = SkyLayout(*centre, patches=demo.patches)
+        self._given = [read_catalog(path, self.bands) for path in demo.catalog]
+        self._made_up = demo.place or (() if self._given or table is not None else (_CENTRE,))
+        places = [*self._made_up, *map(_middle, self._given)]
+        centres = places if table is None else [_middle(table)]
+        self.layouts = [SkyLayout(*centre, patches=demo.patches) for centre in centres]
         self.pointings = self._make_pointings(table)
-        half_width = max(self.layout.width, self.camera.width) / 2.0 + 2.0 * _DITHER + 10.0
-        self.catalog = given or make_catalog(*centre, half_width, rng=demo.rng(3), galaxies=demo.galaxies)
-        if is_galaxy(self.catalog).any() and importlib.util.find_spec("galsim") is None:
-            raise SettingsError(f"there are galaxies in the catalogue; {NEEDS_GALSIM}")
+        if table is not None and not self._given:
+            self._made_up = tuple(centres)
+        galaxies = demo.galaxies if self._made_up else any(is_galaxy(each).any() for each in self._given)
+        if galaxies and importlib.util.find_spec("galsim") is None:
+            raise SettingsError(f"there are galaxies in the catalogue; {NEEDS_GALSIM}", key="galaxies")
+
+    def make_catalog(self) -> Table:
+        """Put all that is in the sky together."""
+        half_width = max(self.layouts[0].width, self.camera.width) / 2.0 + 2.0 * _DITHER + 10.0
+        fields = [
+            make_catalog(*centre, half_width, rng=self.demo.rng(3, *number), galaxies=self.demo.galaxies)
+            # The first field of several is what it is alone.
+            for centre, number in zip(self._made_up, ((), *((n,) for n in range(1, 99))), strict=False)
+        ]
+        return vstack([*fields, *self._given], join_type="inner")
 
     def _make_pointings(self, table: Table | None) -> tuple[Pointing, ...]:
         """Make up what the user does not say."""
         demo, rng = self.demo, self.demo.rng(1)
-        rows = [{"band": band} for band in self.bands for _ in range(demo.visits_per_band)]
+        visits = [{"band": band} for band in self.bands for _ in range(demo.visits_per_band)]
+        rows = [(row, layout) for layout in self.layouts for row in visits]
         if table is not None:
-            rows = [dict(zip(table.colnames, row, strict=True)) for row in table]
+            given = [dict(zip(table.colnames, row, strict=True)) for row in table]
+            rows = [(row, self.layouts[0]) for row in given]
+        if len(rows) > _MOST_VISITS:
+            raise SettingsError(f"there are {len(rows)} visits; a night has {_MOST_VISITS} at most")
         return tuple(
-            make_pointing(demo, number, row, self.layout, rng) for number, row in enumerate(rows, start=1)
+            make_pointing(demo, number, row, layout, rng)
+            for number, (row, layout) in enumerate(rows, start=1)
         )
 
 
@@ -229,7 +205,7 @@ def create_repo(path: str | os.PathLike[str], **options: Any) -> DemoRepo:
     FileExistsError
         Raised if there is something at the path.
     """
-    demo = DemoRepo(**options)
+    demo = parse_choices(DemoRepo, options)
     field = _Field(demo)
     target = Path(path).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -248,6 +224,42 @@ def create_repo(path: str | os.PathLike[str], **options: Any) -> DemoRepo:
     return demo
 
 
+def count_quanta(choices: Choices) -> dict[str, int]:
+    """Count the quanta of each task that a run of these choices will have, as the quantum graph finds them:
+    by the places of detectors and patches on the sky.
+    """
+    field = _Field(choices)
+    images = len(field.pointings) * len(choices.chosen_detectors)
+    counts = {"simulate": images}
+    if choices.steps != "simulate":
+        counts |= {"isr": images, "characterize": images}
+    if choices.steps != "coadds":
+        return counts
+    patches = {
+        (tract, patch): where
+        for tract, layout in enumerate(field.layouts)
+        for patch, where in enumerate(_patch_regions(layout))
+    }
+    warps = {
+        (*patch, number)
+        for number, pointing in enumerate(field.pointings)
+        for detector in _detector_regions(pointing, choices.chosen_detectors)
+        for patch, where in patches.items()
+        if not where.relate(detector) & DISJOINT
+    }
+    counts |= {"visitSummary": len(field.pointings), "makeWarp": len(warps)}
+    seen = {(tract, patch, field.pointings[number].band) for tract, patch, number in warps}
+    counts["assembleCoadd"] = len(seen)
+    counts["measureObjects"] = len({place[:2] for place in seen})
+    counts["objectTable"] = len({tract for tract, *_ in seen})
+    return counts
+
+
+def is_demo(repo: str | os.PathLike[str]) -> bool:
+    """Tell whether a directory is a repository of the demo."""
+    return (Path(repo) / RUN_CONFIG).is_file()
+
+
 def is_current(repo: str | os.PathLike[str]) -> bool:
     """Tell whether a repository holds what the pipeline of today needs, not that of an older version."""
     with Butler.from_config(str(repo)) as butler:
@@ -257,7 +269,7 @@ def is_current(repo: str | os.PathLike[str]) -> bool:
 def _fill(butler: Any, field: _Field) -> None:
     StarCam().register(butler.registry, detectors=field.demo.detectors)
     with butler.transaction():
-        _insert_sky(butler.registry, field.layout)
+        _insert_sky(butler.registry, field.layouts)
         _insert_visits(butler.registry, field)
     for name, (dimensions, storage_class, is_calibration) in _DATASET_TYPES.items():
         butler.registry.registerDatasetType(
@@ -276,22 +288,28 @@ def _fill(butler: Any, field: _Field) -> None:
     butler.collections.redefine_chain(INPUTS, [_POINTING_RUN, _CALIB, _SKY_RUN])
 
 
-def _insert_sky(registry: Any, layout: SkyLayout) -> None:
+def _insert_sky(registry: Any, layouts: Sequence[SkyLayout]) -> None:
+    size = layouts[0].patches
     skymap = {
         "name": SKYMAP,
-        "hash": uuid.uuid5(uuid.NAMESPACE_URL, repr(layout)).bytes,
-        "tract_max": 1,
-        "patch_nx_max": layout.patches,
-        "patch_ny_max": layout.patches,
+        "hash": uuid.uuid5(uuid.NAMESPACE_URL, repr(layouts)).bytes,
+        "tract_max": len(layouts),
+        "patch_nx_max": size,
+        "patch_ny_max": size,
     }
     registry.insertDimensionData("skymap", skymap)
-    tract = {"skymap": SKYMAP, "id": 0, "region": region(layout.wcs, margin=-layout.border)}
-    registry.insertDimensionData("tract", tract)
-    for patch in range(layout.patches**2):
-        row, column = divmod(patch, layout.patches)
-        where = region(layout.wcs[layout.image(patch)])
-        record = {"skymap": SKYMAP, "tract": 0, "id": patch, "cell_x": column, "cell_y": row, "region": where}
-        registry.insertDimensionData("patch", record)
+    for number, layout in enumerate(layouts):
+        tract = {"skymap": SKYMAP, "tract": number}
+        around = region(layout.wcs, margin=-layout.border)
+        registry.insertDimensionData("tract", {"skymap": SKYMAP, "id": number, "region": around})
+        for patch, where in enumerate(_patch_regions(layout)):
+            row, column = divmod(patch, size)
+            record = {"id": patch, "cell_x": column, "cell_y": row, "region": where}
+            registry.insertDimensionData("patch", tract | record)
+
+
+def _patch_regions(layout: SkyLayout) -> list[ConvexPolygon]:
+    return [region(layout.wcs[layout.image(patch)]) for patch in range(layout.patches**2)]
 
 
 def _insert_visits(registry: Any, field: _Field) -> None:
@@ -336,10 +354,7 @@ def _records_of(pointing: Pointing, sequence: int, timespan: Timespan) -> dict[s
         "tracking_dec": pointing.dec,
         "sky_angle": pointing.rotation,
     }
-    # Regions reach over the edges, as the pointing in the headers is not exact.
-    recorded = pointing.recorded_ra, pointing.recorded_dec, pointing.rotation
-    camera = FocalPlane(pointing.detectors)
-    regions = [region(camera.wcs(detector, *recorded), margin=10) for detector in range(camera.detectors)]
+    regions = _detector_regions(pointing, range(pointing.detectors))
     hull = ConvexPolygon([vertex for part in regions for vertex in part.getVertices()])
     return {
         "group": [{"name": text}],
@@ -353,9 +368,17 @@ def _records_of(pointing: Pointing, sequence: int, timespan: Timespan) -> dict[s
     }
 
 
+def _detector_regions(pointing: Pointing, detectors: Iterable[int]) -> list[ConvexPolygon]:
+    # Regions reach over the edges, as the pointing in the headers is not exact.
+    recorded = pointing.recorded_ra, pointing.recorded_dec, pointing.rotation
+    camera = FocalPlane(pointing.detectors)
+    return [region(camera.wcs(detector, *recorded), margin=10) for detector in detectors]
+
+
 def _put_sky(butler: Any, field: _Field) -> None:
-    name, truth = StarCam.getName(), field.catalog
-    butler.put(asdict(field.layout), "sky_layout", skymap=SKYMAP, run=_SKY_RUN)
+    name, truth = StarCam.getName(), field.make_catalog()
+    for tract, layout in enumerate(field.layouts):
+        butler.put(asdict(layout), "sky_layout", skymap=SKYMAP, tract=tract, run=_SKY_RUN)
     butler.put(truth, "starcam_catalog", instrument=name, run=_SKY_RUN)
     rng = field.demo.rng(4)
     bands = [band for band in BANDS if band in truth.colnames]
@@ -416,6 +439,28 @@ def render_run_config(
     return yaml.safe_dump({**keys, **(settings or {})}, sort_keys=False, allow_unicode=True)
 
 
+def name_sky(choices: Choices) -> str:
+    """Return a name for the repository of these choices, which no other one has."""
+    return hashlib.sha256(f"{_CONTENT} {render_options(choices)}".encode()).hexdigest()[:16]
+
+
+def render_portal_config(choices: Choices, repo: str | os.PathLike[str], *, service: str) -> str:
+    """Give a BPS configuration as text that makes a repository of these choices unless it is there, and
+    simulates and processes what they say.
+    """
+    pipeline = "resource://lsst.ctrl.bps.panda.demo/pipeline.yaml"
+    query = f"skymap='{SKYMAP}'" if choices.steps == "coadds" else "instrument='StarCam'"
+    if choices.only:
+        query += f" AND detector IN ({', '.join(map(str, choices.only))})"
+    settings = {
+        "wmsServiceClass": service,
+        "skyOptions": render_options(choices),
+        "pipelineYaml": pipeline if choices.steps == "coadds" else f"{pipeline}#{choices.steps}",
+        "payload": {"payloadName": "portal", "dataQuery": query},
+    }
+    return render_run_config(repo, settings=settings, base=PORTAL_CONFIG)
+
+
 def count_outputs(repo: str | os.PathLike[str], run: str) -> Counter[str]:
     """Count the datasets of a run, by dataset type; only those whose files exist count."""
     with Butler.from_config(str(repo)) as butler:
@@ -429,8 +474,10 @@ def count_outputs(repo: str | os.PathLike[str], run: str) -> Counter[str]:
 def missing_outputs(repo: str | os.PathLike[str], run: str) -> tuple[str, ...]:
     """Tell what a run of the whole pipeline should have made and has not, a text a dataset type."""
     with Butler.from_config(str(repo), collections=INPUTS) as butler:
-        records = butler.query_dimension_records
-        visits, detectors, patches = (records(name, limit=None) for name in ("visit", "detector", "patch"))
+        elements = ("visit", "detector", "patch", "tract")
+        visits, detectors, patches, tracts = (
+            butler.query_dimension_records(name, limit=None) for name in elements
+        )
     bands = {record.physical_filter for record in visits}
     images = ("starcam_raw", "post_isr_image", "calibrated_image", "source_table")
     least = dict.fromkeys(images, len(visits) * len(detectors)) | {
@@ -438,7 +485,7 @@ def missing_outputs(repo: str | os.PathLike[str], run: str) -> tuple[str, ...]:
         "warp": len(visits),
         "coadd": len(patches) * len(bands),
         "patch_object_table": len(patches),
-        "object_table": 1,
+        "object_table": len(tracts),
     }
     counts = count_outputs(repo, run)
     return tuple(

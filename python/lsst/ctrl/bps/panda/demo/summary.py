@@ -7,6 +7,7 @@ __all__ = [
     "colour_picture",
     "compare_with_truth",
     "draw_run",
+    "read_coadds",
     "read_summary",
     "render_summary",
     "seen_by_all",
@@ -54,7 +55,9 @@ class DemoSummary:
     magnitudes of bright stars (``magnitude_offset``, ``magnitude_scatter``)."""
 
 
-def read_summary(repo: str | os.PathLike[str], collections: str | Sequence[str]) -> DemoSummary:
+def read_summary(
+    repo: str | os.PathLike[str], collections: str | Sequence[str], *, tract: int = 0
+) -> DemoSummary:
     """Read the objects of a run and compare them with the simulated sky.
 
     Parameters
@@ -63,6 +66,8 @@ def read_summary(repo: str | os.PathLike[str], collections: str | Sequence[str])
         Butler repository.
     collections : `str` or `~collections.abc.Sequence` [`str`]
         Where the run's outputs and its inputs are.
+    tract : `int`, optional
+        Which of the places that were observed.
 
     Raises
     ------
@@ -70,17 +75,17 @@ def read_summary(repo: str | os.PathLike[str], collections: str | Sequence[str])
         Raised if there is no object table.
     """
     with Butler.from_config(str(repo), collections=collections) as butler:
-        objects = butler.get("object_table", skymap=SKYMAP, tract=0)
+        objects = butler.get("object_table", skymap=SKYMAP, tract=tract)
         truth = butler.get("starcam_catalog", instrument=StarCam.getName())
-        layout = SkyLayout(**butler.get("sky_layout", skymap=SKYMAP))
-        images = _read_images(butler, layout)
+        layout = SkyLayout(**butler.get("sky_layout", skymap=SKYMAP, tract=tract))
+        images = read_coadds(butler, layout, tract)
     return compare_with_truth(objects, truth, layout, images)
 
 
-def _read_images(butler: Butler, layout: SkyLayout) -> dict[str, FloatArray]:
+def read_coadds(butler: Butler, layout: SkyLayout, tract: int) -> dict[str, FloatArray]:
     """Read the image of the tract in each band, from the shortest wave on; NaN where there is no data."""
     images: dict[str, FloatArray] = {}
-    for ref in butler.query_datasets("coadd", explain=False, limit=None):
+    for ref in butler.query_datasets("coadd", tract=tract, skymap=SKYMAP, explain=False, limit=None):
         image = images.setdefault(str(ref.dataId["band"]), np.full(layout.wcs.array_shape, np.nan))
         # Where patches overlap, they show the same.
         image[layout.image(int(ref.dataId["patch"]))] = butler.get(ref)[0]
@@ -156,7 +161,11 @@ def render_summary(summary: DemoSummary) -> str:
 
 
 def draw_run(
-    repo: str | os.PathLike[str], collections: str | Sequence[str], path: str | os.PathLike[str]
+    repo: str | os.PathLike[str],
+    collections: str | Sequence[str],
+    path: str | os.PathLike[str],
+    *,
+    tract: int = 0,
 ) -> Path:
     """Draw the sky that a run has seen, its objects, and their colours and magnitudes.
 
@@ -168,6 +177,8 @@ def draw_run(
         Where the run's outputs and its inputs are.
     path : path-like
         PNG file to write.
+    tract : `int`, optional
+        Which of the places that were observed.
 
     Raises
     ------
@@ -177,9 +188,9 @@ def draw_run(
         Raised if there is no object table.
     """
     with Butler.from_config(str(repo), collections=collections) as butler:
-        layout = SkyLayout(**butler.get("sky_layout", skymap=SKYMAP))
-        objects = butler.get("object_table", skymap=SKYMAP, tract=0)
-        images = _read_images(butler, layout)
+        layout = SkyLayout(**butler.get("sky_layout", skymap=SKYMAP, tract=tract))
+        objects = butler.get("object_table", skymap=SKYMAP, tract=tract)
+        images = read_coadds(butler, layout, tract)
     if not images:
         raise SettingsError(f"no coadd in {collections}")
     figure = _draw(images, objects, layout)

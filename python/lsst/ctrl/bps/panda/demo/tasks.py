@@ -263,7 +263,9 @@ class MakeWarpConnections(PipelineTaskConnections, dimensions=WARP):
         "calibrated_image_info", "StructuredDataDict", "Where they lie", dimensions=DETECTOR, multiple=True
     )
     summary = Input("visit_summary", "ArrowAstropy", "Which of them are good", dimensions=VISIT)
-    layout = Input("sky_layout", "StructuredDataDict", "Where the patches lie", dimensions=("skymap",))
+    layout = Input(
+        "sky_layout", "StructuredDataDict", "Where the patches lie", dimensions=("skymap", "tract")
+    )
     warp = Output("warp", "NumpyArray", "Nanojansky", dimensions=WARP)
     info = Output("warp_info", "StructuredDataDict", "Seeing, coverage, variance", dimensions=WARP)
 
@@ -353,7 +355,7 @@ class AssembleCoaddTask(StarTask):
 class MeasureObjectsConnections(PipelineTaskConnections, dimensions=PATCH):
     coadds = Input("coadd", "NumpyArray", "The patch in all bands", dimensions=COADD, multiple=True)
     infos = Input("coadd_info", "StructuredDataDict", "Shape of stars", dimensions=COADD, multiple=True)
-    layout = Input("sky_layout", "StructuredDataDict", "Where the patch lies", dimensions=("skymap",))
+    layout = Input("sky_layout", "StructuredDataDict", "Where the patch lies", dimensions=("skymap", "tract"))
     objects = Output("patch_object_table", "ArrowAstropy", "Objects of the patch", dimensions=PATCH)
 
 

@@ -4,9 +4,10 @@ and the environment that commands need there.
 
 from __future__ import annotations
 
-__all__ = ["LOCAL_SERVICE", "Workplace"]
+__all__ = ["LOCAL_SERVICE", "Workplace", "find_run"]
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Mapping
@@ -23,6 +24,12 @@ _FOREIGN = ("PANDA_", "PANDACACHE_", "OIDC_", "X509_", "IDDS_", "BPS_", "CTRL_BP
 """Variables that would lead to another PanDA, or take a credential along."""
 
 _FAILURE = "visit IN (260315002) AND detector IN (1)"
+
+
+def find_run(text: str) -> str:
+    """Find the id of the run that was submitted in the output of ``bps submit``; empty if there is none."""
+    match = re.search(r"^Run Id: (\d+)$", text, re.MULTILINE)
+    return match[1] if match else ""
 
 
 class Workplace:

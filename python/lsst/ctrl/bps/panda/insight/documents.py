@@ -42,7 +42,7 @@ def make_document(
     """Put a record, or records, into the envelope; a mapping holds the document's own keys.
 
     ``kind`` is needed where the value does not say: ``errors``, ``resources``, ``logs``, ``jobs``, ``query``,
-    ``page``.
+    ``page``, ``portal``, ``launch``, ``images``, ``image``.
     """
     head = {
         "schema": "panda_bps",

@@ -20,9 +20,10 @@ __all__ = [
     "LogReader",
     "LogTransport",
     "TailReader",
-    "find_log_urls",
     "choose_jobs",
+    "find_exception",
     "find_first_attempts",
+    "find_log_urls",
     "fold_lines",
     "from_record",
     "group_lines",
@@ -527,6 +528,14 @@ class TailReader:
 
     def _cut(self, lines: list[str], exception: str) -> LogEnd:
         return LogEnd(exception[:_LONGEST_CAUSE], tuple(lines[-self._count :] if self._count else ()))
+
+
+def find_exception(lines: Sequence[str]) -> str:
+    """Find the last exception in what a command has printed, or what stands for one; empty if there is
+    none.
+    """
+    found = _find_cause(lines, killed=False)
+    return _render_cause(lines, found)[:_LONGEST_CAUSE] if found >= 0 else ""
 
 
 def _find_cause(lines: Sequence[str], *, killed: bool) -> int:

@@ -26,7 +26,10 @@ _PATIENCE = 150.0
 """Seconds for a reply; a cancel is watched for a minute."""
 
 _SENT = ("Host", "Origin", "Content-Type", "If-None-Match")
-_KEPT = ("Content-Type", "Content-Security-Policy", "Looked-At", "Referrer-Policy")
+_KEPT = (
+    "Content-Type", "Content-Disposition", "Content-Security-Policy", "Location", "Looked-At",
+    "Referrer-Policy",
+)  # fmt: skip
 
 
 class PagesError(Exception):

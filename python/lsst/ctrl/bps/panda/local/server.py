@@ -305,6 +305,8 @@ class Server:
 
     def _make_web(self) -> None:
         views = Views(self._database, self._storage)
+        # The pages start bps, which looks for its programs there.
+        path = os.pathsep.join([str(Path(sys.executable).parent), self._outside.get("PATH") or os.defpath])
         parts = WebParts(
             api=Api(self._jedi, views, queues=self._queues, timing=self._timing, faults=self._faults),
             relay=IddsRelay(self._host, self._faults, self._storage),
@@ -314,7 +316,7 @@ class Server:
             faults=self._faults,
             status=self.status,
             port=self._listener.getsockname()[1],
-            pages=Pages(self._directory, {**self._outside, **self._variables()}),
+            pages=Pages(self._directory, {**self._outside, **self._variables(), "PATH": path}),
         )
         self._web = make_web_server(make_application(parts), parts, self._listener)
 

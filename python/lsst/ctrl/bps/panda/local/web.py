@@ -96,6 +96,7 @@ _TASK = Body((_JSON,), 64 * _MB, 256 * _MB)
 # The request of a run of two million jobs has 22 MB.  panda-client packs it, or else names no type.
 _COMMAND = Body((_JSON, "application/x-www-form-urlencoded", ""), 256 * _MB, 512 * _MB)
 _FORM = Body(("application/x-www-form-urlencoded",), 4096)
+_CATALOG = Body(("multipart/form-data",), _MB + 4096)
 _FILE = Body(("multipart/form-data",), 769 * _MB)
 
 _Handler = Callable[..., flask.Response]
@@ -457,6 +458,7 @@ ROUTES = (
     Route("GET", "/view/<view>/logs/<job>/<path:name>", Caller.READER, _log),
     Route("GET", "/view/<view>/", Caller.READER, _pages),
     Route("GET", "/view/<view>/<path:path>", Caller.READER, _pages),
+    Route("POST", "/view/<view>/portal/catalog", Caller.READER, _pages, _CATALOG),
     Route("POST", "/view/<view>/<path:path>", Caller.READER, _pages, _FORM),
     Route("GET", f"{_API}/local/status", Caller.CONTROLLER, _status),
     Route("POST", f"{_API}/local/faults", Caller.CONTROLLER, _set_faults, _CALL),

@@ -6,7 +6,7 @@ what ran afterwards would not be.
 
 from __future__ import annotations
 
-__all__ = ["LABEL", "Provenance", "add_step", "find_ingested", "make_provenance"]
+__all__ = ["LABEL", "Provenance", "add_step", "find_ingested", "make_provenance", "read_butler"]
 
 import logging
 import os
@@ -103,7 +103,7 @@ def make_provenance(
     from lsst.pipe.base.quantum_graph.ingest_graph import ingest_graph
 
     found, record = client.find_last(run)
-    butler = _read_butler(record)
+    butler = read_butler(record)
     output_run = record.run.output_run
     directory = Path(record.submit_path)
     made = Provenance(
@@ -157,7 +157,7 @@ def _check_state(client: RunClient, found: FoundRun, *, ingest: bool, close: boo
 def find_ingested(record: RunRecord) -> bool:
     """Tell whether the provenance graph of a run is in its Butler, as far as that can be read here."""
     try:
-        with Butler.from_config(_read_butler(record)) as butler:
+        with Butler.from_config(read_butler(record)) as butler:
             run = record.run.output_run
             return butler.find_dataset(PROVENANCE_DATASET_TYPE_NAME, collections=[run]) is not None
     except MissingCollectionError:
@@ -167,7 +167,7 @@ def find_ingested(record: RunRecord) -> bool:
         return False
 
 
-def _read_butler(record: RunRecord) -> str:
+def read_butler(record: RunRecord) -> str:
     """Return the Butler of a run from the configuration that BPS has left in the submit directory."""
     directory = record.origin_directory
     path = directory / f"{read_record(directory).name}_config.yaml"

@@ -27,8 +27,8 @@ import flask
 from lsst.ctrl.bps.wms_service import WmsStates
 from werkzeug.exceptions import HTTPException, TooManyRequests
 
-from ..errors import ConnectionFailedError, PandaBpsError, RunNotFoundError, TransportError
-from ..insight.documents import make_document
+from ..errors import ConnectionFailedError, PandaBpsError, RunNotFoundError, SettingsError, TransportError
+from ..insight.documents import make_document, make_plain
 from ..insight.logs import LogLine, LogTransport, find_log_urls, group_lines, read_last_lines
 from ..insight.resources import measure_resources
 from ..runs.cancel import cancel_run
@@ -38,6 +38,7 @@ from ..runs.restart import restart_run
 from ..status.failures import find_remarks
 from ..status.records import JobRecord
 from ..version import __version__
+from .images import TABLE_KINDS, Images
 from .looks import OUTSIDE, JobsSight, Looks, RunSight, Sight
 from .page import (
     COLUMNS,
@@ -49,6 +50,7 @@ from .page import (
     render_page,
     style_sheet,
 )
+from .portal import LARGEST_CATALOG, PREPARATION_SECONDS, QUANTUM_SECONDS, Portal
 
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
@@ -69,6 +71,7 @@ _STEP = 200
 """Jobs on a page."""
 
 _LARGEST_BODY = 4096
+_UPLOAD = "upload"
 _REQUESTS = (40.0, 200.0)
 """Requests a second, and how many at once."""
 
@@ -92,6 +95,12 @@ class _Live:
     looked_at: datetime
     every: float
     tag: str = ""
+    portal: bool = False
+    """Whether runs can be started here."""
+
+    images: bool = False
+    """Whether there are images of the run."""
+
     seen: RunSight | None = None
     """The run, on its page."""
 
@@ -149,9 +158,12 @@ class Allowance:
 class _Pages:
     """The pages of one server."""
 
-    def __init__(self, looks: Looks, visitor: Visitor | None) -> None:
+    def __init__(self, looks: Looks, visitor: Visitor | None, portal: Portal | None) -> None:
         self._looks = looks
         self._visitor = visitor
+        self._portal = portal
+        # What lies on the server's machine is its user's, not of who has logged in.
+        self._images = Images(shown=visitor is None)
         # Another one after each start, since revisions begin anew.
         self._key = secrets.token_bytes(32)
         self._start = secrets.token_hex(4)
@@ -165,6 +177,8 @@ class _Pages:
         request = flask.request
         if request.method != "POST":
             return
+        if request.endpoint == _UPLOAD:
+            request.max_content_length = LARGEST_CATALOG + _LARGEST_BODY
         origin = request.headers.get("Origin", "")
         sent = request.form.get("token", "")
         if not hmac.compare_digest(sent.encode(), self._token().encode()) or (
@@ -189,12 +203,12 @@ class _Pages:
         visitor = self._visitor.name if self._visitor is not None else ""
         leaving = self._token() if visitor else ""
         at = looked_at or datetime.now(UTC)
-        return _Live(self._root, at, self._looks.least, tag, visitor=visitor, leaving=leaving)
+        has_portal = self._portal is not None
+        return _Live(self._root, at, self._looks.least, tag, has_portal, visitor=visitor, leaving=leaving)
 
     def _told(self, title: str, text: str, *, run: int = 0, new_run: int = 0) -> str:
-        live = self._live()
         values = {"title": title, "text": text, "run": run, "new_run": new_run, "token": "", "kind": "told"}
-        return str(render("action.html", live=live, **values))
+        return str(render("action.html", live=self._live(), **values))
 
     def fail(self, error: PandaBpsError) -> tuple[str, int]:
         """Make the reply to what could not be found out or done."""
@@ -212,7 +226,7 @@ class _Pages:
         seen = [sight for sight in sights if sight is not None]
         parts = [self._start, *(str(sight.revision) for sight in seen), more]
         tag = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-        live = self._live(min(sight.at for sight in seen), tag)
+        live = self._live(min((sight.at for sight in seen), default=None), tag)
         if flask.request.headers.get("If-None-Match") == tag:
             reply = flask.Response(status=304)
         else:
@@ -258,7 +272,8 @@ class _Pages:
         jobs = self._looks.jobs(run).glance(sight.value.cause(sight.at))
 
         def make(live: _Live) -> str:
-            return _render_run(sight, jobs, live)
+            has_images = self._images.find(sight.value.evidence) is not None
+            return _render_run(sight, jobs, replace(live, images=has_images))
 
         return self._reply([sight, jobs], make)
 
@@ -382,9 +397,123 @@ class _Pages:
         return flask.redirect(self._root, 303)  # type: ignore[return-value]
 
     def _confirmed(self, title: str, run: int, text: str) -> str:
-        live = self._live()
         values = {"title": title, "run": run, "text": text, "token": self._token(), "kind": "confirm"}
-        return str(render("action.html", live=live, **values))
+        return str(render("action.html", live=self._live(), **values))
+
+    # --- images -----------------------------------------------------------
+
+    def images(self, run: int) -> str:
+        """Show the images of a run, one of them at first."""
+        evidence = self._looks.run(run).see().value.evidence
+        with self._images.open(evidence) as gallery:
+            images, tables = gallery.images(), gallery.tables()
+        names = [each["name"] for each in images]
+        asked = flask.request.args.get("name", "")
+        name = asked if asked in names else next(iter(names), "")
+        values = {"run": run, "images": images, "tables": tables, "name": name, "formats": TABLE_KINDS}
+        return str(render("images.html", live=self._live(), **values))
+
+    def image(self, run: int, name: str, form: str) -> flask.Response:
+        """Return an image as a file, or its pixels."""
+        content, kind = self._images.read(self._looks.run(run).see().value.evidence, name, form)
+        return _attached(content, f"{run}-{name}.{form}", kind)
+
+    def table(self, run: int, name: str, form: str) -> flask.Response:
+        """Return a table as a file."""
+        content, kind = self._images.read_table(self._looks.run(run).see().value.evidence, name, form)
+        return _attached(content, f"{run}-{name}.{form}", kind)
+
+    def images_document(self, run: int) -> dict[str, Any]:
+        """Return which images and tables there are."""
+        sight = self._looks.run(run).see().value
+        with self._images.open(sight.evidence) as gallery:
+            value = {"images": gallery.images(), "tables": gallery.tables()}
+        return make_document(value, request_id=run, name=sight.overview.name, kind="images")
+
+    def image_document(self, run: int, name: str) -> dict[str, Any]:
+        """Return all of an image but its pixels."""
+        sight = self._looks.run(run).see().value
+        value = self._images.describe(sight.evidence, name)
+        return make_document(value, request_id=run, name=sight.overview.name, kind="image")
+
+    # --- the portal -------------------------------------------------------
+
+    def _require_portal(self) -> Portal:
+        if self._portal is None:
+            raise RunNotFoundError(
+                "These pages have no portal: it simulates on this machine, on an embedded PanDA. "
+                "Start one, and open its pages: panda_local start, panda_local open."
+            )
+        return self._portal
+
+    def portal(self, refused: str = "") -> str | tuple[str, int]:
+        """Show the form, and what follows from the choices."""
+        portal = self._require_portal()
+        preview = portal.preview(flask.request.args)
+        if refused:
+            preview = replace(preview, faults={**preview.faults, "catalog": refused})
+        page = render(
+            "portal.html",
+            live=self._live(),
+            token=self._token(),
+            preview=preview,
+            fields=portal.fields(),
+            plane=portal.draw_plane(preview),
+            catalogs=portal.catalogs(),
+            largest=LARGEST_CATALOG,
+            seconds=(f"{PREPARATION_SECONDS:g}", f"{QUANTUM_SECONDS:g}"),
+        )
+        # A form that was only looked at is no failed request, of which browsers tell.
+        return (str(page), 422) if preview.faults and flask.request.method == "POST" else str(page)
+
+    def launch(self) -> Any:
+        """Submit what was chosen."""
+        portal = self._require_portal()
+        preview = portal.preview(flask.request.args)
+        if preview.faults:
+            return self.portal()
+        return flask.redirect(f"{self._root}portal/launches/{portal.launch(preview)}", 303)
+
+    def launched(self, name: str) -> Any:
+        """Show how far a launch is, until there is a run."""
+        launch = self._require_portal().read_launch(name)
+        if launch.run:
+            return flask.redirect(f"{self._root}runs/{launch.run}/", 303)
+        return self._reply(
+            [], lambda live: str(render("launch.html", live=live, launch=launch)), more=repr(launch)
+        )
+
+    def upload(self) -> Any:
+        """Keep a catalogue, and choose it."""
+        portal = self._require_portal()
+        sent = flask.request.files.get("file")
+        if sent is None or not sent.filename:
+            return self.portal("no file was chosen")
+        try:
+            content = sent.read()
+            sent.close()
+            name = portal.add_catalog(sent.filename, content)
+        except SettingsError as error:
+            return self.portal(str(error))
+        query = urlencode([*flask.request.args.items(multi=True), ("catalog", name)])
+        return flask.redirect(f"{self._root}portal?{query}", 303)
+
+    def configuration(self) -> Any:
+        """Return the YAML that does the same."""
+        preview = self._require_portal().preview(flask.request.args)
+        if preview.faults:
+            return self.portal()
+        return _attached(preview.configuration.encode(), "portal.yaml", "application/yaml")
+
+    def portal_document(self) -> dict[str, Any]:
+        """Return what follows from the choices, and what there is to choose."""
+        preview = self._require_portal().preview(flask.request.args)
+        return make_document(preview.document(), request_id=0, kind="portal")
+
+    def launch_document(self, name: str) -> dict[str, Any]:
+        """Return how far a launch is."""
+        launch = self._require_portal().read_launch(name)
+        return make_document(make_plain(launch), request_id=launch.run, kind="launch")
 
     # --- documents --------------------------------------------------------
 
@@ -450,6 +579,11 @@ def _render_run(sight: Sight[RunSight], jobs: Sight[JobsSight] | None, live: _Li
     return render_page(page, replace(live, seen=seen))
 
 
+def _attached(content: bytes, name: str, kind: str) -> flask.Response:
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return flask.Response(content, mimetype=kind, headers=headers)
+
+
 def _last_attempts(attempts: Sequence[JobRecord]) -> list[JobRecord]:
     """Return the last attempt of each job: those that failed first, then those that run."""
     last: dict[tuple[int, str], JobRecord] = {}
@@ -485,11 +619,13 @@ def _facts(attempts: Sequence[JobRecord]) -> dict[str, list[object]]:
     }
 
 
-def make_application(looks: Looks, visitor: Visitor | None = None) -> flask.Flask:
+def make_application(
+    looks: Looks, visitor: Visitor | None = None, portal: Portal | None = None
+) -> flask.Flask:
     """Make the application; below which path it is, the WSGI server says (``SCRIPT_NAME``)."""
     application = make_static_application()
     application.config.update(MAX_CONTENT_LENGTH=_LARGEST_BODY)
-    pages = _Pages(looks, visitor)
+    pages = _Pages(looks, visitor, portal)
     application.before_request(pages.check)
     application.register_error_handler(PandaBpsError, pages.fail)
     _add_views(
@@ -502,9 +638,21 @@ def make_application(looks: Looks, visitor: Visitor | None = None) -> flask.Flas
         ("/api/runs/<int:run>", pages.run_document),
         ("/api/runs/<int:run>/<any(errors, resources, jobs):kind>", pages.part_document),
         ("/api/runs/<int:run>/logs", pages.log_document),
+        ("/runs/<int:run>/images", pages.images),
+        ("/runs/<int:run>/images/<name>.<any(fits, pixels):form>", pages.image),
+        ("/runs/<int:run>/tables/<name>.<any(csv, fits, parquet):form>", pages.table),
+        ("/api/runs/<int:run>/images", pages.images_document),
+        ("/api/runs/<int:run>/images/<name>", pages.image_document),
+        ("/portal", pages.portal),
+        ("/portal/portal.yaml", pages.configuration),
+        ("/portal/launches/<name>", pages.launched),
+        ("/api/portal", pages.portal_document),
+        ("/api/portal/launches/<name>", pages.launch_document),
     )
     for name, action in (("cancel", pages.cancel), ("restart", pages.restart)):
         application.add_url_rule(f"/runs/<int:run>/{name}", name, action, methods=["GET", "POST"])
+    application.add_url_rule("/portal/launch", "launch", pages.launch, methods=["POST"])
+    application.add_url_rule("/portal/catalog", _UPLOAD, pages.upload, methods=["POST"])
     application.add_url_rule("/logout", "logout", pages.logout, methods=["POST"])
     return application
 
@@ -513,7 +661,7 @@ def make_static_application() -> flask.Flask:
     """Make the application with what all pages need and no page: style sheet, script and icon."""
     application = flask.Flask(__name__, static_folder=None)
     static = files(__package__) / "static"
-    script, icon = ((static / name).read_text(encoding="utf-8") for name in ("live.js", "icon.svg"))
+    kinds = {"js": "text/javascript", "svg": "image/svg+xml"}
 
     @application.errorhandler(HTTPException)
     def refuse(error: HTTPException) -> Any:
@@ -530,8 +678,14 @@ def make_static_application() -> flask.Flask:
     _add_views(
         application,
         ("/static/page.css", text(style_sheet(), "text/css")),
-        ("/static/live.js", text(script, "text/javascript")),
-        ("/static/icon.svg", text(icon, "image/svg+xml")),
+        *(
+            (
+                f"/static/{path.name}",
+                text(path.read_text(encoding="utf-8"), kinds[path.name.rpartition(".")[2]]),
+            )
+            for path in static.iterdir()
+            if path.name.rpartition(".")[2] in kinds
+        ),
     )
     return application
 

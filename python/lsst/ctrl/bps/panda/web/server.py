@@ -45,6 +45,7 @@ from ..settings.run import ServiceSettings
 from .application import HEADERS, Allowance, Visitor, make_application, make_static_application
 from .looks import LogPlaces, Looks
 from .page import render
+from .portal import LARGEST_CATALOG
 
 _LOG = logging.getLogger(__name__)
 
@@ -134,7 +135,8 @@ def serve_behind(application: flask.Flask, listener: socket.socket, *, idle: flo
         os._exit(0)
 
     threading.Thread(target=watch, daemon=True).start()
-    create_server(call, sockets=[listener], **_LIMITS).run()
+    limits = {**_LIMITS, "max_request_body_size": LARGEST_CATALOG + 4096}
+    create_server(call, sockets=[listener], **limits).run()
 
 
 # --- a group ----------------------------------------------------------------

@@ -32,7 +32,7 @@ function replace(old, part) {
   for (const [each, fresh] of pairs("details")) fresh.open = each.open;
   for (const [each, fresh] of pairs("input[type=checkbox]")) fresh.checked = each.checked;
   const places = pairs(".scroll").map(([each, fresh]) => [fresh, each.scrollLeft, each.scrollTop]);
-  const focused = pairs("a, summary, input, [tabindex]").find(([each]) => each === document.activeElement);
+  const focused = pairs("a, button, summary, input, [tabindex]").find(([each]) => each === document.activeElement);
   old.replaceWith(part);
   for (const [fresh, left, top] of places) fresh.scrollTo(left, top);
   if (focused) focused[1].focus({ preventScroll: true });
@@ -61,6 +61,10 @@ async function look() {
   try {
     const headers = { "If-None-Match": shown.dataset.tag };
     const reply = await fetch(location.href, { headers, cache: "no-store" });
+    if (reply.redirected) {
+      location.replace(reply.url);
+      return;
+    }
     const html = reply.headers.get("Content-Type")?.startsWith("text/html");
     const text = await reply.text();
     const page = html ? new DOMParser().parseFromString(text, "text/html") : null;
