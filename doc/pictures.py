@@ -25,6 +25,7 @@ from rich.console import CONSOLE_SVG_FORMAT, Console
 from rich.text import Text
 
 DOC = Path(__file__).resolve().parent
+NAMES = ("watch.svg", "report.svg", "errors.svg", "resources.svg", "timeline.svg", "page.png")
 README = DOC / "lsst.ctrl.bps.panda" / "_static" / "run_page.png"
 
 # A run of some ten seconds on two cores, in which a quantum fails.

@@ -110,6 +110,18 @@ def test_files_named_by_the_readme_exist():
         assert path.stat().st_mode & 0o111, name
 
 
+def test_each_picture_of_a_run_is_shown():
+    """The build makes them, and refuses a name that it does not make."""
+    shown = {name for page in RST for name in re.findall(r"\.\. panda-picture:: (\S+)", page.read_text())}
+    (names,) = re.findall(r"^NAMES = (\(.*\))$", (DOC / "pictures.py").read_text(encoding="utf-8"), re.M)
+    assert shown == set(ast.literal_eval(names))
+
+
+def test_the_picture_of_the_readme_is_small():
+    (name,) = re.findall(r"!\[[^]]*\]\(([^)]+)\)", (CHECKOUT / "README.md").read_text(encoding="utf-8"))
+    assert (CHECKOUT / name).stat().st_size < 150_000
+
+
 # --- what must be said ------------------------------------------------------
 
 
