@@ -2,7 +2,6 @@
 log of its exception, restarted and cancelled; with the keyboard alone, narrow and wide, with hostile words.
 """
 
-import os
 import re
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from panda_servers.browser import Browser
+from panda_servers.gatherings import write_campaigns, write_night
 from panda_servers.place import Place, add
 from selenium.webdriver.common.by import By
 
@@ -22,7 +22,6 @@ from lsst.ctrl.bps.panda.local.processes import MARKER
 pytestmark = pytest.mark.slow
 
 NASTY = "<img src=x onerror=alert(1)><script>alert(2)</script>"
-SIZES = {"narrow": 360, "wide": 1500}
 
 
 @pytest.fixture(scope="module")
@@ -82,34 +81,23 @@ def failed(place, browser):
     return run_id, mark
 
 
-def shoot(browser, name):
-    """Look whether a page fits each width; keep pictures where somebody wants to look at them."""
-    for size, width in SIZES.items():
-        browser.resize(width)
-        assert browser.driver.execute_script("return document.scrollingElement.scrollWidth") <= width
-        if folder := os.environ.get("PANDA_TEST_PICTURES"):
-            height = browser.driver.execute_script("return document.scrollingElement.scrollHeight")
-            browser.resize(width, height)
-            Path(folder, f"{name}_{size}.png").write_bytes(browser.driver.get_screenshot_as_png())
-    browser.resize(SIZES["wide"])
-
-
 def test_the_job_of_a_failure(browser, failed):
     run_id, _ = failed
     assert f"panda_bps reproduce {run_id} fit" in browser.text
     assert "exit code 3" in browser.text or "payload 3" in browser.text
+    browser.wait_for("What it waited for", "for a slot", "isr_1", "isr_2")
     assert not browser.driver.find_elements(By.CSS_SELECTOR, "main img, main script")
-    shoot(browser, "job")
+    browser.shoot("job")
 
 
 def test_all_pages_fit_and_nothing_on_them_runs(browser, failed):
     run_id, _ = failed
     browser.driver.get(browser.home)
     browser.wait_for("u_ann_failing")
-    shoot(browser, "runs")
+    browser.shoot("runs")
     browser.click("u_ann_failing")
     browser.wait_for("Tasks in iDDS and PanDA", "isr")
-    shoot(browser, "run")
+    browser.shoot("run")
     assert not browser.driver.find_elements(By.CSS_SELECTOR, "main img, main script")
     # No rule of the style sheet changes what is drawn.
     bars = browser.driver.find_elements(By.CSS_SELECTOR, ".histogram rect, .shares rect")
@@ -119,8 +107,33 @@ def test_all_pages_fit_and_nothing_on_them_runs(browser, failed):
     assert all(abs(found - wanted) < 0.1 for found, wanted in widths)
     browser.click("isr")
     browser.wait_for("isr_0", "1 to 5 of 5")
-    shoot(browser, "label")
+    browser.shoot("label")
     assert browser.complaints() == []
+
+
+def test_campaigns_and_nights(place, browser, failed):
+    run_id, _ = failed
+    state = place.directory / "state"
+    write_campaigns(state, place.endpoint.url, int(run_id), "u_ann_failing", words=NASTY)
+    write_night(state, words=NASTY)
+    browser.driver.get(browser.home)
+    browser.click("campaigns")
+    browser.wait_for(f"here{NASTY}")
+    assert "elsewhere" not in browser.text
+    browser.shoot("campaigns")
+    browser.click("here<img")
+    browser.wait_for("Side by side", f"A{NASTY}", "not submitted yet")
+    browser.shoot("campaign")
+    browser.click(f"Run {run_id}")
+    browser.wait_for("First failure")
+    browser.driver.get(browser.home)
+    browser.click("prompt processing")
+    browser.wait_for("night.yaml")
+    browser.shoot("nights")
+    browser.click("night.yaml")
+    browser.wait_for("isr took 39.0 s", "it waits for its turn", "4 of 4, the newest first")
+    browser.shoot("night")
+    assert not browser.driver.find_elements(By.CSS_SELECTOR, "main img, main script")
 
 
 def test_the_age_is_shown_and_small(browser, failed):
@@ -169,6 +182,7 @@ def test_cancel(place, browser, failed):
     browser.wait_for("RUNNING")
     browser.click("Cancel")
     browser.wait_for("is to be cancelled")
+    browser.shoot("cancel")
     # Who goes back changes nothing.
     browser.click("Back")
     browser.click("Cancel")
@@ -176,7 +190,7 @@ def test_cancel(place, browser, failed):
     browser.wait_for("is cancelled")
     browser.click("Back")
     browser.wait_for("DELETED")
-    shoot(browser, "cancelled")
+    browser.shoot("cancelled")
 
 
 def test_the_command_serves_the_same_pages(place, browser, failed):

@@ -325,6 +325,7 @@ def test_two_users_in_two_browsers(group, runs, tmp_path):
             browsers[user] = browser
             browser.driver.get(f"{group.proxy.url}/runs/{runs[user]}/")
             browser.wait_for(ENDED)
+            browser.shoot("login")
             log_in(browser, user)
             # Where it was going to.
             browser.wait_for(f"Run {runs[user]}:", "RUNNING", user, "Log out")
@@ -333,6 +334,7 @@ def test_two_users_in_two_browsers(group, runs, tmp_path):
             browser.driver.get(group.proxy.url)
             browser.wait_for(f"u_{user}_run")
             assert browser.text.count("_run") == 1, browser.text
+        alice.shoot("group")
         # The server refuses, not the pages.
         bob.driver.get(f"{group.proxy.url}/runs/{runs['alice']}/cancel")
         bob.click("Cancel")

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from jsonschema import Draft202012Validator
+from panda_servers.gatherings import write_campaigns, write_night
 from panda_servers.recorded_panda import REQUEST_ID, RUN, RecordedPanda, RecordedRun
 from werkzeug.test import Client
 
@@ -40,6 +41,8 @@ def browser(tmp_path_factory):
     """A client of the pages that the server has let in: its application, without a socket between."""
     state = tmp_path_factory.mktemp("state")
     with RecordedPanda(NastyRun(tasks=2, jobs=30)) as panda:
+        write_campaigns(state, panda.url, REQUEST_ID, RUN, words=NASTY)
+        write_night(state, words=NASTY)
         env = {"PANDA_URL_SSL": panda.url, "XDG_STATE_HOME": str(state), "USER": "ann", "HOME": str(state)}
         looks = Looks(lambda: connect(read_service_settings(None, env)), 0.2)
         application = make_application(looks)
@@ -78,7 +81,11 @@ def pages(get):
     run = complete(get)
     label = get(links(run, "/label")[0])
     job = get(links(run, "/job")[0])
-    return [get("/"), run, label, job, get(run_page("cancel")), get(run_page("restart"))]
+    lists = get("/campaigns/"), get("/nights/")
+    night = get(links(lists[1], "nights/")[-1])
+    campaign = get(links(lists[0], "campaigns/")[-1])
+    actions = get(run_page("cancel")), get(run_page("restart"))
+    return [get("/"), run, label, job, *actions, *lists, campaign, night]
 
 
 def test_pages_run_nothing_that_is_in_them(get):
@@ -135,6 +142,48 @@ def test_documents_are_those_of_the_schema(get):
     document = get(f"/api/runs/{REQUEST_ID}/logs?id={number}").get_json()
     check(document)
     assert [job["panda_id"] for job in document["jobs"]] == [number]
+
+
+def test_a_campaign_has_its_sites_side_by_side(get):
+    page = get("/campaigns/")
+    # The one that runs on another server is not asked for here.
+    assert "elsewhere" not in page.text
+    address = links(page, "campaigns/")[-1]
+    page = get(address)
+    assert links(page, f"runs/{REQUEST_ID}/")
+    assert page.text.count("30 of 30") == 2
+    assert "not submitted yet" in page.text
+    document = get(f"/api{address.rstrip('/')}").get_json()
+    Draft202012Validator(read_schema()).validate(document)
+    assert [site["jobs"] for site in document["sites"]] == [60, 0]
+    (listed,) = get("/api/campaigns").get_json()["campaigns"]
+    assert address == f"/campaigns/{listed['key']}/"
+    assert listed["runs"] == [REQUEST_ID, None]
+    get("/campaigns/nothing/", code=404)
+
+
+def test_a_night_shows_its_groups_and_why_some_are_late(get):
+    check = Draft202012Validator(read_schema()).validate
+    listed = get("/api/nights").get_json()
+    check(listed)
+    (found,) = listed["processings"]
+    address = f"/nights/{found['key']}/"
+    page = get(address)
+    # The newest night, with what has just arrived.
+    assert "night u/n/2" in page.text
+    assert "does not run" in page.text
+    assert "deadline 10 s" in page.text
+    assert "it waits for its turn" in page.text
+    assert "isr took 39.0 s, usually" in page.text
+    assert "4 of 4, the newest first" in page.text
+    old = get(links(page, "night=u%2Fn%2F1")[0])
+    assert "1 of 1, the newest first" in old.text
+    assert "No group has failed" in old.text
+    document = get(f"/api{address.rstrip('/')}?night=u/n/2").get_json()
+    check(document)
+    assert document["counts"] == {"waiting": 1, "planning": 0, "submitted": 0, "done": 2, "failed": 1}
+    assert "no night" in get(f"{address}?night=x", code=404).text
+    get("/nights/nothing/", code=404)
 
 
 def test_what_is_not_there(get):

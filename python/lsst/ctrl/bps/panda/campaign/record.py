@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = [
     "RECORD_NAME",
     "CampaignIndex",
+    "CampaignLine",
     "CampaignRecord",
     "PartRecord",
     "PartState",
@@ -18,8 +19,10 @@ __all__ = [
 ]
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
@@ -128,6 +131,27 @@ class CampaignEntry(BaseModel):
     prepared_at: str
 
 
+@dataclass(frozen=True, slots=True)
+class CampaignLine:
+    """A campaign in a list, as its own record has it now."""
+
+    prepared: str
+    runs: tuple[int | None, ...] | None
+    """Run of each site, `None` where it is not submitted; `None` if the campaign is gone."""
+
+    path: str
+    config: str
+    key: str
+    """How an address names it."""
+
+    record: CampaignRecord | None
+
+    @property
+    def submitted(self) -> str:
+        """How many sites have their runs, for people."""
+        return f"{sum(run is not None for run in self.runs)} of {len(self.runs)}" if self.runs else "gone"
+
+
 class CampaignIndex:
     """The list of the user's campaigns in all submit directories, kept in the user's state directory."""
 
@@ -143,6 +167,21 @@ class CampaignIndex:
     def entries(self) -> list[CampaignEntry]:
         """Return the campaigns, oldest first."""
         return list(self._list.entries())
+
+    def lines(self) -> Iterator[CampaignLine]:
+        """Yield the campaigns, the newest first, with what their records say."""
+        for entry in reversed(self.entries()):
+            record = None
+            with contextlib.suppress(PandaBpsError, OSError):
+                record = read_campaign(entry.directory)
+            yield CampaignLine(
+                prepared=entry.prepared_at,
+                runs=tuple(part.request_id for part in record.parts) if record is not None else None,
+                path=entry.directory,
+                config=entry.config,
+                key=hashlib.sha256(entry.directory.encode()).hexdigest()[:12],
+                record=record,
+            )
 
     def latest(self, config: str) -> CampaignRecord | None:
         """Return the latest campaign that was made from a file (absolute path) and still exists."""

@@ -20,6 +20,7 @@ __all__ = [
     "make_overview",
     "make_registration_overview",
     "make_campaign_document",
+    "make_list_document",
     "make_registration_document",
     "merge_restarts",
     "restart_campaign",
@@ -30,7 +31,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ from ..runs.intention import record_submission, settle
 from ..runs.record import read_record
 from ..status.bps_states import Counts, sum_counts, zero_counts
 from ..status.evidence import RunEvidence, RunTally
-from .record import CampaignRecord, PartRecord, PartState, lock_campaign, read_campaign
+from .record import CampaignLine, CampaignRecord, PartRecord, PartState, lock_campaign, read_campaign
 
 _LOG = logging.getLogger(__name__)
 
@@ -200,7 +201,7 @@ class CampaignOverview:
     name: str
     path: str
     partition: str
-    moment: datetime
+    moment: datetime = field(compare=False)
     sites: tuple[SiteOverview, ...] = ()
     problems: tuple[str, ...] = ()
 
@@ -333,6 +334,13 @@ def make_campaign_document(overview: CampaignOverview) -> dict[str, Any]:
     return make_document(
         content, kind="campaign", request_id=0, name=overview.name, problems=overview.problems
     )
+
+
+def make_list_document(lines: Iterable[CampaignLine]) -> dict[str, Any]:
+    """Make the JSON document of kind ``campaigns``."""
+    keys = ("prepared", "runs", "path", "config", "key")
+    listed = [{key: getattr(line, key) for key in keys} for line in lines]
+    return make_document({"campaigns": listed}, kind="campaigns", request_id=0)
 
 
 def _plain_site(site: SiteOverview) -> dict[str, Any]:

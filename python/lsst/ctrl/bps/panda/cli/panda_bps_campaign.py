@@ -22,6 +22,7 @@ from ..campaign.runs import (
     cancel_campaign,
     fetch_campaign,
     make_campaign_document,
+    make_list_document,
     restart_campaign,
     submit_campaign,
 )
@@ -233,20 +234,11 @@ def status(name: str) -> int:
 @_shows_errors
 def list_campaigns(as_json: bool) -> None:
     """List your campaigns, the newest first, without asking a server."""
-    rows = []
-    for entry in reversed(campaign_index().entries()):
-        runs: list[int | None] | None = None
-        with contextlib.suppress(PandaBpsError, OSError):
-            runs = [part.request_id for part in read_campaign(entry.directory).parts]
-        rows.append((entry.prepared_at, runs, entry.directory, entry.config))
+    lines = [*campaign_index().lines()]
     if as_json:
-        listed = [dict(zip(("prepared", "runs", "path", "config"), row, strict=True)) for row in rows]
-        write_json(make_document({"campaigns": listed}, kind="campaigns", request_id=0))
-    elif rows:
-        shown = (
-            (prepared, f"{len(runs) - runs.count(None)} of {len(runs)}" if runs else "gone", *places)
-            for prepared, runs, *places in rows
-        )
+        write_json(make_list_document(lines))
+    elif lines:
+        shown = ((each.prepared, each.submitted, each.path, each.config) for each in lines)
         print_lines(table(("prepared", "runs", "directory", "configuration"), shown, left=4))
     else:
         click.echo("No campaign was prepared by this user on this machine: panda_bps campaign prepare.")

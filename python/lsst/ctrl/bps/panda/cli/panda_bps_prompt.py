@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from ..insight.documents import make_document, make_plain
-from ..prompt.catalog import Catalog, GroupState
+from ..prompt.catalog import Catalog, GroupState, ProcessingIndex
 from ..prompt.process import (
     CATALOG_NAME,
     LOG_NAME,
@@ -24,8 +24,9 @@ from ..prompt.process import (
     state_directory,
     stop_process,
 )
-from ..prompt.report import PromptReport, make_prompt_report, write_plot
+from ..prompt.report import PromptReport, read_processing, write_plot
 from ..settings.prompt import read_prompt_file
+from ..settings.run import read_service_settings
 from . import CommandGroup
 from .output import json_option, print_lines, shows_errors, table, write_json
 from .panda_local_server import noted_signals
@@ -55,6 +56,7 @@ def start(config: Path, foreground: bool) -> None:
     the standard input.
     """
     directory = state_directory(config)
+    ProcessingIndex(read_service_settings(None).state_directory).add(config)
     if not foreground and read_prompt_file(str(config)).source != "lines":
         if (pid := find_process(directory)) is not None:
             click.echo(f"process {pid} does it already")
@@ -102,15 +104,6 @@ def stop(config: Path) -> None:
     click.echo("stopped" if stop_process(state_directory(config)) else "it was not running")
 
 
-def _report(config: Path) -> PromptReport:
-    catalog = Catalog(state_directory(config) / CATALOG_NAME, must_exist=True)
-    try:
-        groups, times = catalog.groups(), catalog.times()
-    finally:
-        catalog.close()
-    return make_prompt_report(groups, times, deadline=read_prompt_file(str(config)).deadline, now=time.time())
-
-
 def _show_counts(found: PromptReport) -> None:
     click.echo(", ".join(f"{number} {state}" for state, number in found.counts.items()))
 
@@ -120,9 +113,9 @@ def _show_counts(found: PromptReport) -> None:
 @_shows_errors
 def status(config: Path) -> None:
     """Show whether it runs, and the groups that are not done."""
-    pid = find_process(state_directory(config))
-    click.echo(f"process {pid} runs" if pid is not None else "it does not run")
-    found = _report(config)
+    state = read_processing(config)
+    click.echo(f"process {state.process} runs" if state.process is not None else "it does not run")
+    found = state.report
     _show_counts(found)
     now = time.time()
     going = [group for group in found.groups if group.state not in (GroupState.DONE, GroupState.FAILED)]
@@ -141,7 +134,7 @@ def status(config: Path) -> None:
 @_shows_errors
 def report(config: Path, plot: Path | None, as_json: bool) -> None:
     """Show how long each stage took, and the groups that missed their deadline, with the cause."""
-    found = _report(config)
+    found = read_processing(config).report
     if plot is not None:
         write_plot(found, plot)
     if as_json:

@@ -108,6 +108,7 @@ def _serve_group(
     """Serve a group until the process is interrupted."""
     from ..web.server import GroupServer, GroupSettings
 
+    address = address.rstrip("/")
     parts = urlsplit(address)
     if (
         parts.scheme != "https"

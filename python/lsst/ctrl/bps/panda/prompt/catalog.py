@@ -4,16 +4,20 @@ any crash, and is all that a restart goes by.
 
 from __future__ import annotations
 
-__all__ = ["Catalog", "Group", "GroupState", "StageTime"]
+__all__ = ["Catalog", "Group", "GroupState", "ProcessingEntry", "ProcessingIndex", "StageTime"]
 
+import hashlib
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from ..errors import PandaBpsError, RunNotFoundError
+from ..runs.record import IndexFile
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS groups (
@@ -148,3 +152,32 @@ class Catalog:
             (name,),
         )
         return [StageTime(*row) for row in rows]
+
+
+class ProcessingEntry(BaseModel):
+    """A prompt processing in the list of the user's."""
+
+    config: str
+    """Absolute path of its configuration."""
+
+    @property
+    def key(self) -> str:
+        """How an address names it."""
+        return hashlib.sha256(self.config.encode()).hexdigest()[:12]
+
+
+class ProcessingIndex:
+    """The list of the user's prompt processings, kept in the user's state directory."""
+
+    def __init__(self, directory: str) -> None:
+        self._list = IndexFile(directory, "processing", ProcessingEntry)
+
+    def add(self, config: Path) -> None:
+        """Enter a processing that is started; failing to do so is warned about, not an error."""
+        entry = ProcessingEntry(config=str(config.absolute()))
+        if entry not in self.entries():
+            self._list.append(entry)
+
+    def entries(self) -> Iterator[ProcessingEntry]:
+        """Yield the processings, the newest first."""
+        return reversed([*self._list.entries()])

@@ -4,8 +4,16 @@ cause.
 
 from __future__ import annotations
 
-__all__ = ["PromptReport", "StageFigures", "make_prompt_report", "write_plot"]
+__all__ = [
+    "ProcessingState",
+    "PromptReport",
+    "StageFigures",
+    "make_prompt_report",
+    "read_processing",
+    "write_plot",
+]
 
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +24,9 @@ from typing import Any
 
 from ..errors import PandaBpsError
 from ..files import replacing
-from .catalog import Group, GroupState, StageTime
+from ..settings.prompt import read_prompt_file
+from .catalog import Catalog, Group, GroupState, StageTime
+from .process import CATALOG_NAME, find_process, state_directory
 
 TO_FIRST = "to first instruction"
 TO_END = "to outputs registered"
@@ -81,6 +91,41 @@ class PromptReport:
     stages: tuple[StageFigures, ...]
     missed: tuple[MissedGroup, ...]
     groups: tuple[GroupRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessingState:
+    """What a processing does and has done."""
+
+    process: int | None
+    """Number of its process; `None` if it does not run."""
+
+    deadline: float
+    """Seconds after its arrival in which a group is to be done."""
+
+    nights: tuple[str, ...]
+    """Collections of the outputs of its nights, the newest first."""
+
+    report: PromptReport
+
+
+def read_processing(config: Path, *, night: str = "") -> ProcessingState:
+    """Read what a processing has kept: of all groups, or of those of a night, to the newest of which groups
+    belong that nothing was done with yet.
+    """
+    directory = state_directory(config)
+    catalog = Catalog(directory / CATALOG_NAME, must_exist=True)
+    try:
+        groups, times = catalog.groups(), catalog.times()
+    finally:
+        catalog.close()
+    nights = tuple(dict.fromkeys(group.chain for group in reversed(groups) if group.chain))
+    if night:
+        chosen = (night, "") if night in nights[:1] else (night,)
+        groups = [group for group in groups if group.chain in chosen]
+    deadline = read_prompt_file(str(config)).deadline
+    report = make_prompt_report(groups, times, deadline=deadline, now=time.time())
+    return ProcessingState(find_process(directory), deadline, nights, report)
 
 
 def make_prompt_report(

@@ -200,6 +200,15 @@ class RunJobs:
             )
         raise RunNotFoundError(f"The plan of run {run} has no job {name!r}{self.suggest(name)}")
 
+    def parents(self, task: TaskPlan, job: JobPlan) -> list[tuple[TaskPlan, JobPlan]]:
+        """Return the jobs of the plan on which one depends, with their tasks."""
+        return [
+            (each, each.jobs[ordinal - each.first])
+            for each in (self._read_tasks() if job.parents else ())
+            for ordinal in job.parents
+            if ordinal in each.ordinals
+        ]
+
     def _read_tasks(self, names: Collection[str] | None = None, *, holding: str = "") -> Iterator[TaskPlan]:
         """Read tasks of the plan; none if it is not at hand."""
         if not self._evidence.path:

@@ -38,13 +38,17 @@ from ..runs.restart import restart_run
 from ..status.failures import find_remarks
 from ..status.records import JobRecord
 from ..version import __version__
+from .gatherings import Gatherings
 from .images import TABLE_KINDS, Images
-from .looks import OUTSIDE, JobsSight, Looks, RunSight, Sight
+from .looks import MOST_JOBS, OUTSIDE, JobsSight, Looks, RunSight, Sight
 from .page import (
     COLUMNS,
+    STEP,
     RunPage,
+    compare_attempts,
     count_states,
     find_shares,
+    find_wait,
     read_task_graph,
     render,
     render_page,
@@ -66,9 +70,6 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 """Headers of each reply."""
-
-_STEP = 200
-"""Jobs on a page."""
 
 _LARGEST_BODY = 4096
 _UPLOAD = "upload"
@@ -219,7 +220,7 @@ class _Pages:
             return str(error), status
         return self._told("Not found" if missing else "Not known", str(error)), status
 
-    def _reply(
+    def reply(
         self, sights: Sequence[Sight[Any] | None], make: Callable[[_Live], str], *, more: str = ""
     ) -> flask.Response:
         """Reply with a page, or with nothing if the browser has that of these sights."""
@@ -264,7 +265,7 @@ class _Pages:
                 )
             )
 
-        return self._reply([sight], make)
+        return self.reply([sight], make)
 
     def run(self, run: int) -> flask.Response:
         """Show a run."""
@@ -275,7 +276,7 @@ class _Pages:
             has_images = self._images.find(sight.value.evidence) is not None
             return _render_run(sight, jobs, replace(live, images=has_images))
 
-        return self._reply([sight, jobs], make)
+        return self.reply([sight, jobs], make)
 
     def label(self, run: int) -> flask.Response:
         """Show a label of a run, with its jobs."""
@@ -299,21 +300,24 @@ class _Pages:
                     columns=COLUMNS,
                     numbers=count_states(counts),
                     bars=find_shares(counts),
-                    jobs=RunJobs(jobs.value.evidence).identify(last[first : first + _STEP]),
+                    jobs=RunJobs(jobs.value.evidence).identify(last[first : first + STEP]),
                     first=first,
-                    step=_STEP,
+                    step=STEP,
                     total=len(last),
                     problems=jobs.value.problems,
                 )
             )
 
-        return self._reply([sight, jobs], make)
+        return self.reply([sight, jobs], make)
 
     def job(self, run: int) -> flask.Response:
         """Show a job: its attempts, and the log of one of them."""
         sight = self._looks.run(run).see()
         jobs, attempts, job = self._find_job(run, sight)
         log = self._read_log(job, sight.value)
+        # Of a large run only the jobs that failed are known, and its plan takes long to read.
+        small = sum(sight.value.overview.total.values()) <= MOST_JOBS
+        everything = self._looks.jobs(run).glance(sight.value.cause(sight.at)) if small else None
         digest = hashlib.sha256(repr(log).encode()).hexdigest()
         failures = [
             group for group in jobs.value.groups if group.example and group.example.panda_id == job.panda_id
@@ -330,7 +334,8 @@ class _Pages:
                     run=sight.value.overview,
                     job=shown,
                     attempts=named,
-                    facts=_facts(named),
+                    facts=compare_attempts(named),
+                    wait=find_wait(everything.value.evidence, named) if everything is not None else None,
                     log=log,
                     log_groups=list(group_lines(log.lines)),
                     exception=failures[0].exception if failures else log.exception,
@@ -338,7 +343,7 @@ class _Pages:
                 )
             )
 
-        return self._reply([sight, jobs], make, more=digest)
+        return self.reply([sight, jobs, everything], make, more=digest)
 
     def _find_job(
         self, run: int, sight: Sight[RunSight]
@@ -479,7 +484,7 @@ class _Pages:
         launch = self._require_portal().read_launch(name)
         if launch.run:
             return flask.redirect(f"{self._root}runs/{launch.run}/", 303)
-        return self._reply(
+        return self.reply(
             [], lambda live: str(render("launch.html", live=live, launch=launch)), more=repr(launch)
         )
 
@@ -596,29 +601,6 @@ def _last_attempts(attempts: Sequence[JobRecord]) -> list[JobRecord]:
     return sorted(last.values(), key=rank)
 
 
-def _facts(attempts: Sequence[JobRecord]) -> dict[str, list[object]]:
-    """Return what is known of attempts, side by side."""
-
-    def times(name: str) -> list[object]:
-        return [f"{at:%Y-%m-%d %H:%M:%S}" if (at := getattr(each, name)) else "-" for each in attempts]
-
-    return {
-        "PanDA job": [each.panda_id for each in attempts],
-        "attempt": [each.attempt for each in attempts],
-        "status": [each.status for each in attempts],
-        "error": [each.error.title if each.error else "-" for each in attempts],
-        "says": [each.error.text if each.error else "-" for each in attempts],
-        "queue": [each.site or "-" for each in attempts],
-        "node": [each.node or "-" for each in attempts],
-        "started (UTC)": times("started"),
-        "ended (UTC)": times("ended"),
-        "wall s": ["-" if each.wall_seconds is None else f"{each.wall_seconds:.0f}" for each in attempts],
-        "memory MB": [
-            f"{each.max_rss / 1024:.0f} of {each.memory}" if each.max_rss else "-" for each in attempts
-        ],
-    }
-
-
 def make_application(
     looks: Looks, visitor: Visitor | None = None, portal: Portal | None = None
 ) -> flask.Flask:
@@ -634,6 +616,7 @@ def make_application(
         ("/runs/<int:run>/", pages.run),
         ("/runs/<int:run>/label", pages.label),
         ("/runs/<int:run>/job", pages.job),
+        *Gatherings(looks, pages.reply).rules,
         ("/api/runs", pages.runs_document),
         ("/api/runs/<int:run>", pages.run_document),
         ("/api/runs/<int:run>/<any(errors, resources, jobs):kind>", pages.part_document),

@@ -13,18 +13,25 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Generic, TypeVar
 from urllib.parse import urlsplit
 
 from lsst.ctrl.bps.wms_service import WmsStates
 
-from ..errors import PandaBpsError
+from ..campaign.record import CampaignIndex, CampaignLine, read_campaign
+from ..campaign.runs import CampaignOverview, fetch_campaign
+from ..errors import PandaBpsError, RunNotFoundError
 from ..insight.logs import LogEnd, LogTransport, TailReader, find_log_urls
 from ..insight.overview import JobScope, Overview, explain_failures, fetch_evidence, fetch_overview
 from ..insight.progress import Estimate, make_progress
+from ..prompt.catalog import ProcessingEntry, ProcessingIndex
+from ..prompt.process import state_directory
+from ..prompt.report import ProcessingState, read_processing
 from ..report import describe_successor
 from ..runs.client import Connection, RunClient
 from ..runs.jobs import JobQuery
+from ..runs.record import RunEntry, RunIndex
 from ..status.bps_states import Counts
 from ..status.evidence import RunEvidence
 from ..status.failures import ErrorGroup
@@ -207,6 +214,17 @@ class JobsSight:
     evidence: RunEvidence = field(compare=False)
 
 
+@dataclass(frozen=True, slots=True)
+class ProcessingSight:
+    """A prompt processing, or one of its nights."""
+
+    name: str
+    config: str
+    state: ProcessingState
+    runs: frozenset[int]
+    """Those of its runs that are on this server."""
+
+
 OUTSIDE = "The log is not shown here, since it lies outside the run's areas."
 
 
@@ -342,9 +360,74 @@ class Looks:
 
         return self._find(("jobs", run, label), fetch)
 
+    # --- campaigns and nights, which this machine knows ---------------------
+
+    def _own_runs(self) -> dict[int, RunEntry]:
+        settings = self.connect().settings
+        entries = RunIndex(settings.state_directory, settings.require_url()).entries()
+        return {entry.request_id: entry for entry in entries}
+
+    def campaigns(self) -> Look[tuple[CampaignLine, ...]]:
+        """Return the look at the user's campaigns whose runs are on this server, or on none yet."""
+
+        def fetch() -> tuple[CampaignLine, ...]:
+            runs = self._own_runs()
+
+            def is_here(line: CampaignLine) -> bool:
+                parts = [part for part in line.record.parts if part.request_id] if line.record else []
+                return not parts or any(
+                    (entry := runs.get(part.request_id or 0)) and entry.name == part.run for part in parts
+                )
+
+            index = CampaignIndex(self.connect().settings.state_directory)
+            return tuple(filter(is_here, index.lines()))
+
+        return self._find(("campaigns",), fetch)
+
+    def campaign(self, key: str) -> Look[CampaignOverview]:
+        """Return the look at the runs of a campaign."""
+
+        def fetch() -> CampaignOverview:
+            found = [line for line in self.campaigns().see().value if line.key == key]
+            if not found or found[0].record is None:
+                raise RunNotFoundError(f"There is no campaign {key} of this user on this machine.")
+            return fetch_campaign(read_campaign(found[0].path), self.connect())
+
+        return self._find(("campaign", key), fetch)
+
+    def processings(self) -> Look[tuple[ProcessingEntry, ...]]:
+        """Return the look at the user's prompt processings."""
+
+        def fetch() -> tuple[ProcessingEntry, ...]:
+            return tuple(ProcessingIndex(self.connect().settings.state_directory).entries())
+
+        return self._find(("processings",), fetch)
+
+    def processing(self, key: str, night: str = "") -> Look[ProcessingSight]:
+        """Return the look at a prompt processing, or at one of its nights."""
+
+        def fetch() -> ProcessingSight:
+            found = [entry for entry in self.processings().see().value if entry.key == key]
+            if not found:
+                raise RunNotFoundError(f"There is no prompt processing {key} of this user on this machine.")
+            config = Path(found[0].config)
+            state = read_processing(config, night=night)
+            if night and night not in state.nights:
+                raise RunNotFoundError(f"The prompt processing {config} has no night {night!r}.")
+            runs = self._own_runs()
+            wanted = {group.run_id: state_directory(config) for group in state.report.groups if group.run_id}
+            here = {run for run, place in wanted.items() if run in runs and _lies_in(runs[run], place)}
+            return ProcessingSight(config.stem, str(config), state, frozenset(here))
+
+        return self._find(("processing", key, night), fetch)
+
     def read_end(self, connection: Connection, job: JobRecord, area: str) -> LogEnd:
         """Read why a job ended, from its log."""
         return self._tails.reader(connection, area)(job)
+
+
+def _lies_in(entry: RunEntry, place: Path) -> bool:
+    return Path(entry.submit_path).is_relative_to(place.absolute())
 
 
 def _line(run: RunEvidence) -> RunLine:

@@ -12,15 +12,20 @@ from __future__ import annotations
 __all__ = [
     "COLUMNS",
     "MOST_ERRORS",
+    "STEP",
+    "JobWait",
     "RunPage",
+    "compare_attempts",
     "count_states",
     "draw_graph",
     "draw_histogram",
     "draw_timeline",
     "find_shares",
+    "find_wait",
     "read_task_graph",
     "render",
     "render_page",
+    "share_ended",
     "style_sheet",
 ]
 
@@ -48,7 +53,8 @@ from ..insight.resources import (
 )
 from ..insight.task_graph import STATE_COLOURS, TaskGraph, TaskNode, colour_of, make_task_graph, state_of
 from ..runs.files import read_plan
-from ..status.bps_states import ENDED_STATES, Counts
+from ..runs.jobs import RunJobs
+from ..status.bps_states import ENDED_STATES, Counts, zero_counts
 from ..status.evidence import RunEvidence
 from ..status.failures import ErrorGroup
 from ..status.records import JobRecord, describe_data, render_count
@@ -60,6 +66,9 @@ COLUMNS = (
 )  # fmt: skip
 """States that have a column of their own in the table of jobs."""
 
+
+STEP = 200
+"""Jobs or groups on a page."""
 
 MOST_ERRORS = 30
 """Kinds of errors on a page."""
@@ -195,6 +204,12 @@ def find_shares(
     return found
 
 
+def share_ended(counts: Counts | None) -> tuple[int, int, list[tuple[float, float, str]]]:
+    """Return how many jobs have ended and how many there are, and a bar of them."""
+    found = counts or zero_counts()
+    return sum(found[state] for state in ENDED_STATES), sum(found.values()), find_shares(found)
+
+
 @dataclass(frozen=True, slots=True)
 class _Frame:
     """The size of a plot, and where its axes are."""
@@ -285,6 +300,77 @@ def draw_histogram(
         first="0",
         last=f"{largest:.0f} {unit}",
     )
+
+
+def compare_attempts(attempts: Sequence[JobRecord]) -> dict[str, list[object]]:
+    """Return what is known of attempts, side by side."""
+
+    def times(name: str) -> list[object]:
+        return [f"{at:%Y-%m-%d %H:%M:%S}" if (at := getattr(each, name)) else "-" for each in attempts]
+
+    return {
+        "PanDA job": [each.panda_id for each in attempts],
+        "attempt": [each.attempt for each in attempts],
+        "status": [each.status for each in attempts],
+        "error": [each.error.title if each.error else "-" for each in attempts],
+        "says": [each.error.text if each.error else "-" for each in attempts],
+        "queue": [each.site or "-" for each in attempts],
+        "node": [each.node or "-" for each in attempts],
+        "started (UTC)": times("started"),
+        "ended (UTC)": times("ended"),
+        "wall s": ["-" if each.wall_seconds is None else f"{each.wall_seconds:.0f}" for each in attempts],
+        "memory MB": [
+            f"{each.max_rss / 1024:.0f} of {each.memory}" if each.max_rss else "-" for each in attempts
+        ],
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class JobWait:
+    """What a job waited for before it started."""
+
+    parents: tuple[JobRecord, ...]
+    """Last attempts of its parents, that which ended last first."""
+
+    unknown: int
+    """Parents that PanDA has no job of."""
+
+    ready: datetime | None
+    """When it could start: its last parent had ended, and PanDA had made a job of it."""
+
+    slot: float | None
+    """Seconds from then until it started; `None` while it waits."""
+
+
+def find_wait(run: RunEvidence, attempts: Sequence[JobRecord]) -> JobWait | None:
+    """Find out what a job waited for; `None` if its plan is not at hand.
+
+    Parameters
+    ----------
+    run : `RunEvidence`
+        The run, with all jobs that PanDA has.
+    attempts : sequence of `JobRecord`
+        The attempts of the job, named.
+    """
+    jobs, first = RunJobs(run), attempts[0]
+    if not first.bps_name:
+        return None
+    planned = jobs.parents(*jobs.planned(first.bps_name))
+    numbers = {item.name: item.workload_id for item in run.transforms or ()}
+    wanted = {(numbers.get(task.name), job.pseudo_input) for task, job in planned}
+    last = {
+        (job.task_id, job.name): job
+        for job in sorted(run.attempts, key=lambda job: job.panda_id)
+        if (job.task_id, job.name) in wanted
+    }
+    parents = sorted(
+        last.values(), key=lambda job: (job.ended is None, job.ended or job.panda_id), reverse=True
+    )
+    ends = [job.ended for job in parents]
+    known = [moment for moment in (first.created, *ends) if moment is not None]
+    ready = max(known) if known and len(parents) == len(wanted) and all(ends) else None
+    slot = (first.started - ready).total_seconds() if ready and first.started else None
+    return JobWait(jobs.identify(parents), len(wanted) - len(parents), ready, slot and max(0.0, slot))
 
 
 def render(template: str, **values: Any) -> Markup:

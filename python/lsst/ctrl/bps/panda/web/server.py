@@ -262,7 +262,8 @@ class GroupServer:
     ) -> None:
         self.settings = settings
         self._clock = clock
-        self._host = urlsplit(settings.address).netloc
+        # As browsers send it.
+        self._host = urlsplit(settings.address).netloc.lower().removesuffix(":443")
         self._transport = settings.login.make_transport()
         # What is wrong with the provider is said at the start, not to the first user.
         start_browser_login(self._find_provider(), settings.redirect_uri)
