@@ -47,6 +47,17 @@ and more
         ("x.y ERROR: No label 'isrr' in it.\n", "No label 'isrr' in it", "pipelineYaml"),
         ("Error: Invalid value 'isr:doBias=maybe'", "Invalid value 'isr:doBias=maybe'", "extraQgraphOptions"),
         ("Error: Field 'doBias' is 'no', at 'isr'", "Field 'doBias' is 'no', at 'isr'", "extraQgraphOptions"),
+        (
+            "Error: the Butler repository was made by another version of the demo: make a new one",
+            "the Butler repository was made by another version of the demo: make a new one",
+            "butlerConfig",
+        ),
+        (
+            "Traceback (most recent call last):\nx.WrongError: A task has X, but the definition from data "
+            "repository is Y.",
+            "WrongError: A task has X, but the definition from data repository is Y",
+            "butlerConfig",
+        ),
         ("bash: pipetask: not found\n\n", "bash: pipetask: not found", ""),
         ("", "no reason is given", ""),
     ],

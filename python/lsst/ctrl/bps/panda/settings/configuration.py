@@ -33,6 +33,7 @@ from .variables import find_broken_texts
 _READ_FIRST = ("submitPath", "outputRun", "outCollection", "operator", "uniqProcName", "remoteBuild")
 
 _BLAMED = {
+    "repository was made|definition from data repository": "butlerConfig",
     "collection": "inCollection",
     "quer|rows|quanta|expression|data ID|where": "dataQuery",
     "pipeline|label|task": "pipelineYaml",
