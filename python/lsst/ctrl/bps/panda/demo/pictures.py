@@ -30,7 +30,7 @@ from ..errors import SettingsError
 from .geometry import SkyLayout
 from .instrument import BANDS, StarCam
 from .repository import INPUTS, SKYMAP, is_demo
-from .summary import colour_picture, read_coadds
+from .summary import balance_bands, colour_picture, read_coadds
 
 TABLE_FORMATS = ("csv", "fits", "parquet")
 
@@ -108,7 +108,7 @@ class Gallery:
         """List the images that there are, with name, kind and title, the best first."""
         found = []
         coadds = sorted({(ref["tract"], ref["band"]) for ref in self._find(_COADD)}, key=_by_band)
-        for tract in sorted({tract for tract, _ in coadds}):
+        for tract in sorted(ref["tract"] for ref in self._find("object_table")):
             found.append(("colour", f"colour-{tract}", f"place {tract} in colour"))
         for tract, band in coadds:
             found.append(("coadd", f"coadd-{tract}-{band}", f"place {tract}, band {band}"))
@@ -176,10 +176,11 @@ class Gallery:
         images = read_coadds(self._butler, layout, number)
         if kind == "coadd":
             return images[band].astype(np.float32), layout.wcs, "nJy", f"objects-{tract}", band
-        bright = [np.nanpercentile(image, 99.5) for image in images.values()]
-        planes = [image / max(level, 1e-6) for image, level in zip(images.values(), bright, strict=True)]
+        picture = colour_picture(balance_bands(images, self.table(f"objects-{tract}")))
+        # The picture fills the gaps that all bands have with what is near.
+        picture[np.all(np.isnan(list(images.values())), axis=0)] = 0
         middle = list(images)[len(images) // 2]
-        return colour_picture(planes), layout.wcs, "red, green, blue", f"objects-{tract}", middle
+        return picture, layout.wcs, "red, green, blue", f"objects-{tract}", middle
 
     def table(self, name: str) -> Table:
         """Read a table; `.SettingsError` says that there is none of that name."""

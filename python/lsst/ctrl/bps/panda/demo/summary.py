@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "DemoSummary",
+    "balance_bands",
     "colour_picture",
     "compare_with_truth",
     "draw_run",
@@ -199,6 +200,12 @@ def draw_run(
     return Path(path)
 
 
+def balance_bands(images: Mapping[str, FloatArray], objects: Table) -> list[FloatArray]:
+    """Scale the images of bands so that an object of the usual colour is white."""
+    bright = objects["snr"] > _BRIGHT
+    return [image / float(np.nanmedian(objects[f"{band}_flux"][bright])) for band, image in images.items()]
+
+
 def colour_picture(images: Sequence[FloatArray]) -> npt.NDArray[np.uint8]:
     """Make a picture in which the longest wave is red, from images in the order of their bands, as bright."""
     from astropy.visualization import make_lupton_rgb  # type: ignore[import-untyped]
@@ -234,10 +241,8 @@ def _draw(images: dict[str, FloatArray], objects: Table, layout: SkyLayout) -> A
     from matplotlib.figure import Figure
 
     rows, columns = seen_by_all(list(images.values()), layout.border)
-    # An object of the usual colour is white.
-    bright = objects["snr"] > _BRIGHT
-    levels = {band: float(np.nanmedian(objects[f"{band}_flux"][bright])) for band in images}
-    picture = colour_picture([image[rows, columns] / levels[band] for band, image in images.items()])
+    scaled = balance_bands(images, objects)
+    picture = colour_picture([image[rows, columns] for image in scaled])
     figure = Figure(figsize=(14.0, 8.8), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(1, 2, width_ratios=(2.0, 1.0))

@@ -158,7 +158,7 @@ function centre(x, y) {
 
 // The table of what was found, sorted by a column; a row leads to its place.
 function list(by = "snr", down = true) {
-  const names = Object.keys(meta.objects);
+  const names = ["x", "y", "ra", "dec", "snr"].filter((name) => name in meta.objects);
   const [head, body] = [document.querySelector("#table thead tr"), document.querySelector("#table tbody")];
   const total = (meta.objects.x || []).length;
   const order = [...Array(total).keys()].sort((a, b) => (down ? -1 : 1) * (meta.objects[by][a] - meta.objects[by][b]));
