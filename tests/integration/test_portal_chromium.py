@@ -65,7 +65,8 @@ def browser(place, tmp_path_factory):
         made.driver.get(instance.make_link(place.endpoint))
         made.home = made.driver.current_url
         yield made
-        assert made.complaints() == []
+        # What the browser thinks of the test's own questions is no complaint.
+        assert [text for text in made.complaints() if "willReadFrequently" not in text] == []
 
 
 def get(browser, path):
@@ -130,8 +131,8 @@ def launched(browser):
 
 def test_the_preview_counts_as_the_graph_does(place, launched):
     (log,) = Path(place.endpoint.directory).glob("portal/launches/*/submit/**/quantumGraphGeneration.out")
-    counted = dict(re.findall(r"^ *(\d+) (\w+) *$", log.read_text(), re.M))
-    assert {label: int(number) for number, label in counted.items()} == launched[1]
+    rows = re.findall(r"^ *(\d+) +(\w+) *$", log.read_text(), re.M)
+    assert {label: int(number) for number, label in rows} == launched[1]
 
 
 def test_an_image_with_what_was_found_and_the_truth(place, browser, launched):
@@ -174,7 +175,8 @@ def test_no_path_leads_out_of_a_run(browser, launched):
         "tables/..%2Fbutler.csv", "images/colour-99.pixels",
     ):  # fmt: skip
         reply = requests.get(f"{browser.home}runs/{launched[0]}/{path}", cookies=cookies, timeout=60)
-        assert reply.status_code == 404
+        # The server in front of the pages refuses what leaves its paths.
+        assert reply.status_code == (400 if ".." in path else 404)
 
 
 def test_a_link_is_the_same_form_and_what_is_wrong_is_said_at_its_field(browser):
@@ -195,7 +197,7 @@ def test_a_link_is_the_same_form_and_what_is_wrong_is_said_at_its_field(browser)
 
 
 def test_detectors_are_picked_with_the_keyboard(browser):
-    browser.driver.get(f"{browser.home}portal?{SMALL}&detectors=4")
+    browser.driver.get(f"{browser.home}portal?bands=r&visits_per_band=1&patches=1")
     browser.wait_for("Simulate on demand")
     for _ in range(60):
         ActionChains(browser.driver).send_keys(Keys.TAB).perform()
