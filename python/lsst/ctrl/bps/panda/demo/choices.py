@@ -61,15 +61,15 @@ class DemoRepo(BaseModel):
         max_length=4,
         default=(),
         title="Places on the sky",
-        description="Right ascension and declination in degrees of a field of stars that is made up, such as "
-        "62.0,-37.0, which is where it is if nothing is said.",
+        description="Right ascension and declination, in degrees, of a field of random stars; 62.0,-37.0 by "
+        "default.",
     )
     catalog: Annotated[tuple[Path, ...], BeforeValidator(_one_or_more)] = Field(
         max_length=4,
         default=(),
         title="Catalogues",
-        description="CSV, ECSV, Parquet or FITS table of stars and galaxies, to simulate what is in the "
-        "middle of it: ra, dec, a magnitude named as each band.",
+        description="CSV, ECSV, Parquet or FITS table of stars and galaxies, with columns ra, dec and a "
+        "magnitude for each band; its middle is observed.",
     )
     bands: Annotated[tuple[str, ...], BeforeValidator(_split)] = Field(
         default=("g", "r"),
@@ -78,45 +78,45 @@ class DemoRepo(BaseModel):
         json_schema_extra={"choices": list(BANDS)},
     )
     visits_per_band: int = Field(
-        default=3, ge=0, le=300, title="Visits", description="Visits of each place in each band."
+        default=3, ge=0, le=300, title="Visits", description="Visits per place and band."
     )
     exposure_time: float = Field(
-        default=30.0, gt=0.0, le=3600.0, title="Exposure time", description="Seconds of a visit."
+        default=30.0, gt=0.0, le=3600.0, title="Exposure time", description="Seconds per visit."
     )
     seeing: float | None = Field(
         default=None,
         gt=0.0,
         le=5.0,
         title="Seeing",
-        description="Full width at half maximum of a star in arcseconds; without it, 0.75 to 1.2 by visit.",
+        description="Full width at half maximum of a star, in arcseconds; by default 0.75 to 1.2, by visit.",
     )
     galaxies: float = Field(
         default=0.0,
         ge=0.0,
         le=0.1,
         title="Galaxies",
-        description="Galaxies in a square arcsecond of a field that is made up, say 0.01.",
+        description="Galaxies per square arcsecond of a random field, such as 0.01.",
     )
     patches: int = Field(
         default=2,
         ge=1,
         le=8,
         title="Patches",
-        description="Patches on a side of the tract at each place; one is 90 arcseconds wide.",
+        description="Patches along each side of a place's tract; each is 90 arcseconds wide.",
     )
     detectors: int = Field(
         default=4,
         ge=1,
         le=1000,
         title="Detectors of the camera",
-        description="Detectors of 90 arcseconds on a square, in rafts of two by two.",
+        description="Number of detectors, 90 arcseconds on a side, in rafts of two by two.",
     )
     seed: int = Field(
         default=1,
         ge=0,
         lt=2**31,
         title="Seed",
-        description="Of all chance: the same seed makes the same pixels.",
+        description="Of the random numbers: the same seed gives the same pixels.",
     )
     pointings: Path | None = Field(
         default=None,
@@ -150,7 +150,7 @@ class Choices(DemoRepo):
     only: Annotated[tuple[int, ...], BeforeValidator(_split)] = Field(
         default=(),
         title="Detectors that observe",
-        description="Their numbers, such as 0,1,5; all of them if nothing is said.",
+        description="Their numbers, such as 0,1,5; by default all.",
     )
     steps: Literal["simulate", "singleFrame", "coadds"] = Field(
         default="coadds",

@@ -38,6 +38,7 @@ _MOST_PIXELS = 3000**2
 _NAME = re.compile(r"(raw|calibrated)-(\d{1,12})-(\d{1,6})|(coadd)-(\d{1,6})-([a-z])|(colour)-(\d{1,6})")
 _TABLE = re.compile(r"objects-\d{1,6}|sources-\d{1,12}-\d{1,6}|truth")
 _RAW, _CALIBRATED, _COADD = "starcam_raw", "calibrated_image", "coadd"
+_INFO = "calibrated_image_info"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,16 +160,19 @@ class Gallery:
         )
 
     def _read_exposure(self, kind: str, visit: str, detector: str) -> tuple[Any, WCS, str, str, str]:
-        where = {"instrument": StarCam.getName(), "detector": int(detector)}
-        table = f"sources-{visit}-{detector}"
+        place = {"instrument": StarCam.getName(), "detector": int(detector)}
+        exposure, calibrated = place | {"exposure": int(visit)}, place | {"visit": int(visit)}
         if kind == "raw":
-            where["exposure"] = int(visit)
-            pixels, info, unit = self._butler.get(_RAW, where).astype(np.float32), "starcam_header", "counts"
+            pixels, unit = self._butler.get(_RAW, exposure).astype(np.float32), "counts"
         else:
-            where["visit"] = int(visit)
-            pixels, info, unit = self._butler.get(_CALIBRATED, where)[0], "calibrated_image_info", "nJy"
-        band = self._butler.registry.expandDataId(where)["band"]
-        return pixels, WCS(self._butler.get(info, where)["wcs"]), unit, table, str(band)
+            pixels, unit = self._butler.get(_CALIBRATED, calibrated)[0], "nJy"
+        if kind == "raw" and not self._butler.exists(_INFO, calibrated):
+            # The telescope's own word on where it points is some pixels off; there is no other yet.
+            header = self._butler.get("starcam_header", exposure)
+        else:
+            header = self._butler.get(_INFO, calibrated)
+        band = str(self._butler.registry.expandDataId(exposure)["band"])
+        return pixels, WCS(header["wcs"]), unit, f"sources-{visit}-{detector}", band
 
     def _read_coadd(self, kind: str, tract: str, band: str = "") -> tuple[Any, WCS, str, str, str]:
         number = int(tract)

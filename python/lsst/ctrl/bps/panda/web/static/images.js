@@ -192,9 +192,9 @@ function list(by = "snr", down = true) {
   }));
   at("count").textContent = `${total} on this image${total > MOST_ROWS ? `, ${MOST_ROWS} of which are shown` : ""}.`;
   const link = (address, words) => Object.assign(document.createElement("a"), { href: address, textContent: words, download: "" });
-  const links = [link(`${viewer.dataset.files}${meta.name}.fits`, "this image as FITS")];
+  const links = [link(`${viewer.dataset.files}${meta.name}.fits`, "Download this image as FITS")];
   for (const form of meta.found ? ["csv", "fits", "parquet"] : []) {
-    links.push(link(`${viewer.dataset.tables}${meta.found}.${form}`, `what was found as ${form}`));
+    links.push(link(`${viewer.dataset.tables}${meta.found}.${form}`, `objects as ${form}`));
   }
   at("downloads").replaceChildren(...links.flatMap((each) => [each, " "]));
 }
