@@ -86,20 +86,6 @@ def write(browser, name, text):
     field(browser, name).send_keys(text)
 
 
-def shoot(browser, name):
-    """Look whether a page fits each width; keep pictures where somebody wants to look at them."""
-    for width in (360, 3840):
-        for scheme in ("light", "dark"):
-            features = [{"name": "prefers-color-scheme", "value": scheme}]
-            browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-            browser.resize(width)
-            assert browser.driver.execute_script("return document.scrollingElement.scrollWidth") <= width
-            if folder := os.environ.get("PANDA_TEST_PICTURES"):
-                path = Path(folder, f"{name}_{width}_{scheme}.png")
-                path.write_bytes(browser.driver.get_screenshot_as_png())
-    browser.resize(1500)
-
-
 def wait_for_image(browser):
     browser.wait(lambda: browser.driver.find_elements(By.CSS_SELECTOR, "#viewer[data-shown]"))
 
@@ -155,7 +141,7 @@ def test_an_image_with_what_was_found_and_the_truth(place, browser, launched):
     there = WCS(image.header).wcs_world2pix([[ra, dec]], 0)[0]
     assert abs(there[0] - x) < 0.51
     assert abs(there[1] - y) < 0.51
-    shoot(browser, "image")
+    browser.shoot("image")
     objects = Table.read(BytesIO(get(browser, f"runs/{number}/tables/objects-0.fits").content), format="fits")
     browser.click("snr")
     browser.click("ra")
@@ -198,7 +184,7 @@ def test_a_link_is_the_same_form_and_what_is_wrong_is_said_at_its_field(browser)
     browser.wait_for("--place 10.5,-20.25 --bands i,z --seeing 0.9", "detector IN (1, 3)")
     assert field(browser, "seeing").get_attribute("value") == "0.9"
     assert not browser.driver.find_elements(By.CSS_SELECTOR, "main img, main script")
-    shoot(browser, "form")
+    browser.shoot("form")
 
 
 def test_detectors_are_picked_with_the_keyboard(browser):
