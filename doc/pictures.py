@@ -25,7 +25,16 @@ from rich.console import CONSOLE_SVG_FORMAT, Console
 from rich.text import Text
 
 DOC = Path(__file__).resolve().parent
-NAMES = ("watch.svg", "report.svg", "errors.svg", "resources.svg", "timeline.svg", "page.png")
+NAMES = (
+    "watch.svg",
+    "report.svg",
+    "errors.svg",
+    "resources.svg",
+    "timeline.svg",
+    "page.png",
+    "portal.png",
+    "image.png",
+)
 README = DOC / "lsst.ctrl.bps.panda" / "_static" / "run_page.png"
 
 # A run of some ten seconds on two cores, in which a quantum fails.
@@ -176,18 +185,29 @@ class Demo:
         self.draw("resources", f"panda_bps resources {run} --plots plots --format svg")
         shutil.copy(self.place.directory / "plots" / "timeline.svg", self.target)
 
-    def draw_page(self, link: str) -> None:
-        """Take a picture of the run's page."""
+    def draw_pages(self, link: str) -> None:
+        """Take pictures of the run's page, of the portal's form, and of an image of the run."""
         from selenium.webdriver.common.by import By
         from selenium.webdriver.support.wait import WebDriverWait
 
         with browser(self.place.directory / "profile") as driver:
+
+            def wait(selector):
+                find = (By.CSS_SELECTOR, selector)
+                WebDriverWait(driver, LIMIT).until(lambda driver: driver.find_elements(*find))
+                return driver.find_element(*find)
+
             driver.get(link)
-            find = (By.CSS_SELECTOR, "a[href*='runs/']")
-            WebDriverWait(driver, LIMIT).until(lambda driver: driver.find_elements(*find))
-            driver.get(driver.find_element(*find).get_attribute("href"))
+            run, home = wait("a[href*='runs/']").get_attribute("href"), driver.current_url
+            driver.get(run)
             WebDriverWait(driver, LIMIT).until(lambda driver: "First failure" in driver.page_source)
             driver.save_screenshot(str(self.target / "page.png"))
+            driver.get(f"{home}portal?place=62,-37&place=63.5,-36&detectors=8&only=0,1,2,3")
+            wait("#preview tbody tr")
+            driver.save_screenshot(str(self.target / "portal.png"))
+            driver.get(f"{run}images")
+            wait("#viewer[data-shown]")
+            driver.save_screenshot(str(self.target / "image.png"))
 
 
 def make_pictures(target: Path) -> list[str]:
@@ -212,9 +232,9 @@ def make_pictures(target: Path) -> list[str]:
             try:
                 demo.draw_commands()
                 try:
-                    demo.draw_page(instance.make_link(endpoint))
+                    demo.draw_pages(instance.make_link(endpoint))
                 except PictureError as error:
-                    missing.append(f"page.png: {error}")
+                    missing.append(f"the pictures of pages: {error}")
             finally:
                 instance.stop(demo.place.panda)
     return missing

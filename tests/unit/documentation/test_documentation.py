@@ -113,7 +113,9 @@ def test_files_named_by_the_readme_exist():
 def test_each_picture_of_a_run_is_shown():
     """The build makes them, and refuses a name that it does not make."""
     shown = {name for page in RST for name in re.findall(r"\.\. panda-picture:: (\S+)", page.read_text())}
-    (names,) = re.findall(r"^NAMES = (\(.*\))$", (DOC / "pictures.py").read_text(encoding="utf-8"), re.M)
+    (names,) = re.findall(
+        r"^NAMES = (\(.*?\))$", (DOC / "pictures.py").read_text(encoding="utf-8"), re.M | re.S
+    )
     assert shown == set(ast.literal_eval(names))
 
 
