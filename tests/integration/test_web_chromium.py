@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from panda_servers.browser import Browser
-from panda_servers.gatherings import write_campaigns, write_night
 from panda_servers.place import Place, add
+from panda_servers.run_sets import write_campaigns, write_night
 from selenium.webdriver.common.by import By
 
 from lsst.ctrl.bps.panda.local import instance
@@ -129,7 +129,7 @@ def test_campaigns_and_nights(place, browser, failed):
     browser.driver.get(browser.home)
     browser.click("prompt processing")
     browser.wait_for("night.yaml")
-    browser.shoot("nights")
+    browser.shoot("prompt")
     browser.click("night.yaml")
     browser.wait_for("isr took 39.0 s", "it waits for its turn", "4 of 4, the newest first")
     browser.shoot("night")

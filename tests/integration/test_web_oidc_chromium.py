@@ -287,6 +287,7 @@ def test_users_see_their_own_runs_and_change_no_others(visit, runs):
         (("--login", "--address", "https://a@localhost"), "--address is"),
         (("--login", "--address", "https://localhost/pages"), "--address is"),
         (("--address", "https://localhost"), "are for --login"),
+        (("--idle", "5"), "are for --login"),
     ],
 )
 def test_without_an_address_behind_tls_nothing_is_served(group, arguments, words):

@@ -113,7 +113,7 @@ BOUNDARIES = {
     "settings.schema": "for editors; nothing of a run needs it",
     "staging.area": "what `staging` offers to others",
     "staging.stores": "the places where an area lies: file system, lsst.resources",
-    "web.gatherings": "pages of what is not one run, apart from those of runs",
+    "web.run_sets": "pages of what is not one run, apart from those of runs",
     "web.images": "the only part of the pages that opens Butler repositories",
     "warm.template": "a program, of which the pool shares what both have to agree on",
 }

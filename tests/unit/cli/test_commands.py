@@ -128,6 +128,13 @@ def test_a_page_goes_into_a_directory_that_is_there(home, server, monkeypatch):
     assert not (home / "no").exists()
 
 
+def test_what_is_for_a_group_is_not_ignored_without_one():
+    for option in ("--idle", "--longest"):
+        result = CliRunner().invoke(panda_bps.main, ["web", option, "5"])
+        assert result.exit_code == 1
+        assert "--idle and --longest are for --login" in result.output
+
+
 def test_without_any_run(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("PANDA_URL", SERVER)

@@ -6,8 +6,8 @@ from urllib.parse import urlsplit
 
 import pytest
 from jsonschema import Draft202012Validator
-from panda_servers.gatherings import write_campaigns, write_night
 from panda_servers.recorded_panda import REQUEST_ID, RUN, RecordedPanda, RecordedRun
+from panda_servers.run_sets import write_campaigns, write_night
 from werkzeug.test import Client
 
 from lsst.ctrl.bps.panda.insight.documents import read_schema
@@ -81,8 +81,8 @@ def pages(get):
     run = complete(get)
     label = get(links(run, "/label")[0])
     job = get(links(run, "/job")[0])
-    lists = get("/campaigns/"), get("/nights/")
-    night = get(links(lists[1], "nights/")[-1])
+    lists = get("/campaigns/"), get("/prompt/")
+    night = get(links(lists[1], "prompt/")[-1])
     campaign = get(links(lists[0], "campaigns/")[-1])
     actions = get(run_page("cancel")), get(run_page("restart"))
     return [get("/"), run, label, job, *actions, *lists, campaign, night]
@@ -164,10 +164,10 @@ def test_a_campaign_has_its_sites_side_by_side(get):
 
 def test_a_night_shows_its_groups_and_why_some_are_late(get):
     check = Draft202012Validator(read_schema()).validate
-    listed = get("/api/nights").get_json()
+    listed = get("/api/prompt").get_json()
     check(listed)
     (found,) = listed["processings"]
-    address = f"/nights/{found['key']}/"
+    address = f"/prompt/{found['key']}/"
     page = get(address)
     # The newest night, with what has just arrived.
     assert "night u/n/2" in page.text
@@ -183,7 +183,7 @@ def test_a_night_shows_its_groups_and_why_some_are_late(get):
     check(document)
     assert document["counts"] == {"waiting": 1, "planning": 0, "submitted": 0, "done": 2, "failed": 1}
     assert "no night" in get(f"{address}?night=x", code=404).text
-    get("/nights/nothing/", code=404)
+    get("/prompt/nothing/", code=404)
 
 
 def test_what_is_not_there(get):

@@ -9,9 +9,10 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from lsst.ctrl.bps.panda.insight.documents import read_schema
+from lsst.ctrl.bps.panda.local.request_bodies import LARGEST_CATALOG
 from lsst.ctrl.bps.panda.web.application import make_application
 from lsst.ctrl.bps.panda.web.looks import Looks
-from lsst.ctrl.bps.panda.web.portal import LARGEST_CATALOG, Portal
+from lsst.ctrl.bps.panda.web.portal import Portal
 
 NASTY = "<script>alert('x')</script>\"&"
 CATALOG = b"ra,dec,g,r\n10.0,5.0,18.0,17.5\n10.001,5.001,19.0,18.5\n"

@@ -366,7 +366,12 @@ def finish_browser_login(
 
 
 def _refused(code: str, provider: Provider) -> LoginError:
-    text = f"The login was refused ({shorten(redact(code))}). Try again."
+    text = f"The login was refused ({shorten(redact(code))})."
+    if code in _CLIENT_WORDS:
+        words = _CLIENT_WORDS[code].format(client=repr(provider.client_id))
+        text += f" {words}: trying again does not help; tell the operators of these pages."
+    else:
+        text += " Try again; if that does not help, tell the operators of these pages."
     return LoginError(text, endpoint=provider.issuer)
 
 
@@ -526,13 +531,17 @@ def _parse_fields(reply: Reply, what: str) -> dict[str, Any]:
     )
 
 
+# What only somebody can mend who looks after the client.
+_CLIENT_WORDS: Mapping[str, str] = {
+    "invalid_client": "The provider does not know the client {client}",
+    "unauthorized_client": "The client {client} may not log in",
+    "invalid_scope": "The client {client} may not ask for this",
+}
 _WORDS: Mapping[str, str] = {
     "access_denied": "The login was refused in the browser",
     "expired_token": "Nobody approved the login in time",
     "invalid_grant": "The provider does not accept the refresh token any more (expired, used or revoked)",
-    "invalid_client": "The provider does not know PanDA's client {client}; tell the operators of PanDA",
-    "unauthorized_client": "PanDA's client {client} may not log in; tell the operators of PanDA",
-    "invalid_scope": "PanDA's client {client} may not ask for this; tell the operators of PanDA",
+    **{code: f"{words}; tell the operators of PanDA" for code, words in _CLIENT_WORDS.items()},
 }
 
 

@@ -40,23 +40,23 @@ _MINUTES = click.FloatRange(0, min_open=True)
     help="With --login: file with the client at the provider  [default: PanDA's own].",
 )
 @click.option(
-    "--log-host", "log_hosts", multiple=True, metavar="HOST", help="With --login: where logs may lie, too."
+    "--log-host",
+    "log_hosts",
+    multiple=True,
+    metavar="HOST",
+    help="With --login: another host from which logs may be read.",
 )
 @click.option(
     "--idle",
-    default=120.0,
-    show_default=True,
     type=_MINUTES,
     metavar="MINUTES",
-    help="With --login: end sessions that are not used.",
+    help="With --login: end sessions that were not used for so long.",
 )
 @click.option(
     "--longest",
-    default=720.0,
-    show_default=True,
     type=_MINUTES,
     metavar="MINUTES",
-    help="With --login: end sessions that are used.",
+    help="With --login: end sessions after so long, even if they are used.",
 )
 @shows_errors(OSError)
 def web(local: bool, port: int, login: bool, **options: Any) -> None:
@@ -73,6 +73,8 @@ def web(local: bool, port: int, login: bool, **options: Any) -> None:
     ssh -L 8642:127.0.0.1:8642 login.example.org panda_bps web --port 8642
     panda_bps web --login --address https://runs.example.org --port 8642
     """  # noqa: D301 (click's mark)
+    if not login and any(options.values()):
+        raise SettingsError("--address, --client, --log-host, --idle and --longest are for --login; add it.")
     settings, _ = find_server(local)
     host = urlsplit(settings.require_url()).hostname or ""
     least = _LOCAL_INTERVAL if is_loopback(host) else LEAST_INTERVAL
@@ -88,8 +90,6 @@ def web(local: bool, port: int, login: bool, **options: Any) -> None:
     if login:
         _serve_group(settings, port, least, **options)
         return
-    if options["address"] or options["client"] or options["log_hosts"]:
-        raise SettingsError("--address, --client and --log-host are for --login; add it.")
     looks = Looks(lambda: connect(settings), least)
     PagesServer(make_application(looks), port, lambda link: click.echo(f"Open in a browser: {link}")).run()
 
@@ -102,8 +102,8 @@ def _serve_group(
     address: str,
     client: Path | None,
     log_hosts: tuple[str, ...],
-    idle: float,
-    longest: float,
+    idle: float | None,
+    longest: float | None,
 ) -> None:
     """Serve a group until the process is interrupted."""
     from ..web.server import GroupServer, GroupSettings
@@ -123,8 +123,11 @@ def _serve_group(
     login = find_login_settings(settings.environment)
     if client is not None:
         login = replace(login, client=_read_client(client))
-    group = GroupSettings(
-        address, settings, login, least, frozenset(log_hosts), idle=60 * idle, longest=60 * longest
+    group = GroupSettings(address, settings, login, least, frozenset(log_hosts))
+    group = replace(
+        group,
+        idle=60 * idle if idle is not None else group.idle,
+        longest=60 * longest if longest is not None else group.longest,
     )
     server = GroupServer(group, port)
     click.echo(f"Serving {address} at http://127.0.0.1:{server.port}; the provider has to know")

@@ -4,7 +4,7 @@ them, and what is there in truth.  Nothing is written.
 
 from __future__ import annotations
 
-__all__ = ["TABLE_FORMATS", "Gallery", "Picture"]
+__all__ = ["Gallery", "Picture"]
 
 import io
 import os
@@ -31,8 +31,6 @@ from .geometry import SkyLayout
 from .instrument import BANDS, StarCam
 from .repository import INPUTS, SKYMAP, is_demo
 from .summary import balance_bands, colour_picture, read_coadds
-
-TABLE_FORMATS = ("csv", "fits", "parquet")
 
 _MOST_PIXELS = 3000**2
 _NAME = re.compile(r"(raw|calibrated)-(\d{1,12})-(\d{1,6})|(coadd)-(\d{1,6})-([a-z])|(colour)-(\d{1,6})")
@@ -200,7 +198,7 @@ class Gallery:
         return self._butler.get("source_table", where)
 
     def table_file(self, name: str, form: str) -> bytes:
-        """Return a table as a file of one of `TABLE_FORMATS`."""
+        """Return a table as a file: ``parquet``, ``fits``, or CSV."""
         table, content = self.table(name), io.BytesIO()
         if form == "parquet":
             parquet.write_table(astropy_to_arrow(table), content)

@@ -6,7 +6,16 @@ each start; with ``--issuer`` those of an OpenID issuer are accepted, too.
 
 from __future__ import annotations
 
-__all__ = ["Identity", "IssuerKeys", "Links", "NotAllowedError", "Role", "Tokens", "VISIT_SECONDS"]
+__all__ = [
+    "Identity",
+    "IssuerKeys",
+    "Links",
+    "NotAllowedError",
+    "Role",
+    "Tokens",
+    "VISIT_SECONDS",
+    "keep_printable",
+]
 
 import enum
 import json
@@ -34,6 +43,11 @@ VISIT_SECONDS = 12 * 3600
 
 _LEEWAY = 60
 _TIMEOUT = 10.0
+
+
+def keep_printable(text: str) -> str:
+    """Return a text of somebody else without what could control a terminal, or begin a line in a log."""
+    return "".join(filter(str.isprintable, text))
 
 
 class NotAllowedError(Exception):
@@ -200,8 +214,7 @@ class Tokens:
     @staticmethod
     def _of_issuer(claims: Mapping[str, Any]) -> Identity:
         for name in ("name", "preferred_username", "sub"):
-            # It stands in logs and on terminals.
-            if user := "".join(filter(str.isprintable, str(claims.get(name) or ""))):
+            if user := keep_printable(str(claims.get(name) or "")):
                 return Identity(user[:_LONGEST], production=False)
         raise NotAllowedError("the bearer token names no user")
 

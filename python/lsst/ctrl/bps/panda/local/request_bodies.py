@@ -4,12 +4,21 @@ anything.
 
 from __future__ import annotations
 
-__all__ = ["BodyError", "parse_json", "unpack"]
+__all__ = ["LARGEST_CATALOG", "LARGEST_FORM", "LARGEST_UPLOAD", "BodyError", "parse_json", "unpack"]
 
 import json
 import math
 import zlib
 from typing import Any
+
+LARGEST_FORM = 4096
+"""Bytes of what a page sends, unless it is a file."""
+
+LARGEST_CATALOG = 2**20
+"""Bytes of a catalogue that is uploaded."""
+
+LARGEST_UPLOAD = LARGEST_CATALOG + LARGEST_FORM
+"""Bytes of the request with it."""
 
 _GZIP = b"\x1f\x8b"
 _SMALL = 16 * 1024 * 1024

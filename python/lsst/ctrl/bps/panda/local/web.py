@@ -36,7 +36,7 @@ from .faults import Faults
 from .idds_host import IddsRelay, decode_body
 from .identity import Identity, Links, NotAllowedError, Role, Tokens
 from .pages import Pages, PagesError
-from .request_bodies import BodyError, parse_json, unpack
+from .request_bodies import LARGEST_FORM, LARGEST_UPLOAD, BodyError, parse_json, unpack
 from .settings import parse_faults
 from .storage import is_storage_error
 
@@ -95,8 +95,8 @@ _CALL = Body((_JSON,), 8 * _MB, 64 * _MB)
 _TASK = Body((_JSON,), 64 * _MB, 256 * _MB)
 # The request of a run of two million jobs has 22 MB.  panda-client packs it, or else names no type.
 _COMMAND = Body((_JSON, "application/x-www-form-urlencoded", ""), 256 * _MB, 512 * _MB)
-_FORM = Body(("application/x-www-form-urlencoded",), 4096)
-_CATALOG = Body(("multipart/form-data",), _MB + 4096)
+_FORM = Body(("application/x-www-form-urlencoded",), LARGEST_FORM)
+_CATALOG = Body(("multipart/form-data",), LARGEST_UPLOAD)
 _FILE = Body(("multipart/form-data",), 769 * _MB)
 
 _Handler = Callable[..., flask.Response]

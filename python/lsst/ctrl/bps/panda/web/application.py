@@ -31,6 +31,7 @@ from ..errors import ConnectionFailedError, PandaBpsError, RunNotFoundError, Set
 from ..insight.documents import make_document, make_plain
 from ..insight.logs import LogLine, LogTransport, find_log_urls, group_lines, read_last_lines
 from ..insight.resources import measure_resources
+from ..local.request_bodies import LARGEST_CATALOG, LARGEST_FORM, LARGEST_UPLOAD
 from ..runs.cancel import cancel_run
 from ..runs.client import RunClient
 from ..runs.jobs import RunJobs
@@ -38,8 +39,7 @@ from ..runs.restart import restart_run
 from ..status.failures import find_remarks
 from ..status.records import JobRecord
 from ..version import __version__
-from .gatherings import Gatherings
-from .images import TABLE_KINDS, Images
+from .images import IMAGE_KINDS, TABLE_KINDS, Images
 from .looks import MOST_JOBS, OUTSIDE, JobsSight, Looks, RunSight, Sight
 from .page import (
     COLUMNS,
@@ -54,7 +54,8 @@ from .page import (
     render_page,
     style_sheet,
 )
-from .portal import LARGEST_CATALOG, PREPARATION_SECONDS, QUANTUM_SECONDS, Portal
+from .portal import PREPARATION_SECONDS, QUANTUM_SECONDS, Portal
+from .run_sets import RunSets
 
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
@@ -71,7 +72,6 @@ HEADERS = {
 }
 """Headers of each reply."""
 
-_LARGEST_BODY = 4096
 _UPLOAD = "upload"
 _REQUESTS = (40.0, 200.0)
 """Requests a second, and how many at once."""
@@ -179,7 +179,7 @@ class _Pages:
         if request.method != "POST":
             return
         if request.endpoint == _UPLOAD:
-            request.max_content_length = LARGEST_CATALOG + _LARGEST_BODY
+            request.max_content_length = LARGEST_UPLOAD
         origin = request.headers.get("Origin", "")
         sent = request.form.get("token", "")
         if not hmac.compare_digest(sent.encode(), self._token().encode()) or (
@@ -606,7 +606,7 @@ def make_application(
 ) -> flask.Flask:
     """Make the application; below which path it is, the WSGI server says (``SCRIPT_NAME``)."""
     application = make_static_application()
-    application.config.update(MAX_CONTENT_LENGTH=_LARGEST_BODY)
+    application.config.update(MAX_CONTENT_LENGTH=LARGEST_FORM)
     pages = _Pages(looks, visitor, portal)
     application.before_request(pages.check)
     application.register_error_handler(PandaBpsError, pages.fail)
@@ -616,14 +616,14 @@ def make_application(
         ("/runs/<int:run>/", pages.run),
         ("/runs/<int:run>/label", pages.label),
         ("/runs/<int:run>/job", pages.job),
-        *Gatherings(looks, pages.reply).rules,
+        *RunSets(looks, pages.reply).rules,
         ("/api/runs", pages.runs_document),
         ("/api/runs/<int:run>", pages.run_document),
         ("/api/runs/<int:run>/<any(errors, resources, jobs):kind>", pages.part_document),
         ("/api/runs/<int:run>/logs", pages.log_document),
         ("/runs/<int:run>/images", pages.images),
-        ("/runs/<int:run>/images/<name>.<any(fits, pixels):form>", pages.image),
-        ("/runs/<int:run>/tables/<name>.<any(csv, fits, parquet):form>", pages.table),
+        (f"/runs/<int:run>/images/<name>.<any({', '.join(IMAGE_KINDS)}):form>", pages.image),
+        (f"/runs/<int:run>/tables/<name>.<any({', '.join(TABLE_KINDS)}):form>", pages.table),
         ("/api/runs/<int:run>/images", pages.images_document),
         ("/api/runs/<int:run>/images/<name>", pages.image_document),
         ("/portal", pages.portal),

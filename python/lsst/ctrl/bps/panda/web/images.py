@@ -4,7 +4,7 @@ from the run's Butler repository, which is not changed.
 
 from __future__ import annotations
 
-__all__ = ["TABLE_KINDS", "Images"]
+__all__ = ["IMAGE_KINDS", "TABLE_KINDS", "Images"]
 
 import threading
 from collections.abc import Iterator
@@ -20,8 +20,9 @@ from ..status.evidence import RunEvidence
 if TYPE_CHECKING:
     from ..demo.pictures import Gallery, Picture
 
-_KINDS = {"fits": "image/fits", "pixels": "application/octet-stream"}
+IMAGE_KINDS = {"fits": "image/fits", "pixels": "application/octet-stream"}
 TABLE_KINDS = {"csv": "text/csv", "fits": "application/fits", "parquet": "application/vnd.apache.parquet"}
+"""Forms in which images and tables are given away, and of what type they are."""
 
 
 class Images:
@@ -57,7 +58,7 @@ class Images:
         """Read an image as a file, or its pixels, and tell of what type they are."""
         with self.open(run) as gallery:
             picture = gallery.read(name)
-        return (picture.to_fits() if form == "fits" else picture.to_bytes()), _KINDS[form]
+        return (picture.to_fits() if form == "fits" else picture.to_bytes()), IMAGE_KINDS[form]
 
     def read_table(self, run: RunEvidence, name: str, form: str) -> tuple[bytes, str]:
         """Read a table as a file, and tell of what type it is."""

@@ -37,7 +37,8 @@ from ..auth.login import (
     start_browser_login,
 )
 from ..errors import AuthenticationError, PandaBpsError
-from ..local.identity import VISIT_SECONDS, Links, NotAllowedError, Tokens
+from ..local.identity import VISIT_SECONDS, Links, NotAllowedError, Tokens, keep_printable
+from ..local.request_bodies import LARGEST_UPLOAD
 from ..rest.credentials import make_bearer
 from ..rest.tokens import TokenSet, parse_claims
 from ..runs.client import Connection, connect
@@ -45,7 +46,6 @@ from ..settings.run import ServiceSettings
 from .application import HEADERS, Allowance, Visitor, make_application, make_static_application
 from .looks import LogPlaces, Looks
 from .page import render
-from .portal import LARGEST_CATALOG
 
 _LOG = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ def serve_behind(application: flask.Flask, listener: socket.socket, *, idle: flo
         os._exit(0)
 
     threading.Thread(target=watch, daemon=True).start()
-    limits = {**_LIMITS, "max_request_body_size": LARGEST_CATALOG + 4096}
+    limits = {**_LIMITS, "max_request_body_size": LARGEST_UPLOAD}
     create_server(call, sockets=[listener], **limits).run()
 
 
@@ -147,9 +147,22 @@ _COOKIES: dict[str, Any] = {"path": "/", "secure": True, "httponly": True, "same
 """Strict ones would not come with the way back from the provider."""
 
 _LOGIN_SECONDS = 600.0
-_MOST_LOGINS, _MOST_SESSIONS = 1000, 500
-_LOGINS = (2.0, 60.0)
-"""Log-ins a second that are begun or ended, and how many at once."""
+_LOGINS = (20.0, 200.0)
+"""Log-ins a second that are begun, and how many at once; just as many may be finished.  Beginning one costs
+little, so that it takes a flood to keep others from it, and such a flood keeps nobody from finishing.
+"""
+
+_MOST_LOGINS = int(_LOGIN_SECONDS * _LOGINS[0] + _LOGINS[1])
+"""Log-ins that are going on: all that can be begun until the first is too old."""
+
+_LONGEST_TARGET = 2000
+"""Characters of where a log-in leads back to, which is kept for whoever begins one."""
+
+_MOST_SESSIONS, _SESSIONS_OF_USER = 500, 5
+_LONGEST_NAME = 100
+
+_PROVIDER_SECONDS = 300.0
+"""For how long it is believed what the provider has said of itself."""
 
 _RENEWAL_PAUSE = 30.0
 """Seconds after which a token that could not be renewed is tried again."""
@@ -191,7 +204,10 @@ class _Session:
         self, settings: GroupSettings, tokens: TokenSet, now: float, leave: Callable[[], None]
     ) -> None:
         claims = parse_claims(tokens.id_token)
-        self.name = claims.username or claims.name or claims.subject
+        names = map(keep_printable, (claims.username, claims.name, claims.subject))
+        # It stands in logs.
+        self.name = next(filter(None, names), "")[:_LONGEST_NAME]
+        self.who = (claims.issuer, claims.subject)
         self.began = self.used = now
         self._tokens = tokens
         self._lock = threading.Lock()
@@ -199,7 +215,7 @@ class _Session:
         self._next_renewal = 0.0
         self._credentials = make_bearer(settings.login.vo, self.load, self._renew_now)
         panda = settings.panda
-        key = hashlib.sha256(f"{claims.issuer}\0{claims.subject}".encode()).hexdigest()[:16]
+        key = hashlib.sha256("\0".join(self.who).encode()).hexdigest()[:16]
         self._panda = replace(
             panda,
             user=self.name,
@@ -265,10 +281,12 @@ class GroupServer:
         # As browsers send it.
         self._host = urlsplit(settings.address).netloc.lower().removesuffix(":443")
         self._transport = settings.login.make_transport()
+        self._provider = self.settings.login.find_provider(self._transport)
+        self._provider_at = clock()
         # What is wrong with the provider is said at the start, not to the first user.
-        start_browser_login(self._find_provider(), settings.redirect_uri)
+        start_browser_login(self._provider, settings.redirect_uri)
         self._front = make_static_application()
-        self._allowance = Allowance(*_LOGINS)
+        self._beginnings, self._endings = Allowance(*_LOGINS), Allowance(*_LOGINS)
         self._logins: OrderedDict[str, tuple[float, str, str, BrowserLogin]] = OrderedDict()
         self._sessions: OrderedDict[str, _Session] = OrderedDict()
         self._lock = threading.Lock()
@@ -284,7 +302,11 @@ class GroupServer:
         self._server.close()
 
     def _find_provider(self) -> Provider:
-        return self.settings.login.find_provider(self._transport)
+        """Find the provider; it is not asked at each log-in, or whoever clicks could flood it."""
+        if self._clock() > self._provider_at + _PROVIDER_SECONDS:
+            self._provider = self.settings.login.find_provider(self._transport)
+            self._provider_at = self._clock()
+        return self._provider
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """Serve a request."""
@@ -302,6 +324,7 @@ class GroupServer:
         """Find who answers a request."""
         if request.host != self._host:
             raise Forbidden(f"this server is {self._host} (Host)")
+        self._end_sessions()
         if request.path.startswith("/static/"):
             return self._front
         if request.method == "GET" and request.path == "/login":
@@ -327,10 +350,8 @@ class GroupServer:
         """Send a browser to the provider; what it brings back has to fit what is remembered here, and the
         cookie that it is given.
         """
-        self._allowance.take()
-        to = request.args.get("to", "/")
-        if not to.startswith("/") or to.startswith("//") or "\\" in to or not to.isprintable():
-            to = "/"
+        self._beginnings.take()
+        to = _own_path(request.args.get("to", "/"))
         login = start_browser_login(self._find_provider(), self.settings.redirect_uri)
         browser = secrets.token_urlsafe(32)
         with self._lock:
@@ -344,14 +365,18 @@ class GroupServer:
 
     def _finish(self, request: Request) -> Response:
         """Let in a browser that the provider has sent back."""
-        self._allowance.take()
+        state, known = request.args.get("state", ""), _digest(request.cookies.get(_LOGIN, ""))
         with self._lock:
-            end, browser, to, login = self._logins.pop(request.args.get("state", ""), (0.0, "", "/", None))
-        known = _digest(request.cookies.get(_LOGIN, ""))
-        if login is None or end < self._clock() or not secrets.compare_digest(browser, known):
+            end, browser, to, login = self._logins.get(state, (0.0, "", "/", None))
+            fits = end >= self._clock() and secrets.compare_digest(browser, known)
+            if fits:
+                # Too many: the log-in stays good, and the browser may reload.
+                self._endings.take()
+            self._logins.pop(state, None)
+        if login is None or not fits:
             return self._told(
                 "Not logged in",
-                "This was not begun in this browser, or is too old, or was used before.",
+                "This log-in was started in another browser, has expired, or was already used.",
                 status=403,
             )
         try:
@@ -360,6 +385,7 @@ class GroupServer:
         except AuthenticationError as error:
             return self._told("Not logged in", str(error), to=to, status=403)
         reply = Response("", 303, HEADERS | {"Location": self.settings.address + to})
+        self._drop(_digest(request.cookies.get(_SESSION, "")))
         reply.set_cookie(_SESSION, self._admit(tokens), **_COOKIES)
         reply.delete_cookie(_LOGIN, **_COOKIES)
         return reply
@@ -367,16 +393,25 @@ class GroupServer:
     # --- sessions ---------------------------------------------------------
 
     def _admit(self, tokens: TokenSet) -> str:
-        """Begin a session, and return the value of its cookie."""
+        """Begin a session, and return the value of its cookie; who has many loses the one that was used least
+        recently.
+        """
         value = secrets.token_urlsafe(32)
         session = _Session(self.settings, tokens, self._clock(), partial(self._drop, _digest(value)))
         with self._lock:
             self._sessions[_digest(value)] = session
-            for key in [key for key, each in self._sessions.items() if self._is_over(each)]:
+            own = [key for key, each in self._sessions.items() if each.who == session.who]
+            for key in own[:-_SESSIONS_OF_USER]:
                 del self._sessions[key]
             while len(self._sessions) > _MOST_SESSIONS:
                 self._sessions.popitem(last=False)
         return value
+
+    def _end_sessions(self) -> None:
+        """Forget the sessions that are over, and their tokens, whoever asks for something."""
+        with self._lock:
+            for key in [key for key, each in self._sessions.items() if self._is_over(each)]:
+                del self._sessions[key]
 
     def _drop(self, key: str) -> None:
         with self._lock:
@@ -389,10 +424,12 @@ class GroupServer:
     def _find(self, request: Request) -> _Session | None:
         """Find the session of a request, if it has not ended."""
         key = _digest(request.cookies.get(_SESSION, ""))
-        session = self._sessions.get(key)
-        if session is None:
-            return None
-        if self._is_over(session) or not session.has_token():
+        with self._lock:
+            session = self._sessions.get(key)
+            if session is None:
+                return None
+            self._sessions.move_to_end(key)
+        if not session.has_token():
             self._drop(key)
             return None
         # A page that asks for itself does not tell that somebody is there.
@@ -403,6 +440,12 @@ class GroupServer:
 
 def _digest(value: str) -> str:
     return hashlib.sha256(value.encode()).hexdigest()
+
+
+def _own_path(to: str) -> str:
+    """Return where to come back to: nowhere but here."""
+    odd = not to.startswith("/") or to.startswith("//") or "\\" in to or not to.isprintable()
+    return "/" if odd or len(to) > _LONGEST_TARGET else to
 
 
 def _target(request: Request) -> str:

@@ -1,10 +1,10 @@
-"""The live pages of what gathers runs: campaigns, whose runs are at several sites, and prompt processings,
+"""The live pages of sets of runs: campaigns, whose runs are at several sites, and prompt processings,
 which start a run for each group of images; and the documents behind them.
 """
 
 from __future__ import annotations
 
-__all__ = ["Gatherings"]
+__all__ = ["RunSets"]
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ Reply = Callable[[Sequence[Sight[Any] | None], Callable[[Any], str]], flask.Resp
 """Replies with a page of some sights."""
 
 
-class Gatherings:
+class RunSets:
     """The pages of the campaigns and the prompt processings of one user."""
 
     def __init__(self, looks: Looks, reply: Reply) -> None:
@@ -32,12 +32,12 @@ class Gatherings:
         return (
             ("/campaigns/", self.campaigns),
             ("/campaigns/<key>/", self.campaign),
-            ("/nights/", self.nights),
-            ("/nights/<key>/", self.night),
+            ("/prompt/", self.processings),
+            ("/prompt/<key>/", self.night),
             ("/api/campaigns", self.campaigns_document),
             ("/api/campaigns/<key>", self.campaign_document),
-            ("/api/nights", self.nights_document),
-            ("/api/nights/<key>", self.night_document),
+            ("/api/prompt", self.processings_document),
+            ("/api/prompt/<key>", self.processing_document),
         )
 
     def campaigns(self) -> flask.Response:
@@ -68,11 +68,11 @@ class Gatherings:
 
         return self._reply([sight], make)
 
-    def nights(self) -> flask.Response:
+    def processings(self) -> flask.Response:
         """Show the user's prompt processings."""
         sight = self._looks.processings().see()
         return self._reply(
-            [sight], lambda live: str(render("nights.html", live=live, processings=sight.value))
+            [sight], lambda live: str(render("prompt.html", live=live, processings=sight.value))
         )
 
     def night(self, key: str) -> flask.Response:
@@ -112,12 +112,12 @@ class Gatherings:
         """Return a campaign, as ``panda_bps campaign report --json`` has it."""
         return make_campaign_document(self._looks.campaign(key).see().value)
 
-    def nights_document(self) -> dict[str, Any]:
+    def processings_document(self) -> dict[str, Any]:
         """Return the list of prompt processings."""
         found = [{"key": e.key, "config": e.config} for e in self._looks.processings().see().value]
         return make_document({"processings": found}, request_id=0, kind="prompts")
 
-    def night_document(self, key: str) -> dict[str, Any]:
+    def processing_document(self, key: str) -> dict[str, Any]:
         """Return a prompt processing, as ``panda_bps prompt report --json`` has it, or one of its nights."""
         found = self._looks.processing(key, flask.request.args.get("night", "")).see().value
         return make_document(make_plain(found.state.report), request_id=0, name=found.name, kind="prompt")
