@@ -97,6 +97,18 @@ def test_too_much_and_what_the_form_does_not_have_are_refused(browser):
         assert "nothing of that name" in "".join(read(browser, **{name: "/etc/passwd"})["faults"].values())
 
 
+def test_a_large_camera_is_drawn_and_its_detectors_are_kept(browser):
+    only = ",".join(map(str, range(160)))
+    small = {"bands": "r", "visits_per_band": 1}
+    assert read(browser, detectors=189, only=only, **small)["choices"]["only"] == only
+    page = browser.get("/portal", query_string={"detectors": 189, "only": "0, 1", **small}).text
+    assert page.count('class="detector"') == 189
+    assert page.count('aria-checked="true" aria-label="detector ') == 2
+    assert "Cameras of up to 196" in browser.get("/portal", query_string={"detectors": 197, **small}).text
+    costly = {"detectors": 189, "only": "0", "bands": "g,r,i", "visits_per_band": 300}
+    assert "170100 detectors of all visits, of at most 20000" in read(browser, **costly)["faults"][""]
+
+
 def test_a_catalogue_is_kept_by_what_it_holds(browser, directory):
     reply = upload(browser, "../<b>/my stars.csv", CATALOG)
     query = urlsplit(reply.headers["Location"]).query
@@ -115,6 +127,9 @@ def test_a_catalogue_is_kept_by_what_it_holds(browser, directory):
         ("x.exe", CATALOG, "x.exe must end in one of .csv"),
         ("x.csv", b"a,b\n1,2\n", "x.csv has no column"),
         ("x.fits", b"no FITS", "x.fits cannot be read as FITS"),
+        ("x.csv", b"ra,dec\n-37,95\n", "x.csv: column dec, row 1 is 95; it must be a number at least -90"),
+        ("x.csv", b"ra,dec,axis_ratio\n1,2,1.5\n", "axis_ratio, row 1 is 1.5; it must be a number greater"),
+        ("x.csv", b"ra,dec\n" + b"1,2\n" * 200_001, "x.csv has 200001 rows; there may be 200000"),
     ],
 )
 def test_a_file_that_is_no_catalogue_is_not_kept(name, content, words, browser, directory):

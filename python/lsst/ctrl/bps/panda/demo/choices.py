@@ -4,7 +4,15 @@ names, limits, defaults and words, from which the command line and the form of t
 
 from __future__ import annotations
 
-__all__ = ["Choices", "ChoicesError", "DemoRepo", "parse_choices", "render_options", "render_values"]
+__all__ = [
+    "Choices",
+    "ChoicesError",
+    "DemoRepo",
+    "FARTHEST",
+    "parse_choices",
+    "render_options",
+    "render_values",
+]
 
 import shlex
 from collections.abc import Iterator, Mapping
@@ -29,6 +37,12 @@ from .instrument import BANDS
 _MOST_IMAGES = 900
 """Raw images of a run that is started from the form: an hour's work of two cores."""
 
+_MOST_REGIONS = 20_000
+"""Detectors of all visits, observing or not; the repository has a region of the sky for each."""
+
+_MOST_CALIBRATIONS = 1000
+"""Images of 360 kB with which the camera is calibrated."""
+
 
 def _split(value: object) -> object:
     """Take a text for a list, as the command line and addresses have it."""
@@ -46,8 +60,11 @@ def _one_or_more(value: object) -> object:
     return [value] if isinstance(value, str | Path) else value
 
 
+FARTHEST = 88.0
+"""Degrees from the equator, up to which a camera can look."""
+
 Place = Annotated[
-    tuple[Annotated[float, Field(ge=0.0, lt=360.0)], Annotated[float, Field(ge=-88.0, le=88.0)]],
+    tuple[Annotated[float, Field(ge=0.0, lt=360.0)], Annotated[float, Field(ge=-FARTHEST, le=FARTHEST)]],
     BeforeValidator(_parse_place),
 ]
 
@@ -168,8 +185,8 @@ class Choices(DemoRepo):
     @field_validator("only")
     @classmethod
     def _check_only(cls, value: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
-        number = info.data.get("detectors", 0)
-        if wrong := [each for each in value if not 0 <= each < number]:
+        number = info.data.get("detectors")  # None if that is wrong.
+        if number and (wrong := [each for each in value if not 0 <= each < number]):
             raise ValueError(f"there is no detector {wrong[0]}: the camera has 0 to {number - 1}")
         return tuple(sorted(set(value)))
 
@@ -181,6 +198,14 @@ class Choices(DemoRepo):
             raise ValueError(
                 f"that is {images} raw images, places, bands, visits and detectors multiplied; "
                 f"from here it must be 1 to {_MOST_IMAGES}"
+            )
+        regions = fields * len(self.bands) * self.visits_per_band * self.detectors
+        calibrations = self.detectors * (len(self.bands) + 1)
+        if regions > _MOST_REGIONS or calibrations > _MOST_CALIBRATIONS:
+            raise ValueError(
+                f"a camera of {self.detectors} detectors is too large for these visits and bands, even if "
+                f"few of them observe: {regions} detectors of all visits, of at most {_MOST_REGIONS}, and "
+                f"{calibrations} calibration images, of at most {_MOST_CALIBRATIONS}"
             )
         return self
 

@@ -49,7 +49,7 @@ from lsst.daf.butler import (  # type: ignore[attr-defined]
 from lsst.sphgeom import DISJOINT, ConvexPolygon
 
 from ..errors import SettingsError
-from .choices import Choices, DemoRepo, parse_choices, render_options
+from .choices import FARTHEST, Choices, DemoRepo, parse_choices, render_options, render_values
 from .geometry import FocalPlane, SkyLayout, offset, region
 from .instrument import BANDS, StarCam, filter_name
 from .simulate import NEEDS_GALSIM, Pointing, is_galaxy, make_catalog, make_detector, read_catalog, read_table
@@ -178,7 +178,14 @@ def _middle(table: Table) -> tuple[float, float]:
     """Give the middle of places that are near each other, also across right ascension 0."""
     ra, dec = np.asarray(table["ra"]), np.asarray(table["dec"])
     off = (ra - ra[0] + 180.0) % 360.0 - 180.0
-    return float(ra[0] + (off.min() + off.max()) / 2.0) % 360.0, float(dec.min() + dec.max()) / 2.0
+    middle = float(dec.min() + dec.max()) / 2.0
+    if abs(middle) > FARTHEST:
+        raise SettingsError(
+            f"the middle of what is to be observed is at declination {middle:g}; it must be within "
+            f"{FARTHEST:g} degrees of the equator",
+            key="catalog",
+        )
+    return float(ra[0] + (off.min() + off.max()) / 2.0) % 360.0, middle
 
 
 def create_repo(path: str | os.PathLike[str], **options: Any) -> DemoRepo:
@@ -452,11 +459,13 @@ def render_portal_config(choices: Choices, repo: str | os.PathLike[str], *, serv
     query = f"skymap='{SKYMAP}'" if choices.steps == "coadds" else "instrument='StarCam'"
     if choices.only:
         query += f" AND detector IN ({', '.join(map(str, choices.only))})"
+    # Runs that are submitted in the same second have names of their own.
+    digest = hashlib.sha256(repr([*render_values(choices)]).encode()).hexdigest()[:6]
     settings = {
         "wmsServiceClass": service,
         "skyOptions": render_options(choices),
         "pipelineYaml": pipeline if choices.steps == "coadds" else f"{pipeline}#{choices.steps}",
-        "payload": {"payloadName": "portal", "dataQuery": query},
+        "payload": {"payloadName": f"portal_{digest}", "dataQuery": query},
     }
     return render_run_config(repo, settings=settings, base=PORTAL_CONFIG)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 __all__ = [
     "NEEDS_GALSIM",
     "Pointing",
+    "TABLES",
     "is_galaxy",
     "make_catalog",
     "make_detector",
@@ -45,8 +46,19 @@ _SLOPE = 0.22  # Of the logarithm of the number of stars with magnitude.
 _SEQUENCE = (16.0, 17.6, 18.4, 19.2, 21.0, 23.0, 25.0), (1.15, 0.9, 0.75, 0.35, 0.5, 0.95, 1.5)
 # Columns that say what a galaxy looks like, and their values for a star.
 _SHAPE = {"half_light_radius": 0.0, "axis_ratio": 1.0, "position_angle": 0.0}
-_TABLES = (".csv", ".ecsv", ".fits", ".parquet")
+TABLES = (".csv", ".ecsv", ".fits", ".parquet")
+"""Endings of files that a catalogue, or pointings, can be in."""
+
+_MOST_ROWS = 200_000
 _POSITIVE = ("seeing", "transparency", "exposure_time", "axis_ratio")
+_RANGES = {
+    "ra": (-360.0, 360.0),
+    "dec": (-90.0, 90.0),
+    "axis_ratio": (0.0, 1.0),
+    "half_light_radius": (-math.inf, 60.0),
+}
+"""Least and greatest values of columns; others may be any number."""
+
 _GALAXY_REACH = 20.0  # Pixels beyond its edge from where a galaxy is seen on an image.
 
 
@@ -103,20 +115,23 @@ def is_galaxy(catalog: Table) -> npt.NDArray[np.bool_]:
 def read_table(path: str | os.PathLike[str], needed: Iterable[str], numbers: Iterable[str]) -> Table:
     """Read a table of a user's: the needed columns, and those of the numbers that it has."""
     ending = Path(path).suffix
-    if ending not in _TABLES:
-        raise SettingsError(f"{path}: its name must end in one of {', '.join(_TABLES)}")
+    if ending not in TABLES:
+        raise SettingsError(f"{path}: its name must end in one of {', '.join(TABLES)}")
     try:
         table = _read_parquet(path) if ending == ".parquet" else Table.read(path)
+    except SettingsError:
+        raise
     except Exception as error:  # Each format has exceptions of its own.
         raise SettingsError(f"{path} cannot be read as {ending[1:].upper()}: {error}") from error
     if lacking := [name for name in needed if name not in table.colnames]:
         raise SettingsError(f"{path} has no column {lacking[0]!r}; it has {', '.join(table.colnames)}")
     if not len(table):
         raise SettingsError(f"{path} has no rows")
+    _check_rows(path, len(table))
     table.keep_columns([name for name in table.colnames if name in {*needed, *numbers}])
     for name in (name for name in table.colnames if name in numbers):
         table[name] = [
-            _number(cell, f"{path}: column {name}, row {row}", positive=name in _POSITIVE)
+            _number(cell, name, f"{path}: column {name}, row {row}")
             for row, cell in enumerate(table[name], start=1)
         ]
     return table
@@ -127,16 +142,27 @@ def _read_parquet(path: str | os.PathLike[str]) -> Table:
     from lsst.daf.butler.formatters.parquet import arrow_to_astropy
     from pyarrow import parquet  # type: ignore[import-untyped]
 
+    # A small file may hold very many equal rows.
+    _check_rows(path, parquet.read_metadata(path).num_rows)
     return arrow_to_astropy(parquet.read_table(path))
 
 
-def _number(cell: Any, where: str, *, positive: bool) -> float:
+def _check_rows(path: str | os.PathLike[str], number: int) -> None:
+    if number > _MOST_ROWS:
+        raise SettingsError(f"{path} has {number} rows; there may be {_MOST_ROWS}")
+
+
+def _number(cell: Any, column: str, where: str) -> float:
     try:
         value = math.nan if cell is np.ma.masked else float(cell)
     except (TypeError, ValueError):
         value = math.nan
-    if not math.isfinite(value) or (positive and value <= 0.0):
-        raise SettingsError(f"{where} is {cell}; it must be a number{' greater than 0' if positive else ''}")
+    positive = column in _POSITIVE
+    least, most = _RANGES.get(column, (-math.inf, math.inf))
+    if not math.isfinite(value) or not least <= value <= most or (positive and value <= 0.0):
+        limits = ["greater than 0"] if positive else [f"at least {least:g}"] * math.isfinite(least)
+        limits += [f"at most {most:g}"] * math.isfinite(most)
+        raise SettingsError(f"{where} is {cell}; it must be a number {' and '.join(limits)}".rstrip())
     return value
 
 

@@ -43,7 +43,10 @@ _MOST_CATALOGS = 50
 _MOST_LAUNCHES = 3
 """Launches that are being prepared at once."""
 
-_CATALOG = re.compile(r"[0-9a-f]{12}-[\w-]{1,40}\.(csv|ecsv|fits|parquet)", re.ASCII)
+_LONGEST_TEXT = 4000
+"""Characters of a field."""
+
+_CATALOG = re.compile(r"[0-9a-f]{12}-[\w-]{1,40}\.[a-z]{3,7}", re.ASCII)
 _LAUNCH = re.compile(r"\d{8}T\d{6}-[0-9a-f]{6}")
 _MOST_DRAWN = 196
 _LOG_BYTES, _LOG_LINES = 65_536, 40
@@ -135,7 +138,7 @@ class Portal:
         for name, known in Choices.model_fields.items():
             texts = written.get(name, known.default if isinstance(known.default, tuple) else [known.default])
             many = name in ("place", "catalog")
-            shown[name] = list(texts)[:20] if many else ",".join(map(_text, texts))[:500]
+            shown[name] = list(texts)[:20] if many else ",".join(map(_text, texts))[:_LONGEST_TEXT]
         try:
             choices = parse_choices(Choices, dict(self._values(written)))
             quanta, configuration = _count(choices), self._configure(choices)
@@ -153,6 +156,7 @@ class Portal:
     def fields() -> dict[str, dict[str, Any]]:
         """Return what the form shows of each field: title, help, kind and limits."""
         from ..demo.choices import Choices
+        from ..demo.simulate import TABLES
 
         found = {}
         for name, schema in Choices.model_json_schema()["properties"].items():
@@ -160,20 +164,23 @@ class Portal:
             number = schema.get("anyOf", [schema])[0]
             found[name] = {**number, **schema, "least": number.get("minimum", number.get("exclusiveMinimum"))}
         del found[_HIDDEN]
+        found["catalog"]["endings"] = ",".join(TABLES)
+        found["only"]["longest"] = _LONGEST_TEXT
         return found
 
     @staticmethod
     def draw_plane(preview: Preview) -> Markup:
         """Draw the detectors of the camera that is chosen, and mark those that observe."""
-        from ..demo.choices import Choices, ChoicesError, parse_choices
+        from ..demo.choices import ChoicesError, DemoRepo, parse_choices
         from ..demo.geometry import FocalPlane
 
         try:
-            number = parse_choices(Choices, {"detectors": preview.shown["detectors"]}).detectors
+            plane = FocalPlane(parse_choices(DemoRepo, {"detectors": preview.shown["detectors"]}).detectors)
         except ChoicesError:
             return Markup()
-        plane = FocalPlane(min(number, _MOST_DRAWN))
-        chosen = set(str(preview.shown["only"]).split(","))
+        if plane.detectors > _MOST_DRAWN:
+            return Markup(f"<small>Cameras of up to {_MOST_DRAWN} detectors are drawn.</small>")
+        chosen = {text.strip() for text in str(preview.shown["only"]).split(",")}
         rafts: dict[str, list[dict[str, Any]]] = {}
         for detector in range(plane.detectors):
             row, column = divmod(detector, plane.per_row)
@@ -215,13 +222,13 @@ class Portal:
 
     def add_catalog(self, name: str, content: bytes) -> str:
         """Keep a catalogue; return the name by which it is chosen."""
-        from ..demo.simulate import read_catalog
+        from ..demo.simulate import TABLES, read_catalog
 
         stem, _, ending = name.rpartition("/")[2].rpartition(".")
         stem = re.sub(r"[^A-Za-z0-9_-]+", "_", stem)[:40] or "catalog"
         kept = f"{hashlib.sha256(content).hexdigest()[:12]}-{stem}.{ending.lower()}"
-        if not _CATALOG.fullmatch(kept):
-            raise SettingsError(f"{name[:80]} must end in one of .csv, .ecsv, .fits, .parquet", key="catalog")
+        if Path(kept).suffix not in TABLES:
+            raise SettingsError(f"{name[:80]} must end in one of {', '.join(TABLES)}", key="catalog")
         folder = self._directory / "catalogs"
         folder.mkdir(parents=True, exist_ok=True)
         if len(self.catalogs()) >= _MOST_CATALOGS:
@@ -245,9 +252,13 @@ class Portal:
     # --- launches ---------------------------------------------------------
 
     def launch(self, preview: Preview) -> str:
-        """Submit what was chosen; return the name of the launch."""
+        """Submit what was chosen, unless that is just being done; return the name of the launch."""
         with self._lock:
             launches = self._directory / "launches"
+            for path in launches.glob("*/choices.txt"):
+                same = path.read_text(encoding="utf-8") == preview.query
+                if same and _is_locked(path.with_name("submit.log")):
+                    return path.parent.name
             busy = sum(_is_locked(path) for path in launches.glob("*/submit.log"))
             if busy >= _MOST_LAUNCHES:
                 raise PandaBpsError(f"{busy} launches are being prepared; wait for one of them")
@@ -296,7 +307,9 @@ class Portal:
 
 def _query(arguments: MultiDict[str, str]) -> str:
     """Return the query of an address as it came, but for blanks."""
-    return urlencode([(name, text[:500]) for name, text in arguments.items(multi=True) if text.strip()][:50])
+    return urlencode(
+        [(name, text[:_LONGEST_TEXT]) for name, text in arguments.items(multi=True) if text.strip()][:50]
+    )
 
 
 def _text(value: object) -> str:

@@ -5,15 +5,30 @@ const choices = document.getElementById("choices");
 let asked = 0;
 let timer = 0;
 
+// What acts on the choices waits for the answer to them.
+function allow(on) {
+  for (const each of document.querySelectorAll("#preview button, #upload button")) each.disabled = !on;
+}
+
 async function renew() {
+  try {
+    await ask();
+  } catch {
+    trouble.textContent = "The choices could not be checked; press Preview to try again.";
+  }
+}
+
+async function ask() {
   const mine = ++asked;
+  allow(false);
   const pairs = [...new FormData(choices)].filter(([name, text]) => text.trim() || name === "bands");
   const address = `${choices.action}?${new URLSearchParams(pairs)}`;
   const reply = await fetch(address, { cache: "no-store" });
-  if (!reply.headers.get("Content-Type")?.startsWith("text/html")) return;
   const page = new DOMParser().parseFromString(await reply.text(), "text/html");
   // Meanwhile something else was chosen, which was asked about, too.
-  if (mine !== asked || !page.getElementById("choices")) return;
+  if (mine !== asked) return;
+  if (!page.getElementById("choices")) throw new Error(reply.status);
+  trouble.textContent = "";
   history.replaceState(null, "", page.getElementById("share")?.href || address);
   for (const each of choices.querySelectorAll("[data-renew]")) {
     const fresh = page.getElementById(each.id);
@@ -23,11 +38,13 @@ async function renew() {
     each.toggleAttribute("aria-invalid", Boolean(document.getElementById(`answer-${each.name}`)?.textContent));
   }
   show(page);
+  allow(true);
 }
 
 function soon() {
   clearTimeout(timer);
   asked += 1;
+  allow(false);
   timer = setTimeout(renew, 300);
 }
 
