@@ -386,6 +386,7 @@ def main(argv: Sequence[str]) -> int:
     # handles becomes the default again in those that it starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, lambda number, frame: sys.exit(129))
+    signal.signal(signal.SIGQUIT, lambda number, frame: sys.exit(131))
     options, rest = arguments_of(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     base = find_python(options.python) if options.python else Path(sys.executable)

@@ -99,6 +99,7 @@ def test_1_an_include_by_a_variable_of_the_stack(newcomer):
 
 
 @pytest.mark.newest
+@pytest.mark.once
 def test_2_3_4_6_10_prepare_works_offline_without_any_variable(newcomer):
     """No checkout, no look-up of a host, no server, no *_DIR, no USER."""
     config = newcomer.write()
@@ -220,6 +221,7 @@ def wrong(): return {"chosenTracts": "0", "myArea": "AREA", "maxJobsPerTask": "l
 
 
 @pytest.mark.newest
+@pytest.mark.once
 def test_values_that_bps_generates(newcomer):
     """They are not missed before, and checked when they are there."""
     (newcomer.directory / "mine.py").write_text(GENERATORS.replace("AREA", f"{newcomer.directory}/area"))
@@ -238,6 +240,7 @@ def test_values_that_bps_generates(newcomer):
 
 
 @pytest.mark.newest
+@pytest.mark.once
 def test_a_brace_in_the_name_of_a_run(newcomer):
     """BPS looks it up before it has anything checked."""
     payload = {"payloadName": "a}b", "butlerConfig": str(newcomer.repo), "inCollection": "StarCam/defaults"}
@@ -260,6 +263,7 @@ def test_hints_are_no_silence(newcomer):
 
 
 @pytest.mark.newest
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("key", "value", "cause"),
     [
@@ -332,6 +336,7 @@ def decode(command: str) -> str:
 
 
 @pytest.mark.newest
+@pytest.mark.once
 def test_the_environment_of_a_job_is_what_bps_makes_of_all_sections(newcomer):
     """BPS 30.2026.4300 merges the sections, and BPS_NONE removes; before, one
     section counts.

@@ -282,6 +282,7 @@ RUNNING, DELETED, SUCCEEDED, FAILED = 5, 6, 8, 9
 
 
 @pytest.mark.newest
+@pytest.mark.once
 @has_lazy_groups
 def test_the_stages_of_a_batch_submission(place):
     """Each stage has its own command, memory and attempts; all that works on a run works in each phase."""
@@ -337,6 +338,7 @@ def test_the_stages_of_a_batch_submission(place):
 
 
 @pytest.mark.newest
+@pytest.mark.once
 @has_lazy_groups
 def test_stages_that_do_not_succeed(place):
     """An empty graph, a second stage that fails, and a cancelled one; none leaves jobs behind."""
@@ -479,6 +481,7 @@ globals()[sys.argv[1]](sys.argv[2])
 
 
 @pytest.mark.newest
+@pytest.mark.once
 @has_lazy_groups
 def test_a_program_with_a_lazy_group_in_the_middle(place):
     """One id, in the order of the workflow; restart makes what the group made again where it failed."""

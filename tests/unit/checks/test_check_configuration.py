@@ -679,7 +679,7 @@ DEMO = "resource://lsst.ctrl.bps.panda.demo"
             f"{DEMO}/pipeline.yaml#isr..charcterize",
             "and the pipeline has no charcterize; did you mean character",
         ),
-        (f"{DEMO}/objects.py", "which is no pipeline: "),
+        (f"{DEMO}/tasks.py", "which is no pipeline: "),
         (f"{DEMO}/pipeline.yaml#isr..characterize", ""),
         (f"{DEMO}/pipeline.yaml#visits,isr", ""),
         ("s3://bucket/pipeline.yaml", ""),

@@ -36,9 +36,6 @@ from .page import render
 if TYPE_CHECKING:
     from ..demo.choices import Choices
 
-LARGEST_CATALOG = 2**20
-"""Bytes of a catalogue that is uploaded."""
-
 _MOST_CATALOGS = 50
 _MOST_LAUNCHES = 3
 """Launches that are being prepared at once."""
