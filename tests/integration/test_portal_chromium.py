@@ -21,14 +21,12 @@ from astropy.table import Table
 from astropy.wcs import WCS
 from lsst.ctrl.bps.wms_service import WmsStates
 from panda_servers.browser import Browser
-from panda_servers.place import Place
+from panda_servers.place import place_with_pages
 from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from lsst.ctrl.bps.panda.local import instance
-from lsst.ctrl.bps.panda.local.guard import marked_processes
-from lsst.ctrl.bps.panda.local.processes import MARKER
 
 pytestmark = pytest.mark.slow
 
@@ -47,16 +45,8 @@ FOUND, TRUTH = [76, 201, 255], [255, 176, 0]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("portal")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_STATE_HOME", str(directory / "state"))
-        patch.setenv("USER", "ann")
-        endpoint = instance.start(directory / "a panda", slots=2)
-    made = Place(endpoint, directory)
-    made.endpoint = endpoint
-    yield made
-    instance.stop(directory / "a panda")
-    assert marked_processes(f"{MARKER}={directory / 'a panda'}") == []
+    with place_with_pages(tmp_path_factory.mktemp("portal"), 2) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,11 @@ from pathlib import Path
 
 import pytest
 from panda_servers.browser import Browser
-from panda_servers.place import Place, add
+from panda_servers.place import add, place_with_pages
 from panda_servers.run_sets import write_campaigns, write_night
 from selenium.webdriver.common.by import By
 
 from lsst.ctrl.bps.panda.local import instance
-from lsst.ctrl.bps.panda.local.guard import marked_processes
-from lsst.ctrl.bps.panda.local.processes import MARKER
 
 pytestmark = pytest.mark.slow
 
@@ -26,17 +24,8 @@ NASTY = "<img src=x onerror=alert(1)><script>alert(2)</script>"
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("web")
-    with pytest.MonkeyPatch.context() as patch:
-        # The pages find the user's runs as the user's commands do.
-        patch.setenv("XDG_STATE_HOME", str(directory / "state"))
-        patch.setenv("USER", "ann")
-        endpoint = instance.start(directory / "a panda", slots=4)
-    made = Place(endpoint, directory)
-    made.endpoint = endpoint
-    yield made
-    instance.stop(directory / "a panda")
-    assert marked_processes(f"{MARKER}={directory / 'a panda'}") == []
+    with place_with_pages(tmp_path_factory.mktemp("web"), 4) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import contextmanager
 
+import pytest
 from click.testing import CliRunner
 from jsonschema import Draft202012Validator
 from panda_servers.runs import ENDED, make_config, make_service_class, make_workflow
@@ -16,7 +18,10 @@ from lsst.ctrl.bps import (
 )
 from lsst.ctrl.bps.panda.cli.panda_bps import main
 from lsst.ctrl.bps.panda.insight.documents import read_schema
+from lsst.ctrl.bps.panda.local import instance
 from lsst.ctrl.bps.panda.local.endpoint import environment
+from lsst.ctrl.bps.panda.local.guard import marked_processes
+from lsst.ctrl.bps.panda.local.processes import MARKER
 
 LIMIT = 300.0
 SH = GenericWorkflowExec("sh", "/bin/sh", False)
@@ -26,6 +31,7 @@ class Place:
     """A user's place on an embedded PanDA."""
 
     def __init__(self, endpoint, directory):
+        self.endpoint = endpoint
         self.directory = directory
         home = {"USER": "ann", "PATH": os.environ["PATH"], "HOME": str(directory)}
         self.env = {**home, "XDG_STATE_HOME": str(directory / "state"), **environment(endpoint)}
@@ -60,6 +66,21 @@ class Place:
         content = json.loads(self.call(*words, "--json", code=code)[0])
         Draft202012Validator(read_schema()).validate(content)
         return content
+
+
+@contextmanager
+def place_with_pages(directory, slots):
+    """Give a place on an embedded PanDA of its own, whose pages find the user's runs as commands do; no
+    process of it is left.
+    """
+    panda = directory / "a panda"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(directory / "state"))
+        patch.setenv("USER", "ann")
+        endpoint = instance.start(panda, slots=slots)
+    yield Place(endpoint, directory)
+    instance.stop(panda)
+    assert marked_processes(f"{MARKER}={panda}") == []
 
 
 def add(workflow, name, label, script, parents=(), **attributes):

@@ -335,11 +335,8 @@ def catch_up(
     running = min(running, counts[WmsStates.RUNNING])
     counts[WmsStates.RUNNING] -= running
     move_jobs(counts, finished - counts[WmsStates.SUCCEEDED], WmsStates.SUCCEEDED, *before, WmsStates.UNKNOWN)
-    failed -= counts[WmsStates.FAILED]
-    if aborted:
-        move_jobs(counts, failed - counts[WmsStates.DELETED], WmsStates.DELETED, *before)
-    else:
-        move_jobs(counts, failed, WmsStates.FAILED, *before)
+    booked = counts[WmsStates.FAILED] + counts[WmsStates.DELETED]
+    move_jobs(counts, failed - booked, WmsStates.DELETED if aborted else WmsStates.FAILED, *before)
     move_jobs(
         counts, waiting - counts[WmsStates.PENDING], WmsStates.PENDING, WmsStates.READY, WmsStates.UNREADY
     )

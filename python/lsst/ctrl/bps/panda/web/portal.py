@@ -252,13 +252,12 @@ class Portal:
         """Submit what was chosen, unless that is just being done; return the name of the launch."""
         with self._lock:
             launches = self._directory / "launches"
-            for path in launches.glob("*/choices.txt"):
-                same = path.read_text(encoding="utf-8") == preview.query
-                if same and _is_locked(path.with_name("submit.log")):
-                    return path.parent.name
-            busy = sum(_is_locked(path) for path in launches.glob("*/submit.log"))
-            if busy >= _MOST_LAUNCHES:
-                raise PandaBpsError(f"{busy} launches are being prepared; wait for one of them")
+            busy = [path.parent for path in launches.glob("*/submit.log") if _is_locked(path)]
+            for each in busy:
+                if (each / "choices.txt").read_text(encoding="utf-8") == preview.query:
+                    return each.name
+            if len(busy) >= _MOST_LAUNCHES:
+                raise PandaBpsError(f"{len(busy)} launches are being prepared; wait for one of them")
             name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
             directory = launches / name
             directory.mkdir(parents=True)
